@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weighted mean, which one bad row can move anywhere."""
+
+from __future__ import annotations
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.kernels import combine_rows
+from phalanx.expression import method
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import State
+
+
+@method("mean", "aggregator")
+class Mean(Aggregator):
+    """The mean of the rows, weighted by the examples behind each: sum_i w_i x_i / sum_i w_i.
+
+    Shapes: (n, d) -> (1, d).
+    """
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        share = stack.weights / stack.weights.sum()
+        return stack.one(combine_rows(share, stack.rows)), {}

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient turned round and blown up."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method
+from phalanx.round import Round
+from phalanx.stage import State
+
+
+@method("reverse", "attack")
+class Reverse(Attack):
+    """A Byzantine worker sends -c times the row it computed.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        c: factor; 100 as in the dissertation, 1 hides among honest norms.
+    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.5.
+        As published.
+    """
+
+    c: float = 100.0
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        return -self.c * own, state

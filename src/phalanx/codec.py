@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row <-> one payload, and the two stages that carry payloads across the wire."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import Expression, method
+from phalanx.gate import Gate
+from phalanx.layout import Layout
+from phalanx.round import Round
+from phalanx.stack import Note, Stack
+from phalanx.stage import Scope, Stage, State
+from phalanx.world import BadPayload, Payload, payload_bytes
+
+__all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
+
+WEIGHT, INSTALLED = "weight", "installed"  # keys that the wire stage adds to a codec's own
+
+
+class Codec(Expression, ABC):
+    """One row <-> one payload.
+
+    Class attributes: `linear`: decoding the mean of payloads gives the mean of the decoded rows; `unbiased`: the
+    expectation of decode(encode(row)) is the row.
+    """
+
+    linear: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = False
+
+    @property
+    def scope(self) -> Scope:
+        """The least piece of a row that can be coded alone."""
+        return "coordinate"
+
+    @abstractmethod
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        """What the worker sends for a row (d,), and its next memory. `rng()` makes the worker's random stream."""
+
+    @abstractmethod
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        """The row (d,) of the layout's dtype.
+
+        Raises:
+            BadPayload: this codec did not write the payload for this layout.
+        """
+
+
+class PayloadAttack(Expression, ABC):
+    """A Byzantine worker that forges what is on the wire instead of the row before it."""
+
+    @abstractmethod
+    def forge(self, payload: Payload, rng: torch.Generator) -> Payload | None:
+        """What the worker sends instead; None for nothing."""
+
+
+@method("gather", "wire")
+class Gather(Stage):
+    """Every worker's coded row at the server, decoded and gated.
+
+    Shapes: (k, d) -> (n - erased, d).
+    Args:
+        codec: how a row becomes bytes.
+        gate: which rows may enter.
+        forge: what Byzantine workers do to their payloads.
+    """
+
+    codec: Codec
+    gate: Gate = Gate()
+    forge: PayloadAttack | None = None
+
+    @property
+    def scope(self) -> Scope:
+        return self.codec.scope
+
+    @property
+    def num_wires(self) -> int:
+        return 1
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        payloads, state = self.send(stack, state, round)
+        arrived = round.world.gather(payloads, limit_bytes=64 * 1024 + 16 * stack.rows.element_size() * stack.layout.d)
+        return self.receive(arrived, stack), state
+
+    def send(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Payload | None], State]:
+        """The left half: one payload for each row held here."""
+        state = dict(state or {})
+        payloads: list[Payload | None] = []
+        for i, worker in enumerate(stack.ids):
+            payload, memory = send_row(self.codec, stack, i, state.get(str(worker), {}), lambda w=worker: round.rng(w))
+            if memory:
+                state[str(worker)] = memory
+            if self.forge is not None and worker in round.byzantine:
+                payloads.append(self.forge.forge(payload, round.rng(worker)))
+            else:
+                payloads.append(payload)
+        return payloads, state
+
+    def receive(self, arrived: Sequence[Payload | BadPayload], sent: Stack) -> Stack:
+        """The right half: the rows of all workers whose payload the codec, the layout and the gate accept."""
+        layout = sent.layout
+        rows = sent.rows.new_empty(len(arrived), layout.d)
+        weights = torch.ones(len(arrived), dtype=torch.float64)
+        bad: dict[int, str] = {}
+        notes = []
+        for worker, payload in enumerate(arrived):
+            if isinstance(payload, BadPayload):
+                bad[worker] = str(payload)
+                continue
+            notes.append(Note("bytes", worker, payload_bytes(payload)))
+            try:
+                weights[worker] = open_row(self.codec, payload, layout, rows[worker])
+            except BadPayload as error:
+                bad[worker] = str(error)
+        every = tuple((worker,) for worker in range(len(arrived)))
+        stack = Stack(rows, layout, every, weights, received=True, notes=(*sent.notes, *notes))
+        stack = self.gate.admit(stack.erase(bad))
+        return replace(stack, arrived=stack)
+
+
+def send_row(
+    codec: Codec, stack: Stack, i: int, memory: State, rng: Callable[[], torch.Generator]
+) -> tuple[Payload, State]:
+    """The payload of row i: the coded directions, the installed entries as they are, the weight."""
+    layout = stack.layout
+    payload, memory = codec.encode(stack.rows[i, : layout.stepped], layout.head, memory, rng)
+    assert WEIGHT not in payload and INSTALLED not in payload
+    payload = {**payload, WEIGHT: stack.weights[i : i + 1]}
+    if layout.num_installed:
+        payload[INSTALLED] = stack.rows[i, layout.stepped :]
+    return payload, memory
+
+
+def open_row(codec: Codec, payload: Payload, layout: Layout, out: Tensor) -> float:
+    """Writes the row of a payload into out (d,) and returns the claimed weight.
+
+    Raises:
+        BadPayload: wrong keys, shapes or dtypes.
+    """
+    extras = {WEIGHT: (torch.float64, (1,))}
+    if layout.num_installed:
+        extras[INSTALLED] = (layout.dtype, (layout.d - layout.stepped,))
+    for key, (dtype, shape) in extras.items():
+        if key not in payload or payload[key].dtype != dtype or tuple(payload[key].shape) != shape:
+            raise BadPayload(f"{key} is missing or malformed")
+    row = codec.decode({k: v for k, v in payload.items() if k not in extras}, layout.head)
+    if tuple(row.shape) != (layout.stepped,):
+        raise BadPayload(f"a row of {tuple(row.shape)} where ({layout.stepped},) belongs")
+    out[: layout.stepped] = row
+    if layout.num_installed:
+        out[layout.stepped :] = payload[INSTALLED]
+    return float(payload[WEIGHT])
+
+
+@method("reduce", "wire")
+class Reduce(Stage):
+    """The weighted mean of all workers' rows by all-reduce of their payloads.
+
+    Cheaper than gather and mean for codecs that are linear, and blind: no row is seen alone, so no gate can stand
+    before it, and one NaN spoils the mean (the run then skips the update and says so).
+
+    Shapes: (k, d) -> (1, d).
+    Raises:
+        ValueError: the codec is not linear.
+    """
+
+    codec: Codec
+
+    def validate(self) -> None:
+        if not self.codec.linear:
+            raise ValueError(
+                f"reduce needs a linear codec, and {self.codec!r} is not; use gather({self.codec!r}), mean()"
+            )
+
+    @property
+    def scope(self) -> Scope:
+        return self.codec.scope
+
+    @property
+    def num_wires(self) -> int:
+        return 1
+
+    def rows_out(self, n: int) -> int:
+        return 1
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        world, layout, state = round.world, stack.layout, dict(state or {})
+        coded = []
+        for i, worker in enumerate(stack.ids):
+            payload, memory = send_row(self.codec, stack, i, state.get(str(worker), {}), lambda w=worker: round.rng(w))
+            payload.pop(WEIGHT)
+            if memory:
+                state[str(worker)] = memory
+            coded.append(payload)
+        mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights) for k in coded[0]}
+        row = stack.rows.new_empty(layout.d)
+        open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout, row)
+        every = world.peek(stack.weights.reshape(-1, 1)).sum()
+        size = payload_bytes(coded[0]) + 8
+        notes = [Note("bytes", worker, size) for worker in range(world.size)]
+        merged = replace(
+            stack,
+            rows=row.reshape(1, -1),
+            sources=(tuple(range(world.size)),),
+            weights=every.reshape(1),
+            received=True,
+        )
+        return merged.note(notes), state

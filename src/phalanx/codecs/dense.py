@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The row as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from phalanx.codec import Codec, Payload
+from phalanx.expression import method
+from phalanx.layout import Layout
+from phalanx.stage import State
+from phalanx.world import expect
+
+
+@method("dense", "codec")
+class Dense(Codec):
+    """The row as it is, in its own dtype: the uncompressed baseline. As published."""
+
+    linear: ClassVar[bool] = True
+    unbiased: ClassVar[bool] = True
+
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        return {"values": row}, state
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        (values,) = expect(payload, values=(layout.dtype, (layout.d,)))
+        return values

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may enter an aggregator: finite, bounded rows with a believable weight; all else is an erasure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from phalanx.expression import Expression, method, require
+from phalanx.stack import Stack
+
+ABSURD = 1000.0  # a claimed weight above this many medians is no miscount but an attack or a fault
+
+
+@method("gate", "policy")
+class Gate(Expression):
+    """The policy for rows that arrive.
+
+    A row with NaN, Inf, or an entry beyond `limit` is excluded; so is one whose claimed weight is NaN, infinite, zero,
+    negative or above 1000 medians of the claimed weights.
+
+    Args:
+        limit: largest magnitude of an entry; 1e18 is where the square of a float32 stops being finite.
+        weights: "bounded" cuts claimed weights at `max_weight` medians, "equal" ignores them, "trusted" keeps them.
+        max_weight: in medians of the claimed weights, >= 1; lower trusts big clients less.
+    """
+
+    limit: float = 1e18
+    weights: Literal["bounded", "equal", "trusted"] = "bounded"
+    max_weight: float = 10.0
+
+    def validate(self) -> None:
+        require(self.limit > 0, f"gate needs limit > 0, got limit={self.limit}")
+        require(self.max_weight >= 1, f"gate needs max_weight >= 1 median, got max_weight={self.max_weight}")
+
+    def admit(self, stack: Stack) -> Stack:
+        """The rows that may enter, gated; the others are erased and named. Shapes: (k, d) -> (m, d), m <= k."""
+        stack = stack.erase({**_bad_rows(stack.rows, self.limit), **_bad_weights(stack.weights)})
+        return replace(stack, weights=self._bound(stack.weights), gated=True)
+
+    def _bound(self, weights: torch.Tensor) -> torch.Tensor:
+        if self.weights == "equal":
+            return torch.ones_like(weights)
+        if self.weights == "trusted" or not len(weights):
+            return weights
+        return weights.clamp(max=self.max_weight * float(weights.median()))
+
+
+def admit(stack: Stack) -> Stack:
+    """The stack through the default gate, unless it is known to be clean."""
+    return stack if stack.gated else Gate().admit(stack)
+
+
+def _bad_rows(rows: torch.Tensor, limit: float) -> dict[int, str]:
+    if not rows.numel():
+        return {}
+    # the largest magnitude is NaN as soon as one entry is
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1).to("cpu", torch.float64)
+    reasons = {}
+    for i in (~(largest <= limit)).nonzero().flatten().tolist():
+        value = float(largest[i])
+        known = {True: "NaN"} if value != value else {value == float("inf"): "Inf"}
+        reasons[i] = known.get(True, f"an entry of size {value:.3g} (limit {limit:.3g})")
+    return reasons
+
+
+def _bad_weights(weights: torch.Tensor) -> dict[int, str]:
+    good = weights[weights.isfinite() & (weights > 0)]
+    most = ABSURD * float(good.median()) if len(good) else float("inf")
+    return {
+        i: f"a claimed weight of {w:.4g}"
+        for i, w in enumerate(weights.tolist())
+        if not (0 < w <= most and w != float("inf"))
+    }

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a row of length d is cut into named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors in a row, in order.
+
+    The last `num_installed` entries are values (BatchNorm statistics) that are installed in the model; all others are
+    directions (gradients, deltas) that an optimizer steps along. Momentum, clipping, noise and codecs act on directions
+    only; attacks and aggregators see the whole row.
+
+    Raises:
+        ValueError: names and shapes differ in number, or a name occurs twice.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    num_installed: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.shapes):
+            raise ValueError(f"a layout needs one shape a name, got {len(self.names)} names, {len(self.shapes)} shapes")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("a layout needs different names, and some of these are equal: " + ", ".join(self.names))
+
+    @staticmethod
+    def flat(d: int, dtype: torch.dtype = torch.float32) -> Layout:
+        """One unnamed vector of length d."""
+        return Layout(("row",), (torch.Size([d]),), dtype=dtype)
+
+    @staticmethod
+    def of(model: nn.Module) -> Layout:
+        """The trained parameters of a model, then its floating-point buffers as installed entries."""
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+        both = {**parameters, **buffers}
+        dtypes = {t.dtype for t in both.values()}
+        if len(dtypes) > 1:
+            raise ValueError(f"one row has one dtype, and this model has {sorted(map(str, dtypes))}; convert it first")
+        dtype = dtypes.pop() if dtypes else torch.float32
+        return Layout(tuple(both), tuple(t.shape for t in both.values()), len(buffers), dtype)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries of each tensor."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def d(self) -> int:
+        """Row length."""
+        return sum(self.sizes)
+
+    @cached_property
+    def stepped(self) -> int:
+        """Columns that are directions; the d - stepped columns behind them are installed."""
+        return sum(self.sizes[: len(self.sizes) - self.num_installed])
+
+    @cached_property
+    def head(self) -> Layout:
+        """The layout of the directions alone."""
+        keep = len(self.names) - self.num_installed
+        return self if not self.num_installed else Layout(self.names[:keep], self.shapes[:keep], 0, self.dtype)
+
+    def split(self, rows: Tensor) -> dict[str, Tensor]:
+        """Named views. Shapes: (k, d) -> {name: (k, *shape)}, or (d,) -> {name: shape}."""
+        if rows.shape[-1] != self.d:
+            raise ValueError(f"rows of length {rows.shape[-1]} do not fit a layout of length {self.d}")
+        lead = rows.shape[:-1]
+        pieces = rows.split(self.sizes, dim=-1)
+        return {n: p.reshape(*lead, *s) for n, p, s in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def join(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `split`, as a new tensor. Shapes: {name: (k, *shape)} -> (k, d), or {name: shape} -> (d,)."""
+        missing = [n for n in self.names if n not in parts]
+        if missing:
+            raise ValueError(f"no tensor for {', '.join(missing)}")
+        if not self.names:
+            return torch.zeros(0, dtype=self.dtype)
+        first = parts[self.names[0]]
+        lead = first.shape[: first.dim() - len(self.shapes[0])]
+        return torch.cat([parts[n].reshape(*lead, -1) for n in self.names], dim=-1)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows cut to a norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.stage import RowStage, State
+
+
+@method("clip", "local")
+class Clip(RowStage):
+    """Each row scaled down to an l2 norm of at most `norm`: x * min(1, norm / ||x||).
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        norm: > 0; lower bounds the harm of one row tighter and biases honest rows more.
+    Source: Pascanu et al., On the difficulty of training recurrent neural networks, 2013, arXiv:1211.5063, Algorithm 1.
+    """
+
+    norm: float
+
+    @property
+    def scope(self):
+        return "vector"
+
+    def validate(self) -> None:
+        require(self.norm > 0, f"clip needs norm > 0, got norm={self.norm}")
+
+    def row(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Tensor, State]:
+        length = torch.linalg.vector_norm(row, dtype=torch.float64 if row.dtype == torch.float64 else torch.float32)
+        return row * (self.norm / length.clamp(min=self.norm)).to(row.dtype), state

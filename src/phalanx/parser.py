@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From text to objects: names of the registry, literals and calls, nothing else is read and nothing is evaluated."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import types
+import typing
+from typing import Any, NoReturn
+
+from phalanx.registry import Entry, lookup, suggest
+
+MAX_CHARACTERS = 20_000
+_CONSTANTS = {"inf": math.inf, "nan": math.nan}
+
+
+def parse(text: str) -> Any:
+    """The object that an expression builds; `parse(repr(x)) == x`.
+
+    Args:
+        text: such as ``"chain(alie(), gather(dense()), krum(f=2))"``; at most 20,000 characters.
+    Raises:
+        ValueError: what is wrong, the choices, and a caret under the character.
+
+    >>> parse("krum(f=2)")
+    krum(f=2)
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"an expression has at most {MAX_CHARACTERS} characters, got {len(text)}")
+    source = text.strip()
+    try:
+        tree = ast.parse(source, mode="eval")
+    except SyntaxError as error:
+        line, column = (error.lineno or 1) - 1, max((error.offset or 1) - 1, 0)
+        lines = source.splitlines() or [""]
+        raise _error(f"not an expression: {error.msg}", lines[min(line, len(lines) - 1)], column) from None
+    except (RecursionError, MemoryError):
+        raise ValueError("the expression is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not an expression: {error}") from None
+    return _Reader(source).read(tree.body, None)
+
+
+def parse_value(text: str) -> Any:
+    """A field's value from the command line: an expression or literal where it reads as one, else the text itself."""
+    word = text.strip()
+    if word.isidentifier() and word not in _CONSTANTS and word not in ("True", "False", "None"):
+        return word
+    try:
+        ast.parse(word, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
+    return parse(word)
+
+
+class _Reader:
+    def __init__(self, source: str) -> None:
+        self.lines = source.splitlines() or [""]
+
+    def read(self, node: ast.expr, wanted: type | None) -> Any:
+        match node:
+            case ast.Call(func=ast.Name(id=name)):
+                return self.call(node, name, wanted)
+            case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
+                return value
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                value = self.read(operand, None)
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    return -value
+                self.fail("only a number can be negative", node)
+            case ast.Tuple(elts=items) | ast.List(elts=items):
+                return tuple(self.read(item, wanted) for item in items)
+            case ast.Name(id=name) if name in _CONSTANTS:
+                return _CONSTANTS[name]
+            case ast.Name(id=name):
+                self.lookup(name, node, wanted)
+                self.fail(f"{name} is called like a function: {name}(...)", node)
+            case _:
+                self.fail("an expression holds names, literals and calls only", node)
+
+    def call(self, node: ast.Call, name: str, wanted: type | None) -> Any:
+        entry = self.lookup(name, node, wanted)
+        hints = _hints(entry)
+        parameters = list(entry.signature.parameters.values())
+        args, kwargs = [], {}
+        for i, arg in enumerate(node.args):
+            if isinstance(arg, ast.Starred):
+                self.fail("an expression has no * arguments", arg)
+            hint = _parameter_at(parameters, i)
+            args.append(self.read(arg, _expected(hints.get(hint)) if hint else None))
+        known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+        for keyword in node.keywords:
+            if keyword.arg not in known:
+                have = suggest(keyword.arg or "**", known) if known else "it has none"
+                self.fail(f"{name} has no field {keyword.arg!r}; {have}", keyword)
+            if keyword.arg in kwargs:
+                self.fail(f"{name} is given {keyword.arg} twice", keyword)
+            kwargs[keyword.arg] = self.read(keyword.value, _expected(hints.get(keyword.arg)))
+        try:
+            entry.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            self.fail(f"{name}: {error}; its fields are {', '.join(known) or 'none'}", node)
+        try:
+            return entry.build(*args, **kwargs)
+        except ValueError as error:
+            self.fail(str(error), node)
+
+    def lookup(self, name: str, node: ast.expr, wanted: type | None) -> Entry:
+        try:
+            return lookup(name, wanted)
+        except ValueError as error:
+            self.fail(str(error), node)
+
+    def fail(self, sentence: str, node: ast.expr | ast.keyword) -> NoReturn:
+        line = self.lines[node.lineno - 1]
+        # ast counts columns in utf-8 bytes
+        column = len(line.encode()[: node.col_offset].decode(errors="ignore"))
+        raise _error(sentence, line, column) from None
+
+
+def _error(sentence: str, line: str, column: int) -> ValueError:
+    start = max(0, column - 60)
+    shown = line[start : start + 100]
+    return ValueError(f"{sentence} (character {column + 1})\n  {shown}\n  {' ' * (column - start)}^")
+
+
+def _hints(entry: Entry) -> dict[str, Any]:
+    return typing.get_type_hints(entry.build)
+
+
+def _parameter_at(parameters: list[inspect.Parameter], i: int) -> str | None:
+    if i < len(parameters):
+        return parameters[i].name
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
+        return parameters[-1].name
+    return None
+
+
+def _expected(hint: Any) -> type | None:
+    """The one class that a hint asks for, through `X | None` and `tuple[X, ...]`."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, tuple):
+        inner = [_expected(h) for h in typing.get_args(hint)]
+        return next((h for h in inner if h is not None), None)
+    from phalanx.expression import Expression
+
+    return hint if isinstance(hint, type) and issubclass(hint, Expression) else None

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows with their meaning.
+
+Legend, everywhere in the library: n workers, f tolerated Byzantine workers, k rows held here, d row length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from phalanx.layout import Layout
+
+
+@dataclass(frozen=True)
+class Note:
+    """A measurement that a stage makes in passing.
+
+    kind is one of: "bytes" (value bytes that a worker sent), "excluded" (reason says why the gate or the wire dropped
+    the worker's row), "outvoted" (a vote went against the worker), "lost_groups" (groups whose vote the Byzantine
+    workers won), or a stage's own word.
+    """
+
+    kind: str
+    worker: int | None = None
+    value: float = 1.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """k rows, and what is known of each.
+
+    Args:
+        rows: (k, d), of the layout's dtype, on any device.
+        sources: the workers behind each row; more than one after a vote or an average.
+        weights: (k,) float64 on the CPU, examples behind each row.
+        received: True once the stack has crossed the wire.
+        gated: True while every row is known to be finite and bounded.
+        erased: rows that should be here and are not; they count towards f.
+        arrived: the rows as they came off the wire, for the accusation table.
+    """
+
+    rows: Tensor
+    layout: Layout
+    sources: tuple[tuple[int, ...], ...]
+    weights: Tensor
+    received: bool = False
+    gated: bool = False
+    erased: int = 0
+    notes: tuple[Note, ...] = ()
+    arrived: Stack | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        k = self.rows.shape[0]
+        assert self.rows.dim() == 2 and len(self.sources) == k and len(self.weights) == k
+
+    @staticmethod
+    def of(rows: Tensor, layout: Layout | None = None, ids: Sequence[int] | None = None) -> Stack:
+        """A stack of equal weights; rows of workers 0 .. k-1 unless `ids` names them."""
+        k, d = rows.shape
+        ids = range(k) if ids is None else ids
+        weights = torch.ones(k, dtype=torch.float64)
+        return Stack(rows, layout or Layout.flat(d, rows.dtype), tuple((i,) for i in ids), weights)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The worker of each row; only before rows were merged."""
+        assert all(len(s) == 1 for s in self.sources)
+        return tuple(s[0] for s in self.sources)
+
+    def with_rows(self, rows: Tensor, *, gated: bool = False) -> Stack:
+        """The same workers with other rows, (k, d); say gated=True only if they are still finite."""
+        return replace(self, rows=rows, gated=gated)
+
+    def pick(self, indices: Sequence[int]) -> Stack:
+        """The rows at these positions. Shapes: (k, d) -> (len(indices), d)."""
+        chosen = list(indices)
+        if chosen == list(range(len(self.rows))):
+            return self
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            sources=tuple(self.sources[i] for i in chosen),
+            weights=self.weights[chosen],
+        )
+
+    def one(self, row: Tensor) -> Stack:
+        """The single row (d,) that all rows were merged into, with all their workers and weight."""
+        return replace(
+            self,
+            rows=row.reshape(1, -1),
+            sources=(tuple(sorted({i for s in self.sources for i in s})),),
+            weights=self.weights.sum().reshape(1),
+        )
+
+    def merged(self, rows: Tensor, members: Sequence[Sequence[int]]) -> Stack:
+        """Rows (m, d) that stand for groups of positions; weights add up."""
+        return replace(
+            self,
+            rows=rows,
+            sources=tuple(tuple(sorted(i for p in group for i in self.sources[p])) for group in members),
+            weights=torch.stack([self.weights[list(group)].sum() for group in members])
+            if len(members)
+            else self.weights[:0],
+        )
+
+    def erase(self, reasons: dict[int, str]) -> Stack:
+        """Without the rows at these positions; each becomes an erasure with a reason."""
+        if not reasons:
+            return self
+        notes = [Note("excluded", worker, reason=reason) for i, reason in reasons.items() for worker in self.sources[i]]
+        kept = self.pick([i for i in range(len(self.rows)) if i not in reasons])
+        return replace(kept, erased=self.erased + len(reasons)).note(notes)
+
+    def note(self, notes: Iterable[Note]) -> Stack:
+        """With more notes."""
+        return replace(self, notes=self.notes + tuple(notes))
+
+    def faults_left(self, f: int) -> int:
+        """Byzantine rows that may still be among these: f less those already excluded."""
+        return max(0, f - self.erased)

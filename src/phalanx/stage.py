@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One type for momentum, clipping, attack, wire, vote and aggregation, and the chain that composes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import Expression, method, require
+from phalanx.layout import Layout
+from phalanx.registry import register
+from phalanx.round import Round
+from phalanx.stack import Stack
+
+Scope = Literal["coordinate", "tensor", "vector"]  # the least piece of a row on which a stage can run alone
+State = dict[str, Any]  # nested dictionaries with string keys; leaves are tensors, numbers or None
+Assignment = tuple[tuple[int, ...], ...]  # the units of work of each worker
+
+_SCOPES: tuple[Scope, ...] = ("coordinate", "tensor", "vector")
+
+
+def widest(scopes: Iterable[Scope]) -> Scope:
+    """The scope of things that run together."""
+    return max(scopes, key=_SCOPES.index, default=_SCOPES[0])
+
+
+class TooFewRows(ValueError):
+    """A rule is left with fewer rows than it needs: an error before a run, a skipped update within one."""
+
+
+class Stage(Expression, ABC):
+    """A function of rows: (k, d) -> (m, d).
+
+    The caller owns the state: it is None or {} on the first round, and what a call returns goes into the next.
+    """
+
+    @property
+    def scope(self) -> Scope:
+        """The least piece of a row on which this stage can run alone."""
+        return "coordinate"
+
+    @property
+    def num_wires(self) -> int:
+        """How often the rows cross the wire in this stage."""
+        return 0
+
+    @abstractmethod
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        """The next stack and the next state."""
+
+    def rows_out(self, n: int) -> int:
+        """How many rows come out of n received rows.
+
+        Raises:
+            TooFewRows: n is too small for this stage; the sentence states the requirement.
+        """
+        return n
+
+    def assign(self, n: int) -> Assignment | None:
+        """The units of work that each of n workers computes, where the stage's redundancy asks for some; else None."""
+        return None
+
+
+class RowStage(Stage):
+    """A stage that acts on every row alone, with a memory for each worker."""
+
+    @abstractmethod
+    def row(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Tensor, State]:
+        """One row's directions (d,) and its worker's memory, to the next ones. `rng()` makes the worker's stream."""
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        state = dict(state or {})
+        out = torch.empty_like(stack.rows)
+        cut, head = stack.layout.stepped, stack.layout.head
+        for i, source in enumerate(stack.sources):
+            worker = source[0] if len(source) == 1 else None
+            key = "all" if worker is None else str(worker)
+            out[i, :cut], memory = self.row(
+                stack.rows[i, :cut], head, state.get(key, {}), lambda w=worker: round.rng(w)
+            )
+            if memory:
+                state[key] = memory
+        out[:, cut:] = stack.rows[:, cut:]
+        return stack.with_rows(out), state
+
+
+@method("chain", "stage", listed=False)
+class Chain(Stage):
+    """Stages one after the other, left to right."""
+
+    stages: tuple[Stage, ...]
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.stages))})"
+
+    @property
+    def scope(self) -> Scope:
+        return widest(s.scope for s in self.stages)
+
+    @property
+    def num_wires(self) -> int:
+        return sum(s.num_wires for s in self.stages)
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        state = dict(state or {})
+        for i, stage in enumerate(self.stages):
+            stack, inner = stage(stack, state.get(str(i)), round.inside(i))
+            if inner:
+                state[str(i)] = inner
+        return stack, state
+
+    def rows_out(self, n: int) -> int:
+        for stage in self.stages:
+            n = stage.rows_out(n)
+        return n
+
+    def assign(self, n: int) -> Assignment | None:
+        wanted = [a for a in (s.assign(n) for s in self.stages) if a is not None]
+        require(
+            all(a == wanted[0] for a in wanted[1:]),
+            "two stages of one chain ask for different assignments of work; keep one of them",
+        )
+        return wanted[0] if wanted else None
+
+
+def chain(*stages: Stage) -> Chain:
+    """The composition of stages; chains inside are flattened.
+
+    >>> import phalanx as px
+    >>> px.chain(px.clip(1.0), px.gather(px.dense()), px.krum(f=2))
+    chain(clip(norm=1.0), gather(dense()), krum(f=2))
+    """
+    flat: list[Stage] = []
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise ValueError(f"a chain holds stages, got {stage!r}; a codec goes inside gather(...) or reduce(...)")
+        flat.extend(stage.stages if isinstance(stage, Chain) else (stage,))
+    return Chain(tuple(flat))
+
+
+register("chain", "stage", chain)
+
+
+def check_scheme(scheme: Stage, n: int) -> None:
+    """Raises ValueError unless a scheme takes n workers' rows across exactly one wire to a single row."""
+    if scheme.num_wires != 1:
+        raise ValueError(
+            f"a scheme crosses the wire exactly once, and {scheme!r} does {scheme.num_wires} times; "
+            "write gather(codec) or reduce(codec) once"
+        )
+    rows = scheme.rows_out(n)
+    if rows != 1:
+        raise ValueError(
+            f"{scheme!r} ends with {rows} rows where one update belongs; end it with mean() or a robust rule"
+        )
+
+
+def join_notes(stack: Stack, others: Sequence[Stack]) -> Stack:
+    """The stack with the notes that other stacks gathered beyond its own."""
+    have = len(stack.notes)
+    return replace(stack, notes=stack.notes + tuple(n for s in others for n in s.notes[have:]))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Payloads as bytes and back, without pickle.
+
+Layout of a message, little-endian: magic ``PHX1``, number of tensors u16; for each its name (length u8, utf-8), dtype
+code u8, number of dimensions u8, dimensions u64 each; then the tensors' bytes, one after the other. Every length in
+the header is checked against the message before a byte of the body is touched.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import torch
+from torch import Tensor
+
+from phalanx.world import BadPayload, Payload
+
+MAGIC = b"PHX1"
+_DTYPES = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.uint16,
+    torch.uint32,
+)
+_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
+_SIZES = tuple(torch.empty(0, dtype=dtype).element_size() for dtype in _DTYPES)
+
+
+def pack(payload: Payload) -> Tensor:
+    """A payload as one uint8 tensor on the CPU.
+
+    Raises:
+        ValueError: a dtype, name or number of dimensions that the format has no place for.
+    """
+    header = [MAGIC, struct.pack("<H", len(payload))]
+    bodies = []
+    for name, tensor in payload.items():
+        raw = name.encode()
+        if tensor.dtype not in _CODES or len(raw) > 255 or tensor.dim() > 255:
+            raise ValueError(f"the wire has no place for {name!r}, {tensor.dtype}, {tensor.dim()} dimensions")
+        header.append(struct.pack("<B", len(raw)) + raw)
+        header.append(struct.pack(f"<BB{tensor.dim()}Q", _CODES[tensor.dtype], tensor.dim(), *tensor.shape))
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        bodies.append(flat.view(torch.uint8) if flat.numel() else torch.empty(0, dtype=torch.uint8))
+    head = torch.frombuffer(bytearray(b"".join(header)), dtype=torch.uint8)
+    return torch.cat([head, *bodies])
+
+
+def unpack(message: Tensor) -> Payload:
+    """The payload in a uint8 message; the tensors own their memory.
+
+    Raises:
+        BadPayload: truncated, extended, or anything else that `pack` does not write.
+    """
+    total = message.numel()
+    read = _Header(message)
+    if read.take(4) != MAGIC:
+        raise BadPayload("not a phalanx message")
+    (count,) = struct.unpack("<H", read.take(2))
+    forms = []
+    for _ in range(count):
+        name = read.name()
+        code, dims = struct.unpack("<BB", read.take(2))
+        if code >= len(_DTYPES):
+            raise BadPayload(f"unknown dtype code {code}")
+        shape = struct.unpack(f"<{dims}Q", read.take(8 * dims))
+        forms.append((name, code, shape, math.prod(shape) * _SIZES[code]))
+    if len({form[0] for form in forms}) != count:
+        raise BadPayload("one name twice")
+    if read.offset + sum(form[3] for form in forms) != total:
+        raise BadPayload(f"the header speaks of other than the {total} bytes that arrived")
+    payload, offset = {}, read.offset
+    for name, code, shape, size in forms:
+        if any(dim > 2**62 for dim in shape):
+            raise BadPayload("a dimension beyond 2**62")
+        # a clone is aligned, a slice of the message is not
+        body = message[offset : offset + size].clone()
+        payload[name] = (body.view(_DTYPES[code]) if size else torch.empty(0, dtype=_DTYPES[code])).reshape(shape)
+        offset += size
+    return payload
+
+
+class _Header:
+    def __init__(self, message: Tensor) -> None:
+        self.message, self.offset = message, 0
+
+    def take(self, size: int) -> bytes:
+        piece = self.message[self.offset : self.offset + size]
+        if piece.numel() != size:
+            raise BadPayload("a truncated header")
+        self.offset += size
+        return bytes(piece.tolist())
+
+    def name(self) -> str:
+        try:
+            return self.take(self.take(1)[0]).decode()
+        except UnicodeDecodeError:
+            raise BadPayload("a name that is not utf-8") from None

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the rows live: the only place that touches a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Payload = dict[str, Tensor]
+
+
+class BadPayload(ValueError):
+    """A message that its codec did not write; the worker's row becomes an erasure."""
+
+
+class World(Protocol):
+    """n workers, of which this process plays some.
+
+    Every process calls the same methods in the same order.
+    """
+
+    @property
+    def size(self) -> int:
+        """n, the workers of the run."""
+        ...
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The workers that this process plays, ascending."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """0 in the process that writes results."""
+        ...
+
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        """From one payload for each of `ids` to one for each of the n workers.
+
+        A worker that sent nothing (None), something malformed, or more than limit_bytes is a BadPayload.
+        """
+        ...
+
+    def mean(self, x: Tensor, weights: Tensor) -> Tensor:
+        """The weighted mean over all workers' rows, by all-reduce. Shapes: (k, m), (k,) -> (m,)."""
+        ...
+
+    def peek(self, x: Tensor) -> Tensor:
+        """All rows, not metered: the adversary's view, and the bookkeeper's. Shapes: (k, m) -> (n, m)."""
+        ...
+
+    def collect(self, payload: Payload) -> list[Payload]:
+        """One payload of each process, at every process, by rank; not metered."""
+        ...
+
+
+class LocalWorld:
+    """All n workers in this process: the simulation.
+
+    Raises:
+        ValueError: n < 1.
+    """
+
+    def __init__(self, n: int) -> None:
+        if n < 1:
+            raise ValueError(f"a world needs at least one worker, got n={n}")
+        self.size = n
+        self.ids = tuple(range(n))
+        self.rank = 0
+
+    def __repr__(self) -> str:
+        return f"LocalWorld({self.size})"
+
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        assert len(payloads) == self.size
+        return [self._checked(p, limit_bytes) for p in payloads]
+
+    def mean(self, x: Tensor, weights: Tensor) -> Tensor:
+        share = (weights / weights.sum()).to(x)
+        return share @ x
+
+    def peek(self, x: Tensor) -> Tensor:
+        assert len(x) == self.size
+        return x
+
+    def collect(self, payload: Payload) -> list[Payload]:
+        return [payload]
+
+    @staticmethod
+    def _checked(payload: Payload | None, limit_bytes: int) -> Payload | BadPayload:
+        if payload is None:
+            return BadPayload("nothing arrived")
+        size = payload_bytes(payload)
+        return payload if size <= limit_bytes else BadPayload(f"{size} bytes, at most {limit_bytes} allowed")
+
+
+def payload_bytes(payload: Payload) -> int:
+    """Bytes of the buffers in a payload."""
+    return sum(t.numel() * t.element_size() for t in payload.values())
+
+
+def expect(payload: Payload, **tensors: tuple[torch.dtype, tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """The tensors of a payload in the order asked for.
+
+    Raises:
+        BadPayload: other keys, dtypes or shapes than these.
+    """
+    if set(payload) != set(tensors):
+        raise BadPayload(f"keys {sorted(payload)} where {sorted(tensors)} belong")
+    for name, (dtype, shape) in tensors.items():
+        got = payload[name]
+        if got.dtype != dtype or tuple(got.shape) != tuple(shape):
+            raise BadPayload(f"{name} is {_form(got.dtype, got.shape)} where {_form(dtype, shape)} belongs")
+    return tuple(payload[name] for name in tensors)
+
+
+def _form(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
