@@ -26,7 +26,7 @@ _SCOPES: tuple[Scope, ...] = ("coordinate", "tensor", "vector")
 
 def widest(scopes: Iterable[Scope]) -> Scope:
     """The scope of things that run together."""
-    return max(scopes, key=_SCOPES.index, default=_SCOPES[0])
+    return _SCOPES[max((_SCOPES.index(scope) for scope in scopes), default=0)]
 
 
 class TooFewRows(ValueError):
