@@ -16,7 +16,7 @@ from phalanx.gate import Gate
 from phalanx.layout import Layout
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, Stage, State
+from phalanx.stage import Scope, Stage, State, memory_key
 from phalanx.world import BadPayload, Payload, payload_bytes
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
@@ -95,9 +95,11 @@ class Gather(Stage):
         state = dict(state or {})
         payloads: list[Payload | None] = []
         for i, worker in enumerate(stack.ids):
-            payload, memory = send_row(self.codec, stack, i, state.get(str(worker), {}), lambda w=worker: round.rng(w))
+            payload, memory = send_row(
+                self.codec, stack, i, state.get(memory_key(worker, False), {}), lambda w=worker: round.rng(w)
+            )
             if memory:
-                state[str(worker)] = memory
+                state[memory_key(worker, False)] = memory
             if self.forge is not None and worker in round.byzantine:
                 payloads.append(self.forge.forge(payload, round.rng(worker)))
             else:
@@ -195,10 +197,12 @@ class Reduce(Stage):
         world, layout, state = round.world, stack.layout, dict(state or {})
         coded = []
         for i, worker in enumerate(stack.ids):
-            payload, memory = send_row(self.codec, stack, i, state.get(str(worker), {}), lambda w=worker: round.rng(w))
+            payload, memory = send_row(
+                self.codec, stack, i, state.get(memory_key(worker, False), {}), lambda w=worker: round.rng(w)
+            )
             payload.pop(WEIGHT)
             if memory:
-                state[str(worker)] = memory
+                state[memory_key(worker, False)] = memory
             coded.append(payload)
         mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights) for k in coded[0]}
         row = stack.rows.new_empty(layout.d)

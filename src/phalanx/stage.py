@@ -66,6 +66,11 @@ class Stage(Expression, ABC):
         return None
 
 
+def memory_key(worker: int | None, received: bool) -> str:
+    """A row's memory in the state: "worker:3" in the process that plays worker 3, "row:3" at the server."""
+    return f"{'row' if received else 'worker'}:{'all' if worker is None else worker}"
+
+
 class RowStage(Stage):
     """A stage that acts on every row alone, with a memory for each worker."""
 
@@ -81,7 +86,7 @@ class RowStage(Stage):
         cut, head = stack.layout.stepped, stack.layout.head
         for i, source in enumerate(stack.sources):
             worker = source[0] if len(source) == 1 else None
-            key = "all" if worker is None else str(worker)
+            key = memory_key(worker, stack.received)
             out[i, :cut], memory = self.row(
                 stack.rows[i, :cut], head, state.get(key, {}), lambda w=worker: round.rng(w)
             )

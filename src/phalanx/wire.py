@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Payloads as bytes and back, without pickle.
 
-Layout of a message, little-endian: magic ``PHX1``, number of tensors u16; for each its name (length u8, utf-8), dtype
+Layout of a message, little-endian: magic ``PHX1``, number of tensors u16; for each its name (length u16, utf-8), dtype
 code u8, number of dimensions u8, dimensions u64 each; then the tensors' bytes, one after the other. Every length in
 the header is checked against the message before a byte of the body is touched.
 """
@@ -44,9 +44,9 @@ def pack(payload: Payload) -> Tensor:
     bodies = []
     for name, tensor in payload.items():
         raw = name.encode()
-        if tensor.dtype not in _CODES or len(raw) > 255 or tensor.dim() > 255:
+        if tensor.dtype not in _CODES or len(raw) > 65535 or tensor.dim() > 255:
             raise ValueError(f"the wire has no place for {name!r}, {tensor.dtype}, {tensor.dim()} dimensions")
-        header.append(struct.pack("<B", len(raw)) + raw)
+        header.append(struct.pack("<H", len(raw)) + raw)
         header.append(struct.pack(f"<BB{tensor.dim()}Q", _CODES[tensor.dtype], tensor.dim(), *tensor.shape))
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         bodies.append(flat.view(torch.uint8) if flat.numel() else torch.empty(0, dtype=torch.uint8))
@@ -101,6 +101,7 @@ class _Header:
 
     def name(self) -> str:
         try:
-            return self.take(self.take(1)[0]).decode()
+            (length,) = struct.unpack("<H", self.take(2))
+            return self.take(length).decode()
         except UnicodeDecodeError:
             raise BadPayload("a name that is not utf-8") from None

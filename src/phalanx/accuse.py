@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who was excluded or outvoted, how often, and how right that was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx.stack import Note, Stack
+
+FAR = 4.0  # robust standard deviations
+FURTHER = 1.2  # medians: rows that are nearly equal accuse nobody
+
+
+def outvoted(arrived: Stack, row: Tensor) -> list[int]:
+    """Workers whose row lies far from the result (d,), as rows of honest workers do not.
+
+    A row is far when its distance exceeds the median distance by 4 robust standard deviations (1.4826 MAD) and by 20 %.
+    """
+    if len(arrived.rows) < 3:
+        return []
+    wide = torch.float64 if arrived.rows.dtype == torch.float64 else torch.float32
+    distances = torch.stack([torch.linalg.vector_norm(r.to(wide) - row.to(wide)) for r in arrived.rows]).double().cpu()
+    median = distances.median()
+    spread = 1.4826 * (distances - median).abs().median()
+    far = distances > torch.maximum(median + FAR * spread, FURTHER * median)
+    return sorted({w for i in far.nonzero().flatten().tolist() for w in arrived.sources[i]})
+
+
+@dataclass
+class Ledger:
+    """The accusations of a run, worker by worker; plain numbers, so that a checkpoint can hold it."""
+
+    workers: int
+    rounds: int = 0
+    lost_rounds: int = 0
+    lost_groups: int = 0
+    bytes_up: int = 0
+    excluded: Counter[int] = field(default_factory=Counter)
+    outvoted: Counter[int] = field(default_factory=Counter)
+    byzantine: Counter[int] = field(default_factory=Counter)
+    reasons: dict[int, str] = field(default_factory=dict)
+    hits: int = 0
+    accusations: int = 0
+    attacks: int = 0
+
+    def enter(self, notes: Iterable[Note], byzantine: frozenset[int]) -> dict[str, Any]:
+        """Counts the notes of one round and returns them as this round's metrics."""
+        excluded = {n.worker: n.reason for n in notes if n.kind == "excluded" and n.worker is not None}
+        against = {n.worker for n in notes if n.kind == "outvoted" and n.worker is not None}
+        size = int(sum(n.value for n in notes if n.kind == "bytes"))
+        groups = int(sum(n.value for n in notes if n.kind == "lost_groups"))
+        accused = set(excluded) | against
+        self.rounds += 1
+        self.lost_groups += groups
+        self.bytes_up += size
+        self.excluded.update(excluded)
+        self.outvoted.update(against)
+        self.byzantine.update(byzantine)
+        self.reasons.update({w: r for w, r in excluded.items() if w not in self.reasons})
+        self.hits += len(accused & byzantine)
+        self.accusations += len(accused)
+        self.attacks += len(byzantine)
+        return {
+            "bytes_up": size,
+            "excluded": {str(w): r for w, r in sorted(excluded.items())},
+            "outvoted": sorted(against),
+            "lost_groups": groups,
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a worker that was accused or Byzantine."""
+        known = sorted(set(self.excluded) | set(self.outvoted) | set(self.byzantine))
+        return [
+            {
+                "worker": w,
+                "byzantine_rounds": self.byzantine[w],
+                "excluded": self.excluded[w],
+                "outvoted": self.outvoted[w],
+                "first_reason": self.reasons.get(w, ""),
+            }
+            for w in known
+        ]
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the accusations (worker and round) that were true; None without any."""
+        return self.hits / self.accusations if self.accusations else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of Byzantine rows that were accused; None without any."""
+        return self.hits / self.attacks if self.attacks else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `from_json` is the inverse."""
+        plain = dict(vars(self))
+        for name in ("excluded", "outvoted", "byzantine", "reasons"):
+            plain[name] = {str(k): v for k, v in plain[name].items()}
+        return plain
+
+    @staticmethod
+    def from_json(plain: dict[str, Any]) -> Ledger:
+        """The ledger that `to_json` described."""
+        counts = {
+            n: Counter({int(k): v for k, v in plain.get(n, {}).items()}) for n in ("excluded", "outvoted", "byzantine")
+        }
+        reasons = {int(k): v for k, v in plain.get("reasons", {}).items()}
+        return Ledger(**{**plain, **counts, "reasons": reasons})

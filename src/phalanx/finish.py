@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done with the result of a round: an optimizer step under a schedule."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from phalanx.expression import Expression, method, require
+
+
+class Schedule(Expression, ABC):
+    """A factor on the learning rate, as a function of the round within its phase."""
+
+    @abstractmethod
+    def factor(self, index: int, rounds: int) -> float:
+        """The factor in round `index` of `rounds`."""
+
+
+@method("decay", "schedule")
+class Decay(Schedule):
+    """Multiplies by `by` after every `every` rounds: by ** (t // every)."""
+
+    by: float
+    every: int = 1
+
+    def validate(self) -> None:
+        require(self.by > 0, f"decay needs by > 0, got by={self.by}")
+        require(self.every >= 1, f"decay needs every >= 1 round, got every={self.every}")
+
+    def factor(self, index: int, rounds: int) -> float:
+        return self.by ** (index // self.every)
+
+
+@method("milestones", "schedule")
+class Milestones(Schedule):
+    """Multiplies by `by` at each of the given shares of the phase, in (0, 1)."""
+
+    at: tuple[float, ...] = (0.5, 0.75)
+    by: float = 0.1
+
+    def validate(self) -> None:
+        require(all(0 < a < 1 for a in self.at), f"milestones needs shares of the phase in (0, 1), got at={self.at}")
+
+    def factor(self, index: int, rounds: int) -> float:
+        return self.by ** sum(index >= a * rounds for a in self.at)
+
+
+@method("cosine", "schedule")
+class Cosine(Schedule):
+    """Half a cosine from 1 down to 0 over the phase, after `warmup` rounds of linear increase."""
+
+    warmup: int = 0
+
+    def factor(self, index: int, rounds: int) -> float:
+        if index < self.warmup:
+            return (index + 1) / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * (index - self.warmup) / max(1, rounds - self.warmup)))
+
+
+class Finish(Expression, ABC):
+    """Makes the optimizer of a phase and gives its learning rate in each round."""
+
+    @abstractmethod
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimizer."""
+
+    @abstractmethod
+    def rate(self, index: int, rounds: int) -> float:
+        """The learning rate in round `index` of a phase of `rounds`."""
+
+
+@method("sgd", "finish")
+class Sgd(Finish):
+    """A step of torch.optim.SGD along the aggregated row.
+
+    Args:
+        lr: learning rate, > 0.
+        momentum: at the server, in [0, 1).
+        weight_decay: l2 penalty, >= 0.
+        schedule: factor on lr; None keeps it constant.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    schedule: Schedule | None = None
+
+    def validate(self) -> None:
+        require(self.lr > 0, f"sgd needs lr > 0, got lr={self.lr}")
+        require(0 <= self.momentum < 1, f"sgd needs momentum in [0, 1), got momentum={self.momentum}")
+        require(self.weight_decay >= 0, f"sgd needs weight_decay >= 0, got weight_decay={self.weight_decay}")
+        require(self.momentum > 0 or not self.nesterov, "sgd needs momentum > 0 for nesterov=True")
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
+
+    def rate(self, index: int, rounds: int) -> float:
+        return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)
+
+
+@method("adam", "finish")
+class Adam(Finish):
+    """A step of torch.optim.Adam along the aggregated row.
+
+    Args:
+        lr: learning rate, > 0.
+        weight_decay: l2 penalty, >= 0.
+        schedule: factor on lr; None keeps it constant.
+    """
+
+    lr: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    schedule: Schedule | None = None
+
+    def validate(self) -> None:
+        require(self.lr > 0, f"adam needs lr > 0, got lr={self.lr}")
+        require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"adam needs betas in [0, 1), got {self.beta1}, {self.beta2}"
+        )
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+
+    def rate(self, index: int, rounds: int) -> float:
+        return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)

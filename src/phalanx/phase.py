@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run is a tuple of phases; a phase says what a row is, how rows become one, and what is done with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from phalanx.attack import Nobody, Threat
+from phalanx.data.augment import Augment
+from phalanx.data.dataset import Data
+from phalanx.data.partition import Iid, Partition
+from phalanx.expression import Expression, method, require
+from phalanx.finish import Finish, Sgd
+from phalanx.models.model import Model
+from phalanx.registry import suggest
+from phalanx.stage import Stage, check_scheme
+from phalanx.work import Work
+
+
+@method("phase", "phase")
+class Phase(Expression):
+    """`rounds` rounds of one kind.
+
+    Args:
+        work: what a worker's row is.
+        scheme: chain of stages from the workers' rows to one row, across one wire.
+        finish: what is done with that row.
+        rounds: >= 0.
+    """
+
+    work: Work
+    scheme: Stage
+    finish: Finish = Sgd()
+    rounds: int = 200
+
+    def validate(self) -> None:
+        require(self.rounds >= 0, f"phase needs rounds >= 0, got rounds={self.rounds}")
+
+
+@method("run", "run")
+class Run(Expression):
+    """One training run; its repr is the whole configuration.
+
+    Args:
+        workers: n.
+        byzantine: which of them the adversary controls.
+        seed: of weights, samples, augmentation, noise, attackers; runs of one seed start alike.
+        precision: "bf16" computes forward and backward under bfloat16 autocast; weights and rows stay float32.
+        threads: of torch, in each process; equal threads give equal bits in every world.
+        evaluate_every: rounds between two looks at the test set; the end is always evaluated.
+        checkpoint_every: rounds between two checkpoints.
+    """
+
+    data: Data
+    model: Model
+    phases: tuple[Phase, ...]
+    workers: int = 15
+    byzantine: Threat = Nobody()
+    partition: Partition = Iid()
+    augment: Augment | None = None
+    seed: int = 0
+    precision: Literal["float32", "bf16"] = "float32"
+    threads: int = 1
+    evaluate_every: int = 50
+    checkpoint_every: int = 50
+
+    def validate(self) -> None:
+        require(self.workers >= 1, f"run needs workers >= 1, got workers={self.workers}")
+        require(len(self.phases) >= 1, "run needs at least one phase")
+        for name in ("threads", "evaluate_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, f"run needs {name} >= 1, got {name}={getattr(self, name)}")
+        self.byzantine.at(0, self.workers, self.seed)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of all phases together."""
+        return sum(phase.rounds for phase in self.phases)
+
+    def check(self) -> None:
+        """Raises ValueError for a scheme that the number of workers cannot carry."""
+        for phase in self.phases:
+            check_scheme(phase.scheme, self.workers)
+
+
+def amend(run: Run, path: str, value: Any) -> Run:
+    """The run with one field changed.
+
+    Args:
+        path: field names and positions joined by dots, such as "seed", "byzantine.count" or "phases.0.finish.lr". A
+            path that begins with a field of a phase ("finish.lr", "rounds", "scheme.3.f") changes every phase.
+    Raises:
+        ValueError: there is no such field; the sentence lists the choices.
+    """
+    head = path.split(".")[0]
+    if head in _names(Phase) and head not in _names(Run):
+        for i in range(len(run.phases)):
+            run = _amend(run, ["phases", str(i), *path.split(".")], value, path)
+        return run
+    return _amend(run, path.split("."), value, path)
+
+
+def _names(cls: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _amend(node: Any, keys: list[str], value: Any, path: str) -> Any:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, tuple):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ValueError(f"{path}: {key!r} is no position among {len(node)}; choose from 0 to {len(node) - 1}")
+        i = int(key)
+        return (*node[:i], _amend(node[i], rest, value, path), *node[i + 1 :])
+    if not isinstance(node, Expression):
+        raise ValueError(f"{path}: {node!r} has no fields, so no {key!r}")
+    names = _names(type(node))
+    if names == ["stages"] and key.isdigit():
+        # the positions of a chain are the positions of its stages
+        key, rest = "stages", keys
+    if key not in names:
+        also = _names(Phase) if isinstance(node, Run) else []
+        raise ValueError(f"{path}: {node.expression_name} has no field {key!r}; {suggest(key, names + also)}")
+    changed = _amend(getattr(node, key), rest, value, path)
+    return dataclasses.replace(node, **{key: changed})  # type: ignore[type-var]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's folder: configuration, environment, metrics round by round, summary, checkpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phalanx.checkpoint import Checkpoint, load, save, write_atomic
+
+PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
+
+
+class RunFolder:
+    """The files of one run.
+
+    ``config.txt`` the run's expression; ``about.json`` versions, machine, commit; ``metrics.jsonl`` a line a round;
+    ``summary.json`` at the end; ``checkpoint.safetensors`` the newest checkpoint; ``events/`` for TensorBoard on
+    request.
+
+    Args:
+        path: created when absent.
+        tensorboard: also write TensorBoard events.
+    """
+
+    def __init__(self, path: Path | str, tensorboard: bool = False) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._writer = _events(self.path / "events") if tensorboard else None
+        self._metrics: Any = None
+
+    def begin(self, run: str) -> None:
+        """Writes the configuration, unless the folder holds it already.
+
+        Raises:
+            ValueError: the folder holds another run.
+        """
+        config = self.path / "config.txt"
+        if config.exists():
+            if config.read_text().strip() != run:
+                raise ValueError(f"{self.path} holds another run; give a new folder, or resume that run unchanged")
+        else:
+            write_atomic(config, (run + "\n").encode())
+            write_json(self.path / "about.json", about())
+
+    @property
+    def config(self) -> str:
+        """The expression of the run in this folder."""
+        file = self.path / "config.txt"
+        if not file.exists():
+            raise ValueError(f"{self.path} holds no run: there is no config.txt in it")
+        return file.read_text().strip()
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary, once the run has ended."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a line cut off by a crash is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().split("\n")[:-1] if file.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends one round's metrics."""
+        if self._metrics is None:
+            self._metrics = (self.path / "metrics.jsonl").open("a")
+        self._metrics.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for key, value in line.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._writer.add_scalar(key, value, line["step"])
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Replaces the checkpoint; metrics up to it are on the disk before it is."""
+        self._flush()
+        save(self.path / "checkpoint.safetensors", checkpoint)
+
+    def restore(self) -> Checkpoint | None:
+        """The newest checkpoint, with the metrics behind it cut off; None when there is none."""
+        file = self.path / "checkpoint.safetensors"
+        point = load(file) if file.exists() else None
+        step = point.step if point else 0
+        kept = [json.dumps(line) for line in self.metrics() if line["step"] < step]
+        write_atomic(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept).encode())
+        return point
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes the summary and closes the files."""
+        self.close()
+        write_json(self.path / "summary.json", summary)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._flush()
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        if self._metrics is not None:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON at once or not at all."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def new_folder(name: str, root: Path | str = "runs") -> Path:
+    """A folder that does not exist yet, named by time and name, under `root`."""
+    stamp = time.strftime("%Y-%m-%d-%H%M%S")
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        path = Path(root) / f"{stamp}-{name}{suffix}"
+        if not path.exists():
+            return path
+    raise ValueError(f"no free folder name for {name} under {root}")
+
+
+def about() -> dict[str, Any]:
+    """Versions, machine and commit, for whoever reads the numbers later."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version(), **versions()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "commit": _commit(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a number."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, '+' behind it when files were changed; None outside a repository."""
+    here = str(Path(__file__).parent)
+    try:
+        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        state = subprocess.run(
+            ["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def _events(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("TensorBoard events need the package: pip install phalanx-train[tensorboard]") from None
+    return SummaryWriter(str(path))

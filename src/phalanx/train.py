@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one training loop: every phase of every run, in every world."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.accuse import Ledger, outvoted
+from phalanx.checkpoint import Checkpoint, flatten, merge, unflatten
+from phalanx.layout import Layout
+from phalanx.phase import Phase, Run
+from phalanx.results import RunFolder
+from phalanx.round import Round, stream
+from phalanx.stack import Note, Stack
+from phalanx.stage import State, TooFewRows
+from phalanx.work import Site
+from phalanx.world import LocalWorld, World
+
+Listener = Callable[[dict[str, Any]], None]
+_PLAIN = "plain leaves as JSON"
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its folder holds all that a resume needs."""
+
+
+def train(
+    run: Run, world: World | None = None, folder: RunFolder | None = None, listener: Listener | None = None
+) -> Trainer:
+    """Trains to the end, from the folder's checkpoint if it has one.
+
+    Every process of the world calls it alike; only rank 0 is given a folder and a listener.
+
+    Args:
+        listener: called with each round's metrics.
+    Raises:
+        ValueError: the scheme does not fit the number of workers, before anything is computed.
+        Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
+    """
+    trainer = Trainer(run, world or LocalWorld(run.workers))
+    trainer.run(folder, listener)
+    return trainer
+
+
+class Trainer:
+    """A run in progress: model, optimizer, stage state, ledger."""
+
+    def __init__(self, run: Run, world: World) -> None:
+        run.check()
+        if world.size != run.workers:
+            raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
+        torch.set_num_threads(run.threads)
+        self.config, self.world = run, world
+        self.data = run.data.load()
+        self.model = self._build()
+        self.layout = Layout.of(self.model)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.ledger = Ledger(run.workers)
+        self.step = 0
+        self.state: State = {}
+        self.optimizer = run.phases[0].finish.optimizer(self.parameters)
+        self.times: dict[str, list[float]] = {"work_s": [], "scheme_s": [], "finish_s": []}
+
+    def _build(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream("model", self.config.seed).initial_seed())
+            model = self.config.model.build(self.data.shape, self.data.num_classes)
+        return model.to(memory_format=torch.channels_last) if self.config.model.channels_last else model
+
+    def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
+        """All rounds that are not done yet."""
+        if folder is not None:
+            folder.begin(repr(self.config))
+        self._resume(folder.restore() if folder is not None else None)
+        with _stop_requests() as stop:
+            for index, phase, at in self._rounds():
+                line = self._round(phase, at, stop.is_set())
+                ended = index + 1 == self.config.rounds
+                if ended or (index + 1) % self.config.evaluate_every == 0:
+                    line["accuracy"], line["test_loss"] = self.evaluate()
+                if folder is not None:
+                    folder.log(line)
+                if listener is not None:
+                    listener(line)
+                if ended or line["stop"] or (index + 1) % self.config.checkpoint_every == 0:
+                    self._checkpoint(folder)
+                if line["stop"] and not ended:
+                    if folder is not None:
+                        folder.close()
+                    raise Interrupted(f"stopped after round {index + 1} of {self.config.rounds}")
+        if folder is not None:
+            folder.finish(self.summary())
+
+    def _rounds(self) -> Iterator[tuple[int, Phase, int]]:
+        """(round of the run, phase, round of the phase) for all rounds ahead; enters phases on the way."""
+        first = 0
+        for phase in self.config.phases:
+            for at in range(phase.rounds):
+                if first + at < self.step:
+                    continue
+                if at == 0 and first > 0:
+                    self.state = {}
+                    self.optimizer = phase.finish.optimizer(self.parameters)
+                yield first + at, phase, at
+            first += phase.rounds
+
+    def _round(self, phase: Phase, at: int, stop: bool) -> dict[str, Any]:
+        run, world, index = self.config, self.world, self.step
+        byzantine = run.byzantine.at(index, run.workers, run.seed)
+        began = time.perf_counter()
+        stack, losses = self._work(phase, index)
+        # one small exchange: the losses of all workers, and whether any process was asked to stop
+        seen = world.peek(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
+        worked = time.perf_counter()
+        round = Round(index, run.seed, byzantine, world)
+        result, lost = None, ""
+        try:
+            result, state = phase.scheme(stack, self.state, round)
+            self.state = state
+        except TooFewRows as error:
+            lost = str(error)
+        combined = time.perf_counter()
+        notes: tuple[Note, ...] = ()
+        if result is not None:
+            notes = self._notes(result)
+            if bool(result.rows.isfinite().all()):
+                self._finish(phase, at, result.rows[0])
+            else:
+                lost = "the update is not finite"
+        ended = time.perf_counter()
+        self.step += 1
+        self.ledger.lost_rounds += bool(lost)
+        self.times["work_s"].append(worked - began)
+        self.times["scheme_s"].append(combined - worked)
+        self.times["finish_s"].append(ended - combined)
+        honest = [i for i in range(run.workers) if i not in byzantine]
+        return {
+            "step": index,
+            "loss": _number(seen[honest, 0].mean()) if honest else None,
+            "stop": bool(seen[:, 1].any()),
+            **self.ledger.enter(notes, byzantine),
+            "byzantine": sorted(byzantine),
+            "lost": lost,
+            **{name: values[-1] for name, values in self.times.items()},
+        }
+
+    def _work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
+        """The rows of the workers played here; what several of them would compute alike is computed once."""
+        run = self.config
+        assignment = phase.scheme.assign(run.workers) or tuple((i,) for i in range(run.workers))
+        units = 1 + max(u for mine in assignment for u in mine)
+        samples = run.partition.draw(self.data.train_y, units, phase.work.batch, index, run.seed)
+        site = Site(
+            self.model,
+            self.layout,
+            self.data,
+            run.augment,
+            run.precision,
+            run.model.channels_last,
+            (run.seed, index),
+        )
+        ids = self.world.ids
+        rows = torch.zeros(len(ids), self.layout.d, dtype=self.layout.dtype)
+        losses = torch.zeros(len(ids), dtype=torch.float64)
+        first: dict[int, int] = {}
+        for i, worker in enumerate(ids):
+            (unit,) = assignment[worker]
+            if unit in first:
+                rows[i], losses[i] = rows[first[unit]], losses[first[unit]]
+            else:
+                losses[i] = phase.work.row(site, unit, samples[unit], rows[i])
+                first[unit] = i
+        weights = torch.tensor([len(samples[assignment[w][0]]) for w in ids], dtype=torch.float64)
+        return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
+
+    def _notes(self, result: Stack) -> tuple[Note, ...]:
+        if result.arrived is None:
+            return result.notes
+        return (*result.notes, *(Note("outvoted", w) for w in outvoted(result.arrived, result.rows[0])))
+
+    def _finish(self, phase: Phase, at: int, row: Tensor) -> None:
+        parts = self.layout.split(row)
+        for group in self.optimizer.param_groups:
+            group["lr"] = phase.finish.rate(at, phase.rounds)
+        named = dict(self.model.named_parameters())
+        buffers = dict(self.model.named_buffers())
+        for name, part in parts.items():
+            if name in named:
+                named[name].grad = part.view_as(named[name])
+            else:
+                buffers[name].copy_(part)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float | None]:
+        """Accuracy in [0, 1] and mean loss on the test set."""
+        self.model.eval()
+        right, loss, count = 0, 0.0, len(self.data.test_y)
+        for start in range(0, count, 1000):
+            x, y = self.data.test(slice(start, start + 1000))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                logits = self.model(x).float()
+            right += int((logits.argmax(dim=1) == y).sum())
+            loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
+        return right / count, _number(loss / count)
+
+    def _checkpoint(self, folder: RunFolder | None) -> None:
+        """Every process gives its workers' memories; rank 0 writes them."""
+        states = [self.state]
+        if len(self.world.ids) < self.world.size:
+            states = [_from_payload(part) for part in self.world.collect(_to_payload(self.state))]
+        if folder is None:
+            return
+        tree = {
+            "model": dict(self.model.state_dict()),
+            "optimizer": {str(k): v for k, v in self.optimizer.state_dict()["state"].items()},
+            "state": merge(states),
+            "ledger": self.ledger.to_json(),
+        }
+        folder.checkpoint(Checkpoint(self.step, repr(self.config), tree))
+
+    def _resume(self, point: Checkpoint | None) -> None:
+        """Rank 0 has read the checkpoint; every process takes the whole of it but other workers' memories."""
+        tree = {"step": point.step, **point.tree} if point is not None else {}
+        if len(self.world.ids) < self.world.size:
+            tree = _from_payload(self.world.collect(_to_payload(tree))[0])
+        if not tree:
+            return
+        self.step = tree["step"]
+        self.model.load_state_dict(tree["model"])
+        self.state = own(tree.get("state", {}), self.world.ids)
+        self.ledger = Ledger.from_json(tree["ledger"])
+        phase = self._phase_at(max(self.step - 1, 0))
+        self.optimizer = phase.finish.optimizer(self.parameters)
+        now = self.optimizer.state_dict()
+        now["state"] = {int(k): v for k, v in tree.get("optimizer", {}).items()}
+        self.optimizer.load_state_dict(now)
+
+    def _phase_at(self, index: int) -> Phase:
+        for phase in self.config.phases:
+            if index < phase.rounds:
+                return phase
+            index -= phase.rounds
+        return self.config.phases[-1]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of a run that has ended, as plain values."""
+        accuracy, loss = self.evaluate()
+        ledger, times = self.ledger, self.times
+        # the first rounds compile kernels and warm caches
+        later = {name: values[min(3, len(values) // 2) :] for name, values in times.items()}
+        return {
+            "accuracy": accuracy,
+            "test_loss": loss,
+            "rounds": self.step,
+            "lost_rounds": ledger.lost_rounds,
+            "lost_groups": ledger.lost_groups,
+            "bytes_up": ledger.bytes_up,
+            "bytes_per_worker_round": ledger.bytes_up / max(1, self.step * self.config.workers),
+            "round_s": sum(median(values) for values in later.values() if values),
+            **{name: median(values) if values else None for name, values in later.items()},
+            "parameters": sum(p.numel() for p in self.parameters),
+            "accused": ledger.table(),
+            "accusation_precision": ledger.precision,
+            "accusation_recall": ledger.recall,
+            "weights_sha256": fingerprint(self.model),
+            "processes": self.world.size // max(1, len(self.world.ids)),
+            "seed": self.config.seed,
+        }
+
+
+def own(state: State, ids: tuple[int, ...]) -> State:
+    """Stage state without the memories of workers that other processes play."""
+    kept: State = {}
+    for key, value in state.items():
+        kind, _, worker = key.partition(":")
+        if kind == "worker" and int(worker) not in ids:
+            continue
+        kept[key] = own(value, ids) if isinstance(value, dict) else value
+    return kept
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights and buffers: equal for bit-identical models."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _number(x: Tensor | float) -> float | None:
+    """A float for JSON, which knows neither NaN nor infinity."""
+    value = float(x)
+    return value if math.isfinite(value) else None
+
+
+def _to_payload(tree: dict[str, Any]) -> dict[str, Tensor]:
+    tensors, plain = flatten(tree)
+    about = bytearray(json.dumps(plain).encode())
+    return {**tensors, _PLAIN: torch.frombuffer(about, dtype=torch.uint8)}
+
+
+def _from_payload(payload: dict[str, Tensor]) -> dict[str, Any]:
+    plain = json.loads(bytes(payload[_PLAIN].tolist()))
+    return unflatten({k: t for k, t in payload.items() if k != _PLAIN}, plain)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one acts as ever."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: Any) -> None:
+        stop.set()
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+    for s in before:
+        signal.signal(s, request)
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

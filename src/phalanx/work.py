@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker computes in a round: one row for each unit of work."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from phalanx.data.augment import Augment
+from phalanx.data.dataset import Dataset
+from phalanx.expression import Expression, method, require
+from phalanx.layout import Layout
+from phalanx.round import stream
+
+
+@dataclass
+class Site:
+    """What every worker has: the model as of this round, the data, and how to compute.
+
+    Args:
+        key: what the random numbers of this round depend on, besides the unit.
+    """
+
+    model: nn.Module
+    layout: Layout
+    data: Dataset
+    augment: Augment | None
+    precision: str
+    channels_last: bool
+    key: tuple[object, ...] = ()
+
+    def batch(self, samples: Tensor, unit: int) -> tuple[Tensor, Tensor]:
+        """The examples (B, C, H, W) and labels (B,) of a unit, augmented under its own stream."""
+        x, y = self.data.train(samples)
+        if self.augment is not None:
+            x = self.augment(x, stream("augment", *self.key, unit))
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x, y
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy, mean over the batch, in the run's precision."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self.model(x)
+        return F.cross_entropy(logits.float(), y)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The installed entries of the layout: floating-point buffers."""
+        installed = self.layout.names[len(self.layout.names) - self.layout.num_installed :]
+        have = dict(self.model.named_buffers())
+        return {name: have[name] for name in installed}
+
+
+class Work(Expression, ABC):
+    """Turns a unit's samples into a row."""
+
+    batch: int
+
+    @abstractmethod
+    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor) -> float:
+        """Writes the row of a unit into out (d,), zeros before, and returns the loss; leaves the model as it was."""
+
+
+@method("gradient", "work")
+class Gradient(Work):
+    """The gradient of the mean loss over the unit's share of the batch; BatchNorm statistics as they become.
+
+    Args:
+        batch: examples a round over ALL units of work, so that redundancy does not change the effective batch.
+    """
+
+    batch: int = 480
+
+    def validate(self) -> None:
+        require(self.batch >= 1, f"gradient needs batch >= 1, got batch={self.batch}")
+
+    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor) -> float:
+        parts = site.layout.split(out)
+        for name, parameter in site.model.named_parameters():
+            # backward adds into the row itself; a parameter that the loss does not reach keeps its zeros
+            parameter.grad = parts[name].view_as(parameter) if parameter.requires_grad else None
+        before = {name: buffer.clone() for name, buffer in site.model.named_buffers()}
+        x, y = site.batch(samples, unit)
+        site.model.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream("dropout", *site.key, unit).initial_seed())
+            loss = site.loss(x, y)
+            loss.backward()
+        for name, buffer in site.buffers().items():
+            parts[name].copy_(buffer)
+        for name, buffer in site.model.named_buffers():
+            buffer.copy_(before[name])
+        for parameter in site.model.parameters():
+            parameter.grad = None
+        return float(loss.detach())

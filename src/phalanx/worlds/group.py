@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers spread over the processes of a torch.distributed job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from phalanx.wire import pack, unpack
+from phalanx.world import BadPayload, Payload
+
+
+class GroupWorld:
+    """n workers over the ranks of a process group, in contiguous blocks; one a rank when n is None.
+
+    Payloads travel as packed bytes by all-gather, on gloo and NCCL alike; every rank then runs the same deterministic
+    stages behind the wire.
+
+    Args:
+        n: workers; at least one a rank.
+        group: process group; the default one when None.
+    Raises:
+        ValueError: torch.distributed is not initialised, or there are fewer workers than ranks.
+    """
+
+    def __init__(self, n: int | None = None, group: dist.ProcessGroup | None = None) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise ValueError("GroupWorld needs torch.distributed: run under torchrun and call init_process_group first")
+        self._group = group
+        self.rank = dist.get_rank(group)
+        self._ranks = dist.get_world_size(group)
+        self.size = self._ranks if n is None else n
+        if self.size < self._ranks:
+            raise ValueError(f"{self._ranks} ranks need at least as many workers, got n={n}")
+        bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
+        self._shares = [range(a, b) for a, b in pairwise(bounds)]
+        self.ids = tuple(self._shares[self.rank])
+        nccl = dist.get_backend(group) == "nccl"
+        self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    def __repr__(self) -> str:
+        return f"GroupWorld({self.size}, rank {self.rank} of {self._ranks})"
+
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        """As in the simulation, with every payload packed, carried and unpacked."""
+        assert len(payloads) == len(self.ids)
+        empty = torch.empty(0, dtype=torch.uint8)
+        # a payload beyond the limit stays at home; its length says why
+        messages = [empty if p is None else pack(p) for p in payloads]
+        lengths = [len(m) for m in messages]
+        messages = [m if len(m) <= limit_bytes else empty for m in messages]
+        everyone = self.peek(torch.tensor(lengths, dtype=torch.int64).reshape(-1, 1)).flatten().tolist()
+        blocks = self._all_gather(torch.cat(messages), self._block_bytes(everyone, limit_bytes))
+        arrived: list[Payload | BadPayload] = []
+        for share, block in zip(self._shares, blocks, strict=True):
+            offset = 0
+            for worker in share:
+                length = everyone[worker]
+                carried = length if length <= limit_bytes else 0
+                arrived.append(_open(block[offset : offset + carried], length, limit_bytes))
+                offset += carried
+        return arrived
+
+    def mean(self, x: Tensor, weights: Tensor) -> Tensor:
+        """All-reduce of the local weighted sums, in the dtype of x."""
+        total = weights.sum().to(self._device)
+        dist.all_reduce(total, group=self._group)
+        share = (weights / total.cpu()).to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+        local = (share @ x.to(share.dtype)).to(self._device, x.dtype)
+        dist.all_reduce(local, group=self._group)
+        return local.to(x.device)
+
+    def peek(self, x: Tensor) -> Tensor:
+        """All ranks' rows in the order of the workers. Shapes: (k, m) -> (n, m)."""
+        sizes = [len(share) * x.shape[1] * x.element_size() for share in self._shares]
+        flat = x.detach().contiguous().reshape(-1)
+        blocks = self._all_gather(
+            flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8), sizes
+        )
+        rows = [
+            b.view(x.dtype).reshape(-1, x.shape[1]) if b.numel() else x.new_empty(len(s), x.shape[1])
+            for b, s in zip(blocks, self._shares, strict=True)
+        ]
+        return torch.cat(rows).to(x.device)
+
+    def collect(self, payload: Payload) -> list[Payload]:
+        """One payload of each rank, by rank."""
+        message = pack(payload)
+        sizes = torch.zeros(self._ranks, dtype=torch.int64, device=self._device)
+        sizes[self.rank] = len(message)
+        dist.all_reduce(sizes, group=self._group)
+        return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
+
+    def _block_bytes(self, lengths: list[int], limit_bytes: int) -> list[int]:
+        return [sum(lengths[w] for w in share if lengths[w] <= limit_bytes) for share in self._shares]
+
+    def _all_gather(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
+        """Every rank's bytes, `sizes` of them; gloo wants equal lengths, so the shorter ones travel padded."""
+        longest = max(sizes)
+        if longest == 0:
+            return [message.new_empty(0).cpu() for _ in sizes]
+        mine = torch.zeros(longest, dtype=torch.uint8, device=self._device)
+        mine[: len(message)] = message.to(self._device)
+        blocks = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(blocks, mine, group=self._group)
+        return [block[:size].cpu() for block, size in zip(blocks, sizes, strict=True)]
+
+
+def _open(message: Tensor, length: int, limit_bytes: int) -> Payload | BadPayload:
+    if length > limit_bytes:
+        return BadPayload(f"{length} bytes, at most {limit_bytes} allowed")
+    if length == 0:
+        return BadPayload("nothing arrived")
+    try:
+        return unpack(message)
+    except BadPayload as error:
+        return error
