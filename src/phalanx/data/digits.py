@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handwritten digits that need no file and no network."""
+
+from __future__ import annotations
+
+import torch
+
+from phalanx.data.dataset import Data, Dataset
+from phalanx.expression import method
+from phalanx.round import stream
+
+NUM_TRAIN = 1437
+
+
+@method("digits", "data")
+class Digits(Data):
+    """The 1,797 digits of 8x8 pixels in scikit-learn: 1,437 to train on and 360 to test on, split once and for all.
+
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998 (the test part of the UCI set).
+    """
+
+    def read(self) -> Dataset:
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        x = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 8, 8)
+        y = torch.from_numpy(labels).to(torch.int64)
+        order = torch.randperm(len(y), generator=stream("digits"))
+        train, test = order[:NUM_TRAIN], order[NUM_TRAIN:]
+        return Dataset("digits", x[train], y[train], x[test], y[test], 10, mean=(0.3053,), std=(0.3761,), levels=16)
+
+    def location(self) -> str:
+        return "part of scikit-learn"

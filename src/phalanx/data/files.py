@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where data files lie, and how they come there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+class MissingData(ValueError):
+    """The files of a data set are neither on disk nor to be had."""
+
+
+def folder() -> Path:
+    """The folder of the data sets: PHALANX_DATA, or one in the user's cache directory."""
+    chosen = os.environ.get("PHALANX_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "phalanx"
+
+
+def missing(name: str, path: Path, reason: str = "") -> MissingData:
+    """The error for a data set that is not at `path`."""
+    tried = f" and cannot be downloaded ({reason})" if reason else ""
+    return MissingData(
+        f"{name} is not in {path}{tried}; set PHALANX_DATA to a folder that has it, connect to the network so that it "
+        "is downloaded at its first use, or use digits(), which is part of scikit-learn"
+    )
+
+
+def download(name: str, sources: dict[str, tuple[str, str]], target: Path, unpack: Callable[[Path], None]) -> None:
+    """Fetches files, checks them, unpacks them, and only then moves what came out into `target`.
+
+    Several processes may do so at once: each works in a folder of its own, and a file is moved in one step.
+
+    Args:
+        sources: URL and md5 of each file.
+        unpack: turns the fetched files in a folder into those that belong into `target`.
+    Raises:
+        MissingData: a file cannot be fetched, or its md5 differs.
+    """
+    import pooch
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as work:
+            for file, (url, md5) in sources.items():
+                fetch: Any = pooch.HTTPDownloader(timeout=30)  # does not fit pooch's own protocol of a downloader
+                pooch.retrieve(url, known_hash=f"md5:{md5}", fname=file, path=work, downloader=fetch)
+            unpack(Path(work))
+            for path in sorted(Path(work).iterdir()):
+                os.replace(path, target / path.name)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise missing(name, target, f"{type(error).__name__}: {error}") from error
+
+
+def extract(archive: Path, members: Iterable[str], target: Path) -> None:
+    """Copies the named regular files, and nothing else, out of a tar archive into `target`, then deletes the archive.
+
+    Raises:
+        ValueError: a member is not there, or is a link or a folder.
+    """
+    with tarfile.open(archive) as tar:
+        for name in members:
+            try:
+                member = tar.getmember(name)
+            except KeyError:
+                raise ValueError(f"{archive.name} has no member {name}") from None
+            source = tar.extractfile(member) if member.isreg() else None
+            if source is None:
+                raise ValueError(f"{name} in {archive.name} is no regular file")
+            with source, open(target / Path(name).name, "wb") as copy:
+                shutil.copyfileobj(source, copy)
+    archive.unlink()
