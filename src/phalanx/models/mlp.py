@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of fully connected layers."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from torch import nn
+
+from phalanx.expression import method, require
+from phalanx.models.model import Model, Shape
+
+
+@method("mlp", "model")
+class Mlp(Model):
+    """Fully connected layers with ReLU between them.
+
+    Args:
+        hidden: widths of the hidden layers, >= 1 each; () is a linear classifier.
+    """
+
+    hidden: tuple[int, ...] = (64,)
+
+    def validate(self) -> None:
+        require(all(width >= 1 for width in self.hidden), f"mlp needs hidden widths >= 1, got hidden={self.hidden}")
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for a, b in pairwise((math.prod(shape), *self.hidden, num_classes)):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+
+@method("fc", "model")
+class Fc(Model):
+    """The dissertation's FC, two hidden layers of 800 and 500: 1,033,510 parameters on MNIST.
+
+    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, Table 6.1.
+    """
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        return Mlp((800, 500)).build(shape, num_classes)

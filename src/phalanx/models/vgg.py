@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VGG networks for small images."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from phalanx.expression import method, require
+from phalanx.models.model import Model, Shape
+
+Stages = tuple[tuple[int, ...], ...]  # output channels of the convolutions between two poolings
+
+VGG11: Stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+VGG13: Stages = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
+
+
+@method("vgg11_bn", "model")
+class Vgg11Bn(Model):
+    """VGG-11 with BatchNorm, two hidden layers of 512: 9,756,426 parameters on CIFAR-10.
+
+    An image that is one pixel high or wide already is not pooled further, so 16x16 gives the same parameters.
+
+    Args:
+        dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
+    Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration A, in the
+        size of the dissertation (Table 3.2: 9,756k). Differs: dropout 0 where the paper has 0.5.
+    """
+
+    channels_last: ClassVar[bool] = True
+
+    dropout: float = 0.0
+
+    def validate(self) -> None:
+        _check_dropout("vgg11_bn", self.dropout)
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        return _vgg_bn(VGG11, shape, num_classes, self.dropout)
+
+
+@method("vgg13_bn", "model")
+class Vgg13Bn(Model):
+    """VGG-13 with BatchNorm, two hidden layers of 512: 9,941,322 parameters with 10 classes, 9,987,492 with 100.
+
+    An image that is one pixel high or wide already is not pooled further, so 16x16 gives the same parameters.
+
+    Args:
+        dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
+    Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration B.
+        Differs: dropout 0 where the paper has 0.5.
+    """
+
+    channels_last: ClassVar[bool] = True
+
+    dropout: float = 0.0
+
+    def validate(self) -> None:
+        _check_dropout("vgg13_bn", self.dropout)
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        return _vgg_bn(VGG13, shape, num_classes, self.dropout)
+
+
+@method("vgg9", "model")
+class Vgg9(Model):
+    """FedMA's VGG-9, six convolutions without BatchNorm and two hidden layers: 3,491,530 parameters on CIFAR-10.
+
+    Images are at least 8x8.
+
+    Args:
+        width: factor of every hidden layer's width, > 0.
+        dropout: after the last pooling and the second hidden layer, in [0, 1); whole channels after the second pooling
+            with half of it. 0 makes the gradient a function of the samples alone.
+    Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Table 5.4 of the
+        dissertation.
+    """
+
+    channels_last: ClassVar[bool] = True
+
+    width: float = 1.0
+    dropout: float = 0.1
+
+    def validate(self) -> None:
+        require(0 < self.width < float("inf"), f"vgg9 needs a finite width > 0, got width={self.width}")
+        _check_dropout("vgg9", self.dropout)
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        c, h, w = shape
+        require(min(h, w) >= 8, f"vgg9 needs images of at least 8x8 pixels, got {h}x{w}; choose mlp() or resnet18()")
+        layers: list[nn.Module] = []
+        for stage, widths in enumerate(((32, 64), (128, 128), (256, 256))):
+            for out in map(self._scaled, widths):
+                layers += [nn.Conv2d(c, out, 3, padding=1), nn.ReLU()]
+                c = out
+            layers.append(nn.MaxPool2d(2))
+            if stage == 1:
+                layers.append(nn.Dropout2d(self.dropout / 2))
+        hidden = self._scaled(512)
+        return nn.Sequential(
+            *layers,
+            nn.Flatten(),
+            nn.Dropout(self.dropout),
+            nn.Linear(c * (h // 8) * (w // 8), hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Dropout(self.dropout),
+            nn.Linear(hidden, num_classes),
+        )
+
+    def _scaled(self, width: int) -> int:
+        return max(1, round(self.width * width))
+
+
+def _check_dropout(name: str, dropout: float) -> None:
+    require(0 <= dropout < 1, f"{name} needs dropout in [0, 1), got dropout={dropout}")
+
+
+def _vgg_bn(stages: Stages, shape: Shape, num_classes: int, dropout: float) -> nn.Module:
+    c, h, w = shape
+    layers: list[nn.Module] = []
+    for widths in stages:
+        for out in widths:
+            layers += [nn.Conv2d(c, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+            c = out
+        if min(h, w) > 1:
+            layers.append(nn.MaxPool2d(2))
+            h, w = h // 2, w // 2
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(c * h * w, 512),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(512, 512),
+        nn.ReLU(),
+        nn.Linear(512, num_classes),
+    )
