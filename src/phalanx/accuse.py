@@ -13,14 +13,14 @@ from torch import Tensor
 
 from phalanx.stack import Note, Stack
 
-FAR = 4.0  # robust standard deviations
+FAR = 6.0  # robust standard deviations
 FURTHER = 1.2  # medians: rows that are nearly equal accuse nobody
 
 
 def outvoted(arrived: Stack, row: Tensor) -> list[int]:
     """Workers whose row lies far from the result (d,), as rows of honest workers do not.
 
-    A row is far when its distance exceeds the median distance by 4 robust standard deviations (1.4826 MAD) and by 20 %.
+    A row is far when its distance exceeds the median distance by 6 robust standard deviations (1.4826 MAD) and by 20 %.
     """
     if len(arrived.rows) < 3:
         return []
@@ -59,7 +59,7 @@ class Ledger:
         self.rounds += 1
         self.lost_groups += groups
         self.bytes_up += size
-        self.excluded.update(excluded)
+        self.excluded.update(excluded.keys())
         self.outvoted.update(against)
         self.byzantine.update(byzantine)
         self.reasons.update({w: r for w, r in excluded.items() if w not in self.reasons})

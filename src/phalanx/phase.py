@@ -47,6 +47,7 @@ class Run(Expression):
         byzantine: which of them the adversary controls.
         seed: of weights, samples, augmentation, noise, attackers; runs of one seed start alike.
         precision: "bf16" computes forward and backward under bfloat16 autocast; weights and rows stay float32.
+        device: where every process computes; "cuda" is the process's current device.
         threads: of torch, in each process; equal threads give equal bits in every world.
         evaluate_every: rounds between two looks at the test set; the end is always evaluated.
         checkpoint_every: rounds between two checkpoints.
@@ -61,6 +62,7 @@ class Run(Expression):
     augment: Augment | None = None
     seed: int = 0
     precision: Literal["float32", "bf16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     evaluate_every: int = 50
     checkpoint_every: int = 50

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Trainer:
         if world.size != run.workers:
             raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
         torch.set_num_threads(run.threads)
-        self.config, self.world = run, world
+        self.config, self.world, self.device = run, world, torch.device(run.device)
         self.data = run.data.load()
         self.model = self._build()
         self.layout = Layout.of(self.model)
@@ -77,7 +77,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream("model", self.config.seed).initial_seed())
             model = self.config.model.build(self.data.shape, self.data.num_classes)
-        return model.to(memory_format=torch.channels_last) if self.config.model.channels_last else model
+        model = model.to(self.device)
+        return cast(Any, model).to(memory_format=torch.channels_last) if self.config.model.channels_last else model
 
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
         """All rounds that are not done yet."""
@@ -172,7 +173,7 @@ class Trainer:
             (run.seed, index),
         )
         ids = self.world.ids
-        rows = torch.zeros(len(ids), self.layout.d, dtype=self.layout.dtype)
+        rows = torch.zeros(len(ids), self.layout.d, dtype=self.layout.dtype, device=self.device)
         losses = torch.zeros(len(ids), dtype=torch.float64)
         first: dict[int, int] = {}
         for i, worker in enumerate(ids):
@@ -210,7 +211,7 @@ class Trainer:
         self.model.eval()
         right, loss, count = 0, 0.0, len(self.data.test_y)
         for start in range(0, count, 1000):
-            x, y = self.data.test(slice(start, start + 1000))
+            x, y = (t.to(self.device) for t in self.data.test(slice(start, start + 1000)))
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 logits = self.model(x).float()
             right += int((logits.argmax(dim=1) == y).sum())

@@ -35,7 +35,8 @@ class Site:
 
     def batch(self, samples: Tensor, unit: int) -> tuple[Tensor, Tensor]:
         """The examples (B, C, H, W) and labels (B,) of a unit, augmented under its own stream."""
-        x, y = self.data.train(samples)
+        device = next(self.model.parameters()).device
+        x, y = (t.to(device) for t in self.data.train(samples))
         if self.augment is not None:
             x = self.augment(x, stream("augment", *self.key, unit))
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x, y

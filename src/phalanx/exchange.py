@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scheme in the user's own training loop: after `backward()`, before `optimizer.step()`.
+
+exchange = phalanx.exchange(model, "chain(gather(dense()), krum(f=2))")
+for x, y in batches:
+    loss_function(model(x), y).backward()
+    exchange()                      # p.grad of every process becomes the aggregate of all
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.accuse import Ledger
+from phalanx.attack import Nobody, Threat
+from phalanx.checkpoint import merge
+from phalanx.layout import Layout
+from phalanx.parser import parse
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Stage, State, TooFewRows, check_scheme
+from phalanx.world import World
+
+
+class Courier:
+    """A scheme between processes that play one worker each, with its memories, counters and accusations.
+
+    Args:
+        scheme: a stage or its expression.
+        world: the process group; every process holds one of its workers.
+        byzantine: processes that misbehave on purpose, for drills.
+        seed: of the scheme's random numbers; equal on every process.
+    Raises:
+        ValueError: the scheme does not end in one row, does not cross the wire exactly once, or needs more workers.
+    """
+
+    def __init__(self, scheme: Stage | str, world: World, byzantine: Threat | None = None, seed: int = 0) -> None:
+        self.scheme, self.world = as_scheme(scheme), world
+        if len(world.ids) != 1:
+            raise ValueError(f"each process plays one worker here, and this one plays {len(world.ids)}")
+        check_scheme(self.scheme, world.size)
+        self.byzantine, self.seed = byzantine or Nobody(), seed
+        self.index = 0
+        self.state: State = {}
+        self.ledger = Ledger(world.size)
+
+    def carry(
+        self, row: Tensor, layout: Layout, weight: float = 1.0, part: int = 0
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """This process's row (d,) to the aggregate (d,), or None when the round is lost; and the measurements.
+
+        Args:
+            part: number of the piece when a round's row is exchanged in pieces; pieces draw from different streams.
+        """
+        byzantine = self.byzantine.at(self.index, self.world.size, self.seed)
+        weights = torch.tensor([weight], dtype=torch.float64)
+        stack = Stack(row.reshape(1, -1), layout, (self.world.ids,), weights)
+        result, lost = None, ""
+        try:
+            result, state = self.scheme(stack, self.state, Round(self.index, self.seed, byzantine, self.world, (part,)))
+            # memories of the names in other pieces stay
+            self.state = merge([state, self.state])
+            lost = "" if bool(result.rows.isfinite().all()) else "the aggregate is not finite"
+        except TooFewRows as error:
+            lost = str(error)
+        self.ledger.lost_rounds += bool(lost)
+        measured = self.ledger.enter(result.notes if result is not None else (), byzantine)
+        return (None if result is None or lost else result.rows[0]), {**measured, "lost": lost}
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process's memories and counters, for the user's checkpoint."""
+        return {"scheme": repr(self.scheme), "index": self.index, "state": self.state, "ledger": self.ledger.to_json()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken.
+
+        Raises:
+            ValueError: it was taken from another scheme.
+        """
+        if saved["scheme"] != repr(self.scheme):
+            raise ValueError(f"the state is of {saved['scheme']}, and here runs {self.scheme!r}")
+        self.index, self.state = saved["index"], saved["state"]
+        self.ledger = Ledger.from_json(saved["ledger"])
+
+
+class Exchange:
+    """Replaces the gradients of a model by a scheme's aggregate over all processes.
+
+    The whole row crosses at once, so every scheme fits, Krum and DETOX included; floating-point buffers travel in the
+    row and are installed. Parameters without a gradient count as zero.
+
+    Args:
+        model: a plain module, the same on every process (not wrapped in DistributedDataParallel).
+        scheme: a stage or its expression.
+        world: a GroupWorld over the default process group when None.
+        byzantine, seed: as for `Courier`, which is the attribute `courier` and holds the state.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scheme: Stage | str,
+        *,
+        world: World | None = None,
+        byzantine: Threat | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.courier = Courier(scheme, world or _default_world(), byzantine, seed)
+        self.model, self.layout = model, Layout.of(model)
+
+    @torch.no_grad()
+    def __call__(self, weight: float = 1.0) -> dict[str, Any]:
+        """Exchanges the gradients in place and returns the round's measurements.
+
+        Args:
+            weight: examples behind this process's gradient.
+        Returns:
+            bytes_up, excluded (worker -> reason), outvoted, lost_groups, and lost: why the gradients were set to zero,
+            or an empty string.
+        """
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        buffers = {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
+        parts = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
+        row, measured = self.courier.carry(self.layout.join({**parts, **buffers}), self.layout, weight)
+        self.courier.index += 1
+        for name, part in self.layout.split(torch.zeros(self.layout.d) if row is None else row).items():
+            if name in named:
+                named[name].grad = part.to(named[name]).reshape_as(named[name]).clone()
+            elif row is not None:
+                buffers[name].copy_(part)
+        return measured
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process's memories and counters, for the user's checkpoint."""
+        return self.courier.state_dict()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken; ValueError if it was taken from another scheme."""
+        self.courier.load_state_dict(saved)
+
+
+def as_scheme(scheme: Stage | str) -> Stage:
+    """A stage from its expression, or as it is."""
+    made = parse(scheme) if isinstance(scheme, str) else scheme
+    if not isinstance(made, Stage):
+        raise ValueError(f"{made!r} is no scheme; write a chain such as chain(gather(dense()), median())")
+    return made
+
+
+def _default_world() -> World:
+    from phalanx.worlds.group import GroupWorld
+
+    return GroupWorld()
