@@ -1,0 +1,205 @@
+"""The training loop: interruption at any moment, resume, lost rounds, accusations, phases."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import phalanx as px
+from phalanx.checkpoint import flatten, unflatten
+from phalanx.train import Trainer, fingerprint, own
+
+RUN = (
+    "run(digits(), mlp(hidden=(16,)), phases=(phase(gradient(batch=60), {scheme}, sgd(lr=0.1, momentum=0.9), rounds={rounds}),"
+    " phase(gradient(batch=40), chain(gather(dense()), median()), adam(lr=0.01), rounds=5)), workers=6, "
+    "byzantine=drawn(1), evaluate_every=7, checkpoint_every=3, seed=1)"
+)
+SCHEME = "chain(momentum(0.9), reverse(), noise(0.001), gather(error_feedback(half())), krum(f=1))"
+
+
+def text(rounds: int = 20, scheme: str = SCHEME) -> str:
+    return RUN.format(rounds=rounds, scheme=scheme)
+
+
+@pytest.mark.processes
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    run = text(rounds=400)
+    whole = px.train(px.parse(run), folder=px.RunFolder(tmp_path / "whole"))
+    folder = tmp_path / "killed"
+    chance = random.Random(0)
+    job = [sys.executable, str(Path(__file__).parent / "job_killed.py"), run, str(folder)]
+    kills = 0
+    for attempt in range(12):
+        process = subprocess.Popen(job, start_new_session=True)
+        try:
+            if attempt < 4:
+                # not before there is something to lose
+                deadline = time.monotonic() + 60
+                before = _lines(folder)
+                while _lines(folder) == before and process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                time.sleep(chance.uniform(0, 0.3))
+                process.send_signal(signal.SIGKILL)
+            process.wait(timeout=120)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    assert kills >= 2
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["weights_sha256"] == fingerprint(whole.model)
+    metrics = px.RunFolder(folder).metrics()
+    assert [line["step"] for line in metrics] == list(range(405))
+    timeless = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in metrics]
+    there = px.RunFolder(tmp_path / "whole").metrics()
+    assert timeless == [{k: v for k, v in line.items() if not k.endswith("_s")} for line in there]
+    assert summary["accused"] == whole.ledger.table()
+
+
+def _lines(folder: Path) -> int:
+    file = folder / "checkpoint.safetensors"
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 3, 19, 20, 21, 23])
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, stop_at):
+    run = px.parse(text())
+    whole = px.train(run)
+
+    def listener(line):
+        if line["step"] == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(px.Interrupted, match="stopped after round"):
+        px.train(run, folder=px.RunFolder(tmp_path), listener=listener)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = px.train(run, folder=px.RunFolder(tmp_path))
+    assert fingerprint(again.model) == fingerprint(whole.model)
+    assert again.ledger.to_json() == whole.ledger.to_json()
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    px.train(px.parse(text(rounds=1)), folder=px.RunFolder(tmp_path))
+    with pytest.raises(ValueError, match="holds another run"):
+        px.train(px.parse(text(rounds=2)), folder=px.RunFolder(tmp_path))
+    assert px.RunFolder(tmp_path).config == repr(px.parse(text(rounds=1)))
+
+
+def test_too_few_workers_is_an_error_before_the_first_round():
+    with pytest.raises(ValueError, match=r"krum needs n >= 2f \+ 3 rows, got n=6, f=2"):
+        px.train(px.parse(text(scheme="chain(gather(dense()), krum(f=2))")))
+
+
+@pytest.mark.parametrize("scheme", ["chain(gather(dense()), nnm(f=1))", "mean()", "chain(gather(dense()), reduce(dense()), mean())"])
+def test_a_scheme_crosses_one_wire_to_one_row(scheme):
+    with pytest.raises(ValueError, match="exactly once|one update"):
+        px.train(px.parse(text(scheme=scheme)))
+
+
+def test_rounds_without_enough_rows_are_lost_and_the_run_goes_on():
+    run = px.parse(text(rounds=3, scheme="chain(nan(), gather(dense()), krum(f=1))"))
+    run = px.amend(run, "byzantine", px.fixed((0, 1, 2, 3)))
+    lines = []
+    trainer = px.train(run, listener=lines.append)
+    # two rows are left of six: krum needs three even when all faults are known; the second phase's median needs one
+    assert [bool(line["lost"]) for line in lines] == [True] * 3 + [False] * 5
+    assert trainer.ledger.lost_rounds == 3
+    assert all(line["excluded"] == dict.fromkeys("0123", "NaN") for line in lines[:3])
+
+
+def test_one_bad_row_spoils_a_blind_mean_and_the_run_says_so():
+    run = px.amend(px.parse(text(rounds=3, scheme="chain(nan(), reduce(dense()))")), "byzantine", px.fixed((2,)))
+    lines = []
+    trainer = px.train(run, listener=lines.append)
+    assert [line["lost"] for line in lines[:3]] == ["the update is not finite"] * 3
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_accusations_are_right_about_a_loud_adversary():
+    run = px.amend(px.parse(text(scheme="chain(reverse(), gather(dense()), median())")), "byzantine", px.fixed((4,)))
+    run = px.amend(run, "phases.1.rounds", 0)
+    trainer = px.train(run)
+    assert trainer.ledger.outvoted[4] == 20
+    assert trainer.ledger.recall == 1.0
+    assert trainer.ledger.precision > 0.8
+
+
+def test_batch_norm_statistics_travel_and_are_protected():
+    run = px.parse(
+        "run(digits(), vgg9(width=0.0625), phases=(phase(gradient(batch=24), chain(constant(1e6), gather(dense()), median()), "
+        "rounds=2),), workers=3, byzantine=fixed((1,)))"
+    )
+    bn = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 10))
+
+    trainer = Trainer(px.amend(run, "model", px.mlp()), px.LocalWorld(3))
+    trainer.model, before = bn, bn[2].running_mean.clone()
+    trainer.layout = px.Layout.of(bn)
+    trainer.parameters = list(bn.parameters())
+    trainer.optimizer = run.phases[0].finish.optimizer(trainer.parameters)
+    trainer.run()
+    assert trainer.layout.num_installed == 2
+    assert not torch.equal(bn[2].running_mean, before)
+    assert bn[2].running_mean.abs().max() < 100 and bn[2].running_var.min() > 0
+
+
+def test_redundant_work_is_computed_once_and_the_mean_of_votes_is_the_mean():
+    scheme = "chain(gather(dense()), group_vote(r=3), mean())"
+    run = px.amend(px.parse(text(scheme=scheme)), "byzantine", px.nobody())
+    run = px.amend(run, "finish", px.sgd(lr=0.1))
+    voted = px.train(run)
+    plain = px.train(px.amend(run, "scheme", px.parse("chain(gather(dense()), mean())")))
+    for a, b in zip(voted.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_amend_reaches_every_field_and_lists_the_choices():
+    run = px.parse(text())
+    assert px.amend(run, "finish.lr", 0.5).phases[1].finish.lr == 0.5
+    assert px.amend(run, "phases.0.finish.lr", 0.5).phases[1].finish.lr == 0.01
+    assert px.amend(run, "phases.0.scheme.1.c", 5.0).phases[0].scheme.stages[1].c == 5.0
+    assert px.amend(run, "byzantine.count", 0).byzantine == px.drawn(0)
+    for path, message in [
+        ("sheme", "did you mean scheme"),
+        ("finish.rl", "sgd has no field 'rl'"),
+        ("phases.7.rounds", "choose from 0 to 1"),
+        ("seed.x", "has no fields"),
+        ("workers", "a whole number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            px.amend(run, path, "x")
+
+
+def test_memories_of_other_processes_are_left_out():
+    state = {"0": {"worker:1": {"m": 1}, "worker:2": {"m": 2}, "row:2": {"m": 3}}, "1": {"x": 4}}
+    assert own(state, (2,)) == {"0": {"worker:2": {"m": 2}, "row:2": {"m": 3}}, "1": {"x": 4}}
+
+
+def test_flatten_round_trip():
+    tree = {"a/b": {"c%": torch.ones(2), "d": None}, "e": 3, "f": {"g": "h"}}
+    tensors, plain = flatten(tree)
+    back = unflatten(tensors, plain)
+    assert back["a/b"]["c%"].equal(torch.ones(2))
+    assert {**back, "a/b": {"d": back["a/b"]["d"]}} == {"a/b": {"d": None}, "e": 3, "f": {"g": "h"}}
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    folder = px.RunFolder(tmp_path)
+    px.train(px.parse(text(rounds=4)), folder=folder)
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        px.RunFolder(tmp_path).restore()
+
+
+def test_tensorboard_events_on_request(tmp_path):
+    px.train(px.parse(text(rounds=2)), folder=px.RunFolder(tmp_path, tensorboard=True))
+    assert list((tmp_path / "events").glob("events.*"))

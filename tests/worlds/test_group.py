@@ -1,0 +1,91 @@
+"""The same run in the simulation and over gloo processes ends with the same weights."""
+
+import json
+
+import pytest
+import torch
+
+import phalanx as px
+from phalanx.train import Trainer
+from tests.worlds.launch import run_job
+
+pytestmark = pytest.mark.processes
+
+RUN = (
+    "run(digits(), mlp(hidden=(16,)), phases=(phase(gradient(batch=60), {scheme}, {finish}, rounds=12),), "
+    "workers={n}, byzantine={byzantine}, checkpoint_every=5, seed=3)"
+)
+
+
+def expression(scheme: str, n: int = 7, byzantine: str = "drawn(1, every=2)", finish: str = "sgd(lr=0.1)") -> str:
+    return RUN.format(scheme=scheme, n=n, byzantine=byzantine, finish=finish)
+
+
+EXACT = {
+    "median": expression("chain(reverse(), gather(dense()), median())"),
+    "krum": expression("chain(alie(), gather(dense()), krum(f=1))"),
+    "bulyan": expression("chain(ipm(), gather(dense()), bulyan(f=1))"),
+    "geometric median": expression("chain(mimic(), gather(half()), geometric_median())"),
+    "sign vote": expression("chain(constant(), gather(sign()), majority())", finish="sgd(lr=0.01, momentum=0.5)"),
+    "error feedback": expression("chain(gather(error_feedback(sign(scaled=True))), mean())", byzantine="nobody()"),
+    "momentum": expression("chain(momentum(0.9), clip(1.0), noise(0.001), gaussian(), gather(dense()), nnm(f=1), median())"),
+    "server memory": expression("chain(gather(dense()), momentum(0.5), centered_clip())", finish="adam(lr=0.01)"),
+    "group vote": expression("chain(nan(), gather(dense()), group_vote(r=3), mean())"),
+    "hierarchy": expression("chain(reverse(), gather(dense()), hierarchy(mean(), median(), groups=3))"),
+    **{
+        f"malformed {how}": expression(f"chain(gather(dense(), forge=malformed('{how}')), trimmed_mean(f=1))")
+        for how in ("short", "dtype", "missing", "random", "weight")
+    },
+}
+CLOSE = {
+    "all-reduce": expression("chain(reduce(dense()))", byzantine="nobody()"),
+    "all-reduce bf16": expression("chain(reduce(half('bf16')))", byzantine="nobody()"),
+}
+
+
+def simulate(text: str) -> Trainer:
+    return px.train(px.parse(text))
+
+
+@pytest.fixture(scope="module")
+def over_gloo(tmp_path_factory):
+    return run_job(4, "job_train.py", {"runs": {**EXACT, **CLOSE}}, tmp_path_factory.mktemp("gloo"))
+
+
+@pytest.mark.parametrize("label", EXACT)
+def test_same_weights_as_the_simulation(over_gloo, label):
+    trainer = simulate(EXACT[label])
+    there = over_gloo[label]
+    assert trainer.summary()["weights_sha256"] == there["weights_sha256"]
+    assert trainer.ledger.bytes_up == there["bytes_up"]
+    assert trainer.ledger.table() == there["accused"]
+    assert there["processes"] > 1
+
+
+@pytest.mark.parametrize("label", CLOSE)
+def test_close_weights_where_an_all_reduce_sums(over_gloo, label):
+    trainer = simulate(CLOSE[label])
+    here = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    there = torch.tensor(over_gloo[label]["weights"])
+    torch.testing.assert_close(here, there, atol=1e-6 if label == "all-reduce" else 2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["short", "dtype", "missing", "random", "weight"])
+def test_malformed_messages_are_named(over_gloo, how):
+    metrics = over_gloo[f"malformed {how}"]["metrics"]
+    for line in metrics:
+        assert set(line["excluded"]) <= {str(w) for w in line["byzantine"]}
+    # random bytes may decode to finite floats; everything else is seen at once
+    if how != "random":
+        assert all(line["excluded"] for line in metrics)
+
+
+def test_resume_with_another_number_of_processes(over_gloo, tmp_path):
+    label = "momentum"
+    first = run_job(3, "job_train.py", {"runs": {label: EXACT[label]}, "stop_at": {label: 6}}, tmp_path)
+    assert first[label] == {"interrupted": 6}
+    assert len((tmp_path / label / "metrics.jsonl").read_text().splitlines()) < 12
+    second = run_job(2, "job_train.py", {"runs": {label: EXACT[label]}}, tmp_path)
+    assert second[label]["weights_sha256"] == over_gloo[label]["weights_sha256"]
+    assert [line["step"] for line in second[label]["metrics"]] == list(range(12))
+    assert json.loads((tmp_path / label / "summary.json").read_text())["rounds"] == 12
