@@ -28,7 +28,9 @@ EXACT = {
     "geometric median": expression("chain(mimic(), gather(half()), geometric_median())"),
     "sign vote": expression("chain(constant(), gather(sign()), majority())", finish="sgd(lr=0.01, momentum=0.5)"),
     "error feedback": expression("chain(gather(error_feedback(sign(scaled=True))), mean())", byzantine="nobody()"),
-    "momentum": expression("chain(momentum(0.9), clip(1.0), noise(0.001), gaussian(), gather(dense()), nnm(f=1), median())"),
+    "momentum": expression(
+        "chain(momentum(0.9), clip(1.0), noise(0.001), gaussian(), gather(dense()), nnm(f=1), median())"
+    ),
     "server memory": expression("chain(gather(dense()), momentum(0.5), centered_clip())", finish="adam(lr=0.01)"),
     "group vote": expression("chain(nan(), gather(dense()), group_vote(r=3), mean())"),
     "hierarchy": expression("chain(reverse(), gather(dense()), hierarchy(mean(), median(), groups=3))"),

@@ -1,0 +1,26 @@
+"""One round of a scheme on fixed rows, in any world."""
+
+from typing import Any
+
+import torch
+
+import phalanx as px
+
+D = 37
+
+
+def outcome(scheme: str, world: px.World, byzantine: list[int]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(5)
+    # pairs of workers hold equal rows, so that votes have something to agree on
+    rows = torch.randn(world.size, D, generator=generator)
+    assignment = px.parse(scheme).assign(world.size)
+    if assignment is not None:
+        rows = rows[torch.tensor([unit for (unit,) in assignment])]
+    stack = px.Stack.of(rows[list(world.ids)], ids=world.ids)
+    round = px.Round(index=2, seed=4, byzantine=frozenset(byzantine), world=world)
+    result, _ = px.parse(scheme)(stack, None, round)
+    return {
+        "row": result.rows[0].tolist(),
+        "excluded": sorted({n.worker for n in result.notes if n.kind == "excluded"}),
+        "bytes": sum(n.value for n in result.notes if n.kind == "bytes"),
+    }
