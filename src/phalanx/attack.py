@@ -27,14 +27,18 @@ class View:
     Args:
         rows: (n, d), by worker.
         byzantine: (n,) True where the adversary controls the worker.
+        workers: the first worker behind each row.
     """
 
     rows: Tensor
     byzantine: Tensor
+    workers: tuple[int, ...]
 
     @property
     def honest(self) -> Tensor:
-        """(n - f, d)."""
+        """(n - f, d); all rows when every worker is Byzantine."""
+        if bool(self.byzantine.all()):
+            return self.rows
         return self.rows[~self.byzantine.to(self.rows.device)]
 
 
@@ -73,9 +77,10 @@ class Attack(Stage):
     def _view(stack: Stack, round: Round) -> View:
         if stack.received:
             bad = [set(s) <= round.byzantine for s in stack.sources]
-            return View(stack.rows, torch.tensor(bad))
+            return View(stack.rows, torch.tensor(bad, dtype=torch.bool), tuple(s[0] for s in stack.sources))
         rows = round.world.peek(stack.rows)
-        return View(rows, torch.tensor([i in round.byzantine for i in range(len(rows))]))
+        workers = tuple(range(len(rows)))
+        return View(rows, torch.tensor([i in round.byzantine for i in workers], dtype=torch.bool), workers)
 
 
 class Threat(Expression, ABC):

@@ -6,7 +6,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,19 +24,22 @@ WEIGHT, INSTALLED = "weight", "installed"  # keys that the wire stage adds to a 
 
 
 class Codec(Expression, ABC):
-    """One row <-> one payload.
-
-    Class attributes: `linear`: decoding the mean of payloads gives the mean of the decoded rows; `unbiased`: the
-    expectation of decode(encode(row)) is the row.
-    """
-
-    linear: ClassVar[bool] = False
-    unbiased: ClassVar[bool] = False
+    """One row <-> one payload."""
 
     @property
     def scope(self) -> Scope:
         """The least piece of a row that can be coded alone."""
         return "coordinate"
+
+    @property
+    def linear(self) -> bool:
+        """Decoding the mean of payloads gives the mean of the decoded rows."""
+        return False
+
+    @property
+    def unbiased(self) -> bool:
+        """The expectation of decode(encode(row)) is the row."""
+        return False
 
     @abstractmethod
     def encode(

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from phalanx.precision import wide
+
 Payload = dict[str, Tensor]
 
 
@@ -79,8 +81,9 @@ class LocalWorld:
         return [self._checked(p, limit_bytes) for p in payloads]
 
     def mean(self, x: Tensor, weights: Tensor) -> Tensor:
-        share = (weights / weights.sum()).to(x)
-        return share @ x
+        # shares rounded to 16 bits would not add up to one
+        share = (weights / weights.sum()).to(x.device, wide(x.dtype))
+        return (share @ x.to(share.dtype)).to(x.dtype)
 
     def peek(self, x: Tensor) -> Tensor:
         assert len(x) == self.size

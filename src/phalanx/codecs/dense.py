@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +19,13 @@ from phalanx.world import expect
 class Dense(Codec):
     """The row as it is, in its own dtype: the uncompressed baseline. As published."""
 
-    linear: ClassVar[bool] = True
-    unbiased: ClassVar[bool] = True
+    @property
+    def linear(self) -> bool:
+        return True
+
+    @property
+    def unbiased(self) -> bool:
+        return True
 
     def encode(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lie within the spread of the honest rows."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import ClassVar
+
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method
+from phalanx.precision import wide
+from phalanx.round import Round
+from phalanx.stage import State
+
+
+@method("alie", "attack")
+class Alie(Attack):
+    """All Byzantine workers send mean + z std, coordinate by coordinate: far enough to harm, near enough to pass.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        z: standard deviations to stay from the mean, of either sign; None: the most that f of n workers can hide,
+            z = Phi^-1((n - f - s) / (n - f)) with s = floor(n / 2 + 1) - f honest workers outbid.
+    Source: Baruch et al., A little is enough, 2019, arXiv:1902.06156. Differs: mean and population standard
+        deviation are those of all workers' rows before corruption, as in the published experiments of DETOX (which fix
+        z = 1), where the paper takes the corrupted workers' own; s >= 1, as a Byzantine majority needs nobody and
+        could go to infinity.
+    """
+
+    omniscient: ClassVar[bool] = True
+
+    z: float | None = None
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        assert view is not None
+        rows = view.rows.to(wide(view.rows.dtype))
+        z = hidden_z(len(rows), int(view.byzantine.sum())) if self.z is None else self.z
+        return rows.mean(dim=0) + z * rows.std(dim=0, correction=0), state
+
+
+def hidden_z(n: int, f: int) -> float:
+    """The z of the paper for f Byzantine workers among n; 0 when fewer than two are honest and nothing can be hidden.
+
+    >>> round(hidden_z(45, 5), 3)
+    0.126
+    """
+    honest = n - f
+    if honest < 2:
+        return 0.0
+    outbid = min(max(n // 2 + 1 - f, 1), honest - 1)
+    return NormalDist().inv_cdf((honest - outbid) / honest)

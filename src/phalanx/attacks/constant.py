@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One number everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method
+from phalanx.round import Round
+from phalanx.stage import State
+
+
+@method("constant", "attack")
+class Constant(Attack):
+    """A Byzantine worker sends a row whose entries are all `value`.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        value: -100 as in the dissertation; -1 is its choice against sign votes; 1e30 overflows what is not gated.
+    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.5.
+        As published.
+    """
+
+    value: float = -100.0
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        return torch.full_like(own, self.value, dtype=torch.float64), state

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise in place of a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method, require
+from phalanx.round import Round
+from phalanx.stage import State
+
+
+@method("gaussian", "attack")
+class Gaussian(Attack):
+    """A Byzantine worker sends independent Gaussian noise of mean 0 instead of its row.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        std: > 0, standard deviation of an entry; higher is stronger against the mean and easier to see.
+    Source: Blanchard et al., Machine learning with adversaries, 2017, arXiv:1703.02757,
+        experiments. As published.
+    """
+
+    std: float = 200.0
+
+    def validate(self) -> None:
+        require(0 < self.std < float("inf"), f"gaussian needs a finite std > 0, got std={self.std}")
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        noise = torch.empty(own.shape)
+        for i, worker in enumerate(workers):
+            noise[i].normal_(0.0, self.std, generator=round.rng(worker))
+        return noise.to(own.device), state

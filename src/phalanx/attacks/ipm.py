@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The honest mean turned round."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method
+from phalanx.precision import wide
+from phalanx.round import Round
+from phalanx.stage import State
+
+
+@method("ipm", "attack")
+class Ipm(Attack):
+    """All Byzantine workers send -epsilon times the mean of the honest rows: inner product manipulation.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        epsilon: 0.1 hides near the origin and fools median and Krum; beyond (n - f) / f it turns the plain mean round.
+    Source: Xie et al., Fall of empires, 2019, arXiv:1903.03936. As published.
+    """
+
+    omniscient: ClassVar[bool] = True
+
+    epsilon: float = 0.1
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        assert view is not None
+        honest = view.honest
+        return -self.epsilon * honest.to(wide(honest.dtype)).mean(dim=0), state

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One honest worker, many times over."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method, require
+from phalanx.precision import wide
+from phalanx.round import Round
+from phalanx.stage import Scope, State
+
+
+@method("mimic", "attack")
+class Mimic(Attack):
+    """All Byzantine workers send the row of one honest worker, so that its data count f + 1 times.
+
+    No row is an outlier, and rules that expect rows of one distribution are misled where the workers' data differ.
+    Over the first rounds Oja's rule follows z, the direction in which honest rows vary most, and the target is the
+    worker with the largest |sum_t <z_t, x_t>|; afterwards the target stays.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        warmup: rounds in which the target is chosen, about one epoch; 0 copies the first honest worker.
+    Source: Karimireddy et al., Byzantine-robust learning on heterogeneous datasets via bucketing, 2022,
+        arXiv:2006.09365, mimic attack with warm-up. Differs: Oja's step has length 1, so that the choice does not
+        depend on the unit of the rows, and the mean is taken off the rows before the inner product.
+    """
+
+    omniscient: ClassVar[bool] = True
+
+    warmup: int = 100
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def validate(self) -> None:
+        require(self.warmup >= 0, f"mimic needs warmup >= 0 rounds, got warmup={self.warmup}")
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        assert view is not None
+        honest = {w: i for i, w in enumerate(view.workers) if not bool(view.byzantine[i])}
+        if not honest:
+            return own, state
+        if state.get("rounds", 0) < self.warmup:
+            state = _follow(view, honest, state, round)
+        scores = state.get("scores", {})
+        # a target that is missing or corrupt in this round is replaced by the next best
+        target = max(honest, key=lambda w: abs(scores.get(str(w), 0.0)))
+        return view.rows[honest[target]], state
+
+
+def _follow(view: View, honest: dict[int, int], state: State, round: Round) -> dict[str, Any]:
+    """One step of Oja's rule over the honest rows."""
+    rows = view.honest.to(wide(view.rows.dtype))
+    if not bool(rows.isfinite().all()):
+        return state
+    t = state.get("rounds", 0)
+    z = state["direction"].to(rows) if t else torch.randn(rows.shape[1], generator=round.rng()).to(rows)
+    mean = rows.mean(dim=0)
+    if t:
+        mean = torch.lerp(mean, state["mean"].to(rows), t / (t + 1))
+    centred = rows - mean
+    z = _unit(t * _unit(z) + _unit((centred @ z) @ centred))
+    scores = dict(state.get("scores", {}))
+    for worker, score in zip(honest, (centred @ z).tolist(), strict=True):
+        scores[str(worker)] = scores.get(str(worker), 0.0) + score
+    return {**state, "rounds": t + 1, "mean": mean, "direction": z, "scores": scores}
+
+
+def _unit(x: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(x)
+    return x / length if bool(length > 0) else x

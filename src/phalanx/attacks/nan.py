@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Not a number, everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method
+from phalanx.round import Round
+from phalanx.stage import State
+
+
+@method("nan", "attack")
+class Nan(Attack):
+    """A Byzantine worker sends NaN in every entry: the cheapest way to stop a run without a gate.
+
+    Shapes: (k, d) -> (k, d).
+    Source: folklore; what an overflow or a broken accelerator sends without malice.
+    """
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        return torch.full_like(own, torch.nan), state

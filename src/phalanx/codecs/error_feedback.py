@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a codec lost is sent next time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from phalanx.codec import Codec, Payload
+from phalanx.expression import method
+from phalanx.layout import Layout
+from phalanx.memory import recall, remember
+from phalanx.precision import cast
+from phalanx.stage import Scope, State
+
+
+@method("error_feedback", "codec")
+class ErrorFeedback(Codec):
+    """The row plus the residual of earlier rounds, coded; what the code loses is the next residual.
+
+    decoded + residual = row + old residual, so nothing is lost, only late.
+
+    Args:
+        codec: any; a biased one, such as sign(scaled=True), is what this repairs.
+    Source: Seide et al., 1-bit stochastic gradient descent, 2014; Karimireddy et al., Error feedback fixes
+        signSGD, 2019, arXiv:1901.09847, Algorithm 2. Differs: the residual is in the unit of the row, before the
+        learning rate; entries where the sum or the decoded row is NaN or Inf keep their old residual.
+    """
+
+    codec: Codec
+
+    @property
+    def scope(self) -> Scope:
+        return self.codec.scope
+
+    @property
+    def linear(self) -> bool:
+        return self.codec.linear
+
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        memory = state.get("residual", {})
+        old = recall(memory, layout, torch.zeros_like(row))
+        owed = old + row
+        # what a narrow dtype cannot hold stays in the residual
+        payload, inner = self.codec.encode(cast(owed, row.dtype), layout, state.get("inner", {}), rng)
+        new = owed - self.codec.decode(payload, layout).to(owed)
+        return payload, {"residual": {**memory, **remember(new, old, layout)}, "inner": inner}
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        return self.codec.decode(payload, layout)

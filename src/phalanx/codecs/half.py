@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two bytes an entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from phalanx.codec import Codec, Payload
+from phalanx.expression import method
+from phalanx.layout import Layout
+from phalanx.precision import cast
+from phalanx.stage import State
+from phalanx.world import expect
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@method("half", "codec")
+class Half(Codec):
+    """The row rounded to 16-bit floating point, two bytes an entry.
+
+    Args:
+        precision: "fp16" has 11 significant bits between 6e-8 and 65504, "bf16" has 8 in the range of float32.
+    Source: Micikevicius et al., Mixed precision training, 2018, arXiv:1710.03740.
+        Differs: finite entries beyond the range become its end, where a plain cast gives Inf; NaN and Inf stay.
+    """
+
+    precision: Literal["fp16", "bf16"] = "fp16"
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        return {"values": cast(row, _DTYPES[self.precision])}, state
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        (values,) = expect(payload, values=(_DTYPES[self.precision], (layout.d,)))
+        return cast(values, layout.dtype)

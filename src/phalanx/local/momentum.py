@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows averaged over rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.memory import recall, remember
+from phalanx.precision import cast
+from phalanx.stage import RowStage, State
+
+
+@method("momentum", "local")
+class Momentum(RowStage):
+    """Each worker's moving average of its rows: m = (1 - beta) g + beta m, begun with m = g.
+
+    It cuts the variance of honest rows by (1 - beta) / (1 + beta), so that fewer faults can hide in it.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        beta: share of the past, in [0, 1); higher is smoother and slower.
+    Source: Karimireddy et al., Learning from history for Byzantine robust optimization, 2021, arXiv:2012.10333,
+        Algorithm 2. Differs: an entry that is NaN or Inf comes out as no number and leaves the memory alone.
+    """
+
+    beta: float = 0.9
+
+    def validate(self) -> None:
+        require(0 <= self.beta < 1, f"momentum needs 0 <= beta < 1, got beta={self.beta}")
+
+    def row(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Tensor, State]:
+        memory = state.get("momentum", {})
+        old = recall(memory, layout, row)
+        # the weights add up to one, and two equal terms give exactly themselves
+        new = torch.lerp(row.to(old), old, self.beta)
+        return cast(new, row.dtype), {"momentum": {**memory, **remember(new, old, layout)}}

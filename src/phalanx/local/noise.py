@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows blurred on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.precision import cast, wide
+from phalanx.stage import RowStage, State
+
+
+@method("noise", "local")
+class Noise(RowStage):
+    """Each row plus independent Gaussian noise of standard deviation `std` in every entry.
+
+    Shapes: (k, d) -> (k, d).
+    Args:
+        std: >= 0, in the unit of an entry; after clip(C), std = sigma C is the Gaussian mechanism for one worker's row.
+    Source: Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133, Algorithm 1.
+        Differs: every worker adds its own noise to its row, the server none; no privacy accountant.
+    """
+
+    std: float
+
+    def validate(self) -> None:
+        require(0 <= self.std < float("inf"), f"noise needs a finite std >= 0, got std={self.std}")
+
+    def row(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Tensor, State]:
+        noise = torch.randn(len(row), generator=rng(), dtype=wide(row.dtype))
+        return cast(row + self.std * noise.to(row.device), row.dtype), state

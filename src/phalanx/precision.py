@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between wide and narrow floating-point numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in another dtype, where what is finite stays finite: it is cut at the largest number of the dtype."""
+    if x.dtype == dtype:
+        return x
+    top = torch.finfo(dtype).max
+    narrow = x.to(dtype)
+    return torch.where(x.isfinite(), narrow.clamp(-top, top), narrow)
