@@ -79,7 +79,7 @@ class Dirichlet(Partition):
     every unit owns `least` samples.
 
     Args:
-        alpha: concentration, > 0; lower gives each unit fewer classes.
+        alpha: concentration in (0, 1e6]; lower gives each unit fewer classes.
         least: samples that every unit owns, >= 1; FedMA's experiments have 10.
     Raises:
         ValueError: 100 draws leave some unit below `least`.
@@ -92,7 +92,7 @@ class Dirichlet(Partition):
     least: int = 1
 
     def validate(self) -> None:
-        require(0 < self.alpha < float("inf"), f"dirichlet needs a finite alpha > 0, got alpha={self.alpha}")
+        require(0 < self.alpha <= 1e6, f"dirichlet needs alpha in (0, 1e6], got alpha={self.alpha}")
         require(self.least >= 1, f"dirichlet needs least >= 1, got least={self.least}")
 
     def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
@@ -117,9 +117,9 @@ class Dirichlet(Partition):
             members = (labels == label).nonzero().flatten()
             members = members[torch.randperm(len(members), generator=generator)]
             hungry = sizes * units < len(labels)
-            share = rng.dirichlet(np.full(units, self.alpha)) * hungry
-            if share.sum() == 0:  # a tiny alpha underflows
-                share = hungry.astype(float)
+            # shares of all units, renormalised over some of them, are Dirichlet over these again
+            share = np.zeros(units)
+            share[hungry] = rng.dirichlet(np.full(hungry.sum(), self.alpha))
             ends = np.rint(share.cumsum() / share.sum() * len(members)).astype(int)
             counts = np.diff(ends, prepend=0)
             owner[members] = torch.from_numpy(np.arange(units).repeat(counts))

@@ -16,7 +16,9 @@ Shape = tuple[int, int, int]  # channels, height, width
 class Model(Expression, ABC):
     """A classifier of images that a run names.
 
-    Class attribute `channels_last`: the convolutions are faster in that memory format, on the CPU too.
+    Class attribute `channels_last`: the convolutions run in that memory format. Measured for a training step on 2 cores
+    with AVX-512 and without AMX, batch 64: LeNet 1.7 times faster, ResNet-18 1.3, VGG-9 1.2, VGG-11-BN 1.0. Bfloat16
+    autocast slowed all of them there (0.7 to 1.0 times the speed); it is for CPUs with AMX and for GPUs.
     """
 
     channels_last: ClassVar[bool] = False

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+import gzip
+import hashlib
+import http.server
+import io
+import struct
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import phalanx
+from phalanx.data import cifar10, dataset, mnist
+from phalanx.data.cifar10 import RECORD_BYTES, read_records
+from phalanx.data.dataset import Dataset, spaced
+from phalanx.data.files import MissingData, download, extract, folder
+from phalanx.data.idx import read_idx
+
+
+def idx(body: bytes, *sizes: int, magic: int = 0x0800) -> bytes:
+    return struct.pack(f">I{len(sizes)}I", magic | len(sizes), *sizes) + body
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=3), st.booleans(), st.randoms())
+def test_idx_round_trip(tmp_path_factory, sizes, packed, random):
+    count = torch.Size(sizes).numel()
+    body = bytes(random.randrange(256) for _ in range(count))
+    path = tmp_path_factory.mktemp("idx") / "file"
+    data = idx(body, *sizes)
+    path.write_bytes(gzip.compress(data) if packed else data)
+    x = read_idx(path, len(sizes))
+    assert x.dtype == torch.uint8 and x.shape == tuple(sizes) and bytes(x.flatten().tolist()) == body
+
+
+GOOD = idx(bytes(range(12)), 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "0 bytes are less than its header of 16"),
+        (GOOD[:15], "15 bytes are less"),
+        (GOOD[:-1], "3 x 2 x 2 = 12 bytes and holds 11"),
+        (GOOD + b"x", "12 bytes and holds 13"),
+        (b"\x01" + GOOD[1:], "01000803"),
+        (idx(bytes(12), 3, 2, 2, magic=0x0D00), "00000d03"),
+        (idx(bytes(12), 3, 4), "2 dimensions, and 3 are expected"),
+        (idx(b"", 2**32 - 1, 2**32 - 1, 2**32 - 1), "holds 0"),
+        (gzip.compress(GOOD)[:-9], "damaged gzip"),
+        (gzip.compress(GOOD)[:-8] + bytes(8), "damaged gzip"),
+        (gzip.compress(GOOD)[:12] + b"\xff\xff\xff\xff" + gzip.compress(GOOD)[16:], "damaged gzip"),
+        (gzip.compress(GOOD[:-1]), "holds 11"),
+        (b"<html>404</html>", "no idx file"),
+    ],
+)
+def test_damaged_idx(tmp_path, data, words):
+    path = tmp_path / "file-idx3-ubyte"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=words) as error:
+        read_idx(path, 3)
+    assert str(path) in str(error.value)
+
+
+def record(label: int, seed: int) -> bytes:
+    planes = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(seed))
+    return bytes([label, *planes.flatten().tolist()])
+
+
+def test_cifar_records_are_label_then_red_green_blue_planes(tmp_path):
+    path = tmp_path / "batch.bin"
+    path.write_bytes(bytes([7]) + b"\x01" * 1024 + b"\x02" * 1024 + b"\x03" * 1024 + record(2, 0))
+    images, labels = read_records(path)
+    assert labels.tolist() == [7, 2] and labels.dtype == torch.int64
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
+    assert [images[0, c].unique().tolist() for c in range(3)] == [[1], [2], [3]]
+    # rows of an image are consecutive
+    assert bytes(images[1].flatten().tolist()) == record(2, 0)[1:]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (record(0, 0)[:-1], "3072 bytes, 3072 more than whole records of 3073"),
+        (record(0, 0) + b"x", "1 more than whole"),
+        (record(10, 0), "label 10"),
+    ],
+)
+def test_damaged_cifar_records(tmp_path, data, words):
+    path = tmp_path / "data_batch_1.bin"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=words) as error:
+        read_records(path)
+    assert str(path) in str(error.value)
+
+
+def sparse(path: Path, head: bytes, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(head)
+        file.truncate(size)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        raw = tmp_path / "MNIST" / "raw"
+        images = idx(b"\x00\xff", count, 28, 28)
+        sparse(raw / f"{part}-images-idx3-ubyte", images, 16 + 784 * count)
+        labels = bytes(i % 10 for i in range(count))
+        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels, count), 1))
+    for i, name in enumerate(cifar10.TRAIN + cifar10.TEST):
+        sparse(tmp_path / cifar10.PLACE / name, record(i, i), 10_000 * RECORD_BYTES)
+    yield tmp_path
+    dataset._load.cache_clear()
+
+
+def test_mnist_from_files(fake):
+    d = phalanx.mnist(train=600, test=7).load()
+    assert d.shape == (1, 28, 28) and d.num_classes == 10
+    assert d.train_y.tolist() == [100 * i % 10 for i in range(600)]
+    assert d.test_y.tolist() == [i * 10_000 // 7 % 10 for i in range(7)]
+    x, y = d.train(torch.tensor([0, 1]))
+    assert y.tolist() == [0, 0] and x.dtype == torch.float32
+    torch.testing.assert_close(x[0, 0, 0, :3], (torch.tensor([0.0, 1.0, 0.0]) - 0.1307) / 0.3081)
+    assert phalanx.found()["mnist"] == str(fake / "MNIST" / "raw")
+
+
+def test_mnist_of_another_size(fake):
+    path = fake / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(idx(bytes(784), 1, 28, 28))
+    with pytest.raises(ValueError, match=r"\(1, 28, 28\) and \(60000,\), and should be 60000"):
+        phalanx.mnist().load()
+    sparse(path, idx(b"", 60_000, 28, 28), 16 + 784 * 60_000)
+    (fake / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(idx(bytes([10]) * 10_000, 10_000))
+    with pytest.raises(ValueError, match="go up to 10"):
+        phalanx.mnist().load()
+
+
+def test_cifar10_from_files(fake):
+    d = phalanx.cifar10(train=5, test=1).load()
+    assert d.shape == (3, 32, 32)
+    assert d.train_y.tolist() == [0, 1, 2, 3, 4] and d.test_y.tolist() == [5]
+    for i in range(5):
+        assert bytes(d.train_x[i].flatten().tolist()) == record(i, i)[1:]
+    small = phalanx.cifar10(train=5, test=1, size=16).load()
+    want = d.train_x.double().reshape(5, 3, 16, 2, 16, 2).mean(dim=(3, 5))
+    assert small.shape == (3, 16, 16) and small.train_x.dtype == torch.uint8
+    assert (small.train_x - want).abs().max() <= 0.5
+    assert phalanx.found()["cifar10"] == str(fake / cifar10.PLACE)
+
+
+def test_cifar10_with_a_short_batch(fake):
+    (fake / cifar10.PLACE / "data_batch_3.bin").write_bytes(record(0, 0))
+    with pytest.raises(ValueError, match=r"data_batch_3.bin has 1 records, and should have 10000"):
+        phalanx.cifar10().load()
+
+
+def test_equal_expressions_share_one_copy(fake):
+    assert phalanx.mnist(train=10).load() is phalanx.parse("mnist(train=10)").load()
+    assert phalanx.mnist(train=10).load() is not phalanx.mnist(train=11).load()
+
+
+@pytest.mark.parametrize(
+    "expression", ["mnist(train=0)", "mnist(train=60001)", "cifar10(test=-1)", "cifar10(test=10001)", "cifar10(size=8)"]
+)
+def test_subsets_out_of_range(expression):
+    with pytest.raises(ValueError, match=expression.partition("(")[0]):
+        phalanx.parse(expression)
+
+
+@given(st.integers(1, 50), st.integers(0, 50))
+def test_spaced_positions(total, extra):
+    total, count = total + extra, total
+    places = torch.arange(total)[spaced(total, count)]
+    assert len(places) == count and places[0] == 0
+    steps = places.diff()
+    assert not len(steps) or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
+    assert len(torch.arange(total)[spaced(total, None)]) == total
+
+
+def test_digits():
+    d = phalanx.digits().load()
+    assert d.train_x.shape == (1437, 1, 8, 8) and d.test_x.shape == (360, 1, 8, 8)
+    x, y = d.train(slice(None))
+    assert x.mean().abs() < 0.01 and (x.std() - 1).abs() < 0.01
+    assert d.train_y.bincount().min() > 130 and d.test_y.bincount().min() > 25
+    both = torch.cat([d.train_x, d.test_x]).flatten(1)
+    assert len(both.unique(dim=0)) == 1797  # so no test image is trained on
+    assert torch.equal(d.train(torch.tensor([3]))[0], x[3:4]) and y.dtype == torch.int64
+    assert d.test(slice(5, 9))[0].shape == (4, 1, 8, 8)
+    assert phalanx.found()["digits"] == "part of scikit-learn"
+
+
+def test_normalising_leaves_the_data_alone():
+    d = phalanx.digits().load()
+    before = d.test_x.clone()
+    d.inputs(d.test_x).zero_()
+    assert torch.equal(d.test_x, before)
+    already = d.test_x.float()
+    d.inputs(already)
+    assert torch.equal(already, before.float())
+
+
+def test_images_without_labels():
+    x, y = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="3 train images, but 2 labels"):
+        Dataset("toy", x, y, x[:2], y, 10, (0.0,), (1.0,))
+
+
+def test_folder(monkeypatch):
+    monkeypatch.setenv("PHALANX_DATA", "/some/where")
+    assert folder() == Path("/some/where")
+    monkeypatch.setenv("PHALANX_DATA", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert folder() == Path("/cache/phalanx")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert folder() == Path("/home/user/.cache/phalanx")
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_missing_data_names_the_set_the_place_and_the_ways_out(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(mnist, "MIRROR", "http://127.0.0.1:9/")
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar.tar.gz")
+    status = phalanx.found()[name]
+    with pytest.raises(MissingData) as error:
+        phalanx.parse(f"{name}()").load()
+    for sentence in (str(error.value), status):
+        for word in (name, str(tmp_path), "PHALANX_DATA", "network", "digits()"):
+            assert word in sentence
+    assert "cannot be downloaded" in str(error.value) and "cannot be downloaded" not in status
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, and the address under which its files are to be had."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    source = tmp_path / "served"
+    source.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(source))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield source, f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_download_is_checked_and_leaves_only_its_files(served, tmp_path):
+    source, url = served
+    (source / "a.gz").write_bytes(b"content")
+    md5 = hashlib.md5(b"content").hexdigest()
+    target = tmp_path / "new" / "place"
+    download("toy", {"a.gz": (f"{url}a.gz", md5)}, target, unpack=lambda work: None)
+    assert [p.name for p in target.iterdir()] == ["a.gz"] and (target / "a.gz").read_bytes() == b"content"
+
+
+def test_a_download_with_a_wrong_checksum_leaves_nothing(served, tmp_path):
+    source, url = served
+    (source / "a").write_bytes(b"content")
+    (source / "b").write_bytes(b"something else")
+    sources = {name: (url + name, hashlib.md5(b"content").hexdigest()) for name in ("a", "b")}
+    with pytest.raises(MissingData, match=r"toy is not in .*hash"):
+        download("toy", sources, tmp_path / "place", unpack=lambda work: None)
+    with pytest.raises(MissingData, match="404"):
+        download("toy", {"c": (f"{url}c", "0" * 32)}, tmp_path / "place", unpack=lambda work: None)
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_cifar10_by_download(served, tmp_path, monkeypatch):
+    source, url = served
+    with tarfile.open(source / cifar10.ARCHIVE, "w:gz", compresslevel=1) as tar:
+        for i, name in enumerate(cifar10.TRAIN + cifar10.TEST):
+            body = record(i, i) + bytes(9_999 * RECORD_BYTES)
+            entry = tarfile.TarInfo(f"{cifar10.PLACE}/{name}")
+            entry.size = len(body)
+            tar.addfile(entry, io.BytesIO(body))
+    monkeypatch.setattr(cifar10, "URL", url + cifar10.ARCHIVE)
+    monkeypatch.setattr(cifar10, "MD5", hashlib.md5((source / cifar10.ARCHIVE).read_bytes()).hexdigest())
+    monkeypatch.setenv("PHALANX_DATA", str(tmp_path / "fresh"))
+    d = phalanx.cifar10(train=5, test=1).read()
+    assert d.train_y.tolist() == [0, 1, 2, 3, 4] and d.test_y.tolist() == [5]
+    files = {p.name for p in (tmp_path / "fresh" / cifar10.PLACE).iterdir()}
+    assert files == set(cifar10.TRAIN + cifar10.TEST)
+
+
+def test_an_archive_gives_regular_members_only(tmp_path):
+    def archive(*entries: tuple[tarfile.TarInfo, bytes]) -> Path:
+        path = tmp_path / "archive.tar"
+        with tarfile.open(path, "w") as tar:
+            for entry, body in entries:
+                entry.size = len(body)
+                tar.addfile(entry, io.BytesIO(body))
+        return path
+
+    out = tmp_path / "inner" / "out"
+    out.mkdir(parents=True)
+    extract(archive((tarfile.TarInfo("../evil"), b"bad"), (tarfile.TarInfo("d/good"), b"fine")), ["d/good"], out)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["good"]
+    extract(archive((tarfile.TarInfo("../climb"), b"tame")), ["../climb"], out)
+    assert (out / "climb").read_bytes() == b"tame" and not (out.parent / "climb").exists()
+    for kind in (tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE):
+        entry = tarfile.TarInfo("d/good")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        with pytest.raises(ValueError, match="no regular file"):
+            extract(archive((entry, b"")), ["d/good"], out)
+    with pytest.raises(ValueError, match="no member d/other"):
+        extract(archive(), ["d/other"], out)
+
+
+@given(
+    st.integers(0, 5), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 7), st.integers(0, 99)
+)
+def test_crop_flip_takes_a_window_of_the_padded_image(n, c, h, w, pad, seed):
+    x = torch.randn(n, c, h, w, generator=torch.Generator().manual_seed(seed))
+    augment = phalanx.crop_flip(pad)
+    y = augment(x, torch.Generator().manual_seed(seed))
+    assert y.shape == x.shape and y.dtype == x.dtype
+    assert torch.equal(y, augment(x, torch.Generator().manual_seed(seed)))
+    padded = F.pad(x, (pad,) * 4)
+    for image, wide in zip(y, padded, strict=True):
+        windows = [wide[:, top : top + h, left : left + w] for top in range(2 * pad + 1) for left in range(2 * pad + 1)]
+        assert any(torch.equal(image, piece) or torch.equal(image, piece.flip(2)) for piece in windows)
+
+
+def test_crop_flip_draws_every_change_equally_often():
+    image = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
+    y = phalanx.crop_flip(pad=1)(image.expand(18_000, 1, 3, 3), torch.Generator().manual_seed(0))
+    seen, counts = y.unique(dim=0, return_counts=True)
+    assert len(seen) == 18  # 3 x 3 places, mirrored or not
+    assert ((counts - 1000).abs() < 5 * 1000**0.5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
+def test_crop_flip_keeps_dtype_and_takes_any_strides(dtype):
+    x = torch.randint(255, (4, 3, 6, 6)).to(dtype)
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    plain, other = (
+        phalanx.crop_flip(2)(v, g)
+        for v, g in zip((x, x.to(memory_format=torch.channels_last)), generators, strict=True)
+    )
+    assert plain.dtype == dtype and torch.equal(plain, other)
+
+
+def test_crop_flip_without_padding_only_mirrors():
+    x = torch.randn(50, 1, 2, 3)
+    y = phalanx.crop_flip(pad=0)(x, torch.Generator().manual_seed(0))
+    mirrored = (y == x.flip(3)).flatten(1).all(dim=1)
+    kept = (y == x).flatten(1).all(dim=1)
+    assert (mirrored ^ kept).all() and mirrored.any() and kept.any()
+    with pytest.raises(ValueError, match="pad >= 0"):
+        phalanx.crop_flip(pad=-1)
+
+
+def moments(images: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of bytes, as fractions of 255, from their histogram."""
+    levels = torch.arange(256) / 255.0
+    share = images.flatten().bincount(minlength=256).double() / images.numel()
+    mean = float(share @ levels.double())
+    return mean, float(share @ (levels.double() - mean).square()) ** 0.5
+
+
+@pytest.mark.data
+def test_real_mnist():
+    raw = folder() / "MNIST" / "raw"
+    md5 = {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
+    d = phalanx.mnist().load()
+    for name, want in md5.items():
+        path = raw / name
+        data = path.read_bytes() if path.exists() else gzip.decompress((raw / f"{name}.gz").read_bytes())
+        assert hashlib.md5(data).hexdigest() == want
+    assert d.train_x.shape == (60_000, 1, 28, 28) and d.test_x.shape == (10_000, 1, 28, 28)
+    assert d.train_y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert d.test_y.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert d.train_y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert moments(d.train_x) == pytest.approx((d.mean[0], d.std[0]), abs=1e-4)
+
+
+@pytest.mark.data
+def test_real_cifar10():
+    d = phalanx.cifar10().load()
+    assert d.train_x.shape == (50_000, 3, 32, 32) and d.test_x.shape == (10_000, 3, 32, 32)
+    assert d.train_y.bincount().tolist() == [5000] * 10 and d.test_y.bincount().tolist() == [1000] * 10
+    assert d.train_y[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    for c in range(3):
+        assert moments(d.train_x[:, c]) == pytest.approx((d.mean[c], d.std[c]), abs=1e-3)
+    small = phalanx.cifar10(train=100, test=10, size=16).load()
+    assert small.train_x.shape == (100, 3, 16, 16)
+    assert torch.equal(small.train_y, d.train_y[::500])
