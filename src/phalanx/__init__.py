@@ -2,7 +2,19 @@
 """Training on many machines when the network is slow or some of the machines cannot be trusted."""
 
 from phalanx.aggregator import Aggregator as Aggregator
+from phalanx.aggregators.bucketing import Bucketing as bucketing
+from phalanx.aggregators.bulyan import Bulyan as bulyan
+from phalanx.aggregators.centered_clip import CenteredClip as centered_clip
+from phalanx.aggregators.geometric_median import GeometricMedian as geometric_median
+from phalanx.aggregators.group_vote import GroupVote as group_vote
+from phalanx.aggregators.hierarchy import Hierarchy as hierarchy
+from phalanx.aggregators.krum import Krum as krum
+from phalanx.aggregators.majority import Majority as majority
 from phalanx.aggregators.mean import Mean as mean
+from phalanx.aggregators.median import Median as median
+from phalanx.aggregators.multi_krum import MultiKrum as multi_krum
+from phalanx.aggregators.nnm import Nnm as nnm
+from phalanx.aggregators.trimmed_mean import TrimmedMean as trimmed_mean
 from phalanx.attack import Attack as Attack
 from phalanx.attack import Drawn as drawn
 from phalanx.attack import Fixed as fixed

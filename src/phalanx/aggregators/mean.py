@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from phalanx.aggregator import Aggregator
-from phalanx.aggregators.kernels import combine_rows
+from phalanx.aggregators.columns import mix_one
 from phalanx.expression import method
 from phalanx.round import Round
 from phalanx.stack import Stack
@@ -20,4 +20,4 @@ class Mean(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         share = stack.weights / stack.weights.sum()
-        return stack.one(combine_rows(share, stack.rows)), {}
+        return stack.one(mix_one(share, stack.rows)), {}

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work on (n, d) rows piece by piece, so that no rule holds a second copy of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 15  # columns
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are taken in: float64 for itself, float32 for all narrower ones."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def for_each_piece(work: Callable[[int, int], None], d: int) -> None:
+    """work(start, stop) for pieces that cover d columns, on as many threads as torch uses.
+
+    The pieces are the same for any number of threads, and so is what comes out.
+    """
+    starts = range(0, d, PIECE)
+    threads = min(torch.get_num_threads(), len(starts))
+    if threads <= 1:
+        for start in starts:
+            work(start, min(start + PIECE, d))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda start: work(start, min(start + PIECE, d)), starts))
+
+
+def mix(weights: Tensor, rows: Tensor) -> Tensor:
+    """weights @ rows in the dtype of the rows. Shapes: (m, n), (n, d) -> (m, d)."""
+    wide = working_dtype(rows.dtype)
+    weights = weights.to(rows.device, wide)
+    if len(weights) == 1:
+        return mix_one(weights[0], rows).reshape(1, -1)
+    if rows.dtype == wide and 1 in rows.stride():
+        return weights @ rows
+    mixed = rows.new_empty(len(weights), rows.shape[1])
+    for start in range(0, rows.shape[1], PIECE):
+        piece = slice(start, start + PIECE)
+        mixed[:, piece] = weights @ rows[:, piece].to(wide)
+    return mixed
+
+
+def mix_one(weights: Tensor, rows: Tensor) -> Tensor:
+    """sum_i weights_i rows_i in the dtype of the rows. Shapes: (n,), (n, d) -> (d,)."""
+    wide = working_dtype(rows.dtype)
+    weights = weights.to(rows.device, wide)
+    if rows.dtype == wide and 1 in rows.stride():
+        return weights @ rows
+    mixed = rows.new_empty(rows.shape[1])
+    for start in range(0, rows.shape[1], PIECE):
+        piece = slice(start, start + PIECE)
+        mixed[piece] = weights @ rows[:, piece].to(wide)
+    return mixed

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distances between rows by matrix products, right where rows are nearly equal, far from zero, or huge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_COLUMNS = 2048  # of one product; longer sums are taken in float64
+_ENTRIES = 1 << 21  # of all products in flight
+_NEAR = 1e-2  # share of the squared distances to the centre below which a pair wants a nearer centre
+_TINY = 1e-18  # squared distance below which products in float32 may vanish
+_SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Distances:
+    """What is known of n rows.
+
+    Args:
+        squared: (n, n) squared Euclidean distances.
+        inner: (n, n) inner products of the rows less the row `centre`.
+    """
+
+    squared: np.ndarray
+    inner: np.ndarray
+    centre: int
+
+
+def inner_products(rows: Tensor, centre: Tensor, picks: np.ndarray | None = None, wide: bool = False) -> np.ndarray:
+    """(x_i - c) . (x_j - c) in float64. Shapes: (n, d), (d,) -> (n, n).
+
+    Args:
+        picks: positions of the rows; all when None.
+        wide: products in float64 throughout, at a third of the speed; pieces that overflow float32 are so in any case.
+    """
+    n, d = len(rows) if picks is None else len(picks), rows.shape[1]
+    # an accelerator waits for memory, and its float32 products may be cut to 10 bits
+    wide = wide or rows.dtype == torch.float64 or rows.device.type != "cpu"
+    batch = max(1, _ENTRIES // (n * _COLUMNS))
+    whole = d // _COLUMNS
+    cuts = [(b * _COLUMNS, min(batch, whole - b), _COLUMNS) for b in range(0, whole, batch)]
+    if d % _COLUMNS:
+        cuts.append((whole * _COLUMNS, 1, d % _COLUMNS))
+    total = torch.zeros(n, n, dtype=torch.float64, device=rows.device)
+    buffers: dict[tuple[int, int, torch.dtype], Tensor] = {}
+    for start, blocks, columns in cuts:
+        piece = slice(start, start + blocks * columns)
+        part = rows[:, piece]
+        if picks is not None:
+            part = part[torch.as_tensor(picks, device=rows.device)]
+        part = part.unflatten(1, (blocks, columns)).transpose(0, 1)
+        middle = centre[piece].reshape(blocks, 1, columns)
+        for dtype in (torch.float64,) if wide else (torch.float32, torch.float64):
+            key = (blocks, columns, dtype)
+            if key not in buffers:
+                buffers[key] = torch.empty(part.shape, dtype=dtype, device=rows.device)
+            product = _product(part, middle, buffers[key])
+            if dtype == torch.float64 or bool(product.isfinite().all()):
+                total += product
+                break
+    total = total.cpu()
+    return ((total + total.T) / 2).numpy()
+
+
+def _product(part: Tensor, middle: Tensor, buffer: Tensor) -> Tensor:
+    if part.dtype == buffer.dtype:
+        torch.sub(part, middle, out=buffer)
+    else:
+        buffer.copy_(part).sub_(middle)
+    return torch.bmm(buffer, buffer.transpose(1, 2)).sum(dim=0, dtype=torch.float64)
+
+
+def distances(rows: Tensor) -> Distances:
+    """Squared distances of all pairs from products around a central row.
+
+    A pair much closer to each other than to the centre is lost in the rounding of the products. Such pairs are measured
+    again, each cluster of them around one of its own rows, until none is left. This ends: only on its one way from
+    float32 to float64 does a cluster hold the centre that it was measured from.
+    """
+    n = len(rows)
+    squared = np.zeros((n, n))
+    first: tuple[np.ndarray, int] | None = None
+    clusters = [(np.arange(n), _central_row(rows), False)]
+    while clusters:
+        members, centre, wide = clusters.pop()
+        picks = None if len(members) == n else members
+        inner = inner_products(rows, rows[centre], picks, wide)
+        first = first or (inner, centre)
+        norms = inner.diagonal()
+        both = norms[:, None] + norms[None, :]
+        found = np.maximum(both - 2 * inner, 0)
+        near = found < _NEAR * both
+        if not wide:
+            near |= both < _TINY
+        np.fill_diagonal(found, 0)
+        np.fill_diagonal(near, False)
+        squared[np.ix_(members, members)] = found
+        for cluster in _components(near):
+            middle = cluster[found[np.ix_(cluster, cluster)].sum(axis=1).argmin()]
+            tiny = both[np.ix_(cluster, cluster)].min() < _TINY
+            clusters.append((members[cluster], int(members[middle]), wide or bool(tiny)))
+    assert first is not None
+    return Distances(squared, *first)
+
+
+def _central_row(rows: Tensor) -> int:
+    """A row with many others near it, by a sample of rows and columns."""
+    n, d = rows.shape
+    some = range(0, n, max(1, n // _SAMPLE))
+    sample = rows[:, :: max(1, d // _SAMPLE)][list(some)].to(torch.float64)
+    apart = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")
+    return some[int(apart.median(dim=1).values.argmin())]
+
+
+def _components(linked: np.ndarray) -> list[np.ndarray]:
+    """The connected components of two nodes or more."""
+    if not linked.any():
+        return []
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    _, label = connected_components(csr_array(linked), directed=False)
+    groups = [np.flatnonzero(label == value) for value in np.unique(label)]
+    return [group for group in groups if len(group) > 1]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rule inside random groups, another across them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.shuffle import even_groups, present, shuffled
+from phalanx.expression import method, require
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Scope, Stage, State, TooFewRows, join_notes, widest
+
+
+@method("hierarchy", "aggregator")
+class Hierarchy(Aggregator):
+    """The rows shuffled into groups, `inner` applied in each group and `outer` to the results.
+
+    An erased row keeps its place in the shuffle and counts towards the f of its own group; a group with too few rows
+    for `inner` counts towards the f of `outer`.
+
+    Shapes: (n, d) -> (1, d), n >= groups.
+    Args:
+        inner: a rule that gives one row for a group, such as mean().
+        outer: a rule over the groups, such as median().
+        groups: number of groups, >= 1, whose sizes differ by one at most; more stands more Byzantine rows with a robust
+            outer rule, and is noisier.
+    Raises:
+        ValueError: n < groups, or inner or outer asks for more rows than a group has or than there are groups.
+    Source: Rajput et al., DETOX: A Redundancy-based Framework for Faster and More Robust Gradient Aggregation, 2019,
+        arXiv:1907.12205, Algorithm 2.
+    Differs: groups need not divide n, and a mean weights them by their examples.
+    """
+
+    inner: Stage
+    outer: Stage
+    groups: int
+
+    @property
+    def scope(self) -> Scope:
+        return widest((self.inner.scope, self.outer.scope))
+
+    def validate(self) -> None:
+        require(self.groups >= 1, f"hierarchy needs groups >= 1, got groups={self.groups}")
+        for stage in (self.inner, self.outer):
+            require(stage.num_wires == 0, f"hierarchy stands behind the wire, and {stage!r} crosses one")
+
+    def tolerates(self, n: int) -> int:
+        inner, outer = _tolerates(self.inner, n // self.groups), _tolerates(self.outer, self.groups)
+        return (inner + 1) * (outer + 1) - 1
+
+    def rows_out(self, n: int) -> int:
+        if n < self.groups:
+            raise TooFewRows(f"hierarchy needs a row for each group, got n={n}, groups={self.groups}")
+        inner = self.inner.rows_out(n // self.groups)
+        require(inner == 1, f"{self.inner!r} gives {inner} rows where hierarchy needs one for each group")
+        return self.outer.rows_out(self.groups)
+
+    def merges(self, n: int) -> int:
+        return self.rows_out(n)
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        self.rows_out(len(stack.rows) + stack.erased)
+        state = dict(state or {})
+        places = shuffled(stack, round)
+        results: list[Stack] = []
+        memory: State = {}
+        for g, cut in enumerate(even_groups(len(places), self.groups)):
+            members = present(places[cut.start : cut.stop])
+            group = replace(stack.pick(members), erased=len(cut) - len(members))
+            try:
+                result, after = self.inner(group, state.get(f"inner/{g}"), round.inside(0).inside(g))
+            except TooFewRows:
+                continue
+            results.append(result)
+            if after:
+                memory[f"inner/{g}"] = after
+        if not results:
+            raise TooFewRows(f"hierarchy: no group has rows enough for {self.inner!r}, got n={len(stack.rows)}")
+        middle = replace(
+            stack,
+            rows=torch.cat([r.rows for r in results]),
+            sources=tuple(s for r in results for s in r.sources),
+            weights=torch.cat([r.weights for r in results]),
+            erased=self.groups - len(results),
+        )
+        merged, after = self.outer(join_notes(middle, results), state.get("outer"), round.inside(1))
+        if after:
+            memory["outer"] = after
+        return merged, memory
+
+
+def _tolerates(stage: Stage, n: int) -> int:
+    return stage.tolerates(n) if isinstance(stage, Aggregator) else 0

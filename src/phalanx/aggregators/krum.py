@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one row with the nearest neighbours."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.selection import krum_ranking
+from phalanx.expression import method, require
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Scope, State
+
+
+@method("krum", "aggregator")
+class Krum(Aggregator):
+    """The row with the least sum of squared distances to its n - f - 2 nearest others. Weights are ignored.
+
+    Shapes: (n, d) -> (1, d), n >= 2f + 3.
+    Args:
+        f: rows to tolerate.
+    Raises:
+        ValueError: n < 2f + 3.
+    Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017,
+        arXiv:1703.02757, section 4. As published.
+    """
+
+    f: int
+
+    requirement: ClassVar[str] = "n >= 2f + 3"
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def validate(self) -> None:
+        require(self.f >= 0, f"krum needs f >= 0, got f={self.f}")
+
+    def tolerates(self, n: int) -> int:
+        return self.f
+
+    def least(self, f: int) -> int:
+        return 2 * f + 3
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        best = krum_ranking(stack, len(stack.rows) - f - 2)[0]
+        return stack.one(stack.rows[best].clone()), {}

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sign that most rows have."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.columns import PIECE
+from phalanx.aggregators.order import median
+from phalanx.expression import method
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import State
+
+
+@method("majority", "aggregator")
+class Majority(Aggregator):
+    """Of each direction the sign that more rows have, in {-1, 0, 1}; a tie gives 0. Weights are ignored.
+
+    Installed entries are values, not directions: they get their coordinate-wise median.
+
+    Shapes: (n, d) -> (1, d).
+    Source: Bernstein et al., signSGD with Majority Vote is Communication Efficient and Fault Tolerant, 2019,
+        arXiv:1810.05291, Algorithm 1.
+    Differs: rows may hold zeros, which have no vote.
+    """
+
+    requirement: ClassVar[str] = "n > 2f"
+
+    def tolerates(self, n: int) -> int:
+        return max(0, (n - 1) // 2)
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        rows, cut = stack.rows, stack.layout.stepped
+        voted = rows.new_empty(rows.shape[1])
+        _vote(rows[:, :cut], voted[:cut])
+        if cut < len(voted):
+            voted[cut:] = median(rows[:, cut:])
+        return stack.one(voted), {}
+
+
+def _vote(rows: Tensor, out: Tensor) -> None:
+    for start in range(0, rows.shape[1], PIECE):
+        piece = slice(start, start + PIECE)
+        # float32 counts rows exactly, float16 only to 2048
+        out[piece] = rows[:, piece].sign().sum(dim=0, dtype=torch.float32).sign()

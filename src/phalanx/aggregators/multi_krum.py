@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mean of the rows with the nearest neighbours."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.columns import mix_one
+from phalanx.aggregators.selection import krum_ranking
+from phalanx.expression import method, require
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Scope, State
+
+
+@method("multi_krum", "aggregator")
+class MultiKrum(Aggregator):
+    """The plain mean of the m rows with the least sums of squared distances to their n - f - 2 nearest others.
+
+    Shapes: (n, d) -> (1, d), n >= 2f + 3 and n >= m.
+    Args:
+        f: rows to tolerate.
+        m: rows to average, >= 1; more is less noisy and less safe. None takes n - f - 2.
+    Raises:
+        ValueError: n < 2f + 3 or n < m.
+    Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017,
+        arXiv:1703.02757, section 5.
+    Differs: the paper leaves m open; the default is that of Wang, Toward Robust and Communication Efficient Distributed
+        Machine Learning, 2021, section 7.5.
+    """
+
+    f: int
+    m: int | None = None
+
+    requirement: ClassVar[str] = "n >= 2f + 3 and n >= m"
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def validate(self) -> None:
+        require(self.f >= 0, f"multi_krum needs f >= 0, got f={self.f}")
+        require(self.m is None or self.m >= 1, f"multi_krum needs m >= 1, got m={self.m}")
+
+    def tolerates(self, n: int) -> int:
+        return self.f
+
+    def least(self, f: int) -> int:
+        return max(2 * f + 3, self.m or 1)
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        n = len(stack.rows)
+        m = self.m or n - f - 2
+        share = torch.zeros(n, dtype=torch.float64)
+        share[krum_ranking(stack, n - f - 2)[:m]] = 1 / m
+        return stack.one(mix_one(share, stack.rows)), {}

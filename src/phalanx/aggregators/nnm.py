@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every row replaced by the mean of its neighbourhood."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.columns import mix
+from phalanx.aggregators.gram import distances
+from phalanx.aggregators.selection import settled_order
+from phalanx.expression import method, require
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Scope, State
+
+
+@method("nnm", "aggregator")
+class Nnm(Aggregator):
+    """Nearest-neighbour mixing: each row becomes the plain mean of the n - f rows nearest to it, itself included.
+
+    Shapes: (n, d) -> (n, d), n > 2f.
+    Args:
+        f: rows to tolerate.
+    Raises:
+        ValueError: n <= 2f.
+    Source: Allouah et al., Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity, 2023,
+        arXiv:2302.01772, Algorithm 2. As published.
+    """
+
+    f: int
+
+    requirement: ClassVar[str] = "n > 2f"
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def validate(self) -> None:
+        require(self.f >= 0, f"nnm needs f >= 0, got f={self.f}")
+
+    def tolerates(self, n: int) -> int:
+        return self.f
+
+    def least(self, f: int) -> int:
+        return 2 * f + 1
+
+    def merges(self, n: int) -> int:
+        return n
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        n = len(stack.rows)
+        order = settled_order(stack)
+        squared = distances(stack.rows).squared[:, order]
+        # a row's copies are as near to it as it is itself, and as good
+        nearest = order[squared.argsort(axis=1, kind="stable")[:, : n - f]]
+        share = np.zeros((n, n))
+        np.put_along_axis(share, nearest, 1 / (n - f), axis=1)
+        return stack.with_rows(mix(torch.from_numpy(share), stack.rows), gated=True), {}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Means of order statistics, column by column: compiled sorting networks on a CPU, torch's sort elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phalanx.aggregators.columns import PIECE, for_each_piece, working_dtype
+from phalanx.aggregators.network import network
+
+
+def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = None) -> Tensor:
+    """Of each column the mean of its order statistics lo .. hi-1. Shapes: (n, d) -> (d,).
+
+    The median is the mean of one or two of them.
+
+    Args:
+        picks: positions of the rows to look at; all when None.
+    """
+    chosen = _positions(rows, picks)
+    if rows.device.type != "cpu":
+        return _sorted(rows, chosen, lambda values: values[lo:hi].mean(dim=0))
+    from phalanx.aggregators import sweeps
+
+    comparators = network(len(chosen), lo, hi, summed=True)
+    return _swept(rows, lambda flat, stride, out: sweeps.middle_mean(flat, stride, chosen, comparators, lo, hi, out))
+
+
+def median(rows: Tensor) -> Tensor:
+    """Of each column the median, for even n the mean of the two middle values. Shapes: (n, d) -> (d,)."""
+    n = len(rows)
+    return middle_mean(rows, (n - 1) // 2, n // 2 + 1)
+
+
+def central_mean(rows: Tensor, keep: int, picks: Sequence[int] | None = None) -> Tensor:
+    """Of each column the mean of the `keep` values closest to its median, the lower one in a tie. (n, d) -> (d,)."""
+    chosen = _positions(rows, picks)
+    if rows.device.type != "cpu":
+        return _sorted(rows, chosen, lambda values: _central(values, keep))
+    from phalanx.aggregators import sweeps
+
+    comparators = network(len(chosen), 0, len(chosen), summed=False)
+    return _swept(rows, lambda flat, stride, out: sweeps.central_mean(flat, stride, chosen, comparators, keep, out))
+
+
+def _positions(rows: Tensor, picks: Sequence[int] | None) -> np.ndarray:
+    return np.asarray(range(len(rows)) if picks is None else picks, dtype=np.int64)
+
+
+def _swept(rows: Tensor, sweep: Callable[[np.ndarray, int, np.ndarray], None]) -> Tensor:
+    wide = working_dtype(rows.dtype)
+    result = torch.empty(rows.shape[1], dtype=wide)
+
+    def work(start: int, stop: int) -> None:
+        part = rows[:, start:stop]
+        if part.dtype != wide or part.stride(1) != 1:
+            part = part.to(wide).contiguous()
+        flat = part.as_strided(((len(part) - 1) * part.stride(0) + stop - start,), (1,))
+        sweep(flat.numpy(), part.stride(0), result[start:stop].numpy())
+
+    for_each_piece(work, rows.shape[1])
+    return result.to(rows.dtype)
+
+
+def _sorted(rows: Tensor, chosen: np.ndarray, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    wide = working_dtype(rows.dtype)
+    index = torch.as_tensor(chosen, device=rows.device)
+    result = rows.new_empty(rows.shape[1])
+    step = 8 * PIECE
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step].index_select(0, index).to(wide)
+        result[start : start + step] = reduce(part.sort(dim=0).values)
+    return result
+
+
+def _central(values: Tensor, keep: int) -> Tensor:
+    m = len(values)
+    median = (values[(m - 1) // 2] + values[m // 2]) * 0.5
+    # the start of the window moves on while the value behind it is closer than its first one
+    moves = values[keep:] - median < median - values[: m - keep]
+    start = moves.sum(dim=0)
+    rank = torch.arange(m, device=values.device).reshape(-1, 1)
+    inside = (rank >= start) & (rank < start + keep)
+    return values.where(inside, 0).sum(dim=0) / keep
