@@ -85,6 +85,10 @@ class Run(Expression):
             check_scheme(phase.scheme, self.workers)
 
 
+class NoField(ValueError):
+    """A path leads to no field of a run."""
+
+
 def amend(run: Run, path: str, value: Any) -> Run:
     """The run with one field changed.
 
@@ -92,7 +96,8 @@ def amend(run: Run, path: str, value: Any) -> Run:
         path: field names and positions joined by dots, such as "seed", "byzantine.count" or "phases.0.finish.lr". A
             path that begins with a field of a phase ("finish.lr", "rounds", "scheme.3.f") changes every phase.
     Raises:
-        ValueError: there is no such field; the sentence lists the choices.
+        NoField: there is no such field; the sentence lists the choices.
+        ValueError: the value does not fit the field.
     """
     head = path.split(".")[0]
     if head in _names(Phase) and head not in _names(Run):
@@ -112,17 +117,17 @@ def _amend(node: Any, keys: list[str], value: Any, path: str) -> Any:
     key, rest = keys[0], keys[1:]
     if isinstance(node, tuple):
         if not key.isdigit() or int(key) >= len(node):
-            raise ValueError(f"{path}: {key!r} is no position among {len(node)}; choose from 0 to {len(node) - 1}")
+            raise NoField(f"{path}: {key!r} is no position among {len(node)}; choose from 0 to {len(node) - 1}")
         i = int(key)
         return (*node[:i], _amend(node[i], rest, value, path), *node[i + 1 :])
     if not isinstance(node, Expression):
-        raise ValueError(f"{path}: {node!r} has no fields, so no {key!r}")
+        raise NoField(f"{path}: {node!r} has no fields, so no {key!r}")
     names = _names(type(node))
     if names == ["stages"] and key.isdigit():
         # the positions of a chain are the positions of its stages
         key, rest = "stages", keys
     if key not in names:
         also = _names(Phase) if isinstance(node, Run) else []
-        raise ValueError(f"{path}: {node.expression_name} has no field {key!r}; {suggest(key, names + also)}")
+        raise NoField(f"{path}: {node.expression_name} has no field {key!r}; {suggest(key, names + also)}")
     changed = _amend(getattr(node, key), rest, value, path)
     return dataclasses.replace(node, **{key: changed})  # type: ignore[type-var]

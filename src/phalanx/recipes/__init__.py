@@ -1,1 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from phalanx.recipes.quickstart import quickstart as quickstart
+from phalanx.recipes.recipe import Recipe as Recipe
+from phalanx.recipes.recipe import find as find
+from phalanx.recipes.recipe import recipe as recipe
+from phalanx.recipes.recipe import recipes as recipes

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes that torchrun started, or the single one that it did not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from phalanx.world import LocalWorld, World
+from phalanx.worlds.group import GroupWorld
+
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that run a study together; rank 0 writes, prints and decides."""
+
+    rank: int = 0
+    size: int = 1
+
+    def world(self, workers: int) -> World:
+        """The workers of a run, spread over the processes."""
+        return LocalWorld(workers) if self.size == 1 else GroupWorld(workers)
+
+    def agree(self, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What rank 0 decides, as plain values, in every process.
+
+        Raises:
+            ValueError: rank 0 met one, or a file that it could not read or write; every process raises it.
+        """
+        if self.size == 1:
+            return decide()
+        answer: dict[str, Any] = {}
+        if self.rank == 0:
+            try:
+                answer = {"decided": decide()}
+            except (ValueError, OSError) as error:
+                answer = {"error": str(error)}
+        text = torch.frombuffer(bytearray(json.dumps(answer).encode()), dtype=torch.uint8)
+        answer = json.loads(bytes(GroupWorld().collect({"answer": text})[0]["answer"].tolist()))
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["decided"]
+
+
+@contextmanager
+def team() -> Iterator[Team]:
+    """All processes of the job; under torchrun they form a process group, NCCL with a GPU for each, else gloo."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Team()
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    backend = "gloo"
+    if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        torch.cuda.set_device(local_rank)
+        backend = "nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe is a function that returns labelled runs, side by side in one table."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from phalanx.phase import Run
+from phalanx.registry import suggest
+
+Build = Callable[[str], dict[str, Run]]
+
+SCALES = ("smoke", "laptop", "paper")  # seconds; minutes; the size that was published
+
+_recipes: dict[str, Recipe] = {}
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder: lower-case letters and digits joined by hyphens."""
+    return "-".join(re.findall("[a-z0-9]+", label.lower())) or "run"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named experiment.
+
+    Args:
+        scales: the sizes it comes in, of smoke, laptop and paper.
+        build: from a scale to labelled runs, in the order of the table. A label "a: b" is run b of the panel a.
+    """
+
+    name: str
+    scales: tuple[str, ...]
+    build: Build
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+    def runs(self, scale: str) -> dict[str, Run]:
+        """The labelled runs.
+
+        Raises:
+            ValueError: the recipe does not come in this scale.
+        """
+        if scale not in self.scales:
+            raise ValueError(f"{self.name} has no scale {scale!r}; {suggest(scale, list(self.scales))}")
+        runs = self.build(scale)
+        assert len({slug(label) for label in runs}) == len(runs), "two labels name one folder"
+        return runs
+
+
+def recipe(name: str, scales: tuple[str, ...] = SCALES) -> Callable[[Build], Build]:
+    """Registers a function of the scale as a recipe."""
+    assert set(scales) <= set(SCALES)
+
+    def wrap(build: Build) -> Build:
+        _recipes[name] = Recipe(name, scales, build)
+        return build
+
+    return wrap
+
+
+def recipes() -> list[Recipe]:
+    """All recipes, by name."""
+    return [_recipes[name] for name in sorted(_recipes)]
+
+
+def find(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        ValueError: there is none; the sentence lists the choices.
+    """
+    if name not in _recipes:
+        raise ValueError(f"unknown recipe {name!r}; {suggest(name, [r.name for r in recipes()])}")
+    return _recipes[name]

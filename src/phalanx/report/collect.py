@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs in run folders and study folders, with their curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from phalanx.results import RunFolder
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a run cost and reached at the rounds where it was tested.
+
+    Args:
+        bytes_up: sent by all workers since the start.
+        seconds: since the start; of work, scheme and finish.
+        accuracy: in [0, 1].
+    """
+
+    rounds: list[int]
+    bytes_up: list[float]
+    seconds: list[float]
+    accuracy: list[float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run on the disk.
+
+    Args:
+        summary: empty while the run has not ended.
+    """
+
+    label: str
+    path: Path
+    summary: dict[str, Any]
+    curve: Curve
+
+    @property
+    def accuracy(self) -> float | None:
+        """At the end, or at the last test so far."""
+        reached = self.curve.accuracy[-1] if self.curve.accuracy else None
+        return self.summary.get("accuracy", reached)
+
+
+def collect(paths: Sequence[Path | str]) -> list[Result]:
+    """The runs in these folders, in the order of the studies' labels; a run met twice counts once.
+
+    Raises:
+        ValueError: a folder holds neither a run nor a study.
+    """
+    found: dict[Path, Result] = {}
+    for path in map(Path, paths):
+        for label, folder in _runs_in(path):
+            if folder.resolve() not in found:
+                found[folder.resolve()] = _read(label, folder)
+    results = list(found.values())
+    labels = [r.label for r in results]
+    if len(set(labels)) == len(labels):
+        return results
+    # equal labels are told apart by their studies
+    return [Result(f"{r.path.resolve().parent.name} {r.label}", r.path, r.summary, r.curve) for r in results]
+
+
+def _runs_in(path: Path) -> list[tuple[str, Path]]:
+    from phalanx.study import StudyFolder
+
+    if (path / "config.txt").exists():
+        return [(_label(path), path)]
+    if (path / "study.json").exists():
+        folder = StudyFolder(path)
+        have = [(label, folder.run_path(label)) for label in folder.study.runs]
+        return [(label, run) for label, run in have if (run / "config.txt").exists()]
+    raise ValueError(f"{path} holds neither a run nor a study; give a folder that phalanx run has written")
+
+
+def _label(path: Path) -> str:
+    """A run's label in its study, or its folder's name."""
+    from phalanx.recipes.recipe import slug
+
+    study = path.resolve().parent / "study.json"
+    labels = json.loads(study.read_text())["runs"] if study.exists() else {}
+    return next((label for label in labels if slug(label) == path.resolve().name), path.resolve().name)
+
+
+def _read(label: str, path: Path) -> Result:
+    folder = RunFolder(path)
+    lines = folder.metrics()
+    sent = list(accumulate(float(line["bytes_up"]) for line in lines))
+    spent = list(accumulate(line["work_s"] + line["scheme_s"] + line["finish_s"] for line in lines))
+    tested = [i for i, line in enumerate(lines) if "accuracy" in line]
+    curve = Curve(
+        rounds=[lines[i]["step"] + 1 for i in tested],
+        bytes_up=[sent[i] for i in tested],
+        seconds=[spent[i] for i in tested],
+        accuracy=[lines[i]["accuracy"] for i in tested],
+    )
+    return Result(label, path, folder.summary or {}, curve)

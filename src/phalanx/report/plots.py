@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Curves and final accuracies as PNG; matplotlib is imported here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phalanx.report.collect import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers as well; yellow is left out for white paper
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", ":", "-.")
+REFERENCE = "no attack"  # a run whose label holds these words is drawn in grey, in every panel
+GREY = "#888888"
+
+
+def plot_study(results: Sequence[Result], title: str, path: Path) -> None:
+    """One line of panels for each "panel: " among the labels: accuracy against rounds, and the final accuracies."""
+    panels = _panels(results)
+    heights = [0.34 * len(runs) + 1.2 for _, runs in panels]
+    figure = _figure(11, max(4.2, sum(max(3.0, h) for h in heights) + 0.6))
+    rows: Any = figure.subplots(len(panels), 2, squeeze=False, width_ratios=(1.35, 1))
+    styles = _styles(results)
+    for (name, runs), (left, right) in zip(panels, rows, strict=True):
+        _curves(left, runs, styles, "rounds")
+        _bars(right, runs, styles)
+        left.set_title(name, loc="left", fontsize=11)
+        right.set_title("at the end", loc="left", fontsize=11)
+        left.set_xlabel("round")
+    _save(figure, title, path)
+
+
+def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
+    """Accuracy against rounds, bytes and seconds, with one legend."""
+    styles = _styles(results)
+    lines = -(-len(results) // 3)
+    figure = _figure(14, 4.6 + 0.22 * lines)
+    axes: Any = figure.subplots(1, 3, sharey=True)
+    names = {"rounds": "round", "bytes_up": "MB sent by all workers", "seconds": "seconds"}
+    for ax, (measure, name) in zip(axes, names.items(), strict=True):
+        _curves(ax, list(results), styles, measure, 1e-6 if measure == "bytes_up" else 1.0)
+        ax.set_xlabel(name)
+        if measure != "rounds":
+            ax.set_ylabel("")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    _save(figure, title, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # without pyplot: nothing global, no window, no backend to choose
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, title: str, path: Path) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _panels(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """Runs by the words before ': ' in their labels; a panel of the reference alone joins all the others."""
+    panels: dict[str, list[Result]] = {}
+    for result in results:
+        head, colon, _ = result.label.partition(": ")
+        panels.setdefault(head if colon else "", []).append(result)
+    everywhere = [r for r in results if _is_reference(r)]
+    several = {name: runs for name, runs in panels.items() if any(r not in everywhere for r in runs)}
+    if len(panels) == 1 or not several:
+        return [("round by round", list(results))]
+    return [(name, [*(r for r in everywhere if r not in runs), *runs]) for name, runs in several.items()]
+
+
+def _is_reference(result: Result) -> bool:
+    return REFERENCE in result.label
+
+
+def _short(result: Result) -> str:
+    """A label without its panel, unless the panel says what the run is."""
+    head, colon, rest = result.label.partition(": ")
+    return f"{rest}, {head}" if colon and _is_reference(result) else rest or head
+
+
+def _styles(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """A colour and dash for each short label, the same in every panel."""
+    styles: dict[str, dict[str, Any]] = {}
+    count = 0
+    for result in results:
+        name = _short(result)
+        if name in styles:
+            continue
+        if _is_reference(result):
+            styles[name] = {"color": GREY, "linestyle": (0, (4, 2)), "linewidth": 2.4}
+            continue
+        dash = DASHES[count // len(COLOURS) % len(DASHES)]
+        styles[name] = {"color": COLOURS[count % len(COLOURS)], "linestyle": dash, "linewidth": 1.6}
+        count += 1
+    return styles
+
+
+def _curves(
+    ax: Axes, runs: Sequence[Result], styles: dict[str, dict[str, Any]], measure: str, factor: float = 1.0
+) -> None:
+    for result in runs:
+        x = [factor * value for value in getattr(result.curve, measure)]
+        y = [100 * a for a in result.curve.accuracy]
+        marker = "o" if len(x) == 1 else None
+        ax.plot(x, y, label=_short(result), marker=marker, **styles[_short(result)])
+    ax.set_ylim(0, 101)
+    ax.set_xlim(left=0)
+    ax.set_ylabel("test accuracy (%)")
+    _tidy(ax)
+
+
+def _bars(ax: Axes, runs: Sequence[Result], styles: dict[str, dict[str, Any]]) -> None:
+    """Final accuracies; the names beside the bars are the legend of the curves."""
+    heights = [100 * (r.accuracy or 0.0) for r in runs]
+    places = list(range(len(runs)))
+    ax.barh(places, heights, color=[styles[_short(r)]["color"] for r in runs], height=0.66)
+    for place, result, height in zip(places, runs, heights, strict=True):
+        words = "-" if result.accuracy is None else f"{height:.1f}"
+        ax.text(height + 1, place, words, va="center", fontsize=9)
+    ax.set_yticks(places, [_short(r) for r in runs])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 112)
+    ax.set_xticks(range(0, 101, 20))
+    ax.set_xlabel("test accuracy (%)")
+    _tidy(ax)
+    ax.grid(visible=False, axis="y")
+
+
+def _tidy(ax: Axes) -> None:
+    ax.grid(visible=True, color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)

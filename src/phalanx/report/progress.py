@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live view of a study: a bar for the run that is under way, a line for each that has ended."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from phalanx.phase import Run
+from phalanx.report.tables import console, percent, seconds, size
+
+
+class Progress:
+    """A watcher of a study that draws on stderr; without a terminal it writes the lines only.
+
+    Args:
+        total: runs of the study.
+    """
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        self._console = console(stderr=True)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._total, self._ended, self._task = total, 0, None
+        self._began = self._sent = 0.0
+        self._accuracy: float | None = None
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, label: str, run: Run) -> None:
+        """A run starts or goes on."""
+        self._began, self._sent, self._accuracy = time.perf_counter(), 0.0, None
+        self._task = self._bars.add_task(f"{label} ({self._ended + 1} of {self._total})", total=run.rounds, numbers="")
+
+    def round(self, line: dict[str, Any]) -> None:
+        """A round has ended, with these metrics."""
+        self._sent += line["bytes_up"]
+        self._accuracy = line.get("accuracy", self._accuracy)
+        out = sorted({*map(int, line["excluded"]), *line["outvoted"]})
+        loss = "-" if line["loss"] is None else f"{line['loss']:.4f}"
+        numbers = f"loss {loss}  accuracy {percent(self._accuracy)}  {size(self._sent)}"
+        if out:
+            numbers += f"  out {' '.join(map(str, out))}"
+        if self._task is not None:
+            self._bars.update(self._task, completed=line["step"] + 1, numbers=numbers)
+
+    def end(self, label: str, summary: dict[str, Any]) -> None:
+        """A run has ended, now or before the study was resumed."""
+        self._ended += 1
+        if self._task is None:
+            spent = "kept"
+        else:
+            self._bars.remove_task(self._task)
+            self._task, spent = None, seconds(time.perf_counter() - self._began)
+        lost = f"  {summary['lost_rounds']} rounds lost" if summary["lost_rounds"] else ""
+        self._console.print(
+            f"[{self._ended}/{self._total}] {label:<28} accuracy {percent(summary['accuracy']):>7}  {spent}{lost}",
+            markup=False,
+        )

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe being run: one folder, in it one run after the other, resumable at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from phalanx.parser import parse, parse_value
+from phalanx.phase import NoField, Run, amend
+from phalanx.recipes.recipe import find, recipes, slug
+from phalanx.registry import suggest
+from phalanx.results import RunFolder, about, new_folder, write_json
+from phalanx.train import train
+from phalanx.world import World
+
+ALONE = "run"  # label of a run that no recipe names
+
+
+@dataclass(frozen=True)
+class Study:
+    """Labelled runs, and where they come from.
+
+    Args:
+        recipe: its name, or "run" for a run given as an expression.
+        scale: None for an expression.
+        settings: "path=value" changes to every run that has the path.
+        notices: sentences for the user: which setting left which run alone.
+    """
+
+    recipe: str
+    scale: str | None
+    settings: tuple[str, ...]
+    runs: dict[str, Run]
+    notices: tuple[str, ...] = field(default=(), compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `from_json` is the inverse."""
+        return {
+            "recipe": self.recipe,
+            "scale": self.scale,
+            "settings": list(self.settings),
+            "seeds": {label: run.seed for label, run in self.runs.items()},
+            "runs": {label: repr(run) for label, run in self.runs.items()},
+        }
+
+    @staticmethod
+    def from_json(plain: dict[str, Any]) -> Study:
+        """The study that `to_json` described; it keeps its runs even if the recipe has changed since."""
+        runs = {label: _run(text, f"run {label!r}") for label, text in plain["runs"].items()}
+        return Study(plain["recipe"], plain["scale"], tuple(plain["settings"]), runs)
+
+
+def plan(
+    recipe: str,
+    scale: str | None = None,
+    settings: Sequence[str] = (),
+    only: Sequence[str] = (),
+    seed: int | None = None,
+) -> Study:
+    """The study that a command line asks for, checked before anything is computed.
+
+    Args:
+        recipe: a recipe's name, a run's expression, or a file that holds one.
+        scale: of a recipe; "laptop" when None.
+        settings: "path=value", one after the other; a value is an expression, a literal or a word.
+        only: labels to keep; all when empty.
+        seed: of every run.
+    Raises:
+        ValueError: a name, label, path or value that does not fit; the sentence lists the choices.
+    """
+    name, scale, runs = _named(recipe, scale)
+    if only:
+        runs = {label: runs[label] for label in _chosen(only, list(runs))}
+    settings = (*settings, *([] if seed is None else [f"seed={seed}"]))
+    notices: list[str] = []
+    for setting in settings:
+        runs, without = _set(runs, setting)
+        if without:
+            notices.append(f"--set {setting} has no place in: {'; '.join(without)}")
+    for label, run in runs.items():
+        try:
+            run.check()
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
+    return Study(name, scale, tuple(settings), runs, tuple(notices))
+
+
+def _named(recipe: str, scale: str | None) -> tuple[str, str | None, dict[str, Run]]:
+    if not _is_run(recipe):
+        scale = scale or "laptop"
+        return recipe, scale, find(recipe).runs(scale)
+    if scale is not None:
+        raise ValueError("a scale belongs to a recipe, not to a single run; use --set rounds=... instead")
+    if not os.path.isfile(recipe):
+        return ALONE, None, {ALONE: _run(recipe, "the expression")}
+    try:
+        return ALONE, None, {ALONE: _run(Path(recipe).read_text(), recipe)}
+    except UnicodeDecodeError:
+        raise ValueError(f"{recipe} is not a text file; give one that holds a run(...)") from None
+
+
+def _is_run(recipe: str) -> bool:
+    """Whether this is an expression or a file, and not the name of a recipe."""
+    if recipe in {r.name for r in recipes()}:
+        return False
+    if os.path.isfile(recipe) or "(" in recipe:
+        return True
+    if os.path.isdir(recipe):
+        raise ValueError(f"{recipe} is a folder; give --resume {recipe}, or the config.txt of a run in it")
+    if "/" in recipe or "." in recipe:
+        raise ValueError(
+            f"{recipe} is no file; give a recipe (phalanx list recipes), a run(...) or a file that has one"
+        )
+    return False
+
+
+def _run(text: str, source: str) -> Run:
+    run = parse(text)
+    if not isinstance(run, Run):
+        raise ValueError(f"{source} should be a run(...), got {run!r}")
+    return run
+
+
+def _chosen(only: Sequence[str], labels: list[str]) -> list[str]:
+    by_slug = {slug(label): label for label in labels}
+    for wanted in only:
+        if slug(wanted) not in by_slug:
+            raise ValueError(f"no run is labelled {wanted!r}; {suggest(wanted, labels)}")
+    kept = {by_slug[slug(wanted)] for wanted in only}
+    return [label for label in labels if label in kept]
+
+
+def _set(runs: dict[str, Run], setting: str) -> tuple[dict[str, Run], list[str]]:
+    """The runs with a setting where they have its path, and the labels of those that have not."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip():
+        raise ValueError(f"--set takes path=value, such as finish.lr=0.05, got {setting!r}")
+    value = parse_value(text)
+    changed, without, error = {}, [], None
+    for label, run in runs.items():
+        try:
+            changed[label] = amend(run, path.strip(), value)
+        except NoField as unfit:
+            changed[label], error = run, unfit
+            without.append(label)
+    if error is not None and len(without) == len(runs):
+        raise error
+    return changed, without
+
+
+class StudyFolder:
+    """The files of a study.
+
+    ``study.json`` what is run, versions, machine, commit; a run folder for each label; at the end ``summary.json``, a
+    list of the runs' labels and summaries, and ``plot.png``.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @staticmethod
+    def create(study: Study, path: Path | str | None, argv: Sequence[str] = ()) -> StudyFolder:
+        """A new folder at `path`, or under runs/ when None.
+
+        Raises:
+            ValueError: there is something at `path` already.
+        """
+        chosen = Path(path) if path is not None else new_folder(slug(study.recipe))
+        if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
+            raise ValueError(f"{chosen} is not empty; go on with it by --resume {chosen}, or give a new folder")
+        chosen.mkdir(parents=True, exist_ok=True)
+        write_json(chosen / "study.json", {**study.to_json(), "argv": list(argv), **about()})
+        return StudyFolder(chosen)
+
+    @property
+    def study(self) -> Study:
+        """What is run in this folder.
+
+        Raises:
+            ValueError: the folder holds no study.
+        """
+        file = self.path / "study.json"
+        if not file.exists():
+            parent = self.path.resolve().parent
+            inside = f"; it is a run of the study {parent}" if (parent / "study.json").exists() else ""
+            raise ValueError(f"{self.path} holds no study: there is no study.json in it{inside}")
+        try:
+            return Study.from_json(json.loads(file.read_text()))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+
+    def run_path(self, label: str) -> Path:
+        """The folder of a run."""
+        return self.path / slug(label)
+
+    def finished(self, study: Study) -> list[str]:
+        """Labels of the runs that have ended."""
+        return [label for label in study.runs if (self.run_path(label) / "summary.json").exists()]
+
+    def results(self, study: Study) -> list[dict[str, Any]]:
+        """Label, folder and summary of every run that has ended."""
+        return [
+            {"label": label, "folder": str(self.run_path(label)), **(RunFolder(self.run_path(label)).summary or {})}
+            for label in self.finished(study)
+        ]
+
+    def finish(self, study: Study) -> list[dict[str, Any]]:
+        """Writes summary.json and plot.png, and returns the results."""
+        from phalanx.report.collect import collect
+        from phalanx.report.plots import plot_study
+
+        results = self.results(study)
+        write_json(self.path / "summary.json", results)
+        plot_study(collect([self.path]), self.title(study), self.path / "plot.png")
+        return results
+
+    @staticmethod
+    def title(study: Study) -> str:
+        """Recipe, scale, workers and seed in one line."""
+        first = next(iter(study.runs.values()))
+        seeds = sorted({run.seed for run in study.runs.values()})
+        words = [study.recipe, *([study.scale] if study.scale else []), f"{first.workers} workers"]
+        return ", ".join([*words, f"seed {' '.join(map(str, seeds))}"])
+
+
+class Watcher(Protocol):
+    """Who is told how a study goes on."""
+
+    def begin(self, label: str, run: Run) -> None:
+        """A run starts or goes on."""
+        ...
+
+    def round(self, line: dict[str, Any]) -> None:
+        """A round has ended, with these metrics."""
+        ...
+
+    def end(self, label: str, summary: dict[str, Any]) -> None:
+        """A run has ended, now or before the study was resumed."""
+        ...
+
+
+def conduct(
+    study: Study,
+    finished: Sequence[str],
+    world: Callable[[int], World],
+    folder: StudyFolder | None,
+    watcher: Watcher | None,
+    tensorboard: bool = False,
+) -> None:
+    """Trains every run that has not ended; all processes call it alike, only rank 0 with a folder and a watcher.
+
+    Args:
+        finished: labels of the runs to keep as they are.
+        world: the world of a run with so many workers.
+    Raises:
+        Interrupted: a stop was asked for; what has been done lies in the folder.
+    """
+    for label, run in study.runs.items():
+        target = None
+        if folder is not None:
+            target = RunFolder(folder.run_path(label), tensorboard and label not in finished)
+        if label not in finished:
+            if watcher is not None:
+                watcher.begin(label, run)
+            train(run, world(run.workers), target, watcher.round if watcher is not None else None)
+        if watcher is not None and target is not None:
+            watcher.end(label, target.summary or {})
