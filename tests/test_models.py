@@ -86,6 +86,17 @@ def test_a_model_without_dropout_is_a_function_of_its_input():
     assert not torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize(("expression", "shape"), SMALL)
+def test_the_signal_and_the_gradient_reach_the_far_end(expression, shape):
+    model = build(expression, shape)
+    x, y = torch.randn(32, *shape), torch.arange(32) % 10
+    out = model(x)
+    assert 0.05 < out.std() < 10
+    nn.functional.cross_entropy(out, y).backward()
+    norms = [float(p.grad.norm()) for p in model.parameters() if p.dim() > 1]
+    assert min(norms) > 1e-2 and max(norms) < 1e2
+
+
 def test_lenet_has_a_nonlinearity_between_the_connected_layers():
     layers = list(build("lenet()", (1, 28, 28)).children())
     places = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]

@@ -73,7 +73,7 @@ class Vgg9(Model):
         dropout: after the last pooling and the second hidden layer, in [0, 1); whole channels after the second pooling
             with half of it. 0 makes the gradient a function of the samples alone.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Table 5.4 of the
-        dissertation.
+        dissertation, which is silent on the initialization: here He et al., 2015, arXiv:1502.01852, section 2.2.
     """
 
     channels_last: ClassVar[bool] = True
@@ -97,8 +97,7 @@ class Vgg9(Model):
             if stage == 1:
                 layers.append(nn.Dropout2d(self.dropout / 2))
         hidden = self._scaled(512)
-        return nn.Sequential(
-            *layers,
+        layers += [
             nn.Flatten(),
             nn.Dropout(self.dropout),
             nn.Linear(c * (h // 8) * (w // 8), hidden),
@@ -107,7 +106,13 @@ class Vgg9(Model):
             nn.ReLU(),
             nn.Dropout(self.dropout),
             nn.Linear(hidden, num_classes),
-        )
+        ]
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                # PyTorch's own initialization shrinks the signal at every layer, and nine of them learn nothing
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        return nn.Sequential(*layers)
 
     def _scaled(self, width: int) -> int:
         return max(1, round(self.width * width))
