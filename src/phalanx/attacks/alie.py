@@ -39,7 +39,9 @@ class Alie(Attack):
         assert view is not None
         rows = view.rows.to(wide(view.rows.dtype))
         z = hidden_z(len(rows), int(view.byzantine.sum())) if self.z is None else self.z
-        return rows.mean(dim=0) + z * rows.std(dim=0, correction=0), state
+        mean = rows.mean(dim=0)
+        # torch's std warns about rows of length 0
+        return mean + z * (rows - mean).square_().mean(dim=0).sqrt_(), state
 
 
 def hidden_z(n: int, f: int) -> float:

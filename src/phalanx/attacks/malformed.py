@@ -39,7 +39,9 @@ class Malformed(PayloadAttack):
     def _tensor(self, tensor: Tensor, rng: torch.Generator) -> Tensor:
         match self.how:
             case "short":
-                return tensor.reshape(-1)[:-1]
+                flat = tensor.reshape(-1)
+                # nothing is shorter than empty
+                return flat[:-1] if len(flat) else flat.unsqueeze(0)
             case "long":
                 flat = tensor.reshape(-1)
                 return torch.cat([flat, flat.new_zeros(1)])

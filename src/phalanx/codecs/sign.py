@@ -58,7 +58,8 @@ class Sign(Codec):
         if scales:
             if bool((scales[0] < 0).any()):
                 raise BadPayload("a negative scale")
-            row *= scales[0].repeat_interleave(torch.tensor(layout.sizes, device=row.device))
+            sizes = torch.tensor(layout.sizes, dtype=torch.int64, device=row.device)
+            row *= scales[0].repeat_interleave(sizes, output_size=layout.d)
         return cast(row, layout.dtype)
 
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of every registered name, and the rows on which the laws run."""
+
+import inspect
+from typing import Any
+
+import torch
+
+import phalanx as px
+from phalanx.registry import Entry, entries
+from phalanx.stack import Stack
+from phalanx.stage import Stage, State
+
+# a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "alie": ("alie(z=1.5)", "alie(z=-1)"),
+    "bucketing": ("bucketing(size=2)",),
+    "bulyan": ("bulyan(f=2)", "bulyan(f=2, one_shot=True)", "bulyan(f=0)"),
+    "centered_clip": ("centered_clip(tau=2.0, iterations=5)",),
+    "chain": (
+        "chain(momentum(beta=0.5), gather(error_feedback(sign(scaled=True))), median())",
+        "chain(clip(norm=2.0), reduce(half()))",
+    ),
+    "clip": ("clip(norm=1.0)", "clip(norm=1000000.0)"),
+    "constant": ("constant(value=1e30)", "constant(value=inf)"),
+    "decay": ("decay(by=0.99)",),
+    "dirichlet": ("dirichlet(alpha=0.5)",),
+    "drawn": ("drawn(count=2, every=3)",),
+    "error_feedback": (
+        "error_feedback(dense())",
+        "error_feedback(half(precision='bf16'))",
+        "error_feedback(sign(scaled=True))",
+        "error_feedback(error_feedback(half()))",
+    ),
+    "fixed": ("fixed(workers=(1, 4))", "fixed(workers=())"),
+    "gate": ("gate(limit=10.0, weights='equal')", "gate(weights='trusted')"),
+    "gather": ("gather(dense())", "gather(sign(), gate=gate(limit=5.0))", "gather(dense(), forge=malformed())"),
+    "group_vote": ("group_vote(r=3)", "group_vote(r=3, none='exclude')"),
+    "half": ("half(precision='bf16')",),
+    "hierarchy": ("hierarchy(mean(), median(), groups=5)", "hierarchy(median(), mean(), groups=3)"),
+    "krum": ("krum(f=2)", "krum(f=0)"),
+    "malformed": tuple(
+        f"malformed(how='{how}')" for how in ("long", "dtype", "keys", "missing", "random", "weight", "negative_weight")
+    ),
+    "milestones": ("milestones(at=(0.5, 0.75))",),
+    "mimic": ("mimic(warmup=0)", "mimic(warmup=1)"),
+    "momentum": ("momentum(beta=0.0)",),
+    "multi_krum": ("multi_krum(f=2)", "multi_krum(f=2, m=3)"),
+    "nnm": ("nnm(f=2)",),
+    "noise": ("noise(std=0.1)",),
+    "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),
+    "reduce": ("reduce(dense())", "reduce(half(precision='bf16'))", "reduce(error_feedback(half()))"),
+    "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
+    "shards": ("shards(per_unit=3)",),
+    "sign": ("sign(scaled=True)",),
+    "spread": ("spread(count=3)",),
+    "trimmed_mean": ("trimmed_mean(f=2)", "trimmed_mean(ratio=0.25)"),
+}
+
+N = 15  # workers: enough for every example's f
+BYZANTINE = frozenset({1, 6, 11})
+LAYOUT = px.Layout(
+    ("a.weight", "a.bias", "empty", "b.weight", "b.running_mean"),
+    (torch.Size([3, 4]), torch.Size([5]), torch.Size([0]), torch.Size([2, 2]), torch.Size([3])),
+    num_installed=1,
+)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CENTRE = 1.0 - 2.0 * (torch.arange(24) % 3 == 0).double()  # of honest rows: signs, so that sign rules estimate it too
+
+
+def texts(entry: Entry) -> tuple[str, ...]:
+    """The expressions of one name; none if it has required fields and no line above."""
+    parameters = inspect.signature(entry.build).parameters.values()
+    plain = all(p.default is not p.empty or p.kind is p.VAR_POSITIONAL for p in parameters)
+    # trimmed_mean() has two fields of which exactly one must be given
+    own = (f"{entry.name}()",) if plain and entry.name != "trimmed_mean" else ()
+    return own + EXAMPLES.get(entry.name, ())
+
+
+def examples(*kinds: str) -> list[Any]:
+    return [px.parse(text) for entry in entries() if not kinds or entry.kind in kinds for text in texts(entry)]
+
+
+def layout_of(dtype: torch.dtype) -> px.Layout:
+    return px.Layout(LAYOUT.names, LAYOUT.shapes, LAYOUT.num_installed, dtype)
+
+
+def honest(stage: Stage | None = None, n: int = N, dtype: torch.dtype = torch.float32, seed: int = 0) -> Stack:
+    """Rows around CENTRE, equal for workers to whom the stage assigns equal work; weights differ a little."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = CENTRE + 0.3 * torch.randn(n, LAYOUT.d, generator=generator, dtype=torch.float64)
+    assignment = stage.assign(n) if stage is not None else None
+    if assignment is not None:
+        rows = rows[[units[0] for units in assignment]]
+    weights = torch.arange(n, dtype=torch.float64) % 3 + 2
+    weights = weights if assignment is None else torch.ones(n, dtype=torch.float64)
+    return Stack(rows.to(dtype), layout_of(dtype), tuple((i,) for i in range(n)), weights)
+
+
+def round_of(
+    n: int = N, index: int = 0, seed: int = 0, byzantine: frozenset[int] = BYZANTINE, world: Any = None
+) -> px.Round:
+    return px.Round(index, seed, byzantine, world or px.LocalWorld(n))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal states, to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and bits(a).equal(bits(b))
+    return a == b
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    flat = x.contiguous().reshape(-1)
+    return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
+
+
+def copied(state: State) -> State:
+    return {k: copied(v) if isinstance(v, dict) else v.clone() if torch.is_tensor(v) else v for k, v in state.items()}
