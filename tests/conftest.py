@@ -2,6 +2,11 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# a first call compiles kernels
+settings.register_profile("phalanx", deadline=None)
+settings.load_profile("phalanx")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

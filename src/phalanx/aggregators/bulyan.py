@@ -18,7 +18,8 @@ from phalanx.stage import Scope, State
 class Bulyan(Aggregator):
     """Of theta = n - 2f rows chosen by Krum one after the other, the mean of the theta - 2f values nearest the median.
 
-    Krum chooses among the rows that are left, by their max(1, left - f - 2) nearest others. Weights are ignored.
+    Krum chooses among the rows that are left, by their max(1, left - f - 2) nearest others; in a tie the row with the
+    smaller first value. Weights are ignored.
 
     Shapes: (n, d) -> (1, d), n >= 4f + 3.
     Args:

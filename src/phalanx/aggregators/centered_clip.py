@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phalanx.aggregator import Aggregator
 from phalanx.aggregators.columns import mix_one, working_dtype
-from phalanx.aggregators.gram import inner_products
+from phalanx.aggregators.gram import TINY, inner_products
 from phalanx.aggregators.order import median
 from phalanx.expression import method, require
 from phalanx.round import Round
@@ -73,7 +73,7 @@ class CenteredClip(Aggregator):
             toward = inner @ pull
             both = norms + pull @ toward
             squared = np.maximum(both - 2 * toward, 0)
-            coarse = coarse or bool((squared < _NEAR * both).any())
+            coarse = coarse or bool(((squared < _NEAR * both) | (both < TINY)).any())
             apart = np.sqrt(squared)
             radius = float(np.median(apart)) if self.tau is None else self.tau
             share = np.divide(radius, apart, out=np.ones(n), where=apart > radius) / n

@@ -11,7 +11,7 @@ import torch
 
 from phalanx.aggregator import Aggregator
 from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.gram import distances, inner_products
+from phalanx.aggregators.gram import TINY, distances, inner_products
 from phalanx.expression import method, require
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
@@ -68,8 +68,9 @@ class GeometricMedian(Aggregator):
         best = int((apart @ share).argmin())
         reach = _median_reach(apart, share)
         inner = seen.inner
-        if 0 < _FAR * reach[best] < apart[best, seen.centre]:
-            inner = inner_products(rows, rows[best])
+        tiny = 0 < reach[best] ** 2 < TINY
+        if tiny or 0 < _FAR * reach[best] < apart[best, seen.centre]:
+            inner = inner_products(rows, rows[best], wide=tiny)
         inner = _moved(inner, best)
         if _is_optimal(best, apart, inner, share):
             return stack.one(rows[best].clone()).note([Note("gap", value=0.0)]), {}

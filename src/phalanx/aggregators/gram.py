@@ -12,7 +12,7 @@ from torch import Tensor
 _COLUMNS = 2048  # of one product; longer sums are taken in float64
 _ENTRIES = 1 << 21  # of all products in flight
 _NEAR = 1e-2  # share of the squared distances to the centre below which a pair wants a nearer centre
-_TINY = 1e-18  # squared distance below which products in float32 may vanish
+TINY = 1e-18  # squared distance below which products in float32 may vanish
 _SAMPLE = 64
 
 
@@ -83,28 +83,29 @@ def distances(rows: Tensor) -> Distances:
     """
     n = len(rows)
     squared = np.zeros((n, n))
-    first: tuple[np.ndarray, int] | None = None
+    whole: Distances | None = None
     clusters = [(np.arange(n), _central_row(rows), False)]
     while clusters:
         members, centre, wide = clusters.pop()
         picks = None if len(members) == n else members
         inner = inner_products(rows, rows[centre], picks, wide)
-        first = first or (inner, centre)
+        if picks is None:
+            whole = Distances(squared, inner, centre)
         norms = inner.diagonal()
         both = norms[:, None] + norms[None, :]
         found = np.maximum(both - 2 * inner, 0)
         near = found < _NEAR * both
         if not wide:
-            near |= both < _TINY
+            near |= both < TINY
         np.fill_diagonal(found, 0)
         np.fill_diagonal(near, False)
         squared[np.ix_(members, members)] = found
         for cluster in _components(near):
             middle = cluster[found[np.ix_(cluster, cluster)].sum(axis=1).argmin()]
-            tiny = both[np.ix_(cluster, cluster)].min() < _TINY
+            tiny = both[np.ix_(cluster, cluster)].min() < TINY
             clusters.append((members[cluster], int(members[middle]), wide or bool(tiny)))
-    assert first is not None
-    return Distances(squared, *first)
+    assert whole is not None
+    return whole
 
 
 def _central_row(rows: Tensor) -> int:
