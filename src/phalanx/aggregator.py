@@ -15,7 +15,7 @@ from torch import Tensor
 from phalanx.gate import admit
 from phalanx.layout import Layout
 from phalanx.round import Round
-from phalanx.stack import Stack
+from phalanx.stack import Note, Stack
 from phalanx.stage import Stage, State, TooFewRows
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ class Aggregator(Stage):
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         stack = admit(stack)
         f = stack.faults_left(self.tolerates(len(stack.rows) + stack.erased))
-        self._enough(len(stack.rows), f)
+        self._enough(len(stack.rows), f, stack.notes)
         return self.combine(stack, f, state, round)
 
-    def _enough(self, n: int, f: int) -> None:
+    def _enough(self, n: int, f: int, notes: tuple[Note, ...] = ()) -> None:
         if n < max(self.least(f), 1):
             name = self.expression_name
-            raise TooFewRows(f"{name} needs {self.requirement} rows, got n={n}, f={f}")
+            raise TooFewRows(f"{name} needs {self.requirement} rows, got n={n}, f={f}", notes)
 
     def aggregate(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Tensor:
         """The rule applied to plain rows, as one vector (d,) of their type, dtype and device.

@@ -60,16 +60,17 @@ class Courier:
         byzantine = self.byzantine.at(self.index, self.world.size, self.seed)
         weights = torch.tensor([weight], dtype=torch.float64)
         stack = Stack(row.reshape(1, -1), layout, (self.world.ids,), weights)
-        result, lost = None, ""
+        result, lost, notes = None, "", ()
         try:
             result, state = self.scheme(stack, self.state, Round(self.index, self.seed, byzantine, self.world, (part,)))
             # memories of the names in other pieces stay
             self.state = merge([state, self.state])
+            notes = result.notes
             lost = "" if bool(result.rows.isfinite().all()) else "the aggregate is not finite"
         except TooFewRows as error:
-            lost = str(error)
+            lost, notes = str(error), error.notes
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(result.notes if result is not None else (), byzantine)
+        measured = self.ledger.enter(notes, byzantine)
         return (None if result is None or lost else result.rows[0]), {**measured, "lost": lost}
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from phalanx.expression import Expression, method, require
 from phalanx.layout import Layout
 from phalanx.registry import register
 from phalanx.round import Round
-from phalanx.stack import Stack
+from phalanx.stack import Note, Stack
 
 Scope = Literal["coordinate", "tensor", "vector"]  # the least piece of a row on which a stage can run alone
 State = dict[str, Any]  # nested dictionaries with string keys; leaves are tensors, numbers or None
@@ -30,7 +30,14 @@ def widest(scopes: Iterable[Scope]) -> Scope:
 
 
 class TooFewRows(ValueError):
-    """A rule is left with fewer rows than it needs: an error before a run, a skipped update within one."""
+    """A rule is left with fewer rows than it needs: an error before a run, a skipped update within one.
+
+    `notes` holds what was noted of the round until then: who is missing, and why.
+    """
+
+    def __init__(self, sentence: str, notes: tuple[Note, ...] = ()) -> None:
+        super().__init__(sentence)
+        self.notes = notes
 
 
 class Stage(Expression, ABC):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream("model", self.config.seed).initial_seed())
             model = self.config.model.build(self.data.shape, self.data.num_classes)
-        model = model.to(self.device)
-        return cast(Any, model).to(memory_format=torch.channels_last) if self.config.model.channels_last else model
+        return model.to(self.device)
 
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
         """All rounds that are not done yet."""
@@ -126,14 +125,12 @@ class Trainer:
         seen = world.peek(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
         round = Round(index, run.seed, byzantine, world)
-        result, lost = None, ""
+        result, lost, notes = None, "", ()
         try:
-            result, state = phase.scheme(stack, self.state, round)
-            self.state = state
+            result, self.state = phase.scheme(stack, self.state, round)
         except TooFewRows as error:
-            lost = str(error)
+            lost, notes = str(error), error.notes
         combined = time.perf_counter()
-        notes: tuple[Note, ...] = ()
         if result is not None:
             notes = self._notes(result)
             if bool(result.rows.isfinite().all()):

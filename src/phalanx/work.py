@@ -39,7 +39,8 @@ class Site:
         x, y = (t.to(device) for t in self.data.train(samples))
         if self.augment is not None:
             x = self.augment(x, stream("augment", *self.key, unit))
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x, y
+        # a copy even where one channel makes both formats one: the strides tell the convolution which kernel to take
+        return x.to(memory_format=torch.channels_last, copy=True) if self.channels_last else x, y
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, mean over the batch, in the run's precision."""
