@@ -87,7 +87,8 @@ class Gradient(Work):
         x, y = site.batch(samples, unit)
         site.model.train()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream("dropout", *site.key, unit).initial_seed())
+            # torch.manual_seed would also queue a call, with its traceback, for every GPU that is not in use yet
+            torch.default_generator.manual_seed(stream("dropout", *site.key, unit).initial_seed())
             loss = site.loss(x, y)
             loss.backward()
         for name, buffer in site.buffers().items():
