@@ -10,6 +10,7 @@ from torch import Tensor
 
 from phalanx.expression import method, require
 from phalanx.layout import Layout
+from phalanx.precision import wide
 from phalanx.stage import RowStage, State
 
 
@@ -30,10 +31,11 @@ class Clip(RowStage):
         return "vector"
 
     def validate(self) -> None:
-        require(self.norm > 0, f"clip needs norm > 0, got norm={self.norm}")
+        require(0 < self.norm < float("inf"), f"clip needs a finite norm > 0, got norm={self.norm}")
 
     def row(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Tensor, State]:
-        length = torch.linalg.vector_norm(row, dtype=torch.float64 if row.dtype == torch.float64 else torch.float32)
-        return row * (self.norm / length.clamp(min=self.norm)).to(row.dtype), state
+        # the squares of a float32 row may overflow, and a float16 factor has few digits left when it is small
+        length = torch.linalg.vector_norm(row, dtype=torch.float64)
+        return (row.to(wide(row.dtype)) * (self.norm / length.clamp(min=self.norm))).to(row.dtype), state
