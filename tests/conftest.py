@@ -4,6 +4,9 @@ import os
 import pytest
 from hypothesis import settings
 
+# scripts that tests start in processes of their own
+collect_ignore_glob = ["job_*.py", "worlds/job_*.py"]
+
 # a first call compiles kernels
 settings.register_profile("phalanx", deadline=None)
 settings.load_profile("phalanx")

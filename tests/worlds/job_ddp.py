@@ -21,13 +21,13 @@ rank, ranks = dist.get_rank(), dist.get_world_size()
 
 def build() -> nn.Module:
     torch.manual_seed(0)
-    # 4 x 300 x 300 floats: four buckets of 0.4 MB
-    return nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(300, 300), nn.Tanh())], nn.Linear(300, 10))
+    # 4 x 600 x 600 floats: one bucket at first, four of at least 1 MB once DDP has rebuilt them
+    return nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(600, 600), nn.Tanh())], nn.Linear(600, 10))
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 * step + rank)
-    return torch.randn(8, 300, generator=generator), torch.randint(10, (8,), generator=generator)
+    return torch.randn(8, 600, generator=generator), torch.randint(10, (8,), generator=generator)
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int, after: Any = None) -> None:
@@ -46,7 +46,7 @@ def weights(model: nn.Module) -> list[float]:
 
 def through_hook(scheme: str, save_at: int | None = None) -> dict[str, Any]:
     plain = build()
-    model = DistributedDataParallel(plain, bucket_cap_mb=0.4)
+    model = DistributedDataParallel(plain, bucket_cap_mb=1)
     courier = px.ddp_hook(model, scheme, byzantine=px.fixed((1,)))
     optimizer = torch.optim.SGD(plain.parameters(), 0.1)
     if save_at is None:
@@ -56,7 +56,7 @@ def through_hook(scheme: str, save_at: int | None = None) -> dict[str, Any]:
         saved = {"model": plain.state_dict(), "hook": courier.state_dict()}
         plain = build()
         plain.load_state_dict(saved["model"])
-        model = DistributedDataParallel(plain, bucket_cap_mb=0.4)
+        model = DistributedDataParallel(plain, bucket_cap_mb=1)
         courier = px.ddp_hook(model, scheme, byzantine=px.fixed((1,)))
         courier.load_state_dict(saved["hook"])
         steps(model, torch.optim.SGD(plain.parameters(), 0.1), save_at, task["steps"])

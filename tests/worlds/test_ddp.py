@@ -15,7 +15,7 @@ MOMENTUM = "chain(momentum(0.9), reverse(2.0), gather(dense()), median())"
 FEEDBACK = "chain(gather(error_feedback(sign(scaled=True))), mean())"
 FEEDBACK_HALF = "chain(gather(error_feedback(half())), mean())"
 KRUM = "chain(clip(1.0), reverse(), gather(dense()), centered_clip())"
-STEPS = 8
+STEPS = 6
 BOTH = [MEAN, REDUCE, BF16, SIGN_VOTE, MOMENTUM, FEEDBACK, FEEDBACK_HALF]
 
 
@@ -51,7 +51,7 @@ def test_schemes_differ(result):
 
 
 def test_bytes_are_those_of_the_payloads(result):
-    d = 4 * (300 * 300 + 300) + 300 * 10 + 10
+    d = 4 * (600 * 600 + 600) + 600 * 10 + 10
     ranks = 2
     assert result["exchange"][MEAN]["bytes"] == STEPS * ranks * (4 * d + 8)
     assert result["exchange"][BF16]["bytes"] == STEPS * ranks * (2 * d + 8)
