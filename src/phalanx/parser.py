@@ -40,7 +40,10 @@ def parse(text: str) -> Any:
         raise ValueError("the expression is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not an expression: {error}") from None
-    return _Reader(source).read(tree.body, None)
+    try:
+        return _Reader(source).read(tree.body, None)
+    except RecursionError:
+        raise ValueError("the expression is nested too deeply") from None
 
 
 def parse_value(text: str) -> Any:

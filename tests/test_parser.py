@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expressions: what is read, what is refused, and how the error points at it."""
+
+import math
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import phalanx as px
+from phalanx.parser import MAX_CHARACTERS, parse_value
+from phalanx.registry import entries
+
+
+def test_round_trip():
+    text = "chain(clip(norm=1.0), alie(), gather(error_feedback(sign(scaled=True))), median())"
+    scheme = px.parse(text)
+    assert repr(scheme) == text
+    assert scheme == px.chain(px.clip(1.0), px.alie(), px.gather(px.error_feedback(px.sign(True))), px.median())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-1.5", -1.5),
+        ("1e30", 1e30),
+        ("inf", math.inf),
+        ("-inf", -math.inf),
+        ("'text'", "text"),
+        ("True", True),
+        ("None", None),
+        ("(1, 2)", (1, 2)),
+        ("[1, [2.0, None]]", (1, (2.0, None))),
+        ("()", ()),
+        ("  \n 3 ", 3),
+        ("fixed(workers=[1, 2])", px.fixed((1, 2))),
+        ("fixed(\n    workers=(1,\n        2),\n)", px.fixed((1, 2))),
+        ("clip(1)", px.clip(1)),
+        ("constant(-3)", px.constant(-3)),
+    ],
+)
+def test_values(text, value):
+    read = px.parse(text)
+    assert read == value and type(read) is type(value)
+
+
+def test_nan_is_read():
+    assert math.isnan(px.parse("nan")) and repr(px.parse("constant(nan)")) == "constant(value=nan)"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence", "at"),
+    [
+        ("kurm(f=2)", "did you mean krum?", 0),
+        ("chain(gather(dense()), medain())", "did you mean median?", 23),
+        ("chain(clip(nrom=1.0))", "did you mean norm?", 11),
+        ("gather(codec=mean())", "codec must be a codec", 0),
+        ("clip()", "missing a required argument: 'norm'", 0),
+        ("clip(1, 2)", "too many positional arguments", 0),
+        ("clip(1, norm=1)", "multiple values", 0),
+        ("clip(norm=1, norm=2)", "repeated", 13),
+        ("clip(norm=-1)", "norm > 0", 0),
+        ("momentum(beta='x')", "beta must be a number, got 'x'", 0),
+        ("half(precision='fp8')", "precision must be 'fp16' or 'bf16'", 0),
+        ("sign(scaled=1)", "scaled must be True or False", 0),
+        ("krum(f=2.0)", "f must be a whole number", 0),
+        ("krum(f=True)", "f must be a whole number", 0),
+        ("mean", "called like a function: mean(...)", 0),
+        ("unheard_of", "unknown name 'unheard_of'", 0),
+        ("mean(", "not an expression", 4),
+        ("chain(mean() median())", "not an expression", 6),
+        ("chain(*(1, 2))", "no * arguments", 6),
+        ("clip(**{})", "no field", 5),
+        ("phalanx.mean()", "names, literals and calls only", 0),
+        ("(lambda: 1)()", "names, literals and calls only", 0),
+        ("[x for x in (1,)]", "names, literals and calls only", 0),
+        ("1 + 1", "names, literals and calls only", 0),
+        ("not True", "names, literals and calls only", 0),
+        ("f'{1}'", "names, literals and calls only", 0),
+        ("b'1'", "names, literals and calls only", 0),
+        ("1j", "names, literals and calls only", 0),
+        ("...", "names, literals and calls only", 0),
+        ("{'a': 1}", "names, literals and calls only", 0),
+        ("-'a'", "only a number can be negative", 0),
+        ("-True", "only a number can be negative", 0),
+        ("__import__('os')", "unknown name '__import__'", 0),
+        ("chain(clip(1.0), dense())", "a codec goes inside gather", 0),
+    ],
+)
+def test_errors_say_what_is_wrong_and_where(text, sentence, at):
+    with pytest.raises(ValueError) as caught:
+        px.parse(text)
+    message = str(caught.value)
+    assert sentence in message
+    lines = message.splitlines()
+    assert lines[-1].index("^") - 2 == at and lines[-2][2:] == text
+    assert f"(character {at + 1})" in message
+
+
+def test_errors_list_the_choices_that_fit():
+    with pytest.raises(ValueError) as caught:
+        px.parse("gather(denes())")
+    message = str(caught.value)
+    assert all(e.name in message for e in entries("codec"))
+    assert "krum" not in message
+
+
+def test_carets_count_characters_and_long_lines_are_cut():
+    with pytest.raises(ValueError) as caught:
+        px.parse("chain(half('\u00fc\u00fc\u00fc'), kurm())")
+    assert str(caught.value).splitlines()[-1].index("^") - 2 == 6
+    with pytest.raises(ValueError) as caught:
+        px.parse(f"chain({'mean(), ' * 100}kurm(f=1), mean())")
+    shown, caret = str(caught.value).splitlines()[-2:]
+    assert len(shown) <= 102 and shown[caret.index("^") :].startswith("kurm")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-" * 900 + "1",
+        "-" * 2000 + "1",
+        "-" * 5000 + "1",
+        "(" * 150 + ")" * 150,
+        "(" * 3000,
+        "[" * 80 + "]" * 80,
+        "chain(" * 100 + ")" * 100,
+        "chain(" * 180 + ")" * 180,
+        "error_feedback(" * 90 + "dense()" + ")" * 90,
+        "1" * 5000,
+        "1" * (MAX_CHARACTERS + 1),
+        "\x00",
+        "\ud800",
+        "",
+        "'\\d'",
+        "1if 1else 2",
+        "1 is 1",
+        "1(2)",
+        "mean()\n\nmean()",
+        "\x0c mean(",
+        "\u2028kurm()",
+    ],
+)
+def test_nothing_but_value_errors(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            px.parse(text)
+        except ValueError as error:
+            assert str(error)
+
+
+WORDS = ["chain", "mean", "krum", "f", "norm", "clip", "(", ")", "=", ",", "1", "-", "'a'", "None", "[", "]", " ", "é"]
+
+
+@given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=12).map("".join)))
+def test_any_text_is_read_or_refused(text):
+    try:
+        px.parse(text)
+    except ValueError as error:
+        assert str(error)
+    parse_or_text(text)
+
+
+def parse_or_text(text):
+    try:
+        parse_value(text)
+    except ValueError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("bf16", "bf16"),
+        ("None", None),
+        ("krum(f=3)", px.krum(f=3)),
+        ("(1, 2)", (1, 2)),
+        ("two words", "two words"),
+    ],
+)
+def test_values_of_the_command_line(text, value):
+    assert parse_value(text) == value
