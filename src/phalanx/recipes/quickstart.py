@@ -12,6 +12,7 @@ from phalanx.phase import Run
 from phalanx.recipes.recipe import recipe
 from phalanx.stage import Stage
 
+GATE = px.gate()
 ROUNDS = {"smoke": 40, "laptop": 200, "paper": 200}
 
 
@@ -19,7 +20,7 @@ ROUNDS = {"smoke": 40, "laptop": 200, "paper": 200}
 def quickstart(scale: str) -> dict[str, Run]:
     """Digits, 15 workers of which 3 send reversed gradients: the mean breaks, robust rules do not."""
 
-    def attacked(*rule: Stage, gate: Gate = px.gate()) -> Run:
+    def attacked(*rule: Stage, gate: Gate = GATE) -> Run:
         phase = px.phase(
             work=px.gradient(batch=480),
             scheme=px.chain(px.reverse(c=100), px.gather(px.dense(), gate=gate), *rule),
