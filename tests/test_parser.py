@@ -60,7 +60,7 @@ def test_nan_is_read():
         ("clip()", "missing a required argument: 'norm'", 0),
         ("clip(1, 2)", "too many positional arguments", 0),
         ("clip(1, norm=1)", "multiple values", 0),
-        ("clip(norm=1, norm=2)", "repeated", 13),
+        ("clip(norm=1, norm=2)", "is given norm twice", 13),
         ("clip(norm=-1)", "norm > 0", 0),
         ("momentum(beta='x')", "beta must be a number, got 'x'", 0),
         ("half(precision='fp8')", "precision must be 'fp16' or 'bf16'", 0),

@@ -32,7 +32,7 @@ class Gate(Expression):
     max_weight: float = 10.0
 
     def validate(self) -> None:
-        require(self.limit > 0, f"gate needs limit > 0, got limit={self.limit}")
+        require(0 < self.limit < float("inf"), f"gate needs a finite limit > 0, got limit={self.limit}")
         require(self.max_weight >= 1, f"gate needs max_weight >= 1 median, got max_weight={self.max_weight}")
 
     def admit(self, stack: Stack) -> Stack:

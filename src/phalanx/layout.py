@@ -83,7 +83,7 @@ class Layout:
             raise ValueError(f"rows of length {rows.shape[-1]} do not fit a layout of length {self.d}")
         lead = rows.shape[:-1]
         pieces = rows.split(self.sizes, dim=-1)
-        return {n: p.reshape(*lead, *s) for n, p, s in zip(self.names, pieces, self.shapes, strict=True)}
+        return {n: p.reshape((*lead, *s)) for n, p, s in zip(self.names, pieces, self.shapes, strict=True)}
 
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `split`, as a new tensor. Shapes: {name: (k, *shape)} -> (k, d), or {name: shape} -> (d,)."""
@@ -94,4 +94,6 @@ class Layout:
             return torch.zeros(0, dtype=self.dtype)
         first = parts[self.names[0]]
         lead = first.shape[: first.dim() - len(self.shapes[0])]
-        return torch.cat([parts[n].reshape(*lead, -1) for n in self.names], dim=-1)
+        return torch.cat(
+            [parts[n].reshape((*lead, size)) for n, size in zip(self.names, self.sizes, strict=True)], dim=-1
+        )

@@ -79,8 +79,9 @@ def unpack(message: Tensor) -> Payload:
         raise BadPayload(f"the header speaks of other than the {total} bytes that arrived")
     payload, offset = {}, read.offset
     for name, code, shape, size in forms:
-        if any(dim > 2**62 for dim in shape):
-            raise BadPayload("a dimension beyond 2**62")
+        # a tensor without entries may still have strides that overflow
+        if math.prod(max(dim, 1) for dim in shape) > 2**60:
+            raise BadPayload("dimensions beyond 2**60 entries")
         # a clone is aligned, a slice of the message is not
         body = message[offset : offset + size].clone()
         payload[name] = (body.view(_DTYPES[code]) if size else torch.empty(0, dtype=_DTYPES[code])).reshape(shape)
