@@ -109,12 +109,10 @@ def test_error_feedback_loses_nothing(codec, dtype):
         assert same(payload, codec.encode((row.to(old) + old).to(dtype), layout, {}, stream(t))[0]) or state["inner"]
 
 
-@pytest.mark.parametrize("codec", CODECS, ids=repr)
+@pytest.mark.parametrize("codec", [c for c in CODECS if c.scope != "vector"], ids=repr)
 def test_memories_serve_every_cut_of_the_model(codec):
     """DDP rebuilds its buckets after the first step: other pieces, in another order."""
     layout = LAYOUT.head
-    if codec.scope == "vector":
-        return
     cuts = [[layout.names], [layout.names[2:], layout.names[:2]], [(name,) for name in reversed(layout.names)]]
     whole, memory = {}, {}
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
