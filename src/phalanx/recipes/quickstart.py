@@ -12,7 +12,8 @@ from phalanx.recipes.recipe import recipe
 from phalanx.stage import Stage
 
 GATE = px.gate()
-ROUNDS = {"smoke": 40, "laptop": 200, "paper": 200}
+# after 200 rounds Krum, which learns from one worker's 32 samples, is more than 3 points behind in 1 of 7 seeds
+ROUNDS = {"smoke": 40, "laptop": 300, "paper": 300}
 
 
 @recipe("quickstart")
