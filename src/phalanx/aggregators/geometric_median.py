@@ -17,7 +17,7 @@ from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
 
-_FAR = 100.0  # centres farther from the best row than this many of its median distances are replaced
+_FAR = 10.0  # centres farther from the best row than this many of its median distances are replaced
 
 
 @method("geometric_median", "aggregator")
@@ -69,7 +69,7 @@ class GeometricMedian(Aggregator):
         reach = _median_reach(apart, share)
         inner = seen.inner
         tiny = 0 < reach[best] ** 2 < TINY
-        if tiny or 0 < _FAR * reach[best] < apart[best, seen.centre]:
+        if tiny or 0 < _FAR * reach[best] < np.sqrt(inner[best, best]):
             inner = inner_products(rows, rows[best], wide=tiny)
         inner = _moved(inner, best)
         if _is_optimal(best, apart, inner, share):

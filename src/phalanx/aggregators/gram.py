@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_COLUMNS = 2048  # of one product; longer sums are taken in float64
+_COLUMNS = 4112  # of one product, longer sums are taken in float64; rows 4096 floats apart share cache lines
 _ENTRIES = 1 << 21  # of all products in flight
 _NEAR = 1e-2  # share of the squared distances to the centre below which a pair wants a nearer centre
+_SPREAD = 0.1  # share of the squared norms above which the origin will do for a centre
 TINY = 1e-18  # squared distance below which products in float32 may vanish
 _SAMPLE = 64
 
@@ -22,18 +23,20 @@ class Distances:
 
     Args:
         squared: (n, n) squared Euclidean distances.
-        inner: (n, n) inner products of the rows less the row `centre`.
+        inner: (n, n) inner products of the rows less some point, which is a row or the origin.
     """
 
     squared: np.ndarray
     inner: np.ndarray
-    centre: int
 
 
-def inner_products(rows: Tensor, centre: Tensor, picks: np.ndarray | None = None, wide: bool = False) -> np.ndarray:
+def inner_products(
+    rows: Tensor, centre: Tensor | None, picks: np.ndarray | None = None, wide: bool = False
+) -> np.ndarray:
     """(x_i - c) . (x_j - c) in float64. Shapes: (n, d), (d,) -> (n, n).
 
     Args:
+        centre: c; the origin when None.
         picks: positions of the rows; all when None.
         wide: products in float64 throughout, at a third of the speed; pieces that overflow float32 are so in any case.
     """
@@ -53,12 +56,9 @@ def inner_products(rows: Tensor, centre: Tensor, picks: np.ndarray | None = None
         if picks is not None:
             part = part[torch.as_tensor(picks, device=rows.device)]
         part = part.unflatten(1, (blocks, columns)).transpose(0, 1)
-        middle = centre[piece].reshape(blocks, 1, columns)
+        middle = None if centre is None else centre[piece].reshape(blocks, 1, columns)
         for dtype in (torch.float64,) if wide else (torch.float32, torch.float64):
-            key = (blocks, columns, dtype)
-            if key not in buffers:
-                buffers[key] = torch.empty(part.shape, dtype=dtype, device=rows.device)
-            product = _product(part, middle, buffers[key])
+            product = _product(part, middle, dtype, buffers)
             if dtype == torch.float64 or bool(product.isfinite().all()):
                 total += product
                 break
@@ -66,16 +66,27 @@ def inner_products(rows: Tensor, centre: Tensor, picks: np.ndarray | None = None
     return ((total + total.T) / 2).numpy()
 
 
-def _product(part: Tensor, middle: Tensor, buffer: Tensor) -> Tensor:
-    if part.dtype == buffer.dtype:
+def _product(
+    part: Tensor, middle: Tensor | None, dtype: torch.dtype, buffers: dict[tuple[int, int, torch.dtype], Tensor]
+) -> Tensor:
+    if middle is None and part.dtype == dtype and part.stride(2) == 1:
+        # straight from the rows, without a copy
+        return torch.bmm(part, part.transpose(1, 2)).sum(dim=0, dtype=torch.float64)
+    key = (part.shape[0], part.shape[2], dtype)
+    if key not in buffers:
+        buffers[key] = torch.empty(part.shape, dtype=dtype, device=part.device)
+    buffer = buffers[key]
+    if middle is not None and part.dtype == dtype:
         torch.sub(part, middle, out=buffer)
     else:
-        buffer.copy_(part).sub_(middle)
+        buffer.copy_(part)
+        if middle is not None:
+            buffer.sub_(middle)
     return torch.bmm(buffer, buffer.transpose(1, 2)).sum(dim=0, dtype=torch.float64)
 
 
 def distances(rows: Tensor) -> Distances:
-    """Squared distances of all pairs from products around a central row.
+    """Squared distances of all pairs from products around the origin or, where rows have much in common, a central row.
 
     A pair much closer to each other than to the centre is lost in the rounding of the products. Such pairs are measured
     again, each cluster of them around one of its own rows, until none is left. This ends: only on its one way from
@@ -84,13 +95,13 @@ def distances(rows: Tensor) -> Distances:
     n = len(rows)
     squared = np.zeros((n, n))
     whole: Distances | None = None
-    clusters = [(np.arange(n), _central_row(rows), False)]
+    clusters = [(np.arange(n), _first_centre(rows), False)]
     while clusters:
         members, centre, wide = clusters.pop()
         picks = None if len(members) == n else members
-        inner = inner_products(rows, rows[centre], picks, wide)
+        inner = inner_products(rows, None if centre is None else rows[centre], picks, wide)
         if picks is None:
-            whole = Distances(squared, inner, centre)
+            whole = Distances(squared, inner)
         norms = inner.diagonal()
         both = norms[:, None] + norms[None, :]
         found = np.maximum(both - 2 * inner, 0)
@@ -108,13 +119,16 @@ def distances(rows: Tensor) -> Distances:
     return whole
 
 
-def _central_row(rows: Tensor) -> int:
-    """A row with many others near it, by a sample of rows and columns."""
+def _first_centre(rows: Tensor) -> int | None:
+    """By a sample of rows and columns, a row with many others near it; None where the origin is about as near."""
     n, d = rows.shape
     some = range(0, n, max(1, n // _SAMPLE))
     sample = rows[:, :: max(1, d // _SAMPLE)][list(some)].to(torch.float64)
-    apart = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")
-    return some[int(apart.median(dim=1).values.argmin())]
+    apart = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist").median(dim=1).values
+    norms = torch.linalg.vector_norm(sample, dim=1)
+    if float(apart.median()) ** 2 > _SPREAD * float(norms.median()) ** 2:
+        return None
+    return some[int(apart.argmin())]
 
 
 def _components(linked: np.ndarray) -> list[np.ndarray]:

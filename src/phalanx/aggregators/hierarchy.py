@@ -79,7 +79,9 @@ class Hierarchy(Aggregator):
             if after:
                 memory[f"inner/{g}"] = after
         if not results:
-            raise TooFewRows(f"hierarchy: no group has rows enough for {self.inner!r}, got n={len(stack.rows)}", stack.notes)
+            raise TooFewRows(
+                f"hierarchy: no group has rows enough for {self.inner!r}, got n={len(stack.rows)}", stack.notes
+            )
         middle = replace(
             stack,
             rows=torch.cat([r.rows for r in results]),
