@@ -117,5 +117,11 @@ def bits(x: torch.Tensor) -> torch.Tensor:
     return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
 
 
+def leaves(state: State) -> list[torch.Tensor]:
+    """The tensors in a state."""
+    nested = [leaves(v) if isinstance(v, dict) else [v] if torch.is_tensor(v) else [] for v in state.values()]
+    return [t for inner in nested for t in inner]
+
+
 def copied(state: State) -> State:
     return {k: copied(v) if isinstance(v, dict) else v.clone() if torch.is_tensor(v) else v for k, v in state.items()}

@@ -20,6 +20,7 @@ from tests.examples import (
     copied,
     examples,
     honest,
+    leaves,
     round_of,
     same,
     texts,
@@ -37,9 +38,6 @@ SPLITTABLE = [s for s in STAGES if s.scope != "vector" and s.expression_name not
 def called(stage, stack: Stack, state=None, **kwargs):
     received = stack if not isinstance(stage, px.Aggregator) else replace(stack, received=True)
     return stage(received, state, round_of(len(stack.rows), **kwargs))
-
-
-# every name
 
 
 def test_every_name_has_an_example():
@@ -75,9 +73,6 @@ def test_unknown_fields_and_wrong_types_are_value_errors(x):
                 replace(x, **{field.name: object()})
 
 
-# every stage
-
-
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
 def test_a_stage_leaves_its_input_and_its_state_alone(stage):
     stack = honest(stage)
@@ -87,6 +82,9 @@ def test_a_stage_leaves_its_input_and_its_state_alone(stage):
     called(stage, stack, state, index=1)
     assert bits(stack.rows).equal(bits(rows)) and stack.weights.equal(weights)
     assert same(state, kept)
+    # safetensors refuses tensors that share memory
+    places = [t.untyped_storage().data_ptr() for t in leaves(state) if t.numel()]
+    assert len(set(places)) == len(places)
     # the caller reuses its buffers
     stack.rows.fill_(7.0)
     stack.weights.fill_(7.0)
@@ -147,7 +145,24 @@ def test_row_stages_act_row_by_row(stage):
         assert out.rows[:, -3:].equal(stack.rows[:, -3:])
 
 
-# every attack
+@pytest.mark.parametrize("stage", [s for s in ROW_STAGES if s in SPLITTABLE], ids=repr)
+def test_memories_serve_every_cut_of_the_model(stage):
+    """DDP rebuilds its buckets after the first step: other pieces, in another order."""
+    layout = LAYOUT.head
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    together = apart = None
+    for index, cut in enumerate([[layout.names], [layout.names[2:], layout.names[:2]], [[n] for n in layout.names]]):
+        stack = honest(seed=index)
+        stack = replace(stack, rows=stack.rows[:, : layout.d], layout=layout)
+        whole, together = called(stage, stack, together, index=index)
+        pieces = {}
+        for names in cut:
+            small = px.Layout(tuple(names), tuple(shapes[n] for n in names))
+            part = replace(stack, rows=small.join(layout.split(stack.rows)), layout=small)
+            out, apart = called(stage, part, apart, index=index)
+            pieces.update(small.split(out.rows))
+        torch.testing.assert_close(layout.join(pieces), whole.rows)
+    assert same(apart, together)
 
 
 @pytest.mark.parametrize("received", [False, True], ids=["before the wire", "behind the wire"])
@@ -201,9 +216,6 @@ def test_attacks_on_merged_rows_take_those_that_are_byzantine_throughout(attack)
     out, _ = attack(merged, None, round_of())
     assert bits(out.rows[[0, 2, 3]]).equal(bits(merged.rows[[0, 2, 3]]))
     assert not out.rows[1].equal(merged.rows[1]) and out.sources == merged.sources
-
-
-# every aggregator
 
 
 @pytest.mark.parametrize("rule", AGGREGATORS, ids=repr)
