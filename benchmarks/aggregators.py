@@ -4,9 +4,10 @@
     python benchmarks/aggregators.py                       # 45 x 1,000,000 float32, f = 5, two threads
     python benchmarks/aggregators.py --rows 15 --f 2 --json out.json
 
-Every rule gets the same rows through its plain call, the gate included. Repetitions are interleaved, so that a busy
-moment of the machine hits all; the table shows medians, and "best" the ratio of the shortest times. Peak memory is taken in a fresh process for each rule: the
-largest resident size during one call (VmHWM, reset before it) less the resident size before, plus the rows themselves.
+Every rule gets the same rows as one round at the server, the gate included. Repetitions are interleaved, so that a busy
+moment of the machine hits all; the table shows medians, and as "best" the ratio of the shortest times. Peak memory is
+taken in a fresh process for each rule: the largest resident size during one call (VmHWM, reset before it) less the
+resident size before, plus the rows themselves.
 """
 
 from __future__ import annotations
