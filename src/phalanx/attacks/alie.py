@@ -6,6 +6,7 @@ from __future__ import annotations
 from statistics import NormalDist
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from phalanx.attack import Attack, View
@@ -40,8 +41,11 @@ class Alie(Attack):
         rows = view.rows.to(wide(view.rows.dtype))
         z = hidden_z(len(rows), int(view.byzantine.sum())) if self.z is None else self.z
         mean = rows.mean(dim=0)
-        # torch's std warns about rows of length 0
-        return mean + z * (rows - mean).square_().mean(dim=0).sqrt_(), state
+        # row by row: torch's std warns about rows of length 0, and all differences at once are a second copy of the rows
+        variance = torch.zeros_like(mean)
+        for row in rows:
+            variance += (row - mean).square_() / len(rows)
+        return mean + z * variance.sqrt_(), state
 
 
 def hidden_z(n: int, f: int) -> float:
