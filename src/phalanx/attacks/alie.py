@@ -41,7 +41,7 @@ class Alie(Attack):
         rows = view.rows.to(wide(view.rows.dtype))
         z = hidden_z(len(rows), int(view.byzantine.sum())) if self.z is None else self.z
         mean = rows.mean(dim=0)
-        # row by row: torch's std warns about rows of length 0, and all differences at once are a second copy of the rows
+        # torch.std warns about rows of length 0, and all differences at once would be a second copy of the rows
         variance = torch.zeros_like(mean)
         for row in rows:
             variance += (row - mean).square_() / len(rows)
