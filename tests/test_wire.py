@@ -122,10 +122,11 @@ def test_reduce_is_the_weighted_mean(text, dtype):
     assert out.received and out.sources == (tuple(range(N)),) and float(out.weights) == float(stack.weights.sum())
 
 
-def test_sixteen_bit_shares_add_up_to_one():
-    """Shares 1/3 rounded to bfloat16 would shrink every row by 0.2 %."""
-    rows = torch.ones(3, 4, dtype=torch.bfloat16)
-    assert px.LocalWorld(3).mean(rows, torch.ones(3, dtype=torch.float64)).equal(rows[0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_shares_add_up_to_one(dtype):
+    for n in range(1, 60):
+        rows = torch.ones(n, 4, dtype=dtype)
+        assert px.LocalWorld(n).mean(rows, torch.ones(n, dtype=torch.float64)).equal(rows[0])
 
 
 def test_a_forged_payload_is_only_the_byzantine_workers():
