@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.phase import Run
 from phalanx.recipes import Recipe, find, recipes
-from phalanx.recipes.recipe import SCALES, slug
+from phalanx.recipes.recipe import slug
 from phalanx.report.pretty import pretty
 from phalanx.study import plan
 

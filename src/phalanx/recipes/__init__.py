@@ -4,3 +4,4 @@ from phalanx.recipes.recipe import Recipe as Recipe
 from phalanx.recipes.recipe import find as find
 from phalanx.recipes.recipe import recipe as recipe
 from phalanx.recipes.recipe import recipes as recipes
+from phalanx.recipes.robust_mnist import robust_mnist as robust_mnist
