@@ -266,7 +266,6 @@ def corruptions(rows, f):
 @pytest.mark.parametrize("rule", [r for r in AGGREGATORS if r.tolerates(N) > 0], ids=repr)
 def test_robust_rules_stay_near_the_honest_rows(rule):
     whole, f = judged(rule)
-    # f of n rows are f of n in weight too
     stack = replace(honest(rule), weights=torch.ones(N, dtype=torch.float64))
     # one in each group of workers with equal work, so that no group is lost
     bad = sorted({(2 + 4 * i) % N for i in range(f)} if rule.assign(N) is None else {2 + 3 * i for i in range(f)})
@@ -276,9 +275,12 @@ def test_robust_rules_stay_near_the_honest_rows(rule):
     for name, lies in corruptions(stack.rows, len(bad)):
         rows = stack.rows.clone()
         rows[bad] = lies
-        out, _ = called(whole, replace(stack, rows=rows, received=True))
-        # the factor of the geometric median, Pillutla et al. 2019, Lemma 1
-        assert (out.rows[0] - mean).norm() <= 2 * (N - f) / (N - 2 * f) * spread, name
+        for claim in (1.0, 900.0):
+            weights = stack.weights.clone()
+            weights[bad] = claim
+            out, _ = called(whole, replace(stack, rows=rows, weights=weights, received=True))
+            # the factor of the geometric median, Pillutla et al. 2019, Lemma 1
+            assert (out.rows[0] - mean).norm() <= 2 * (N - f) / (N - 2 * f) * spread, (name, claim)
 
 
 HOSTILE = (
@@ -317,7 +319,8 @@ def test_the_plain_call_is_the_stage(rule):
         with pytest.raises(ValueError, match="rows"):
             rule.aggregate(honest(rule).rows)
         return
-    stack = honest(rule)
+    # the caller of a plain rule knows the weights
+    stack = px.gate(weights="trusted").admit(replace(honest(rule), received=True))
     out, _ = called(rule, replace(stack, layout=px.Layout.flat(LAYOUT.d)), byzantine=frozenset())
     row = rule.aggregate(stack.rows, weights=stack.weights)
     assert row.shape == (LAYOUT.d,) and row.equal(out.rows[0])

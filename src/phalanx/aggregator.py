@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.gate import admit
+from phalanx.gate import Gate, admit
 from phalanx.layout import Layout
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
@@ -68,7 +68,8 @@ class Aggregator(Stage):
         Args:
             rows: an (n, d) tensor or array, or a list of n tensors or arrays of one shape. A row of another shape or
                 dtype than most, or with NaN, Inf or absurd entries, is excluded and counts towards f.
-            weights: n examples behind each row; equal when None.
+            weights: n examples behind each row, as the caller knows them; equal when None. Absurd ones are excluded as
+                in a round, the others are not cut.
             seed: for the rules that shuffle.
         Raises:
             ValueError: too few rows for the rule, or rows that are no floating-point numbers.
@@ -79,7 +80,8 @@ class Aggregator(Stage):
 
     def outcome(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Stack:
         """As `aggregate`, with the notes: who was excluded and why, and what the rule itself reports."""
-        stack, _ = self(_stack_of(rows, weights, self.expression_name), None, Round(seed=seed))
+        stack = Gate(weights="trusted").admit(_stack_of(rows, weights, self.expression_name))
+        stack, _ = self(stack, None, Round(seed=seed))
         if len(stack.rows) != 1:
             raise ValueError(
                 f"{self!r} gives {len(stack.rows)} rows and prepares them for a rule; put it in a chain before one"

@@ -24,12 +24,13 @@ class Gate(Expression):
     Args:
         limit: largest magnitude of an entry; 1e18 is where the square of a float32 stops being finite.
         weights: "bounded" cuts claimed weights at `max_weight` medians, "equal" ignores them, "trusted" keeps them.
-        max_weight: in medians of the claimed weights, >= 1; lower trusts big clients less.
+        max_weight: in medians of the claimed weights, >= 1. At 1 nobody counts for more than the median worker, so that
+            f liars weigh no more than f rows; raise it where sizes are known to differ and liars are few.
     """
 
     limit: float = 1e18
     weights: Literal["bounded", "equal", "trusted"] = "bounded"
-    max_weight: float = 10.0
+    max_weight: float = 1.0
 
     def validate(self) -> None:
         require(0 < self.limit < float("inf"), f"gate needs a finite limit > 0, got limit={self.limit}")
