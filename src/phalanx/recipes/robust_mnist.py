@@ -38,7 +38,7 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(px.mnist(train=3000, test=500), px.mlp((32,)), px.sgd(0.05, 0.9), 120, 20, 10),
+    "smoke": Size(px.mnist(train=3000, test=500), px.mlp((32,)), px.sgd(0.05, 0.9), 120, 20, 5),
     # 8 samples a worker
     "laptop": Size(px.mnist(), px.lenet(), px.sgd(0.05, 0.9), 120, 150, 25),
     # dissertation, section 6.5: P=45, s=5, batch 720, lr 0.01; 16 samples a worker

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers as well; yellow is left out for white paper
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's colours and two of Tol's, told apart by colour-blind readers as well; no yellow on white paper
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999933", "#882255")
 DASHES = ("-", "--", ":", "-.")
 REFERENCE = "no attack"  # a run whose label holds these words is drawn in grey, in every panel
 GREY = "#888888"
@@ -33,6 +33,7 @@ def plot_study(results: Sequence[Result], title: str, path: Path) -> None:
         left.set_title(name, loc="left", fontsize=11)
         right.set_title("at the end", loc="left", fontsize=11)
         left.set_xlabel("round")
+        left.locator_params(axis="x", integer=True)
     _save(figure, title, path)
 
 
