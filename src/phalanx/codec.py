@@ -94,19 +94,14 @@ class Gather(Stage):
 
     def send(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Payload | None], State]:
         """The left half: one payload for each row held here."""
-        state = dict(state or {})
-        payloads: list[Payload | None] = []
-        for i, worker in enumerate(stack.ids):
-            payload, memory = send_row(
-                self.codec, stack, i, state.get(memory_key(worker, False), {}), lambda w=worker: round.rng(w)
-            )
-            if memory:
-                state[memory_key(worker, False)] = memory
-            if self.forge is not None and worker in round.byzantine:
-                payloads.append(self.forge.forge(payload, round.rng(worker)))
-            else:
-                payloads.append(payload)
-        return payloads, state
+        coded, state = send_rows(self.codec, stack, state, round)
+        if self.forge is None:
+            return list(coded), state
+        forge = self.forge.forge
+        return [
+            forge(payload, round.rng(worker)) if worker in round.byzantine else payload
+            for worker, payload in zip(stack.ids, coded, strict=True)
+        ], state
 
     def receive(self, arrived: Sequence[Payload | BadPayload], sent: Stack) -> Stack:
         """The right half: the rows of all workers whose payload the codec, the layout and the gate accept."""
@@ -130,17 +125,22 @@ class Gather(Stage):
         return replace(stack, arrived=stack)
 
 
-def send_row(
-    codec: Codec, stack: Stack, i: int, memory: State, rng: Callable[[], torch.Generator]
-) -> tuple[Payload, State]:
-    """The payload of row i: the coded directions, the installed entries as they are, the weight."""
-    layout = stack.layout
-    payload, memory = codec.encode(stack.rows[i, : layout.stepped], layout.head, memory, rng)
-    assert WEIGHT not in payload and INSTALLED not in payload
-    payload = {**payload, WEIGHT: stack.weights[i : i + 1]}
-    if layout.num_installed:
-        payload[INSTALLED] = stack.rows[i, layout.stepped :]
-    return payload, memory
+def send_rows(codec: Codec, stack: Stack, state: State | None, round: Round) -> tuple[list[Payload], State]:
+    """A payload for each row: the coded directions, the installed entries as they are, the weight."""
+    layout, state, payloads = stack.layout, dict(state or {}), []
+    for i, worker in enumerate(stack.ids):
+        key = memory_key(worker, received=False)
+        payload, memory = codec.encode(
+            stack.rows[i, : layout.stepped], layout.head, state.get(key, {}), lambda w=worker: round.rng(w)
+        )
+        assert WEIGHT not in payload and INSTALLED not in payload
+        payload = {**payload, WEIGHT: stack.weights[i : i + 1]}
+        if layout.num_installed:
+            payload[INSTALLED] = stack.rows[i, layout.stepped :]
+        payloads.append(payload)
+        if memory:
+            state[key] = memory
+    return payloads, state
 
 
 def open_row(codec: Codec, payload: Payload, layout: Layout, out: Tensor) -> float:
@@ -196,21 +196,14 @@ class Reduce(Stage):
         return 1
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
-        world, layout, state = round.world, stack.layout, dict(state or {})
-        coded = []
-        for i, worker in enumerate(stack.ids):
-            payload, memory = send_row(
-                self.codec, stack, i, state.get(memory_key(worker, False), {}), lambda w=worker: round.rng(w)
-            )
-            payload.pop(WEIGHT)
-            if memory:
-                state[memory_key(worker, False)] = memory
-            coded.append(payload)
-        mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights) for k in coded[0]}
+        world, layout = round.world, stack.layout
+        coded, state = send_rows(self.codec, stack, state, round)
+        keys = [k for k in coded[0] if k != WEIGHT]
+        mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights) for k in keys}
         row = stack.rows.new_empty(layout.d)
         open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout, row)
         every = world.peek(stack.weights.reshape(-1, 1)).sum()
-        size = payload_bytes(coded[0]) + 8
+        size = payload_bytes(coded[0])
         notes = [Note("bytes", worker, size) for worker in range(world.size)]
         merged = replace(
             stack,
