@@ -71,16 +71,20 @@ def _save(figure: Figure, title: str, path: Path) -> None:
 
 
 def _panels(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
-    """Runs by the words before ': ' in their labels; a panel of the reference alone joins all the others."""
+    """Runs by the words before ': ' in their labels; references by themselves join the panels that have none."""
     panels: dict[str, list[Result]] = {}
     for result in results:
         head, colon, _ = result.label.partition(": ")
         panels.setdefault(head if colon else "", []).append(result)
-    everywhere = [r for r in results if _is_reference(r)]
-    several = {name: runs for name, runs in panels.items() if any(r not in everywhere for r in runs)}
-    if len(panels) == 1 or not several:
+    apart = [name for name, runs in panels.items() if all(map(_is_reference, runs))]
+    if len(panels) == 1 or len(apart) == len(panels):
         return [("round by round", list(results))]
-    return [(name, [*(r for r in everywhere if r not in runs), *runs]) for name, runs in several.items()]
+    shared = [r for name in apart for r in panels[name]]
+    return [
+        (name, runs if any(map(_is_reference, runs)) else [*shared, *runs])
+        for name, runs in panels.items()
+        if name not in apart
+    ]
 
 
 def _is_reference(result: Result) -> bool:
@@ -90,7 +94,7 @@ def _is_reference(result: Result) -> bool:
 def _short(result: Result) -> str:
     """A label without its panel, unless the panel says what the run is."""
     head, colon, rest = result.label.partition(": ")
-    return f"{rest}, {head}" if colon and _is_reference(result) else rest or head
+    return f"{rest}, {head}" if colon and REFERENCE in head else rest or head
 
 
 def _styles(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
