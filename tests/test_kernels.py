@@ -73,7 +73,8 @@ def close(result: torch.Tensor, expected: np.ndarray, rows: torch.Tensor) -> Non
     """Within rounding of the dtype, measured against the largest entry that could have been summed."""
     assert result.dtype == rows.dtype
     scale = np.abs(exact(rows)).max(axis=0, initial=0)
-    step = torch.finfo(rows.dtype).eps + 16 * torch.finfo(torch.float32).eps * (rows.dtype != torch.float64)
+    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    step = torch.finfo(rows.dtype).eps + 16 * torch.finfo(wide).eps
     smallest = torch.finfo(rows.dtype).smallest_normal
     assert (np.abs(exact(result) - expected) <= 4 * step * scale + smallest).all()
 

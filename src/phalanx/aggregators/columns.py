@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-PIECE = 1 << 15  # columns
+PIECE = 1 << 16  # columns
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -18,27 +18,30 @@ _BLOCK = 128  # columns: 45 rows of float32 take 23 KB, half of a first-level ca
 def _load(flat, stride, picks, start, width, block):
     for i in range(len(picks)):
         offset = picks[i] * stride + start
+        # through a slice, as an index that might be negative is looked at value by value
+        source = flat[offset : offset + width]
         for t in range(width):
-            block[i, t] = flat[offset + t]
+            block[i, t] = source[t]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _sort(block, comparators):
     for c in range(len(comparators)):
         i, j, outputs = comparators[c]
+        low, high = block[i], block[j]
         if outputs == 0:
             for t in range(_BLOCK):
-                a, b = block[i, t], block[j, t]
-                block[i, t] = a if a < b else b
-                block[j, t] = b if a < b else a
+                a, b = low[t], high[t]
+                low[t] = a if a < b else b
+                high[t] = b if a < b else a
         elif outputs == 1:
             for t in range(_BLOCK):
-                a, b = block[i, t], block[j, t]
-                block[i, t] = a if a < b else b
+                a, b = low[t], high[t]
+                low[t] = a if a < b else b
         else:
             for t in range(_BLOCK):
-                a, b = block[i, t], block[j, t]
-                block[j, t] = b if a < b else a
+                a, b = low[t], high[t]
+                high[t] = b if a < b else a
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
