@@ -205,13 +205,13 @@ def test_doctor_ends_with_1_where_nothing_can_be_written(monkeypatch: pytest.Mon
     assert "FAULT" in phalanx("doctor", code=1)
 
 
-LONG = ("run", "quickstart", "--only", "mean", "--only", "krum", "--set", "rounds=300", "--set", "checkpoint_every=20")
+LONG = ("run", "quickstart", "--only", "mean", "--only", "krum", "--set", "rounds=200", "--set", "checkpoint_every=10")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, str]:
     """Weights of both runs of LONG, in one go."""
-    study = plan("quickstart", None, ["rounds=300", *TINY[1::2]], ["mean", "krum"])
+    study = plan("quickstart", None, ["rounds=200", *TINY[1::2]], ["mean", "krum"])
     return {label: px.train(run).summary()["weights_sha256"] for label, run in study.runs.items()}
 
 
