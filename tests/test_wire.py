@@ -83,7 +83,7 @@ def test_the_wire_refuses_what_it_has_no_place_for():
 
 def test_gather_carries_directions_coded_and_values_as_they_are():
     stack = honest()
-    out, _ = px.gather(px.sign())(stack, None, round_of())
+    out, _ = px.gather(px.sign(), gate=px.gate(weights="trusted"))(stack, None, round_of())
     assert out.received and out.gated and out.arrived is not None and out.arrived.rows is out.rows
     cut = LAYOUT.stepped
     assert out.rows[:, cut:].equal(stack.rows[:, cut:]) and set(out.rows[:, :cut].unique().tolist()) == {-1.0, 1.0}
