@@ -71,6 +71,7 @@ class Trainer:
         self.step = 0
         self.state: State = {}
         self.optimizer = run.phases[0].finish.optimizer(self.parameters)
+        self._evaluated: tuple[int, tuple[float, float | None]] | None = None
         self.times: dict[str, list[float]] = {"work_s": [], "scheme_s": [], "finish_s": []}
 
     def _build(self) -> nn.Module:
@@ -204,7 +205,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float | None]:
-        """Accuracy in [0, 1] and mean loss on the test set."""
+        """Accuracy in [0, 1] and mean loss on the test set; looked at once a round."""
+        if self._evaluated is not None and self._evaluated[0] == self.step:
+            return self._evaluated[1]
         self.model.eval()
         right, loss, count = 0, 0.0, len(self.data.test_y)
         for start in range(0, count, 1000):
@@ -213,7 +216,8 @@ class Trainer:
                 logits = self.model(x).float()
             right += int((logits.argmax(dim=1) == y).sum())
             loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
-        return right / count, _number(loss / count)
+        self._evaluated = self.step, (right / count, _number(loss / count))
+        return self._evaluated[1]
 
     def _checkpoint(self, folder: RunFolder | None) -> None:
         """Every process gives its workers' memories; rank 0 writes them."""

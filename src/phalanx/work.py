@@ -86,9 +86,12 @@ class Gradient(Work):
         before = {name: buffer.clone() for name, buffer in site.model.named_buffers()}
         x, y = site.batch(samples, unit)
         site.model.train()
-        with torch.random.fork_rng(devices=[]):
+        seed = stream("dropout", *site.key, unit).initial_seed()
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             # torch.manual_seed would also queue a call, with its traceback, for every GPU that is not in use yet
-            torch.default_generator.manual_seed(stream("dropout", *site.key, unit).initial_seed())
+            torch.default_generator.manual_seed(seed)
+            if x.is_cuda:
+                torch.cuda.manual_seed(seed)
             loss = site.loss(x, y)
             loss.backward()
         for name, buffer in site.buffers().items():
