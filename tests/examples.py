@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "half": ("half(precision='bf16')",),
     "hierarchy": ("hierarchy(mean(), median(), groups=5)", "hierarchy(median(), mean(), groups=3)"),
     "krum": ("krum(f=2)", "krum(f=0)"),
+    "lq": ("lq(q=1.5)", "lq(q=inf, coding='packed')"),
     "malformed": tuple(
         f"malformed(how='{how}')" for how in ("long", "dtype", "keys", "missing", "random", "weight", "negative_weight")
     ),
@@ -49,11 +50,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "nnm": ("nnm(f=2)",),
     "noise": ("noise(std=0.1)",),
     "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),
+    "qsgd": ("qsgd(bits=3, bucket=7, norm='linf')", "qsgd(bits=8, bucket=None)", "qsgd(bits=2, coding='elias')"),
     "reduce": ("reduce(dense())", "reduce(half(precision='bf16'))", "reduce(error_feedback(half()))"),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shards": ("shards(per_unit=3)",),
     "sign": ("sign(scaled=True)",),
     "spread": ("spread(count=3)",),
+    "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),
     "trimmed_mean": ("trimmed_mean(f=2)", "trimmed_mean(ratio=0.25)"),
 }
 

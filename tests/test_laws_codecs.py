@@ -91,7 +91,9 @@ def test_unbiased_codecs_pass_a_z_test(codec):
     row = torch.randn(layout.d, generator=stream(1)(), dtype=torch.float32)
     draws = torch.stack([coded(codec, row, layout, seed=seed)[1] for seed in range(DRAWS)]).double()
     error = (draws.mean(dim=0) - row.double()).abs()
-    assert (error <= Z * draws.std(dim=0) / DRAWS**0.5 + 1e-6).all()
+    # Bernstein's second term, for what is drawn too rarely to show a standard error
+    rare = Z**2 / 3 * (draws.amax(dim=0) - draws.amin(dim=0)).max() / DRAWS
+    assert (error <= Z * draws.std(dim=0) / DRAWS**0.5 + rare + 1e-6).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -36,7 +36,10 @@ from phalanx.codec import Reduce as reduce
 from phalanx.codecs.dense import Dense as dense
 from phalanx.codecs.error_feedback import ErrorFeedback as error_feedback
 from phalanx.codecs.half import Half as half
+from phalanx.codecs.lq import Lq as lq
+from phalanx.codecs.qsgd import Qsgd as qsgd
 from phalanx.codecs.sign import Sign as sign
+from phalanx.codecs.terngrad import Terngrad as terngrad
 from phalanx.data.augment import Augment as Augment
 from phalanx.data.augment import CropFlip as crop_flip
 from phalanx.data.cifar10 import Cifar10 as cifar10

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled bit streams: Elias codes of zero runs and levels, Rice codes of gaps; importing this imports Numba.
+
+Bits are written from the highest of each byte down; the last byte ends in zeros. Every reader checks each number
+against what may follow, reads no byte twice, and stops at the end of the data, so that no stream makes it run on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from phalanx.codecs.loops import draw, factor_of, mix
+from phalanx.codecs.pieces import BLOCK
+
+_ONE = np.uint64(1)
+
+
+def _count_leading_zeros(typing_context, x):
+    """Zero bits above the highest set bit of 64; 64 for zero."""
+
+    def build(context, builder, signature, arguments):
+        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), build
+
+
+_leading_zeros: Any = intrinsic(_count_leading_zeros)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _put(out, at, bits, held, value, length):
+    """Appends `length` <= 57 bits; returns the next place, the bits not yet written and how many they are."""
+    bits |= value << np.uint64(64 - held - length)
+    held += length
+    while held >= 8:
+        out[at] = np.uint8(bits >> np.uint64(56))
+        bits = bits << np.uint64(8)
+        held -= 8
+        at += 1
+    return at, bits, held
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _gamma(value):
+    """The length of Elias' gamma code of a number >= 1: as many zeros as it has bits after the first, then it."""
+    return 127 - 2 * np.int64(_leading_zeros(value))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def quantize_elias(x, at, width, scales, bits, key, out):
+    """The codes of `quantize` as runs of zeros and levels; returns the bytes written.
+
+    For every nonzero entry gamma(zeros before it + 1), its sign, and with more than one level gamma(level); zeros at
+    the end as one more run. At most 2 bits + 1 bits an entry.
+    """
+    codes = np.zeros(BLOCK, np.uint16)
+    top = (1 << bits) - 1
+    place, word, held = 0, np.uint64(0), 0
+    run = np.uint64(1)
+    for b in range(len(scales)):
+        factor = factor_of(scales[b], top)
+        stop = min((b + 1) * width, len(x))
+        for start in range(b * width, stop, BLOCK):
+            count = min(BLOCK, stop - start)
+            if factor > 0:
+                draw(x[start : start + count], np.float32(0.0), factor, top, mix(key, at + start), codes)
+            else:
+                codes[:] = 0
+            for i in range(count):
+                level = np.uint64(codes[i] & top)
+                if level == 0:
+                    run += _ONE
+                    continue
+                length = _gamma(run)
+                value = (run << _ONE) | np.uint64(codes[i] >> bits)
+                length += 1
+                if top > 1:
+                    more = _gamma(level)
+                    value = (value << np.uint64(more)) | level
+                    length += more
+                place, word, held = _put(out, place, word, held, value, length)
+                run = _ONE
+    if run > _ONE:
+        place, word, held = _put(out, place, word, held, run, _gamma(run))
+    if held:
+        out[place] = np.uint8(word >> np.uint64(56))
+        place += 1
+    return place
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fill(data, at, word, held):
+    """More bits from the data, zeros behind its end, until at least 57 are held."""
+    while held <= 56:
+        if at < len(data):
+            word |= np.uint64(data[at]) << np.uint64(56 - held)
+        at += 1
+        held += 8
+    return at, word, held
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def dequantize_elias(data, width, scales, bits, out):
+    """The inverse of `quantize_elias`; False where it wrote no such stream."""
+    top = np.uint64((1 << bits) - 1)
+    for b in range(len(scales)):
+        # zero, or NaN where the scale is no number
+        out[b * width : (b + 1) * width] = np.float32(0.0) * scales[b]
+    at, word, held = 0, np.uint64(0), 0
+    i = 0
+    while i < len(out):
+        at, word, held = _fill(data, at, word, held)
+        zeros = np.int64(_leading_zeros(word))
+        if zeros > 24:
+            return False
+        run = np.int64(word >> np.uint64(63 - 2 * zeros)) - 1
+        word = word << np.uint64(2 * zeros + 1)
+        held -= 2 * zeros + 1
+        if run > len(out) - i:
+            return False
+        i += run
+        if i == len(out):
+            if run == 0:
+                return False
+            break
+        if held < 17:
+            at, word, held = _fill(data, at, word, held)
+        negative = (word >> np.uint64(63)) != 0
+        word = word << _ONE
+        held -= 1
+        level = _ONE
+        if top > _ONE:
+            zeros = np.int64(_leading_zeros(word))
+            if zeros > 7:
+                return False
+            level = word >> np.uint64(63 - 2 * zeros)
+            word = word << np.uint64(2 * zeros + 1)
+            held -= 2 * zeros + 1
+            if level > top:
+                return False
+        value = np.float32(np.int64(level)) * np.float32(scales[i // width] / np.float64(top))
+        out[i] = -value if negative else value
+        i += 1
+    spare = 8 * (len(data) - at) + held
+    return 0 <= spare < 8 and word == 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rice(positions, parameter, out):
+    """Strictly increasing positions as gaps; returns the bytes written.
+
+    A gap is the number of positions left out: gap >> parameter as so many ones and a zero, then `parameter` low bits.
+    """
+    place, word, held, after = 0, np.uint64(0), 0, np.int64(0)
+    low = np.uint64((1 << parameter) - 1)
+    for i in range(len(positions)):
+        gap = np.uint64(positions[i] - after)
+        after = positions[i] + 1
+        ones = np.int64(gap >> np.uint64(parameter))
+        while ones >= 16:
+            place, word, held = _put(out, place, word, held, np.uint64(0xFFFF), 16)
+            ones -= 16
+        place, word, held = _put(out, place, word, held, np.uint64((1 << (ones + 1)) - 2), ones + 1)
+        place, word, held = _put(out, place, word, held, gap & low, parameter)
+    if held:
+        out[place] = np.uint8(word >> np.uint64(56))
+        place += 1
+    return place
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def unrice(data, parameter, limit, positions):
+    """The inverse of `rice` for positions below a limit; False where it wrote no such stream."""
+    at, word, held, after = 0, np.uint64(0), 0, np.int64(0)
+    for i in range(len(positions)):
+        ones = np.int64(0)
+        while True:
+            at, word, held = _fill(data, at, word, held)
+            more = np.int64(_leading_zeros(~word))
+            if more < 32:
+                break
+            word = word << np.uint64(32)
+            held -= 32
+            ones += 32
+            if (ones << parameter) >= limit or at > len(data) + 8:
+                return False
+        ones += more
+        word = word << np.uint64(more + 1)
+        held -= more + 1
+        at, word, held = _fill(data, at, word, held)
+        gap = ones << parameter
+        if parameter > 0:
+            gap += np.int64(word >> np.uint64(64 - parameter))
+            word = word << np.uint64(parameter)
+            held -= parameter
+        after += gap
+        if gap >= limit or after >= limit:
+            return False
+        positions[i] = after
+        after += 1
+    spare = 8 * (len(data) - at) + held
+    return 0 <= spare < 8 and word == 0

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows as signed whole levels of a scale for every bucket: what QSGD, TernGrad and l_q quantization send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phalanx.codec import BadPayload, Payload
+from phalanx.codecs.pieces import Piece, cut, float_array, keys, spread
+from phalanx.layout import Layout
+from phalanx.precision import cast
+from phalanx.world import expect
+
+Coding = Literal["packed", "elias"]
+Measure = Callable[[np.ndarray, int, np.ndarray], None]  # entries, width of a bucket, where the scales go
+
+
+def encode_levels(
+    row: Tensor,
+    layout: Layout,
+    bits: int,
+    bucket: int | None,
+    coding: Coding,
+    measure: Measure,
+    rng: Callable[[], torch.Generator],
+) -> Payload:
+    """Every entry x of scale c as sign(x) times a random whole number of expectation min(|x| / c, 1) (2^bits - 1).
+
+    Shapes: row (d,) -> "scales" (num_buckets,) float32, and "levels" uint8 of bits + 1 bits an entry or, with elias,
+    "stream" uint8 and "ends" int64, where each piece of the row ends in it.
+    Args:
+        bucket: entries that share a scale; None for all of a tensor.
+        measure: writes the scales of whole buckets.
+    """
+    from phalanx.codecs import coding as streams
+    from phalanx.codecs import loops
+
+    values, plan, key = float_array(row), cut(layout, bucket, bits + 1), keys(layout, rng)
+    scales = np.empty(plan.num_buckets, np.float32)
+    levels = np.empty(plan.num_bytes if coding == "packed" else 0, np.uint8)
+
+    def measure_long(item: tuple[slice, int]) -> None:
+        entries, index = item
+        measure(values[entries], entries.stop - entries.start, scales[index : index + 1])
+
+    def work(piece: Piece) -> np.ndarray:
+        part, own = values[piece.start : piece.stop], scales[piece.buckets]
+        if piece.whole:
+            measure(part, piece.width, own)
+        if coding == "packed":
+            loops.quantize(part, piece.at, piece.width, own, bits, key[piece.tensor], levels[piece.body])
+            return levels
+        stream = np.empty(len(part) * (2 * bits + 1) // 8 + 16, np.uint8)
+        size = streams.quantize_elias(part, piece.at, piece.width, own, bits, key[piece.tensor], stream)
+        return stream[:size].copy()
+
+    spread(measure_long, plan.long, layout.d)
+    written = spread(work, plan.pieces, layout.d)
+    sent = {"scales": torch.from_numpy(scales)}
+    if coding == "packed":
+        return {**sent, "levels": torch.from_numpy(levels)}
+    ends = np.cumsum([len(stream) for stream in written], dtype=np.int64)
+    stream = np.concatenate([levels, *written])
+    return {**sent, "stream": torch.from_numpy(stream), "ends": torch.from_numpy(ends)}
+
+
+def decode_levels(payload: Payload, layout: Layout, bits: int, bucket: int | None, coding: Coding) -> Tensor:
+    """The row (d,) of a payload of `encode_levels`; NaN where a scale is.
+
+    Raises:
+        BadPayload: it wrote no such payload.
+    """
+    from phalanx.codecs import coding as streams
+    from phalanx.codecs import loops
+
+    plan = cut(layout, bucket, bits + 1)
+    form = {"scales": (torch.float32, (plan.num_buckets,))}
+    if coding == "packed":
+        scales, body = expect(payload, **form, levels=(torch.uint8, (plan.num_bytes,)))
+        bounds = [(piece.body.start, piece.body.stop) for piece in plan.pieces]
+    else:
+        length = payload["stream"].numel() if "stream" in payload else 0
+        form["ends"] = (torch.int64, (len(plan.pieces),))
+        scales, ends, body = expect(payload, **form, stream=(torch.uint8, (length,)))
+        stops = ends.tolist()
+        bounds = list(zip([0, *stops], stops, strict=False))
+        if any(start > stop for start, stop in bounds) or (stops[-1] if stops else 0) != length:
+            raise BadPayload("pieces that do not follow each other to the end of the stream")
+    if bool((scales < 0).any()):
+        raise BadPayload("a negative scale")
+    measures, data = scales.cpu().contiguous().numpy(), body.cpu().contiguous().numpy()
+    row = torch.empty(layout.d, dtype=torch.float32)
+    out = row.numpy()
+    read = loops.dequantize if coding == "packed" else streams.dequantize_elias
+
+    def work(item: tuple[Piece, tuple[int, int]]) -> bool:
+        piece, (start, stop) = item
+        part = out[piece.start : piece.stop]
+        return bool(read(data[start:stop], piece.width, measures[piece.buckets], bits, part))
+
+    if not all(spread(work, zip(plan.pieces, bounds, strict=True), layout.d)):
+        raise BadPayload("levels that no encoder writes")
+    return cast(row, layout.dtype)

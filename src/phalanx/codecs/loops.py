@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled loops of quantizers; importing this file imports Numba.
+
+A block of entries becomes codes in the first-level cache (a sign bit above the bits of the level), the codes become
+planes of 8, 4, 2 and 1 bits, and in each plane a byte holds entries that lie a constant distance apart, so that every
+inner loop runs on whole vectors. Random numbers are hashes of (key, place), made where they are used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from phalanx.codecs.pieces import BLOCK
+
+_SPARE = 8  # entries behind a block that the last bytes of its planes may hold
+_LEAST = 1e-36  # scales below count as zero, so that no factor leaves the range of float32
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def sum_squares(x):
+    """In float64, where no square of a float32 overflows or vanishes."""
+    total = 0.0
+    for i in range(len(x)):
+        total += np.float64(x[i]) * np.float64(x[i])
+    return total
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def largest(x):
+    """max |x|; NaN if there is one."""
+    words = x.view(np.uint32)
+    top = np.uint32(0)
+    for i in range(len(words)):
+        # without its sign bit a float is ordered like a whole number, and NaN comes last
+        top = max(top, np.uint32(words[i] & np.uint32(0x7FFFFFFF)))
+    held = np.empty(1, np.uint32)
+    held[0] = top
+    return np.float64(held.view(np.float32)[0])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def norms(x, width, q, out):
+    """out[b] = ||bucket b||_q in float32, NaN where it is not finite."""
+    for b in range(len(out)):
+        part = x[b * width : (b + 1) * width]
+        if q == 2.0:
+            norm = np.sqrt(sum_squares(part))
+        else:
+            norm = largest(part)
+            if q < np.inf and norm > 0.0 and norm < np.inf:
+                total = 0.0
+                for i in range(len(part)):
+                    total += (abs(np.float64(part[i])) / norm) ** q
+                norm *= total ** (1.0 / q)
+        out[b] = norm if norm < 3.4e38 else np.nan
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def clipped_maxima(x, width, clip, out):
+    """out[b] = the least of max |x| and clip times the root mean square of bucket b."""
+    for b in range(len(out)):
+        part = x[b * width : (b + 1) * width]
+        top = largest(part)
+        limit = clip * np.sqrt(sum_squares(part) / len(part))
+        out[b] = np.nan if not top < np.inf else min(top, limit)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def mix(key, place):
+    """64 random bits for a key and a place (splitmix64)."""
+    z = np.uint64(np.uint64(key) + np.uint64(place) * np.uint64(0x9E3779B97F4A7C15))
+    z = np.uint64((z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
+    z = np.uint64((z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
+    return np.uint64(z ^ (z >> np.uint64(31)))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def draw(x, low, factor, top, key, codes):
+    """codes[i] = floor(|x[i] - low| factor + u[i]), at most top; the negative ones add top + 1.
+
+    u is uniform on multiples of 2^-24 below one.
+    """
+    first, second = np.uint32(key), np.uint32(key >> np.uint64(32))
+    limit, most, sign = np.float32(top), np.int32(top), np.int32(top + 1)
+    for i in range(len(x)):
+        h = np.uint32(np.uint32(i) + first)
+        h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
+        h = np.uint32(h ^ second)
+        h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
+        h = np.uint32(h ^ (h >> np.uint32(16)))
+        u = np.float32(np.int32(h >> np.uint32(8))) * np.float32(2.0**-24)
+        v = x[i] - low
+        y = abs(v) * factor
+        y = y if y < limit else limit
+        level = np.int32(np.float32(y + u))
+        level = level if level < most else most
+        codes[i] = np.uint16(level + (sign if v < np.float32(0.0) else np.int32(0)))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pack(codes, count, bits, out):
+    """The planes of `count` codes; returns their bytes."""
+    at, shift = 0, np.uint16(0)
+    for p in (8, 4, 2, 1):
+        if bits & p == 0:
+            continue
+        num_bytes = (count * p + 7) // 8
+        mask = np.uint16((1 << p) - 1)
+        plane = out[at : at + num_bytes]
+        for t in range(8 // p):
+            part = codes[t * num_bytes : (t + 1) * num_bytes]
+            place = np.uint16(p * t)
+            if t == 0:
+                for j in range(len(plane)):
+                    plane[j] = np.uint8((part[j] >> shift) & mask)
+            else:
+                for j in range(len(plane)):
+                    plane[j] = plane[j] | np.uint8(((part[j] >> shift) & mask) << place)
+        at += num_bytes
+        shift = np.uint16(shift + p)
+    return at
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def unpack(data, count, bits, codes):
+    """The inverse of `pack`; returns the bytes read, or -1 where bits behind the last code are set."""
+    at, shift = 0, np.uint16(0)
+    codes[count:] = 0
+    for p in (8, 4, 2, 1):
+        if bits & p == 0:
+            continue
+        num_bytes = (count * p + 7) // 8
+        mask = np.uint16((1 << p) - 1)
+        plane = data[at : at + num_bytes]
+        for t in range(8 // p):
+            part = codes[t * num_bytes : (t + 1) * num_bytes]
+            place = np.uint16(p * t)
+            if shift == 0:
+                for j in range(len(part)):
+                    part[j] = (np.uint16(plane[j]) >> place) & mask
+            else:
+                for j in range(len(part)):
+                    part[j] = part[j] | (((np.uint16(plane[j]) >> place) & mask) << shift)
+        at += num_bytes
+        shift = np.uint16(shift + p)
+    for j in range(count, len(codes)):
+        if codes[j] != 0:
+            return -1
+    return at
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def factor_of(scale, top):
+    """Levels per unit of x; 0 where every entry is sent as zero."""
+    return np.float32(top / np.float64(scale)) if scale >= _LEAST and scale < np.inf else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def quantize(x, at, width, scales, bits, key, out):
+    """Packed codes of `bits` level bits and a sign, of buckets of `width` entries or a part of one."""
+    codes = np.zeros(BLOCK + _SPARE, np.uint16)
+    top = (1 << bits) - 1
+    written = 0
+    for b in range(len(scales)):
+        factor = factor_of(scales[b], top)
+        stop = min((b + 1) * width, len(x))
+        for start in range(b * width, stop, BLOCK):
+            count = min(BLOCK, stop - start)
+            codes[count:] = 0
+            if factor > 0:
+                draw(x[start : start + count], np.float32(0.0), factor, top, mix(key, at + start), codes)
+            else:
+                codes[:] = 0
+            written += pack(codes, count, bits + 1, out[written:])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def dequantize(data, width, scales, bits, out):
+    """The inverse of `quantize`; False where it wrote no such bytes."""
+    codes = np.zeros(BLOCK + _SPARE, np.uint16)
+    top = (1 << bits) - 1
+    read = 0
+    for b in range(len(scales)):
+        unit = np.float32(scales[b] / np.float64(top))
+        stop = min((b + 1) * width, len(out))
+        for start in range(b * width, stop, BLOCK):
+            count = min(BLOCK, stop - start)
+            size = unpack(data[read:], count, bits + 1, codes)
+            if size < 0:
+                return False
+            read += size
+            part = out[start : start + count]
+            for i in range(count):
+                code = np.int32(codes[i])
+                sign = code >> bits
+                part[i] = np.float32(np.int32(((code & top) ^ -sign) + sign)) * unit
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def ends(x):
+    """The least and the largest entry; NaN both if one is not finite."""
+    low, high = x[0], x[0]
+    for i in range(len(x)):
+        low = x[i] if x[i] < low else low
+        high = x[i] if x[i] > high else high
+    return (low, high) if largest(x) < np.inf else (np.float32(np.nan), np.float32(np.nan))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def choose_end(x, at, low, high, key, out):
+    """One bit an entry: 1 for the upper end, with probability (x - low) / (high - low)."""
+    codes = np.zeros(BLOCK + _SPARE, np.uint16)
+    factor = factor_of(np.float64(high) - np.float64(low), 1)
+    written = 0
+    for start in range(0, len(x), BLOCK):
+        count = min(BLOCK, len(x) - start)
+        codes[:] = 0
+        if factor > 0:
+            draw(x[start : start + count], low, factor, 1, mix(key, at + start), codes)
+            codes[count:] = 0
+        written += pack(codes, count, 1, out[written:])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def take_end(data, low, high, out):
+    """The inverse of `choose_end`; False where bits behind the last entry are set."""
+    codes = np.zeros(BLOCK + _SPARE, np.uint16)
+    read = 0
+    for start in range(0, len(out), BLOCK):
+        count = min(BLOCK, len(out) - start)
+        size = unpack(data[read:], count, 1, codes)
+        if size < 0:
+            return False
+        read += size
+        part = out[start : start + count]
+        for i in range(count):
+            part[i] = high if codes[i] else low
+    return True

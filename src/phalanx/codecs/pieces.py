@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors of a row cut into buckets, and the buckets into pieces that threads share.
+
+The cut is part of the wire format: it depends on the layout, never on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phalanx.layout import Layout
+
+BLOCK = 512  # entries whose codes are packed together
+PIECE = 1 << 16  # entries that one thread takes at a time
+_SERIAL = 1 << 17  # rows up to here are not worth a thread
+
+T = TypeVar("T")
+
+
+class Piece(NamedTuple):
+    """A run of whole buckets, or a part of one long bucket, of one tensor."""
+
+    tensor: int
+    start: int  # in the row
+    stop: int
+    at: int  # the first entry's place in its tensor, where its random numbers are counted from
+    width: int  # entries of a bucket
+    buckets: slice  # among the buckets of the row
+    whole: bool
+    body: slice  # among the packed bytes of the row
+
+
+class Cut(NamedTuple):
+    """All pieces, the buckets that are longer than a piece, and how many buckets and packed bytes there are."""
+
+    pieces: tuple[Piece, ...]
+    long: tuple[tuple[slice, int], ...]  # (entries in the row, which bucket)
+    num_buckets: int
+    num_bytes: int
+
+
+@lru_cache(maxsize=64)
+def cut(layout: Layout, bucket: int | None, bits: int) -> Cut:
+    """The pieces of a row whose tensors are cut into buckets of so many entries; None makes each tensor a bucket.
+
+    Args:
+        bits: bits of an entry's code.
+    """
+    pieces: list[Piece] = []
+    long: list[tuple[slice, int]] = []
+    row = buckets = at_byte = 0
+    for tensor, size in enumerate(layout.sizes):
+        width = max(1, min(bucket or size, size))
+        step = width if width > PIECE else PIECE // width * width
+        for at in range(0, size, step):
+            count = min(step, size - at)
+            held = slice(buckets, buckets + -(-count // width))
+            buckets = held.stop
+            if width <= PIECE:
+                bounds = [(at, at + count)]
+            else:
+                bounds = [(s, min(s + PIECE, at + count)) for s in range(at, at + count, PIECE)]
+                long.append((slice(row + at, row + at + count), held.start))
+            for start, stop in bounds:
+                num_bytes = _packed_bytes(stop - start, width, bits)
+                body = slice(at_byte, at_byte + num_bytes)
+                pieces.append(Piece(tensor, row + start, row + stop, start, width, held, width <= PIECE, body))
+                at_byte = body.stop
+        row += size
+    return Cut(tuple(pieces), tuple(long), buckets, at_byte)
+
+
+def _packed_bytes(count: int, width: int, bits: int) -> int:
+    full, rest = divmod(count, width)
+    return full * _bucket_bytes(width, bits) + _bucket_bytes(rest, bits)
+
+
+def _bucket_bytes(count: int, bits: int) -> int:
+    full, rest = divmod(count, BLOCK)
+    return sum(full * (BLOCK * p // 8) + -(-rest * p // 8) for p in (8, 4, 2, 1) if bits & p)
+
+
+def spread(work: Callable[[Any], T], items: Iterable[Any], d: int) -> list[T]:
+    """work(item) for every item, in order, on as many threads as torch uses where d entries are worth it."""
+    items = tuple(items)
+    threads = min(torch.get_num_threads(), len(items))
+    if threads <= 1 or d <= _SERIAL:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
+
+
+def keys(layout: Layout, rng: Callable[[], torch.Generator]) -> list[np.uint64]:
+    """The key of each tensor's random numbers.
+
+    One draw of 63 bits and the tensor's name: a tensor gets the same numbers in every cut of the model into rows.
+    """
+    return keys_of(layout, int(torch.randint(2**63 - 1, (), generator=rng())))
+
+
+def keys_of(layout: Layout, seed: int) -> list[np.uint64]:
+    """The keys that follow from a seed of 63 bits."""
+    salt = seed.to_bytes(8, "little")
+    digests = (hashlib.blake2b(name.encode(), digest_size=8, key=salt).digest() for name in layout.names)
+    return [np.uint64(int.from_bytes(digest, "little")) for digest in digests]
+
+
+def float_array(row: Tensor) -> np.ndarray:
+    """The row (d,) as contiguous float32 on the CPU, without a copy where it is that already."""
+    return row.detach().to("cpu", torch.float32).contiguous().numpy()

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Levels of each bucket's norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from phalanx.codec import Codec, Payload
+from phalanx.codecs.levels import Coding, decode_levels, encode_levels
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.stage import Scope, State
+
+
+@method("qsgd", "codec")
+class Qsgd(Codec):
+    """Each entry rounded at random to one of 2^bits - 1 levels of its bucket's norm, or zero; unbiased.
+
+    Computed in float32 on the CPU. A bucket that holds NaN or Inf arrives as NaN; one of a norm below 1e-36 as zero.
+
+    Args:
+        bits: of a level, 1 to 8, beside a bit for the sign; lower sends less. One bit has the values -norm, 0, norm.
+        bucket: entries of a tensor that share a norm; lower is more exact and sends more norms; None for all.
+        norm: "l2", or "linf", which is more exact and leaves fewer zeros.
+        coding: "packed" takes bits + 1 bits an entry; "elias" codes runs of zeros and levels: slower, and shorter where
+            most levels are small.
+    Source: Alistarh et al., QSGD, 2017, arXiv:1610.02132, section 3.1 and appendix on practical variants.
+        Differs: the elias form is gamma codes of runs, signs and levels, not their recursive code.
+    """
+
+    bits: int = 4
+    bucket: int | None = 512
+    norm: Literal["l2", "linf"] = "l2"
+    coding: Coding = "packed"
+
+    def validate(self) -> None:
+        require(1 <= self.bits <= 8, f"qsgd needs 1 to 8 bits, got bits={self.bits}")
+        require(self.bucket is None or self.bucket >= 1, f"qsgd needs bucket >= 1 or None, got bucket={self.bucket}")
+
+    @property
+    def scope(self) -> Scope:
+        return "tensor"
+
+    @property
+    def unbiased(self) -> bool:
+        return True
+
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        from phalanx.codecs import loops
+
+        q = 2.0 if self.norm == "l2" else math.inf
+        payload = encode_levels(
+            row, layout, self.bits, self.bucket, self.coding, lambda x, w, out: loops.norms(x, w, q, out), rng
+        )
+        return payload, state
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        return decode_levels(payload, layout, self.bits, self.bucket, self.coding)

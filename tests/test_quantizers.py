@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers and theorems of the quantizers; what all codecs promise is in test_laws_codecs."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import phalanx as px
+from phalanx.world import BadPayload, payload_bytes
+
+DRAWS = 2000
+Z = 6.0
+UNBIASED = (
+    "qsgd(bits=1)",
+    "qsgd(bits=3, bucket=16)",
+    "qsgd(bits=4, norm='linf')",
+    "qsgd(bits=8, bucket=None)",
+    "qsgd(bits=2, coding='elias')",
+    "terngrad(clip=inf)",
+    "lq(q=1)",
+    "lq()",
+    "lq(q=3.5)",
+    "lq(q=inf)",
+)
+
+
+def stream(seed):
+    return lambda: torch.Generator().manual_seed(seed)
+
+
+def sent(codec, row, layout=None, seed=0):
+    """The payload of a row and what arrives."""
+    layout = layout or px.Layout.flat(len(row), row.dtype)
+    payload, _ = codec.encode(row, layout, {}, stream(seed))
+    return payload, codec.decode(payload, layout)
+
+
+def inputs():
+    """Gaussian, sparse, one-hot, tiny and huge tensors in one row."""
+    normal = torch.randn(5, 37, generator=stream(7)())
+    sparse = normal[1] * (torch.arange(37) % 6 == 0)
+    one_hot = torch.zeros(37)
+    one_hot[11] = -2.0
+    tensors = {"normal": normal[0], "sparse": sparse, "one hot": one_hot, "tiny": normal[3] * 1e-30}
+    tensors["huge"] = normal[4] * 1e15
+    layout = px.Layout(tuple(tensors), (torch.Size([37]),) * 5)
+    return layout, layout.join(tensors)
+
+
+@pytest.mark.parametrize("text", UNBIASED)
+def test_every_coordinate_is_unbiased(text):
+    codec, (layout, row) = px.parse(text), inputs()
+    assert codec.unbiased
+    draws = torch.stack([sent(codec, row, layout, seed)[1] for seed in range(DRAWS)]).double()
+    for name, part in layout.split(draws).items():
+        exact = layout.split(row)[name].double()
+        scale = exact.abs().max()
+        error = (part.mean(dim=0) - exact).abs()
+        # Bernstein's second term, for what is drawn too rarely to show a standard error
+        rare = Z**2 / 3 * (part.amax(dim=0) - part.amin(dim=0)).max() / DRAWS
+        assert (error <= Z * part.std(dim=0) / DRAWS**0.5 + rare + 1e-6 * scale).all(), name
+        assert part[:, exact == 0].eq(0).all()
+
+
+def test_random_numbers_differ_between_entries_tensors_and_draws():
+    layout = px.Layout(("a", "b"), (torch.Size([1000]), torch.Size([1000])))
+    codec, row = px.qsgd(bits=1, bucket=None, norm="linf"), torch.full((2000,), 0.5)
+    row[[0, 1000]] = 1.0
+    first, second = (sent(codec, row, layout, seed)[1] for seed in range(2))
+    for a, b in ((first[1:1000], first[1001:]), (first[1:1000], second[1:1000]), (first[1:999], first[2:1000])):
+        assert abs(float((a == b).double().mean()) - 0.5) < Z * 0.5 / 999**0.5
+
+
+@pytest.mark.parametrize("q", [1.0, 2.0, 3.0, math.inf])
+def test_theorem_of_lq(q):
+    """Second moment ||g||_1 ||g||_q, expected entries ||g||_1 / ||g||_q."""
+    row = torch.randn(200, generator=stream(3)())
+    one, norm = row.double().norm(1), row.double().norm(q)
+    draws = torch.stack([sent(px.lq(q), row, seed=seed)[1] for seed in range(DRAWS)]).double()
+    for measured, expected in ((draws.square().sum(dim=1), one * norm), ((draws != 0).sum(dim=1).double(), one / norm)):
+        assert abs(measured.mean() - expected) <= Z * measured.std() / DRAWS**0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "q"),
+    [("lq()", 2), ("lq(q=inf)", math.inf), ("qsgd(bits=1, bucket=None)", 2), ("terngrad(clip=inf)", math.inf)],
+)
+def test_each_outcome_has_its_probability(text, q):
+    """Theorem 3.7: 1-bit QSGD is lq(2) and TernGrad lq(inf), entry by entry independent."""
+    codec, row = px.parse(text), torch.tensor([0.5, -1.0, 0.25, 0.8])
+    p = (row.abs() / row.norm(q)).double()
+    outcomes = list(itertools.product((0, 1), repeat=4))
+    expected = torch.stack([torch.where(torch.tensor(o) == 1, p, 1 - p).prod() for o in outcomes]) * DRAWS
+    counts = torch.zeros(16, dtype=torch.float64)
+    for seed in range(DRAWS):
+        decoded = sent(codec, row, seed=seed)[1]
+        torch.testing.assert_close(decoded, torch.where(decoded == 0, 0.0, row.sign() * row.norm(q)))
+        counts[outcomes.index(tuple((decoded != 0).int().tolist()))] += 1
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    # chi-square of 15 degrees of freedom: above 50 with probability 1e-5
+    assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 50
+
+
+def test_theorem_3_7_holds_draw_by_draw():
+    layout, row = inputs()
+    for one, other in ((px.lq(2), px.qsgd(bits=1, bucket=None)), (px.lq(math.inf), px.terngrad(clip=math.inf))):
+        assert sent(one, row, layout)[1].equal(sent(other, row, layout)[1])
+
+
+@st.composite
+def rows(draw):
+    """Rows across blocks and buckets: zeros, tiny, huge, no numbers."""
+    size = draw(st.sampled_from([0, 1, 2, 7, 8, 9, 63, 511, 512, 513, 1025]))
+    seed = draw(st.integers(0, 2**20))
+    row = torch.randn(size, generator=stream(seed)())
+    row *= torch.rand(size, generator=stream(seed + 1)()) < draw(st.sampled_from([0.0, 0.01, 0.3, 1.0]))
+    if size and draw(st.booleans()):
+        row[seed % size] = draw(st.sampled_from([1e-45, 1e-38, 3e37, -1.0, math.nan, math.inf]))
+    return row
+
+
+buckets = st.sampled_from([None, 1, 3, 8, 100, 512, 700])
+
+
+@given(rows(), st.integers(1, 8), buckets, st.sampled_from(["l2", "linf"]))
+def test_qsgd_rounds_to_a_neighbour(row, bits, bucket, norm):
+    packed, elias = (px.qsgd(bits, bucket, norm, coding) for coding in ("packed", "elias"))
+    payload, decoded = sent(packed, row)
+    assert sent(elias, row)[1].equal(decoded) or not row.isfinite().all()
+    width = max(1, min(bucket or len(row), len(row)))
+    levels = 2**bits - 1
+    for i, part in enumerate(row.split(width)):
+        got = decoded[i * width : (i + 1) * width]
+        if not len(part):
+            continue
+        scale = part.double().norm(2 if norm == "l2" else math.inf)
+        if not part.isfinite().all():
+            assert got.isnan().all()
+        elif scale < 1e-36:
+            assert got.eq(0).all()
+        else:
+            x, y = (v.double() / scale * levels for v in (part, got))
+            assert ((y - y.round()).abs() < 1e-3).all() and ((x - y).abs() < 1.001).all()
+            assert (y[part == 0] == 0).all()
+    planes = sum(-(-part.numel() * p // 8) for b in row.split(width) for part in b.split(512) for p in parts(bits + 1))
+    assert payload_bytes(payload) == planes + 4 * -(-len(row) // width)
+
+
+def parts(bits):
+    return [p for p in (8, 4, 2, 1) if bits & p]
+
+
+def test_bits_of_an_entry():
+    row = torch.randn(100_000, generator=stream(0)())
+    for text, limit in (("qsgd()", 5.07), ("qsgd(bits=1)", 2.07), ("terngrad()", 2.001), ("sign()", 1.0)):
+        assert 8 * payload_bytes(sent(px.parse(text), row)[0]) / len(row) <= limit
+    for text, limit in (("qsgd(bits=2, coding='elias')", 1.1), ("terngrad(coding='elias')", 1.6), ("lq()", 0.05)):
+        assert 8 * payload_bytes(sent(px.parse(text), row)[0]) / len(row) <= limit
+
+
+def test_terngrad_clips_at_sigmas_of_each_tensor():
+    layout = px.Layout(("a", "b"), (torch.Size([100]), torch.Size([4])))
+    row = torch.cat([torch.ones(100), torch.full((4,), 1e-3)])
+    row[0] = 1000.0
+    payload, decoded = sent(px.terngrad(clip=2.0), row, layout)
+    sigma = row[:100].square().mean().sqrt()
+    torch.testing.assert_close(payload["scales"], torch.tensor([2.0 * sigma, 1e-3]))
+    assert decoded[0] == payload["scales"][0]
+    # a constant tensor is not clipped to nothing
+    assert decoded[100:].equal(row[100:])
+
+
+def test_the_number_of_threads_changes_nothing():
+    layout = px.Layout(("a", "b", "c"), (torch.Size([150_001]), torch.Size([64]), torch.Size([70_000])))
+    row = torch.randn(layout.d, generator=stream(0)())
+    before = torch.get_num_threads()
+    try:
+        for text in ("qsgd()", "qsgd(bucket=None)", "terngrad()", "terngrad(coding='elias')"):
+            codec, outcomes = px.parse(text), []
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                outcomes.append(sent(codec, row, layout))
+            (one, decoded_one), (many, decoded_many) = outcomes
+            assert all(one[key].equal(many[key]) for key in one) and decoded_one.equal(decoded_many)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_tensor_gets_the_same_numbers_in_every_bucket_of_ddp():
+    layout, row = inputs()
+    alone = px.Layout(("sparse",), (torch.Size([37]),))
+    whole = layout.split(sent(px.qsgd(bits=2), row, layout)[1])["sparse"]
+    assert sent(px.qsgd(bits=2), layout.split(row)["sparse"], alone)[1].equal(whole)
+
+
+@pytest.mark.parametrize("coding", ["packed", "elias"])
+def test_levels_refuse_what_they_do_not_write(coding):
+    codec, layout = px.qsgd(bits=2, bucket=5, coding=coding), px.Layout.flat(9)
+    good, _ = codec.encode(torch.arange(9.0) - 4, layout, {}, stream(0))
+    with pytest.raises(BadPayload, match="negative scale"):
+        codec.decode({**good, "scales": -good["scales"]}, layout)
+    assert codec.decode({**good, "scales": good["scales"] * math.nan}, layout).isnan().all()
+    if coding == "packed":
+        # the first bucket of five takes two bytes of 2-bit levels and one of signs, so a bit of the sixth entry is 1
+        spoilt = good["levels"].clone()
+        spoilt[2] |= 0b10000000
+        with pytest.raises(BadPayload, match="no encoder"):
+            codec.decode({**good, "levels": spoilt}, layout)
+        return
+    with pytest.raises(BadPayload, match="follow"):
+        codec.decode({**good, "ends": good["ends"] + 1}, layout)
+    for stream_ in (good["stream"][:-1], torch.cat([good["stream"], good["stream"][:1] * 0])):
+        with pytest.raises(BadPayload, match="no encoder"):
+            codec.decode({**good, "stream": stream_, "ends": torch.tensor([len(stream_)])}, layout)
+
+
+@pytest.mark.parametrize("text", ["qsgd(bits=0)", "qsgd(bits=9)", "qsgd(bucket=0)", "terngrad(clip=0)", "lq(q=0.5)"])
+def test_numbers_without_meaning_are_refused(text):
+    with pytest.raises(ValueError, match="needs"):
+        px.parse(text)
