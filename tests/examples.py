@@ -14,6 +14,14 @@ from phalanx.stage import Stage, State
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "alie": ("alie(z=1.5)", "alie(z=-1)"),
+    "atomo": (
+        "atomo(entries(), budget=2)",
+        "atomo(entries(), ratio=0.2, draws='systematic')",
+        "atomo(spectral(reshape='matrix'), budget=0.5)",
+        "atomo(spectral(reshape='square'), budget=1.0, draws='systematic')",
+        "atomo(spectral(), budget=0.5, vectors=atomo(entries(), budget=2.5))",
+        "atomo(dct(), ratio=0.3)",
+    ),
     "bucketing": ("bucketing(size=2)",),
     "bulyan": ("bulyan(f=2)", "bulyan(f=2, one_shot=True)", "bulyan(f=0)"),
     "centered_clip": ("centered_clip(tau=2.0, iterations=5)",),

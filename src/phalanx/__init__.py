@@ -15,6 +15,13 @@ from phalanx.aggregators.median import Median as median
 from phalanx.aggregators.multi_krum import MultiKrum as multi_krum
 from phalanx.aggregators.nnm import Nnm as nnm
 from phalanx.aggregators.trimmed_mean import TrimmedMean as trimmed_mean
+from phalanx.atoms.atoms import Atoms as Atoms
+from phalanx.atoms.dictionary import Dictionary as Dictionary
+from phalanx.atoms.dictionary import Entries as entries
+from phalanx.atoms.fourier import Dct as dct
+from phalanx.atoms.fourier import Fourier as fourier
+from phalanx.atoms.probabilities import atomo_probabilities as atomo_probabilities
+from phalanx.atoms.spectral import Spectral as spectral
 from phalanx.attack import Attack as Attack
 from phalanx.attack import Drawn as drawn
 from phalanx.attack import Fixed as fixed
@@ -33,6 +40,7 @@ from phalanx.codec import Codec as Codec
 from phalanx.codec import Gather as gather
 from phalanx.codec import PayloadAttack as PayloadAttack
 from phalanx.codec import Reduce as reduce
+from phalanx.codecs.atomo import Atomo as atomo
 from phalanx.codecs.dense import Dense as dense
 from phalanx.codecs.error_feedback import ErrorFeedback as error_feedback
 from phalanx.codecs.half import Half as half

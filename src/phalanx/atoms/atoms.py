@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tensor is a sum of, and how a few of the summands travel."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import Expression
+
+Forms = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of each part of a message
+
+
+class Atoms(Expression, ABC):
+    """A decomposition x = sum_i lam_i a_i of a tensor into atoms of norm one, x itself deciding on the atoms or not.
+
+    The atoms need not be orthogonal: ATOMO stays unbiased, and its probabilities stay the best, because the inner
+    products of different atoms add to the second moment what no probability changes (Lemma 3.1). A fixed set of atoms
+    is easier to write as a `Dictionary`.
+    """
+
+    @property
+    def orthonormal(self) -> bool:
+        """The second moment of the estimate is sum lam^2 / p."""
+        return True
+
+    @property
+    def vectors(self) -> bool:
+        """The parts are vectors, of which a product is made: each can be coded by an unbiased codec of its own."""
+        return False
+
+    @abstractmethod
+    def most(self, shape: torch.Size) -> int:
+        """The largest number of atoms that a tensor of this shape has."""
+
+    @abstractmethod
+    def analyse(self, x: Tensor) -> tuple[Tensor, Any]:
+        """The coefficients (m,), m <= most(shape), and what `write` needs to know; x is float32 or float64.
+
+        Where an entry of x is NaN or Inf, so must a coefficient be.
+        """
+
+    @abstractmethod
+    def forms(self, shape: torch.Size, dtype: torch.dtype, ones: int, others: int) -> Forms:
+        """What `write` returns for `ones` atoms kept for certain and `others` kept by chance; dtype is that of x."""
+
+    @abstractmethod
+    def write(self, known: Any, coefficients: Tensor, p: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        """The parts of a message for the kept atoms: lam_i / p_i a_i for i in kept, an ascending index tensor."""
+
+    @abstractmethod
+    def read(
+        self, parts: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype, ones: int, others: int
+    ) -> Tensor:
+        """The tensor that parts of the right forms stand for.
+
+        Raises:
+            BadPayload: `write` does not write such parts.
+        """

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which atoms to keep with which probability: Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import require
+
+_PASSES = 12  # over all weights, before the largest are sorted
+
+
+def atomo_probabilities(weights: Tensor, budget: float) -> Tensor:
+    """The probabilities p with which an unbiased sparsifier of a budget has the least variance.
+
+    p minimises sum_i weights_i^2 / p_i under 0 < p_i <= 1 and sum_i p_i = min(budget, nonzeros): p_i = min(1, c |w_i|).
+    Where a weight is zero, so is p.
+
+    Shapes: any -> the same, float64.
+    Args:
+        weights: coefficients of unit atoms, of either sign.
+        budget: expected number of atoms kept, > 0; lower sends less. At the number of nonzero weights or above, all.
+    Raises:
+        ValueError: the budget is not positive, or a weight is NaN or Inf.
+    Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, Algorithm 1 and Theorem 3.
+
+    >>> atomo_probabilities(torch.tensor([10.0, 1, 1, -1, 1]), budget=3).tolist()
+    [1.0, 0.5, 0.5, 0.5, 0.5]
+    """
+    require(budget > 0, f"atomo_probabilities needs a budget > 0 atoms, got budget={budget}")
+    sizes = weights.detach().to(torch.float64, copy=True).abs_()
+    require(bool(sizes.isfinite().all()), "atomo_probabilities needs finite weights; drop or replace NaN and Inf first")
+    top = float(sizes.max()) if sizes.numel() else 0.0
+    if top == 0.0:
+        return torch.zeros_like(sizes)
+    # sums of the relative sizes neither overflow nor vanish
+    relative = sizes.div_(top)
+    if budget >= len(relative.flatten()) or budget >= int(relative.count_nonzero()):
+        return (relative > 0).to(torch.float64)
+    left, total = _level(relative, budget)
+    return relative.div_(total).mul_(left).clamp_(max=1.0)
+
+
+def _level(sizes: Tensor, budget: float) -> tuple[float, float]:
+    """The b and t of p_i = min(1, b sizes_i / t) with sum p = budget, for sizes >= 0 with more nonzeros than that.
+
+    b is what is left of the budget for those that are not kept for certain, t the sum of their sizes. Each pass sets
+    those to one that exceed it at the present b / t, which only grows. Sizes that shrink geometrically would need one
+    pass for each, so after some passes the largest are sorted instead.
+    """
+    rest, left = sizes.reshape(-1), float(budget)
+    for _ in range(_PASSES):
+        total = float(rest.sum())
+        over = rest * left > total
+        count = int(over.sum())
+        if count == 0:
+            return left, total
+        rest, left = rest[~over], left - count
+    # at most ceil(left) probabilities are one
+    largest, places = rest.topk(min(len(rest), math.ceil(left)))
+    beyond = rest.index_fill(0, places, 0.0).sum()
+    tails = largest.flip(0).cumsum(0).flip(0) + beyond
+    steps = torch.arange(len(largest), dtype=torch.float64, device=largest.device)
+    first = int((largest * (left - steps) <= tails).to(torch.int8).argmax())
+    return left - first, float(tails[first])

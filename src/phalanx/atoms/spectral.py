@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Singular values and vectors as atoms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from phalanx.atoms.atoms import Atoms, Forms
+from phalanx.expression import method
+
+_PIECE = 1 << 16  # entries that are widened to float64 at a time: half a megabyte, which stays in cache
+
+
+@method("spectral", "atoms")
+class Spectral(Atoms):
+    """The rank-one matrices sigma_i u_i v_i^T of a tensor that is viewed as a matrix X, one row short of it padded.
+
+    The right vectors come from the small Gram matrix X^T X in float64. What is sent for an atom is (X v_i / p_i) and
+    v_i: the sum of all atoms is X V V^T = X to rounding, whatever the accuracy of the singular values.
+
+    Args:
+        reshape: "paper" views convolutions (a, b, k, l) as (a b / 2, 2 k l), vectors (n) as (n / 2, 2), and keeps
+            matrices and 1x1 convolutions; "matrix" views everything as (first, rest), which sends less an atom and
+            costs more to encode; "square" as close to square as can be.
+    Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, Section 4. Differs: odd sizes are padded; a singular value below
+        the rounding of the largest counts as zero.
+    """
+
+    reshape: Literal["paper", "matrix", "square"] = "paper"
+
+    @property
+    def vectors(self) -> bool:
+        return True
+
+    def most(self, shape: torch.Size) -> int:
+        return min(self.sides(shape))
+
+    def sides(self, shape: torch.Size) -> tuple[int, int]:
+        """Rows and columns of the matrix that a tensor is viewed as."""
+        d = shape.numel()
+        if d == 0 or self.reshape == "square":
+            columns = math.isqrt(max(d - 1, 0)) + 1
+            return -(-d // columns), columns
+        if self.reshape == "matrix" or len(shape) == 2:
+            rows = shape[0] if shape else 1
+            return rows, d // rows
+        if len(shape) < 2:
+            return -(-d // 2), min(d, 2)
+        inside = d // (shape[0] * shape[1])
+        return (shape[0], shape[1]) if inside == 1 else (-(-shape[0] * shape[1] // 2), 2 * inside)
+
+    def analyse(self, x: Tensor) -> tuple[Tensor, Any]:
+        rows, columns = self.sides(x.shape)
+        flat = x.reshape(-1)
+        flat = pad(flat, (0, rows * columns - len(flat))) if len(flat) < rows * columns else flat
+        matrix = flat.reshape(rows, columns)
+        tall = matrix if rows >= columns else matrix.T
+        # of float64 entries the Gram matrix would halve the digits, and overflow
+        gram = _gram(tall) if x.dtype != torch.float64 else tall
+        if not bool(gram.isfinite().all()):
+            return x.new_full((1,), torch.nan), None
+        if gram is tall:
+            _, sigma, right = torch.linalg.svd(tall, full_matrices=False)
+        else:
+            squares, vectors = torch.linalg.eigh(gram)
+            sigma, right = squares.clamp(min=0).sqrt(), vectors.T
+        floor = torch.finfo(x.dtype).eps * sigma.max() if len(sigma) else 0.0
+        return torch.where(sigma > floor, sigma, 0.0), (tall, right)
+
+    def forms(self, shape: torch.Size, dtype: torch.dtype, ones: int, others: int) -> Forms:
+        short, long = sorted(self.sides(shape))
+        return {"left": (dtype, (ones + others, long)), "right": (dtype, (ones + others, short))}
+
+    def write(self, known: Any, coefficients: Tensor, p: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        tall, right = known
+        kept_right = right[kept].to(tall)
+        return {"left": (kept_right / p[kept].to(tall).unsqueeze(1)) @ tall.T, "right": kept_right}
+
+    def read(
+        self, parts: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype, ones: int, others: int
+    ) -> Tensor:
+        rows, columns = self.sides(shape)
+        left, right = parts["left"], parts["right"]
+        matrix = left.T @ right if rows >= columns else right.T @ left
+        return matrix.reshape(-1)[: shape.numel()].reshape(shape)
+
+
+def _gram(tall: Tensor) -> Tensor:
+    """tall^T tall in float64. Shapes: (m, k) -> (k, k)."""
+    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=tall.device)
+    for piece in tall.split(max(1, _PIECE // max(1, tall.shape[1]))):
+        wide = piece.to(torch.float64)
+        gram.addmm_(wide.T, wide)
+    return gram
