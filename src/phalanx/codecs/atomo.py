@@ -14,7 +14,6 @@ from torch import Tensor
 from phalanx.atoms.atoms import Atoms, Forms
 from phalanx.atoms.probabilities import atomo_probabilities
 from phalanx.codec import BadPayload, Codec, Payload
-from phalanx.codecs.pieces import seed_of
 from phalanx.expression import method, require
 from phalanx.layout import Layout
 from phalanx.precision import cast, wide
@@ -74,7 +73,7 @@ class Atomo(Codec):
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
         # by name, so that a tensor draws the same in every cut of the model into rows
-        seed = seed_of(rng)
+        seed = int(torch.randint(2**63 - 1, (), generator=rng()))
         counts: Counts = []
         dense, pieces = [], []
         for name, part in layout.split(row).items():
