@@ -59,12 +59,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "noise": ("noise(std=0.1)",),
     "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),
     "qsgd": ("qsgd(bits=3, bucket=7, norm='linf')", "qsgd(bits=8, bucket=None)", "qsgd(bits=2, coding='elias')"),
+    "random_k": ("random_k(ratio=0.3)", "random_k(ratio=0.5, scaled=False)", "random_k(ratio=1.0)"),
     "reduce": ("reduce(dense())", "reduce(half(precision='bf16'))", "reduce(error_feedback(half()))"),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shards": ("shards(per_unit=3)",),
     "sign": ("sign(scaled=True)",),
     "spread": ("spread(count=3)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),
+    "top_k": ("top_k(ratio=0.2)", "top_k(ratio=1.0)"),
     "trimmed_mean": ("trimmed_mean(f=2)", "trimmed_mean(ratio=0.25)"),
 }
 

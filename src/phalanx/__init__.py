@@ -46,8 +46,11 @@ from phalanx.codecs.error_feedback import ErrorFeedback as error_feedback
 from phalanx.codecs.half import Half as half
 from phalanx.codecs.lq import Lq as lq
 from phalanx.codecs.qsgd import Qsgd as qsgd
+from phalanx.codecs.random_k import RandomK as random_k
 from phalanx.codecs.sign import Sign as sign
+from phalanx.codecs.stochastic_binary import StochasticBinary as stochastic_binary
 from phalanx.codecs.terngrad import Terngrad as terngrad
+from phalanx.codecs.top_k import TopK as top_k
 from phalanx.data.augment import Augment as Augment
 from phalanx.data.augment import CropFlip as crop_flip
 from phalanx.data.cifar10 import Cifar10 as cifar10

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phalanx.codec import BadPayload, Payload
-from phalanx.codecs.pieces import Piece, cut, float_array, keys, spread
+from phalanx.codecs.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.layout import Layout
 from phalanx.precision import cast
 from phalanx.world import expect
@@ -94,7 +94,7 @@ def decode_levels(payload: Payload, layout: Layout, bits: int, bucket: int | Non
     if bool((scales < 0).any()):
         raise BadPayload("a negative scale")
     measures, data = scales.cpu().contiguous().numpy(), body.cpu().contiguous().numpy()
-    row = torch.empty(layout.d, dtype=torch.float32)
+    row = blank(layout.d, torch.float32)
     out = row.numpy()
     read = loops.dequantize if coding == "packed" else streams.dequantize_elias
 

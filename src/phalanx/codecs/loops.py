@@ -77,12 +77,12 @@ def mix(key, place):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def draw(x, low, factor, top, key, codes):
-    """codes[i] = floor(|x[i] - low| factor + u[i]), at most top; the negative ones add top + 1.
+    """codes[i] = |x[i] - low| factor, at most top, rounded up with the probability of its fraction, else down.
 
-    u is uniform on multiples of 2^-24 below one.
+    The negative ones add top + 1. Probabilities are multiples of 2^-24, rounded up.
     """
     first, second = np.uint32(key), np.uint32(key >> np.uint64(32))
-    limit, most, sign = np.float32(top), np.int32(top), np.int32(top + 1)
+    limit, sign = np.float32(top), np.int32(top + 1)
     for i in range(len(x)):
         h = np.uint32(np.uint32(i) + first)
         h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
@@ -93,8 +93,9 @@ def draw(x, low, factor, top, key, codes):
         v = x[i] - low
         y = abs(v) * factor
         y = y if y < limit else limit
-        level = np.int32(np.float32(y + u))
-        level = level if level < most else most
+        level = np.int32(y)
+        # exact, where the sum y + u would be rounded
+        level += np.int32(u < np.float32(y - np.float32(level)))
         codes[i] = np.uint16(level + (sign if v < np.float32(0.0) else np.int32(0)))
 
 

@@ -7,9 +7,10 @@ The cut is part of the wire format: it depends on the layout, never on the numbe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -98,21 +99,43 @@ def spread(work: Callable[[Any], T], items: Iterable[Any], d: int) -> list[T]:
         return list(pool.map(work, items))
 
 
-def keys(layout: Layout, rng: Callable[[], torch.Generator]) -> list[np.uint64]:
-    """The key of each tensor's random numbers.
+def seed_of(rng: Callable[[], torch.Generator]) -> int:
+    """A seed of 63 bits from a worker's stream."""
+    return int(torch.randint(2**63 - 1, (), generator=rng()))
 
-    One draw of 63 bits and the tensor's name: a tensor gets the same numbers in every cut of the model into rows.
-    """
-    return keys_of(layout, int(torch.randint(2**63 - 1, (), generator=rng())))
+
+def keys(layout: Layout, rng: Callable[[], torch.Generator]) -> list[np.uint64]:
+    """The key of each tensor's random numbers, from one draw of a seed."""
+    return keys_of(layout, seed_of(rng))
 
 
 def keys_of(layout: Layout, seed: int) -> list[np.uint64]:
-    """The keys that follow from a seed of 63 bits."""
+    """The keys that follow from a seed and the tensors' names: the same in every cut of the model into rows."""
     salt = seed.to_bytes(8, "little")
     digests = (hashlib.blake2b(name.encode(), digest_size=8, key=salt).digest() for name in layout.names)
     return [np.uint64(int.from_bytes(digest, "little")) for digest in digests]
 
 
+def counts(layout: Layout, ratio: float) -> list[int]:
+    """How many entries of each tensor a ratio keeps: rounded, at least one of those that there are."""
+    return [min(size, max(1, round(ratio * size))) for size in layout.sizes]
+
+
+def offsets(sizes: Sequence[int]) -> list[int]:
+    """Where each of these runs begins when they follow each other."""
+    return [0, *accumulate(sizes)][: len(sizes)]
+
+
 def float_array(row: Tensor) -> np.ndarray:
     """The row (d,) as contiguous float32 on the CPU, without a copy where it is that already."""
     return row.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def blank(d: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """A row of zeros (d,).
+
+    On a CPU in numpy's memory: it asks for large pages where torch does not, and decoding is mostly new pages.
+    """
+    if torch.device(device).type != "cpu" or not d:
+        return torch.zeros(d, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(d * dtype.itemsize, np.uint8)).view(dtype)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from phalanx.codec import BadPayload, Codec, Payload
+from phalanx.codecs.pieces import PIECE, blank, spread
 from phalanx.expression import method
 from phalanx.layout import Layout
 from phalanx.precision import cast, wide
@@ -39,10 +41,10 @@ class Sign(Codec):
     def encode(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
-        payload = {"signs": _pack(~(row < 0))}
+        payload = {"signs": _pack(row)}
         if self.scaled:
-            magnitudes = layout.split(row.to(wide(row.dtype)).abs()).values()
-            means = [m.sum() / max(1, m.numel()) for m in magnitudes]
+            parts = layout.split(row).values()
+            means = [torch.linalg.vector_norm(p, 1, dtype=wide(p.dtype)) / max(1, p.numel()) for p in parts]
             payload["scales"] = torch.stack(means) if means else row.new_empty(0, dtype=wide(row.dtype))
         return payload, state
 
@@ -51,10 +53,9 @@ class Sign(Codec):
         if self.scaled:
             forms["scales"] = (wide(layout.dtype), (len(layout.names),))
         signs, *scales = expect(payload, **forms)
-        bits = _unpack(signs)
-        if bits[layout.d :].any():
+        if layout.d % 8 and int(signs[-1]) >> layout.d % 8:
             raise BadPayload("bits beyond the end of the row")
-        row = bits[: layout.d].to(wide(layout.dtype)).mul_(2).sub_(1)
+        row = _unpack(signs, layout.d, wide(layout.dtype))
         if scales:
             if bool((scales[0] < 0).any()):
                 raise BadPayload("a negative scale")
@@ -64,16 +65,33 @@ class Sign(Codec):
         return cast(row, layout.dtype)
 
 
-def _pack(bits: Tensor) -> Tensor:
-    """Shapes: (d,) bool -> (ceil(d / 8),) uint8, the first bit lowest."""
-    eights = pad(bits.to(torch.uint8), (0, -len(bits) % 8)).reshape(-1, 8)
-    out = eights[:, 0].clone()
+def _pack(row: Tensor) -> Tensor:
+    """Where a row is not negative. Shapes: (d,) -> (ceil(d / 8),) uint8, the first bit lowest."""
+    d = len(row)
+    if row.device.type == "cpu":
+        # numpy has no bfloat16, and compares faster than torch
+        values = (row.float() if row.dtype == torch.bfloat16 else row.detach()).numpy()
+        out = np.empty(-(-d // 8), np.uint8)
+
+        def work(start: int) -> None:
+            negative = np.packbits(values[start : start + PIECE] < 0, bitorder="little")
+            np.invert(negative, out=out[start // 8 : (start + PIECE) // 8])
+
+        spread(work, range(0, d, PIECE), d)
+        if d % 8:
+            out[-1] &= (1 << d % 8) - 1
+        return torch.from_numpy(out)
+    eights = pad((~(row < 0)).to(torch.uint8), (0, -d % 8)).reshape(-1, 8)
+    packed = eights[:, 0].clone()
     for i in range(1, 8):
-        out |= eights[:, i] << i
-    return out
+        packed |= eights[:, i] << i
+    return packed
 
 
-def _unpack(packed: Tensor) -> Tensor:
-    """Shapes: (m,) uint8 -> (8 m,) uint8 of 0 and 1."""
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return ((packed.unsqueeze(1) >> places) & 1).reshape(-1)
+def _unpack(signs: Tensor, d: int, dtype: torch.dtype) -> Tensor:
+    """+1 and -1 for each bit. Shapes: (ceil(d / 8),) uint8 -> (d,)."""
+    every = torch.arange(256, device=signs.device).unsqueeze(1) >> torch.arange(8, device=signs.device)
+    table = (every & 1).mul_(2).sub_(1).to(dtype)
+    row = blank(8 * len(signs), dtype, signs.device)
+    torch.index_select(table, 0, signs.int(), out=row.view(-1, 8))
+    return row[:d]

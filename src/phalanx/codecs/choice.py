@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled loops that choose k of n entries; importing this file imports Numba.
+
+Magnitudes are compared as the whole numbers that their bits are, without the sign: the order is the same, NaN is the
+largest, and equal magnitudes are equal numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from phalanx.codecs.loops import mix
+
+_DIGIT = 11  # bits looked at in one pass of the exact selection
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _mask(words):
+    return (np.int64(1) << (8 * words.itemsize - 1)) - 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def sample(words, out):
+    """Magnitudes at places of no pattern, the same on every call."""
+    for i in range(len(out)):
+        out[i] = words[mix(np.uint64(0), i) % np.uint64(len(words))] & _mask(words)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def candidates(words, threshold, out):
+    """Places of magnitudes of at least a threshold, ascending; counts on where `out` is full, all but its last."""
+    mask = _mask(words)
+    count, last = 0, len(out) - 1
+    for i in range(len(words)):
+        out[min(count, last)] = i
+        count += np.int64((words[i] & mask) >= threshold)
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def kth_largest(words, places, k):
+    """The k-th largest magnitude among the places (all where none are named), and how many are larger.
+
+    A histogram of the highest digit tells the bin that holds it, the next pass looks into this bin only.
+    """
+    mask = _mask(words)
+    every = len(places) == 0
+    count = len(words) if every else len(places)
+    histogram = np.empty(1 << _DIGIT, np.int64)
+    shift = 8 * words.itemsize - 1
+    prefix, larger = np.int64(0), 0
+    while shift > 0:
+        digit = min(_DIGIT, shift)
+        high, shift = shift, shift - digit
+        histogram[:] = 0
+        for j in range(count):
+            key = np.int64(words[j if every else places[j]]) & mask
+            if key >> high == prefix:
+                histogram[(key >> shift) & ((1 << digit) - 1)] += 1
+        b = (1 << digit) - 1
+        while larger + histogram[b] < k:
+            larger += histogram[b]
+            b -= 1
+        prefix = (prefix << digit) | b
+    return prefix, larger
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def take(words, places, threshold, ties, out):
+    """The places (all where none are named) above a threshold, and the first `ties` at it, ascending."""
+    mask = _mask(words)
+    every = len(places) == 0
+    count = 0
+    for j in range(len(words) if every else len(places)):
+        i = j if every else places[j]
+        key = np.int64(words[i]) & mask
+        if key > threshold or (key == threshold and ties > 0):
+            ties -= np.int64(key == threshold)
+            out[count] = i
+            count += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def subset(n, key, out):
+    """len(out) of n places, ascending; each subset is equally likely (Floyd's algorithm)."""
+    k = len(out)
+    chosen = np.zeros(n, np.bool_)
+    for j in range(n - k, n):
+        # 53 random bits
+        i = np.int64(np.float64(mix(key, j) >> np.uint64(11)) * 2.0**-53 * (j + 1))
+        chosen[j if chosen[i] else i] = True
+    count = 0
+    for i in range(n):
+        if chosen[i]:
+            out[count] = i
+            count += 1

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two values a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phalanx.codec import BadPayload, Codec, Payload
+from phalanx.codecs.pieces import Piece, blank, cut, float_array, keys, spread
+from phalanx.expression import method
+from phalanx.layout import Layout
+from phalanx.precision import cast
+from phalanx.stage import Scope, State
+from phalanx.world import expect
+
+
+@method("stochastic_binary", "codec")
+class StochasticBinary(Codec):
+    """Each entry as its tensor's least or largest value at random, one bit; unbiased.
+
+    An entry x is the largest with probability (x - least) / (largest - least). The error does not vanish with the
+    entry: zeros come out as one of the two. Computed in float32 on the CPU. A tensor that holds NaN or Inf arrives as
+    NaN; one whose values differ by less than 1e-36 as its least.
+
+    Source: Suresh et al., Distributed mean estimation with limited communication, 2017, arXiv:1611.00429, section 2.
+        Differs: the ends are those of each tensor, not of the row.
+    """
+
+    @property
+    def scope(self) -> Scope:
+        return "tensor"
+
+    @property
+    def unbiased(self) -> bool:
+        return True
+
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        from phalanx.codecs import loops
+
+        values, plan, key = float_array(row), cut(layout, None, 1), keys(layout, rng)
+        ends = np.zeros((len(plan.pieces), 2), np.float32)
+
+        def measure(item: tuple[int, Piece]) -> None:
+            index, piece = item
+            ends[index] = loops.ends(values[piece.start : piece.stop])
+
+        spread(measure, enumerate(plan.pieces), layout.d)
+        _, first = np.unique([piece.buckets.start for piece in plan.pieces], return_index=True)
+        low, high = np.minimum.reduceat(ends[:, 0], first), np.maximum.reduceat(ends[:, 1], first)
+        both = np.stack([low, high], axis=1)
+        bits = np.empty(plan.num_bytes, np.uint8)
+
+        def work(piece: Piece) -> None:
+            part, i = values[piece.start : piece.stop], piece.buckets.start
+            loops.choose_end(part, piece.at, low[i], high[i], key[piece.tensor], bits[piece.body])
+
+        spread(work, plan.pieces, layout.d)
+        return {"ends": torch.from_numpy(both), "bits": torch.from_numpy(bits)}, state
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        from phalanx.codecs import loops
+
+        plan = cut(layout, None, 1)
+        form = {"ends": (torch.float32, (plan.num_buckets, 2)), "bits": (torch.uint8, (plan.num_bytes,))}
+        ends, bits = expect(payload, **form)
+        if bool((ends[:, 0] > ends[:, 1]).any()):
+            raise BadPayload("a least value above the largest")
+        both, data = ends.cpu().contiguous().numpy(), bits.cpu().contiguous().numpy()
+        row = blank(layout.d, torch.float32)
+        out = row.numpy()
+
+        def work(piece: Piece) -> bool:
+            low, high = both[piece.buckets.start]
+            return bool(loops.take_end(data[piece.body], low, high, out[piece.start : piece.stop]))
+
+        if not all(spread(work, plan.pieces, layout.d)):
+            raise BadPayload("bits beyond the end of a tensor")
+        return cast(row, layout.dtype)

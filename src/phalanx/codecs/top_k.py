@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The largest entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phalanx.codec import BadPayload, Codec, Payload
+from phalanx.codecs.pieces import blank, counts, offsets, spread
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.precision import wide
+from phalanx.stage import Scope, State
+from phalanx.world import expect
+
+_SAMPLE = 4096  # magnitudes from which the threshold is guessed
+_GUESSED = 1 << 14  # tensors below are searched without a guess
+
+
+@method("top_k", "codec")
+class TopK(Codec):
+    """The entries of largest magnitude of each tensor, as they are; all others arrive as zero. Biased.
+
+    Exact: of equal magnitudes the first are sent, and NaN counts as the largest. What is left out is lost; put it in
+    `error_feedback(...)`. Places go as Rice-coded gaps, about 2.5 - log2(ratio) bits each.
+
+    Args:
+        ratio: kept fraction of each tensor in (0, 1], rounded, at least one entry; lower sends less.
+    Source: Aji and Heafield, Sparse communication for distributed gradient descent, 2017, arXiv:1704.05021;
+        Stich et al., Sparsified SGD with memory, 2018, arXiv:1809.07599. Differs: k entries of each tensor, not of the
+        row, so that it works on pieces.
+    """
+
+    ratio: float = 0.01
+
+    def validate(self) -> None:
+        require(0 < self.ratio <= 1, f"top_k needs 0 < ratio <= 1, got ratio={self.ratio}")
+
+    @property
+    def scope(self) -> Scope:
+        return "tensor"
+
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        from phalanx.codecs import coding
+
+        values = row.detach().to("cpu").contiguous()
+        ordered = values.to(wide(values.dtype))
+        words = ordered.view(torch.int64 if ordered.dtype == torch.float64 else torch.int32).numpy()
+        ks, starts = counts(layout, self.ratio), offsets(layout.sizes)
+        first = offsets(ks)
+        places = np.empty(sum(ks), np.int64)
+
+        def work(tensor: int) -> None:
+            part = words[starts[tensor] : starts[tensor] + layout.sizes[tensor]]
+            places[first[tensor] : first[tensor] + ks[tensor]] = largest_places(part, ks[tensor]) + starts[tensor]
+
+        spread(work, range(len(ks)), layout.d)
+        stream = np.empty(_room(len(places), layout.d, self._parameter), np.uint8)
+        size = coding.rice(places, self._parameter, stream)
+        # the stream must not keep its spare room alive
+        return {"values": values[torch.from_numpy(places)], "places": torch.from_numpy(stream[:size].copy())}, state
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        from phalanx.codecs import coding
+
+        ks, starts = counts(layout, self.ratio), offsets(layout.sizes)
+        length = payload["places"].numel() if "places" in payload else 0
+        values, stream = expect(payload, values=(layout.dtype, (sum(ks),)), places=(torch.uint8, (length,)))
+        places = np.empty(sum(ks), np.int64)
+        if not coding.unrice(stream.cpu().contiguous().numpy(), self._parameter, layout.d, places):
+            raise BadPayload("places that no encoder writes")
+        if ((places < np.repeat(starts, ks)) | (places >= np.repeat(np.add(starts, layout.sizes), ks))).any():
+            raise BadPayload("more or fewer entries of a tensor than its share")
+        row = blank(layout.d, values.dtype, values.device)
+        row[torch.from_numpy(places).to(row.device)] = values
+        return row
+
+    @property
+    def _parameter(self) -> int:
+        """Low bits of a gap: near the least of the expected length, for gaps of 1 / ratio on average."""
+        return min(30, max(0, math.floor(math.log2(math.log(2) / self.ratio))))
+
+
+def _room(k: int, d: int, parameter: int) -> int:
+    """Bytes that k Rice-coded places below d can take, and a few more."""
+    return (k * (parameter + 1) + (d >> parameter)) // 8 + 16
+
+
+def largest_places(words: np.ndarray, k: int) -> np.ndarray:
+    """The places of the k largest magnitudes, ascending; of equal ones the first.
+
+    A threshold guessed from a sample leaves few candidates for the exact search; where it leaves too few or too many
+    (ties, zeros), all entries are searched.
+
+    Shapes: (n,) -> (k,).
+    Args:
+        words: the bits of floating-point numbers as int32 or int64.
+    """
+    from phalanx.codecs import choice
+
+    n = len(words)
+    out = np.empty(k, np.int64)
+    if k == n:
+        out[:] = np.arange(n)
+        return out
+    candidates = np.empty(0, np.int64)
+    if n >= _GUESSED and k <= n // 8:
+        sample = np.empty(_SAMPLE, words.dtype)
+        choice.sample(words, sample)
+        # the sample's share above the threshold is three standard deviations more than k / n
+        share = k / n * _SAMPLE
+        above = min(_SAMPLE - 1, math.ceil(share + 3 * math.sqrt(share) + 3))
+        threshold = np.partition(sample, _SAMPLE - 1 - above)[_SAMPLE - 1 - above]
+        room = np.empty(4 * k + n // 256 + 1, np.int64)
+        count = choice.candidates(words, threshold, room)
+        if k <= count < len(room):
+            candidates = room[:count]
+    threshold, larger = choice.kth_largest(words, candidates, k)
+    choice.take(words, candidates, threshold, k - larger, out)
+    return out
