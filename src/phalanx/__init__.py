@@ -36,6 +36,8 @@ from phalanx.attacks.malformed import Malformed as malformed
 from phalanx.attacks.mimic import Mimic as mimic
 from phalanx.attacks.nan import Nan as nan
 from phalanx.attacks.reverse import Reverse as reverse
+from phalanx.bytestring import decode as decode
+from phalanx.bytestring import encode as encode
 from phalanx.codec import Codec as Codec
 from phalanx.codec import Gather as gather
 from phalanx.codec import PayloadAttack as PayloadAttack

@@ -8,6 +8,7 @@ Source: Elias, Efficient storage and retrieval by content and address of static 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -58,6 +59,8 @@ def read(message: Tensor, n: int, m: int) -> Tensor:
 
 def pack_bits(bits: Tensor) -> Tensor:
     """Shapes: (d,) of 0 and 1 -> (ceil(d / 8),) uint8, the first bit lowest."""
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
     eights = pad(bits.to(torch.uint8), (0, -len(bits) % 8)).reshape(-1, 8)
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (eights << places).sum(dim=1, dtype=torch.uint8)
@@ -69,8 +72,11 @@ def unpack_bits(packed: Tensor, d: int) -> Tensor:
     Raises:
         BadPayload: a bit is set beyond the end.
     """
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = ((packed.unsqueeze(1) >> places) & 1).reshape(-1)
+    if packed.device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(packed.numpy(), bitorder="little"))
+    else:
+        places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+        bits = ((packed.unsqueeze(1) >> places) & 1).reshape(-1)
     if bool(bits[d:].any()):
         raise BadPayload("bits beyond the end")
     return bits[:d]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A coded tensor as one string of bytes, for files and for transports other than torch.distributed.
+
+Layout, little-endian: magic ``PHXT``, version u8; length u16 and utf-8 of the codec's expression; dtype code u8, number
+of dimensions u8, dimensions u64 each; the payload as in `wire`; BLAKE2b of all before, 8 bytes. No pickle. The digest
+finds damage; it is no signature, and whoever forges a string meets the checks behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from phalanx.codec import BadPayload, Codec
+from phalanx.expression import require
+from phalanx.layout import Layout
+from phalanx.round import stream
+from phalanx.wire import pack, unpack
+
+MAGIC = b"PHXT"
+VERSION = 1
+_DIGEST_BYTES = 8
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SAFE_ELEMENTS = 1 << 24  # decoded without asking: 64 MB in float32
+
+
+def encode(codec: Codec, tensor: Tensor, seed: int) -> bytes:
+    """The tensor, coded, in bytes that say what they are.
+
+    Args:
+        codec: any that keeps no memory between rows.
+        tensor: floating point, of any shape.
+        seed: of the codec's random numbers; estimates that are averaged need different ones.
+    Raises:
+        ValueError: another dtype, or a codec with a memory, such as error_feedback.
+
+    >>> import phalanx as px
+    >>> px.decode(px.sign(), px.encode(px.sign(), torch.tensor([0.5, -2.0]), seed=0))
+    tensor([ 1., -1.])
+    """
+    require(tensor.dtype in _DTYPES, f"encode takes floating-point tensors, got {tensor.dtype}; convert it first")
+    row = tensor.detach().reshape(-1)
+    payload, memory = codec.encode(row, _layout(tensor.shape, tensor.dtype), {}, partial(stream, "bytes", seed))
+    require(
+        not memory, f"{codec!r} remembers what it lost, which a string of bytes cannot; encode with its inner codec"
+    )
+    name = repr(codec).encode()
+    require(len(name) < 1 << 16, f"the codec's expression has {len(name)} bytes, and at most 65535 fit")
+    header = MAGIC + struct.pack("<BH", VERSION, len(name)) + name
+    header += struct.pack(f"<BB{tensor.dim()}Q", _DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape)
+    body = header + pack(payload).numpy().tobytes()
+    return body + _digest(body)
+
+
+def decode(codec: Codec, data: bytes, max_elements: int | None = None) -> Tensor:
+    """The tensor in bytes that `encode` wrote with the same codec, on the CPU.
+
+    Args:
+        max_elements: entries that the tensor may have; when None, 2**24 or 64 for each byte of data, whichever is more.
+            A few bytes may stand for a large sparse tensor, so this is what bounds the memory.
+    Raises:
+        BadPayload: truncated, extended, damaged, of another codec or version, or for a larger tensor.
+    """
+    body = bytes(data[:-_DIGEST_BYTES])
+    if not body.startswith(MAGIC):
+        raise BadPayload("not a coded tensor of phalanx")
+    if _digest(body) != data[-_DIGEST_BYTES:]:
+        raise BadPayload(f"{len(data)} bytes that were damaged, cut or lengthened: their digest is wrong")
+    shape, dtype, start = _open_header(codec, body)
+    limit = max(_SAFE_ELEMENTS, 64 * len(data)) if max_elements is None else max_elements
+    if math.prod(max(1, size) for size in shape) > limit:
+        raise BadPayload(
+            f"a tensor of shape {list(shape)} where at most {limit} entries are allowed; raise max_elements"
+        )
+    payload = unpack(torch.frombuffer(bytearray(body[start:]), dtype=torch.uint8))
+    return codec.decode(payload, _layout(shape, dtype)).reshape(shape)
+
+
+def _open_header(codec: Codec, body: bytes) -> tuple[torch.Size, torch.dtype, int]:
+    """Shape, dtype, and where the payload begins."""
+    try:
+        version, length = struct.unpack_from("<BH", body, len(MAGIC))
+        if version != VERSION:
+            raise BadPayload(f"version {version} of the format, and this phalanx reads version {VERSION}")
+        start = len(MAGIC) + 3
+        name = body[start : start + length].decode()
+        if name != repr(codec):
+            raise BadPayload(f"coded by {name}, not by {codec!r}")
+        code, dims = struct.unpack_from("<BB", body, start + length)
+        shape = struct.unpack_from(f"<{dims}Q", body, start + length + 2)
+    except (struct.error, UnicodeDecodeError):
+        raise BadPayload("a truncated or garbled header") from None
+    start += length + 2 + 8 * dims
+    if code >= len(_DTYPES) or start >= len(body):
+        raise BadPayload("an unknown dtype, or nothing behind the header")
+    return torch.Size(shape), _DTYPES[code], start
+
+
+def _layout(shape: torch.Size, dtype: torch.dtype) -> Layout:
+    return Layout(("tensor",), (shape,), dtype=dtype)
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
