@@ -59,6 +59,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "noise": ("noise(std=0.1)",),
     "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),
     "qsgd": ("qsgd(bits=3, bucket=7, norm='linf')", "qsgd(bits=8, bucket=None)", "qsgd(bits=2, coding='elias')"),
+    "power_sgd": ("power_sgd(rank=2)",),
     "random_k": ("random_k(ratio=0.3)", "random_k(ratio=0.5, scaled=False)", "random_k(ratio=1.0)"),
     "reduce": ("reduce(dense())", "reduce(half(precision='bf16'))", "reduce(error_feedback(half()))"),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),

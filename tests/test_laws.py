@@ -123,7 +123,8 @@ def test_scope_tells_the_truth(stage):
         if stage.scope == "coordinate":
             columns = list(columns[0].split(3, dim=1))
         for i, piece in enumerate(columns):
-            small = px.Layout((f"{name}.{i}",), (torch.Size([piece.shape[1]]),))
+            shape = part.shape[1:] if stage.scope == "tensor" else torch.Size([piece.shape[1]])
+            small = px.Layout((f"{name}.{i}",), (shape,))
             pieces.append(called(stage, replace(stack, rows=piece, layout=small))[0].rows)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole.rows, rtol=1e-5, atol=1e-6, equal_nan=True)
 

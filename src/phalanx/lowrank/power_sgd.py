@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mean of all rows by one step of the power method, in two all-reduces of thin factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.memory import recall, remember
+from phalanx.precision import cast, wide
+from phalanx.round import Round, stream
+from phalanx.stack import Note, Stack
+from phalanx.stage import Scope, Stage, State, memory_key
+
+_SHARED = memory_key(None, received=True)  # the right factors, the same in every process
+
+
+@method("power_sgd", "wire")
+class PowerSgd(Stage):
+    """The weighted mean of all workers' rows, of low rank for every matrix, with warm start and error feedback.
+
+    For the mean M of the rows and residuals, viewed as (first, rest): P = orthogonalised M Q, Q = M^T P, decoded P Q^T.
+    decoded + mean new residual = mean row + mean old residual. Tensors for which the factors are no shorter (vectors,
+    thin matrices), and installed entries, are averaged as they are. Like `reduce` it is blind: no gate, no robust rule.
+
+    Shapes: (k, d) -> (1, d).
+    Args:
+        rank: columns of a factor, >= 1; lower sends less.
+    Source: Vogels et al., PowerSGD, 2019, arXiv:1905.13727, Algorithms 1 and 2. Differs: Householder orthogonalisation;
+        the right factor starts the next round with columns of norm one, which spans the same and cannot overflow;
+        after a round that is not finite, memories are as before.
+    """
+
+    rank: int = 1
+
+    def validate(self) -> None:
+        require(self.rank >= 1, f"power_sgd needs rank >= 1, got rank={self.rank}")
+
+    @property
+    def scope(self) -> Scope:
+        return "tensor"
+
+    @property
+    def num_wires(self) -> int:
+        return 1
+
+    def rows_out(self, n: int) -> int:
+        return 1
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        state, layout, world = dict(state or {}), stack.layout, round.world
+        head, cut = layout.head, layout.stepped
+        owed = stack.rows[:, :cut].to(wide(layout.dtype), copy=True)
+        for i, worker in enumerate(stack.ids):
+            memory = state.get(memory_key(worker, received=False), {}).get("residual", {})
+            owed[i] += recall(memory, head, torch.zeros_like(owed[i]))
+        parts = head.split(owed)
+        matrices = {name: part.flatten(2) for name, part in parts.items() if self._worth(part.shape[1:])}
+        known = state.get(_SHARED, {}).get("right", {})
+        right = {name: self._start(known, name, m) for name, m in matrices.items()}
+        left = {name: m @ right[name] for name, m in matrices.items()}
+        plain = {name: part for name, part in parts.items() if name not in matrices}
+        installed = stack.rows[:, cut:].to(owed)
+        left, plain, sent = _mean(stack, round, left, {**plain, "": installed})
+        left = {name: _orthogonal(p) for name, p in left.items()}
+        right, _, sent_right = _mean(stack, round, {name: m.mT @ left[name] for name, m in matrices.items()}, {})
+        decoded = {**plain, **{name: (left[name] @ right[name].mT).reshape(parts[name].shape[1:]) for name in matrices}}
+        row = head.join(decoded).to(owed)
+        lost = Layout(tuple(matrices), tuple(parts[name].shape[1:] for name in matrices), 0, owed.dtype)
+        for i, worker in enumerate(stack.ids if matrices else ()):
+            mine = state.get(memory_key(worker, received=False), {}).get("residual", {})
+            old = recall(mine, lost, owed.new_zeros(lost.d))
+            new = lost.join({name: parts[name][i] - decoded[name] for name in matrices})
+            state[memory_key(worker, received=False)] = {"residual": {**mine, **remember(new, old, lost)}}
+        if matrices:
+            state[_SHARED] = {"right": {**known, **{name: _normed(q) for name, q in right.items() if _finite(q)}}}
+        every = world.peek(stack.weights.reshape(-1, 1)).sum().reshape(1)
+        merged = replace(
+            stack,
+            rows=cast(torch.cat([row, plain[""].to(row)]), layout.dtype).reshape(1, -1),
+            sources=(tuple(range(world.size)),),
+            weights=every,
+            received=True,
+        )
+        return merged.note(Note("bytes", worker, sent + sent_right + 8) for worker in range(world.size)), state
+
+    def _worth(self, shape: torch.Size) -> bool:
+        """Whether the factors are shorter than the tensor."""
+        rows, d = (shape[0] if len(shape) > 1 else 1), shape.numel()
+        return d > 0 and rows > 1 and self.rank * (rows + d // rows) < d
+
+    def _start(self, known: Mapping[str, Tensor], name: str, matrices: Tensor) -> Tensor:
+        """The right factor of the last round, or a random one that every process draws alike."""
+        columns = matrices.shape[2]
+        if name in known and known[name].shape == (columns, self.rank):
+            return known[name].to(matrices)
+        drawn = torch.randn(columns, self.rank, generator=stream("power_sgd", columns, self.rank), dtype=torch.float64)
+        return _normed(drawn).to(matrices)
+
+
+def _mean(
+    stack: Stack, round: Round, factors: dict[str, Tensor], others: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """The weighted mean of (k, ...) tensors over all workers in one all-reduce, and the bytes of one worker's part."""
+    named = [*factors.items(), *others.items()]
+    flat = torch.cat([t.flatten(1) for _, t in named], dim=1) if named else stack.rows[:, :0]
+    mean = round.world.mean(flat, stack.weights) if flat.shape[1] else flat[0]
+    pieces = mean.split([t[0].numel() for _, t in named])
+    means = [piece.reshape(t.shape[1:]) for piece, (_, t) in zip(pieces, named, strict=True)]
+    both = [(name, tensor) for (name, _), tensor in zip(named, means, strict=True)]
+    return dict(both[: len(factors)]), dict(both[len(factors) :]), flat.shape[1] * flat.element_size()
+
+
+def _orthogonal(p: Tensor) -> Tensor:
+    """Orthonormal columns that span those of p; p itself where it is not finite."""
+    return torch.linalg.qr(p).Q if _finite(p) else p
+
+
+def _normed(q: Tensor) -> Tensor:
+    """Columns of norm one; zero columns stay zero, and the next orthogonalisation replaces them."""
+    largest = q.abs().amax(dim=0, keepdim=True)
+    scaled = q / torch.where(largest > 0, largest, 1.0)
+    return scaled / torch.linalg.vector_norm(scaled, dim=0, keepdim=True).clamp(min=1.0)
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
