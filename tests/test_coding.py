@@ -13,8 +13,6 @@ import phalanx as px
 from phalanx.codecs import choice, coding, loops
 from phalanx.world import BadPayload
 
-KEY = np.uint64(1)
-
 
 def gamma_bits(number):
     return 2 * number.bit_length() - 1
@@ -22,26 +20,29 @@ def gamma_bits(number):
 
 @st.composite
 def levels(draw):
-    """Whole numbers within a bound, in runs of zeros; as float32, so that quantizing them draws nothing."""
+    """Whole numbers within a bound, in runs of zeros."""
     bits = draw(st.integers(1, 8))
     top = 2**bits - 1
     runs = draw(st.lists(st.tuples(st.integers(0, 700), st.integers(-top, top)), max_size=12))
     entries = [x for zeros, level in runs for x in [0] * zeros + [level]]
-    return bits, np.array(entries[: draw(st.integers(0, 3000))], np.float32)
+    return bits, np.array(entries[: draw(st.integers(0, 3000))], np.int64)
+
+
+def codes_of(bits, values):
+    return (np.abs(values) + np.where(values < 0, 2**bits, 0)).astype(np.uint16)
 
 
 def elias(bits, values):
-    """The stream of whole levels, one bucket of scale 2^bits - 1."""
-    scales = np.array([2**bits - 1] if len(values) else [], np.float32)
+    """The stream of levels, and the scale 2^bits - 1 of the one bucket that makes them their own values."""
     out = np.full(len(values) * (2 * bits + 1) // 8 + 16, 255, np.uint8)
-    size = coding.quantize_elias(values, 0, max(1, len(values)), scales, bits, KEY, out)
+    size = coding.elias(codes_of(bits, values), bits, out)
     assert (out[size:] == 255).all()
-    return scales, out[:size]
+    return np.array([2**bits - 1] if len(values) else [], np.float32), out[:size]
 
 
 def unelias(stream, bits, scales, count):
     out = np.full(count, np.nan, np.float32)
-    return out if coding.dequantize_elias(stream, max(1, count), scales, bits, out) else None
+    return out if coding.unelias(stream, max(1, count), scales, bits, out) else None
 
 
 @given(levels())
@@ -50,7 +51,7 @@ def test_elias_is_exact_and_as_long_as_stated(sample):
     scales, stream = elias(bits, values)
     assert (unelias(stream, bits, scales, len(values)) == values).all()
     length, run = 0, 1
-    for value in values.astype(int).tolist():
+    for value in values.tolist():
         if value:
             length += gamma_bits(run) + 1 + (gamma_bits(abs(value)) if bits > 1 else 0)
         run = 1 if value else run + 1
@@ -75,7 +76,7 @@ def test_planes_are_exact(sample):
     for start in range(0, len(values), loops.BLOCK):
         part = values[start : start + loops.BLOCK]
         codes[:] = 0
-        codes[: len(part)] = np.abs(part).astype(np.uint16) + np.where(part < 0, 2**bits, 0).astype(np.uint16)
+        codes[: len(part)] = codes_of(bits, part)
         planes = np.full(2 * loops.BLOCK, 255, np.uint8)
         size = loops.pack(codes, len(part), bits + 1, planes)
         assert size == sum(-(-len(part) * p // 8) for p in (8, 4, 2, 1) if (bits + 1) & p)

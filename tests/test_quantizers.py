@@ -178,7 +178,7 @@ def test_terngrad_clips_at_sigmas_of_each_tensor():
 
 
 def test_the_number_of_threads_changes_nothing():
-    layout = px.Layout(("a", "b", "c"), (torch.Size([150_001]), torch.Size([64]), torch.Size([70_000])))
+    layout = px.Layout(("a", "b", "c"), (torch.Size([600_001]), torch.Size([64]), torch.Size([70_000])))
     row = torch.randn(layout.d, generator=stream(0)())
     before = torch.get_num_threads()
     try:
@@ -324,3 +324,15 @@ def test_levels_refuse_what_they_do_not_write(coding):
 def test_numbers_without_meaning_are_refused(text):
     with pytest.raises(ValueError, match="needs"):
         px.parse(text)
+
+
+def test_signum_is_momentum_sign_and_majority():
+    scheme = px.signum(beta=0.5)
+    assert scheme == px.parse("signum(beta=0.5)") == px.chain(px.momentum(0.5), px.gather(px.sign()), px.majority())
+    rows = torch.tensor([[1.0, -1.0], [2.0, 3.0], [-1.0, -2.0]])
+    world = px.Round(world=px.LocalWorld(3))
+    out, state = scheme(px.Stack.of(rows), None, world)
+    assert out.rows.tolist() == [[1.0, -1.0]]
+    # the momenta remember the first rows
+    out, _ = scheme(px.Stack.of(-0.9 * rows), state, world)
+    assert out.rows.tolist() == [[1.0, -1.0]]

@@ -50,6 +50,7 @@ from phalanx.codecs.lq import Lq as lq
 from phalanx.codecs.qsgd import Qsgd as qsgd
 from phalanx.codecs.random_k import RandomK as random_k
 from phalanx.codecs.sign import Sign as sign
+from phalanx.codecs.signum import signum as signum
 from phalanx.codecs.stochastic_binary import StochasticBinary as stochastic_binary
 from phalanx.codecs.terngrad import Terngrad as terngrad
 from phalanx.codecs.top_k import TopK as top_k

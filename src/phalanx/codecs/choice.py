@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from phalanx.codecs.loops import mix
-
 _DIGIT = 11  # bits looked at in one pass of the exact selection
 
 
@@ -24,7 +22,8 @@ def _mask(words):
 def sample(words, out):
     """Magnitudes at places of no pattern, the same on every call."""
     for i in range(len(out)):
-        out[i] = words[mix(np.uint64(0), i) % np.uint64(len(words))] & _mask(words)
+        place = (np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)
+        out[i] = words[place % np.uint64(len(words))] & _mask(words)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -77,21 +76,5 @@ def take(words, places, threshold, ties, out):
         key = np.int64(words[i]) & mask
         if key > threshold or (key == threshold and ties > 0):
             ties -= np.int64(key == threshold)
-            out[count] = i
-            count += 1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def subset(n, key, out):
-    """len(out) of n places, ascending; each subset is equally likely (Floyd's algorithm)."""
-    k = len(out)
-    chosen = np.zeros(n, np.bool_)
-    for j in range(n - k, n):
-        # 53 random bits
-        i = np.int64(np.float64(mix(key, j) >> np.uint64(11)) * 2.0**-53 * (j + 1))
-        chosen[j if chosen[i] else i] = True
-    count = 0
-    for i in range(n):
-        if chosen[i]:
             out[count] = i
             count += 1

@@ -14,9 +14,6 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from phalanx.codecs.loops import draw, factor_of, mix
-from phalanx.codecs.pieces import BLOCK
-
 _ONE = np.uint64(1)
 
 
@@ -52,39 +49,28 @@ def _gamma(value):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def quantize_elias(x, at, width, scales, bits, key, out):
-    """The codes of `quantize` as runs of zeros and levels; returns the bytes written.
+def elias(codes, bits, out):
+    """Codes of `bits` level bits below a sign, as runs of zeros and levels; returns the bytes written.
 
     For every nonzero entry gamma(zeros before it + 1), its sign, and with more than one level gamma(level); zeros at
     the end as one more run. At most 2 bits + 1 bits an entry.
     """
-    codes = np.zeros(BLOCK, np.uint16)
     top = (1 << bits) - 1
     place, word, held = 0, np.uint64(0), 0
-    run = np.uint64(1)
-    for b in range(len(scales)):
-        factor = factor_of(scales[b], top)
-        stop = min((b + 1) * width, len(x))
-        for start in range(b * width, stop, BLOCK):
-            count = min(BLOCK, stop - start)
-            if factor > 0:
-                draw(x[start : start + count], np.float32(0.0), factor, top, mix(key, at + start), codes)
-            else:
-                codes[:] = 0
-            for i in range(count):
-                level = np.uint64(codes[i] & top)
-                if level == 0:
-                    run += _ONE
-                    continue
-                length = _gamma(run)
-                value = (run << _ONE) | np.uint64(codes[i] >> bits)
-                length += 1
-                if top > 1:
-                    more = _gamma(level)
-                    value = (value << np.uint64(more)) | level
-                    length += more
-                place, word, held = _put(out, place, word, held, value, length)
-                run = _ONE
+    run = _ONE
+    for i in range(len(codes)):
+        level = np.uint64(codes[i] & top)
+        if level == 0:
+            run += _ONE
+            continue
+        length = _gamma(run) + 1
+        value = (run << _ONE) | np.uint64(codes[i] >> bits)
+        if top > 1:
+            more = _gamma(level)
+            value = (value << np.uint64(more)) | level
+            length += more
+        place, word, held = _put(out, place, word, held, value, length)
+        run = _ONE
     if run > _ONE:
         place, word, held = _put(out, place, word, held, run, _gamma(run))
     if held:
@@ -105,8 +91,8 @@ def _fill(data, at, word, held):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def dequantize_elias(data, width, scales, bits, out):
-    """The inverse of `quantize_elias`; False where it wrote no such stream."""
+def unelias(data, width, scales, bits, out):
+    """Entries whose codes `elias` wrote, in buckets of `width`; False where it wrote no such stream."""
     top = np.uint64((1 << bits) - 1)
     for b in range(len(scales)):
         # zero, or NaN where the scale is no number

@@ -55,12 +55,13 @@ def encode_levels(
         if coding == "packed":
             loops.quantize(part, piece.at, piece.width, own, bits, key[piece.tensor], levels[piece.body])
             return levels
+        codes = np.empty(len(part), np.uint16)
+        loops.codes_of(part, piece.at, piece.width, own, bits, key[piece.tensor], codes)
         stream = np.empty(len(part) * (2 * bits + 1) // 8 + 16, np.uint8)
-        size = streams.quantize_elias(part, piece.at, piece.width, own, bits, key[piece.tensor], stream)
-        return stream[:size].copy()
+        return stream[: streams.elias(codes, bits, stream)].copy()
 
-    spread(measure_long, plan.long, layout.d)
-    written = spread(work, plan.pieces, layout.d)
+    spread(measure_long, plan.long, [entries.stop - entries.start for entries, _ in plan.long])
+    written = spread(work, plan.pieces, plan.sizes)
     sent = {"scales": torch.from_numpy(scales)}
     if coding == "packed":
         return {**sent, "levels": torch.from_numpy(levels)}
@@ -96,13 +97,13 @@ def decode_levels(payload: Payload, layout: Layout, bits: int, bucket: int | Non
     measures, data = scales.cpu().contiguous().numpy(), body.cpu().contiguous().numpy()
     row = blank(layout.d, torch.float32)
     out = row.numpy()
-    read = loops.dequantize if coding == "packed" else streams.dequantize_elias
+    read = loops.dequantize if coding == "packed" else streams.unelias
 
     def work(item: tuple[Piece, tuple[int, int]]) -> bool:
         piece, (start, stop) = item
         part = out[piece.start : piece.stop]
         return bool(read(data[start:stop], piece.width, measures[piece.buckets], bits, part))
 
-    if not all(spread(work, zip(plan.pieces, bounds, strict=True), layout.d)):
+    if not all(spread(work, list(zip(plan.pieces, bounds, strict=True)), plan.sizes)):
         raise BadPayload("levels that no encoder writes")
     return cast(row, layout.dtype)

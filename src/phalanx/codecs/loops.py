@@ -3,7 +3,8 @@
 
 A block of entries becomes codes in the first-level cache (a sign bit above the bits of the level), the codes become
 planes of 8, 4, 2 and 1 bits, and in each plane a byte holds entries that lie a constant distance apart, so that every
-inner loop runs on whole vectors. Random numbers are hashes of (key, place), made where they are used.
+inner loop runs on whole vectors. Random numbers are hashes of (key, place), made where they are used, and in this file
+only: Numba's cache does not notice when a function of another file has changed.
 """
 
 from __future__ import annotations
@@ -158,6 +159,21 @@ def factor_of(scale, top):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def codes_of(x, at, width, scales, bits, key, out):
+    """The codes that `quantize` packs."""
+    top = (1 << bits) - 1
+    for b in range(len(scales)):
+        factor = factor_of(scales[b], top)
+        stop = min((b + 1) * width, len(x))
+        for start in range(b * width, stop, BLOCK):
+            end = min(start + BLOCK, stop)
+            if factor > 0:
+                draw(x[start:end], np.float32(0.0), factor, top, mix(key, at + start), out[start:end])
+            else:
+                out[start:end] = 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def quantize(x, at, width, scales, bits, key, out):
     """Packed codes of `bits` level bits and a sign, of buckets of `width` entries or a part of one."""
     codes = np.zeros(BLOCK + _SPARE, np.uint16)
@@ -239,3 +255,19 @@ def take_end(data, low, high, out):
         for i in range(count):
             part[i] = high if codes[i] else low
     return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def subset(n, key, out):
+    """len(out) of n places, ascending; each subset is equally likely (Floyd's algorithm)."""
+    k = len(out)
+    chosen = np.zeros(n, np.bool_)
+    for j in range(n - k, n):
+        # 53 random bits
+        i = np.int64(np.float64(mix(key, j) >> np.uint64(11)) * 2.0**-53 * (j + 1))
+        chosen[j if chosen[i] else i] = True
+    count = 0
+    for i in range(n):
+        if chosen[i]:
+            out[count] = i
+            count += 1

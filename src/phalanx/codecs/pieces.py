@@ -7,10 +7,10 @@ The cut is part of the wire format: it depends on the layout, never on the numbe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import Tensor
 from phalanx.layout import Layout
 
 BLOCK = 512  # entries whose codes are packed together
-PIECE = 1 << 16  # entries that one thread takes at a time
+PIECE = 1 << 18  # entries that one thread takes at a time; a megabyte stays in a second-level cache
 _SERIAL = 1 << 17  # rows up to here are not worth a thread
+_SHARES = 4  # runs of pieces for each thread, so that a slow one ends with the others
 
 T = TypeVar("T")
 
@@ -46,6 +47,11 @@ class Cut(NamedTuple):
     long: tuple[tuple[slice, int], ...]  # (entries in the row, which bucket)
     num_buckets: int
     num_bytes: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each piece."""
+        return [piece.stop - piece.start for piece in self.pieces]
 
 
 @lru_cache(maxsize=64)
@@ -89,14 +95,19 @@ def _bucket_bytes(count: int, bits: int) -> int:
     return sum(full * (BLOCK * p // 8) + -(-rest * p // 8) for p in (8, 4, 2, 1) if bits & p)
 
 
-def spread(work: Callable[[Any], T], items: Iterable[Any], d: int) -> list[T]:
-    """work(item) for every item, in order, on as many threads as torch uses where d entries are worth it."""
-    items = tuple(items)
-    threads = min(torch.get_num_threads(), len(items))
-    if threads <= 1 or d <= _SERIAL:
+def spread(work: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int]) -> list[T]:
+    """work(item) for every item, in order, on as many threads as torch uses where the sizes are worth it.
+
+    A thread takes neighbours: two that write to one new page at a time would both wait for it.
+    """
+    threads, total = min(torch.get_num_threads(), len(items)), sum(sizes)
+    if threads <= 1 or total <= _SERIAL:
         return [work(item) for item in items]
+    ends = np.cumsum(sizes)
+    cuts = np.searchsorted(ends, np.linspace(0, total, _SHARES * threads + 1)[1:-1], side="right").tolist()
+    runs = [items[start:stop] for start, stop in pairwise([0, *cuts, len(items)])]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
+        return [done for run in pool.map(lambda run: [work(item) for item in run], runs) for done in run]
 
 
 def seed_of(rng: Callable[[], torch.Generator]) -> int:

@@ -66,7 +66,7 @@ class RandomK(Codec):
         return cast(row, layout.dtype)
 
     def _places(self, layout: Layout, seed: int) -> np.ndarray:
-        from phalanx.codecs import choice
+        from phalanx.codecs import loops
 
         ks, starts, key = counts(layout, self.ratio), offsets(layout.sizes), keys_of(layout, seed)
         first = offsets(ks)
@@ -74,8 +74,8 @@ class RandomK(Codec):
 
         def work(tensor: int) -> None:
             own = places[first[tensor] : first[tensor] + ks[tensor]]
-            choice.subset(layout.sizes[tensor], key[tensor], own)
+            loops.subset(layout.sizes[tensor], key[tensor], own)
             own += starts[tensor]
 
-        spread(work, range(len(ks)), layout.d)
+        spread(work, range(len(ks)), layout.sizes)
         return places

@@ -77,7 +77,8 @@ def _pack(row: Tensor) -> Tensor:
             negative = np.packbits(values[start : start + PIECE] < 0, bitorder="little")
             np.invert(negative, out=out[start // 8 : (start + PIECE) // 8])
 
-        spread(work, range(0, d, PIECE), d)
+        starts = range(0, d, PIECE)
+        spread(work, starts, [PIECE] * len(starts))
         if d % 8:
             out[-1] &= (1 << d % 8) - 1
         return torch.from_numpy(out)

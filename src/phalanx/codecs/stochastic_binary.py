@@ -50,7 +50,7 @@ class StochasticBinary(Codec):
             index, piece = item
             ends[index] = loops.ends(values[piece.start : piece.stop])
 
-        spread(measure, enumerate(plan.pieces), layout.d)
+        spread(measure, list(enumerate(plan.pieces)), plan.sizes)
         _, first = np.unique([piece.buckets.start for piece in plan.pieces], return_index=True)
         low, high = np.minimum.reduceat(ends[:, 0], first), np.maximum.reduceat(ends[:, 1], first)
         both = np.stack([low, high], axis=1)
@@ -60,7 +60,7 @@ class StochasticBinary(Codec):
             part, i = values[piece.start : piece.stop], piece.buckets.start
             loops.choose_end(part, piece.at, low[i], high[i], key[piece.tensor], bits[piece.body])
 
-        spread(work, plan.pieces, layout.d)
+        spread(work, plan.pieces, plan.sizes)
         return {"ends": torch.from_numpy(both), "bits": torch.from_numpy(bits)}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
@@ -79,6 +79,6 @@ class StochasticBinary(Codec):
             low, high = both[piece.buckets.start]
             return bool(loops.take_end(data[piece.body], low, high, out[piece.start : piece.stop]))
 
-        if not all(spread(work, plan.pieces, layout.d)):
+        if not all(spread(work, plan.pieces, plan.sizes)):
             raise BadPayload("bits beyond the end of a tensor")
         return cast(row, layout.dtype)

@@ -61,7 +61,7 @@ class TopK(Codec):
             part = words[starts[tensor] : starts[tensor] + layout.sizes[tensor]]
             places[first[tensor] : first[tensor] + ks[tensor]] = largest_places(part, ks[tensor]) + starts[tensor]
 
-        spread(work, range(len(ks)), layout.d)
+        spread(work, range(len(ks)), layout.sizes)
         stream = np.empty(_room(len(places), layout.d, self._parameter), np.uint8)
         size = coding.rice(places, self._parameter, stream)
         # the stream must not keep its spare room alive
