@@ -32,8 +32,8 @@ def atomo_probabilities(weights: Tensor, budget: float) -> Tensor:
     """
     require(budget > 0, f"atomo_probabilities needs a budget > 0 atoms, got budget={budget}")
     sizes = weights.detach().to(torch.float64, copy=True).abs_()
-    require(bool(sizes.isfinite().all()), "atomo_probabilities needs finite weights; drop or replace NaN and Inf first")
     top = float(sizes.max()) if sizes.numel() else 0.0
+    require(math.isfinite(top), "atomo_probabilities needs finite weights; drop or replace NaN and Inf first")
     if top == 0.0:
         return torch.zeros_like(sizes)
     # sums of the relative sizes neither overflow nor vanish
