@@ -15,6 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 _ONE = np.uint64(1)
+_BLOCK = 512
 
 
 def _count_leading_zeros(typing_context, x):
@@ -30,22 +31,23 @@ _leading_zeros: Any = intrinsic(_count_leading_zeros)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _put(out, at, bits, held, value, length):
-    """Appends `length` <= 57 bits; returns the next place, the bits not yet written and how many they are."""
-    bits |= value << np.uint64(64 - held - length)
+def _put(out, at, word, held, value, length):
+    """Appends 1 to 32 bits; returns the next place, the bits not yet written and how many they are, below 8.
+
+    It writes five bytes whether or not they are full: a branch on that would be foreseen too rarely.
+    """
+    word |= value << np.uint64(64 - held - length)
     held += length
-    while held >= 8:
-        out[at] = np.uint8(bits >> np.uint64(56))
-        bits = bits << np.uint64(8)
-        held -= 8
-        at += 1
-    return at, bits, held
+    for byte in range(5):
+        out[at + byte] = np.uint8(word >> np.uint64(56 - 8 * byte))
+    full = held >> 3
+    return at + full, word << np.uint64(8 * full), held & 7
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _gamma(value):
-    """The length of Elias' gamma code of a number >= 1: as many zeros as it has bits after the first, then it."""
-    return 127 - 2 * np.int64(_leading_zeros(value))
+def _bits(number):
+    """Bits of a number >= 1. Elias' gamma code of it: as many zeros as it has bits after the first, then it."""
+    return 64 - np.int64(_leading_zeros(number))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -53,35 +55,53 @@ def elias(codes, bits, out):
     """Codes of `bits` level bits below a sign, as runs of zeros and levels; returns the bytes written.
 
     For every nonzero entry gamma(zeros before it + 1), its sign, and with more than one level gamma(level); zeros at
-    the end as one more run. At most 2 bits + 1 bits an entry.
+    the end as one more run. At most 2 bits + 1 bits an entry; `out` needs 5 bytes beyond the last.
     """
     top = (1 << bits) - 1
+    places = np.empty(_BLOCK, np.int64)
     place, word, held = 0, np.uint64(0), 0
-    run = _ONE
-    for i in range(len(codes)):
-        level = np.uint64(codes[i] & top)
-        if level == 0:
-            run += _ONE
-            continue
-        length = _gamma(run) + 1
-        value = (run << _ONE) | np.uint64(codes[i] >> bits)
-        if top > 1:
-            more = _gamma(level)
-            value = (value << np.uint64(more)) | level
-            length += more
-        place, word, held = _put(out, place, word, held, value, length)
-        run = _ONE
+    after = 0
+    for start in range(0, len(codes), _BLOCK):
+        block = codes[start : start + _BLOCK]
+        # where the nonzero ones stand, without a branch that nobody can foresee
+        count = 0
+        for i in range(len(block)):
+            places[count] = i
+            count += np.int64((block[i] & top) != 0)
+        for j in range(count):
+            code = block[places[j]]
+            run = np.uint64(start + places[j] + 1 - after)
+            after = start + places[j] + 1
+            level = np.uint64(code & top)
+            more = 2 * _bits(level) - 1 if top > 1 else 0
+            # at most 16 bits: the sign and the level
+            tail = np.uint64(np.uint64(code >> bits) << np.uint64(more)) | (level if top > 1 else np.uint64(0))
+            size = _bits(run)
+            if 2 * size + more <= 32:
+                place, word, held = _put(out, place, word, held, (run << np.uint64(more + 1)) | tail, 2 * size + more)
+            else:
+                if size > 1:
+                    place, word, held = _put(out, place, word, held, np.uint64(0), size - 1)
+                place, word, held = _put(out, place, word, held, run, size)
+                place, word, held = _put(out, place, word, held, tail, more + 1)
+    run = np.uint64(len(codes) + 1 - after)
     if run > _ONE:
-        place, word, held = _put(out, place, word, held, run, _gamma(run))
-    if held:
-        out[place] = np.uint8(word >> np.uint64(56))
-        place += 1
-    return place
+        place, word, held = _put(out, place, word, held, np.uint64(0), _bits(run) - 1)
+        place, word, held = _put(out, place, word, held, run, _bits(run))
+    return place + (held > 0)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _fill(data, at, word, held):
-    """More bits from the data, zeros behind its end, until at least 57 are held."""
+    """More bits from the data, zeros behind its end, until at least 56 are held.
+
+    The word may show more bits of the data than are counted as held; the next call adds the same ones again.
+    """
+    if at + 8 <= len(data):
+        window = np.uint64(0)
+        for byte in range(8):
+            window |= np.uint64(data[at + byte]) << np.uint64(56 - 8 * byte)
+        return at + ((63 - held) >> 3), word | (window >> np.uint64(held)), held | 56
     while held <= 56:
         if at < len(data):
             word |= np.uint64(data[at]) << np.uint64(56 - held)
@@ -100,9 +120,11 @@ def unelias(data, width, scales, bits, out):
     at, word, held = 0, np.uint64(0), 0
     i = 0
     while i < len(out):
-        at, word, held = _fill(data, at, word, held)
+        # a run takes at most 2 x 19 - 1 bits, the sign and a level 16
+        if held < 37:
+            at, word, held = _fill(data, at, word, held)
         zeros = np.int64(_leading_zeros(word))
-        if zeros > 24:
+        if zeros > 18:
             return False
         run = np.int64(word >> np.uint64(63 - 2 * zeros)) - 1
         word = word << np.uint64(2 * zeros + 1)
@@ -138,7 +160,7 @@ def unelias(data, width, scales, bits, out):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rice(positions, parameter, out):
-    """Strictly increasing positions as gaps; returns the bytes written.
+    """Strictly increasing positions as gaps; returns the bytes written. `out` needs 5 bytes beyond the last.
 
     A gap is the number of positions left out: gap >> parameter as so many ones and a zero, then `parameter` low bits.
     """
@@ -152,11 +174,9 @@ def rice(positions, parameter, out):
             place, word, held = _put(out, place, word, held, np.uint64(0xFFFF), 16)
             ones -= 16
         place, word, held = _put(out, place, word, held, np.uint64((1 << (ones + 1)) - 2), ones + 1)
-        place, word, held = _put(out, place, word, held, gap & low, parameter)
-    if held:
-        out[place] = np.uint8(word >> np.uint64(56))
-        place += 1
-    return place
+        if parameter > 0:
+            place, word, held = _put(out, place, word, held, gap & low, parameter)
+    return place + (held > 0)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
