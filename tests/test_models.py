@@ -46,7 +46,9 @@ def test_parameter_counts(expression, shape, num_classes, count):
 
 
 def test_every_model_is_counted():
-    assert {e.name for e in entries("model")} == {expression.partition("(")[0] for expression, *_ in COUNTS}
+    # tests of the loop register models of their own
+    ours = {e.name for e in entries("model") if e.build.__module__.startswith("phalanx.")}
+    assert ours == {expression.partition("(")[0] for expression, *_ in COUNTS}
 
 
 @pytest.mark.parametrize(("expression", "shape"), SMALL)

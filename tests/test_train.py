@@ -121,6 +121,16 @@ def test_rounds_without_enough_rows_are_lost_and_the_run_goes_on():
     assert all(line["excluded"] == dict.fromkeys("0123", "NaN") for line in lines[:3])
 
 
+@pytest.mark.parametrize("scheme", ["chain(gather(qsgd()), mean())", "chain(reduce(dense()))", "chain(power_sgd())"])
+def test_the_parts_of_a_round_are_timed(scheme):
+    lines = []
+    trainer = px.train(px.parse(text(rounds=3, scheme=scheme)), listener=lines.append)
+    for line in lines[:3]:
+        parts = [line[part] for part in ("encode_s", "wire_s", "decode_s")]
+        assert min(parts) > 0 and sum(parts) <= line["scheme_s"]
+    assert trainer.summary()["encode_s"] > 0
+
+
 def test_one_bad_row_spoils_a_blind_mean_and_the_run_says_so():
     run = px.amend(px.parse(text(rounds=3, scheme="chain(nan(), reduce(dense()))")), "byzantine", px.fixed((2,)))
     lines = []

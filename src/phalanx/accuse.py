@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from phalanx.clock import PARTS
 from phalanx.stack import Note, Stack
 
 FAR = 6.0  # robust standard deviations
@@ -49,12 +50,16 @@ class Ledger:
     accusations: int = 0
     attacks: int = 0
 
-    def enter(self, notes: Iterable[Note], byzantine: frozenset[int]) -> dict[str, Any]:
+    def enter(self, notes: Sequence[Note], byzantine: frozenset[int]) -> dict[str, Any]:
         """Counts the notes of one round and returns them as this round's metrics."""
         excluded = {n.worker: n.reason for n in notes if n.kind == "excluded" and n.worker is not None}
         against = {n.worker for n in notes if n.kind == "outvoted" and n.worker is not None}
         size = int(sum(n.value for n in notes if n.kind == "bytes"))
         groups = int(sum(n.value for n in notes if n.kind == "lost_groups"))
+        seconds = dict.fromkeys(PARTS, 0.0)
+        for note in notes:
+            if note.kind == "seconds":
+                seconds[note.reason] += note.value
         accused = set(excluded) | against
         self.rounds += 1
         self.lost_groups += groups
@@ -71,6 +76,7 @@ class Ledger:
             "excluded": {str(w): r for w, r in sorted(excluded.items())},
             "outvoted": sorted(against),
             "lost_groups": groups,
+            **seconds,
         }
 
     def table(self) -> list[dict[str, Any]]:

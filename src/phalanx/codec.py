@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from phalanx.clock import Clock
 from phalanx.expression import Expression, method
 from phalanx.gate import Gate
 from phalanx.layout import Layout
@@ -88,9 +89,14 @@ class Gather(Stage):
         return 1
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        clock = Clock()
         payloads, state = self.send(stack, state, round)
+        clock.lap("encode_s")
         arrived = round.world.gather(payloads, limit_bytes=64 * 1024 + 16 * stack.rows.element_size() * stack.layout.d)
-        return self.receive(arrived, stack), state
+        clock.lap("wire_s")
+        received = self.receive(arrived, stack)
+        clock.lap("decode_s")
+        return received.note(clock.notes), state
 
     def send(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Payload | None], State]:
         """The left half: one payload for each row held here."""
@@ -196,15 +202,18 @@ class Reduce(Stage):
         return 1
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
-        world, layout = round.world, stack.layout
+        world, layout, clock = round.world, stack.layout, Clock()
         coded, state = send_rows(self.codec, stack, state, round)
+        clock.lap("encode_s")
         keys = [k for k in coded[0] if k != WEIGHT]
         mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights) for k in keys}
+        every = world.peek(stack.weights.reshape(-1, 1)).sum()
+        clock.lap("wire_s")
         row = stack.rows.new_empty(layout.d)
         open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout, row)
-        every = world.peek(stack.weights.reshape(-1, 1)).sum()
+        clock.lap("decode_s")
         size = payload_bytes(coded[0])
-        notes = [Note("bytes", worker, size) for worker in range(world.size)]
+        notes = [*clock.notes, *(Note("bytes", worker, size) for worker in range(world.size))]
         merged = replace(
             stack,
             rows=row.reshape(1, -1),

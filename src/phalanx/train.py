@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
 from phalanx.checkpoint import Checkpoint, flatten, merge, unflatten
+from phalanx.clock import PARTS
 from phalanx.layout import Layout
 from phalanx.phase import Phase, Run
 from phalanx.results import RunFolder
@@ -29,6 +30,7 @@ from phalanx.work import Site
 from phalanx.world import LocalWorld, World
 
 Listener = Callable[[dict[str, Any]], None]
+ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
 _PLAIN = "plain leaves as JSON"
 
 
@@ -72,7 +74,7 @@ class Trainer:
         self.state: State = {}
         self.optimizer = run.phases[0].finish.optimizer(self.parameters)
         self._evaluated: tuple[int, tuple[float, float | None]] | None = None
-        self.times: dict[str, list[float]] = {"work_s": [], "scheme_s": [], "finish_s": []}
+        self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
 
     def _build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -141,18 +143,18 @@ class Trainer:
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
-        self.times["work_s"].append(worked - began)
-        self.times["scheme_s"].append(combined - worked)
-        self.times["finish_s"].append(ended - combined)
+        measured = self.ledger.enter(notes, byzantine)
+        measured |= zip(ROUND, (worked - began, combined - worked, ended - combined), strict=True)
+        for part, values in self.times.items():
+            values.append(measured[part])
         honest = [i for i in range(run.workers) if i not in byzantine]
         return {
             "step": index,
             "loss": _number(seen[honest, 0].mean()) if honest else None,
             "stop": bool(seen[:, 1].any()),
-            **self.ledger.enter(notes, byzantine),
+            **measured,
             "byzantine": sorted(byzantine),
             "lost": lost,
-            **{name: values[-1] for name, values in self.times.items()},
         }
 
     def _work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
@@ -272,7 +274,7 @@ class Trainer:
             "lost_groups": ledger.lost_groups,
             "bytes_up": ledger.bytes_up,
             "bytes_per_worker_round": ledger.bytes_up / max(1, self.step * self.config.workers),
-            "round_s": sum(median(values) for values in later.values() if values),
+            "round_s": sum(median(later[name]) for name in ROUND if later[name]),
             **{name: median(values) if values else None for name, values in later.items()},
             "parameters": sum(p.numel() for p in self.parameters),
             "accused": ledger.table(),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from phalanx.clock import Clock
 from phalanx.expression import method, require
 from phalanx.layout import Layout
 from phalanx.memory import recall, remember
@@ -54,7 +55,7 @@ class PowerSgd(Stage):
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         state, layout, world = dict(state or {}), stack.layout, round.world
-        head, cut = layout.head, layout.stepped
+        head, cut, clock = layout.head, layout.stepped, Clock()
         owed = stack.rows[:, :cut].to(wide(layout.dtype), copy=True)
         for i, worker in enumerate(stack.ids):
             memory = state.get(memory_key(worker, received=False), {}).get("residual", {})
@@ -66,9 +67,15 @@ class PowerSgd(Stage):
         left = {name: m @ right[name] for name, m in matrices.items()}
         plain = {name: part for name, part in parts.items() if name not in matrices}
         installed = stack.rows[:, cut:].to(owed)
+        clock.lap("encode_s")
         left, plain, sent = _mean(stack, round, left, {**plain, "": installed})
+        clock.lap("wire_s")
         left = {name: _orthogonal(p) for name, p in left.items()}
-        right, _, sent_right = _mean(stack, round, {name: m.mT @ left[name] for name, m in matrices.items()}, {})
+        right = {name: m.mT @ left[name] for name, m in matrices.items()}
+        clock.lap("encode_s")
+        right, _, sent_right = _mean(stack, round, right, {})
+        every = world.peek(stack.weights.reshape(-1, 1)).sum().reshape(1)
+        clock.lap("wire_s")
         decoded = {**plain, **{name: (left[name] @ right[name].mT).reshape(parts[name].shape[1:]) for name in matrices}}
         row = head.join(decoded).to(owed)
         lost = Layout(tuple(matrices), tuple(parts[name].shape[1:] for name in matrices), 0, owed.dtype)
@@ -79,7 +86,7 @@ class PowerSgd(Stage):
             state[memory_key(worker, received=False)] = {"residual": {**mine, **remember(new, old, lost)}}
         if matrices:
             state[_SHARED] = {"right": {**known, **{name: _normed(q) for name, q in right.items() if _finite(q)}}}
-        every = world.peek(stack.weights.reshape(-1, 1)).sum().reshape(1)
+        clock.lap("decode_s")
         merged = replace(
             stack,
             rows=cast(torch.cat([row, plain[""].to(row)]), layout.dtype).reshape(1, -1),
@@ -87,7 +94,8 @@ class PowerSgd(Stage):
             weights=every,
             received=True,
         )
-        return merged.note(Note("bytes", worker, sent + sent_right + 8) for worker in range(world.size)), state
+        sizes = [Note("bytes", worker, sent + sent_right + 8) for worker in range(world.size)]
+        return merged.note([*clock.notes, *sizes]), state
 
     def _worth(self, shape: torch.Size) -> bool:
         """Whether the factors are shorter than the tensor."""

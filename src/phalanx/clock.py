@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the seconds of a round go."""
+
+from __future__ import annotations
+
+import time
+
+from phalanx.stack import Note
+
+PARTS: tuple[str, ...] = ("encode_s", "wire_s", "decode_s")  # what a wire stage does, in this order
+
+
+class Clock:
+    """Seconds since the last lap, as notes; of this process, wall time.
+
+    On a GPU a lap that waits for nothing takes no time, and what it started counts towards the one that waits.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[Note] = []
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Ends a part: one of `PARTS`."""
+        now = time.perf_counter()
+        self.notes.append(Note("seconds", value=now - self._last, reason=part))
+        self._last = now
