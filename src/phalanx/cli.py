@@ -230,7 +230,7 @@ def list_(
 
 
 def _plural(kind: str) -> str:
-    if kind in ("data", "local", "work"):
+    if kind in ("atoms", "data", "local", "work"):
         return kind
     if kind.endswith("y"):
         return f"{kind[:-1]}ies"
