@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real `torchrun` jobs over a slow network between hosts that are made on this machine; needs root and iproute2.
+
+    python benchmarks/network.py link --rates 100mbit 1gbit 10gbit --workers 4
+    python benchmarks/network.py breakdown --rates 100mbit 1gbit 10gbit --workers 2 4 --json out.json --plot out.png
+    python benchmarks/network.py convergence --rate 100mbit --workers 4 --seeds 0 1 2 --target 0.58 --out runs/slow
+
+`link` shows what the links carry and how near gloo's collectives come to it. `breakdown` splits the step of every scheme
+of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `convergence` trains to
+the end and reports seconds to an accuracy; stopped, it goes on where it was when started again with the same --out.
+Namespaces, links and limits are removed at the end, also after Ctrl-C; what a killed run left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from slow_network import hosts
+
+RECIPE = "atomo-convergence"
+FAULT, FAILED, STOPPED = 2, 1, 130  # exit codes: an error of the user's or of the machine, a failed job, Ctrl-C
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_subparsers(dest="mode", required=True)
+    network = argparse.ArgumentParser(add_help=False)
+    network.add_argument("--delay", type=float, default=0.0, metavar="MS", help="milliseconds from host to host")
+    network.add_argument("--json", type=Path, help="write the report to this file")
+    network.add_argument("--limit", type=float, default=None, metavar="S", help="seconds that one job may take")
+    many = argparse.ArgumentParser(add_help=False)
+    many.add_argument("--rates", nargs="+", default=["100mbit", "1gbit", "10gbit"], help="of every link, each way")
+    many.add_argument("--workers", nargs="+", type=int, default=[2, 4], help="hosts, with one worker each")
+    what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--recipe", default=RECIPE, help=f"or a run(...), or a file that holds one (default {RECIPE})")
+    what.add_argument("--scale", help="of the recipe")
+    what.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="these runs of the recipe")
+    what.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", dest="settings", help="as for phalanx run")
+    what.add_argument("--schemes", nargs="+", default=[], help="the first run, under these schemes instead")
+    what.add_argument("--plot", type=Path, help="write the figure here")
+    modes.add_parser("link", parents=[network, many], help="throughput and gloo's collectives")
+    breakdown = modes.add_parser("breakdown", parents=[network, many, what], help="figure 3.1")
+    breakdown.add_argument("--rounds", type=int, default=30, help="of each short run (default 30)")
+    breakdown.add_argument("--dropped", type=int, default=5, help="rounds at the start that do not count (default 5)")
+    convergence = modes.add_parser("convergence", parents=[network, what], help="time to a fixed accuracy")
+    convergence.add_argument("--rate", default="100mbit", help="of every link, each way")
+    convergence.add_argument("--workers", type=int, default=4, help="hosts, with one worker each")
+    convergence.add_argument("--seeds", nargs="+", type=int, default=[0])
+    convergence.add_argument("--target", type=float, default=0.58, help="test accuracy in (0, 1) (default 0.58)")
+    convergence.add_argument("--baseline", metavar="LABEL", help="what speed-ups refer to (default: the uncompressed run)")
+    convergence.add_argument("--out", type=Path, required=True, help="folder of the runs; go on in it if it exists")
+    args = parser.parse_args(argv)
+    for rate in getattr(args, "rates", [getattr(args, "rate", "1gbit")]):
+        hosts.bits_per_s(rate)
+    if args.mode == "breakdown" and not 0 <= args.dropped < args.rounds:
+        raise ValueError(f"breakdown needs 0 <= dropped < rounds, got {args.dropped} and {args.rounds}")
+    if args.mode == "convergence" and not 0 < args.target < 1:
+        raise ValueError(f"the target is an accuracy in (0, 1), such as 0.58, got {args.target:g}")
+    return args
+
+
+def link(args: argparse.Namespace) -> dict[str, Any]:
+    """What the links carry."""
+    from phalanx.report import tables
+    from slow_network.link import measure
+
+    found = measure(args.rates, args.workers, args.delay)
+    rows = []
+    for line in found:
+        for size in line["collectives"]:
+            rows.append(
+                [
+                    *(str(line["workers"]), line["rate"], f"{line['throughput']['bits_per_s'] / 1e6:,.0f} Mbit/s"),
+                    tables.size(size["bytes"]),
+                    *(f"{1e3 * size[f'{p}{c}_s']:.2f}" for c in ("all_reduce", "all_gather") for p in ("", "ideal_")),
+                ]
+            )
+    header = ("workers", "rate", "link", "bytes", "all-reduce", "at least", "all-gather", "at least")
+    tables.console().print(tables.plain_table("milliseconds, medians", header, rows))
+    return {"links": found}
+
+
+def breakdown(args: argparse.Namespace) -> dict[str, Any]:
+    """Where a step's time goes."""
+    from phalanx.report import tables
+    from slow_network import breakdown, jobs
+
+    study = jobs.with_schemes(jobs.ask(args.recipe, args.scale, args.only, args.settings), args.schemes)
+    limit_s = args.limit or 120 + 5 * args.rounds * len(study.runs)
+    lines = breakdown.measure(
+        study, args.workers, args.rates, args.delay, args.rounds, args.dropped, limit_s, _say
+    )
+    tables.console().print(breakdown.table(lines))
+    if args.plot:
+        from slow_network.plots import plot_breakdown
+
+        plot_breakdown(lines, f"{study.recipe}: time of a step", args.plot)
+    return {"study": study.to_json(), "rounds": args.rounds, "dropped": args.dropped, "lines": lines}
+
+
+def convergence(args: argparse.Namespace) -> dict[str, Any]:
+    """Time to accuracy."""
+    from phalanx.registry import suggest
+    from phalanx.report import tables
+    from slow_network import convergence, jobs
+
+    study = jobs.with_schemes(jobs.ask(args.recipe, args.scale, args.only, args.settings), args.schemes)
+    baseline = args.baseline or convergence.uncompressed(study.runs)
+    if baseline is not None and baseline not in study.runs:
+        raise ValueError(f"no run is labelled {baseline!r}; {suggest(baseline, list(study.runs))}")
+    limit_s = args.limit or 3600 * len(study.runs)
+    results, achieved = convergence.run_all(
+        study, args.workers, args.rate, args.delay, args.seeds, args.out, limit_s, _say
+    )
+    found = convergence.report(results, args.target, baseline)
+    tables.console().print(convergence.table(found))
+    if args.plot:
+        from slow_network.plots import plot_convergence
+
+        title = f"{study.recipe}: {args.workers} workers, {args.rate}"
+        plot_convergence(found, title, args.plot)
+    network = {"workers": args.workers, "rate": args.rate, "achieved_bits_per_s": achieved}
+    return {"study": study.to_json(), **network, **found}
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _asked_to_stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """The mode that was asked for; leaves no host behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _asked_to_stop)
+    try:
+        args = arguments()
+        hosts.check()
+        mode = {"link": link, "breakdown": breakdown, "convergence": convergence}[args.mode]
+        found = mode(args)
+        if args.json:
+            from phalanx.results import about, write_json
+
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            setting = {"delay_ms": args.delay, "load": os.getloadavg()[0], **about()}
+            write_json(args.json, {**found, "setting": setting})
+    except ValueError as error:
+        _say(f"error: {error}")
+        sys.exit(FAULT)
+    except hosts.JobFailed as error:
+        _say(f"error: {error}")
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        _say("stopped; the hosts are removed")
+        sys.exit(STOPPED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Studies of Phalanx run by `torchrun` across the hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from phalanx.parser import parse
+from phalanx.phase import Run, amend
+from phalanx.report.collect import Result, collect
+from phalanx.results import about, write_json
+from phalanx.study import Study, StudyFolder, plan
+from slow_network.hosts import Hosts
+
+
+def ask(recipe: str, scale: str | None, only: Sequence[str], settings: Sequence[str]) -> Study:
+    """The study of a recipe, an expression, or a file that holds one."""
+    return plan(recipe, scale, settings, only)
+
+
+def with_schemes(study: Study, schemes: Sequence[str]) -> Study:
+    """The study's first run under each of these schemes, labelled with its expression; the study itself if none."""
+    if not schemes:
+        return study
+    first = next(iter(study.runs.values()))
+    return changed(study, {text: amend(first, "scheme", parse(text)) for text in schemes})
+
+
+def changed(study: Study, runs: dict[str, Run]) -> Study:
+    """The study with other runs, checked.
+
+    Raises:
+        ValueError: a scheme does not fit the number of workers.
+    """
+    for label, run in runs.items():
+        try:
+            run.check()
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
+    return Study(study.recipe, study.scale, study.settings, runs)
+
+
+def prepare(study: Study, path: Path) -> StudyFolder:
+    """The study's folder; runs that it holds already are kept, so that a second call goes on where the first stopped.
+
+    Raises:
+        ValueError: the folder holds another run of the same label.
+    """
+    folder = StudyFolder(path)
+    if (path / "study.json").exists():
+        have = folder.study.runs
+        other = [label for label in study.runs if label in have and have[label] != study.runs[label]]
+        if other:
+            raise ValueError(f"{path} holds another {other[0]!r}; give a new folder, or delete that one")
+        study = changed(study, {**have, **study.runs})
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "study.json", {**study.to_json(), **about()})
+    return folder
+
+
+def conduct(hosts: Hosts, study: Study, path: Path, limit_s: float) -> list[Result]:
+    """Trains what is not done yet, one worker on every host, and reads what was asked for."""
+    folder = prepare(study, path)
+    unfinished = set(folder.study.runs) - set(folder.finished(folder.study))
+    if unfinished:
+        argv = ("-m", "phalanx", "run", "--resume", str(path))
+        hosts.torchrun(*argv, logs=path / "logs", limit_s=limit_s)
+    results = {result.path.name: result for result in collect([path])}
+    return [results[folder.run_path(label).name] for label in study.runs]
