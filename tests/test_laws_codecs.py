@@ -137,9 +137,9 @@ class Meter(px.LocalWorld):
         self.messages = [p if p is None else (pack(p), p) for p in payloads]
         return super().gather(payloads, limit_bytes)
 
-    def mean(self, x, weights):
+    def mean(self, x, weights, total):
         self.sizes = [size + len(x[0]) * x.element_size() for size in getattr(self, "sizes", [8] * self.size)]
-        return super().mean(x, weights)
+        return super().mean(x, weights, total)
 
 
 def own(payload):

@@ -206,8 +206,8 @@ class Reduce(Stage):
         coded, state = send_rows(self.codec, stack, state, round)
         clock.lap("encode_s")
         keys = [k for k in coded[0] if k != WEIGHT]
-        mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights) for k in keys}
         every = world.peek(stack.weights.reshape(-1, 1)).sum()
+        mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights, every) for k in keys}
         clock.lap("wire_s")
         row = stack.rows.new_empty(layout.d)
         open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout, row)

@@ -46,8 +46,12 @@ class World(Protocol):
         """
         ...
 
-    def mean(self, x: Tensor, weights: Tensor) -> Tensor:
-        """The weighted mean over all workers' rows, by all-reduce. Shapes: (k, m), (k,) -> (m,)."""
+    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+        """The weighted mean over all workers' rows, by all-reduce. Shapes: (k, m), (k,), () -> (m,).
+
+        Args:
+            total: sum of all workers' weights, which one `peek` finds for several means.
+        """
         ...
 
     def peek(self, x: Tensor) -> Tensor:
@@ -80,9 +84,9 @@ class LocalWorld:
         assert len(payloads) == self.size
         return [self._checked(p, limit_bytes) for p in payloads]
 
-    def mean(self, x: Tensor, weights: Tensor) -> Tensor:
+    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         # shares rounded to 16 bits would not add up to one
-        share = (weights / weights.sum()).to(x.device, wide(x.dtype))
+        share = (weights / total).to(x.device, wide(x.dtype))
         return (share @ x.to(share.dtype)).to(x.dtype)
 
     def peek(self, x: Tensor) -> Tensor:

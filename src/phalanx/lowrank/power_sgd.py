@@ -17,6 +17,7 @@ from phalanx.precision import cast, wide
 from phalanx.round import Round, stream
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, Stage, State, memory_key
+from phalanx.world import World
 
 _SHARED = memory_key(None, received=True)  # the right factors, the same in every process
 
@@ -68,13 +69,13 @@ class PowerSgd(Stage):
         plain = {name: part for name, part in parts.items() if name not in matrices}
         installed = stack.rows[:, cut:].to(owed)
         clock.lap("encode_s")
-        left, plain, sent = _mean(stack, round, left, {**plain, "": installed})
+        every = world.peek(stack.weights.reshape(-1, 1)).sum()
+        left, plain, sent = _mean(stack, world, every, left, {**plain, "": installed})
         clock.lap("wire_s")
         left = {name: _orthogonal(p) for name, p in left.items()}
         right = {name: m.mT @ left[name] for name, m in matrices.items()}
         clock.lap("encode_s")
-        right, _, sent_right = _mean(stack, round, right, {})
-        every = world.peek(stack.weights.reshape(-1, 1)).sum().reshape(1)
+        right, _, sent_right = _mean(stack, world, every, right, {})
         clock.lap("wire_s")
         decoded = {**plain, **{name: (left[name] @ right[name].mT).reshape(parts[name].shape[1:]) for name in matrices}}
         row = head.join(decoded).to(owed)
@@ -91,7 +92,7 @@ class PowerSgd(Stage):
             stack,
             rows=cast(torch.cat([row, plain[""].to(row)]), layout.dtype).reshape(1, -1),
             sources=(tuple(range(world.size)),),
-            weights=every,
+            weights=every.reshape(1),
             received=True,
         )
         sizes = [Note("bytes", worker, sent + sent_right + 8) for worker in range(world.size)]
@@ -112,12 +113,12 @@ class PowerSgd(Stage):
 
 
 def _mean(
-    stack: Stack, round: Round, factors: dict[str, Tensor], others: dict[str, Tensor]
+    stack: Stack, world: World, total: Tensor, factors: dict[str, Tensor], others: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """The weighted mean of (k, ...) tensors over all workers in one all-reduce, and the bytes of one worker's part."""
     named = [*factors.items(), *others.items()]
     flat = torch.cat([t.flatten(1) for _, t in named], dim=1) if named else stack.rows[:, :0]
-    mean = round.world.mean(flat, stack.weights) if flat.shape[1] else flat[0]
+    mean = world.mean(flat, stack.weights, total) if flat.shape[1] else flat[0]
     pieces = mean.split([t[0].numel() for _, t in named])
     means = [piece.reshape(t.shape[1:]) for piece, (_, t) in zip(pieces, named, strict=True)]
     both = [(name, tensor) for (name, _), tensor in zip(named, means, strict=True)]

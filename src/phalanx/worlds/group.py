@@ -65,11 +65,9 @@ class GroupWorld:
                 offset += carried
         return arrived
 
-    def mean(self, x: Tensor, weights: Tensor) -> Tensor:
+    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """All-reduce of the local weighted sums, in the dtype of x."""
-        total = weights.sum().to(self._device)
-        dist.all_reduce(total, group=self._group)
-        share = (weights / total.cpu()).to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+        share = (weights / total).to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
         local = (share @ x.to(share.dtype)).to(self._device, x.dtype)
         dist.all_reduce(local, group=self._group)
         return local.to(x.device)
