@@ -5,9 +5,9 @@
     python benchmarks/network.py breakdown --rates 100mbit 1gbit 10gbit --workers 2 4 --json out.json --plot out.png
     python benchmarks/network.py convergence --rate 100mbit --workers 4 --seeds 0 1 2 --target 0.58 --out runs/slow
 
-`link` shows what the links carry and how near gloo's collectives come to it. `breakdown` splits the step of every scheme
-of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `convergence` trains to
-the end and reports seconds to an accuracy; stopped, it goes on where it was when started again with the same --out.
+`link` shows what the links carry and how near gloo's collectives come to it. `breakdown` splits the step of every
+scheme of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `convergence`
+trains to the end and reports seconds to an accuracy; stopped, it goes on when started again with the same --out.
 Namespaces, links and limits are removed at the end, also after Ctrl-C; what a killed run left is removed by the next.
 """
 
@@ -53,7 +53,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     convergence.add_argument("--workers", type=int, default=4, help="hosts, with one worker each")
     convergence.add_argument("--seeds", nargs="+", type=int, default=[0])
     convergence.add_argument("--target", type=float, default=0.58, help="test accuracy in (0, 1) (default 0.58)")
-    convergence.add_argument("--baseline", metavar="LABEL", help="what speed-ups refer to (default: the uncompressed run)")
+    convergence.add_argument(
+        "--baseline", metavar="LABEL", help="what speed-ups refer to (default: the uncompressed run)"
+    )
     convergence.add_argument("--out", type=Path, required=True, help="folder of the runs; go on in it if it exists")
     args = parser.parse_args(argv)
     for rate in getattr(args, "rates", [getattr(args, "rate", "1gbit")]):
@@ -93,9 +95,7 @@ def breakdown(args: argparse.Namespace) -> dict[str, Any]:
 
     study = jobs.with_schemes(jobs.ask(args.recipe, args.scale, args.only, args.settings), args.schemes)
     limit_s = args.limit or 120 + 5 * args.rounds * len(study.runs)
-    lines = breakdown.measure(
-        study, args.workers, args.rates, args.delay, args.rounds, args.dropped, limit_s, _say
-    )
+    lines = breakdown.measure(study, args.workers, args.rates, args.delay, args.rounds, args.dropped, limit_s, _say)
     tables.console().print(breakdown.table(lines))
     if args.plot:
         from slow_network.plots import plot_breakdown

@@ -50,7 +50,7 @@ def bits_per_s(rate: str) -> float:
 def burst_bytes(rate: str) -> int:
     """What a link may send at once after a pause: 1 ms of its rate, at least ten frames.
 
-    The kernel's high-resolution timers need no more, and a larger bucket would let a compressed gradient pass unlimited.
+    The kernel's high-resolution timers need no more, and a compressed gradient would pass a larger bucket unlimited.
     """
     return max(16 * 1024, round(bits_per_s(rate) / 8 * 1e-3))
 
@@ -140,7 +140,12 @@ class Hosts:
             # the queue holds what is under way: 4 times the rate's worth of full frames
             limit = max(1000, round(4 * bits_per_s(self.rate) / 8 * delay_ms / 1e3 / 1500))
             late = ("netem", "delay", f"{delay_ms:g}ms", "limit", str(limit))
-            call("tc", "-n", namespace, "qdisc", "add", "dev", device, "parent", "1:1", "handle", "10:", *late)
+            try:
+                call("tc", "-n", namespace, "qdisc", "add", "dev", device, "parent", "1:1", "handle", "10:", *late)
+            except ValueError as error:
+                raise ValueError(
+                    f"a delay needs the kernel's netem; leave it out where there is none ({error})"
+                ) from None
 
     def start(self, i: int, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """A process on host i, in a session of its own, so that Ctrl-C reaches it through us alone."""
@@ -155,7 +160,7 @@ class Hosts:
             logs: folder of what the processes print, `rank-0.log` and so on.
             limit_s: the job is ended after these seconds.
         Raises:
-            JobFailed: a process ended with an error, or the time was up; with the last lines of the log.
+            JobFailed: a process ended with an error, or the time was up; with the last lines of the logs.
         """
         environment = {**os.environ, **job_environment(), **(environment or {})}
         logs.mkdir(parents=True, exist_ok=True)
@@ -170,9 +175,8 @@ class Hosts:
         finally:
             self.stop(jobs)
         if fault is not None:
-            # torchrun ends all ranks when one fails: the longest log is where to look
-            words = max((file.read_text(errors="replace") for file in files), key=len)
-            raise JobFailed(f"{' '.join(argv)}: {fault}; the logs are in {logs}\n{words[-3000:]}")
+            heads = "\n".join(f"rank {i}: {said(file)}" for i, file in enumerate(files))
+            raise JobFailed(f"{' '.join(argv[:4])}: {fault}\n{heads}")
 
     def stop(self, jobs: Sequence[subprocess.Popen[Any]]) -> None:
         """Ends the processes, first with a request, and whatever else runs on the hosts."""
@@ -203,7 +207,15 @@ def torchrun_command(n: int, i: int, master: str, argv: Sequence[str]) -> list[s
 def job_environment() -> dict[str, str]:
     """One thread a worker, and gloo on the link."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return {**threads, "GLOO_SOCKET_IFNAME": "eth0", "PYTHONUNBUFFERED": "1"}
+    # no name server can be reached from the hosts: do not wait for one
+    return {**threads, "GLOO_SOCKET_IFNAME": "eth0", "RES_OPTIONS": "timeout:1 attempts:1", "PYTHONUNBUFFERED": "1"}
+
+
+def said(log: Path, lines: int = 12) -> str:
+    """The last lines of a log that torchrun's own traceback has not written."""
+    words = log.read_text(errors="replace").splitlines()
+    ends = [i for i, line in enumerate(words) if re.match(r"[EW]\d{4} .*torch/distributed/elastic", line)]
+    return "\n".join(words[: ends[0] if ends else None][-lines:])
 
 
 def _wait(jobs: Sequence[subprocess.Popen[Any]], limit_s: float) -> str | None:

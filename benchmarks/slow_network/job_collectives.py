@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under torchrun: seconds of gloo's collectives by size; rank 0 writes them as JSON to the file of the first argument."""
+"""Under torchrun: seconds of gloo's collectives by size, as JSON."""
 
 import json
 import sys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Under torchrun: seconds of a step of torch's DistributedDataParallel, with the model and the batches of a run.
 
-Arguments: OUT EXPRESSION STEPS. Rank 0 writes lists of seconds as JSON: `step_s`, and `alone_s` of the same step without
-any communication.
+Arguments: OUT EXPRESSION STEPS. Rank 0 writes lists of seconds as JSON: `step_s`, and `alone_s` of the same step
+without any communication.
 """
 
 import json

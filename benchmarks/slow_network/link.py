@@ -26,7 +26,11 @@ def throughput(hosts: Hosts, sender: int = 1, receiver: int = 0, seconds: float 
     size = round(min(1e9, bits_per_s(hosts.rate) / 8 * seconds))
     script = str(HERE / "job_transfer.py")
     receive = hosts.start(
-        receiver, [sys.executable, script, "receive", str(PORT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        receiver,
+        [sys.executable, script, "receive", str(PORT)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     jobs = [receive]
     try:

@@ -59,7 +59,9 @@ def _bar(ax: Any, place: int, line: dict[str, Any], colour: str) -> None:
 def _legend() -> list[Any]:
     from matplotlib.patches import Patch
 
-    return [Patch(facecolor="#666666", edgecolor="white", label=part.removesuffix("_s"), **LOOKS[part]) for part in PARTS]
+    return [
+        Patch(facecolor="#666666", edgecolor="white", label=part.removesuffix("_s"), **LOOKS[part]) for part in PARTS
+    ]
 
 
 def plot_convergence(found: dict[str, Any], title: str, path: Path) -> None:

@@ -12,7 +12,9 @@ HERE = Path(__file__).parent
 
 
 def environment() -> dict[str, str]:
-    paths = {"PYTHONPATH": str(HERE.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    root = HERE.parents[1]
+    # this checkout, whichever one is installed
+    paths = {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}", "GLOO_SOCKET_IFNAME": "lo"}
     return {**os.environ, **paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
