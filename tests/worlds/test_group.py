@@ -91,3 +91,17 @@ def test_resume_with_another_number_of_processes(over_gloo, tmp_path):
     assert second[label]["weights_sha256"] == over_gloo[label]["weights_sha256"]
     assert [line["step"] for line in second[label]["metrics"]] == list(range(12))
     assert json.loads((tmp_path / label / "summary.json").read_text())["rounds"] == 12
+
+
+def test_payloads_of_one_size_need_one_trip_and_others_arrive_as_well(tmp_path):
+    steady = [[500, 500, 500]] * 6
+    odd = [[500, 500, 60_000], [500, 10, 500], [-1, 500, 500], [500, 200_000, 500], [0, 0, 0]]
+    first, second = run_job(2, "job_gather.py", {"sizes": [*steady, *odd, *steady]}, tmp_path)
+    assert first == second
+    assert [line["trips"] for line in first[:7]] == [2, 2, 2, 2, 1, 1, 2]
+    assert first[-1]["trips"] == 1
+    outcomes = [line["outcome"] for line in first]
+    assert outcomes[:8] == [["same"] * 3] * 8
+    assert outcomes[8] == ["nothing arrived", "same", "same"]
+    assert outcomes[9][1].endswith("at most 100000 allowed") and outcomes[9][::2] == ["same", "same"]
+    assert outcomes[10:] == [["same"] * 3] * 7

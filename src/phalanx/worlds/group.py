@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from phalanx.wire import pack, unpack
 from phalanx.world import BadPayload, Payload
+
+RECENT, SLACK_BYTES = 4, 4096  # gathers whose sizes differ by no more let the next one do with a single trip
 
 
 class GroupWorld:
@@ -39,6 +42,7 @@ class GroupWorld:
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
         self._shares = [range(a, b) for a, b in pairwise(bounds)]
         self.ids = tuple(self._shares[self.rank])
+        self._recent: dict[int, deque[int]] = {}  # by limit: the longest blocks of late, the same in every process
         nccl = dist.get_backend(group) == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
@@ -51,19 +55,29 @@ class GroupWorld:
         empty = torch.empty(0, dtype=torch.uint8)
         # a payload beyond the limit stays at home; its length says why
         messages = [empty if p is None else pack(p) for p in payloads]
-        lengths = [len(m) for m in messages]
-        messages = [m if len(m) <= limit_bytes else empty for m in messages]
-        everyone = self.peek(torch.tensor(lengths, dtype=torch.int64).reshape(-1, 1)).flatten().tolist()
-        blocks = self._all_gather(torch.cat(messages), self._block_bytes(everyone, limit_bytes))
-        arrived: list[Payload | BadPayload] = []
-        for share, block in zip(self._shares, blocks, strict=True):
+        lengths = torch.tensor([len(m) for m in messages], dtype=torch.int64)
+        block = torch.cat([lengths.view(torch.uint8), *(m for m in messages if len(m) <= limit_bytes)])
+        # payloads of one size from round to round travel with their lengths, others behind them in a second trip
+        recent = self._recent.setdefault(limit_bytes, deque(maxlen=RECENT))
+        steady = len(recent) == RECENT and max(recent) - min(recent) <= SLACK_BYTES
+        heads = [8 * len(share) for share in self._shares]
+        room = max(heads) + (max(recent) if steady else 0)
+        arrived = self._all_gather(block[:room], [room] * self._ranks)
+        everyone = [part[:head].view(torch.int64).tolist() for part, head in zip(arrived, heads, strict=True)]
+        carried = [[length if length <= limit_bytes else 0 for length in mine] for mine in everyone]
+        sizes = [head + sum(mine) for head, mine in zip(heads, carried, strict=True)]
+        rest = self._all_gather(block[room:], [max(0, size - room) for size in sizes])
+        recent.append(max(map(sum, carried)))
+        opened: list[Payload | BadPayload] = []
+        for first, second, head, size, mine in zip(arrived, rest, heads, sizes, everyone, strict=True):
+            pieces = [piece for piece in (first[head : min(size, room)], second) if len(piece)]
+            body = pieces[0] if len(pieces) == 1 else torch.cat([empty, *pieces])
             offset = 0
-            for worker in share:
-                length = everyone[worker]
-                carried = length if length <= limit_bytes else 0
-                arrived.append(_open(block[offset : offset + carried], length, limit_bytes))
-                offset += carried
-        return arrived
+            for length in mine:
+                end = offset + (length if length <= limit_bytes else 0)
+                opened.append(_open(body[offset:end], length, limit_bytes))
+                offset = end
+        return opened
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """All-reduce of the local weighted sums, in the dtype of x."""
@@ -93,16 +107,14 @@ class GroupWorld:
         dist.all_reduce(sizes, group=self._group)
         return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
 
-    def _block_bytes(self, lengths: list[int], limit_bytes: int) -> list[int]:
-        return [sum(lengths[w] for w in share if lengths[w] <= limit_bytes) for share in self._shares]
-
     def _all_gather(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
         """Every rank's bytes, `sizes` of them; gloo wants equal lengths, so the shorter ones travel padded."""
         longest = max(sizes)
         if longest == 0:
             return [message.new_empty(0).cpu() for _ in sizes]
-        mine = torch.zeros(longest, dtype=torch.uint8, device=self._device)
-        mine[: len(message)] = message.to(self._device)
+        mine = message.to(self._device)
+        if len(mine) < longest:
+            mine = torch.cat([mine, mine.new_zeros(longest - len(mine))])
         blocks = [torch.empty_like(mine) for _ in sizes]
         dist.all_gather(blocks, mine, group=self._group)
         return [block[:size].cpu() for block, size in zip(blocks, sizes, strict=True)]

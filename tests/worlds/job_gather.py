@@ -1,0 +1,53 @@
+"""Under torchrun: gathers of payloads whose sizes stay, jump, shrink, vanish or pass the limit; 3 workers."""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import phalanx as px
+from phalanx.world import BadPayload
+
+LIMIT = 100_000
+folder = Path(sys.argv[1])
+task = json.loads((folder / "task.json").read_text())
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+world = px.GroupWorld(3)
+trips = 0
+plain = dist.all_gather
+
+
+def counted(*args, **kwargs):
+    global trips
+    trips += 1
+    return plain(*args, **kwargs)
+
+
+dist.all_gather = counted
+seen = []
+for index, sizes in enumerate(task["sizes"]):
+
+    def payload(worker: int, index: int = index, sizes: list[int] = sizes) -> dict[str, torch.Tensor] | None:
+        if sizes[worker] < 0:
+            return None
+        return {"x": torch.arange(sizes[worker]).add(7 * worker + index).to(torch.uint8)}
+
+    trips = 0
+    arrived = world.gather([payload(w) for w in world.ids], LIMIT)
+    outcome = []
+    for worker, got in enumerate(arrived):
+        sent = payload(worker)
+        if isinstance(got, BadPayload):
+            outcome.append(str(got))
+        else:
+            outcome.append("same" if sent is not None and got["x"].equal(sent["x"]) else "other")
+    seen.append({"trips": trips, "outcome": outcome})
+every = world.collect({"seen": torch.frombuffer(bytearray(json.dumps(seen).encode()), dtype=torch.uint8)})
+if dist.get_rank() == 0:
+    ranks = [json.loads(bytes(part["seen"].tolist())) for part in every]
+    (folder / "result.json").write_text(json.dumps(ranks))
+dist.barrier()
+dist.destroy_process_group()
