@@ -3,11 +3,13 @@
 
     python benchmarks/network.py link --rates 100mbit 1gbit 10gbit --workers 4
     python benchmarks/network.py breakdown --rates 100mbit 1gbit 10gbit --workers 2 4 --json out.json --plot out.png
+    python benchmarks/network.py advise --rates 100mbit 1gbit --workers 2 4 --json out.json
     python benchmarks/network.py convergence --rate 100mbit --workers 4 --seeds 0 1 2 --target 0.58 --out runs/slow
 
 `link` shows what the links carry and how near gloo's collectives come to it. `breakdown` splits the step of every
-scheme of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `convergence`
-trains to the end and reports seconds to an accuracy; stopped, it goes on when started again with the same --out.
+scheme of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `advise` puts
+what `phalanx advise` predicts from a probe across the hosts beside such steps. `convergence` trains to the end and
+reports seconds to an accuracy; stopped, it goes on when started again with the same --out.
 Namespaces, links and limits are removed at the end, also after Ctrl-C; what a killed run left is removed by the next.
 """
 
@@ -48,6 +50,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     breakdown = modes.add_parser("breakdown", parents=[network, many, what], help="figure 3.1")
     breakdown.add_argument("--rounds", type=int, default=30, help="of each short run (default 30)")
     breakdown.add_argument("--dropped", type=int, default=5, help="rounds at the start that do not count (default 5)")
+    advise = modes.add_parser("advise", parents=[network, many, what], help="predictions beside measured steps")
+    advise.add_argument("--rounds", type=int, default=30, help="of each short run (default 30)")
     convergence = modes.add_parser("convergence", parents=[network, what], help="time to a fixed accuracy")
     convergence.add_argument("--rate", default="100mbit", help="of every link, each way")
     convergence.add_argument("--workers", type=int, default=4, help="hosts, with one worker each")
@@ -104,6 +108,18 @@ def breakdown(args: argparse.Namespace) -> dict[str, Any]:
     return {"study": study.to_json(), "rounds": args.rounds, "dropped": args.dropped, "lines": lines}
 
 
+def advise(args: argparse.Namespace) -> dict[str, Any]:
+    """Predicted and measured time of a step."""
+    from phalanx.report import tables
+    from slow_network import jobs, predictions
+
+    study = jobs.with_schemes(jobs.ask(args.recipe, args.scale, args.only, args.settings), args.schemes)
+    limit_s = args.limit or 300 + 5 * args.rounds * len(study.runs)
+    lines = predictions.measure(study, args.workers, args.rates, args.delay, args.rounds, limit_s, _say)
+    tables.console().print(predictions.table(lines))
+    return {"study": study.to_json(), "rounds": args.rounds, "lines": lines}
+
+
 def convergence(args: argparse.Namespace) -> dict[str, Any]:
     """Time to accuracy."""
     from phalanx.registry import suggest
@@ -144,7 +160,7 @@ def main() -> None:
     try:
         args = arguments()
         hosts.check()
-        mode = {"link": link, "breakdown": breakdown, "convergence": convergence}[args.mode]
+        mode = {"link": link, "breakdown": breakdown, "advise": advise, "convergence": convergence}[args.mode]
         found = mode(args)
         if args.json:
             from phalanx.results import about, write_json
