@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on many machines when the network is slow or some of the machines cannot be trusted."""
 
+from phalanx import ddp as ddp
 from phalanx.aggregator import Aggregator as Aggregator
 from phalanx.aggregators.bucketing import Bucketing as bucketing
 from phalanx.aggregators.bulyan import Bulyan as bulyan
@@ -67,6 +68,7 @@ from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
 from phalanx.data.partition import Partition as Partition
 from phalanx.data.partition import Shards as shards
+from phalanx.ddp import register as ddp_hook
 from phalanx.exchange import Exchange as exchange
 from phalanx.expression import Expression as Expression
 from phalanx.expression import method as method
@@ -109,7 +111,6 @@ from phalanx.world import BadPayload as BadPayload
 from phalanx.world import LocalWorld as LocalWorld
 from phalanx.world import Payload as Payload
 from phalanx.world import World as World
-from phalanx.worlds.ddp import ddp_hook as ddp_hook
 from phalanx.worlds.group import GroupWorld as GroupWorld
 
 __version__ = "0.1.0"

@@ -66,7 +66,9 @@ class Attack(Stage):
         mine = [i for i, s in enumerate(stack.sources) if s and set(s) <= round.byzantine]
         view = self._view(stack, round) if self.omniscient else None
         workers = tuple(stack.sources[i][0] for i in mine)
-        forged, state = self.forge(stack.rows[mine], workers, view, state, round)
+        # pieces of one row draw from different streams
+        piece = round.inside(" ".join(stack.layout.names))
+        forged, state = self.forge(stack.rows[mine], workers, view, state, piece)
         if not mine:
             return stack, state
         rows = stack.rows.clone()

@@ -19,12 +19,17 @@ from torch import Tensor, nn
 from phalanx.accuse import Ledger
 from phalanx.attack import Nobody, Threat
 from phalanx.checkpoint import merge
+from phalanx.codec import Reduce
+from phalanx.codecs.dense import Dense
+from phalanx.expression import require
 from phalanx.layout import Layout
 from phalanx.parser import parse
 from phalanx.round import Round
 from phalanx.stack import Stack
 from phalanx.stage import Stage, State, TooFewRows, check_scheme
 from phalanx.world import World
+
+_PLAIN = Reduce(Dense())
 
 
 class Courier:
@@ -35,34 +40,43 @@ class Courier:
         world: the process group; every process holds one of its workers.
         byzantine: processes that misbehave on purpose, for drills.
         seed: of the scheme's random numbers; equal on every process.
+        warmup: first rounds that are plain weighted means, by `reduce(dense())`; memories begin behind them, and no
+            attack or rule acts in them.
     Raises:
         ValueError: the scheme does not end in one row, does not cross the wire exactly once, or needs more workers.
     """
 
-    def __init__(self, scheme: Stage | str, world: World, byzantine: Threat | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, scheme: Stage | str, world: World, byzantine: Threat | None = None, seed: int = 0, warmup: int = 0
+    ) -> None:
         self.scheme, self.world = as_scheme(scheme), world
         if len(world.ids) != 1:
             raise ValueError(f"each process plays one worker here, and this one plays {len(world.ids)}")
         check_scheme(self.scheme, world.size)
-        self.byzantine, self.seed = byzantine or Nobody(), seed
+        require(warmup >= 0, f"a scheme begins after warmup >= 0 rounds, got warmup={warmup}")
+        self.byzantine, self.seed, self.warmup = byzantine or Nobody(), seed, warmup
         self.index = 0
         self.state: State = {}
         self.ledger = Ledger(world.size)
 
     def carry(
-        self, row: Tensor, layout: Layout, weight: float = 1.0, part: int = 0
+        self, row: Tensor, layout: Layout, *, index: int, weight: float = 1.0
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """This process's row (d,) to the aggregate (d,), or None when the round is lost; and the measurements.
 
+        A round's row may be exchanged in pieces: memories and random numbers go by the names of the tensors.
+
         Args:
-            part: number of the piece when a round's row is exchanged in pieces; pieces draw from different streams.
+            index: number of the round.
         """
-        byzantine = self.byzantine.at(self.index, self.world.size, self.seed)
+        warm = index < self.warmup
+        scheme, state = (_PLAIN, {}) if warm else (self.scheme, self.state)
+        byzantine = frozenset() if warm else self.byzantine.at(index, self.world.size, self.seed)
         weights = torch.tensor([weight], dtype=torch.float64)
         stack = Stack(row.reshape(1, -1), layout, (self.world.ids,), weights)
         result, lost, notes = None, "", ()
         try:
-            result, state = self.scheme(stack, self.state, Round(self.index, self.seed, byzantine, self.world, (part,)))
+            result, state = scheme(stack, state, Round(index, self.seed, byzantine, self.world))
             # memories of the names in other pieces stay
             self.state = merge([state, self.state])
             notes = result.notes
@@ -74,19 +88,30 @@ class Courier:
         return (None if result is None or lost else result.rows[0]), {**measured, "lost": lost}
 
     def state_dict(self) -> dict[str, Any]:
-        """This process's memories and counters, for the user's checkpoint."""
-        return {"scheme": repr(self.scheme), "index": self.index, "state": self.state, "ledger": self.ledger.to_json()}
+        """This process's memories and counters, for the user's checkpoint: every process saves its own.
+
+        Nested dictionaries of tensors and plain values: `torch.load(..., weights_only=True)` reads them.
+        """
+        return {**self._identity(), "index": self.index, "state": self.state, "ledger": self.ledger.to_json()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken.
 
         Raises:
-            ValueError: it was taken from another scheme.
+            ValueError: it was taken from another scheme or seed, by another worker, or among more or fewer of them.
         """
-        if saved["scheme"] != repr(self.scheme):
-            raise ValueError(f"the state is of {saved['scheme']}, and here runs {self.scheme!r}")
-        self.index, self.state = saved["index"], saved["state"]
+        for name, here in self._identity().items():
+            if saved[name] != here:
+                raise ValueError(
+                    f"the state is of {name} {saved[name]!r} and here is {here!r}; every process loads "
+                    "the state that it saved, into the same scheme, or begins without"
+                )
+        self.index, self.state = saved["index"], saved.get("state", {})
         self.ledger = Ledger.from_json(saved["ledger"])
+
+    def _identity(self) -> dict[str, Any]:
+        (worker,) = self.world.ids
+        return {"scheme": repr(self.scheme), "seed": self.seed, "worker": worker, "workers": self.world.size}
 
 
 class Exchange:
@@ -99,7 +124,7 @@ class Exchange:
         model: a plain module, the same on every process (not wrapped in DistributedDataParallel).
         scheme: a stage or its expression.
         world: a GroupWorld over the default process group when None.
-        byzantine, seed: as for `Courier`, which is the attribute `courier` and holds the state.
+        byzantine, seed, warmup: as for `Courier`, which is the attribute `courier` and holds the state.
     """
 
     def __init__(
@@ -110,8 +135,9 @@ class Exchange:
         world: World | None = None,
         byzantine: Threat | None = None,
         seed: int = 0,
+        warmup: int = 0,
     ) -> None:
-        self.courier = Courier(scheme, world or _default_world(), byzantine, seed)
+        self.courier = Courier(scheme, world or _default_world(), byzantine, seed, warmup)
         self.model, self.layout = model, Layout.of(model)
 
     @torch.no_grad()
@@ -127,7 +153,8 @@ class Exchange:
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         buffers = {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
         parts = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
-        row, measured = self.courier.carry(self.layout.join({**parts, **buffers}), self.layout, weight)
+        joined = self.layout.join({**parts, **buffers})
+        row, measured = self.courier.carry(joined, self.layout, index=self.courier.index, weight=weight)
         self.courier.index += 1
         for name, part in self.layout.split(torch.zeros(self.layout.d) if row is None else row).items():
             if name in named:

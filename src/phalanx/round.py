@@ -34,12 +34,12 @@ class Round:
     seed: int = 0
     byzantine: frozenset[int] = frozenset()
     world: World = field(default_factory=lambda: LocalWorld(1))
-    path: tuple[int, ...] = ()
+    path: tuple[int | str, ...] = ()
 
     def rng(self, worker: int | None = None, group: int | None = None) -> torch.Generator:
         """The stream of a worker, the shared stream of a group, or the one that is the same everywhere."""
         return stream("round", self.seed, self.index, self.path, worker, group)
 
-    def inside(self, position: int) -> Round:
+    def inside(self, position: int | str) -> Round:
         """The round as the stage at a position inside the present one sees it."""
         return replace(self, path=(*self.path, position))

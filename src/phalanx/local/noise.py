@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from phalanx.codecs.pieces import seed_of
 from phalanx.expression import method, require
 from phalanx.layout import Layout
 from phalanx.precision import cast, wide
+from phalanx.round import stream
 from phalanx.stage import RowStage, State
 
 
@@ -33,5 +35,11 @@ class Noise(RowStage):
     def row(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Tensor, State]:
-        noise = torch.randn(len(row), generator=rng(), dtype=wide(row.dtype))
-        return cast(row + self.std * noise.to(row.device), row.dtype), state
+        # by name, so that a tensor draws the same in every cut of the model into rows
+        seed = seed_of(rng)
+        drawn = [
+            torch.randn(size, generator=stream(seed, name), dtype=wide(row.dtype))
+            for name, size in zip(layout.names, layout.sizes, strict=True)
+        ]
+        noise = torch.cat(drawn).to(row.device) if drawn else row
+        return cast(row + self.std * noise, row.dtype), state

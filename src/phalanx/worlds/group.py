@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 import torch
@@ -106,6 +107,15 @@ class GroupWorld:
         sizes[self.rank] = len(message)
         dist.all_reduce(sizes, group=self._group)
         return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
+
+    def leave(self) -> None:
+        """Gives a group of its own back, for good; ranks that wait in it for this one get an error."""
+        # gloo closes its connections when the last reference goes
+        group = vars(self).pop("_group", None)
+        if group is not None and dist.is_initialized():
+            # gone already where all groups were destroyed
+            with suppress(ValueError):
+                dist.destroy_process_group(group)
 
     def _all_gather(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
         """Every rank's bytes, `sizes` of them; gloo wants equal lengths, so the shorter ones travel padded."""

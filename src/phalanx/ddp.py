@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scheme as the communication hook of DistributedDataParallel.
+
+model = DistributedDataParallel(net)
+hook = phalanx.ddp.register(model, "chain(gather(error_feedback(top_k(0.01))), mean())", warmup=100)
+...                                 # the training loop stays as it is
+torch.save({"model": net.state_dict(), "hook": hook.state_dict()}, f"checkpoint-{dist.get_rank()}.pt")
+"""
+
+# no `from __future__ import annotations` here: register_comm_hook compares the annotations of the hook with real types
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from phalanx.accuse import Ledger
+from phalanx.attack import Threat
+from phalanx.exchange import Courier, as_scheme
+from phalanx.layout import Layout
+from phalanx.stage import Stage, check_scheme
+from phalanx.worlds.group import GroupWorld
+
+_PATIENCE_S = 2.0  # for a thread that is told to end
+
+
+def register(
+    model: DistributedDataParallel,
+    scheme: Stage | str,
+    *,
+    warmup: int = 0,
+    byzantine: Threat | None = None,
+    seed: int = 0,
+    overlap: bool = True,
+) -> "Hook":
+    """Makes a scheme the model's communication hook; gloo and NCCL. Every rank calls it, in the same order.
+
+    Each bucket is exchanged by a thread of its own while backward goes on with the layers before it: one bucket after
+    the other, in the order in which DDP makes them on every rank, over a process group of its own, so that nothing
+    meets DDP's collectives and nothing waits inside a callback. Gradients accumulated under `no_sync()` are exchanged
+    with the next ones. What the scheme makes of a parameter that no rank used is dropped, as DDP leaves its gradient.
+    A bucket whose round is lost is zero, and counted in `ledger.lost_rounds`.
+
+    Args:
+        model: wrapped in DistributedDataParallel; dense gradients.
+        scheme: a stage or its expression, of a scope below "vector".
+        warmup: first steps whose gradients are averaged as they are, by `reduce(dense())`; the scheme's memories begin
+            behind them, and no attack or rule acts in them.
+        byzantine: ranks that misbehave on purpose, for drills.
+        seed: of the scheme's random numbers; equal on every rank.
+        overlap: False exchanges within the hook, one thread less on a machine whose cores are all busy.
+    Returns:
+        The hook: `state_dict` and `load_state_dict` for checkpoints, `ledger` with bytes and accusations, `close`.
+    Raises:
+        ValueError: the scheme needs the whole row, or does not fit the number of ranks.
+        RuntimeError: from backward() when an exchange failed; the group of that rank is closed then, so that the
+            other ranks fail too and do not wait.
+    """
+    stage, group = as_scheme(scheme), model.process_group
+    if stage.scope == "vector":
+        raise ValueError(
+            f"{stage!r} needs whole rows and DDP hands out buckets; "
+            "call phalanx.exchange(model, scheme) after backward() instead"
+        )
+    check_scheme(stage, dist.get_world_size(group))
+    device = next(p.device for p in model.module.parameters() if p.requires_grad)
+    with torch.cuda.device(device if device.type == "cuda" else None):
+        world = GroupWorld(group=_twin(group))
+    names = {id(p): n for n, p in model.module.named_parameters()}
+    hook = Hook(Courier(stage, world, byzantine, seed, warmup), world, names, overlap)
+    model.register_comm_hook(None, hook.exchange)
+    return hook
+
+
+class Hook:
+    """A scheme that exchanges the buckets of one model; made by `register`."""
+
+    def __init__(self, courier: Courier, world: GroupWorld, names: dict[int, str], overlap: bool) -> None:
+        self.courier, self._world = courier, world
+        self._names, self._lane = names, Lane() if overlap else None
+        self._streams: dict[torch.device, Any] = {}
+        self._failure = ""
+        self._ends = [weakref.finalize(self, world.leave)]
+        # at exit groups end with the process; what happens in between is torch's own business
+        self._ends[0].atexit = False
+        if self._lane is not None:
+            self._ends.insert(0, weakref.finalize(self, self._lane.close))
+
+    @property
+    def ledger(self) -> Ledger:
+        """Bytes and accusations so far; every bucket counts as a round."""
+        return self.courier.ledger
+
+    def exchange(
+        self,
+        state: None,
+        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+    ) -> torch.futures.Future[torch.Tensor]:
+        """What DDP calls for each bucket: the future aggregate of its gradients over all ranks."""
+        parameters, buffer = bucket.parameters(), bucket.buffer()
+        if buffer.is_sparse:
+            raise ValueError("a bucket of sparse gradients has no row; make the embedding with sparse=False")
+        shapes = tuple(p.shape for p in parameters)
+        layout = Layout(tuple(self._names[id(p)] for p in parameters), shapes, dtype=buffer.dtype)
+        index = self.courier.index
+        if bucket.is_last():
+            self.courier.index += 1
+        ready, devices = None, None
+        if buffer.is_cuda:
+            devices = [buffer.device]
+            ready = torch.cuda.current_stream(buffer.device).record_event()
+        done: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+        work = partial(self._fulfil, done, buffer, layout, index, ready, torch.get_num_threads())
+        # of a failed future DDP would take the exception for a tensor; of one behind it the exception is raised
+        result = done.then(torch.futures.Future.value)
+        if self._lane is None:
+            work()
+        else:
+            self._lane.put(work)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's memories and counters, for the checkpoint: every rank saves its own."""
+        return self.courier.state_dict()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken on this rank; ValueError if it does not belong here."""
+        self.courier.load_state_dict(saved)
+
+    def close(self) -> None:
+        """Ends the thread and gives the process group back; backward() of the model raises from then on."""
+        self._failure = self._failure or "its hook was closed"
+        for end in self._ends:
+            end()
+
+    @torch.no_grad()
+    def _fulfil(
+        self,
+        done: torch.futures.Future[Tensor],
+        buffer: Tensor,
+        layout: Layout,
+        index: int,
+        ready: Any,
+        threads: int,
+    ) -> None:
+        """Exchanges one bucket and completes its future, with the aggregate or with an exception."""
+        try:
+            if self._failure:
+                raise RuntimeError(f"{self.courier.scheme!r} exchanges nothing any more: {self._failure}")
+            # a new thread has the default, and some sums depend on how many share them
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            with self._beside(buffer.device, ready):
+                # DDP reuses the buffer while a memory may still point at it
+                row, _ = self.courier.carry(buffer.clone(), layout, index=index)
+                done.set_result(torch.zeros_like(buffer) if row is None else row)
+        except Exception as error:
+            if not self._failure:
+                self._failure = f"{type(error).__name__}: {error}"
+                # ranks that wait for this one get an error in place of silence
+                self._world.leave()
+            done.set_exception(error)
+
+    @contextmanager
+    def _beside(self, device: torch.device, ready: Any) -> Iterator[None]:
+        """On a GPU, a stream of our own behind the event that says the bucket is full; the future hands on its end."""
+        if ready is None:
+            yield
+            return
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        with torch.cuda.stream(self._streams[device]):
+            self._streams[device].wait_event(ready)
+            yield
+
+
+class Lane:
+    """A daemon thread that makes calls one after the other, in the order in which they were put."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_drive, args=(self._calls,), name="phalanx.ddp", daemon=True)
+        self._thread.start()
+
+    def put(self, call: Callable[[], None]) -> None:
+        """Makes the call after all earlier ones."""
+        self._calls.put(call)
+
+    def close(self) -> None:
+        """Ends the thread behind the calls that were put."""
+        self._calls.put(None)
+        # the last reference may go in the thread itself
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_PATIENCE_S)
+
+
+def _drive(calls: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
+    while (call := calls.get()) is not None:
+        call()
+        # a kept call would keep the model's hook alive
+        del call
+
+
+def _twin(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group of the same ranks, backends and patience."""
+    ranks = dist.get_process_group_ranks(group)
+    backend = group._get_backend(group._device_types[0])  # pyright: ignore[reportAttributeAccessIssue]
+    return dist.new_group(
+        ranks,
+        timeout=backend.options._timeout,  # pyright: ignore[reportAttributeAccessIssue]
+        backend=str(dist.get_backend_config(group)),
+        # ranks that a group leaves out do not know of it
+        use_local_synchronization=len(ranks) < dist.get_world_size(),
+    )
