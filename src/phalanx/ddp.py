@@ -13,7 +13,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,7 @@ def register(
         )
     check_scheme(stage, dist.get_world_size(group))
     device = next(p.device for p in model.module.parameters() if p.requires_grad)
-    with torch.cuda.device(device if device.type == "cuda" else None):
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         world = GroupWorld(group=_twin(group))
     names = {id(p): n for n, p in model.module.named_parameters()}
     hook = Hook(Courier(stage, world, byzantine, seed, warmup), world, names, overlap)
@@ -105,6 +105,7 @@ class Hook:
         bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
     ) -> torch.futures.Future[torch.Tensor]:
         """What DDP calls for each bucket: the future aggregate of its gradients over all ranks."""
+        self._check()
         parameters, buffer = bucket.parameters(), bucket.buffer()
         if buffer.is_sparse:
             raise ValueError("a bucket of sparse gradients has no row; make the embedding with sparse=False")
@@ -113,7 +114,8 @@ class Hook:
         index = self.courier.index
         if bucket.is_last():
             self.courier.index += 1
-        ready, devices = None, None
+        ready: Any = None
+        devices: list[int | str | torch.device] | None = None
         if buffer.is_cuda:
             devices = [buffer.device]
             ready = torch.cuda.current_stream(buffer.device).record_event()
@@ -141,6 +143,10 @@ class Hook:
         for end in self._ends:
             end()
 
+    def _check(self) -> None:
+        if self._failure:
+            raise RuntimeError(f"{self.courier.scheme!r} exchanges nothing any more: {self._failure}")
+
     @torch.no_grad()
     def _fulfil(
         self,
@@ -153,8 +159,7 @@ class Hook:
     ) -> None:
         """Exchanges one bucket and completes its future, with the aggregate or with an exception."""
         try:
-            if self._failure:
-                raise RuntimeError(f"{self.courier.scheme!r} exchanges nothing any more: {self._failure}")
+            self._check()
             # a new thread has the default, and some sums depend on how many share them
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
@@ -167,7 +172,7 @@ class Hook:
                 self._failure = f"{type(error).__name__}: {error}"
                 # ranks that wait for this one get an error in place of silence
                 self._world.leave()
-            done.set_exception(error)
+            done.set_exception(error)  # pyright: ignore[reportArgumentType]
 
     @contextmanager
     def _beside(self, device: torch.device, ready: Any) -> Iterator[None]:
@@ -209,14 +214,17 @@ def _drive(calls: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
         del call
 
 
-def _twin(group: dist.ProcessGroup) -> dist.ProcessGroup:
+def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """A group of the same ranks, backends and patience."""
+    assert group is not None
     ranks = dist.get_process_group_ranks(group)
     backend = group._get_backend(group._device_types[0])  # pyright: ignore[reportAttributeAccessIssue]
-    return dist.new_group(
+    made = dist.new_group(
         ranks,
         timeout=backend.options._timeout,  # pyright: ignore[reportAttributeAccessIssue]
         backend=str(dist.get_backend_config(group)),
         # ranks that a group leaves out do not know of it
         use_local_synchronization=len(ranks) < dist.get_world_size(),
     )
+    assert isinstance(made, dist.ProcessGroup)
+    return made
