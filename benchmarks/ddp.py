@@ -38,6 +38,7 @@ SCHEMES = (
 PLAIN = "plain DDP"
 PEERS = (PLAIN, "torch bf16_compress_hook", "torch powerSGD_hook")
 INSIDE = ", within the hook"
+WAYS = {"beside": ("",), "within": (INSIDE,), "both": ("", INSIDE)}
 
 
 def hooked(model: Any, label: str) -> Any:
@@ -119,7 +120,8 @@ def watched(label: str, args: argparse.Namespace) -> dict[str, Any]:
         outcome = "hung" if hung else "finished" if process.returncode == 0 else "failed"
         row: dict[str, Any] = {"outcome": outcome, "steps": len(times), **done}
         if outcome == "failed":
-            row["why"] = (folder / "log").read_text()[-2000:]
+            said = [line for line in (folder / "log").read_text().splitlines() if "Error" in line or "what()" in line]
+            row["why"] = said[0][:500] if said else ""
         if len(times) > 5:
             # the first steps compile kernels and rebuild buckets
             row["step_ms"] = 1e3 * statistics.median(times[5:])
@@ -184,6 +186,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="images of a rank and step (default 2)")
     parser.add_argument("--patience", type=float, default=60, help="seconds without five steps that end a job (60)")
     parser.add_argument("--alone", action="store_true", help="leave out torch's hooks")
+    parser.add_argument("--how", choices=WAYS, default="both", help="the exchange beside backward, or within the hook")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -191,8 +194,8 @@ def main() -> None:
     if args.job:
         job(args.job, args.steps, args.size, args.batch, args.folder)
         return
-    labels = [] if args.alone else list(PEERS)
-    labels += [scheme + how for scheme in args.schemes for how in ("", INSIDE)]
+    labels = [PLAIN] if args.alone else list(PEERS)
+    labels += [scheme + how for scheme in args.schemes for how in WAYS[args.how]]
     import importlib.metadata
 
     setting = {name: getattr(args, name) for name in ("ranks", "steps", "size", "batch", "patience")}

@@ -118,6 +118,20 @@ def test_noise_is_its_own_for_each_worker_round_seed_and_place():
     assert act(px.noise(1.0), row)[0].equal(drawn[0]) and torch.get_rng_state().equal(before)
 
 
+def test_noise_is_the_same_in_every_cut_of_the_model():
+    shapes = {"a": torch.Size([3, 4]), "b": torch.Size([5]), "c": torch.Size([2])}
+
+    def noise(*names):
+        layout = px.Layout(names, tuple(shapes[n] for n in names))
+        stack = px.Stack.of(torch.zeros(1, layout.d), layout)
+        return layout.split(px.noise(1.0)(stack, None, px.Round(3, 1))[0].rows[0])
+
+    whole = noise("a", "b", "c")
+    pieces = {**noise("c", "a"), **noise("b")}
+    assert all(whole[n].equal(pieces[n]) for n in shapes)
+    assert not whole["a"].flatten()[:5].equal(whole["b"])
+
+
 def test_noise_of_nothing_is_nothing():
     row = torch.randn(5)
     assert act(px.noise(0.0), row)[0].equal(row)

@@ -298,28 +298,37 @@ def refused() -> Any:
     }
 
 
-def interrupted() -> Any:
-    """Trains, saving where asked, or from what another job has saved there."""
+def saved() -> Any:
+    """Trains to the end, and leaves a checkpoint of each rank on the way."""
     made = {}
-    for i, scheme in enumerate(task["schemes"]):
-        place = Path(task["folder"]) / f"{i}-{rank}.pt"
+    for i, scheme in enumerate(task["saved"]):
         net = Net()
         optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
-        first = 0
         model = wrap(net)
         hook = px.ddp.register(model, scheme, warmup=2)
-        if task["from"] and place.exists():
-            saved = torch.load(place, weights_only=True)
-            net.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            hook.load_state_dict(saved["hook"])
-            first = task["from"]
-        for step in range(first, task["steps"]):
-            if not task["from"] and step == task["save"]:
-                tree = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "hook": hook.state_dict()}
-                torch.save(tree, place)
-            train(model, range(step, step + 1), optimizer=optimizer)
+        train(model, range(task["save"]), optimizer=optimizer)
+        tree = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "hook": hook.state_dict()}
+        torch.save(tree, Path(task["folder"]) / f"{i}-{rank}.pt")
+        train(model, range(task["save"], task["steps"]), optimizer=optimizer)
         made[scheme] = weights(net)
+    return made
+
+
+def resumed() -> Any:
+    """Continues from what `saved` left in another job, with and without the state of the hook."""
+    made: dict[str, Any] = {"with": {}, "without": {}}
+    for how, i, scheme in [(h, i, s) for h in made for i, s in enumerate(task["saved"])]:
+        tree = torch.load(Path(task["folder"]) / f"{i}-{rank}.pt", weights_only=True)
+        net = Net()
+        net.load_state_dict(tree["model"])
+        optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+        optimizer.load_state_dict(tree["optimizer"])
+        model = wrap(net)
+        hook = px.ddp.register(model, scheme, warmup=2)
+        if how == "with":
+            hook.load_state_dict(tree["hook"])
+        train(model, range(task["save"], task["steps"]), optimizer=optimizer)
+        made[how][scheme] = weights(net)
     return made
 
 
@@ -336,7 +345,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "overlapped": overlapped,
     "failing": failing,
     "refused": refused,
-    "interrupted": interrupted,
+    "saved": saved,
+    "resumed": resumed,
 }
 results = {}
 for case in task["cases"]:

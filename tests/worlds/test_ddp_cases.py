@@ -26,16 +26,28 @@ OPTIONS = {
     "both": {"static_graph": True, "gradient_as_bucket_view": True},
 }
 NARROW = ["reduce(half('bf16'))", TOP_K]
+SAVED = [TOP_K, POWER_SGD, QSGD]
 STEPS = 20
-CASES = ["schemes", "options", "unused", "frozen", "accumulated", "warmup", "narrow", "several", "overlapped"]
+CASES = ["schemes", "options", "unused", "frozen", "accumulated", "warmup", "narrow", "several", "overlapped", "saved"]
 LAST = ["alone", "refused", "failing"]  # leave groups behind that nobody answers in
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cases")
+
+
+@pytest.fixture(scope="module")
+def results(folder):
     task = {"dense": DENSE, "memory": TOP_K, "narrow": NARROW, "schemes": SCHEMES, "options": OPTIONS}
-    folder = tmp_path_factory.mktemp("cases")
-    return run_job(2, "job_ddp_cases.py", {**task, "steps": STEPS, "cases": CASES + LAST}, folder)
+    checkpoint = {"folder": str(folder), "saved": SAVED, "save": 7}
+    return run_job(2, "job_ddp_cases.py", {**task, **checkpoint, "steps": STEPS, "cases": CASES + LAST}, folder)
+
+
+@pytest.fixture(scope="module")
+def resumed(folder, results):
+    task = {"folder": str(folder), "saved": SAVED, "save": 7, "steps": STEPS, "cases": ["resumed"]}
+    return run_job(2, "job_ddp_cases.py", task, folder)
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +162,8 @@ def test_refusals_name_the_way_out(result):
     assert "seed 0" in said["seed"] and "worker 1" in said["worker"]
 
 
-def test_fresh_processes_continue_to_the_same_bits(tmp_path):
-    schemes = [TOP_K, POWER_SGD, QSGD]
-    task = {"cases": ["interrupted"], "schemes": schemes, "folder": str(tmp_path), "steps": 12, "save": 7}
-    whole = run_job(2, "job_ddp_cases.py", {**task, "from": 0}, tmp_path)
-    resumed = run_job(2, "job_ddp_cases.py", {**task, "from": 7}, tmp_path)
-    fresh = run_job(2, "job_ddp_cases.py", {**task, "from": 0, "steps": 7}, tmp_path)
-    for scheme in schemes:
-        assert resumed[0]["interrupted"][scheme] == whole[0]["interrupted"][scheme]
-        assert resumed[1]["interrupted"][scheme] == whole[0]["interrupted"][scheme]
-        assert fresh[0]["interrupted"][scheme] != whole[0]["interrupted"][scheme]
+@pytest.mark.parametrize("scheme", SAVED)
+def test_fresh_processes_continue_to_the_same_bits(results, resumed, scheme):
+    for before, after in zip(results, resumed, strict=True):
+        assert after["resumed"]["with"][scheme] == before["saved"][scheme]
+        assert after["resumed"]["without"][scheme] != before["saved"][scheme]
