@@ -140,8 +140,13 @@ def _waits(process: subprocess.Popen[bytes], sign: Path, patience: float) -> boo
         if now != seen:
             last, seen = time.monotonic(), now
         if time.monotonic() - last > patience:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            # the launcher ends its workers, which are in groups of their own, when it is asked to
+            process.terminate()
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             return True
     return False
 

@@ -31,8 +31,13 @@ def torchrun(processes: int, *argv: str, limit_s: float = 240) -> str:
     try:
         out, err = job.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        out, err = job.communicate()
+        # the launcher ends its workers, which are in groups of their own, when it is asked to
+        job.terminate()
+        try:
+            out, err = job.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            out, err = job.communicate()
         raise AssertionError(f"{argv} did not end within {limit_s} s\n{out[-2000:]}\n{err[-4000:]}") from None
     assert job.returncode == 0, f"{argv} exited {job.returncode}\n{out[-2000:]}\n{err[-6000:]}"
     return out
