@@ -80,26 +80,35 @@ def job(label: str, steps: int, size: int, batch: int, folder: Path) -> None:
         dist.destroy_process_group()
         return
     torch.manual_seed(1 + rank)
-    times = []
-    for step in range(steps):
+    times: list[float] = []
+    _sign(folder, model, hook, times)
+    for _ in range(steps):
         x, y = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
         begin = time.perf_counter()
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - begin)
-        if rank == 0 and (step + 1) % 5 == 0:
-            report = {
-                "times_s": times,
-                "buckets": len(model._get_ddp_logging_data().get("rebuilt_bucket_sizes", "").split(",")),
-                "bytes_up": None if hook is None else hook.ledger.bytes_up / dist.get_world_size(),
-                "lost": None if hook is None else hook.ledger.lost_rounds,
-            }
-            part = folder / "part"
-            part.write_text(json.dumps(report))
-            part.replace(folder / "times")
+        _sign(folder, model, hook, times)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _sign(folder: Path, model: Any, hook: Any, times: list[float]) -> None:
+    """Rank 0's sign of life: what there is to report so far."""
+    import torch.distributed as dist
+
+    if dist.get_rank() != 0:
+        return
+    report = {
+        "times_s": times,
+        "buckets": len(model._get_ddp_logging_data().get("rebuilt_bucket_sizes", "").split(",")),
+        "bytes_up": None if hook is None else hook.ledger.bytes_up / dist.get_world_size(),
+        "lost_rounds": None if hook is None else hook.ledger.lost_rounds,
+    }
+    part = folder / "part"
+    part.write_text(json.dumps(report))
+    part.replace(folder / "times")
 
 
 def watched(label: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -189,7 +198,9 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="processes of every job (default 2)")
     parser.add_argument("--size", type=int, default=8, help="height and width of the images (default 8)")
     parser.add_argument("--batch", type=int, default=2, help="images of a rank and step (default 2)")
-    parser.add_argument("--patience", type=float, default=60, help="seconds without five steps that end a job (60)")
+    parser.add_argument(
+        "--patience", type=float, default=120, help="seconds without a step that end a job (default 120)"
+    )
     parser.add_argument("--alone", action="store_true", help="leave out torch's hooks")
     parser.add_argument("--how", choices=WAYS, default="both", help="the exchange beside backward, or within the hook")
     parser.add_argument("--json", type=Path, help="write the report to this file")
