@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: run, list, show, compare, doctor."""
+"""The command line: run, list, show, compare, probe, advise, doctor."""
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
 import phalanx
+from phalanx.commands import cost
+from phalanx.commands.common import STOPPED, Json, Only, Scale, Seed, Settings, print_json, said
 from phalanx.launch import Team, team
-from phalanx.recipes.recipe import SCALES
 from phalanx.registry import entries, kinds, suggest
 from phalanx.report import tables
 from phalanx.study import Study, StudyFolder, conduct, plan
 from phalanx.train import Interrupted
-
-FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
 
 app = typer.Typer(
     name="phalanx",
@@ -34,47 +30,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-P = ParamSpec("P")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
-Scale = Annotated[
-    str | None, typer.Option(help=f"{', '.join(SCALES)}: seconds, minutes, the published size; laptop if left out.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a field in every run that has it; may be repeated."),
-]
-Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Only the run of this label; may be repeated.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of every run.")]
-
 
 def main() -> None:
     """The entry point of the command."""
     app()
-
-
-def _said(command: Callable[P, None]) -> Callable[P, None]:
-    """The command with its errors as one sentence on stderr: a user's error is no reason for a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            _fail(f"{place}{error.strerror or error}")
-        except ValueError as error:
-            _fail(str(error))
-
-    return wrapped
-
-
-def _fail(sentence: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"error: {sentence}", err=True)
-    raise typer.Exit(FAULT)
 
 
 def _version(wanted: bool) -> None:
@@ -91,7 +50,7 @@ def about(
 
 
 @app.command()
-@_said
+@said
 def run(
     recipe: Annotated[str | None, typer.Argument()] = None,
     scale: Scale = None,
@@ -181,7 +140,7 @@ def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
     results = folder.finish(study)
     plot = folder.path / "plot.png"
     if as_json:
-        _print_json({**study.to_json(), "folder": str(folder.path), "plot": str(plot), "results": results})
+        print_json({**study.to_json(), "folder": str(folder.path), "plot": str(plot), "results": results})
         return
     screen = tables.console()
     screen.print(tables.results_table((r["label"], r["accuracy"], r) for r in results))
@@ -189,7 +148,7 @@ def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
 
 
 @app.command("list")
-@_said
+@said
 def list_(
     kind: Annotated[str | None, typer.Argument()] = None,
     as_json: Json = False,
@@ -220,7 +179,7 @@ def list_(
                 {"name": e.name, "fields": tables.fields(e), "summary": e.summary} for e in entries(by_plural[name])
             ]
     if as_json:
-        _print_json(listed)
+        print_json(listed)
         return
     screen = tables.console()
     for name, rows in listed.items():
@@ -238,7 +197,7 @@ def _plural(kind: str) -> str:
 
 
 @app.command()
-@_said
+@said
 def show(
     recipe: str,
     scale: Scale = None,
@@ -263,14 +222,14 @@ def show(
     for notice in study.notices:
         typer.echo(notice, err=True)
     if as_json:
-        _print_json(study.to_json())
+        print_json(study.to_json())
         return
     for label, configured in study.runs.items():
         typer.echo(f"# {label}\n{pretty(repr(configured))}\n")
 
 
 @app.command()
-@_said
+@said
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     plot: Annotated[Path | None, typer.Option(help="Write accuracy against rounds, bytes and seconds here.")] = None,
@@ -296,7 +255,7 @@ def compare(
 
         plot_comparison(results, "test accuracy", plot)
     if as_json:
-        _print_json([{"label": r.label, "folder": str(r.path), "curve": vars(r.curve), **r.summary} for r in results])
+        print_json([{"label": r.label, "folder": str(r.path), "curve": vars(r.curve), **r.summary} for r in results])
         return
     tables.console().print(tables.results_table((r.label, r.accuracy, r.summary) for r in results))
     if plot is not None:
@@ -304,7 +263,7 @@ def compare(
 
 
 @app.command()
-@_said
+@said
 def doctor(as_json: Json = False) -> None:
     """Reports versions, threads, process groups, GPU, data and folders; ends with 1 if a run cannot work here.
 
@@ -317,7 +276,7 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine(Path("runs"))
     if as_json:
-        _print_json([vars(f) for f in findings])
+        print_json([vars(f) for f in findings])
     else:
         words = {True: "ok", False: "FAULT", None: "-"}
         tables.console().print(
@@ -327,5 +286,5 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
+app.command()(cost.probe)
+app.command()(cost.advise)

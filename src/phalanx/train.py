@@ -123,7 +123,7 @@ class Trainer:
         run, world, index = self.config, self.world, self.step
         byzantine = run.byzantine.at(index, run.workers, run.seed)
         began = time.perf_counter()
-        stack, losses = self._work(phase, index)
+        stack, losses = self.work(phase, index)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
         seen = world.peek(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
@@ -135,11 +135,7 @@ class Trainer:
             lost, notes = str(error), error.notes
         combined = time.perf_counter()
         if result is not None:
-            notes = self._notes(result)
-            if bool(result.rows.isfinite().all()):
-                self._finish(phase, at, result.rows[0])
-            else:
-                lost = "the update is not finite"
+            notes, lost = self.finish(phase, at, result)
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
@@ -157,7 +153,7 @@ class Trainer:
             "lost": lost,
         }
 
-    def _work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
+    def work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
         """The rows of the workers played here; what several of them would compute alike is computed once."""
         run = self.config
         assignment = phase.scheme.assign(run.workers) or tuple((i,) for i in range(run.workers))
@@ -186,12 +182,17 @@ class Trainer:
         weights = torch.tensor([len(samples[assignment[w][0]]) for w in ids], dtype=torch.float64)
         return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
 
-    def _notes(self, result: Stack) -> tuple[Note, ...]:
-        if result.arrived is None:
-            return result.notes
-        return (*result.notes, *(Note("outvoted", w) for w in outvoted(result.arrived, result.rows[0])))
+    def finish(self, phase: Phase, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
+        """What is done with the result of a round, the notes on it, and why the update was skipped, if it was."""
+        notes = result.notes
+        if result.arrived is not None:
+            notes += tuple(Note("outvoted", w) for w in outvoted(result.arrived, result.rows[0]))
+        if not bool(result.rows.isfinite().all()):
+            return notes, "the update is not finite"
+        self._update(phase, at, result.rows[0])
+        return notes, ""
 
-    def _finish(self, phase: Phase, at: int, row: Tensor) -> None:
+    def _update(self, phase: Phase, at: int, row: Tensor) -> None:
         parts = self.layout.split(row)
         for group in self.optimizer.param_groups:
             group["lr"] = phase.finish.rate(at, phase.rounds)

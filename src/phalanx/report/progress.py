@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live view of a study: a bar for the run that is under way, a line for each that has ended."""
+"""The live view of a study or a probe: a bar for what is under way, a line for each run that has ended."""
 
 from __future__ import annotations
 
@@ -76,3 +76,33 @@ class Progress:
             f"[{self._ended}/{self._total}] {label:<28} accuracy {percent(summary['accuracy']):>7}  {spent}{lost}",
             markup=False,
         )
+
+
+class Steps:
+    """A bar on stderr for so many measurements; nothing without a terminal.
+
+    Within `with` it is a function of the words that say what comes next.
+    """
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        shown = console(stderr=True)
+        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._bars = Bars(*columns, console=shown, transient=True, disable=not shown.is_terminal)
+        self._task = self._bars.add_task("", total=total)
+        self._told = 0
+
+    def __enter__(self) -> Steps:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, words: str) -> None:
+        self._bars.update(self._task, completed=self._told, description=words)
+        self._told += 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from phalanx.registry import Entry
@@ -13,6 +14,12 @@ from phalanx.registry import Entry
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from phalanx.cost.advise import Line
+    from phalanx.cost.check import Comparison
+    from phalanx.cost.link import MeasuredLink
+    from phalanx.cost.model import BreakEven
+    from phalanx.cost.probe import Probe
 
 OFTEN = 0.5  # share of the rounds in which a worker was accused, for the table to name it
 PIPE_WIDTH = 160  # columns, where no terminal says how many it has
@@ -48,6 +55,8 @@ def seconds(duration: float | None) -> str:
         return "-"
     if duration >= 100:
         return f"{duration:.0f} s"
+    if 0 < duration < 0.9995e-3:
+        return f"{1e6 * duration:.3g} us"
     return f"{duration:.3g} s" if duration >= 0.9995 else f"{1000 * duration:.3g} ms"
 
 
@@ -91,6 +100,69 @@ def results_table(results: Iterable[tuple[str, float | None, dict[str, Any]]]) -
             percent(summary["accusation_precision"], 0),
             percent(summary["accusation_recall"], 0),
         )
+    return table
+
+
+def advice_table(lines: Iterable[Line]) -> Table:
+    """One line a scheme: what a worker sends, the predicted parts of a step, and where the scheme wins."""
+    head = ("scheme", " estimate", ">bytes\na worker", ">encode", ">wire", ">decode\nand rule", ">step", ">speed-up")
+    table = _table(*head, " faster than uncompressed", whole=True)
+    for line in lines:
+        step = line.step
+        _add(
+            table,
+            line.cost.scheme,
+            f" {line.cost.quality}",
+            size(line.cost.sent_bytes),
+            seconds(step.encode_s),
+            seconds(step.wire_s),
+            seconds(step.decode_s + step.rule_s),
+            seconds(step.seconds),
+            f"{line.speedup:.2f}",
+            f" {break_even(line.ends)}",
+        )
+    return table
+
+
+def break_even(ends: BreakEven) -> str:
+    """'below 420 Mbit/s', 'never'."""
+    from phalanx.cost.units import bits
+
+    return ends.wins if ends.bandwidth is None else f"{ends.wins} {bits(ends.bandwidth)}"
+
+
+def check_table(compared: Iterable[Comparison]) -> Table:
+    """One line a run: predicted and measured, part by part."""
+    head = ("run", ">workers", ">bytes", ">work", ">encode", ">wire", ">decode\nand rule", ">finish", ">step", ">error")
+    table = _table(*head, whole=True)
+    for c in compared:
+        numbers = []
+        for step, sent in ((c.predicted, c.predicted_bytes), (c.measured, c.sent_bytes)):
+            parts = (step.work_s, step.encode_s, step.wire_s, step.decode_s + step.rule_s, step.finish_s, step.seconds)
+            numbers.append([size(sent), *map(seconds, parts)])
+        _add(table, c.label, str(c.workers), *numbers[0], percent(c.error))
+        _add(table, "  measured", "", *numbers[1], "")
+    return table
+
+
+def link_table(link: MeasuredLink) -> Table:
+    """The measured curves."""
+    table = _table(">message", ">all-gather", ">message", ">all-reduce")
+    columns = [[(size(b), seconds(s)) for b, s in link.curves[kind]] for kind in ("gather", "reduce")]
+    for gathered, reduced in zip_longest(*columns, fillvalue=("", "")):
+        _add(table, *gathered, *reduced)
+    return table
+
+
+def costs_table(probe: Probe) -> Table:
+    """One line a scheme: what it sends and what a process computes for it."""
+    head = ("scheme", " estimate", ">bytes\na worker", ">workers", ">encode", ">pack", ">decode", ">rule", ">finish")
+    table = _table(*head, whole=True)
+    for cost in probe.costs:
+        for i, e in enumerate(cost.efforts):
+            first = (cost.scheme, f" {cost.quality}", size(cost.sent_bytes)) if i == 0 else ("", "", "")
+            parts = (e.encode_s, e.pack_s, e.decode_s, e.rule_s, e.finish_s)
+            _add(table, *first, str(e.workers), *map(seconds, parts))
     return table
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phalanx.wire import pack, unpack
 from phalanx.world import BadPayload, Payload
+from phalanx.worlds.lines import GroupLines, Lines
 
 RECENT, SLACK_BYTES = 4, 4096  # gathers whose sizes differ by no more let the next one do with a single trip
 
@@ -27,16 +28,16 @@ class GroupWorld:
     Args:
         n: workers; at least one a rank.
         group: process group; the default one when None.
+        lines: what carries the bytes in place of a process group.
     Raises:
         ValueError: torch.distributed is not initialised, or there are fewer workers than ranks.
     """
 
-    def __init__(self, n: int | None = None, group: dist.ProcessGroup | None = None) -> None:
-        if not dist.is_available() or not dist.is_initialized():
-            raise ValueError("GroupWorld needs torch.distributed: run under torchrun and call init_process_group first")
-        self._group = group
-        self.rank = dist.get_rank(group)
-        self._ranks = dist.get_world_size(group)
+    def __init__(
+        self, n: int | None = None, group: dist.ProcessGroup | None = None, *, lines: Lines | None = None
+    ) -> None:
+        self._lines = lines or GroupLines(group)
+        self.rank, self._ranks = self._lines.rank, self._lines.size
         self.size = self._ranks if n is None else n
         if self.size < self._ranks:
             raise ValueError(f"{self._ranks} ranks need at least as many workers, got n={n}")
@@ -44,8 +45,12 @@ class GroupWorld:
         self._shares = [range(a, b) for a, b in pairwise(bounds)]
         self.ids = tuple(self._shares[self.rank])
         self._recent: dict[int, deque[int]] = {}  # by limit: the longest blocks of late, the same in every process
-        nccl = dist.get_backend(group) == "nccl"
-        self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        self._device = self._lines.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the messages lie that travel."""
+        return self._device
 
     def __repr__(self) -> str:
         return f"GroupWorld({self.size}, rank {self.rank} of {self._ranks})"
@@ -84,7 +89,7 @@ class GroupWorld:
         """All-reduce of the local weighted sums, in the dtype of x."""
         share = (weights / total).to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
         local = (share @ x.to(share.dtype)).to(self._device, x.dtype)
-        dist.all_reduce(local, group=self._group)
+        self._lines.all_reduce(local)
         return local.to(x.device)
 
     def peek(self, x: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ class GroupWorld:
         message = pack(payload)
         sizes = torch.zeros(self._ranks, dtype=torch.int64, device=self._device)
         sizes[self.rank] = len(message)
-        dist.all_reduce(sizes, group=self._group)
+        self._lines.all_reduce(sizes)
         return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
 
     def leave(self) -> None:
@@ -125,8 +130,7 @@ class GroupWorld:
         mine = message.to(self._device)
         if len(mine) < longest:
             mine = torch.cat([mine, mine.new_zeros(longest - len(mine))])
-        blocks = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(blocks, mine, group=self._group)
+        blocks = self._lines.all_gather(mine)
         return [block[:size].cpu() for block, size in zip(blocks, sizes, strict=True)]
 
 

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: options, errors as one sentence, JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from phalanx.recipes.recipe import SCALES
+
+FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
+
+P = ParamSpec("P")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+Scale = Annotated[
+    str | None, typer.Option(help=f"{', '.join(SCALES)}: seconds, minutes, the published size; laptop if left out.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field in every run that has it; may be repeated."),
+]
+Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Only the run of this label; may be repeated.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every run.")]
+
+
+def said(command: Callable[P, None]) -> Callable[P, None]:
+    """The command with its errors as one sentence on stderr: a user's error is no reason for a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(f"{place}{error.strerror or error}")
+        except ValueError as error:
+            _fail(str(error))
+
+    return wrapped
+
+
+def _fail(sentence: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {sentence}", err=True)
+    raise typer.Exit(FAULT)
+
+
+def print_json(value: Any) -> None:
+    """The document, indented, on stdout."""
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a collective takes: a ring of n processes, each with a line of its own to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+from phalanx.expression import require
+from phalanx.worlds.lines import Kind
+
+# of a frame of 1538 bytes with its preamble and gap, TCP carries 1448
+PAYLOAD_RATIO = 1448 / 1538
+
+
+def hops(kind: Kind, n: int) -> int:
+    """Messages that a process sends one after the other: n - 1 in an all-gather, 2 (n - 1) in an all-reduce."""
+    return (n - 1) if kind == "gather" else 2 * (n - 1)
+
+
+def volume(kind: Kind, size: float, n: int) -> float:
+    """Bytes that a process sends, and receives at the same time, in a collective of messages of `size` bytes.
+
+    A message travels once around the ring in an all-gather: (n - 1) size. In an all-reduce each of n pieces travels
+    twice around it: 2 (n - 1) / n size.
+    """
+    return hops(kind, n) * (size if kind == "gather" else size / n)
+
+
+class Link(Protocol):
+    """What joins n processes."""
+
+    def seconds(self, kind: Kind, size: float, n: int) -> float:
+        """Duration of a collective of messages of `size` bytes over n processes."""
+        ...
+
+    def line(self, kind: Kind) -> Line:
+        """The latency and bandwidth behind it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Line:
+    """A link of which latency and bandwidth are known: hops latency + volume / payload bandwidth.
+
+    Args:
+        latency_s: of one message, from process to process.
+        bandwidth: bytes per second on the line; TCP carries `PAYLOAD_RATIO` of them.
+    Raises:
+        ValueError: a negative latency, or no bandwidth.
+    """
+
+    latency_s: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        require(self.latency_s >= 0, f"a latency is not negative, got {self.latency_s} s")
+        require(self.bandwidth > 0, f"a bandwidth is above zero, got {self.bandwidth} bytes/s")
+
+    def seconds(self, kind: Kind, size: float, n: int) -> float:
+        return hops(kind, n) * self.latency_s + volume(kind, size, n) / (PAYLOAD_RATIO * self.bandwidth)
+
+    def line(self, kind: Kind) -> Line:
+        return self
+
+
+Points = tuple[tuple[int, float], ...]  # (bytes, seconds), ascending in bytes
+
+
+@dataclass(frozen=True)
+class MeasuredLink:
+    """A link of which curves were measured: interpolated for that many processes, a fitted `Line` for others.
+
+    Args:
+        processes: that took part.
+        curves: points of each collective.
+    """
+
+    processes: int
+    curves: Mapping[Kind, Points]
+    lines: Mapping[Kind, Line] = field(init=False)
+
+    def __post_init__(self) -> None:
+        require(self.processes >= 2, f"a link joins at least 2 processes, got {self.processes}")
+        for kind in ("gather", "reduce"):
+            require(len(self.curves.get(kind, ())) >= 2, f"the curve of {kind} needs at least 2 points")
+        fitted = {kind: fit(kind, points, self.processes) for kind, points in self.curves.items()}
+        object.__setattr__(self, "lines", fitted)
+
+    def seconds(self, kind: Kind, size: float, n: int) -> float:
+        return between(self.curves[kind], size) if n == self.processes else self.lines[kind].seconds(kind, size, n)
+
+    def line(self, kind: Kind) -> Line:
+        return self.lines[kind]
+
+
+def fit(kind: Kind, points: Sequence[tuple[int, float]], n: int) -> Line:
+    """The line with the least squared relative errors on measured (bytes, seconds)."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    rows = [[hops(kind, n) / s, volume(kind, size, n) / (PAYLOAD_RATIO * s)] for size, s in points]
+    # columns of equal size, as their units have nothing to do with each other
+    table = np.array(rows)
+    scale = np.linalg.norm(table, axis=0)
+    (latency, slowness), _ = nnls(table / scale, np.ones(len(points)))
+    # points without a slope are a link faster than they can tell
+    return Line(float(latency / scale[0]), float(1 / max(slowness / scale[1], 1e-13)))
+
+
+def between(points: Sequence[tuple[int, float]], size: float) -> float:
+    """A curve at `size` bytes: straight between its points, level below the first, on as it ended above the last."""
+    first, last = points[0], points[-1]
+    if size <= first[0]:
+        return first[1]
+    if size >= last[0]:
+        (a, s), (b, t) = points[-2:]
+        return t + max(0.0, (t - s) / (b - a)) * (size - b)
+    (a, s), (b, t) = next(pair for pair in pairwise(points) if size <= pair[1][0])
+    return s + (t - s) * (size - a) / (b - a)

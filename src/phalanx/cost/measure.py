@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures a job: all processes call `measure` alike, and all of them work at once, as in training."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median, pstdev
+
+import torch
+
+from phalanx.attack import Nobody
+from phalanx.cost.link import MeasuredLink
+from phalanx.cost.model import Cost, Effort, Message
+from phalanx.cost.probe import KINDS, Probe
+from phalanx.cost.quality import PLAIN, quality
+from phalanx.cost.rehearse import Sample, rehearse
+from phalanx.launch import Team
+from phalanx.parser import parse
+from phalanx.phase import Run
+from phalanx.results import about
+from phalanx.stack import Stack
+from phalanx.stage import Stage, TooFewRows, check_scheme
+from phalanx.train import Trainer
+from phalanx.world import World
+from phalanx.worlds.group import GroupWorld
+from phalanx.worlds.lines import GroupLines, Kind, Recorder
+
+SMALLEST, FACTOR = 1024, 4  # bytes of a curve's first message, and how much longer the next one is
+CURVE_S = 15.0  # seconds after which a curve is not measured further
+LONG_S = 1.0  # a collective that takes so long is repeated once only
+NEAR, FAR = 2, 6  # workers between which costs are taken to lie on a line
+
+Told = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers that the processes measured at once, as rank 0 keeps them."""
+
+    world: World
+
+    def ready(self) -> None:
+        """Waits for the other processes."""
+        self.world.peek(torch.zeros(len(self.world.ids), 1))
+
+    def every(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of each process, by rank."""
+        row = torch.tensor([list(numbers)], dtype=torch.float64)
+        return self.world.peek(row).tolist()
+
+    def slowest(self, seconds: Sequence[float]) -> list[float]:
+        """The longest of all processes, sample by sample."""
+        return [max(column) for column in zip(*self.every(seconds), strict=True)]
+
+
+def num_units(scheme: Stage, n: int) -> int:
+    """How many different shares of the batch n workers compute."""
+    assignment = scheme.assign(n)
+    return n if assignment is None else 1 + max(unit for mine in assignment for unit in mine)
+
+
+def share(run: Run) -> int:
+    """Examples of one worker in a step of a run's first phase, were no work done twice."""
+    return max(1, run.phases[0].work.batch // run.workers)
+
+
+def measure(
+    run: Run,
+    schemes: Sequence[Stage],
+    team: Team,
+    repeats: int = 5,
+    workers: int | None = None,
+    work_s: float | None = None,
+    told: Told = lambda words: None,
+) -> Probe:
+    """Work, schemes and, between two processes or more, the link.
+
+    Args:
+        run: whose model, data, share of the batch, precision and threads are measured; one worker a process.
+        schemes: to measure besides the uncompressed one.
+        repeats: steps behind every number, >= 1.
+        workers: to predict for, where there is only one process.
+        work_s: of forward and backward, where it is known and need not be measured.
+        told: called with a few words before each measurement; see `num_told` for how often.
+    Raises:
+        ValueError: a scheme does not fit the number of workers, or the data are missing.
+    """
+    plain = parse(PLAIN)
+    every = [plain, *(s for s in dict.fromkeys(schemes) if s != plain)]
+    plans = [places(scheme, workers or max(team.size, NEAR), team.size == 1) for scheme in every]
+    work = replace(run.phases[0].work, batch=share(run) * team.size)
+    phase = replace(run.phases[0], work=work, scheme=plain)
+    run = replace(run, workers=team.size, byzantine=Nobody(), phases=(phase,))
+    trainer = Trainer(run, team.world(team.size))
+    table = Table(trainer.world)
+    told("forward and backward")
+    stacks, spent_s = _work(trainer, table, repeats if work_s is None else 1)
+    costs = []
+    for scheme, plan in zip(every, plans, strict=True):
+        told(repr(scheme))
+        costs.append(_cost(trainer, table, scheme, plan, stacks, repeats))
+    link = None
+    if team.size > 1:
+        told("the link")
+        link = _link(table, costs, repeats)
+    work_s = spent_s if work_s is None else work_s
+    return Probe(run, _hosts(trainer.world), trainer.layout.d, share(run), work_s, link, tuple(costs), about())
+
+
+def num_told(schemes: Sequence[Stage], team: Team) -> int:
+    """How often `measure` says what it does."""
+    return 1 + len({parse(PLAIN), *schemes}) + (team.size > 1)
+
+
+def places(scheme: Stage, n: int, alone: bool) -> tuple[int, ...]:
+    """Numbers of workers at which to rehearse a scheme: n and one far from it, or two small ones for a process alone.
+
+    Raises:
+        ValueError: n workers are too few for it.
+    """
+    check_scheme(scheme, n)
+    wanted = {NEAR, FAR} if alone and n > FAR else {n, FAR if n < FAR else NEAR}
+    return tuple(sorted(m for m in wanted if _fits(scheme, m))) or (n,)
+
+
+def _fits(scheme: Stage, n: int) -> bool:
+    try:
+        check_scheme(scheme, n)
+    except TooFewRows:
+        return False
+    return True
+
+
+def _work(trainer: Trainer, table: Table, repeats: int) -> tuple[list[Stack], float]:
+    """Some rows, and the seconds of one."""
+    phase, stacks, spent = trainer.config.phases[0], [], []
+    for i in range(repeats + 1):
+        table.ready()
+        began = time.perf_counter()
+        stack, _ = trainer.work(phase, i)
+        spent.append(time.perf_counter() - began)
+        stacks = [*stacks[-1:], stack]
+    return stacks, median(table.slowest(spent)[1:])
+
+
+def _cost(
+    trainer: Trainer, table: Table, scheme: Stage, plan: Sequence[int], stacks: Sequence[Stack], repeats: int
+) -> Cost:
+    efforts, sizes, sent = [], [], []
+    kinds: tuple[Kind, ...] = ()
+    for n in plan:
+        samples = rehearse(trainer, scheme, stacks, n, repeats, table.ready)
+        efforts.append(_effort(table, n, samples))
+        kinds = tuple(kind for kind, _ in samples[0].calls)
+        # one row a process and step, one column a collective
+        flat = table.every([size for s in samples for _, size in s.calls])
+        sizes += [row[i : i + len(kinds)] for row in flat for i in range(0, len(row), len(kinds))]
+        sent += [value for row in table.every([s.sent_bytes for s in samples]) for value in row]
+    messages = tuple(
+        Message(kind, fmean(column), pstdev(column))
+        for kind, column in zip(kinds, zip(*sizes, strict=True), strict=True)
+    )
+    return Cost(repr(scheme), quality(scheme), fmean(sent), messages, tuple(efforts))
+
+
+def _effort(table: Table, n: int, samples: Sequence[Sample]) -> Effort:
+    names = ("encode_s", "pack_s", "decode_s", "rule_s", "finish_s")
+    parts = {name: table.slowest([getattr(s.effort, name) for s in samples]) for name in names}
+    return Effort(n, **{name: median(values) for name, values in parts.items()})
+
+
+def _link(table: Table, costs: Sequence[Cost], repeats: int) -> MeasuredLink:
+    lines = Recorder(GroupLines())
+    world = GroupWorld(lines=lines)
+    curves = {}
+    for kind in KINDS:
+        largest = max([SMALLEST * FACTOR, *(int(m.bytes) for c in costs for m in c.messages if m.kind == kind)])
+        curves[kind] = _curve(table, world, lines, kind, largest, repeats)
+    return MeasuredLink(world.size, curves)
+
+
+def _curve(
+    table: Table, world: GroupWorld, lines: Recorder, kind: Kind, largest: int, repeats: int
+) -> tuple[tuple[int, float], ...]:
+    """Seconds of a collective for messages up to the largest that a scheme sends, or until time is up."""
+    points: list[tuple[int, float]] = []
+    spent, size, last = 0.0, SMALLEST, False
+    while not last and spent < CURVE_S:
+        last = size >= largest
+        size = min(size, largest)
+        # the first one also tells, in every process alike, how many more there is time for
+        first = _collective(table, world, lines, kind, size)
+        more = [_collective(table, world, lines, kind, size) for _ in range(repeats if first < LONG_S else 1)]
+        points.append((lines.calls[-1].bytes, median(more)))
+        spent += first + sum(more)
+        size *= FACTOR
+    return tuple(points)
+
+
+def _collective(table: Table, world: GroupWorld, lines: Recorder, kind: Kind, size: int) -> float:
+    table.ready()
+    if kind == "gather":
+        world.gather([{"values": torch.zeros(size, dtype=torch.uint8)}], limit_bytes=2 * size + 1024)
+    else:
+        world.mean(torch.zeros(1, size // 4), torch.ones(1, dtype=torch.float64))
+    (seconds,) = table.slowest([lines.calls[-1].seconds])
+    return seconds
+
+
+def _hosts(world: World) -> tuple[str, ...]:
+    name = torch.frombuffer(bytearray(socket.gethostname().encode()), dtype=torch.uint8)
+    return tuple(bytes(payload["host"].tolist()).decode() for payload in world.collect({"host": name}))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scheme carried out in earnest, among n workers of whom only this one exists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from phalanx.clock import PARTS
+from phalanx.cost.model import Effort
+from phalanx.phase import Phase
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Stage, State
+from phalanx.train import Trainer
+from phalanx.worlds.group import GroupWorld
+from phalanx.worlds.lines import Echo, Kind, Recorder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rehearsed step of this process.
+
+    Args:
+        sent_bytes: of the worker's payload, as the meter counts.
+        calls: collectives with the bytes of this process's message.
+    """
+
+    effort: Effort
+    sent_bytes: float
+    calls: tuple[tuple[Kind, int], ...]
+
+
+def rehearse(
+    trainer: Trainer,
+    scheme: Stage,
+    stacks: Sequence[Stack],
+    n: int,
+    repeats: int,
+    ready: Callable[[], object] = lambda: None,
+) -> list[Sample]:
+    """Steps with the scheme on real rows, each with the payload of this process in place of all n.
+
+    Decoding, voting and aggregating meet n payloads of real size and content, only not different ones; so a rule that
+    iterates until its rows agree is shown at its best. What the collectives themselves take is left out.
+
+    Args:
+        trainer: finishes the steps.
+        stacks: one row each; taken in turn.
+        repeats: samples; one more step goes before them, which compiles and warms up.
+        ready: called before each step, such as to wait for the other processes.
+    """
+    plain = trainer.config.phases[0]
+    phase = replace(plain, scheme=scheme)
+    state: State = {}
+    samples = []
+    for i in range(repeats + 1):
+        stack = stacks[i % len(stacks)]
+        # the scheme may keep or change what it is given
+        stack = replace(stack, rows=stack.rows.clone(), sources=((trainer.world.rank % n,),))
+        ready()
+        sample, state = _step(trainer, phase, stack, state, n, i)
+        samples.append(sample)
+    return samples[1:]
+
+
+def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, index: int) -> tuple[Sample, State]:
+    (worker,) = stack.ids
+    lines = Recorder(Echo(worker, n, _device(trainer)))
+    round = Round(index, trainer.config.seed, world=GroupWorld(n, lines=lines))
+    began = time.perf_counter()
+    result, state = phase.scheme(stack, state, round)
+    combined = time.perf_counter()
+    trainer.finish(phase, 0, result)
+    ended = time.perf_counter()
+    parts = dict.fromkeys(PARTS, 0.0)
+    for note in result.notes:
+        if note.kind == "seconds":
+            parts[note.reason] += note.value
+    carried = sum(call.seconds for call in lines.calls)
+    effort = Effort(
+        n,
+        encode_s=parts["encode_s"],
+        pack_s=max(0.0, parts["wire_s"] - carried),
+        decode_s=parts["decode_s"],
+        rule_s=max(0.0, combined - began - sum(parts.values())),
+        finish_s=ended - combined,
+    )
+    sent = sum(note.value for note in result.notes if note.kind == "bytes" and note.worker == worker)
+    return Sample(effort, sent, tuple((call.kind, call.bytes) for call in lines.calls)), state
+
+
+def _device(trainer: Trainer) -> torch.device:
+    """Where the lines of the job want their tensors."""
+    return trainer.world.device if isinstance(trainer.world, GroupWorld) else torch.device("cpu")

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two collectives that a world of processes needs of a network, and ways to watch them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Kind = Literal["gather", "reduce"]  # all-gather, all-reduce
+
+
+class Lines(Protocol):
+    """What joins the processes of a job; each calls the same methods in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors must lie to travel."""
+        ...
+
+    def all_gather(self, mine: Tensor) -> list[Tensor]:
+        """Every process's tensor, by rank; all have one length."""
+        ...
+
+    def all_reduce(self, x: Tensor) -> None:
+        """Makes x, in place, the sum over all processes."""
+        ...
+
+
+class GroupLines:
+    """The collectives of a process group, gloo or NCCL; the default group when None.
+
+    Raises:
+        ValueError: torch.distributed is not initialised.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise ValueError("GroupWorld needs torch.distributed: run under torchrun and call init_process_group first")
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        nccl = dist.get_backend(group) == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    def all_gather(self, mine: Tensor) -> list[Tensor]:
+        blocks = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(blocks, mine, group=self._group)
+        return blocks
+
+    def all_reduce(self, x: Tensor) -> None:
+        dist.all_reduce(x, group=self._group)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Nobody is there: every other process would have sent what this one sends."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def all_gather(self, mine: Tensor) -> list[Tensor]:
+        return [mine.clone() for _ in range(self.size)]
+
+    def all_reduce(self, x: Tensor) -> None:
+        pass  # the weights are not summed either, so that a mean is the process's own
+
+
+@dataclass(frozen=True)
+class Call:
+    """A collective that took place.
+
+    Args:
+        bytes: of the message of one process.
+        seconds: in this process, from the call to its return.
+    """
+
+    kind: Kind
+    bytes: int
+    seconds: float
+
+
+class Recorder:
+    """Other lines, with a list of the calls."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self.calls: list[Call] = []
+
+    @property
+    def rank(self) -> int:
+        return self._lines.rank
+
+    @property
+    def size(self) -> int:
+        return self._lines.size
+
+    @property
+    def device(self) -> torch.device:
+        return self._lines.device
+
+    def all_gather(self, mine: Tensor) -> list[Tensor]:
+        began = time.perf_counter()
+        blocks = self._lines.all_gather(mine)
+        self._note("gather", mine, began)
+        return blocks
+
+    def all_reduce(self, x: Tensor) -> None:
+        began = time.perf_counter()
+        self._lines.all_reduce(x)
+        self._note("reduce", x, began)
+
+    def _note(self, kind: Kind, x: Tensor, began: float) -> None:
+        self.calls.append(Call(kind, x.numel() * x.element_size(), time.perf_counter() - began))
