@@ -128,7 +128,7 @@ def advise(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("advise is one process; run phalanx probe under torchrun and give advise its file")
     options = {"model": model, "data": data, "batch": batch, "threads": threads, "precision": precision}
-    file, *runs = paths or [None]
+    file, runs = (paths or [None])[0], (paths or [])[1:]
     work_s = None if step_time is None else duration(step_time)
     line = _line(bandwidth, latency)
     if checked:

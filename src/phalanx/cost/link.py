@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
 from typing import Protocol
 
 from phalanx.expression import require
@@ -13,6 +14,8 @@ from phalanx.worlds.lines import Kind
 
 # of a frame of 1538 bytes with its preamble and gap, TCP carries 1448
 PAYLOAD_RATIO = 1448 / 1538
+LONG_SPAN = 16  # messages of at least this part of the longest show the bandwidth
+SHORT = 2  # so many of the shortest show the latency
 
 
 def hops(kind: Kind, n: int) -> int:
@@ -97,17 +100,22 @@ class MeasuredLink:
 
 
 def fit(kind: Kind, points: Sequence[tuple[int, float]], n: int) -> Line:
-    """The line with the least squared relative errors on measured (bytes, seconds)."""
+    """The line through measured (bytes, seconds): bandwidth of the long messages, latency of the short ones.
+
+    One least-squares line would not do: what limits a link, such as a token bucket, often lets a short burst pass.
+    """
     import numpy as np
     from scipy.optimize import nnls
 
-    rows = [[hops(kind, n) / s, volume(kind, size, n) / (PAYLOAD_RATIO * s)] for size, s in points]
-    # columns of equal size, as their units have nothing to do with each other
-    table = np.array(rows)
+    long = [p for p in points if p[0] >= points[-1][0] / LONG_SPAN]
+    long = long if len(long) > 1 else points[-2:]
+    # relative errors; columns of equal size, as their units have nothing to do with each other
+    table = np.array([[1 / s, volume(kind, size, n) / s] for size, s in long])
     scale = np.linalg.norm(table, axis=0)
-    (latency, slowness), _ = nnls(table / scale, np.ones(len(points)))
-    # points without a slope are a link faster than they can tell
-    return Line(float(latency / scale[0]), float(1 / max(slowness / scale[1], 1e-13)))
+    (_, slowness), _ = nnls(table / scale, np.ones(len(long)))
+    slowness = max(float(slowness / scale[1]), 1e-13)  # points without a slope: faster than they can tell
+    short = [(s - slowness * volume(kind, size, n)) / hops(kind, n) for size, s in points[:SHORT]]
+    return Line(max(0.0, median(short)), 1 / (slowness * PAYLOAD_RATIO))
 
 
 def between(points: Sequence[tuple[int, float]], size: float) -> float:

@@ -19,7 +19,7 @@ from phalanx.cost.quality import PLAIN, quality
 from phalanx.cost.rehearse import Sample, rehearse
 from phalanx.launch import Team
 from phalanx.parser import parse
-from phalanx.phase import Run
+from phalanx.phase import Run, amend
 from phalanx.results import about
 from phalanx.stack import Stack
 from phalanx.stage import Stage, TooFewRows, check_scheme
@@ -91,9 +91,10 @@ def measure(
     plain = parse(PLAIN)
     every = [plain, *(s for s in dict.fromkeys(schemes) if s != plain)]
     plans = [places(scheme, workers or max(team.size, NEAR), team.size == 1) for scheme in every]
-    work = replace(run.phases[0].work, batch=share(run) * team.size)
-    phase = replace(run.phases[0], work=work, scheme=plain)
+    phase = replace(run.phases[0], scheme=plain)
+    each = share(run)
     run = replace(run, workers=team.size, byzantine=Nobody(), phases=(phase,))
+    run = amend(run, "work.batch", each * team.size)
     trainer = Trainer(run, team.world(team.size))
     table = Table(trainer.world)
     told("forward and backward")
@@ -107,7 +108,7 @@ def measure(
         told("the link")
         link = _link(table, costs, repeats)
     work_s = spent_s if work_s is None else work_s
-    return Probe(run, _hosts(trainer.world), trainer.layout.d, share(run), work_s, link, tuple(costs), about())
+    return Probe(run, _hosts(trainer.world), trainer.layout.d, each, work_s, link, tuple(costs), about())
 
 
 def num_told(schemes: Sequence[Stage], team: Team) -> int:

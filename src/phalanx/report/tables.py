@@ -125,7 +125,7 @@ def advice_table(lines: Iterable[Line]) -> Table:
 
 
 def break_even(ends: BreakEven) -> str:
-    """'below 420 Mbit/s', 'never'."""
+    """'below 420 Mbit/s', 'never', 'no difference'."""
     from phalanx.cost.units import bits
 
     return ends.wins if ends.bandwidth is None else f"{ends.wins} {bits(ends.bandwidth)}"
