@@ -21,8 +21,9 @@ from phalanx.launch import Team
 from phalanx.parser import parse
 from phalanx.phase import Run, amend
 from phalanx.results import about
+from phalanx.round import Round
 from phalanx.stack import Stack
-from phalanx.stage import Stage, TooFewRows, check_scheme
+from phalanx.stage import Stage, State, TooFewRows, check_scheme
 from phalanx.train import Trainer
 from phalanx.world import World
 from phalanx.worlds.group import GroupWorld
@@ -30,7 +31,7 @@ from phalanx.worlds.lines import GroupLines, Kind, Recorder
 
 SMALLEST, FACTOR = 1024, 4  # bytes of a curve's first message, and how much longer the next one is
 CURVE_S = 15.0  # seconds after which a curve is not measured further
-LONG_S = 1.0  # a collective that takes so long is repeated once only
+LONG_S = 2.0  # what takes so long is repeated less often
 NEAR, FAR = 2, 6  # workers between which costs are taken to lie on a line
 
 Told = Callable[[str], object]
@@ -136,15 +137,22 @@ def _fits(scheme: Stage, n: int) -> bool:
 
 
 def _work(trainer: Trainer, table: Table, repeats: int) -> tuple[list[Stack], float]:
-    """Some rows, and the seconds of one."""
+    """Some rows, and the seconds of one, in rounds of training: after a wait for the wire, work is slower."""
     phase, stacks, spent = trainer.config.phases[0], [], []
-    for i in range(repeats + 1):
+    state: State = {}
+    while len(spent) < repeats + 1:
+        index = len(spent)
         table.ready()
         began = time.perf_counter()
-        stack, _ = trainer.work(phase, i)
-        spent.append(time.perf_counter() - began)
+        stack, _ = trainer.work(phase, index)
+        worked = time.perf_counter()
+        spent += table.slowest([worked - began])
         stacks = [*stacks[-1:], stack]
-    return stacks, median(table.slowest(spent)[1:])
+        result, state = phase.scheme(stack, state, Round(index, trainer.config.seed, world=trainer.world))
+        trainer.finish(phase, index, result)
+        (whole,) = table.slowest([time.perf_counter() - began])
+        repeats = repeats if whole < LONG_S else min(repeats, 2)
+    return stacks, median(spent[1:])
 
 
 def _cost(
