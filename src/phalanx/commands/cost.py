@@ -73,7 +73,7 @@ def probe(
             lambda: _order(recipe, scale, settings or [], only or [], options, schemes or [], processes.size)
         )
         run, wanted = parse(order["run"]), [parse(text) for text in order["schemes"]]
-        with _bar(num_told(wanted, processes), processes) as told:
+        with _bar(num_told(wanted, processes, repeats), processes) as told:
             found = measure(run, wanted, processes, repeats, told=told)
         if processes.rank != 0:
             return
@@ -270,7 +270,7 @@ def _measured(
         )
     check_workers(workers)
     wanted, run = _schemes(schemes), _configured(options, 1)
-    with _bar(num_told(wanted, Team()), Team()) as told:
+    with _bar(num_told(wanted, Team(), repeats), Team()) as told:
         return measure(run, wanted, Team(), repeats, workers, work_s, told)
 
 

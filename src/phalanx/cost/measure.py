@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, pstdev
 
@@ -100,21 +100,18 @@ def measure(
     table = Table(trainer.world)
     told("forward and backward")
     stacks, spent_s = _work(trainer, table, repeats if work_s is None else 1)
-    costs = []
-    for scheme, plan in zip(every, plans, strict=True):
-        told(repr(scheme))
-        costs.append(_cost(trainer, table, scheme, plan, stacks, repeats))
+    costs = _costs(trainer, table, dict(zip(every, plans, strict=True)), stacks, repeats, told)
     link = None
     if team.size > 1:
         told("the link")
         link = _link(table, costs, repeats)
     work_s = spent_s if work_s is None else work_s
-    return Probe(run, _hosts(trainer.world), trainer.layout.d, each, work_s, link, tuple(costs), about())
+    return Probe(run, _hosts(trainer.world), trainer.layout.d, each, work_s, link, costs, about())
 
 
-def num_told(schemes: Sequence[Stage], team: Team) -> int:
+def num_told(schemes: Sequence[Stage], team: Team, repeats: int) -> int:
     """How often `measure` says what it does."""
-    return 1 + len({parse(PLAIN), *schemes}) + (team.size > 1)
+    return 1 + (repeats + 1) * len({parse(PLAIN), *schemes}) + (team.size > 1)
 
 
 def places(scheme: Stage, n: int, alone: bool) -> tuple[int, ...]:
@@ -155,24 +152,38 @@ def _work(trainer: Trainer, table: Table, repeats: int) -> tuple[list[Stack], fl
     return stacks, median(spent[1:])
 
 
-def _cost(
-    trainer: Trainer, table: Table, scheme: Stage, plan: Sequence[int], stacks: Sequence[Stack], repeats: int
-) -> Cost:
-    efforts, sizes, sent = [], [], []
-    kinds: tuple[Kind, ...] = ()
-    for n in plan:
-        samples = rehearse(trainer, scheme, stacks, n, repeats, table.ready)
-        efforts.append(_effort(table, n, samples))
-        kinds = tuple(kind for kind, _ in samples[0].calls)
-        # one row a process and step, one column a collective
-        flat = table.every([size for s in samples for _, size in s.calls])
-        sizes += [row[i : i + len(kinds)] for row in flat for i in range(0, len(row), len(kinds))]
-        sent += [value for row in table.every([s.sent_bytes for s in samples]) for value in row]
-    messages = tuple(
-        Message(kind, fmean(column), pstdev(column))
-        for kind, column in zip(kinds, zip(*sizes, strict=True), strict=True)
-    )
-    return Cost(repr(scheme), quality(scheme), fmean(sent), messages, tuple(efforts))
+def _costs(
+    trainer: Trainer,
+    table: Table,
+    plans: Mapping[Stage, Sequence[int]],
+    stacks: Sequence[Stack],
+    repeats: int,
+    told: Told,
+) -> tuple[Cost, ...]:
+    """What each scheme costs at its numbers of workers.
+
+    One sample of each is taken after the other, so that a disturbance spoils one of each and not all of one.
+    """
+    steps = {(scheme, n): rehearse(trainer, scheme, stacks, n, table.ready) for scheme in plans for n in plans[scheme]}
+    samples: dict[tuple[Stage, int], list[Sample]] = {key: [] for key in steps}
+    for turn in range(repeats + 1):
+        for scheme, plan in plans.items():
+            told(f"{scheme!r}, {'to warm up' if turn == 0 else f'{turn} of {repeats}'}")
+            for n in plan:
+                samples[scheme, n].append(next(steps[scheme, n]))
+    return tuple(_cost(table, scheme, {n: samples[scheme, n][1:] for n in plan}) for scheme, plan in plans.items())
+
+
+def _cost(table: Table, scheme: Stage, samples: Mapping[int, Sequence[Sample]]) -> Cost:
+    """From the samples of this process at numbers of workers, and those of the others."""
+    both = [sample for column in samples.values() for sample in column]
+    kinds: list[Kind] = [kind for kind, _ in both[0].calls]
+    # one row a process and step, one column a collective
+    flat = torch.tensor(table.every([size for s in both for _, size in s.calls])).reshape(-1, len(kinds))
+    messages = tuple(Message(k, fmean(c), pstdev(c)) for k, c in zip(kinds, flat.T.tolist(), strict=True))
+    sent = fmean(value for row in table.every([s.sent_bytes for s in both]) for value in row)
+    efforts = tuple(_effort(table, n, column) for n, column in samples.items())
+    return Cost(repr(scheme), quality(scheme), sent, messages, efforts)
 
 
 def _effort(table: Table, n: int, samples: Sequence[Sample]) -> Effort:
@@ -183,17 +194,14 @@ def _effort(table: Table, n: int, samples: Sequence[Sample]) -> Effort:
 
 def _link(table: Table, costs: Sequence[Cost], repeats: int) -> MeasuredLink:
     lines = Recorder(GroupLines())
-    world = GroupWorld(lines=lines)
     curves = {}
     for kind in KINDS:
         largest = max([SMALLEST * FACTOR, *(int(m.bytes) for c in costs for m in c.messages if m.kind == kind)])
-        curves[kind] = _curve(table, world, lines, kind, largest, repeats)
-    return MeasuredLink(world.size, curves)
+        curves[kind] = _curve(table, lines, kind, largest, repeats)
+    return MeasuredLink(lines.size, curves)
 
 
-def _curve(
-    table: Table, world: GroupWorld, lines: Recorder, kind: Kind, largest: int, repeats: int
-) -> tuple[tuple[int, float], ...]:
+def _curve(table: Table, lines: Recorder, kind: Kind, largest: int, repeats: int) -> tuple[tuple[int, float], ...]:
     """Seconds of a collective for messages up to the largest that a scheme sends, or until time is up."""
     points: list[tuple[int, float]] = []
     spent, size, last = 0.0, SMALLEST, False
@@ -201,20 +209,23 @@ def _curve(
         last = size >= largest
         size = min(size, largest)
         # the first one also tells, in every process alike, how many more there is time for
-        first = _collective(table, world, lines, kind, size)
-        more = [_collective(table, world, lines, kind, size) for _ in range(repeats if first < LONG_S else 1)]
+        first = _collective(table, lines, kind, size)
+        more = [_collective(table, lines, kind, size) for _ in range(repeats if first < LONG_S else 1)]
         points.append((lines.calls[-1].bytes, median(more)))
         spent += first + sum(more)
         size *= FACTOR
     return tuple(points)
 
 
-def _collective(table: Table, world: GroupWorld, lines: Recorder, kind: Kind, size: int) -> float:
+def _collective(table: Table, lines: Recorder, kind: Kind, size: int) -> float:
+    # a new world knows no sizes yet, so that its last call carries the whole message
+    world = GroupWorld(lines=lines)
     table.ready()
     if kind == "gather":
         world.gather([{"values": torch.zeros(size, dtype=torch.uint8)}], limit_bytes=2 * size + 1024)
     else:
-        world.mean(torch.zeros(1, size // 4), torch.ones(1, dtype=torch.float64))
+        weights = torch.ones(1, dtype=torch.float64)
+        world.mean(torch.zeros(1, size // 4), weights, lines.size * weights.sum())
     (seconds,) = table.slowest([lines.calls[-1].seconds])
     return seconds
 

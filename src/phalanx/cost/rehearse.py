@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import torch
 
@@ -35,14 +36,9 @@ class Sample:
 
 
 def rehearse(
-    trainer: Trainer,
-    scheme: Stage,
-    stacks: Sequence[Stack],
-    n: int,
-    repeats: int,
-    ready: Callable[[], object] = lambda: None,
-) -> list[Sample]:
-    """Steps with the scheme on real rows, each with the payload of this process in place of all n.
+    trainer: Trainer, scheme: Stage, stacks: Sequence[Stack], n: int, ready: Callable[[], object] = lambda: None
+) -> Iterator[Sample]:
+    """Steps with the scheme on real rows, each with the payload of this process in place of all n, without end.
 
     Decoding, voting and aggregating meet n payloads of real size and content, only not different ones; so a rule that
     iterates until its rows agree is shown at its best. What the collectives themselves take is left out.
@@ -50,21 +46,16 @@ def rehearse(
     Args:
         trainer: finishes the steps.
         stacks: one row each; taken in turn.
-        repeats: samples; one more step goes before them, which compiles and warms up.
         ready: called before each step, such as to wait for the other processes.
     """
-    plain = trainer.config.phases[0]
-    phase = replace(plain, scheme=scheme)
+    phase = replace(trainer.config.phases[0], scheme=scheme)
     state: State = {}
-    samples = []
-    for i in range(repeats + 1):
-        stack = stacks[i % len(stacks)]
+    for index, given in enumerate(cycle(stacks)):
         # the scheme may keep or change what it is given
-        stack = replace(stack, rows=stack.rows.clone(), sources=((trainer.world.rank % n,),))
+        stack = replace(given, rows=given.rows.clone(), sources=((trainer.world.rank % n,),))
         ready()
-        sample, state = _step(trainer, phase, stack, state, n, i)
-        samples.append(sample)
-    return samples[1:]
+        sample, state = _step(trainer, phase, stack, state, n, index)
+        yield sample
 
 
 def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, index: int) -> tuple[Sample, State]:

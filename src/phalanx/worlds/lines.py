@@ -77,7 +77,7 @@ class Echo:
         return [mine.clone() for _ in range(self.size)]
 
     def all_reduce(self, x: Tensor) -> None:
-        pass  # the weights are not summed either, so that a mean is the process's own
+        x *= self.size
 
 
 @dataclass(frozen=True)
