@@ -15,7 +15,7 @@ from phalanx.cli import app
 from phalanx.registry import kinds
 from phalanx.study import plan
 
-COMMANDS = ("run", "list", "show", "compare", "doctor")
+COMMANDS = ("run", "list", "show", "compare", "probe", "advise", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
 
 
