@@ -105,7 +105,7 @@ def advise(
     threads: Threads = None,
     precision: Precision = None,
     schemes: Schemes = None,
-    repeats: Repeats = 3,
+    repeats: Repeats = 2,
     checked: Annotated[bool, typer.Option("--check", help="Compare the predictions with the RUN folders.")] = False,
     as_json: Json = False,
 ) -> None:
