@@ -137,13 +137,16 @@ def _again(folder: StudyFolder, processes: Team) -> str:
 
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
-    results = folder.finish(study)
+    results, sheets = folder.finish(study)
     plot = folder.path / "plot.png"
     if as_json:
-        print_json({**study.to_json(), "folder": str(folder.path), "plot": str(plot), "results": results})
+        printed = {**study.to_json(), "folder": str(folder.path), "plot": str(plot), "results": results}
+        print_json({**printed, "tables": [sheet.to_json() for sheet in sheets]})
         return
     screen = tables.console()
     screen.print(tables.results_table((r["label"], r["accuracy"], r) for r in results))
+    for sheet in sheets:
+        screen.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
     typer.echo(f"plot    {plot}\nfolder  {folder.path}")
 
 

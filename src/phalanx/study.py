@@ -12,8 +12,11 @@ from typing import Any, Protocol
 
 from phalanx.parser import parse, parse_value
 from phalanx.phase import NoField, Run, amend
-from phalanx.recipes.recipe import find, recipes, slug
+from phalanx.recipes.recipe import find, nothing, recipes, slug
 from phalanx.registry import suggest
+from phalanx.report.collect import collect
+from phalanx.report.plots import plot_study
+from phalanx.report.sheet import Sheet
 from phalanx.results import RunFolder, about, new_folder, write_json
 from phalanx.train import train
 from phalanx.world import World
@@ -157,7 +160,7 @@ class StudyFolder:
     """The files of a study.
 
     ``study.json`` what is run, versions, machine, commit; a run folder for each label; at the end ``summary.json``, a
-    list of the runs' labels and summaries, and ``plot.png``.
+    list of the runs' labels and summaries, ``plot.png``, and ``tables.json`` where the recipe reports more.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -209,15 +212,17 @@ class StudyFolder:
             for label in self.finished(study)
         ]
 
-    def finish(self, study: Study) -> list[dict[str, Any]]:
-        """Writes summary.json and plot.png, and returns the results."""
-        from phalanx.report.collect import collect
-        from phalanx.report.plots import plot_study
-
-        results = self.results(study)
+    def finish(self, study: Study) -> tuple[list[dict[str, Any]], list[Sheet]]:
+        """Writes summary.json, plot.png and the recipe's tables, if it has any; returns the results and the tables."""
+        known = {r.name: r for r in recipes()}.get(study.recipe)
+        plot, tables = (known.plot, known.tables) if known is not None else (plot_study, nothing)
+        results, curves = self.results(study), collect([self.path])
         write_json(self.path / "summary.json", results)
-        plot_study(collect([self.path]), self.title(study), self.path / "plot.png")
-        return results
+        sheets = tables(curves)
+        if sheets:
+            write_json(self.path / "tables.json", [sheet.to_json() for sheet in sheets])
+        plot(curves, self.title(study), self.path / "plot.png")
+        return results, sheets
 
     @staticmethod
     def title(study: Study) -> str:

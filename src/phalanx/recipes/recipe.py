@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from phalanx.phase import Run
 from phalanx.registry import suggest
+from phalanx.report.collect import Result
+from phalanx.report.plots import plot_study
+from phalanx.report.sheet import Sheet
 
 Build = Callable[[str], dict[str, Run]]
+Plot = Callable[[Sequence[Result], str, Path], None]  # results, title, PNG to write
+Tables = Callable[[Sequence[Result]], list[Sheet]]
 
 SCALES = ("smoke", "laptop", "paper")  # seconds; minutes; the size that was published
 
@@ -30,11 +36,15 @@ class Recipe:
     Args:
         scales: the sizes it comes in, of smoke, laptop and paper.
         build: from a scale to labelled runs, in the order of the table. A label "a: b" is run b of the panel a.
+        plot: of all its runs, finished or not.
+        tables: what it reports beyond the table of all runs.
     """
 
     name: str
     scales: tuple[str, ...]
     build: Build
+    plot: Plot
+    tables: Tables
 
     @property
     def summary(self) -> str:
@@ -54,12 +64,19 @@ class Recipe:
         return runs
 
 
-def recipe(name: str, scales: tuple[str, ...] = SCALES) -> Callable[[Build], Build]:
-    """Registers a function of the scale as a recipe."""
+def nothing(results: Sequence[Result]) -> list[Sheet]:
+    """No tables beyond that of all runs."""
+    return []
+
+
+def recipe(
+    name: str, scales: tuple[str, ...] = SCALES, plot: Plot = plot_study, tables: Tables = nothing
+) -> Callable[[Build], Build]:
+    """Registers a function of the scale as a recipe, with its plot and its tables."""
     assert set(scales) <= set(SCALES)
 
     def wrap(build: Build) -> Build:
-        _recipes[name] = Recipe(name, scales, build)
+        _recipes[name] = Recipe(name, scales, build, plot, tables)
         return build
 
     return wrap

@@ -48,6 +48,10 @@ class Result:
         reached = self.curve.accuracy[-1] if self.curve.accuracy else None
         return self.summary.get("accuracy", reached)
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged of every round."""
+        return RunFolder(self.path).metrics()
+
 
 def collect(paths: Sequence[Path | str]) -> list[Result]:
     """The runs in these folders, in the order of the studies' labels; a run met twice counts once.

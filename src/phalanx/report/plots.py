@@ -24,8 +24,8 @@ def plot_study(results: Sequence[Result], title: str, path: Path) -> None:
     """One line of panels for each "panel: " among the labels: accuracy against rounds, and the final accuracies."""
     panels = _panels(results)
     heights = [0.34 * len(runs) + 1.2 for _, runs in panels]
-    figure = _figure(11, max(4.2, sum(max(3.0, h) for h in heights) + 0.6))
-    rows: Any = figure.subplots(len(panels), 2, squeeze=False, width_ratios=(1.35, 1))
+    made = figure(11, max(4.2, sum(max(3.0, h) for h in heights) + 0.6))
+    rows: Any = made.subplots(len(panels), 2, squeeze=False, width_ratios=(1.35, 1))
     styles = _styles(results)
     for (name, runs), (left, right) in zip(panels, rows, strict=True):
         _curves(left, runs, styles, "rounds")
@@ -34,15 +34,15 @@ def plot_study(results: Sequence[Result], title: str, path: Path) -> None:
         right.set_title("at the end", loc="left", fontsize=11)
         left.set_xlabel("round")
         left.locator_params(axis="x", integer=True)
-    _save(figure, title, path)
+    save(made, title, path)
 
 
 def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
     """Accuracy against rounds, bytes and seconds, with one legend."""
     styles = _styles(results)
     lines = -(-len(results) // 3)
-    figure = _figure(14, 4.6 + 0.22 * lines)
-    axes: Any = figure.subplots(1, 3, sharey=True)
+    made = figure(14, 4.6 + 0.22 * lines)
+    axes: Any = made.subplots(1, 3, sharey=True)
     names = {"rounds": "round", "bytes_up": "MB sent by all workers", "seconds": "seconds"}
     for ax, (measure, name) in zip(axes, names.items(), strict=True):
         _curves(ax, list(results), styles, measure, 1e-6 if measure == "bytes_up" else 1.0)
@@ -50,24 +50,26 @@ def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
         if measure != "rounds":
             ax.set_ylabel("")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, title, path)
+    made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    save(made, title, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # without pyplot: nothing global, no window, no backend to choose
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
 
 
-def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+def save(made: Figure, title: str, path: Path) -> None:
+    """Writes a figure under a title as PNG."""
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    made.savefig(path, dpi=120)
 
 
 def _panels(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
@@ -125,7 +127,7 @@ def _curves(
     ax.set_ylim(0, 101)
     ax.set_xlim(left=0)
     ax.set_ylabel("test accuracy (%)")
-    _tidy(ax)
+    tidy(ax)
 
 
 def _bars(ax: Axes, runs: Sequence[Result], styles: dict[str, dict[str, Any]]) -> None:
@@ -141,11 +143,12 @@ def _bars(ax: Axes, runs: Sequence[Result], styles: dict[str, dict[str, Any]]) -
     ax.set_xlim(0, 112)
     ax.set_xticks(range(0, 101, 20))
     ax.set_xlabel("test accuracy (%)")
-    _tidy(ax)
+    tidy(ax)
     ax.grid(visible=False, axis="y")
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
+    """A light grid, and no frame above and to the right."""
     ax.grid(visible=True, color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

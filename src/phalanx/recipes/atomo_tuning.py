@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step sizes of atomo-convergence."""
+
+from __future__ import annotations
+
+from phalanx.phase import Run
+from phalanx.recipes.atomo_convergence import METHODS, SIZES, configured
+from phalanx.recipes.recipe import recipe
+from phalanx.report.tuning import plot_tuning, tuning_tables
+
+GRID = tuple(2.0**-k for k in (5, 4, 3, 2, 1))  # the dissertation has 2^-7 to 2^-1
+SIGNS = tuple(2.0**-k for k in (11, 10, 9, 8, 7))  # for a step whose entries are all -1 or 1
+
+
+@recipe("atomo-tuning", plot=plot_tuning, tables=tuning_tables)
+def atomo_tuning(scale: str) -> dict[str, Run]:
+    """Short runs of atomo-convergence at five step sizes each: the least loss on batches not trained on before wins."""
+    size = SIZES[scale]
+    return {
+        f"{f'{name} ' if name else ''}{label}: lr {lr:g}": configured(size, model, scheme, lr, size.tuning_rounds)
+        for name, model in size.models.items()
+        for label, scheme in METHODS.items()
+        for lr in (SIGNS if label == "Signum" else GRID)
+    }
