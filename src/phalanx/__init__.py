@@ -92,6 +92,9 @@ from phalanx.models.resnet import Resnet18 as resnet18
 from phalanx.models.vgg import Vgg9 as vgg9
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn
 from phalanx.models.vgg import Vgg13Bn as vgg13_bn
+from phalanx.observers.observer import Observer as Observer
+from phalanx.observers.spectrum import Spectrum as spectrum
+from phalanx.observers.variance import Variance as variance
 from phalanx.parser import parse as parse
 from phalanx.phase import Phase as phase
 from phalanx.phase import Run as run

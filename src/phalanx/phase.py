@@ -13,6 +13,7 @@ from phalanx.data.partition import Iid, Partition
 from phalanx.expression import Expression, method, require
 from phalanx.finish import Finish, Sgd
 from phalanx.models.model import Model
+from phalanx.observers.observer import Observer
 from phalanx.registry import suggest
 from phalanx.stage import Stage, check_scheme
 from phalanx.work import Work
@@ -51,6 +52,7 @@ class Run(Expression):
         threads: of torch, in each process; equal threads give equal bits in every world.
         evaluate_every: rounds between two looks at the test set; the end is always evaluated.
         checkpoint_every: rounds between two checkpoints.
+        observers: what is measured of the workers' rows before the scheme; never changes the run.
     """
 
     data: Data
@@ -66,12 +68,14 @@ class Run(Expression):
     threads: int = 1
     evaluate_every: int = 50
     checkpoint_every: int = 50
+    observers: tuple[Observer, ...] = ()
 
     def validate(self) -> None:
         require(self.workers >= 1, f"run needs workers >= 1, got workers={self.workers}")
         require(len(self.phases) >= 1, "run needs at least one phase")
         for name in ("threads", "evaluate_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"run needs {name} >= 1, got {name}={getattr(self, name)}")
+        require(len(set(self.observers)) == len(self.observers), "run: two observers are equal; keep one of them")
         self.byzantine.at(0, self.workers, self.seed)
 
     @property

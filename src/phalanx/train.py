@@ -68,6 +68,8 @@ class Trainer:
         self.data = run.data.load()
         self.model = self._build()
         self.layout = Layout.of(self.model)
+        for observer in run.observers:
+            observer.check(self.layout, run.workers)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.ledger = Ledger(run.workers)
         self.step = 0
@@ -128,6 +130,8 @@ class Trainer:
         seen = world.peek(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
         round = Round(index, run.seed, byzantine, world)
+        observed = self._observe(stack, round)
+        watched = time.perf_counter()
         result, lost, notes = None, "", ()
         try:
             result, self.state = phase.scheme(stack, self.state, round)
@@ -140,7 +144,7 @@ class Trainer:
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
         measured = self.ledger.enter(notes, byzantine)
-        measured |= zip(ROUND, (worked - began, combined - worked, ended - combined), strict=True)
+        measured |= zip(ROUND, (worked - began, combined - watched, ended - combined), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
         honest = [i for i in range(run.workers) if i not in byzantine]
@@ -151,7 +155,13 @@ class Trainer:
             **measured,
             "byzantine": sorted(byzantine),
             "lost": lost,
+            **({"observed": observed} if observed else {}),
         }
+
+    def _observe(self, stack: Stack, round: Round) -> dict[str, Any]:
+        """What each observer sees this round, by its expression."""
+        due = [observer for observer in self.config.observers if round.index % observer.every == 0]
+        return {repr(observer): observer.look(stack, round) for observer in due}
 
     def work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
         """The rows of the workers played here; what several of them would compute alike is computed once."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +48,11 @@ class Atoms(Expression, ABC):
     @abstractmethod
     def forms(self, shape: torch.Size, dtype: torch.dtype, ones: int, others: int) -> Forms:
         """What `write` returns for `ones` atoms kept for certain and `others` kept by chance; dtype is that of x."""
+
+    def num_bytes(self, shape: torch.Size, dtype: torch.dtype, ones: int, others: int) -> int:
+        """Bytes of the parts that `write` returns."""
+        forms = self.forms(shape, dtype, ones, others).values()
+        return sum(math.prod(form) * dtype.itemsize for dtype, form in forms)
 
     @abstractmethod
     def write(self, known: Any, coefficients: Tensor, p: Tensor, kept: Tensor) -> dict[str, Tensor]:

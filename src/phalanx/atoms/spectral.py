@@ -55,12 +55,16 @@ class Spectral(Atoms):
         inside = d // (shape[0] * shape[1])
         return (shape[0], shape[1]) if inside == 1 else (-(-shape[0] * shape[1] // 2), 2 * inside)
 
-    def analyse(self, x: Tensor) -> tuple[Tensor, Any]:
+    def matrix(self, x: Tensor) -> Tensor:
+        """A tensor as the matrix that it is viewed as, zeros in what is missing."""
         rows, columns = self.sides(x.shape)
         flat = x.reshape(-1)
         flat = pad(flat, (0, rows * columns - len(flat))) if len(flat) < rows * columns else flat
-        matrix = flat.reshape(rows, columns)
-        tall = matrix if rows >= columns else matrix.T
+        return flat.reshape(rows, columns)
+
+    def analyse(self, x: Tensor) -> tuple[Tensor, Any]:
+        matrix = self.matrix(x)
+        tall = matrix if len(matrix) >= matrix.shape[1] else matrix.T
         # of float64 entries the Gram matrix would halve the digits, and overflow
         gram = _gram(tall) if x.dtype != torch.float64 else tall
         if not bool(gram.isfinite().all()):

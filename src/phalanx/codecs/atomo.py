@@ -149,10 +149,11 @@ class Atomo(Codec):
         return self.budget if self.budget is not None else (self.ratio or 0.0) * max(1, self.atoms.most(shape))
 
     def _expected_bytes(self, part: Tensor, ones: int, others: float) -> int:
-        forms = self.atoms.forms(part.shape, wide(part.dtype), ones, math.ceil(others - 1e-9)).values()
-        if self.vectors is not None:
-            return sum(shape[0] * _coded_bytes(self.vectors, shape[1], dtype) for dtype, shape in forms)
-        return sum(math.prod(shape) * torch.empty(0, dtype=dtype).element_size() for dtype, shape in forms)
+        floats, most = wide(part.dtype), math.ceil(others - 1e-9)
+        if self.vectors is None:
+            return self.atoms.num_bytes(part.shape, floats, ones, most)
+        forms = self.atoms.forms(part.shape, floats, ones, most).values()
+        return sum(shape[0] * _coded_bytes(self.vectors, shape[1], dtype) for dtype, shape in forms)
 
     def _count_dtype(self, layout: Layout) -> torch.dtype:
         most = max((self.atoms.most(shape) for shape in layout.shapes), default=0)

@@ -8,7 +8,7 @@ from phalanx.recipes.atomo_convergence import METHODS, SIZES, configured
 from phalanx.recipes.recipe import recipe
 from phalanx.report.tuning import plot_tuning, tuning_tables
 
-GRID = tuple(2.0**-k for k in (5, 4, 3, 2, 1))  # the dissertation has 2^-7 to 2^-1
+GRID = tuple(2.0**-k for k in (4, 3, 2, 1, 0))  # the dissertation has 2^-7 to 2^-1, constant
 SIGNS = tuple(2.0**-k for k in (11, 10, 9, 8, 7))  # for a step whose entries are all -1 or 1
 
 

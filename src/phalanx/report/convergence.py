@@ -99,13 +99,13 @@ def styles_of(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     for place, members in enumerate(families.values()):
         ends = next(shades, None) if len(members) > 1 else None
         for i, label in enumerate(members):
-            colour = "#000000" if place == 0 else next(single) if ends is None else _between(*ends, i, len(members))
+            colour = "#000000" if place == 0 else next(single) if ends is None else between(*ends, i, len(members))
             styles[label] = {"color": colour, "linewidth": 2.2 if place == 0 else 1.5}
             styles[label]["linestyle"] = "--" if "," in label else "-"
     return styles
 
 
-def _between(light: str, dark: str, i: int, count: int) -> str:
+def between(light: str, dark: str, i: int, count: int) -> str:
     """The i-th of `count` steps between two colours."""
     share = i / max(1, count - 1)
     ends = [[int(c[k : k + 2], 16) for k in (1, 3, 5)] for c in (light, dark)]

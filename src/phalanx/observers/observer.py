@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements in the middle of training that are not training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import Expression, require
+from phalanx.layout import Layout
+from phalanx.registry import suggest
+from phalanx.round import Round
+from phalanx.stack import Stack
+
+
+class Observer(Expression, ABC):
+    """Looks at the workers' rows before the scheme in rounds 0, every, 2 every, ..., and changes nothing.
+
+    What it returns is logged in metrics.jsonl under "observed", by the observer's expression.
+    """
+
+    every: int
+
+    def validate(self) -> None:
+        require(self.every >= 1, f"{self.expression_name} needs every >= 1 round, got every={self.every}")
+
+    def check(self, layout: Layout, workers: int) -> None:
+        """Raises ValueError, before anything is computed, if it cannot look at such rows of so many workers."""
+
+    @abstractmethod
+    def look(self, stack: Stack, round: Round) -> dict[str, Any]:
+        """Plain values for JSON: numbers, None in place of NaN and infinity, strings, lists and dictionaries.
+
+        Every process calls it with the rows that it holds, (k, d), and may exchange through round.world; what rank 0
+        returns counts.
+        """
+
+
+class LayerObserver(Observer):
+    """Looks at tensors of one worker's row.
+
+    The fields `layer` (a tensor's name; None for all of two or more dimensions) and `worker` belong to it.
+    """
+
+    layer: str | None
+    worker: int
+
+    def check(self, layout: Layout, workers: int) -> None:
+        require(
+            0 <= self.worker < workers,
+            f"{self.expression_name}: there is no worker {self.worker}; choose from 0 to {workers - 1}",
+        )
+        names = _matrices(layout.head)
+        require(
+            bool(names) if self.layer is None else self.layer in layout.head.names,
+            f"{self.expression_name}: the model has no layer {self.layer!r}; {suggest(str(self.layer), names)}",
+        )
+
+    def look(self, stack: Stack, round: Round) -> dict[str, Any]:
+        head = stack.layout.head
+        mine = [i for i, worker in enumerate(stack.ids) if worker == self.worker]
+        row = stack.rows[mine, : stack.layout.stepped].reshape(-1)
+        # by the process that plays the worker to all; another has no entries
+        told = [part["row"] for part in round.world.collect({"row": row})]
+        row = next((t for t in told if len(t)), torch.zeros(head.d)).to(torch.float32)
+        parts = head.split(row)
+        names = _matrices(head) if self.layer is None else [self.layer]
+        return {name: self.measure(parts[name], name, round) for name in names}
+
+    @abstractmethod
+    def measure(self, x: Tensor, name: str, round: Round) -> Any:
+        """Plain values of one tensor, float32."""
+
+
+def _matrices(layout: Layout) -> list[str]:
+    return [name for name, shape in zip(layout.names, layout.shapes, strict=True) if len(shape) >= 2]

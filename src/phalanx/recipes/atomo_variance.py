@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries or singular values: table 3.1 and theorem 3.8 on the gradients of real trainings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import phalanx as px
+from phalanx.data.augment import Augment
+from phalanx.data.dataset import Data
+from phalanx.models.model import Model
+from phalanx.phase import Run
+from phalanx.recipes.recipe import recipe
+from phalanx.report.variance import plot_variance, variance_tables
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is looked at.
+
+    Args:
+        batch: examples a round over all workers; the first worker's gradient is looked at.
+        every: rounds between two looks.
+    """
+
+    data: Data
+    model: Model
+    augment: Augment | None
+    batch: int
+    rounds: int
+    every: int
+    draws: int = 20
+    workers: int = 4
+
+
+SMALL, WHOLE = px.cifar10(test=2000, size=16), px.cifar10()
+TRAININGS = {
+    "smoke": {
+        "CNN": Training(
+            px.cifar10(train=2000, test=500, size=16), px.cnn(channels=(8, 16)), None, 64, rounds=5, every=2, draws=4
+        )
+    },
+    "laptop": {
+        "CNN": Training(SMALL, px.cnn(), None, 256, rounds=401, every=80),
+        # one worker with half as many images, because a step takes 20 times as long
+        "ResNet-18": Training(SMALL, px.resnet18(), None, 32, rounds=61, every=20, draws=4, workers=1),
+    },
+    "paper": {
+        "ResNet-18": Training(WHOLE, px.resnet18(), px.crop_flip(), 128, rounds=8001, every=1000),
+        "VGG-11-BN": Training(WHOLE, px.vgg11_bn(), px.crop_flip(), 128, rounds=8001, every=1000),
+    },
+}
+
+
+@recipe("atomo-variance", plot=plot_variance, tables=variance_tables)
+def atomo_variance(scale: str) -> dict[str, Run]:
+    """Second moments of entrywise and spectral ATOMO at equal bytes on CIFAR-10 gradients, against the theory."""
+
+    def watched(training: Training) -> Run:
+        phase = px.phase(
+            work=px.gradient(batch=training.batch),
+            scheme=px.chain(px.reduce(px.dense())),
+            finish=px.sgd(lr=0.125),
+            rounds=training.rounds,
+        )
+        return px.run(
+            data=training.data,
+            model=training.model,
+            phases=(phase,),
+            workers=training.workers,
+            augment=training.augment,
+            evaluate_every=training.every,
+            observers=(px.variance(every=training.every, draws=training.draws),),
+        )
+
+    return {label: watched(training) for label, training in TRAININGS[scale].items()}

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What observers have logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phalanx.observers.observer import Observer
+from phalanx.parser import parse
+from phalanx.report.collect import Result
+
+
+def observed(result: Result, kind: type[Observer]) -> dict[Any, dict[int, dict[str, Any]]]:
+    """observer -> round -> what it returned, for the observers of one type that a run has."""
+    found: dict[Any, dict[int, dict[str, Any]]] = {}
+    for line in result.metrics():
+        for text, seen in line.get("observed", {}).items():
+            observer = parse(text)
+            if isinstance(observer, kind):
+                found.setdefault(observer, {})[line["step"]] = seen
+    return found
