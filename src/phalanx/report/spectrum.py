@@ -32,7 +32,7 @@ def spectra(results: Sequence[Result]) -> list[tuple[str, Spectra]]:
 
 
 def plot_spectrum(results: Sequence[Result], title: str, path: Path) -> None:
-    """A panel for each tensor and reshape: singular values over the largest, a curve for each round, later is darker."""
+    """A panel for each tensor and reshape: singular values over the largest by round, later rounds darker."""
     panels = spectra(results)
     made = figure(6.2 * max(1, len(panels)), 4.6)
     axes: Any = made.subplots(1, max(1, len(panels)), squeeze=False)[0]
@@ -46,6 +46,7 @@ def plot_spectrum(results: Sequence[Result], title: str, path: Path) -> None:
         ax.set_xlabel("number of the singular value")
         ax.set_ylabel("singular value / the largest")
         ax.set_ylim(0, 1.02)
+        ax.locator_params(axis="x", integer=True)
         tidy(ax)
         ax.legend(title="round", frameon=False, fontsize=9)
     save(made, title, path)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phalanx.observers.variance import RESHAPES, Variance
 from phalanx.report.collect import Result
@@ -14,6 +14,10 @@ from phalanx.report.observed import observed
 from phalanx.report.plots import figure, save, tidy
 from phalanx.report.sheet import Cell, Sheet
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FEW = 8  # layers whose names fit side by side
 COLOURS = {"entries": "#000000", "paper": "#0072B2", "matrix": "#D55E00", "square": "#009E73"}
 
 Looks = dict[str, dict[int, dict[str, Any]]]  # layer -> round -> what was measured of it
@@ -35,36 +39,49 @@ def ratio(seen: dict[str, Any], reshape: str) -> float:
 
 def plot_variance(results: Sequence[Result], title: str, path: Path) -> None:
     """A line of panels for each run: the condition of theorem 3.8, and second moments at equal bytes, by layer."""
-    made = figure(14, 4.9 * len(results) + 0.4)
-    axes: Any = made.subplots(len(results), 2, squeeze=False)
-    for result, (left, right) in zip(results, axes, strict=True):
-        layers = looks(result)
-        names = [f"{name.removesuffix('.weight')}\n{_form(seen)}" for name, seen in layers.items()]
+    seen = [(result.label, looks(result)) for result in results]
+    made = figure(14, sum(4.6 if len(layers) <= FEW else 5.6 for _, layers in seen) + 0.4)
+    axes: Any = made.subplots(len(seen), 2, squeeze=False)
+    for (label, layers), (left, right) in zip(seen, axes, strict=True):
         for i, reshape in enumerate(RESHAPES):
-            values = [[ratio(seen, reshape) for seen in rounds.values()] for rounds in layers.values()]
+            values = [[ratio(look, reshape) for look in rounds.values()] for rounds in layers.values()]
             _ranges(left, values, 0.2 * (i - 1), COLOURS[reshape], f"reshape={reshape!r}")
         left.axhline(1.0, color="#888888", linewidth=1.2)
         left.set_ylabel("$(n + m)\\,|X|_*^2\\;/\\;|X|_{1,1}^2$")
-        left.set_title(f"{result.label}: singular values win below 1, at equal floats", loc="left", fontsize=11)
+        left.set_title(f"{label}: below 1 singular values vary less, counting floats", loc="left", fontsize=11)
         for i, kind in enumerate(("entries", *RESHAPES)):
-            found = [[_part(seen, kind) for seen in rounds.values()] for rounds in layers.values()]
-            label = "entries" if kind == "entries" else f"reshape={kind!r}"
-            values = [[part["bytes"] for part in parts] for parts in found]
-            _ranges(right, values, 0.2 * (i - 1.5), COLOURS[kind], label)
-            seen = [fmean(part["measured"] for part in parts) for parts in found]
-            places = [place + 0.2 * (i - 1.5) for place in range(len(seen))]
-            hollow = "measured, mean" if kind == "entries" else None
-            right.plot(places, seen, "o", markersize=7, fillstyle="none", color=COLOURS[kind], label=hollow)
-        right.set_ylabel("$E|\\hat X|^2\\;/\\;|X|^2$ at equal bytes")
-        right.set_title(f"{result.label}: second moment, lower is better", loc="left", fontsize=11)
-        for ax in (left, right):
-            ax.set_yscale("log")
-            ax.set_xticks(range(len(names)), names, fontsize=8 if len(names) <= 8 else 6)
-            ax.tick_params(axis="x", rotation=0 if len(names) <= 8 else 90)
-            tidy(ax)
-            ax.grid(visible=False, axis="x")
-            ax.legend(frameon=False, fontsize=9)
+            found = [[_part(look, kind) for look in rounds.values()] for rounds in layers.values()]
+            name = "entries" if kind == "entries" else f"reshape={kind!r}"
+            shift = 0.2 * (i - 1.5)
+            _ranges(right, [[part["bytes"] for part in parts] for parts in found], shift, COLOURS[kind], name)
+            means = [fmean(part["measured"] for part in parts) for parts in found]
+            places = [place + shift for place in range(len(means))]
+            right.plot(places, means, "o", markersize=8, fillstyle="none", color=COLOURS[kind])
+        right.set_ylabel("$E|\\hat X|^2\\;/\\;|X|^2$")
+        right.set_title(f"{label}: second moment at equal bytes, lower is better", loc="left", fontsize=11)
+        for ax, marks in ((left, ("v", "s")), (right, ("v", "s", "o"))):
+            _dress(ax, [f"{name.removesuffix('.weight')}\n{_form(rounds)}" for name, rounds in layers.items()], marks)
     save(made, title, path)
+
+
+def _dress(ax: Axes, names: Sequence[str], marks: Sequence[str]) -> None:
+    """Scales, names of the layers, and a legend that says what the marks are."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    few = len(names) <= FEW
+    ax.set_xticks(range(len(names)), names, fontsize=9 if few else 7, rotation=0 if few else 90)
+    tidy(ax)
+    ax.grid(visible=False, axis="x")
+    words = {"v": "first look", "s": "last look, line: all", "o": "measured, mean of all"}
+    handles = ax.get_legend_handles_labels()[0]
+    grey = {"color": "#666666", "linestyle": "", "markersize": 5}
+    extra = [Line2D([], [], marker=m, fillstyle="none" if m == "o" else "full", label=words[m], **grey) for m in marks]
+    ax.legend(handles=[*handles, *extra], frameon=False, fontsize=8, ncols=2, loc="best")
 
 
 def variance_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -141,8 +158,8 @@ def _form(rounds: dict[int, dict[str, Any]]) -> str:
     return "x".join(map(str, next(iter(rounds.values()))["shape"]))
 
 
-def _ranges(ax: Any, values: Sequence[Sequence[float]], shift: float, colour: str, label: str) -> None:
-    """For each place the first value as a dot, and a line over all of them."""
+def _ranges(ax: Axes, values: Sequence[Sequence[float]], shift: float, colour: str, label: str) -> None:
+    """For each place a line over all values, the first and the last marked."""
     for place, several in enumerate(values):
         ax.plot([place + shift] * 2, [min(several), max(several)], color=colour, linewidth=2.5, alpha=0.6)
     places = [place + shift for place in range(len(values))]
