@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import phalanx as px
+from phalanx.cli import app
 from phalanx.phase import Run
 from phalanx.recipes import Recipe, find, recipes
+from phalanx.recipes.atomo_convergence import METHODS, RATES
+from phalanx.recipes.atomo_tuning import GRID, SIGNS
 from phalanx.recipes.recipe import slug
+from phalanx.report.collect import Curve, Result
+from phalanx.report.convergence import convergence_tables, plot_convergence, styles_of
 from phalanx.report.pretty import pretty
+from phalanx.report.sheet import Sheet
+from phalanx.report.tuning import plot_tuning, tuning_tables
 from phalanx.study import plan
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
@@ -122,3 +132,117 @@ def test_a_file_and_an_expression_are_the_same_run(tmp_path) -> None:
         plan(str(file))
     with pytest.raises(ValueError, match="is a folder; give --resume"):
         plan(str(tmp_path))
+
+
+def ran(recipe: str, folder: Path, *only: str) -> dict:
+    """What a recipe prints at scale smoke, and its plot is there."""
+    chosen = [word for label in only for word in ("--only", label)]
+    result = CliRunner().invoke(app, ["run", recipe, "--scale", "smoke", "--out", str(folder), "--json", *chosen])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    printed = json.loads(result.stdout)
+    assert json.loads((folder / "tables.json").read_text()) == printed["tables"]
+    return printed
+
+
+@pytest.mark.data
+def test_atomo_convergence_sends_fewer_bytes_than_sgd(tmp_path: Path) -> None:
+    printed = ran("atomo-convergence", tmp_path)
+    (table,) = printed["tables"]
+    assert [row[0] for row in table["rows"]] == list(METHODS)
+    sent = {row[0]: row[2] for row in table["rows"]}
+    assert all(kilobytes < sent["SGD"] for label, kilobytes in sent.items() if label != "SGD")
+    assert sent["spectral s=1"] < sent["spectral s=4"] and sent["QSGD 1 bit"] < sent["QSGD 8 bit"]
+    assert {r["rounds"] for r in printed["results"]} == {10}
+
+
+@pytest.mark.data
+def test_atomo_tuning_chooses_among_what_it_tried(tmp_path: Path) -> None:
+    labels = ("TernGrad: lr 0.25", "TernGrad: lr 0.125", "Signum: lr 0.000976562")
+    (table,) = ran("atomo-tuning", tmp_path, *labels)["tables"]
+    assert [row[0] for row in table["rows"]] == ["TernGrad", "Signum"]
+    assert table["rows"][0][1] in (0.25, 0.125) and table["rows"][1][1] == pytest.approx(2**-10)
+
+
+@pytest.mark.data
+def test_atomo_spectrum_reports_every_look(tmp_path: Path) -> None:
+    tables = ran("atomo-spectrum", tmp_path)["tables"]
+    assert [table["title"].rpartition("=")[2] for table in tables] == ["'paper'", "'matrix'"]
+    for table in tables:
+        assert [row[0] for row in table["rows"]] == ["0", "2", "4"]
+        # one matrix and another of the same entries
+        assert [row[1] for row in table["rows"]] == pytest.approx([row[1] for row in tables[0]["rows"]])
+        assert all(1 <= row[4] <= row[5] for row in table["rows"])
+
+
+@pytest.mark.data
+def test_atomo_variance_measures_what_the_theory_says(tmp_path: Path) -> None:
+    by_layer, by_round = ran("atomo-variance", tmp_path)["tables"]
+    assert len(by_layer["rows"]) == 3 * 3 and [row[0] for row in by_round["rows"]] == ["0", "2", "4"]
+    for row in by_layer["rows"]:
+        holds = int(row[3].split()[0])
+        assert (holds == 3) <= (max(row[4:6]) <= 1) and (holds == 0) <= (min(row[4:6]) > 1)
+        # 12 draws of entries, whose second moments hardly vary
+        assert row[8] == pytest.approx(row[7], rel=0.1)
+
+
+def result(label: str, path: Path, losses: list[float | None], accuracy: list[float], sent: list[float]) -> Result:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "metrics.jsonl").write_text("".join(json.dumps({"loss": loss}) + "\n" for loss in losses))
+    curve = Curve([10 * (i + 1) for i in range(len(accuracy))], sent, [1.0] * len(accuracy), accuracy)
+    return Result(label, path, {"bytes_per_worker_round": 1000.0}, curve)
+
+
+def test_bytes_to_accuracy_are_those_of_the_first_test_that_reached_it(tmp_path: Path) -> None:
+    runs = [
+        result("A: SGD", tmp_path / "a", [], [0.3, 0.52, 0.56], [1e6, 2e6, 3e6]),
+        result("A: fast", tmp_path / "b", [], [0.2, 0.5, 0.58], [1e5, 2e5, 3e5]),
+        result("A: never", tmp_path / "c", [], [0.2, 0.5, 0.54], [1e5, 2e5, 3e5]),
+        result("A: not begun", tmp_path / "d", [], [], []),
+        result("B: SGD", tmp_path / "e", [], [0.12], [1e6]),
+    ]
+    first, second = convergence_tables(runs)
+    assert first.header[3] == "rounds to 55 %" and second.header[3] == "rounds to 10 %"
+    assert [row[3:] for row in first.rows] == [(30, 3.0, 1.0), (30, 0.3, 10.0), (None, None, None), (None, None, None)]
+    assert second.rows == (("SGD", "12.0 %", 1.0, 10, 1.0, 1.0),)
+    plot_convergence(runs, "title", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_the_step_size_of_the_least_late_loss_is_chosen(tmp_path: Path) -> None:
+    runs = [
+        result("A: lr 0.1", tmp_path / "a", [1.0] * 8, [], []),
+        result("A: lr 0.2", tmp_path / "b", [9.0] * 6 + [0.5] * 2, [], []),
+        result("A: lr 0.4", tmp_path / "c", [0.1] * 7 + [None], [], []),
+        result("B: lr 1", tmp_path / "d", [None], [], []),
+        result("B: lr 2", tmp_path / "e", [], [], []),
+    ]
+    (table,) = tuning_tables(runs)
+    assert table.rows == (("A", 0.2, 0.5, False), ("B", None, None, None))
+    plot_tuning(runs, "title", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_the_step_sizes_of_atomo_convergence_are_among_those_that_atomo_tuning_tries() -> None:
+    assert RATES.keys() == METHODS.keys()
+    assert all(rate in (SIGNS if label == "Signum" else GRID) for label, rate in RATES.items())
+    for label, scheme in METHODS.items():
+        tried = {
+            r.phases[0].finish
+            for name, r in find("atomo-tuning").runs("laptop").items()
+            if name.startswith(f"{label}: ")
+        }
+        run = find("atomo-convergence").runs("laptop")[label]
+        assert run.phases[0].scheme == scheme and run.phases[0].finish in tried
+
+
+def test_no_two_methods_are_drawn_alike() -> None:
+    styles = styles_of(list(METHODS))
+    looks = {(style["color"], style["linestyle"]) for style in styles.values()}
+    assert len(looks) == len(METHODS)
+
+
+def test_a_sheet_says_what_is_missing() -> None:
+    sheet = Sheet("title", ("a", "b", "c", "d", "e"), (("x", None, True, 12345.6, 0.12345),))
+    assert sheet.words() == [["x", "-", "yes", "12,346", "0.123"]]
+    assert json.loads(json.dumps(sheet.to_json()))["rows"] == [["x", None, True, 12345.6, 0.12345]]

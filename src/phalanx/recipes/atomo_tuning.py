@@ -8,13 +8,13 @@ from phalanx.recipes.atomo_convergence import METHODS, SIZES, configured
 from phalanx.recipes.recipe import recipe
 from phalanx.report.tuning import plot_tuning, tuning_tables
 
-GRID = tuple(2.0**-k for k in (4, 3, 2, 1, 0))  # the dissertation has 2^-7 to 2^-1, constant
-SIGNS = tuple(2.0**-k for k in (11, 10, 9, 8, 7))  # for a step whose entries are all -1 or 1
+GRID = tuple(2.0**-k for k in (5, 4, 3, 2))  # the dissertation has 2^-7 to 2^-1, constant
+SIGNS = tuple(2.0**-k for k in (12, 11, 10, 9))  # for a step whose entries are all -1 or 1
 
 
 @recipe("atomo-tuning", plot=plot_tuning, tables=tuning_tables)
 def atomo_tuning(scale: str) -> dict[str, Run]:
-    """Short runs of atomo-convergence at five step sizes each: the least loss on batches not trained on before wins."""
+    """Short runs of atomo-convergence at four step sizes each: the least loss on batches not trained on before wins."""
     size = SIZES[scale]
     return {
         f"{f'{name} ' if name else ''}{label}: lr {lr:g}": configured(size, model, scheme, lr, size.tuning_rounds)
