@@ -34,7 +34,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(px.cifar10(train=2000, test=500, size=16), px.cnn(channels=(8, 16)), "4.weight", None, 64, 5, 2),
-    "laptop": Size(px.cifar10(test=2000, size=16), px.cnn(), "8.weight", None, 256, 701, 100),
+    "laptop": Size(px.cifar10(test=2000, size=16), px.cnn(), "8.weight", px.crop_flip(pad=1), 256, 401, 80),
     # data passes 0, 5, 10, ... as in the figure, at 391 steps a pass
     "paper": Size(px.cifar10(), px.resnet18(), "7.conv2.weight", px.crop_flip(), 128, 7821, 1955),
 }

@@ -30,7 +30,6 @@ class Training:
     rounds: int
     every: int
     draws: int = 20
-    workers: int = 4
 
 
 SMALL, WHOLE = px.cifar10(test=2000, size=16), px.cifar10()
@@ -40,11 +39,7 @@ TRAININGS = {
             px.cifar10(train=2000, test=500, size=16), px.cnn(channels=(8, 16)), None, 64, rounds=5, every=2, draws=4
         )
     },
-    "laptop": {
-        "CNN": Training(SMALL, px.cnn(), None, 256, rounds=401, every=80),
-        # one worker with half as many images, because a step takes 20 times as long
-        "ResNet-18": Training(SMALL, px.resnet18(), None, 32, rounds=61, every=20, draws=4, workers=1),
-    },
+    "laptop": {"CNN": Training(SMALL, px.cnn(), px.crop_flip(pad=1), 256, rounds=401, every=80)},
     "paper": {
         "ResNet-18": Training(WHOLE, px.resnet18(), px.crop_flip(), 128, rounds=8001, every=1000),
         "VGG-11-BN": Training(WHOLE, px.vgg11_bn(), px.crop_flip(), 128, rounds=8001, every=1000),
@@ -67,7 +62,7 @@ def atomo_variance(scale: str) -> dict[str, Run]:
             data=training.data,
             model=training.model,
             phases=(phase,),
-            workers=training.workers,
+            workers=4,
             augment=training.augment,
             evaluate_every=training.every,
             observers=(px.variance(every=training.every, draws=training.draws),),
