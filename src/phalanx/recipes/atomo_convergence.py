@@ -93,10 +93,13 @@ METHODS: dict[str, Stage] = {
     "Signum": px.signum(beta=0.9),
 }
 
-# what atomo-tuning at scale laptop chose; at scale paper, where to begin
+# of atomo-tuning at scale laptop; at scale paper, where to begin
 RATES: dict[str, float] = {
-    **dict.fromkeys(METHODS, 0.25),
-    "Signum": 2**-9,
+    **dict.fromkeys(METHODS, 0.125),
+    # the noisiest estimates want shorter steps
+    "spectral s=1": 0.0625,
+    "QSGD 1 bit": 0.0625,
+    "Signum": 2**-10,
 }
 
 

@@ -16,6 +16,7 @@ from phalanx.report.sheet import Cell, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FEW = 8  # layers whose names fit side by side
 COLOURS = {"entries": "#000000", "paper": "#0072B2", "matrix": "#D55E00", "square": "#009E73"}
@@ -59,14 +60,14 @@ def plot_variance(results: Sequence[Result], title: str, path: Path) -> None:
             right.plot(places, means, "o", markersize=8, fillstyle="none", color=COLOURS[kind])
         right.set_ylabel("$E|\\hat X|^2\\;/\\;|X|^2$")
         right.set_title(f"{label}: second moment at equal bytes, lower is better", loc="left", fontsize=11)
-        for ax, marks in ((left, ("v", "s")), (right, ("v", "s", "o"))):
-            _dress(ax, [f"{name.removesuffix('.weight')}\n{_form(rounds)}" for name, rounds in layers.items()], marks)
+        for ax in (left, right):
+            _dress(ax, [f"{name.removesuffix('.weight')}\n{_form(rounds)}" for name, rounds in layers.items()])
+    _legend(made, axes[0][1])
     save(made, title, path)
 
 
-def _dress(ax: Axes, names: Sequence[str], marks: Sequence[str]) -> None:
-    """Scales, names of the layers, and a legend that says what the marks are."""
-    from matplotlib.lines import Line2D
+def _dress(ax: Axes, names: Sequence[str]) -> None:
+    """Scales, and the names of the layers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     ax.set_yscale("log")
@@ -77,11 +78,18 @@ def _dress(ax: Axes, names: Sequence[str], marks: Sequence[str]) -> None:
     ax.set_xticks(range(len(names)), names, fontsize=9 if few else 7, rotation=0 if few else 90)
     tidy(ax)
     ax.grid(visible=False, axis="x")
-    words = {"v": "first look", "s": "last look, line: all", "o": "measured, mean of all"}
-    handles = ax.get_legend_handles_labels()[0]
-    grey = {"color": "#666666", "linestyle": "", "markersize": 5}
-    extra = [Line2D([], [], marker=m, fillstyle="none" if m == "o" else "full", label=words[m], **grey) for m in marks]
-    ax.legend(handles=[*handles, *extra], frameon=False, fontsize=8, ncols=2, loc="best")
+
+
+def _legend(made: Figure, ax: Axes) -> None:
+    """Below all panels: what the colours and the marks are."""
+    from matplotlib.lines import Line2D
+
+    words = {"v": "first look", "s": "last look; the line: all", "o": "measured, mean of all"}
+    grey = {"color": "#666666", "linestyle": "", "markersize": 6}
+    marks = [Line2D([], [], marker=m, fillstyle="none" if m == "o" else "full", label=words[m], **grey) for m in words]
+    made.legend(
+        handles=[*ax.get_legend_handles_labels()[0], *marks], loc="outside lower center", ncols=7, frameon=False
+    )
 
 
 def variance_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -123,13 +131,15 @@ def _by_layer(label: str, layers: Looks) -> Sheet:
         "3.8 holds",
         "ratio, first",
         "last",
-        "entries: equal floats",
-        "equal bytes",
-        "measured",
+        "entries, equal floats",
+        "entries",
+        "measured entries",
         "spectral",
-        "measured",
+        "measured spectral",
     )
-    return Sheet(f"{label}: E|Xhat|^2 / |X|^2 by layer, mean over the rounds looked at", header, tuple(rows))
+    return Sheet(
+        f"{label}: E|Xhat|^2 / |X|^2 by layer at equal bytes, mean of the rounds looked at", header, tuple(rows)
+    )
 
 
 def _by_round(label: str, layers: Looks) -> Sheet:
