@@ -93,7 +93,8 @@ METHODS: dict[str, Stage] = {
     "Signum": px.signum(beta=0.9),
 }
 
-# of atomo-tuning at scale laptop; at scale paper, where to begin
+# SGD, the spectral codes and 1-bit QSGD: what atomo-tuning at scale laptop chose of 1/16 and 1/8 (and, of the first and the
+# last, also of 1/4 to 1); the others by likeness, until it has been run to its end
 RATES: dict[str, float] = {
     **dict.fromkeys(METHODS, 0.125),
     # the noisiest estimates want shorter steps
