@@ -343,6 +343,13 @@ class TestMessages:
         assert payload["counts"][1].tolist() == [255, 255]
         assert codec.decode(payload, layout)[-9:].equal(row[-9:])
 
+    def test_small_tensors_travel_as_they_are_on_request(self):
+        layout = px.Layout(("weight", "bias"), (torch.Size([40, 40]), torch.Size([39])))
+        codec, row = px.parse("atomo(entries(), budget=2, smallest=40)"), torch.randn(1639, generator=stream(0)())
+        payload, _ = codec.encode(row, layout, {}, stream(0))
+        assert payload["counts"][1].tolist() == [32767, 32767] and payload["counts"][0].sum() < 100
+        assert payload["dense"].equal(row[-39:]) and codec.decode(payload, layout)[-39:].equal(row[-39:])
+
     @pytest.mark.parametrize("text", CODECS)
     def test_damaged_counts_and_parts_are_refused(self, text):
         codec, layout = px.parse(text), px.Layout(("x", "y"), (torch.Size([12, 10]), torch.Size([8, 8])))
@@ -356,7 +363,10 @@ class TestMessages:
         with pytest.raises(BadPayload):
             codec.decode({**payload, "left": torch.zeros(3)}, layout)
 
-    @pytest.mark.parametrize("settings", ["budget=0", "budget=-1", "ratio=0", "ratio=1.5", "budget=1, ratio=0.1", ""])
+    @pytest.mark.parametrize(
+        "settings",
+        ["budget=0", "budget=-1", "ratio=0", "ratio=1.5", "budget=1, ratio=0.1", "", "budget=1, smallest=-1"],
+    )
     def test_settings_that_no_run_can_use(self, settings):
         with pytest.raises(ValueError, match="atomo needs"):
             px.parse(f"atomo(entries(), {settings})")

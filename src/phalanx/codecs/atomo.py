@@ -40,6 +40,7 @@ class Atomo(Codec):
             a codec that is not unbiased, such as half(), makes this one biased too.
         draws: "independent", or "systematic": one random number for a tensor, the same probabilities and, of
             orthonormal atoms, the same variance, and a number of atoms that is always the budget, up or down to whole.
+        smallest: tensors of fewer entries travel as they are: what a code saves of them may not be worth its time.
     Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, Algorithm 1 and Equation 2; systematic sampling: Madow, 1949.
         Differs: never draws again; vectors (the dissertation's future work) and draws are ours, see docs/atomo.md.
     """
@@ -49,6 +50,7 @@ class Atomo(Codec):
     ratio: float | None = None
     vectors: Codec | None = None
     draws: Literal["independent", "systematic"] = "independent"
+    smallest: int = 0
 
     def validate(self) -> None:
         require(
@@ -56,6 +58,7 @@ class Atomo(Codec):
         )
         require(self.budget is None or self.budget > 0, f"atomo needs budget > 0 atoms, got budget={self.budget}")
         require(self.ratio is None or 0 < self.ratio <= 1, f"atomo needs 0 < ratio <= 1, got ratio={self.ratio}")
+        require(self.smallest >= 0, f"atomo needs smallest >= 0 entries, got smallest={self.smallest}")
         require(
             self.vectors is None or self.atoms.vectors,
             f"{self.atoms!r} has no vectors to code; leave vectors out, or take spectral()",
@@ -121,9 +124,11 @@ class Atomo(Codec):
 
     def _draw(self, part: Tensor, generator: torch.Generator) -> tuple[tuple[int, int], dict[str, Tensor]]:
         """The counts and the parts of one tensor's message."""
-        x, budget = part.to(wide(part.dtype)), self._budget(part.shape)
-        if self._expected_bytes(part, 0, min(budget, self.atoms.most(part.shape))) >= _bytes(part):
+        budget = self._budget(part.shape)
+        least = self._expected_bytes(part, 0, min(budget, self.atoms.most(part.shape)))
+        if part.numel() < self.smallest or least >= _bytes(part):
             return (DENSE, DENSE), {}
+        x = part.to(wide(part.dtype))
         lam, known = self.atoms.analyse(x)
         # a sum is quick to take, and finite only if all of it is
         if not bool(lam.sum().isfinite()) and not bool(lam.isfinite().all()):
