@@ -31,6 +31,8 @@ tests: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/aggregators.py
+	$(BIN)/python benchmarks/codecs.py
+	$(BIN)/python benchmarks/noise.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
