@@ -106,11 +106,11 @@ METHODS: dict[str, Stage] = {
 
 # what atomo-tuning at scale laptop chose; at scale paper, where to begin
 RATES: dict[str, float] = {
-    **dict.fromkeys(METHODS, 0.125),
+    **dict.fromkeys(METHODS, 0.0625),
     # the noisiest estimates want shorter steps
-    "spectral s=1": 0.0625,
-    "QSGD 1 bit": 0.0625,
-    "Signum": 2**-10,
+    "spectral s=1": 0.03125,
+    "QSGD 1 bit": 0.03125,
+    "Signum": 2**-11,
 }
 
 
