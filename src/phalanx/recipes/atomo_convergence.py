@@ -75,14 +75,15 @@ SIZES = {
 }
 
 
-def spectral(budget: int, vectors: Codec | None = None) -> Stage:
-    """ATOMO in the matrices of the dissertation.
+def spectral(
+    budget: int, vectors: Codec | None = None, reshape: Literal["paper", "matrix", "square"] = "paper"
+) -> Stage:
+    """ATOMO, in the matrices of the dissertation unless told otherwise.
 
     An all-gather pads every message to the longest, so the number of atoms is kept from varying; biases and BatchNorm's
     parameters, a hundredth of all entries, travel as they are.
     """
-    atoms = px.spectral(reshape="paper")
-    codec = px.atomo(atoms, budget=budget, vectors=vectors, draws="systematic", smallest=1000)
+    codec = px.atomo(px.spectral(reshape), budget=budget, vectors=vectors, draws="systematic", smallest=1000)
     return px.chain(px.gather(codec), px.mean())
 
 
@@ -95,10 +96,12 @@ def quantized(bits: int) -> Stage:
 METHODS: dict[str, Stage] = {
     "SGD": px.chain(px.reduce(px.dense())),
     **{f"spectral s={s}": spectral(s) for s in (1, 2, 3, 4)},
+    # in matrices (out, in k^2) an atom is a tenth as long
+    "spectral matrix s=24": spectral(24, reshape="matrix"),
     # the largest magnitude as norm: of short vectors it leaves a third of the noise that norm 2 does; packed, since of
     # such levels few are zero
     "spectral s=8, QSGD vectors": spectral(8, vectors=px.qsgd(bits=2, norm="linf")),
-    **{f"QSGD {bits} bit": quantized(bits) for bits in (1, 2, 4, 8)},
+    **{f"QSGD {bits} bit": quantized(bits) for bits in (1, 2, 3, 4, 8)},
     "TernGrad": px.chain(px.gather(px.terngrad(coding="elias")), px.mean()),
     "PowerSGD rank 2": px.chain(px.power_sgd(rank=2)),
     "Signum": px.signum(beta=0.9),
