@@ -151,7 +151,9 @@ def test_atomo_convergence_sends_fewer_bytes_than_sgd(tmp_path: Path) -> None:
     (table,) = printed["tables"]
     assert [row[0] for row in table["rows"]] == list(METHODS)
     sent = {row[0]: row[2] for row in table["rows"]}
-    assert all(kilobytes < sent["SGD"] for label, kilobytes in sent.items() if label != "SGD")
+    # 24 atoms of so small a network are no shorter than its matrices, which travel as they are then
+    shorter = set(sent) - {"SGD", "spectral matrix s=24"}
+    assert all(sent[label] < sent["SGD"] for label in shorter)
     assert sent["spectral s=1"] < sent["spectral s=4"] and sent["QSGD 1 bit"] < sent["QSGD 8 bit"]
     assert {r["rounds"] for r in printed["results"]} == {10}
 

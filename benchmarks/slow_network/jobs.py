@@ -11,7 +11,7 @@ from phalanx.phase import Run, amend
 from phalanx.report.collect import Result, collect
 from phalanx.results import about, write_json
 from phalanx.study import Study, StudyFolder, plan
-from slow_network.hosts import Hosts
+from slow_network.hosts import Hosts, JobFailed
 
 
 def ask(recipe: str, scale: str | None, only: Sequence[str], settings: Sequence[str]) -> Study:
@@ -65,6 +65,11 @@ def conduct(hosts: Hosts, study: Study, path: Path, limit_s: float) -> list[Resu
     unfinished = set(folder.study.runs) - set(folder.finished(folder.study))
     if unfinished:
         argv = ("-m", "phalanx", "run", "--resume", str(path))
-        hosts.torchrun(*argv, logs=path / "logs", limit_s=limit_s)
+        try:
+            hosts.torchrun(*argv, logs=path / "logs", limit_s=limit_s)
+        except JobFailed:
+            # a process may also crash on its way out, when all is measured and written
+            if set(folder.study.runs) - set(folder.finished(folder.study)):
+                raise
     results = {result.path.name: result for result in collect([path])}
     return [results[folder.run_path(label).name] for label in study.runs]

@@ -18,7 +18,7 @@ import phalanx as px
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
 torch.set_num_threads(1)
-dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+dist.init_process_group("gloo", timeout=timedelta(seconds=100))
 rank, ranks = dist.get_rank(), dist.get_world_size()
 CAP_MB = 0.01  # buckets of a layer or two
 WIDTH = 48
@@ -250,7 +250,8 @@ def failing() -> Any:
     """Rank 1's exchange raises; rank 0 would wait for it."""
     made = {}
     for overlap in (True, False):
-        model = wrap(Net())
+        # the hook's group has the patience of the model's; that of the barrier below must be longer
+        model = wrap(Net(), process_group=dist.new_group(timeout=timedelta(seconds=20)))
         hook = px.ddp.register(model, task["memory"], overlap=overlap)
         train(model, range(3))
         carry = hook.courier.carry

@@ -147,7 +147,7 @@ def test_exchange_runs_while_backward_goes_on(results):
 
 @pytest.mark.parametrize("overlap", ["True", "False"])
 def test_a_failed_exchange_raises_on_every_rank(results, overlap):
-    """The rank that waits gets an error long before its patience of 30 seconds ends: the group was closed."""
+    """The rank that waits gets an error long before its patience of 20 seconds ends: the group was closed."""
     assert "the disk is full" in results[1]["failing"][overlap]
     assert results[0]["failing"][overlap]
     assert "imed out" not in results[0]["failing"][overlap]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import pairwise
 
 import torch
@@ -115,12 +114,7 @@ class GroupWorld:
 
     def leave(self) -> None:
         """Gives a group of its own back, for good; ranks that wait in it for this one get an error."""
-        # gloo closes its connections when the last reference goes
-        group = vars(self).pop("_group", None)
-        if group is not None and dist.is_initialized():
-            # gone already where all groups were destroyed
-            with suppress(ValueError):
-                dist.destroy_process_group(group)
+        self._lines.leave()
 
     def _all_gather(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
         """Every rank's bytes, `sizes` of them; gloo wants equal lengths, so the shorter ones travel padded."""

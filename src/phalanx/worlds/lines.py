@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -40,6 +41,10 @@ class Lines(Protocol):
         """Makes x, in place, the sum over all processes."""
         ...
 
+    def leave(self) -> None:
+        """The last call, for lines of one's own: processes that wait for this one get an error."""
+        ...
+
 
 class GroupLines:
     """The collectives of a process group, gloo or NCCL; the default group when None.
@@ -64,6 +69,14 @@ class GroupLines:
     def all_reduce(self, x: Tensor) -> None:
         dist.all_reduce(x, group=self._group)
 
+    def leave(self) -> None:
+        # gloo closes its connections when the last reference goes
+        group = vars(self).pop("_group", None)
+        if group is not None and dist.is_initialized():
+            # gone already where all groups were destroyed
+            with suppress(ValueError):
+                dist.destroy_process_group(group)
+
 
 @dataclass(frozen=True)
 class Echo:
@@ -78,6 +91,9 @@ class Echo:
 
     def all_reduce(self, x: Tensor) -> None:
         x *= self.size
+
+    def leave(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,9 @@ class Recorder:
         began = time.perf_counter()
         self._lines.all_reduce(x)
         self._note("reduce", x, began)
+
+    def leave(self) -> None:
+        self._lines.leave()
 
     def _note(self, kind: Kind, x: Tensor, began: float) -> None:
         self.calls.append(Call(kind, x.numel() * x.element_size(), time.perf_counter() - began))
