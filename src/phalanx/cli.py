@@ -33,7 +33,16 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point of the command."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        # under torchrun gloo's threads may still let go of tensors; one that asks a finished interpreter for its lock
+        # aborts the process, and with it the job
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 def _version(wanted: bool) -> None:
