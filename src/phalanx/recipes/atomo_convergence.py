@@ -107,7 +107,8 @@ METHODS: dict[str, Stage] = {
     "Signum": px.signum(beta=0.9),
 }
 
-# what atomo-tuning at scale laptop chose; at scale paper, where to begin
+# what atomo-tuning at scale laptop chose for SGD, spectral s=3 and s=8, QSGD 2 bit and TernGrad; others by likeness. At
+# scale paper, where to begin
 RATES: dict[str, float] = {
     **dict.fromkeys(METHODS, 0.0625),
     # the noisiest estimates want shorter steps
