@@ -5,7 +5,7 @@ import pytest
 from hypothesis import settings
 
 # scripts that tests start in processes of their own
-collect_ignore_glob = ["job_*.py", "worlds/job_*.py"]
+collect_ignore_glob = ["job_*.py", "worlds/job*.py"]
 
 # a first call compiles kernels
 settings.register_profile("phalanx", deadline=None)

@@ -12,6 +12,8 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
+from phalanx.launch import leave
+
 
 def timed(call: Callable[[], object], repeats: int) -> float:
     """Median seconds until the slowest rank is through; every call starts behind a barrier."""
@@ -51,3 +53,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

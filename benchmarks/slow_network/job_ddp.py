@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import phalanx as px
+from phalanx.launch import leave
 from phalanx.phase import Run
 from phalanx.train import Trainer
 from phalanx.work import Site
@@ -59,3 +60,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -15,7 +15,7 @@ import typer
 import phalanx
 from phalanx.commands import cost
 from phalanx.commands.common import STOPPED, Json, Only, Scale, Seed, Settings, print_json, said
-from phalanx.launch import Team, team
+from phalanx.launch import Team, leave, team
 from phalanx.registry import entries, kinds, suggest
 from phalanx.report import tables
 from phalanx.study import Study, StudyFolder, conduct, plan
@@ -38,11 +38,7 @@ def main() -> None:
     except SystemExit as end:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             raise
-        # under torchrun gloo's threads may still let go of tensors; one that asks a finished interpreter for its lock
-        # aborts the process, and with it the job
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 def _version(wanted: bool) -> None:

@@ -19,6 +19,8 @@ def environment() -> dict[str, str]:
 
 
 def torchrun(processes: int, *argv: str, limit_s: float = 240) -> str:
+    if argv[0].endswith(".py"):
+        argv = (str(HERE / "job.py"), *argv)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *argv]
     job = subprocess.Popen(
         command,
