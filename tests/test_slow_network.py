@@ -46,9 +46,6 @@ def ours() -> list[str]:
     return [name for name in hosts.namespaces() if name.startswith(f"phx-{os.getpid()}-")]
 
 
-# ------------------------------------------------------------------ without root
-
-
 @pytest.mark.parametrize(("rate", "bits"), [("100mbit", 1e8), ("1Gbit", 1e9), ("2.5gbit", 2.5e9), ("64kbit", 64e3)])
 def test_rates(rate, bits):
     assert bits_per_s(rate) == bits
@@ -189,9 +186,6 @@ def test_errors_are_one_sentence(argv, words):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert words in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-
-
-# ------------------------------------------------------------------ with root
 
 
 @pytest.mark.processes
