@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from phalanx.clock import PARTS
+from phalanx.precision import wide
 from phalanx.stack import Note, Stack
 
 FAR = 6.0  # robust standard deviations
@@ -25,8 +26,9 @@ def outvoted(arrived: Stack, row: Tensor) -> list[int]:
     """
     if len(arrived.rows) < 3:
         return []
-    wide = torch.float64 if arrived.rows.dtype == torch.float64 else torch.float32
-    distances = torch.stack([torch.linalg.vector_norm(r.to(wide) - row.to(wide)) for r in arrived.rows]).double().cpu()
+    floats = wide(arrived.rows.dtype)
+    to = row.to(floats)
+    distances = torch.stack([torch.linalg.vector_norm(r.to(floats) - to) for r in arrived.rows]).double().cpu()
     median = distances.median()
     spread = 1.4826 * (distances - median).abs().median()
     far = distances > torch.maximum(median + FAR * spread, FURTHER * median)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from phalanx.precision import wide
 from phalanx.wire import pack, unpack
 from phalanx.world import BadPayload, Payload
 from phalanx.worlds.lines import GroupLines, Lines
@@ -44,12 +45,7 @@ class GroupWorld:
         self._shares = [range(a, b) for a, b in pairwise(bounds)]
         self.ids = tuple(self._shares[self.rank])
         self._recent: dict[int, deque[int]] = {}  # by limit: the longest blocks of late, the same in every process
-        self._device = self._lines.device
-
-    @property
-    def device(self) -> torch.device:
-        """Where the messages lie that travel."""
-        return self._device
+        self.device = self._lines.device  # where the messages lie that travel
 
     def __repr__(self) -> str:
         return f"GroupWorld({self.size}, rank {self.rank} of {self._ranks})"
@@ -86,8 +82,8 @@ class GroupWorld:
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """All-reduce of the local weighted sums, in the dtype of x."""
-        share = (weights / total).to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
-        local = (share @ x.to(share.dtype)).to(self._device, x.dtype)
+        share = (weights / total).to(x.device, wide(x.dtype))
+        local = (share @ x.to(share.dtype)).to(self.device, x.dtype)
         self._lines.all_reduce(local)
         return local.to(x.device)
 
@@ -107,7 +103,7 @@ class GroupWorld:
     def collect(self, payload: Payload) -> list[Payload]:
         """One payload of each rank, by rank."""
         message = pack(payload)
-        sizes = torch.zeros(self._ranks, dtype=torch.int64, device=self._device)
+        sizes = torch.zeros(self._ranks, dtype=torch.int64, device=self.device)
         sizes[self.rank] = len(message)
         self._lines.all_reduce(sizes)
         return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
@@ -121,7 +117,7 @@ class GroupWorld:
         longest = max(sizes)
         if longest == 0:
             return [message.new_empty(0).cpu() for _ in sizes]
-        mine = message.to(self._device)
+        mine = message.to(self.device)
         if len(mine) < longest:
             mine = torch.cat([mine, mine.new_zeros(longest - len(mine))])
         blocks = self._lines.all_gather(mine)
