@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one, working_dtype
+from phalanx.aggregators.columns import mix_one
 from phalanx.aggregators.gram import TINY, inner_products
 from phalanx.aggregators.order import median
 from phalanx.expression import method, require
+from phalanx.precision import wide
 from phalanx.round import Round
 from phalanx.stack import Stack
 from phalanx.stage import Scope, State
@@ -83,5 +84,5 @@ class CenteredClip(Aggregator):
 
 def _moved(start: Tensor, pull: Tensor, rows: Tensor) -> Tensor:
     """start + sum_i pull_i (rows_i - start) in the dtype of the rows."""
-    kept = start.to(working_dtype(rows.dtype)) * (1 - float(pull.sum()))
+    kept = start.to(wide(rows.dtype)) * (1 - float(pull.sum()))
     return (kept + mix_one(pull, rows)).to(rows.dtype)

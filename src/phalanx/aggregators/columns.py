@@ -9,12 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from phalanx.precision import wide
+
 PIECE = 1 << 16  # columns
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are taken in: float64 for itself, float32 for all narrower ones."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def for_each_piece(work: Callable[[int, int], None], d: int) -> None:
@@ -34,27 +31,27 @@ def for_each_piece(work: Callable[[int, int], None], d: int) -> None:
 
 def mix(weights: Tensor, rows: Tensor) -> Tensor:
     """weights @ rows in the dtype of the rows. Shapes: (m, n), (n, d) -> (m, d)."""
-    wide = working_dtype(rows.dtype)
-    weights = weights.to(rows.device, wide)
+    floats = wide(rows.dtype)
+    weights = weights.to(rows.device, floats)
     if len(weights) == 1:
         return mix_one(weights[0], rows).reshape(1, -1)
-    if rows.dtype == wide and 1 in rows.stride():
+    if rows.dtype == floats and 1 in rows.stride():
         return weights @ rows
     mixed = rows.new_empty(len(weights), rows.shape[1])
     for start in range(0, rows.shape[1], PIECE):
         piece = slice(start, start + PIECE)
-        mixed[:, piece] = weights @ rows[:, piece].to(wide)
+        mixed[:, piece] = weights @ rows[:, piece].to(floats)
     return mixed
 
 
 def mix_one(weights: Tensor, rows: Tensor) -> Tensor:
     """sum_i weights_i rows_i in the dtype of the rows. Shapes: (n,), (n, d) -> (d,)."""
-    wide = working_dtype(rows.dtype)
-    weights = weights.to(rows.device, wide)
-    if rows.dtype == wide and 1 in rows.stride():
+    floats = wide(rows.dtype)
+    weights = weights.to(rows.device, floats)
+    if rows.dtype == floats and 1 in rows.stride():
         return weights @ rows
     mixed = rows.new_empty(rows.shape[1])
     for start in range(0, rows.shape[1], PIECE):
         piece = slice(start, start + PIECE)
-        mixed[piece] = weights @ rows[:, piece].to(wide)
+        mixed[piece] = weights @ rows[:, piece].to(floats)
     return mixed

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.aggregators.columns import PIECE, for_each_piece, working_dtype
+from phalanx.aggregators.columns import PIECE, for_each_piece
 from phalanx.aggregators.network import network
+from phalanx.precision import wide
 
 
 def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = None) -> Tensor:
@@ -52,13 +53,13 @@ def _positions(rows: Tensor, picks: Sequence[int] | None) -> np.ndarray:
 
 
 def _swept(rows: Tensor, sweep: Callable[[np.ndarray, int, np.ndarray], None]) -> Tensor:
-    wide = working_dtype(rows.dtype)
-    result = torch.empty(rows.shape[1], dtype=wide)
+    floats = wide(rows.dtype)
+    result = torch.empty(rows.shape[1], dtype=floats)
 
     def work(start: int, stop: int) -> None:
         part = rows[:, start:stop]
-        if part.dtype != wide or part.stride(1) != 1:
-            part = part.to(wide).contiguous()
+        if part.dtype != floats or part.stride(1) != 1:
+            part = part.to(floats).contiguous()
         flat = part.as_strided(((len(part) - 1) * part.stride(0) + stop - start,), (1,))
         sweep(flat.numpy(), part.stride(0), result[start:stop].numpy())
 
@@ -67,12 +68,12 @@ def _swept(rows: Tensor, sweep: Callable[[np.ndarray, int, np.ndarray], None]) -
 
 
 def _sorted(rows: Tensor, chosen: np.ndarray, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    wide = working_dtype(rows.dtype)
+    floats = wide(rows.dtype)
     index = torch.as_tensor(chosen, device=rows.device)
     result = rows.new_empty(rows.shape[1])
     step = 8 * PIECE
     for start in range(0, rows.shape[1], step):
-        part = rows[:, start : start + step].index_select(0, index).to(wide)
+        part = rows[:, start : start + step].index_select(0, index).to(floats)
         result[start : start + step] = reduce(part.sort(dim=0).values)
     return result
 
