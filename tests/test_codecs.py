@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers of single codecs; what all of them promise is in test_laws_codecs."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.precision import cast
+from phalanx.precision import cast, finite
 from phalanx.world import BadPayload, payload_bytes
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -139,3 +141,15 @@ def test_nested_memories_do_not_meet():
         _, state = codec.encode(torch.tensor([0.3, -0.2]), layout, state, rng)
     assert set(state) == {"residual", "inner"} and set(state["inner"]) == {"residual", "inner"}
     assert not state["inner"]["residual"]["row"].equal(state["residual"]["row"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_finite_sees_every_entry_and_no_overflow(dtype):
+    top = torch.finfo(dtype).max
+    for x in (torch.full((5,), top, dtype=dtype), torch.zeros(0, dtype=dtype), torch.full((2, 3), -top, dtype=dtype)):
+        assert finite(x)
+    for bad in (math.nan, math.inf, -math.inf):
+        for place in range(4):
+            x = torch.full((4,), top, dtype=dtype)
+            x[place] = bad
+            assert not finite(x)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PARTS = ("computation_s", "encoding_s", "communication_s", "decoding_s")
 DDP = "torch DDP, no hook"  # the label of the control
+HOOK = "torch DDP, "  # before a scheme's label, where the scheme is its hook
 JOB_DDP = Path(__file__).parent / "job_ddp.py"
 TEST_IMAGES = 1000  # the test at the end of a short run is not what is measured
 
@@ -39,7 +40,7 @@ def measure(
     limit_s: float,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A line for each number of workers, rate and scheme, with the control at the end of each group.
+    """A line for each number of workers, rate and scheme, in our loop, then DDP without a hook and with each scheme.
 
     Args:
         rounds: of each short run.
@@ -55,7 +56,9 @@ def measure(
                 about = {"workers": n, "rate": rate, "achieved_bits_per_s": throughput(hosts)["bits_per_s"]}
                 results = jobs.conduct(hosts, short, Path(folder) / "study", limit_s)
                 lines += [{**about, **line(result, dropped)} for result in results]
-                lines.append({**about, **control(hosts, short, Path(folder), rounds, dropped, limit_s)})
+                for label, hook in hooks(short).items():
+                    seconds = ddp(hosts, short, hook, Path(folder), rounds, dropped, limit_s)
+                    lines.append({**about, "label": label, **seconds, "bytes_per_worker_round": None})
     return lines
 
 
@@ -100,17 +103,29 @@ def split(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def control(hosts: Hosts, study: Study, folder: Path, rounds: int, dropped: int, limit_s: float) -> dict[str, Any]:
-    """A step of DistributedDataParallel; it sends while it computes, so communication is what the step takes longer."""
+def hooks(study: Study) -> dict[str, str]:
+    """Labels and communication hooks to measure DDP with: none, and every scheme that compresses and fits buckets."""
+    schemes = {label: run.phases[0].scheme for label, run in study.runs.items()}
+    fitting = {label: repr(s) for label, s in schemes.items() if s.scope != "vector"}
+    return {DDP: "", **{HOOK + label: text for label, text in fitting.items() if text not in jobs.UNCOMPRESSED}}
+
+
+def ddp(
+    hosts: Hosts, study: Study, hook: str, folder: Path, rounds: int, dropped: int, limit_s: float
+) -> dict[str, Any]:
+    """A step of DistributedDataParallel; it exchanges while it computes, so communication is what that adds to a step.
+
+    Args:
+        hook: a scheme's expression; "" for none.
+    """
     run, out = next(iter(study.runs.values())), folder / "ddp.json"
-    hosts.torchrun(str(JOB_DDP), str(out), repr(run), str(rounds), logs=folder / "logs", limit_s=limit_s)
+    argv = (str(JOB_DDP), str(out), repr(run), str(rounds), *([hook] if hook else []))
+    hosts.torchrun(*argv, logs=folder / "logs", limit_s=limit_s)
     seconds = {name: median(values[dropped:]) for name, values in json.loads(out.read_text()).items()}
     sent = max(0.0, seconds["step_s"] - seconds["alone_s"])
     return {
-        "label": DDP,
         **dict(zip(PARTS, (seconds["step_s"] - sent, 0.0, sent, 0.0), strict=True)),
         "step_s": seconds["step_s"],
-        "bytes_per_worker_round": None,
         "rounds": rounds - dropped,
     }
 

@@ -71,8 +71,7 @@ def seconds_to(curve: Curve, target: float) -> float | None:
 
 def uncompressed(runs: dict[str, Run]) -> str | None:
     """The label of the run whose workers all-reduce their gradients as they are."""
-    plain = ("chain(reduce(dense()))", "reduce(dense())")
-    return next((label for label, run in runs.items() if repr(run.phases[0].scheme) in plain), None)
+    return next((label for label, run in runs.items() if repr(run.phases[0].scheme) in jobs.UNCOMPRESSED), None)
 
 
 def report(results: dict[int, list[Result]], target: float, baseline: str | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Under torchrun: seconds of a step of torch's DistributedDataParallel, with the model and the batches of a run.
 
-Arguments: OUT EXPRESSION STEPS. Rank 0 writes lists of seconds as JSON: `step_s`, and `alone_s` of the same step
-without any communication.
+Arguments: OUT EXPRESSION STEPS [SCHEME], the last a scheme to register as communication hook. Rank 0 writes lists of
+seconds as JSON: `step_s`, and `alone_s` of the same step without any communication.
 """
 
 import json
@@ -24,7 +24,7 @@ from phalanx.work import Site
 
 
 def main() -> None:
-    """Command line: OUT EXPRESSION STEPS."""
+    """Command line: OUT EXPRESSION STEPS [SCHEME]."""
     out, run, steps = Path(sys.argv[1]), px.parse(sys.argv[2]), int(sys.argv[3])
     assert isinstance(run, Run)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
@@ -34,6 +34,8 @@ def main() -> None:
     site = Site(model, trainer.layout, trainer.data, run.augment, run.precision, run.model.channels_last)
     model.train()
     wrapped = DistributedDataParallel(model)
+    if len(sys.argv) > 4:
+        px.ddp.register(wrapped, sys.argv[4])
     optimizer = phase.finish.optimizer(trainer.parameters)
     seconds: dict[str, list[float]] = {"step_s": [], "alone_s": []}
     for index in range(2 * steps):

@@ -13,6 +13,8 @@ from phalanx.results import about, write_json
 from phalanx.study import Study, StudyFolder, plan
 from slow_network.hosts import Hosts, JobFailed
 
+UNCOMPRESSED = ("chain(reduce(dense()))", "reduce(dense())")  # schemes that all-reduce the rows as they are
+
 
 def ask(recipe: str, scale: str | None, only: Sequence[str], settings: Sequence[str]) -> Study:
     """The study of a recipe, an expression, or a file that holds one."""

@@ -24,6 +24,7 @@ from phalanx.codecs.dense import Dense
 from phalanx.expression import require
 from phalanx.layout import Layout
 from phalanx.parser import parse
+from phalanx.precision import finite
 from phalanx.round import Round
 from phalanx.stack import Stack
 from phalanx.stage import Stage, State, TooFewRows, check_scheme
@@ -80,7 +81,7 @@ class Courier:
             # memories of the names in other pieces stay
             self.state = merge([state, self.state])
             notes = result.notes
-            lost = "" if bool(result.rows.isfinite().all()) else "the aggregate is not finite"
+            lost = "" if finite(result.rows) else "the aggregate is not finite"
         except TooFewRows as error:
             lost, notes = str(error), error.notes
         self.ledger.lost_rounds += bool(lost)

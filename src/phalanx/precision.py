@@ -12,6 +12,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    # the Euclidean norm is finite only if all are, and costs a tenth of looking at each; it may overflow where none is
+    return bool(torch.linalg.vector_norm(x, dtype=wide(x.dtype)).isfinite()) or bool(x.isfinite().all())
+
+
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in another dtype, where what is finite stays finite: it is cut at the largest number of the dtype."""
     top = torch.finfo(dtype).max

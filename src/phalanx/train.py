@@ -22,6 +22,7 @@ from phalanx.checkpoint import Checkpoint, flatten, merge, unflatten
 from phalanx.clock import PARTS
 from phalanx.layout import Layout
 from phalanx.phase import Phase, Run
+from phalanx.precision import finite
 from phalanx.results import RunFolder
 from phalanx.round import Round, stream
 from phalanx.stack import Note, Stack
@@ -197,7 +198,7 @@ class Trainer:
         notes = result.notes
         if result.arrived is not None:
             notes += tuple(Note("outvoted", w) for w in outvoted(result.arrived, result.rows[0]))
-        if not bool(result.rows.isfinite().all()):
+        if not finite(result.rows):
             return notes, "the update is not finite"
         self._update(phase, at, result.rows[0])
         return notes, ""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phalanx.attack import Attack, View
 from phalanx.expression import method, require
-from phalanx.precision import wide
+from phalanx.precision import finite, wide
 from phalanx.round import Round
 from phalanx.stage import Scope, State
 
@@ -60,7 +60,7 @@ class Mimic(Attack):
 def _follow(view: View, honest: dict[int, int], state: State, round: Round) -> dict[str, Any]:
     """One step of Oja's rule over the honest rows."""
     rows = view.honest.to(wide(view.rows.dtype))
-    if not bool(rows.isfinite().all()):
+    if not finite(rows):
         return state
     t = state.get("rounds", 0)
     z = state["direction"].to(rows) if t else torch.randn(rows.shape[1], generator=round.rng()).to(rows)

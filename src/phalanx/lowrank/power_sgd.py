@@ -13,7 +13,7 @@ from phalanx.clock import Clock
 from phalanx.expression import method, require
 from phalanx.layout import Layout
 from phalanx.memory import recall, remember
-from phalanx.precision import cast, wide
+from phalanx.precision import cast, finite, wide
 from phalanx.round import Round, stream
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, Stage, State, memory_key
@@ -86,7 +86,7 @@ class PowerSgd(Stage):
             new = lost.join({name: parts[name][i] - decoded[name] for name in matrices})
             state[memory_key(worker, received=False)] = {"residual": {**mine, **remember(new, old, lost)}}
         if matrices:
-            state[_SHARED] = {"right": {**known, **{name: _normed(q) for name, q in right.items() if _finite(q)}}}
+            state[_SHARED] = {"right": {**known, **{name: _normed(q) for name, q in right.items() if finite(q)}}}
         clock.lap("decode_s")
         merged = replace(
             stack,
@@ -127,7 +127,7 @@ def _mean(
 
 def _orthogonal(p: Tensor) -> Tensor:
     """Orthonormal columns that span those of p; p itself where it is not finite."""
-    return torch.linalg.qr(p).Q if _finite(p) else p
+    return torch.linalg.qr(p).Q if finite(p) else p
 
 
 def _normed(q: Tensor) -> Tensor:
@@ -135,7 +135,3 @@ def _normed(q: Tensor) -> Tensor:
     largest = q.abs().amax(dim=0, keepdim=True)
     scaled = q / torch.where(largest > 0, largest, 1.0)
     return scaled / torch.linalg.vector_norm(scaled, dim=0, keepdim=True).clamp(min=1.0)
-
-
-def _finite(x: Tensor) -> bool:
-    return bool(x.isfinite().all())
