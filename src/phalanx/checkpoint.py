@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from phalanx.world import Payload
+
 FORMAT = "phalanx-checkpoint-1"
+_PLAIN = "plain leaves as JSON"
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,19 @@ def unflatten(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, An
             node = node.setdefault(key, {})
         node[last] = value
     return tree
+
+
+def to_payload(tree: dict[str, Any]) -> Payload:
+    """A tree as tensors only, for a world to carry."""
+    tensors, plain = flatten(tree)
+    about = bytearray(json.dumps(plain).encode())
+    return {**tensors, _PLAIN: torch.frombuffer(about, dtype=torch.uint8)}
+
+
+def from_payload(payload: Payload) -> dict[str, Any]:
+    """The inverse of `to_payload`, without empty dictionaries."""
+    plain = json.loads(bytes(payload[_PLAIN].tolist()))
+    return unflatten({k: t for k, t in payload.items() if k != _PLAIN}, plain)
 
 
 def merge(trees: list[dict[str, Any]]) -> dict[str, Any]:

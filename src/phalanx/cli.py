@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 import phalanx
-from phalanx.commands import cost
+from phalanx.commands.advise import advise
 from phalanx.commands.common import STOPPED, Json, Only, Scale, Seed, Settings, print_json, said
+from phalanx.commands.probe import probe
 from phalanx.launch import Team, leave, team
 from phalanx.registry import entries, kinds, suggest
 from phalanx.report import tables
@@ -294,5 +295,5 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-app.command()(cost.probe)
-app.command()(cost.advise)
+app.command()(probe)
+app.command()(advise)

@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -18,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
-from phalanx.checkpoint import Checkpoint, flatten, merge, unflatten
+from phalanx.checkpoint import Checkpoint, from_payload, merge, to_payload
 from phalanx.clock import PARTS
 from phalanx.layout import Layout
 from phalanx.phase import Phase, Run
@@ -27,12 +23,12 @@ from phalanx.results import RunFolder
 from phalanx.round import Round, stream
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
+from phalanx.stop import stop_requests
 from phalanx.work import Site
 from phalanx.world import LocalWorld, World
 
 Listener = Callable[[dict[str, Any]], None]
 ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
-_PLAIN = "plain leaves as JSON"
 
 
 class Interrupted(Exception):
@@ -90,7 +86,7 @@ class Trainer:
         if folder is not None:
             folder.begin(repr(self.config))
         self._resume(folder.restore() if folder is not None else None)
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             for index, phase, at in self._rounds():
                 line = self._round(phase, at, stop.is_set())
                 ended = index + 1 == self.config.rounds
@@ -237,7 +233,7 @@ class Trainer:
         """Every process gives its workers' memories; rank 0 writes them."""
         states = [self.state]
         if len(self.world.ids) < self.world.size:
-            states = [_from_payload(part) for part in self.world.collect(_to_payload(self.state))]
+            states = [from_payload(part) for part in self.world.collect(to_payload(self.state))]
         if folder is None:
             return
         tree = {
@@ -252,7 +248,7 @@ class Trainer:
         """Rank 0 has read the checkpoint; every process takes the whole of it but other workers' memories."""
         tree = {"step": point.step, **point.tree} if point is not None else {}
         if len(self.world.ids) < self.world.size:
-            tree = _from_payload(self.world.collect(_to_payload(tree))[0])
+            tree = from_payload(self.world.collect(to_payload(tree))[0])
         if not tree:
             return
         self.step = tree["step"]
@@ -322,37 +318,3 @@ def _number(x: Tensor | float) -> float | None:
     """A float for JSON, which knows neither NaN nor infinity."""
     value = float(x)
     return value if math.isfinite(value) else None
-
-
-def _to_payload(tree: dict[str, Any]) -> dict[str, Tensor]:
-    tensors, plain = flatten(tree)
-    about = bytearray(json.dumps(plain).encode())
-    return {**tensors, _PLAIN: torch.frombuffer(about, dtype=torch.uint8)}
-
-
-def _from_payload(payload: dict[str, Tensor]) -> dict[str, Any]:
-    plain = json.loads(bytes(payload[_PLAIN].tolist()))
-    return unflatten({k: t for k, t in payload.items() if k != _PLAIN}, plain)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one acts as ever."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: Any) -> None:
-        stop.set()
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-    for s in before:
-        signal.signal(s, request)
-    try:
-        yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

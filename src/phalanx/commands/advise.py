@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""phalanx advise: will compression help?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phalanx.commands import asked
+from phalanx.commands.asked import Batch, Data, Model, Precision, Repeats, Schemes, Threads
+from phalanx.commands.common import Json, print_json, said
+from phalanx.launch import Team
+
+if TYPE_CHECKING:
+    from phalanx.cost.link import Line, Link
+    from phalanx.cost.probe import Probe
+
+LATENCY = "0.1ms"
+NOTE = "Predicted is the time of a step, not how many steps are needed: biased and coarse schemes may need more."
+
+
+@said
+def advise(
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PROBE.json] [RUN...]")] = None,
+    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Of each link: 100Mbit, 1Gbit, 12MB/s.")] = None,
+    latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help=f"Of a message: 0.1ms; {LATENCY} if left out.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="One a process; as many as probed if left out.")] = None,
+    step_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Forward and backward, such as 50ms; measured if left out.")
+    ] = None,
+    model: Model = None,
+    data: Data = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    schemes: Schemes = None,
+    repeats: Repeats = 2,
+    checked: Annotated[bool, typer.Option("--check", help="Compare the predictions with the RUN folders.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predicts the step time of each scheme, where it breaks even, and says whether to compress at all.
+
+    PROBE.json comes from phalanx probe. Without one, the work and the schemes are measured here, in this process, and
+    the link is what --bandwidth and --latency say. With --check, what RUN folders measured stands beside it.
+
+    \b
+    Examples:
+      phalanx advise probe.json
+      phalanx advise probe.json --workers 16 --bandwidth 1Gbit
+      phalanx advise --bandwidth 100Mbit --workers 4 --model lenet --data mnist
+      phalanx advise --bandwidth 10Gbit --latency 50us --workers 16 --step-time 80ms --scheme "chain(power_sgd(rank=4))"
+      phalanx advise probe.json --check runs/2026-01-31-120000-run
+    """
+    from phalanx.cost import advise as advice
+    from phalanx.cost.units import duration
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("advise is one process; run phalanx probe under torchrun and give advise its file")
+    options = {"model": model, "data": data, "batch": batch, "threads": threads, "precision": precision}
+    file, runs = (paths or [None])[0], (paths or [])[1:]
+    work_s = None if step_time is None else duration(step_time)
+    line = _line(bandwidth, latency)
+    if checked:
+        _check(file, runs, line, as_json)
+        return
+    if runs:
+        raise ValueError(f"{runs[0]} stands behind the probe; add --check to compare with runs")
+    if file is None:
+        found = _measured(line, workers, work_s, options, schemes or [], repeats)
+    else:
+        asked.no_options(options, f"{file} says what was probed")
+        found = advice.chosen(_read(file), schemes or [])
+    link = _link(found, line)
+    n = found.processes if workers is None else workers
+    given = advice.advise(found, link, n, work_s)
+    if as_json:
+        print_json(
+            {
+                "workers": n,
+                "link": {kind: vars(link.line(kind)) for kind in ("gather", "reduce")},
+                "measured_link": line is None,
+                "run": repr(found.run),
+                "batch": found.batch,
+                "schemes": [row.to_json() for row in given.lines],
+                "sentence": given.sentence,
+                "note": NOTE,
+            }
+        )
+        return
+    from phalanx.report import tables
+
+    typer.echo(f"{n} workers, {asked.words(found, link, measured=line is None)}")
+    tables.console().print(tables.advice_table(given.lines))
+    typer.echo(f"\n{given.sentence}\n{NOTE}")
+
+
+def _line(bandwidth: str | None, latency: str | None) -> Line | None:
+    """The link that the user describes, if any."""
+    from phalanx.cost.link import Line
+    from phalanx.cost.units import bandwidth as rate
+    from phalanx.cost.units import duration
+
+    if bandwidth is None:
+        if latency is not None:
+            raise ValueError("--latency describes a link together with --bandwidth; give both")
+        return None
+    return Line(duration(latency or LATENCY), rate(bandwidth))
+
+
+def _link(found: Probe, line: Line | None) -> Link:
+    link = line or found.link
+    if link is None:
+        raise ValueError(
+            "this probe was taken by one process and knows no link; give --bandwidth, or probe with torchrun"
+        )
+    return link
+
+
+def _measured(
+    line: Line | None,
+    workers: int | None,
+    work_s: float | None,
+    options: dict[str, Any],
+    schemes: Sequence[str],
+    repeats: int,
+) -> Probe:
+    """A probe of this process alone."""
+    from phalanx.cost.measure import measure, num_told
+    from phalanx.cost.model import check_workers
+
+    if line is None or workers is None:
+        raise ValueError(
+            "advise needs a probe, or --bandwidth and --workers, such as --bandwidth 1Gbit --workers 16; "
+            "torchrun ... -m phalanx probe --out FILE makes a probe"
+        )
+    check_workers(workers)
+    wanted, run = asked.schemes(schemes), asked.configured(options, 1)
+    with asked.bar(num_told(wanted, Team(), repeats), Team()) as told:
+        return measure(run, wanted, Team(), repeats, workers, work_s, told)
+
+
+def _read(file: Path) -> Probe:
+    from phalanx.cost.probe import Probe
+
+    return Probe.read(file)
+
+
+def _check(file: Path | None, runs: Sequence[Path], line: Line | None, as_json: bool) -> None:
+    from phalanx.cost.check import check
+    from phalanx.report import tables
+
+    if file is None or not runs:
+        raise ValueError("--check needs a probe and runs: phalanx advise PROBE.json --check RUN...")
+    found = _read(file)
+    link = _link(found, line)
+    compared = check(found, link, runs)
+    if as_json:
+        worst = max(abs(c.error) for c in compared)
+        print_json({"worst": worst, "runs": [c.to_json() for c in compared]})
+        return
+    tables.console().print(tables.check_table(compared))
