@@ -102,11 +102,11 @@ def honest(stage: Stage | None = None, n: int = N, dtype: torch.dtype = torch.fl
     """Rows around CENTRE, equal for workers to whom the stage assigns equal work; weights differ a little."""
     generator = torch.Generator().manual_seed(seed)
     rows = CENTRE + 0.3 * torch.randn(n, LAYOUT.d, generator=generator, dtype=torch.float64)
-    assignment = stage.assign(n) if stage is not None else None
-    if assignment is not None:
-        rows = rows[[units[0] for units in assignment]]
+    allocation = stage.assign(n) if stage is not None else None
+    if allocation is not None:
+        rows = allocation.weights_matrix @ rows[: allocation.num_units]
     weights = torch.arange(n, dtype=torch.float64) % 3 + 2
-    weights = weights if assignment is None else torch.ones(n, dtype=torch.float64)
+    weights = weights if allocation is None else torch.ones(n, dtype=torch.float64)
     return Stack(rows.to(dtype), layout_of(dtype), tuple((i,) for i in range(n)), weights)
 
 

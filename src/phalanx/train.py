@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
+from phalanx.allocation import Allocation
 from phalanx.checkpoint import Checkpoint, from_payload, merge, to_payload
 from phalanx.clock import PARTS
 from phalanx.layout import Layout
@@ -163,9 +164,8 @@ class Trainer:
     def work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
         """The rows of the workers played here; what several of them would compute alike is computed once."""
         run = self.config
-        assignment = phase.scheme.assign(run.workers) or tuple((i,) for i in range(run.workers))
-        units = 1 + max(u for mine in assignment for u in mine)
-        samples = run.partition.draw(self.data.train_y, units, phase.work.batch, index, run.seed)
+        allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
+        samples = run.partition.draw(self.data.train_y, allocation.num_units, phase.work.batch, index, run.seed)
         site = Site(
             self.model,
             self.layout,
@@ -178,15 +178,25 @@ class Trainer:
         ids = self.world.ids
         rows = torch.zeros(len(ids), self.layout.d, dtype=self.layout.dtype, device=self.device)
         losses = torch.zeros(len(ids), dtype=torch.float64)
-        first: dict[int, int] = {}
+        weights = torch.zeros(len(ids), dtype=torch.float64)
+        users: dict[int, list[tuple[int, float]]] = {}
         for i, worker in enumerate(ids):
-            (unit,) = assignment[worker]
-            if unit in first:
-                rows[i], losses[i] = rows[first[unit]], losses[first[unit]]
-            else:
-                losses[i] = phase.work.row(site, unit, samples[unit], rows[i])
-                first[unit] = i
-        weights = torch.tensor([len(samples[assignment[w][0]]) for w in ids], dtype=torch.float64)
+            for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
+                users.setdefault(unit, []).append((i, share))
+        scratch = torch.empty_like(rows[0]) if allocation.coded and users else None
+        # every row adds up its units in one order, so that the bits are the same in every world
+        for unit in sorted(users):
+            first = users[unit][0][0]
+            row = rows[first] if scratch is None else scratch.zero_()
+            loss, count = phase.work.row(site, unit, samples[unit], row), len(samples[unit])
+            for i, share in users[unit]:
+                if scratch is not None:
+                    # the decoder gives the plain mean over units, whose sizes may differ by an example
+                    rows[i].add_(row, alpha=share * count * allocation.num_units / phase.work.batch)
+                elif i != first:
+                    rows[i] = row
+                losses[i] += loss / len(allocation.units[ids[i]])
+                weights[i] += count
         return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
 
     def finish(self, phase: Phase, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:

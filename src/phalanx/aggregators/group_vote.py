@@ -12,10 +12,11 @@ from torch import Tensor
 
 from phalanx.aggregator import Aggregator
 from phalanx.aggregators.shuffle import even_groups
+from phalanx.allocation import Allocation
 from phalanx.expression import method, require
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
-from phalanx.stage import Assignment, Scope, State, TooFewRows
+from phalanx.stage import Scope, State, TooFewRows
 
 
 @method("group_vote", "aggregator")
@@ -56,8 +57,8 @@ class GroupVote(Aggregator):
     def merges(self, n: int) -> int:
         return len(self._groups(n))
 
-    def assign(self, n: int) -> Assignment:
-        return tuple((g,) for g, group in enumerate(self._groups(n)) for _ in group)
+    def assign(self, n: int) -> Allocation:
+        return Allocation.single([g for g, group in enumerate(self._groups(n)) for _ in group])
 
     def _groups(self, n: int) -> list[range]:
         if n < self.r:
