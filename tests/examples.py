@@ -31,6 +31,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "clip": ("clip(norm=1.0)", "clip(norm=1000000.0)"),
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
     "decay": ("decay(by=0.99)",),
+    "detox": (
+        "detox(3, mean(), median(), groups=5)",
+        "detox(3, krum(f=3), mean(), groups=1, q=2)",
+        "detox(3, majority(), majority(), groups=3, codec=sign())",
+    ),
     "dirichlet": ("dirichlet(alpha=0.5)",),
     "drawn": ("drawn(count=2, every=3)",),
     "error_feedback": (
@@ -42,7 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "fixed": ("fixed(workers=(1, 4))", "fixed(workers=())"),
     "gate": ("gate(limit=10.0, weights='equal')", "gate(weights='trusted')"),
     "gather": ("gather(dense())", "gather(sign(), gate=gate(limit=5.0))", "gather(dense(), forge=malformed())"),
-    "group_vote": ("group_vote(r=3)", "group_vote(r=3, none='exclude')"),
+    "group_vote": ("group_vote(r=3)", "group_vote(r=3, none='exclude')", "group_vote(r=3, rtol=1e-06)"),
     "half": ("half(precision='bf16')",),
     "hierarchy": ("hierarchy(mean(), median(), groups=5)", "hierarchy(median(), mean(), groups=3)"),
     "krum": ("krum(f=2)", "krum(f=0)"),
@@ -67,6 +72,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "spread": ("spread(count=3)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),
     "top_k": ("top_k(ratio=0.2)", "top_k(ratio=1.0)"),
+    "vote": ("vote(dense(), r=3)", "vote(qsgd(bits=3), r=5, none='exclude')", "vote(dense(), r=3, rtol=0.001)"),
     "trimmed_mean": ("trimmed_mean(f=2)", "trimmed_mean(ratio=0.25)"),
 }
 
@@ -108,6 +114,16 @@ def honest(stage: Stage | None = None, n: int = N, dtype: torch.dtype = torch.fl
     weights = torch.arange(n, dtype=torch.float64) % 3 + 2
     weights = weights if allocation is None else torch.ones(n, dtype=torch.float64)
     return Stack(rows.to(dtype), layout_of(dtype), tuple((i,) for i in range(n)), weights)
+
+
+def received(wire: px.gather, arrived: list[Any], sent: Stack) -> Stack:
+    """What a wire stage makes of these messages from its world."""
+
+    class Arrived(px.LocalWorld):
+        def gather(self, payloads: Any, limit_bytes: int) -> Any:
+            return arrived
+
+    return wire.receive([], sent, round_of(len(arrived), world=Arrived(len(arrived))))
 
 
 def round_of(

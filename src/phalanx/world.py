@@ -46,6 +46,16 @@ class World(Protocol):
         """
         ...
 
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        """The payloads of the named workers only, in that order; others keep theirs.
+
+        Args:
+            payloads: one for each of `ids`.
+        """
+        ...
+
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """The weighted mean over all workers' rows, by all-reduce. Shapes: (k, m), (k,), () -> (m,).
 
@@ -83,6 +93,11 @@ class LocalWorld:
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         assert len(payloads) == self.size
         return [self._checked(p, limit_bytes) for p in payloads]
+
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        return [self._checked(payloads[worker], limit_bytes) for worker in workers]
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         # shares rounded to 16 bits would not add up to one

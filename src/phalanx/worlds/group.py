@@ -80,6 +80,15 @@ class GroupWorld:
                 offset = end
         return opened
 
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        """As `gather`, in which the others send nothing; an all-gather pads what a rank sends to what most send."""
+        wanted = set(workers)
+        asked = [p if worker in wanted else None for worker, p in zip(self.ids, payloads, strict=True)]
+        arrived = self.gather(asked, limit_bytes)
+        return [arrived[worker] for worker in workers]
+
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """All-reduce of the local weighted sums, in the dtype of x."""
         share = (weights / total).to(x.device, wide(x.dtype))
