@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from phalanx.attack import Attack
 from phalanx.clock import Clock
 from phalanx.round import Round
 from phalanx.stack import Stack
@@ -65,6 +66,12 @@ def present(offers: Sequence[Offer], workers: Sequence[int], round: Round) -> li
 def check_server(scheme: Stage) -> None:
     """Raises ValueError unless a scheme can be cut into a worker's half and a server's."""
     stages = _stages(scheme)
+    for stage in stages:
+        if isinstance(stage, Attack) and stage.omniscient:
+            raise ValueError(
+                f"{stage!r} sees the rows of all workers, which no process of a server's job has; "
+                "run it in the simulation or under torchrun without a server"
+            )
     if not any(isinstance(stage, Wire) for stage in stages):
         raise ValueError(
             f"a server takes rows one by one, and {scheme!r} has no gather(...) or vote(...) among its stages; "

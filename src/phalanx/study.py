@@ -272,6 +272,10 @@ def conduct(
         if label not in finished:
             if watcher is not None:
                 watcher.begin(label, run)
-            train(run, world(run.workers), target, watcher.round if watcher is not None else None)
+            made = world(run.workers)
+            try:
+                train(run, made, target, watcher.round if watcher is not None else None)
+            finally:
+                made.leave()
         if watcher is not None and target is not None:
             watcher.end(label, target.summary or {})

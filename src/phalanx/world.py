@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,24 @@ class World(Protocol):
     @property
     def rank(self) -> int:
         """0 in the process that writes results."""
+        ...
+
+    @property
+    def serves(self) -> bool:
+        """Whether the workers run their half of the scheme elsewhere, and this process runs the server's only."""
+        ...
+
+    @property
+    def received_bytes(self) -> int | None:
+        """What reached this process's sockets so far; None where nobody counts."""
+        ...
+
+    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+        """A round begins: gives the model to workers that are elsewhere."""
+        ...
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        """The workers' bookkeeping, not metered; NaN for those of whom nothing is heard. Shapes: (k, m) -> (n, m)."""
         ...
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
@@ -72,6 +90,14 @@ class World(Protocol):
         """One payload of each process, at every process, by rank; not metered."""
         ...
 
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree that rank 0 has, in every process that runs the server's half."""
+        ...
+
+    def leave(self) -> None:
+        """The last call, where others should know."""
+        ...
+
 
 class LocalWorld:
     """All n workers in this process: the simulation.
@@ -86,6 +112,7 @@ class LocalWorld:
         self.size = n
         self.ids = tuple(range(n))
         self.rank = 0
+        self.serves, self.received_bytes = False, None
 
     def __repr__(self) -> str:
         return f"LocalWorld({self.size})"
@@ -104,12 +131,24 @@ class LocalWorld:
         share = (weights / total).to(x.device, wide(x.dtype))
         return (share @ x.to(share.dtype)).to(x.dtype)
 
+    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+        pass
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        return self.peek(numbers)
+
     def peek(self, x: Tensor) -> Tensor:
         assert len(x) == self.size
         return x
 
     def collect(self, payload: Payload) -> list[Payload]:
         return [payload]
+
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        return tree
+
+    def leave(self) -> None:
+        pass
 
     @staticmethod
     def _checked(payload: Payload | None, limit_bytes: int) -> Payload | BadPayload:

@@ -119,7 +119,7 @@ class Vote(Wire):
         stack = replace(stack, erased=len(groups) - len(stack.rows))
         notes += [Note("excluded", worker, reason=reason) for worker, reason in bad.items()]
         notes += ballot_notes(ballots, round, len(groups))
-        return replace(stack, arrived=stack).note([*notes, *clock.notes])
+        return stack.note([*notes, *clock.notes])
 
     def _digests(self, offers: Sequence[Offer], round: Round) -> tuple[dict[int, bytes], list[Note]]:
         """The digest of each worker that sent one, and notes on all."""

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from phalanx.checkpoint import from_payload, to_payload
 from phalanx.precision import wide
 from phalanx.wire import pack, unpack
 from phalanx.world import BadPayload, Payload
@@ -45,6 +47,7 @@ class GroupWorld:
         self._shares = [range(a, b) for a, b in pairwise(bounds)]
         self.ids = tuple(self._shares[self.rank])
         self._recent: dict[int, deque[int]] = {}  # by limit: the longest blocks of late, the same in every process
+        self.serves, self.received_bytes = False, None
         self.device = self._lines.device  # where the messages lie that travel
 
     def __repr__(self) -> str:
@@ -96,6 +99,13 @@ class GroupWorld:
         self._lines.all_reduce(local)
         return local.to(x.device)
 
+    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+        """Nothing: every process has the model."""
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        """As `peek`."""
+        return self.peek(numbers)
+
     def peek(self, x: Tensor) -> Tensor:
         """All ranks' rows in the order of the workers. Shapes: (k, m) -> (n, m)."""
         sizes = [len(share) * x.shape[1] * x.element_size() for share in self._shares]
@@ -116,6 +126,10 @@ class GroupWorld:
         sizes[self.rank] = len(message)
         self._lines.all_reduce(sizes)
         return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
+
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree that rank 0 has."""
+        return from_payload(self.collect(to_payload(tree))[0])
 
     def leave(self) -> None:
         """Gives a group of its own back, for good; ranks that wait in it for this one get an error."""
