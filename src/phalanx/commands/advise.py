@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.commands import asked
-from phalanx.commands.asked import Batch, Data, Model, Precision, Repeats, Schemes, Threads
+from phalanx.commands import asked, redundancy
+from phalanx.commands.asked import Batch, Data, Model, Precision, Schemes, Threads
 from phalanx.commands.common import Json, print_json, said
 from phalanx.launch import Team
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from phalanx.cost.probe import Probe
 
 LATENCY = "0.1ms"
+REPEATS = 2
 NOTE = "Predicted is the time of a step, not how many steps are needed: biased and coarse schemes may need more."
 
 
@@ -40,14 +41,31 @@ def advise(
     threads: Threads = None,
     precision: Precision = None,
     schemes: Schemes = None,
-    repeats: Repeats = 2,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help=f"Steps behind every number; {REPEATS} if left out.")
+    ] = None,
     checked: Annotated[bool, typer.Option("--check", help="Compare the predictions with the RUN folders.")] = False,
+    byzantine: Annotated[
+        int | None, typer.Option(metavar="Q", help="How many of the workers are Byzantine: asks about redundancy.")
+    ] = None,
+    r: Annotated[
+        list[int] | None, typer.Option("--r", help="Workers in a group; may be repeated; odd ones to 15 if left out.")
+    ] = None,
+    risk: Annotated[
+        float | None, typer.Option(help=f"Probability that is accepted; {redundancy.RISK} if left out.")
+    ] = None,
+    redrawn: Annotated[
+        int | None, typer.Option(metavar="ROUNDS", help="Byzantine workers are drawn anew in each of so many rounds.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predicts the step time of each scheme, where it breaks even, and says whether to compress at all.
 
     PROBE.json comes from phalanx probe. Without one, the work and the schemes are measured here, in this process, and
     the link is what --bandwidth and --latency say. With --check, what RUN folders measured stands beside it.
+
+    With --byzantine it says instead how much redundancy a vote needs: how many groups of r workers so many Byzantine
+    ones win, and which rule over the votes stands that.
 
     \b
     Examples:
@@ -56,7 +74,18 @@ def advise(
       phalanx advise --bandwidth 100Mbit --workers 4 --model lenet --data mnist
       phalanx advise --bandwidth 10Gbit --latency 50us --workers 16 --step-time 80ms --scheme "chain(power_sgd(rank=4))"
       phalanx advise probe.json --check runs/2026-01-31-120000-run
+      phalanx advise --byzantine 5 --workers 45
+      phalanx advise --byzantine 5 --workers 45 --r 3 --r 5 --risk 0.001 --redrawn 1000 --json
     """
+    if byzantine is not None:
+        asking = {"a probe": paths, "--bandwidth": bandwidth, "--latency": latency, "--step-time": step_time}
+        asking |= {"--model": model, "--data": data, "--batch": batch, "--threads": threads, "--precision": precision}
+        redundancy.check_others({**asking, "--scheme": schemes, "--check": checked, "--repeats": repeats})
+        redundancy.redundancy(workers, byzantine, r or [], risk, redrawn, as_json)
+        return
+    for option, value in (("--r", r), ("--risk", risk), ("--redrawn", redrawn)):
+        if value is not None:
+            raise ValueError(f"{option} belongs to a question about redundancy; add --byzantine Q")
     from phalanx.cost import advise as advice
     from phalanx.cost.units import duration
 
@@ -72,7 +101,7 @@ def advise(
     if runs:
         raise ValueError(f"{runs[0]} stands behind the probe; add --check to compare with runs")
     if file is None:
-        found = _measured(line, workers, work_s, options, schemes or [], repeats)
+        found = _measured(line, workers, work_s, options, schemes or [], repeats or REPEATS)
     else:
         asked.no_options(options, f"{file} says what was probed")
         found = advice.chosen(_read(file), schemes or [])

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""phalanx advise --byzantine: how much redundancy do so many Byzantine workers ask for?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from phalanx.commands.common import print_json
+
+SHOWN = tuple(range(1, 16, 2))
+MOST = 99  # r beyond which none is looked for
+RISK = 0.01
+NOTE = (
+    "A vote is wrong where at least half of its group is Byzantine. A rule that meets more wrong votes than it "
+    "tolerates may still be right: what it tolerates, it stands wherever they fall."
+)
+
+
+def check_others(others: dict[str, Any]) -> None:
+    """Raises ValueError for an option that asks for step times."""
+    for option, value in others.items():
+        if value:
+            raise ValueError(f"--byzantine asks about redundancy and {option} about step times; leave one of them out")
+
+
+def redundancy(
+    n: int | None, q: int, wanted: Sequence[int], risk: float | None, redrawn: int | None, as_json: bool
+) -> None:
+    """Prints the odds of a vote in groups of r workers, and the smallest r for each rule behind it.
+
+    Args:
+        wanted: values of r; odd ones up to 15 when empty.
+        redrawn: rounds in each of which the Byzantine workers are drawn anew; None where they are drawn once.
+    """
+    if n is None:
+        raise ValueError("--byzantine counts them among all workers; add --workers, such as --workers 45")
+    found = document(n, q, wanted, RISK if risk is None else risk, 1 if redrawn is None else redrawn)
+    if as_json:
+        print_json(found)
+        return
+    from phalanx.report import tables
+
+    screen = tables.console()
+    when = "drawn once" if found["rounds"] == 1 else f"drawn anew in each of {found['rounds']:,} rounds"
+    head = ("r", ">groups", ">wrong votes\nexpected", ">bound", ">worst case", ">P(a group\nis lost)")
+    lines = [
+        (
+            str(row["r"]),
+            str(row["groups"]),
+            f"{row['expected']:.3g}",
+            "-" if row["bound"] is None else f"{row['bound']:.3g}",
+            str(row["worst"]),
+            chance(row["group_lost"]),
+        )
+        for row in found["table"]
+    ]
+    screen.print(tables.plain_table(f"{n} workers, {q} Byzantine, {when}; groups of r vote", head, lines))
+    screen.print(
+        tables.plain_table(
+            "wrong votes that a rule over the votes tolerates, and the odds of more",
+            ("vote, then", *(f">r={row['r']}" for row in found["table"])),
+            [(name, *(_cell(row["pairings"][name]) for row in found["table"])) for name in found["smallest_r"]],
+        )
+    )
+    typer.echo("\n" + "\n".join([*found["sentences"], NOTE]))
+
+
+def document(n: int, q: int, wanted: Sequence[int], risk: float, rounds: int) -> dict[str, Any]:
+    """All odds as plain values."""
+    from phalanx.codes import odds
+    from phalanx.codes.pairings import PAIRINGS
+
+    if not 0 <= risk <= 1:
+        raise ValueError(f"--risk takes a probability in [0, 1], got {risk}")
+    if rounds < 1:
+        raise ValueError(f"--redrawn takes at least 1 round, got {rounds}")
+    table = []
+    for r in wanted or [r for r in SHOWN if r <= n]:
+        groups = n // r if r >= 1 else 0
+        row: dict[str, Any] = {
+            "r": r,
+            "expected": odds.expected_byzantine_votes(n, q, r, ties=True),
+            "groups": groups,
+            "bound": odds.bound_expected(n, q, r),
+            "worst": odds.worst_votes(n, q, r, ties=True),
+            "group_lost": odds.probability_group_lost(n, q, r, ties=True),
+            "pairings": {},
+        }
+        for pairing in PAIRINGS:
+            f = pairing.tolerance(groups)
+            above = None if f is None else odds.probability_above(n, q, r, f, rounds, ties=True)
+            row["pairings"][pairing.name] = {"tolerates": f, "above": above}
+        table.append(row)
+    smallest = {p.name: odds.smallest_r(n, q, p.tolerance, risk, rounds, ties=True, most=MOST) for p in PAIRINGS}
+    exact = 2 * q + 1 if 2 * q + 1 <= n else None
+    return {
+        "workers": n,
+        "byzantine": q,
+        "rounds": rounds,
+        "risk": risk,
+        "table": table,
+        "smallest_r": smallest,
+        "exact_r": exact,
+        "sentences": [_least(smallest, risk, n), _exact(exact, n, q)],
+        "note": NOTE,
+    }
+
+
+def chance(probability: float) -> str:
+    """0.031 as '3.1 %', nothing as '0', what is lost in rounding as '< 1e-10'."""
+    if probability < 1e-10:
+        return "< 1e-10" if probability else "0"
+    return f"{100 * probability:.2g} %" if probability < 0.1 else f"{100 * probability:.0f} %"
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    return "too few\nvotes" if entry["tolerates"] is None else f"{entry['tolerates']}\n{chance(entry['above'])}"
+
+
+def _least(smallest: dict[str, int | None], risk: float, n: int) -> str:
+    words = [f"{name}: {f'no r <= {min(n, MOST)}' if r is None else f'r={r}'}" for name, r in smallest.items()]
+    return f"Smallest odd r with more wrong votes than tolerated in at most {100 * risk:.3g} %: {'; '.join(words)}."
+
+
+def _exact(r: int | None, n: int, q: int) -> str:
+    if r is None:
+        return f"Exact recovery whoever is Byzantine asks for n >= 2q + 1 = {2 * q + 1} workers, and there are {n}."
+    return (
+        f"Exact recovery whoever is Byzantine: groups of r=2q+1={r}, or a cyclic code with s=q={q}; with both a worker "
+        f"computes {r} times as many gradients."
+    )
