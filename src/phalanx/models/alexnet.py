@@ -57,5 +57,6 @@ class Alexnet(Model):
             nn.ReLU(),
             nn.Linear(4096, num_classes),
         ]
-        draw_he(layers)
+        # by fan_out, the last layer of few classes and the strided first one would give outputs ten times larger
+        draw_he(layers, "fan_in")
         return nn.Sequential(*layers)

@@ -133,7 +133,7 @@ class Vgg9(Model):
             nn.Dropout(self.dropout),
             nn.Linear(hidden, num_classes),
         ]
-        draw_he(layers)
+        draw_he(layers, "fan_out")
         return nn.Sequential(*layers)
 
     def _scaled(self, width: int) -> int:
