@@ -71,6 +71,8 @@ class Trainer:
         torch.set_num_threads(run.threads)
         self.config, self.world, self.device = run, world, torch.device(run.device)
         self.data = run.data.load()
+        if run.augment is not None:
+            run.augment.check(self.data.shape)
         self.model = self._build()
         self.layout = Layout.of(self.model)
         for observer in run.observers:
