@@ -128,7 +128,7 @@ def free(size: Size, attack: Stage, finish: Finish | None = None, scheme: Stage 
 
 @recipe("detox-alie", plot=plot_cluster, tables=cluster_tables)
 def detox_alie(scale: str) -> dict[str, Run]:
-    """Table 7.1, figures 7.1 and 7.2: the median, Multi-Krum and Bulyan under ALIE with z = 1, alone and behind a vote."""
+    """Table 7.1, figures 7.1 and 7.2: median, Multi-Krum and Bulyan under ALIE with z = 1, alone and behind a vote."""
     size, attack = SIZES[scale], px.alie(z=1.0)
     made = free(size, attack)
     for q in (5, 10) if scale != "paper" else (5,):
