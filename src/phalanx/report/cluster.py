@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy against the seconds that a cluster would take for the same rounds.
 
-A simulation computes each unit of work once, in turn; in a cluster the workers compute at the same time, each all of its
-units. So a round takes, from what was measured here:
+A simulation computes each unit of work once, in turn; in a cluster the workers compute at the same time, each all of
+its units. So a round takes, from what was measured here:
 
     work / units of the round * units of a worker + encoding / workers + decoding and rule + update
 
-Communication is left out: what a worker sends is in the table, and what it takes depends on the network.
+Communication is left out: what a worker sends is in the table, and how long it takes depends on the network. What the
+attack computes counts with the rule.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHARES = (0.8, 0.9, 0.95)  # of the best accuracy of a panel: its targets
 
 
 def plot_cluster(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each "panel: " among the labels: accuracy against rounds, and against a cluster's seconds."""
+    """A line of panels for each "panel: " among the labels: accuracy by rounds, and by a cluster's seconds."""
     panels = shared(results)
     styles = _styles(results)
     made = figure(13, 4.2 * len(panels) + 0.4)
