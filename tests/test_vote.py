@@ -9,6 +9,7 @@ import torch
 import phalanx as px
 from phalanx.codec import WEIGHT
 from phalanx.wire import digest, pack, unpack
+from phalanx.worlds.lines import Echo
 from tests.examples import honest, round_of
 
 N = 9
@@ -206,3 +207,13 @@ def test_detox_passes_the_effective_count_on():
     assert "multi_krum(f=2)" in repr(px.detox(3, px.multi_krum(f=9), px.mean(), groups=2, q=5))
     assert "bulyan(f=1)" in repr(px.detox(5, px.bulyan(f=9), px.mean(), groups=1, q=5))
     assert "krum(f=9)" in repr(px.detox(5, px.krum(f=9), px.mean(), groups=1))
+
+
+def test_your_own_loop_is_told_its_units():
+    def exchange(scheme, rank, n):
+        return px.exchange(torch.nn.Linear(2, 2), scheme, world=px.GroupWorld(lines=Echo(rank, n, torch.device("cpu"))))
+
+    voted = [exchange("chain(vote(dense(), r=3), mean())", rank, 7) for rank in range(7)]
+    assert [e.units for e in voted] == [((0, 1.0),)] * 4 + [((1, 1.0),)] * 3
+    assert all(e.num_units == 2 for e in voted)
+    assert exchange("chain(gather(dense()), mean())", 2, 3).units == ((2, 1.0),)
