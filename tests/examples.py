@@ -30,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "clip": ("clip(norm=1.0)", "clip(norm=1000000.0)"),
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
+    "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
     "decay": ("decay(by=0.99)",),
     "detox": (
         "detox(3, mean(), median(), groups=5)",
@@ -66,6 +67,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "power_sgd": ("power_sgd(rank=2)",),
     "random_k": ("random_k(ratio=0.3)", "random_k(ratio=0.5, scaled=False)", "random_k(ratio=1.0)"),
     "reduce": ("reduce(dense())", "reduce(half(precision='bf16'))", "reduce(error_feedback(half()))"),
+    "repetition": ("repetition(r=5)",),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shards": ("shards(per_unit=3)",),
     "sign": ("sign(scaled=True)",),

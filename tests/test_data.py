@@ -341,7 +341,7 @@ def test_texts_that_are_no_token_ids(x, words):
 
 def test_images_need_a_mean_a_channel():
     x, y = torch.zeros(3, 2, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="toy: train images .* with 1 means and 0 deviations"):
+    with pytest.raises(ValueError, match=r"toy: train images .* with 1 means and 0 deviations"):
         Dataset("toy", x, y, x, y, 2, mean=(0.5,))
 
 

@@ -55,7 +55,9 @@ from phalanx.codecs.signum import signum as signum
 from phalanx.codecs.stochastic_binary import StochasticBinary as stochastic_binary
 from phalanx.codecs.terngrad import Terngrad as terngrad
 from phalanx.codecs.top_k import TopK as top_k
+from phalanx.codes.cyclic import Cyclic as cyclic
 from phalanx.codes.detox import detox as detox
+from phalanx.codes.repetition import Repetition as repetition
 from phalanx.codes.vote import Vote as vote
 from phalanx.data.augment import Augment as Augment
 from phalanx.data.augment import CropFlip as crop_flip
