@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.codes.circulant import circulant
 from phalanx.codes.code import TooManyFaults
+from phalanx.codes.cyclic import LIMIT
 from tests.examples import round_of
 
 PAIRS = [(n, s) for n in range(5, 51) for s in range(1, (n - 1) // 2 + 1)]
@@ -111,9 +112,12 @@ def test_cyclic_recovers_from_every_pattern(n, s):
     units = units_of(n, seed=n)
     truth, rows = units.double().mean(dim=0), code.encode(units, n)
     bound = 10 * code.amplification(n) * EPS
+    assert bound < 10 * LIMIT
     # the rows' rounding goes with their size, and the mean is smaller than they are
     scale = float(rows.norm(dim=1).max() / truth.norm())
-    for trial, kind in enumerate(KINDS):
+    # all kinds for small n, and by turns for larger ones
+    for trial, kind in list(enumerate(KINDS))[:: 1 if n <= 16 else 3 if n <= 30 else 5]:
+        trial, kind = (trial, kind) if n <= 16 else ((trial + n) % 10, KINDS[(trial + n) % 10])
         for where in ("random", "adjacent"):
             count = (s, s, max(1, s // 2))[trial % 3]
             bad = positions(n, count, where, trial + 3 * s)
@@ -124,9 +128,7 @@ def test_cyclic_recovers_from_every_pattern(n, s):
             allowed = bound * scale
             if kind in ("1e-6", "1e-4", "mixed"):
                 # lies near the rounding may stay, at the size of the rounding that hides them
-                allowed += (
-                    10 * EPS * scale * circulant(n, s).amplification(min(2 * s, n - 1, circulant(n, s).checks)) / 30
-                )
+                allowed += EPS * scale * code.ambiguity(n)
             assert error <= allowed, (kind, where, bad, named, error, allowed)
             if s <= n / 9 and kind not in ("1e-6", "1e-4"):
                 assert error <= 1e-4, (kind, where, error)
@@ -208,12 +210,6 @@ def test_each_group_of_repetition_has_its_own_tolerance():
     rows[0], rows[1] = 5.0, 6.0
     with pytest.raises(TooManyFaults, match="group 0"):
         decoded(code, rows)
-    out, _ = (
-        code(replace(px.Stack.of(rows).pick(range(1, 9)), received=True, erased=1), None, round_of(9))
-        if False
-        else (None, None)
-    )
-    assert out is None
 
 
 def test_a_thin_group_is_flagged():
@@ -305,6 +301,9 @@ def test_training_with_the_cyclic_code_is_training_without_faults(batch):
 
 
 def test_training_skips_what_the_code_cannot_repair():
-    _, summary = trained("repetition(r=3)", "reverse()", "fixed((0, 1))")
-    # two of three agree on a lie: they win, as the note says
+    # each tells another lie, so that no row has a majority
+    _, summary = trained("repetition(r=3)", "gaussian()", "fixed((0, 1))")
     assert summary["lost_groups"] == 0 and summary["lost_rounds"] == 12
+    # two that agree win their group: more than the code stands, and nobody can know
+    _, summary = trained("repetition(r=3)", "reverse()", "fixed((0, 1))")
+    assert summary["lost_groups"] == 12

@@ -16,6 +16,9 @@ from phalanx.aggregators.median import Median as median
 from phalanx.aggregators.multi_krum import MultiKrum as multi_krum
 from phalanx.aggregators.nnm import Nnm as nnm
 from phalanx.aggregators.trimmed_mean import TrimmedMean as trimmed_mean
+from phalanx.agreement import Agreement as Agreement
+from phalanx.agreement import compare_rows as compare_rows
+from phalanx.agreement import exact as exact
 from phalanx.atoms.atoms import Atoms as Atoms
 from phalanx.atoms.dictionary import Dictionary as Dictionary
 from phalanx.atoms.dictionary import Entries as entries
@@ -37,6 +40,8 @@ from phalanx.attacks.malformed import Malformed as malformed
 from phalanx.attacks.mimic import Mimic as mimic
 from phalanx.attacks.nan import Nan as nan
 from phalanx.attacks.reverse import Reverse as reverse
+from phalanx.audit import Audit as audit
+from phalanx.audit import Finding as Finding
 from phalanx.bytestring import decode as decode
 from phalanx.bytestring import encode as encode
 from phalanx.codec import Codec as Codec

@@ -34,9 +34,10 @@ class Cyclic(Code):
     projections that nobody knows before: they break the equations that honest rows fulfil. The mean is then the
     combination of least norm of all rows that are left. Two passes over the rows, linear in n d.
 
-    l lies and e missing rows are recovered from while 2 l + e <= 2 s. The result is exact up to the rounding of the rows,
-    enlarged by at most `amplification(n)` when the excluded workers are neighbours. A lie of the size of that rounding
-    stays, and does as little.
+    l lies and e missing rows are recovered from while 2 l + e <= 2 s. The result is exact up to the rounding of the
+    rows, enlarged by at most `amplification(n)` when the excluded workers are neighbours. A lie of the size of that
+    rounding stays, and does as little. Neighbours that know all rows can choose lies that look, up to rounding, like
+    lies of others: `ambiguity(n)` times the rounding is the largest; repetition(r) has no such limit.
 
     Notes: "outvoted" for each worker whose row is false.
 
@@ -87,8 +88,15 @@ class Cyclic(Code):
         return Allocation(tuple(units), tuple(shares))
 
     def amplification(self, n: int) -> float:
-        """How much larger the result's relative error may be than that of a row, with s neighbours excluded."""
-        return _amplification(n, self.s)
+        """The result's relative error, with s neighbours excluded, in units of the rounding of the wire's numbers.
+
+        A row is the rounded sum of `support` rounded terms: sqrt(support) times the sum of the decoder's factors.
+        """
+        return _amplification(n, self.s, self.s)
+
+    def ambiguity(self, n: int) -> float:
+        """The same with 2s neighbours excluded: so large may lies of s of them be and look like lies of the others."""
+        return _amplification(n, self.s, circulant(n, self.s).checks)
 
     def _check(self, n: int, noise: float) -> None:
         error = self.amplification(n) * noise
@@ -113,9 +121,9 @@ class Cyclic(Code):
         seen[ids] = _projections(stack.rows)
         # a row is a sum of `support` rounded terms
         rounding = 0.3 * noise * np.sqrt(code.support + 1)
-        floor = float(np.sqrt(stack.rows.shape[1])) * torch.finfo(stack.rows.dtype).smallest_normal * noise
+        floor = float(np.sqrt(max(1, stack.rows.shape[1]))) * torch.finfo(stack.rows.dtype).smallest_normal * noise
         try:
-            found = Locator(code, seen, ids[order], rounding, floor).faults()
+            found = Locator(code, seen, ids[order].tolist(), rounding, floor).faults()
         except Unexplained:
             missing = f" and {n - len(ids)} missing" if n > len(ids) else ""
             raise TooManyFaults(
@@ -134,8 +142,9 @@ class Cyclic(Code):
 
 
 @cache
-def _amplification(n: int, s: int) -> float:
-    return circulant(n, s).amplification(min(s, n - 1))
+def _amplification(n: int, s: int, gone: int) -> float:
+    code = circulant(n, s)
+    return float(np.sqrt(code.support)) * code.amplification(min(gone, code.checks))
 
 
 def _projections(rows: torch.Tensor) -> np.ndarray:

@@ -138,7 +138,7 @@ def detox_alie(scale: str) -> dict[str, Run]:
 
 @recipe("detox-reverse", plot=plot_cluster, tables=cluster_tables)
 def detox_reverse(scale: str) -> dict[str, Run]:
-    """Figures 7.3 and 7.4: the same rules under reversed gradients, which all of them stand; who is faster?"""
+    """Figures 7.3 and 7.4: the same rules under reversed gradients, which all of them stand: who is faster."""
     size, attack = SIZES[scale], px.reverse(c=100)
     return free(size, attack) | runs(size, plain_rules(5) | pairings(groups=5), attack, px.drawn(5), "q=5")
 

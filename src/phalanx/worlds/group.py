@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -130,6 +130,15 @@ class GroupWorld:
     def share(self, tree: dict[str, Any]) -> dict[str, Any]:
         """The tree that rank 0 has."""
         return from_payload(self.collect(to_payload(tree))[0])
+
+    def deliver(self, letters: Mapping[int, Payload]) -> dict[int, Payload]:
+        """Payloads from one rank to another, by rank; every rank calls it, also without letters."""
+        outgoing = {r: pack(payload).to(self.device) for r, payload in letters.items()}
+        sizes = torch.tensor([[len(outgoing.get(r, ())) for r in range(self._ranks)]])
+        everyone = self._all_gather(sizes.view(torch.uint8).flatten(), [8 * self._ranks] * self._ranks)
+        mine = [int(block.view(torch.int64)[self.rank]) for block in everyone]
+        arrived = self._lines.deliver(outgoing, {r: size for r, size in enumerate(mine) if size})
+        return {r: unpack(message.cpu()) for r, message in arrived.items()}
 
     def leave(self) -> None:
         """Gives a group of its own back, for good; ranks that wait in it for this one get an error."""
