@@ -75,7 +75,7 @@ def run(
     ] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Trains every run of a recipe, and ends with a table, a plot and a folder.
+    """Does every run or measurement of a recipe, and ends with a table, a plot and a folder.
 
     RECIPE is the name of a recipe, a run(...) expression, or a file that holds one; --resume needs none.
 
@@ -151,8 +151,8 @@ def _conduct(study: Study, folder: StudyFolder | None, finished: list[str], proc
     from phalanx.report.progress import Progress
 
     try:
-        with Progress(len(study.runs)) if folder is not None else nullcontext() as watcher:
-            conduct(study, finished, processes.world, folder, watcher, tensorboard)
+        with Progress(len(study.jobs)) if folder is not None else nullcontext() as watcher:
+            conduct(study, finished, processes, folder, watcher, tensorboard)
     except (Interrupted, KeyboardInterrupt) as stop:
         if folder is not None:
             typer.echo(f"{stop or 'stopped'}; go on with\n  {_again(folder, processes)}", err=True)
@@ -177,15 +177,19 @@ def _again(folder: StudyFolder, processes: Team) -> str:
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
     results, sheets = folder.finish(study)
     plot = folder.path / "plot.png"
+    drawn = plot.exists()
     if as_json:
-        printed = {**study.to_json(), "folder": str(folder.path), "plot": str(plot), "results": results}
+        where = {"folder": str(folder.path), "plot": str(plot) if drawn else None}
+        printed = {**study.to_json(), **where, "results": results}
         print_json({**printed, "tables": [sheet.to_json() for sheet in sheets]})
         return
     screen = tables.console()
-    screen.print(tables.results_table((r["label"], r["accuracy"], r) for r in results))
+    trained = [r for r in results if r["label"] in study.runs]
+    if trained:
+        screen.print(tables.results_table((r["label"], r["accuracy"], r) for r in trained))
     for sheet in sheets:
         screen.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
-    typer.echo(f"plot    {plot}\nfolder  {folder.path}")
+    typer.echo(f"{f'plot    {plot}' if drawn else ''}\nfolder  {folder.path}".lstrip())
 
 
 @app.command("list")
@@ -247,7 +251,7 @@ def show(
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Prints the expression of every run of a recipe; each can be edited, kept in a file, and run.
+    """Prints the expression of every run or measurement of a recipe; each can be edited, kept in a file, and run.
 
     RECIPE is the name of a recipe, a run(...) expression, or a file that holds one.
 
@@ -265,7 +269,7 @@ def show(
     if as_json:
         print_json(study.to_json())
         return
-    for label, configured in study.runs.items():
+    for label, configured in study.jobs.items():
         typer.echo(f"# {label}\n{pretty(repr(configured))}\n")
 
 
@@ -278,7 +282,7 @@ def compare(
 ) -> None:
     """Puts runs side by side, finished or not.
 
-    RUN is the folder of a run, or that of a study with all its runs.
+    RUN is the folder of a run, or that of a study with all its runs; measurements are left out.
 
     \b
     Examples:
@@ -288,9 +292,11 @@ def compare(
     """
     from phalanx.report.collect import collect
 
-    results = collect(runs)
+    found = collect(runs)
+    results = [r for r in found if not r.measures]
     if not results:
-        raise ValueError("no run in these folders has begun yet")
+        only = "these folders hold measurements, which have no curves to compare"
+        raise ValueError(only if found else "no run in these folders has begun yet")
     if plot is not None:
         from phalanx.report.plots import plot_comparison
 

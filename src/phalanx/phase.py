@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from phalanx.attack import Nobody, Threat
 from phalanx.data.augment import Augment
@@ -95,22 +95,25 @@ class Run(Expression):
             check_scheme(phase.scheme, self.workers)
 
 
+X = TypeVar("X", bound=Expression)
+
+
 class NoField(ValueError):
-    """A path leads to no field of a run."""
+    """A path leads to no field of an expression."""
 
 
-def amend(run: Run, path: str, value: Any) -> Run:
-    """The run with one field changed.
+def amend(run: X, path: str, value: Any) -> X:
+    """The run, or another expression, with one field changed.
 
     Args:
         path: field names and positions joined by dots, such as "seed", "byzantine.count" or "phases.0.finish.lr". A
-            path that begins with a field of a phase ("finish.lr", "rounds", "scheme.3.f") changes every phase.
+            path that begins with a field of a phase ("finish.lr", "rounds", "scheme.3.f") changes every phase of a run.
     Raises:
         NoField: there is no such field; the sentence lists the choices.
         ValueError: the value does not fit the field.
     """
     head = path.split(".")[0]
-    if head in _names(Phase) and head not in _names(Run):
+    if isinstance(run, Run) and head in _names(Phase) and head not in _names(Run):
         for i in range(len(run.phases)):
             run = _amend(run, ["phases", str(i), *path.split(".")], value, path)
         return run

@@ -5,41 +5,51 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from phalanx.launch import Team
+from phalanx.measurement import Job, Measurement
 from phalanx.parser import parse, parse_value
 from phalanx.phase import NoField, Run, amend
 from phalanx.recipes.recipe import find, nothing, recipes, slug
 from phalanx.registry import suggest
 from phalanx.report.collect import collect
+from phalanx.report.measured import measured_tables, no_plot
 from phalanx.report.plots import plot_study
 from phalanx.report.sheet import Sheet
 from phalanx.results import RunFolder, about, new_folder, write_json
 from phalanx.train import train
-from phalanx.world import World
 
 ALONE = "run"  # label of a run that no recipe names
 
 
 @dataclass(frozen=True)
 class Study:
-    """Labelled runs, and where they come from.
+    """Labelled runs and measurements, and where they come from.
 
     Args:
-        recipe: its name, or "run" for a run given as an expression.
+        recipe: its name, or "run" for a run or a measurement given as an expression.
         scale: None for an expression.
-        settings: "path=value" changes to every run that has the path.
+        settings: "path=value" changes to every job that has the path.
+        jobs: what is run or measured, by label.
         notices: sentences for the user: which setting left which run alone.
     """
 
     recipe: str
     scale: str | None
     settings: tuple[str, ...]
-    runs: dict[str, Run]
+    jobs: Mapping[str, Job]
     notices: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """Those of the jobs that train."""
+        return {label: job for label, job in self.jobs.items() if isinstance(job, Run)}
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; `from_json` is the inverse."""
@@ -47,15 +57,15 @@ class Study:
             "recipe": self.recipe,
             "scale": self.scale,
             "settings": list(self.settings),
-            "seeds": {label: run.seed for label, run in self.runs.items()},
-            "runs": {label: repr(run) for label, run in self.runs.items()},
+            "seeds": {label: job.seed for label, job in self.jobs.items()},
+            "runs": {label: repr(job) for label, job in self.jobs.items()},
         }
 
     @staticmethod
     def from_json(plain: dict[str, Any]) -> Study:
         """The study that `to_json` described; it keeps its runs even if the recipe has changed since."""
-        runs = {label: _run(text, f"run {label!r}") for label, text in plain["runs"].items()}
-        return Study(plain["recipe"], plain["scale"], tuple(plain["settings"]), runs)
+        jobs = {label: _job(text, f"run {label!r}") for label, text in plain["runs"].items()}
+        return Study(plain["recipe"], plain["scale"], tuple(plain["settings"]), jobs)
 
 
 def plan(
@@ -68,7 +78,7 @@ def plan(
     """The study that a command line asks for, checked before anything is computed.
 
     Args:
-        recipe: a recipe's name, a run's expression, or a file that holds one.
+        recipe: a recipe's name, the expression of a run or a measurement, or a file that holds one.
         scale: of a recipe; "laptop" when None.
         settings: "path=value", one after the other; a value is an expression, a literal or a word.
         only: labels to keep; all when empty.
@@ -76,38 +86,38 @@ def plan(
     Raises:
         ValueError: a name, label, path or value that does not fit; the sentence lists the choices.
     """
-    name, scale, runs = _named(recipe, scale)
+    name, scale, jobs = _named(recipe, scale)
     if only:
-        runs = {label: runs[label] for label in _chosen(only, list(runs))}
+        jobs = {label: jobs[label] for label in _chosen(only, list(jobs))}
     settings = (*settings, *([] if seed is None else [f"seed={seed}"]))
     notices: list[str] = []
     for setting in settings:
-        runs, without = _set(runs, setting)
+        jobs, without = _set(jobs, setting)
         if without:
             notices.append(f"--set {setting} has no place in: {'; '.join(without)}")
-    for label, run in runs.items():
+    for label, job in jobs.items():
         try:
-            run.check()
+            job.check()
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from None
-    return Study(name, scale, tuple(settings), runs, tuple(notices))
+    return Study(name, scale, tuple(settings), jobs, tuple(notices))
 
 
-def _named(recipe: str, scale: str | None) -> tuple[str, str | None, dict[str, Run]]:
-    if not _is_run(recipe):
+def _named(recipe: str, scale: str | None) -> tuple[str, str | None, dict[str, Job]]:
+    if not _is_expression(recipe):
         scale = scale or "laptop"
-        return recipe, scale, find(recipe).runs(scale)
+        return recipe, scale, find(recipe).jobs(scale)
     if scale is not None:
         raise ValueError("a scale belongs to a recipe, not to a single run; use --set rounds=... instead")
     if not os.path.isfile(recipe):
-        return ALONE, None, {ALONE: _run(recipe, "the expression")}
+        return ALONE, None, {ALONE: _job(recipe, "the expression")}
     try:
-        return ALONE, None, {ALONE: _run(Path(recipe).read_text(), recipe)}
+        return ALONE, None, {ALONE: _job(Path(recipe).read_text(), recipe)}
     except UnicodeDecodeError:
         raise ValueError(f"{recipe} is not a text file; give one that holds a run(...)") from None
 
 
-def _is_run(recipe: str) -> bool:
+def _is_expression(recipe: str) -> bool:
     """Whether this is an expression or a file, and not the name of a recipe."""
     if recipe in {r.name for r in recipes()}:
         return False
@@ -122,11 +132,11 @@ def _is_run(recipe: str) -> bool:
     return False
 
 
-def _run(text: str, source: str) -> Run:
-    run = parse(text)
-    if not isinstance(run, Run):
-        raise ValueError(f"{source} should be a run(...), got {run!r}")
-    return run
+def _job(text: str, source: str) -> Job:
+    job = parse(text)
+    if not isinstance(job, Run | Measurement):
+        raise ValueError(f"{source} should be a run(...), got {job!r}; a measurement will do as well")
+    return job
 
 
 def _chosen(only: Sequence[str], labels: list[str]) -> list[str]:
@@ -138,20 +148,21 @@ def _chosen(only: Sequence[str], labels: list[str]) -> list[str]:
     return [label for label in labels if label in kept]
 
 
-def _set(runs: dict[str, Run], setting: str) -> tuple[dict[str, Run], list[str]]:
-    """The runs with a setting where they have its path, and the labels of those that have not."""
+def _set(jobs: dict[str, Job], setting: str) -> tuple[dict[str, Job], list[str]]:
+    """The jobs with a setting where they have its path, and the labels of those that have not."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
         raise ValueError(f"--set takes path=value, such as finish.lr=0.05, got {setting!r}")
     value = parse_value(text)
-    changed, without, error = {}, [], None
-    for label, run in runs.items():
+    changed: dict[str, Job] = {}
+    without, error = [], None
+    for label, job in jobs.items():
         try:
-            changed[label] = amend(run, path.strip(), value)
+            changed[label] = amend(job, path.strip(), value)
         except NoField as unfit:
-            changed[label], error = run, unfit
+            changed[label], error = job, unfit
             without.append(label)
-    if error is not None and len(without) == len(runs):
+    if error is not None and len(without) == len(jobs):
         raise error
     return changed, without
 
@@ -202,11 +213,11 @@ class StudyFolder:
         return self.path / slug(label)
 
     def finished(self, study: Study) -> list[str]:
-        """Labels of the runs that have ended."""
-        return [label for label in study.runs if (self.run_path(label) / "summary.json").exists()]
+        """Labels of the jobs that have ended."""
+        return [label for label in study.jobs if (self.run_path(label) / "summary.json").exists()]
 
     def results(self, study: Study) -> list[dict[str, Any]]:
-        """Label, folder and summary of every run that has ended."""
+        """Label, folder and summary of every job that has ended."""
         return [
             {"label": label, "folder": str(self.run_path(label)), **(RunFolder(self.run_path(label)).summary or {})}
             for label in self.finished(study)
@@ -215,7 +226,9 @@ class StudyFolder:
     def finish(self, study: Study) -> tuple[list[dict[str, Any]], list[Sheet]]:
         """Writes summary.json, plot.png and the recipe's tables, if it has any; returns the results and the tables."""
         known = {r.name: r for r in recipes()}.get(study.recipe)
-        plot, tables = (known.plot, known.tables) if known is not None else (plot_study, nothing)
+        plot, tables = (plot_study, nothing) if study.runs else (no_plot, measured_tables)
+        if known is not None:
+            plot, tables = known.plot, known.tables
         results, curves = self.results(study), collect([self.path])
         write_json(self.path / "summary.json", results)
         sheets = tables(curves)
@@ -227,55 +240,72 @@ class StudyFolder:
     @staticmethod
     def title(study: Study) -> str:
         """Recipe, scale, workers and seed in one line."""
-        first = next(iter(study.runs.values()))
-        seeds = sorted({run.seed for run in study.runs.values()})
-        words = [study.recipe, *([study.scale] if study.scale else []), f"{first.workers} workers"]
+        workers = [f"{run.workers} workers" for run in study.runs.values()][:1]
+        seeds = sorted({job.seed for job in study.jobs.values()})
+        words = [study.recipe, *([study.scale] if study.scale else []), *workers]
         return ", ".join([*words, f"seed {' '.join(map(str, seeds))}"])
 
 
 class Watcher(Protocol):
     """Who is told how a study goes on."""
 
-    def begin(self, label: str, run: Run) -> None:
-        """A run starts or goes on."""
+    def begin(self, label: str, job: Job) -> None:
+        """A run or a measurement starts or goes on."""
         ...
 
     def round(self, line: dict[str, Any]) -> None:
         """A round has ended, with these metrics."""
         ...
 
+    def told(self, words: str) -> None:
+        """A measurement says what comes next."""
+        ...
+
     def end(self, label: str, summary: dict[str, Any]) -> None:
-        """A run has ended, now or before the study was resumed."""
+        """A run or a measurement has ended, now or before the study was resumed."""
         ...
 
 
 def conduct(
     study: Study,
     finished: Sequence[str],
-    world: Callable[[int], World],
+    team: Team,
     folder: StudyFolder | None,
     watcher: Watcher | None,
     tensorboard: bool = False,
 ) -> None:
-    """Trains every run that has not ended; all processes call it alike, only rank 0 with a folder and a watcher.
+    """Trains or measures all that has not ended; all processes call it alike, only rank 0 with a folder and a watcher.
 
     Args:
-        finished: labels of the runs to keep as they are.
-        world: the world of a run with so many workers.
+        finished: labels of the jobs to keep as they are.
     Raises:
         Interrupted: a stop was asked for; what has been done lies in the folder.
     """
-    for label, run in study.runs.items():
+    for label, job in study.jobs.items():
         target = None
         if folder is not None:
             target = RunFolder(folder.run_path(label), tensorboard and label not in finished)
         if label not in finished:
             if watcher is not None:
-                watcher.begin(label, run)
-            made = world(run.workers)
-            try:
-                train(run, made, target, watcher.round if watcher is not None else None)
-            finally:
-                made.leave()
+                watcher.begin(label, job)
+            if isinstance(job, Run):
+                world = team.world(job.workers)
+                try:
+                    train(job, world, target, watcher.round if watcher is not None else None)
+                finally:
+                    world.leave()
+            else:
+                team.agree(partial(_measure, job, target, watcher))
         if watcher is not None and target is not None:
             watcher.end(label, target.summary or {})
+
+
+def _measure(job: Measurement, target: RunFolder | None, watcher: Watcher | None) -> dict[str, Any]:
+    began = time.perf_counter()
+    if target is not None:
+        target.begin(repr(job))
+    found = job.measure(watcher.told if watcher is not None else lambda words: None)
+    summary = {"measured": found, "seconds": time.perf_counter() - began, "seed": job.seed}
+    if target is not None:
+        target.finish(summary)
+    return summary

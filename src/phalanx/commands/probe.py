@@ -90,6 +90,10 @@ def _order(
         return {"run": repr(asked.configured(options, max(n, 1))), "schemes": [repr(s) for s in asked.schemes(schemes)]}
     asked.no_options(options, f"{recipe} says what to probe; use --set")
     runs = plan(recipe, scale, settings, only).runs
+    if not runs:
+        raise ValueError(
+            f"{recipe} trains nothing that could be probed; name another recipe, or use --model and --data"
+        )
     first, *others = runs.values()
     for label, run in list(runs.items())[1:]:
         alike(first, run, f"{recipe}, {label}")

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe is a function that returns labelled runs, side by side in one table."""
+"""A recipe is a function that returns labelled runs, or measurements, side by side in one table."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from phalanx.measurement import Job
 from phalanx.phase import Run
 from phalanx.registry import suggest
 from phalanx.report.collect import Result
 from phalanx.report.plots import plot_study
 from phalanx.report.sheet import Sheet
 
-Build = Callable[[str], dict[str, Run]]
+Build = Callable[[str], Mapping[str, Job]]
 Plot = Callable[[Sequence[Result], str, Path], None]  # results, title, PNG to write
 Tables = Callable[[Sequence[Result]], list[Sheet]]
 
@@ -35,7 +36,8 @@ class Recipe:
 
     Args:
         scales: the sizes it comes in, of smoke, laptop and paper.
-        build: from a scale to labelled runs, in the order of the table. A label "a: b" is run b of the panel a.
+        build: from a scale to labelled runs or measurements, in the order of the table. A label "a: b" is run b of the
+            panel a.
         plot: of all its runs, finished or not.
         tables: what it reports beyond the table of all runs.
     """
@@ -51,17 +53,21 @@ class Recipe:
         """The first line of the docstring."""
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
-    def runs(self, scale: str) -> dict[str, Run]:
-        """The labelled runs.
+    def jobs(self, scale: str) -> dict[str, Job]:
+        """What it does, by label.
 
         Raises:
             ValueError: the recipe does not come in this scale.
         """
         if scale not in self.scales:
             raise ValueError(f"{self.name} has no scale {scale!r}; {suggest(scale, list(self.scales))}")
-        runs = self.build(scale)
-        assert len({slug(label) for label in runs}) == len(runs), "two labels name one folder"
-        return runs
+        jobs = dict(self.build(scale))
+        assert len({slug(label) for label in jobs}) == len(jobs), "two labels name one folder"
+        return jobs
+
+    def runs(self, scale: str) -> dict[str, Run]:
+        """Those of its jobs that train."""
+        return {label: job for label, job in self.jobs(scale).items() if isinstance(job, Run)}
 
 
 def nothing(results: Sequence[Result]) -> list[Sheet]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from phalanx.registry import entries
 from phalanx.results import RunFolder
 
 
@@ -31,16 +32,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class Result:
-    """A run on the disk.
+    """A run or a measurement on the disk.
 
     Args:
         summary: empty while the run has not ended.
+        measures: whether it is a measurement, which has no curve.
     """
 
     label: str
     path: Path
     summary: dict[str, Any]
     curve: Curve
+    measures: bool = False
 
     @property
     def accuracy(self) -> float | None:
@@ -69,7 +72,7 @@ def collect(paths: Sequence[Path | str]) -> list[Result]:
     if len(set(labels)) == len(labels):
         return results
     # equal labels are told apart by their studies
-    return [Result(f"{r.path.resolve().parent.name} {r.label}", r.path, r.summary, r.curve) for r in results]
+    return [replace(r, label=f"{r.path.resolve().parent.name} {r.label}") for r in results]
 
 
 def _runs_in(path: Path) -> list[tuple[str, Path]]:
@@ -79,7 +82,7 @@ def _runs_in(path: Path) -> list[tuple[str, Path]]:
         return [(_label(path), path)]
     if (path / "study.json").exists():
         folder = StudyFolder(path)
-        have = [(label, folder.run_path(label)) for label in folder.study.runs]
+        have = [(label, folder.run_path(label)) for label in folder.study.jobs]
         return [(label, run) for label, run in have if (run / "config.txt").exists()]
     raise ValueError(f"{path} holds neither a run nor a study; give a folder that phalanx run has written")
 
@@ -105,4 +108,6 @@ def _read(label: str, path: Path) -> Result:
         seconds=[spent[i] for i in tested],
         accuracy=[lines[i]["accuracy"] for i in tested],
     )
-    return Result(label, path, folder.summary or {}, curve)
+    name = folder.config.partition("(")[0]
+    measures = any(name == entry.name for entry in entries("measurement"))
+    return Result(label, path, folder.summary or {}, curve, measures)

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from phalanx.measurement import Job
 from phalanx.phase import Run
 from phalanx.report.tables import console, percent, seconds, size
 
@@ -46,10 +47,11 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def begin(self, label: str, run: Run) -> None:
-        """A run starts or goes on."""
+    def begin(self, label: str, job: Job) -> None:
+        """A run or a measurement starts or goes on."""
         self._began, self._sent, self._accuracy = time.perf_counter(), 0.0, None
-        self._task = self._bars.add_task(f"{label} ({self._ended + 1} of {self._total})", total=run.rounds, numbers="")
+        rounds = job.rounds if isinstance(job, Run) else None
+        self._task = self._bars.add_task(f"{label} ({self._ended + 1} of {self._total})", total=rounds, numbers="")
 
     def round(self, line: dict[str, Any]) -> None:
         """A round has ended, with these metrics."""
@@ -63,19 +65,24 @@ class Progress:
         if self._task is not None:
             self._bars.update(self._task, completed=line["step"] + 1, numbers=numbers)
 
+    def told(self, words: str) -> None:
+        """A measurement says what comes next."""
+        if self._task is not None:
+            self._bars.update(self._task, numbers=words)
+
     def end(self, label: str, summary: dict[str, Any]) -> None:
-        """A run has ended, now or before the study was resumed."""
+        """A run or a measurement has ended, now or before the study was resumed."""
         self._ended += 1
         if self._task is None:
             spent = "kept"
         else:
             self._bars.remove_task(self._task)
             self._task, spent = None, seconds(time.perf_counter() - self._began)
-        lost = f"  {summary['lost_rounds']} rounds lost" if summary["lost_rounds"] else ""
-        self._console.print(
-            f"[{self._ended}/{self._total}] {label:<28} accuracy {percent(summary['accuracy']):>7}  {spent}{lost}",
-            markup=False,
-        )
+        reached = "measured"
+        if "measured" not in summary:
+            lost = f"  {summary['lost_rounds']} rounds lost" if summary["lost_rounds"] else ""
+            reached, spent = f"accuracy {percent(summary['accuracy']):>7}", f"{spent}{lost}"
+        self._console.print(f"[{self._ended}/{self._total}] {label:<28} {reached}  {spent}", markup=False)
 
 
 class Steps:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe may do instead of training: a measurement, as one expression."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from phalanx.expression import Expression
+from phalanx.phase import Run
+
+
+class Measurement(Expression, ABC):
+    """Numbers that are computed without a training run; its repr is all that they depend on.
+
+    Under torchrun rank 0 measures and the others wait, ten minutes at most. A measurement that is stopped begins anew.
+
+    Args:
+        seed: of everything random in it.
+    """
+
+    seed: int
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be measured."""
+        return
+
+    @abstractmethod
+    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
+        """What was found, as plain values.
+
+        Args:
+            told: to be called with a few words on what comes next.
+        """
+
+
+Job = Run | Measurement
