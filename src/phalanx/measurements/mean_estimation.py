@@ -38,7 +38,7 @@ class MeanEstimation(Measurement):
         groups: k, vote groups, 1 .. nodes / r. The default is 128 ln(1 / 0.1) as in theorem 7.3, rounded up.
         norm: of what Byzantine nodes send, >= 0.
     Source: Rajput et al., DETOX: A Redundancy-based Framework for Faster and More Robust Gradient Aggregation, 2019,
-        arXiv:1907.12205, Appendix, mean estimation (Section 7.6.9 and Figure 7.6 of Wang's dissertation).
+        arXiv:1907.12205 (Section 7.6.9 and Figure 7.6 of Wang's dissertation).
     Differs: the text says "20 samples" in all, with which no error could be far below sqrt(d / 20); here a batch has as
         many samples as nodes, as in the chapter's theory. It names no k. Its q / p = 0.09 is more than theorem 7.3
         allows.
