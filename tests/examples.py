@@ -30,7 +30,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "clip": ("clip(norm=1.0)", "clip(norm=1000000.0)"),
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
+    "crash": ("crash(worker=1, at=2)",),
+    "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
     "decay": ("decay(by=0.99)",),
+    "delay": ("delay(worker=1, seconds=0.5, at=1, rounds=2)",),
+    "detox": (
+        "detox(3, mean(), median(), groups=5)",
+        "detox(3, krum(f=3), mean(), groups=1, q=2)",
+        "detox(3, majority(), majority(), groups=3, codec=sign())",
+    ),
     "dirichlet": ("dirichlet(alpha=0.5)",),
     "drawn": ("drawn(count=2, every=3)",),
     "error_feedback": (
@@ -41,8 +49,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "fixed": ("fixed(workers=(1, 4))", "fixed(workers=())"),
     "gate": ("gate(limit=10.0, weights='equal')", "gate(weights='trusted')"),
+    "garble": ("garble(worker=0, at=0)",),
     "gather": ("gather(dense())", "gather(sign(), gate=gate(limit=5.0))", "gather(dense(), forge=malformed())"),
-    "group_vote": ("group_vote(r=3)", "group_vote(r=3, none='exclude')"),
+    "group_vote": ("group_vote(r=3)", "group_vote(r=3, none='exclude')", "group_vote(r=3, rtol=1e-06)"),
+    "hang": ("hang(worker=3, at=4)",),
     "half": ("half(precision='bf16')",),
     "hierarchy": ("hierarchy(mean(), median(), groups=5)", "hierarchy(median(), mean(), groups=3)"),
     "krum": ("krum(f=2)", "krum(f=0)"),
@@ -65,12 +75,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "power_sgd": ("power_sgd(rank=2)",),
     "random_k": ("random_k(ratio=0.3)", "random_k(ratio=0.5, scaled=False)", "random_k(ratio=1.0)"),
     "reduce": ("reduce(dense())", "reduce(half(precision='bf16'))", "reduce(error_feedback(half()))"),
+    "repetition": ("repetition(r=5)",),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shards": ("shards(per_unit=3)",),
     "sign": ("sign(scaled=True)",),
     "spread": ("spread(count=3)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),
     "top_k": ("top_k(ratio=0.2)", "top_k(ratio=1.0)"),
+    "vote": ("vote(dense(), r=3)", "vote(qsgd(bits=3), r=5, none='exclude')", "vote(dense(), r=3, rtol=0.001)"),
     "trimmed_mean": ("trimmed_mean(f=2)", "trimmed_mean(ratio=0.25)"),
 }
 
@@ -106,12 +118,22 @@ def honest(stage: Stage | None = None, n: int = N, dtype: torch.dtype = torch.fl
     """Rows around CENTRE, equal for workers to whom the stage assigns equal work; weights differ a little."""
     generator = torch.Generator().manual_seed(seed)
     rows = CENTRE + 0.3 * torch.randn(n, LAYOUT.d, generator=generator, dtype=torch.float64)
-    assignment = stage.assign(n) if stage is not None else None
-    if assignment is not None:
-        rows = rows[[units[0] for units in assignment]]
+    allocation = stage.assign(n) if stage is not None else None
+    if allocation is not None:
+        rows = allocation.weights_matrix @ rows[: allocation.num_units]
     weights = torch.arange(n, dtype=torch.float64) % 3 + 2
-    weights = weights if assignment is None else torch.ones(n, dtype=torch.float64)
+    weights = weights if allocation is None else torch.ones(n, dtype=torch.float64)
     return Stack(rows.to(dtype), layout_of(dtype), tuple((i,) for i in range(n)), weights)
+
+
+def received(wire: px.gather, arrived: list[Any], sent: Stack) -> Stack:
+    """What a wire stage makes of these messages from its world."""
+
+    class Arrived(px.LocalWorld):
+        def gather(self, payloads: Any, limit_bytes: int) -> Any:
+            return arrived
+
+    return wire.receive([], sent, round_of(len(arrived), world=Arrived(len(arrived))))
 
 
 def round_of(

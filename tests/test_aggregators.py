@@ -479,10 +479,10 @@ def test_vote_counts_faults_in_groups_afterwards():
 
 def test_vote_assigns_contiguous_groups():
     rule = px.group_vote(r=3)
-    assert rule.assign(8) == ((0,),) * 4 + ((1,),) * 4
+    assert rule.assign(8).units == ((0,),) * 4 + ((1,),) * 4
     assert rule.rows_out(8) == 2 and rule.rows_out(45) == 15
     for n in range(3, 40):
-        groups = rule.assign(n)
+        groups = rule.assign(n).units
         assert len(groups) == n and len(set(groups)) == rule.rows_out(n) == n // 3
         assert all(groups.count(g) >= 3 for g in set(groups))
     for call in (rule.assign, rule.rows_out):

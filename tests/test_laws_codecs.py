@@ -13,7 +13,20 @@ from phalanx.memory import recall
 from phalanx.stage import memory_key
 from phalanx.wire import pack, unpack
 from phalanx.world import BadPayload, payload_bytes
-from tests.examples import BYZANTINE, DTYPES, LAYOUT, N, bits, examples, honest, layout_of, leaves, round_of, same
+from tests.examples import (
+    BYZANTINE,
+    DTYPES,
+    LAYOUT,
+    N,
+    bits,
+    examples,
+    honest,
+    layout_of,
+    leaves,
+    received,
+    round_of,
+    same,
+)
 
 CODECS = examples("codec")
 DRAWS = 2000
@@ -176,8 +189,8 @@ def test_malformed_payloads_are_erasures(codec, how):
 
 
 def sent(codec, stack=None, **kwargs):
-    payloads, _ = px.gather(codec).send(stack or honest(**kwargs), None, round_of())
-    return payloads
+    offers, _ = px.gather(codec).offer(stack or honest(**kwargs), None, round_of())
+    return [offer.first for offer in offers]
 
 
 def forgeries(payload):
@@ -208,7 +221,7 @@ def test_no_payload_stops_the_server(codec, dtype):
     stack = honest(n=3, dtype=dtype)
     wire, good = px.gather(codec), sent(codec, stack)
     for forged in forgeries(good[1]):
-        out = wire.receive([good[0], forged, good[2]], stack)
+        out = received(wire, [good[0], forged, good[2]], stack)
         assert out.rows.isfinite().all() and {0, 2} <= set(out.ids)
         assert len(out.rows) + out.erased == 3
 
@@ -234,7 +247,7 @@ def test_no_message_stops_the_server(codec):
             payload = unpack(damaged)
         except BadPayload as error:
             payload = error
-        out = wire.receive([good[0], payload, good[2]], stack)
+        out = received(wire, [good[0], payload, good[2]], stack)
         assert out.rows.isfinite().all() and {0, 2} <= set(out.ids)
 
 

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 import phalanx
+from phalanx.data.dataset import Shape
+from phalanx.models.resnet import Bottleneck
 from phalanx.registry import entries
 
+TEXTS = phalanx.Tokens(length=9, vocabulary=1_000)
 COUNTS = [
     ("mlp()", (1, 8, 8), 10, 4_810),
     ("mlp(hidden=())", (1, 8, 8), 10, 650),
@@ -20,7 +25,16 @@ COUNTS = [
     ("vgg13_bn()", (3, 32, 32), 10, 9_941_322),
     ("vgg13_bn()", (3, 32, 32), 100, 9_987_492),
     ("vgg9()", (3, 32, 32), 10, 3_491_530),
+    # the dissertation's 20,560,330 and the biases of 5,504 maps
+    ("vgg19_bn()", (3, 32, 32), 10, 20_560_330 + 5_504),
+    ("resnet50()", (3, 32, 32), 10, 23_520_842),
+    ("resnet152()", (3, 32, 32), 10, 58_156_618),
+    ("alexnet()", (3, 224, 224), 1000, 61_100_840),
+    ("alexnet()", (3, 32, 32), 10, 57_044_810),
+    ("cnn_rand()", TEXTS, 2, 154_502 + 1_000 * 128),
+    ("cnn_rand(dim=32, maps=32)", TEXTS, 2, 12_578 + 1_000 * 32),
 ]
+LARGE = ["resnet50()", "resnet152()", "alexnet()", "vgg19_bn()"]
 SMALL = [
     ("mlp()", (1, 8, 8)),
     ("mlp(hidden=(7, 5))", (3, 5, 9)),
@@ -38,7 +52,7 @@ SMALL = [
 ]
 
 
-def build(expression: str, shape: tuple[int, int, int], num_classes: int = 10, seed: int = 0) -> nn.Module:
+def build(expression: str, shape: Shape, num_classes: int = 10, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return phalanx.parse(expression).build(shape, num_classes)
@@ -46,7 +60,9 @@ def build(expression: str, shape: tuple[int, int, int], num_classes: int = 10, s
 
 @pytest.mark.parametrize(("expression", "shape", "num_classes", "count"), COUNTS)
 def test_parameter_counts(expression, shape, num_classes, count):
-    assert sum(p.numel() for p in build(expression, shape, num_classes).parameters()) == count
+    with torch.device("meta"):
+        model = build(expression, shape, num_classes)
+    assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_every_model_is_counted():
@@ -76,6 +92,69 @@ def test_outputs_do_not_depend_on_the_memory_format(expression, shape):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("expression", LARGE)
+def test_large_models_forward_and_backward(expression):
+    model = build(expression, (3, 16, 16), num_classes=7)
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    out = model.train()(x)
+    assert out.shape == (4, 7) and 0.05 < out.std() < 10
+    nn.functional.cross_entropy(out, torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert min(float(p.grad.norm()) for p in model.parameters() if p.dim() > 1) > 1e-2
+    want = model.eval()(x[:2])
+    got = model.to(memory_format=torch.channels_last)(x[:2].contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_resnet50_halves_the_image_three_times_and_has_16_blocks():
+    model = build("resnet50()", (3, 16, 16)).eval()
+    x, shapes = torch.randn(1, 3, 16, 16), []
+    for layer in model:
+        x = layer(x)
+        if isinstance(layer, Bottleneck):
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(256, 16, 16)] * 3 + [(512, 8, 8)] * 4 + [(1024, 4, 4)] * 6 + [(2048, 2, 2)] * 3
+
+
+def test_alexnet_enlarges_what_it_reads():
+    model = build("alexnet()", (1, 8, 8)).eval()
+    x = torch.full((1, 1, 8, 8), 0.5)
+    torch.testing.assert_close(model(x), model(torch.full((1, 1, 224, 224), 0.5)), rtol=1e-4, atol=1e-4)
+    assert model[0](x).shape == (1, 1, 224, 224)
+
+
+def test_cnn_rand_is_the_maximum_over_windows_of_words():
+    model = build("cnn_rand(dim=5, maps=3, windows=(2,))", TEXTS, num_classes=4)
+    x = torch.tensor([[7, 3, 9, 0, 0], [2, 2, 5, 6, 8]])
+    vectors, weight, bias = model.embedding.weight, model.convolutions[0].weight, model.convolutions[0].bias
+    assert vectors[0].abs().max() == 0 and 0.24 < vectors.abs().max() <= 0.25
+    want = torch.zeros(2, 4)
+    for i, sentence in enumerate(x):
+        rows = torch.cat([torch.zeros(1, 5), vectors[sentence], torch.zeros(1, 5)])
+        sums = [(weight[:, :, 0] @ a) + (weight[:, :, 1] @ b) + bias for a, b in pairwise(rows)]
+        want[i] = model.linear(torch.stack(sums).amax(dim=0).relu())
+    torch.testing.assert_close(model(x), want)
+    for batch in (0, 1, 3):
+        assert model(torch.ones(batch, 9, dtype=torch.int64)).shape == (batch, 4)
+
+
+def test_cnn_rand_does_not_train_the_padding():
+    model = build("cnn_rand(dim=5, maps=3)", TEXTS, num_classes=2)
+    model(torch.tensor([[7, 0, 0], [8, 9, 0]])).square().sum().backward()
+    gradient = model.embedding.weight.grad
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert gradient[0].abs().max() == 0 and gradient[7:10].abs().amax(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("name", sorted({expression.partition("(")[0] for expression, *_ in COUNTS}))
+def test_a_model_refuses_what_it_cannot_read(name):
+    shape, words = (TEXTS, "images, and the data are sequences of 9 token ids")
+    if name == "cnn_rand":
+        shape, words = (3, 32, 32), "texts, and the data are 3x32x32 images"
+    with pytest.raises(ValueError, match=f"^{name} reads {words}"):
+        phalanx.parse(f"{name}()").build(shape, 10)
+
+
 @pytest.mark.parametrize("expression", ["lenet(channels=(4, 6), hidden=8)", "vgg9(width=0.1)", "mlp()"])
 def test_weights_come_from_the_global_generator(expression):
     first, again, other = (build(expression, (1, 16, 16), seed=s).state_dict() for s in (1, 1, 2))
@@ -90,6 +169,11 @@ def test_a_model_without_dropout_is_a_function_of_its_input():
         assert torch.equal(model(x), model(x))
     model = build("vgg9(width=0.1)", (3, 16, 16)).train()
     assert not torch.equal(model(x), model(x))
+    ids = torch.arange(36).reshape(4, 9)
+    model = build("cnn_rand(dim=8, maps=8)", TEXTS).train()
+    assert torch.equal(model(ids), model(ids))
+    model = build("cnn_rand(dim=8, maps=8, dropout=0.5)", TEXTS).train()
+    assert not torch.equal(model(ids), model(ids))
 
 
 @pytest.mark.parametrize(("expression", "shape"), SMALL)
@@ -132,6 +216,12 @@ def test_images_that_are_too_small(expression, shape, words):
         "vgg9(dropout=1)",
         "vgg11_bn(dropout=-0.1)",
         "vgg13_bn(dropout=nan)",
+        "vgg19_bn(dropout=1.0)",
+        "alexnet(dropout=-1)",
+        "cnn_rand(windows=())",
+        "cnn_rand(windows=(3, 0))",
+        "cnn_rand(dim=0)",
+        "cnn_rand(dropout=1)",
     ],
 )
 def test_fields_out_of_range(expression):

@@ -75,9 +75,9 @@ def test_the_attack_is_all_that_differs_from_the_run_without_it() -> None:
 
 def test_no_two_attackers_of_the_quickstart_share_a_vote_group() -> None:
     run = find("quickstart").runs("laptop")["group vote r=3"]
-    units = run.phases[0].scheme.assign(run.workers)
-    assert units is not None
-    groups = [units[w] for w in run.byzantine.at(0, run.workers, run.seed)]
+    allocation = run.phases[0].scheme.assign(run.workers)
+    assert allocation is not None
+    groups = [allocation.unit(w) for w in run.byzantine.at(0, run.workers, run.seed)]
     assert len(set(groups)) == 3
 
 

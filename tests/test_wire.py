@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.wire import pack, unpack
 from phalanx.world import BadPayload, payload_bytes
-from tests.examples import BYZANTINE, LAYOUT, N, honest, round_of, same
+from tests.examples import BYZANTINE, LAYOUT, N, honest, received, round_of, same
 
 TENSORS = st.builds(
     lambda shape, dtype, seed: (
@@ -92,10 +92,10 @@ def test_gather_carries_directions_coded_and_values_as_they_are():
 
 def test_installed_values_of_the_wrong_form_are_erasures():
     wire, stack = px.gather(px.sign()), honest(n=4)
-    payloads, _ = wire.send(stack, None, round_of())
+    payloads = [offer.first for offer in wire.offer(stack, None, round_of())[0]]
     values = payloads[1]["installed"]
     for forged in (values[:-1], values.double(), values.reshape(1, -1), values * torch.nan):
-        out = wire.receive([payloads[0], {**payloads[1], "installed": forged}, *payloads[2:]], stack)
+        out = received(wire, [payloads[0], {**payloads[1], "installed": forged}, *payloads[2:]], stack)
         assert out.ids == (0, 2, 3)
 
 

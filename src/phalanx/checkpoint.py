@@ -118,6 +118,33 @@ def merge(trees: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def own(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
+    """Stage state without the memories of workers that other processes play."""
+    kept: dict[str, Any] = {}
+    for key, value in state.items():
+        kind, _, worker = key.partition(":")
+        if kind == "worker" and int(worker) not in ids:
+            continue
+        kept[key] = own(value, ids) if isinstance(value, dict) else value
+    return kept
+
+
+def memories_of(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
+    """The memories of these workers in a stage state, and nothing else."""
+    kept: dict[str, Any] = {}
+    for key, value in state.items():
+        if not isinstance(value, dict):
+            continue
+        kind, _, worker = key.partition(":")
+        if kind == "worker":
+            found = value if worker in map(str, ids) else {}
+        else:
+            found = {} if kind == "row" else memories_of(value, ids)
+        if found:
+            kept[key] = found
+    return kept
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replaces a file at once: written beside it, flushed to the disk, renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")

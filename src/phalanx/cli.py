@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +67,12 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/TIME-RECIPE if left out.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")] = False,
+    server: Annotated[
+        bool, typer.Option("--server", help="Under torchrun: rank 0 serves, the others work and may fail.")
+    ] = False,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="A server waits at least so long for a worker.")
+    ] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Does every run or measurement of a recipe, and ends with a table, a plot and a folder.
@@ -79,14 +86,38 @@ def run(
       phalanx run quickstart --only krum --only median --set "byzantine=drawn(3)"
       phalanx run --resume runs/2026-01-31-120000-quickstart
       torchrun --nproc-per-node 4 -m phalanx run robust-mnist
+      torchrun --nproc-per-node 10 -m phalanx run quickstart --server --set workers=9
     """
-    with team() as processes:
+    with _processes(server, deadline) as processes:
+        if processes is None:
+            return
         ticket = processes.agree(lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume))
         study = Study.from_json(ticket["study"])
         folder = StudyFolder(ticket["folder"]) if processes.rank == 0 else None
         _conduct(study, folder, ticket["finished"], processes, tensorboard)
         if folder is not None:
             _report(study, folder, as_json)
+
+
+@contextmanager
+def _processes(server: bool, deadline: float) -> Iterator[Team | None]:
+    """The processes of the job; None in those that guard a worker until the job is over."""
+    if not server:
+        with team() as processes:
+            yield processes
+        return
+    from phalanx.guard import Jobs
+    from phalanx.worlds.seats import Patience
+
+    jobs, patience = Jobs(), Patience(least_s=deadline)
+    if jobs.rank:
+        jobs.guard()
+        yield None
+        return
+    try:
+        yield Team(server=lambda workers: jobs.open(workers, patience))
+    finally:
+        jobs.end()
 
 
 def _open(
@@ -136,10 +167,11 @@ def _conduct(study: Study, folder: StudyFolder | None, finished: list[str], proc
 
 def _again(folder: StudyFolder, processes: Team) -> str:
     """The command that resumes."""
-    if processes.size == 1:
+    if processes.size == 1 and processes.server is None:
         return f"phalanx run --resume {shlex.quote(str(folder.path))}"
     local = os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))
-    return f"torchrun --nproc-per-node {local} -m phalanx run --resume {shlex.quote(str(folder.path))}"
+    serving = " --server" if processes.server is not None else ""
+    return f"torchrun --nproc-per-node {local} -m phalanx run --resume {shlex.quote(str(folder.path))}{serving}"
 
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:

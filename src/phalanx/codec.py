@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from phalanx.clock import Clock
+from phalanx.crossing import Offer, Wire, present
 from phalanx.expression import Expression, method
 from phalanx.gate import Gate
 from phalanx.layout import Layout
@@ -66,7 +67,7 @@ class PayloadAttack(Expression, ABC):
 
 
 @method("gather", "wire")
-class Gather(Stage):
+class Gather(Wire):
     """Every worker's coded row at the server, decoded and gated.
 
     Shapes: (k, d) -> (n - erased, d).
@@ -84,60 +85,38 @@ class Gather(Stage):
     def scope(self) -> Scope:
         return self.codec.scope
 
-    @property
-    def num_wires(self) -> int:
-        return 1
+    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+        coded, state = send_rows(self.codec, stack, state, round.rng)
+        offers = [Offer(payload) for payload in forged(self.forge, coded, stack.ids, round)]
+        return present(offers, stack.ids, round), state
 
-    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+    def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
         clock = Clock()
-        payloads, state = self.send(stack, state, round)
-        clock.lap("encode_s")
-        arrived = round.world.gather(payloads, limit_bytes=64 * 1024 + 16 * stack.rows.element_size() * stack.layout.d)
+        arrived = round.world.gather([offer.first for offer in offers], payload_limit(sent))
         clock.lap("wire_s")
-        received = self.receive(arrived, stack)
+        received = self.gate.admit(open_rows(self.codec, arrived, [(worker,) for worker in range(len(arrived))], sent))
         clock.lap("decode_s")
-        return received.note(clock.notes), state
-
-    def send(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Payload | None], State]:
-        """The left half: one payload for each row held here."""
-        coded, state = send_rows(self.codec, stack, state, round)
-        if self.forge is None:
-            return list(coded), state
-        forge = self.forge.forge
-        return [
-            forge(payload, round.rng(worker)) if worker in round.byzantine else payload
-            for worker, payload in zip(stack.ids, coded, strict=True)
-        ], state
-
-    def receive(self, arrived: Sequence[Payload | BadPayload], sent: Stack) -> Stack:
-        """The right half: the rows of all workers whose payload the codec, the layout and the gate accept."""
-        layout = sent.layout
-        rows = sent.rows.new_empty(len(arrived), layout.d)
-        weights = torch.ones(len(arrived), dtype=torch.float64)
-        bad: dict[int, str] = {}
-        notes = []
-        for worker, payload in enumerate(arrived):
-            if isinstance(payload, BadPayload):
-                bad[worker] = str(payload)
-                continue
-            notes.append(Note("bytes", worker, payload_bytes(payload)))
-            try:
-                weights[worker] = open_row(self.codec, payload, layout, rows[worker])
-            except BadPayload as error:
-                bad[worker] = str(error)
-        every = tuple((worker,) for worker in range(len(arrived)))
-        stack = Stack(rows, layout, every, weights, received=True, notes=(*sent.notes, *notes))
-        stack = self.gate.admit(stack.erase(bad))
-        return replace(stack, arrived=stack)
+        return replace(received, arrived=received).note(clock.notes)
 
 
-def send_rows(codec: Codec, stack: Stack, state: State | None, round: Round) -> tuple[list[Payload], State]:
-    """A payload for each row: the coded directions, the installed entries as they are, the weight."""
+def payload_limit(stack: Stack) -> int:
+    """The bytes that a payload of these rows may have: several times those of the row, as codecs may lengthen it."""
+    return 64 * 1024 + 16 * stack.rows.element_size() * stack.layout.d
+
+
+def send_rows(
+    codec: Codec, stack: Stack, state: State | None, rng: Callable[[int], torch.Generator]
+) -> tuple[list[Payload], State]:
+    """A payload for each row: the coded directions, the installed entries as they are, the weight.
+
+    Args:
+        rng: makes the random stream of a worker.
+    """
     layout, state, payloads = stack.layout, dict(state or {}), []
     for i, worker in enumerate(stack.ids):
         key = memory_key(worker, received=False)
         payload, memory = codec.encode(
-            stack.rows[i, : layout.stepped], layout.head, state.get(key, {}), lambda w=worker: round.rng(w)
+            stack.rows[i, : layout.stepped], layout.head, state.get(key, {}), lambda w=worker: rng(w)
         )
         assert WEIGHT not in payload and INSTALLED not in payload
         payload = {**payload, WEIGHT: stack.weights[i : i + 1]}
@@ -147,6 +126,43 @@ def send_rows(codec: Codec, stack: Stack, state: State | None, round: Round) -> 
         if memory:
             state[key] = memory
     return payloads, state
+
+
+def forged(
+    forge: PayloadAttack | None, payloads: Sequence[Payload], workers: Sequence[int], round: Round
+) -> list[Payload | None]:
+    """The payloads, with a forgery in place of each Byzantine worker's."""
+    if forge is None:
+        return list(payloads)
+    return [
+        forge.forge(payload, round.rng(worker)) if worker in round.byzantine else payload
+        for worker, payload in zip(workers, payloads, strict=True)
+    ]
+
+
+def open_rows(
+    codec: Codec, arrived: Sequence[Payload | BadPayload], sources: Sequence[tuple[int, ...]], sent: Stack
+) -> Stack:
+    """The rows of these payloads, received but not gated; what the codec or the layout refuses is an erasure.
+
+    Args:
+        sources: the workers behind each payload; the first one sent it.
+    """
+    rows = sent.rows.new_empty(len(arrived), sent.layout.d)
+    weights = torch.ones(len(arrived), dtype=torch.float64)
+    bad: dict[int, str] = {}
+    notes = []
+    for i, payload in enumerate(arrived):
+        if isinstance(payload, BadPayload):
+            bad[i] = str(payload)
+            continue
+        notes.append(Note("bytes", sources[i][0], payload_bytes(payload)))
+        try:
+            weights[i] = open_row(codec, payload, sent.layout, rows[i])
+        except BadPayload as error:
+            bad[i] = str(error)
+    stack = Stack(rows, sent.layout, tuple(sources), weights, received=True, notes=(*sent.notes, *notes))
+    return stack.erase(bad)
 
 
 def open_row(codec: Codec, payload: Payload, layout: Layout, out: Tensor) -> float:
@@ -203,7 +219,7 @@ class Reduce(Stage):
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         world, layout, clock = round.world, stack.layout, Clock()
-        coded, state = send_rows(self.codec, stack, state, round)
+        coded, state = send_rows(self.codec, stack, state, round.rng)
         clock.lap("encode_s")
         keys = [k for k in coded[0] if k != WEIGHT]
         every = world.peek(stack.weights.reshape(-1, 1)).sum()

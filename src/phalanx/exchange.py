@@ -7,6 +7,12 @@ for x, y in batches:
     exchange()                      # p.grad of every process becomes the aggregate of all
     optimizer.step()
     optimizer.zero_grad()
+
+A scheme with redundancy says which share of the samples a process computes, and with what factor:
+
+    for unit, share in exchange.units:
+        x, y = batch_of(step, unit)                 # the same in every process that has the unit
+        (share * loss_function(model(x), y)).backward()
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.accuse import Ledger
+from phalanx.allocation import Allocation
 from phalanx.attack import Nobody, Threat
 from phalanx.checkpoint import merge
 from phalanx.codec import Reduce
@@ -163,6 +170,26 @@ class Exchange:
             elif row is not None:
                 buffers[name].copy_(part)
         return measured
+
+    @property
+    def units(self) -> tuple[tuple[int, float], ...]:
+        """The units of a round's samples that this process computes, each with the factor on its gradient.
+
+        Without redundancy the process's own one, (rank, 1.0). With it, every process that has a unit computes the same
+        gradient from the same samples, order, augmentation and dropout; give them seeds that depend on the unit.
+        """
+        (worker,) = self.courier.world.ids
+        return tuple(zip(self._allocation.units[worker], self._allocation.shares[worker], strict=True))
+
+    @property
+    def num_units(self) -> int:
+        """How many units a round's samples are cut into."""
+        return self._allocation.num_units
+
+    @property
+    def _allocation(self) -> Allocation:
+        n = self.courier.world.size
+        return self.courier.scheme.assign(n) or Allocation.single(range(n))
 
     def state_dict(self) -> dict[str, Any]:
         """This process's memories and counters, for the user's checkpoint."""

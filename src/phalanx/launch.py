@@ -23,13 +23,20 @@ PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that run a study together; rank 0 writes, prints and decides."""
+    """The processes that run a study together; rank 0 writes, prints and decides.
+
+    Args:
+        server: in a job with a server, where only rank 0 runs the study: makes the world of a run.
+    """
 
     rank: int = 0
     size: int = 1
+    server: Callable[[int], World] | None = None
 
     def world(self, workers: int) -> World:
         """The workers of a run, spread over the processes."""
+        if self.server is not None:
+            return self.server(workers)
         return LocalWorld(workers) if self.size == 1 else GroupWorld(workers)
 
     def agree(self, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:

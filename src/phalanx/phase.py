@@ -11,6 +11,7 @@ from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
 from phalanx.expression import Expression, method, require
+from phalanx.fault import Fault
 from phalanx.finish import Finish, Sgd
 from phalanx.models.model import Model
 from phalanx.observers.observer import Observer
@@ -46,6 +47,7 @@ class Run(Expression):
     Args:
         workers: n.
         byzantine: which of them the adversary controls.
+        faults: workers that crash, hang, are late or talk rubbish, and when.
         seed: of weights, samples, augmentation, noise, attackers; runs of one seed start alike.
         precision: "bf16" computes forward and backward under bfloat16 autocast; weights and rows stay float32.
         device: where every process computes; "cuda" is the process's current device.
@@ -62,6 +64,7 @@ class Run(Expression):
     byzantine: Threat = Nobody()
     partition: Partition = Iid()
     augment: Augment | None = None
+    faults: tuple[Fault, ...] = ()
     seed: int = 0
     precision: Literal["float32", "bf16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
@@ -77,6 +80,9 @@ class Run(Expression):
             require(getattr(self, name) >= 1, f"run needs {name} >= 1, got {name}={getattr(self, name)}")
         require(len(set(self.observers)) == len(self.observers), "run: two observers are equal; keep one of them")
         self.byzantine.at(0, self.workers, self.seed)
+        for fault in self.faults:
+            known = fault.worker < self.workers
+            require(known, f"{fault!r} names worker {fault.worker}, and there are workers 0 to {self.workers - 1}")
 
     @property
     def rounds(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from phalanx.allocation import Allocation
 from phalanx.expression import Expression, method, require
 from phalanx.layout import Layout
 from phalanx.registry import register
@@ -19,7 +20,6 @@ from phalanx.stack import Note, Stack
 
 Scope = Literal["coordinate", "tensor", "vector"]  # the least piece of a row on which a stage can run alone
 State = dict[str, Any]  # nested dictionaries with string keys; leaves are tensors, numbers or None
-Assignment = tuple[tuple[int, ...], ...]  # the units of work of each worker
 
 _SCOPES: tuple[Scope, ...] = ("coordinate", "tensor", "vector")
 
@@ -68,8 +68,8 @@ class Stage(Expression, ABC):
         """
         return n
 
-    def assign(self, n: int) -> Assignment | None:
-        """The units of work that each of n workers computes, where the stage's redundancy asks for some; else None."""
+    def assign(self, n: int) -> Allocation | None:
+        """Which units of work each of n workers computes, where the stage's redundancy asks for some; else None."""
         return None
 
 
@@ -133,7 +133,7 @@ class Chain(Stage):
             n = stage.rows_out(n)
         return n
 
-    def assign(self, n: int) -> Assignment | None:
+    def assign(self, n: int) -> Allocation | None:
         wanted = [a for a in (s.assign(n) for s in self.stages) if a is not None]
         require(
             all(a == wanted[0] for a in wanted[1:]),

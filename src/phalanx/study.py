@@ -289,7 +289,11 @@ def conduct(
             if watcher is not None:
                 watcher.begin(label, job)
             if isinstance(job, Run):
-                train(job, team.world(job.workers), target, watcher.round if watcher is not None else None)
+                world = team.world(job.workers)
+                try:
+                    train(job, world, target, watcher.round if watcher is not None else None)
+                finally:
+                    world.leave()
             else:
                 team.agree(partial(_measure, job, target, watcher))
         if watcher is not None and target is not None:

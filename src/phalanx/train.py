@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
-from phalanx.checkpoint import Checkpoint, from_payload, merge, to_payload
+from phalanx.allocation import Allocation
+from phalanx.checkpoint import Checkpoint, from_payload, merge, own, to_payload
 from phalanx.clock import PARTS
+from phalanx.crossing import check_server, server_half
+from phalanx.fault import silenced
 from phalanx.layout import Layout
 from phalanx.phase import Phase, Run
 from phalanx.precision import finite
@@ -58,11 +61,18 @@ class Trainer:
 
     def __init__(self, run: Run, world: World) -> None:
         run.check()
+        if world.serves:
+            for phase in run.phases:
+                check_server(phase.scheme)
+            if run.observers:
+                raise ValueError("observers see rows before the wire, and a server does not; run them in a simulation")
         if world.size != run.workers:
             raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
         torch.set_num_threads(run.threads)
         self.config, self.world, self.device = run, world, torch.device(run.device)
         self.data = run.data.load()
+        if run.augment is not None:
+            run.augment.check(self.data.shape)
         self.model = self._build()
         self.layout = Layout.of(self.model)
         for observer in run.observers:
@@ -120,18 +130,22 @@ class Trainer:
 
     def _round(self, phase: Phase, at: int, stop: bool) -> dict[str, Any]:
         run, world, index = self.config, self.world, self.step
-        byzantine = run.byzantine.at(index, run.workers, run.seed)
-        began = time.perf_counter()
+        byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
+        began, before = time.perf_counter(), world.received_bytes
+        world.begin(index, repr(run), lambda: dict(self.model.state_dict()))
         stack, losses = self.work(phase, index)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
-        seen = world.peek(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
+        seen = world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
-        round = Round(index, run.seed, byzantine, world)
+        round = Round(index, run.seed, byzantine, world, absent=frozenset() if world.serves else silent)
         observed = self._observe(stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
         try:
-            result, self.state = phase.scheme(stack, self.state, round)
+            if world.serves:
+                result, self.state = server_half(phase.scheme, stack, self.state, round)
+            else:
+                result, self.state = phase.scheme(stack, self.state, round)
         except TooFewRows as error:
             lost, notes = str(error), error.notes
         combined = time.perf_counter()
@@ -140,15 +154,18 @@ class Trainer:
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(notes, byzantine)
+        measured = self.ledger.enter(notes, byzantine | silent)
         measured |= zip(ROUND, (worked - began, combined - watched, ended - combined), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
-        honest = [i for i in range(run.workers) if i not in byzantine]
+        if before is not None and world.received_bytes is not None:
+            measured["socket_bytes"] = world.received_bytes - before
+        heard = [i for i in range(run.workers) if i not in byzantine and bool(seen[i, 1].isfinite())]
         return {
             "step": index,
-            "loss": _number(seen[honest, 0].mean()) if honest else None,
-            "stop": bool(seen[:, 1].any()),
+            "loss": _number(seen[heard, 0].mean()) if heard else None,
+            # a server is not stopped by what a worker says
+            "stop": stop if world.serves else bool(seen[:, 1].any()),
             **measured,
             "byzantine": sorted(byzantine),
             "lost": lost,
@@ -163,9 +180,8 @@ class Trainer:
     def work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
         """The rows of the workers played here; what several of them would compute alike is computed once."""
         run = self.config
-        assignment = phase.scheme.assign(run.workers) or tuple((i,) for i in range(run.workers))
-        units = 1 + max(u for mine in assignment for u in mine)
-        samples = run.partition.draw(self.data.train_y, units, phase.work.batch, index, run.seed)
+        allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
+        samples = run.partition.draw(self.data.train_y, allocation.num_units, phase.work.batch, index, run.seed)
         site = Site(
             self.model,
             self.layout,
@@ -178,15 +194,25 @@ class Trainer:
         ids = self.world.ids
         rows = torch.zeros(len(ids), self.layout.d, dtype=self.layout.dtype, device=self.device)
         losses = torch.zeros(len(ids), dtype=torch.float64)
-        first: dict[int, int] = {}
+        weights = torch.zeros(len(ids), dtype=torch.float64)
+        users: dict[int, list[tuple[int, float]]] = {}
         for i, worker in enumerate(ids):
-            (unit,) = assignment[worker]
-            if unit in first:
-                rows[i], losses[i] = rows[first[unit]], losses[first[unit]]
-            else:
-                losses[i] = phase.work.row(site, unit, samples[unit], rows[i])
-                first[unit] = i
-        weights = torch.tensor([len(samples[assignment[w][0]]) for w in ids], dtype=torch.float64)
+            for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
+                users.setdefault(unit, []).append((i, share))
+        scratch = torch.empty_like(rows[0]) if allocation.coded and users else None
+        # every row adds up its units in one order, so that the bits are the same in every world
+        for unit in sorted(users):
+            first = users[unit][0][0]
+            row = rows[first] if scratch is None else scratch.zero_()
+            loss, count = phase.work.row(site, unit, samples[unit], row), len(samples[unit])
+            for i, share in users[unit]:
+                if scratch is not None:
+                    # the decoder gives the plain mean over units, whose sizes may differ by an example
+                    rows[i].add_(row, alpha=share * count * allocation.num_units / phase.work.batch)
+                elif i != first:
+                    rows[i] = row
+                losses[i] += loss / len(allocation.units[ids[i]])
+                weights[i] += count
         return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
 
     def finish(self, phase: Phase, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
@@ -246,27 +272,26 @@ class Trainer:
 
     def _resume(self, point: Checkpoint | None) -> None:
         """Rank 0 has read the checkpoint; every process takes the whole of it but other workers' memories."""
-        tree = {"step": point.step, **point.tree} if point is not None else {}
-        if len(self.world.ids) < self.world.size:
-            tree = from_payload(self.world.collect(to_payload(tree))[0])
+        tree = self.world.share({"step": point.step, **point.tree} if point is not None else {})
         if not tree:
             return
         self.step = tree["step"]
         self.model.load_state_dict(tree["model"])
         self.state = own(tree.get("state", {}), self.world.ids)
         self.ledger = Ledger.from_json(tree["ledger"])
-        phase = self._phase_at(max(self.step - 1, 0))
+        phase, _ = self.phase_at(max(self.step - 1, 0))
         self.optimizer = phase.finish.optimizer(self.parameters)
         now = self.optimizer.state_dict()
         now["state"] = {int(k): v for k, v in tree.get("optimizer", {}).items()}
         self.optimizer.load_state_dict(now)
 
-    def _phase_at(self, index: int) -> Phase:
+    def phase_at(self, index: int) -> tuple[Phase, int]:
+        """The phase of a round of the run, and the round's number within it."""
         for phase in self.config.phases:
             if index < phase.rounds:
-                return phase
+                return phase, index
             index -= phase.rounds
-        return self.config.phases[-1]
+        return self.config.phases[-1], index
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a run that has ended, as plain values."""
@@ -292,17 +317,6 @@ class Trainer:
             "processes": self.world.size // max(1, len(self.world.ids)),
             "seed": self.config.seed,
         }
-
-
-def own(state: State, ids: tuple[int, ...]) -> State:
-    """Stage state without the memories of workers that other processes play."""
-    kept: State = {}
-    for key, value in state.items():
-        kind, _, worker = key.partition(":")
-        if kind == "worker" and int(worker) not in ids:
-            continue
-        kept[key] = own(value, ids) if isinstance(value, dict) else value
-    return kept
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -34,7 +34,7 @@ class Site:
     key: tuple[object, ...] = ()
 
     def batch(self, samples: Tensor, unit: int) -> tuple[Tensor, Tensor]:
-        """The examples (B, C, H, W) and labels (B,) of a unit, augmented under its own stream."""
+        """The examples, (B, C, H, W) or (B, L), and labels (B,) of a unit, augmented under its own stream."""
         device = next(self.model.parameters()).device
         x, y = (t.to(device) for t in self.data.train(samples))
         if self.augment is not None:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,10 +39,38 @@ class World(Protocol):
         """0 in the process that writes results."""
         ...
 
+    @property
+    def serves(self) -> bool:
+        """Whether the workers run their half of the scheme elsewhere, and this process runs the server's only."""
+        ...
+
+    @property
+    def received_bytes(self) -> int | None:
+        """What reached this process's sockets so far; None where nobody counts."""
+        ...
+
+    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+        """A round begins: gives the model to workers that are elsewhere."""
+        ...
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        """The workers' bookkeeping, not metered; NaN for those of whom nothing is heard. Shapes: (k, m) -> (n, m)."""
+        ...
+
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         """From one payload for each of `ids` to one for each of the n workers.
 
         A worker that sent nothing (None), something malformed, or more than limit_bytes is a BadPayload.
+        """
+        ...
+
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        """The payloads of the named workers only, in that order; others keep theirs.
+
+        Args:
+            payloads: one for each of `ids`.
         """
         ...
 
@@ -62,6 +90,14 @@ class World(Protocol):
         """One payload of each process, at every process, by rank; not metered."""
         ...
 
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree that rank 0 has, in every process that runs the server's half."""
+        ...
+
+    def leave(self) -> None:
+        """The last call, where others should know."""
+        ...
+
 
 class LocalWorld:
     """All n workers in this process: the simulation.
@@ -76,6 +112,7 @@ class LocalWorld:
         self.size = n
         self.ids = tuple(range(n))
         self.rank = 0
+        self.serves, self.received_bytes = False, None
 
     def __repr__(self) -> str:
         return f"LocalWorld({self.size})"
@@ -84,10 +121,21 @@ class LocalWorld:
         assert len(payloads) == self.size
         return [self._checked(p, limit_bytes) for p in payloads]
 
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        return [self._checked(payloads[worker], limit_bytes) for worker in workers]
+
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         # shares rounded to 16 bits would not add up to one
         share = (weights / total).to(x.device, wide(x.dtype))
         return (share @ x.to(share.dtype)).to(x.dtype)
+
+    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+        pass
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        return self.peek(numbers)
 
     def peek(self, x: Tensor) -> Tensor:
         assert len(x) == self.size
@@ -95,6 +143,12 @@ class LocalWorld:
 
     def collect(self, payload: Payload) -> list[Payload]:
         return [payload]
+
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        return tree
+
+    def leave(self) -> None:
+        pass
 
     @staticmethod
     def _checked(payload: Payload | None, limit_bytes: int) -> Payload | BadPayload:

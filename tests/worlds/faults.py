@@ -13,9 +13,9 @@ def outcome(scheme: str, world: px.World, byzantine: list[int]) -> dict[str, Any
     generator = torch.Generator().manual_seed(5)
     # pairs of workers hold equal rows, so that votes have something to agree on
     rows = torch.randn(world.size, D, generator=generator)
-    assignment = px.parse(scheme).assign(world.size)
-    if assignment is not None:
-        rows = rows[torch.tensor([unit for (unit,) in assignment])]
+    allocation = px.parse(scheme).assign(world.size)
+    if allocation is not None:
+        rows = allocation.weights_matrix.float() @ rows[: allocation.num_units]
     stack = px.Stack.of(rows[list(world.ids)], ids=world.ids)
     round = px.Round(index=2, seed=4, byzantine=frozenset(byzantine), world=world)
     result, _ = px.parse(scheme)(stack, None, round)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,20 +12,23 @@ import torch
 from torch import Tensor
 
 from phalanx.aggregator import Aggregator
-from phalanx.aggregators.shuffle import even_groups
+from phalanx.allocation import Allocation
+from phalanx.codes.ballot import Ballot, ballot_notes, by_cluster, by_equality, vote_allocation, vote_groups
 from phalanx.expression import method, require
+from phalanx.precision import wide
 from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Assignment, Scope, State, TooFewRows
+from phalanx.stack import Stack
+from phalanx.stage import Scope, State
 
 
 @method("group_vote", "aggregator")
 class GroupVote(Aggregator):
     """Of each group of workers with the same work, the row that more than half of the members present hold.
 
-    Rows are the same when they are exactly equal. The n workers form n // r contiguous groups whose sizes differ by one
-    at most, and each group is one unit of work. A row that comes out weighs what one winner's does: its examples were
-    computed r times over, not r times as many.
+    Rows are the same when they are exactly equal, or with a tolerance when |a - b|_2 <= atol + rtol min(|a|_2, |b|_2);
+    then the most central of the rows that are near to more than half wins. The n workers form n // r contiguous groups
+    whose sizes differ by one at most, and each group is one unit of work. A row that comes out weighs what one winner's
+    does: its examples were computed r times over, not r times as many.
 
     Notes: "outvoted" for each worker that differs from its group's vote, "lost_groups" with the number of groups whose
     winners are all Byzantine, "undecided" with the number of groups without a majority, where there are any.
@@ -33,6 +37,8 @@ class GroupVote(Aggregator):
     Args:
         r: workers in a group; odd r stands (r - 1) / 2 Byzantine ones in each.
         none: the vote without a majority: "zero" is a zero row, "exclude" none, which counts as an erased row.
+        atol: distance at which rows agree, in the unit of the row, >= 0; for hardware that differs in the last bits.
+        rtol: the same in norms of the row, in [0, 1); a lie within it may win.
     Raises:
         ValueError: n < r, or rows of several workers each.
     Source: Rajput et al., DETOX: A Redundancy-based Framework for Faster and More Robust Gradient Aggregation, 2019,
@@ -42,6 +48,8 @@ class GroupVote(Aggregator):
 
     r: int
     none: Literal["zero", "exclude"] = "zero"
+    atol: float = 0.0
+    rtol: float = 0.0
 
     @property
     def scope(self) -> Scope:
@@ -49,20 +57,17 @@ class GroupVote(Aggregator):
 
     def validate(self) -> None:
         require(self.r >= 1, f"group_vote needs r >= 1, got r={self.r}")
+        ok = 0 <= self.atol < math.inf and 0 <= self.rtol < 1
+        require(ok, f"group_vote needs a finite atol >= 0 and 0 <= rtol < 1, got atol={self.atol}, rtol={self.rtol}")
 
     def tolerates(self, n: int) -> int:
         return (self.r - 1) // 2
 
     def merges(self, n: int) -> int:
-        return len(self._groups(n))
+        return len(vote_groups(n, self.r, self.expression_name))
 
-    def assign(self, n: int) -> Assignment:
-        return tuple((g,) for g, group in enumerate(self._groups(n)) for _ in group)
-
-    def _groups(self, n: int) -> list[range]:
-        if n < self.r:
-            raise TooFewRows(f"group_vote needs n >= r workers, got n={n}, r={self.r}")
-        return even_groups(n, n // self.r)
+    def assign(self, n: int) -> Allocation:
+        return vote_allocation(vote_groups(n, self.r, self.expression_name))
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         if any(len(source) != 1 for source in stack.sources):
@@ -70,54 +75,39 @@ class GroupVote(Aggregator):
         place = {worker: i for i, worker in enumerate(stack.ids)}
         # a plain call knows its rows only, a run its workers, of which some may sit this round out
         n = max(len(place) + stack.erased, round.world.size, *(worker + 1 for worker in place))
-        groups = self._groups(n)
-        votes: list[tuple[list[int], list[int]]] = []
-        for group in groups:
-            members = [place[worker] for worker in group if worker in place]
-            winners = _majority(stack.rows, members)
-            if winners or (members and self.none == "zero"):
-                votes.append((members, winners))
-        rows = stack.rows.new_zeros(len(votes), stack.rows.shape[1])
-        for i, (_, winners) in enumerate(votes):
-            if winners:
-                rows[i] = stack.rows[winners[0]]
-        counted = [winners or members for members, winners in votes]
+        groups = vote_groups(n, self.r, self.expression_name)
+        decide = self._decide(stack, place)
+        ballots = [decide([worker for worker in group if worker in place]) for group in groups]
+        counted = [b for b in ballots if b.winners or (b.members and self.none == "zero")]
+        rows = stack.rows.new_zeros(len(counted), stack.rows.shape[1])
+        for row, ballot in zip(rows, counted, strict=True):
+            if ballot.winners:
+                row.copy_(stack.rows[place[ballot.winners[0]]])
+        holders = [ballot.winners or ballot.members for ballot in counted]
         voted = replace(
             stack,
             rows=rows,
-            sources=tuple(tuple(sorted(stack.ids[i] for i in group)) for group in counted),
-            weights=_weights(stack.weights, counted),
-            erased=len(groups) - len(votes),
+            sources=tuple(tuple(sorted(group)) for group in holders),
+            weights=_weights(stack.weights, [[place[worker] for worker in group] for group in holders]),
+            erased=len(groups) - len(counted),
         )
-        return voted.note(self._notes(stack, votes, round, len(groups))), {}
+        return voted.note(ballot_notes(ballots, round, len(groups))), {}
 
-    def _notes(
-        self, stack: Stack, votes: Sequence[tuple[list[int], list[int]]], round: Round, groups: int
-    ) -> list[Note]:
-        notes, lost, decided = [], 0, 0
-        for members, winners in votes:
-            if not winners:
-                continue
-            decided += 1
-            lost += {stack.ids[i] for i in winners} <= round.byzantine
-            losers = sorted(stack.ids[i] for i in members if i not in winners)
-            notes += [Note("outvoted", worker, reason="another row has the majority of its group") for worker in losers]
-        notes.append(Note("lost_groups", value=float(lost)))
-        if decided < groups:
-            notes.append(Note("undecided", value=float(groups - decided)))
-        return notes
+    def _decide(self, stack: Stack, place: dict[int, int]) -> Callable[[Sequence[int]], Ballot]:
+        rows = stack.rows
+        if self.atol == self.rtol == 0:
+            return lambda members: by_equality(members, lambda a, b: torch.equal(rows[place[a]], rows[place[b]]))
+        floats = wide(rows.dtype)
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=floats).tolist()
 
+        def distance(a: int, b: int) -> float:
+            return float(torch.linalg.vector_norm(rows[place[a]].to(floats) - rows[place[b]].to(floats)))
 
-def _majority(rows: Tensor, members: Sequence[int]) -> list[int]:
-    """The members that hold the row of more than half of them; none where no row has so many."""
-    camps: list[list[int]] = []
-    for i in members:
-        camp = next((c for c in camps if torch.equal(rows[c[0]], rows[i])), None)
-        if camp is None:
-            camps.append([i])
-        else:
-            camp.append(i)
-    return next((c for c in camps if 2 * len(c) > len(members)), [])
+        def near(a: int, b: int) -> float:
+            # a lie of huge norm is not given a huge tolerance
+            return self.atol + self.rtol * min(norms[place[a]], norms[place[b]])
+
+        return lambda members: by_cluster(members, distance, near)
 
 
 def _weights(weights: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:

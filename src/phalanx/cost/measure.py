@@ -59,8 +59,8 @@ class Table:
 
 def num_units(scheme: Stage, n: int) -> int:
     """How many different shares of the batch n workers compute."""
-    assignment = scheme.assign(n)
-    return n if assignment is None else 1 + max(unit for mine in assignment for unit in mine)
+    allocation = scheme.assign(n)
+    return n if allocation is None else allocation.num_units
 
 
 def share(run: Run) -> int:

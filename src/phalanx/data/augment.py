@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phalanx.data.dataset import Shape, Tokens
 from phalanx.expression import Expression, method, require
 
 
 class Augment(Expression, ABC):
     """A random function of a batch of normalised images."""
+
+    def check(self, shape: Shape) -> None:
+        """Raises ValueError for data that it cannot change."""
+        sentence = f"{self.expression_name} changes images, and the data are {shape}; leave augment=None"
+        require(not isinstance(shape, Tokens), sentence)
 
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -33,7 +33,7 @@ class Cnn(Model):
         )
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        c, h, w = shape
+        c, h, w = self.image(shape)
         require(min(h, w) >= 2, f"cnn needs images of at least 2x2 pixels, got {h}x{w}; choose mlp()")
         layers: list[nn.Module] = []
         for width in self.channels:

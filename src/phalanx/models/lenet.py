@@ -34,7 +34,7 @@ class Lenet(Model):
         require(min(sizes) >= 1, f"lenet needs channels and hidden >= 1, got {self.channels} and {self.hidden}")
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        c, h, w = shape
+        c, h, w = self.image(shape)
         a, b = self.channels
         height, width = (((side - 4) // 2 - 4) // 2 for side in (h, w))
         ok = height >= 1 and width >= 1

@@ -27,7 +27,7 @@ class Mlp(Model):
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
-        for a, b in pairwise((math.prod(shape), *self.hidden, num_classes)):
+        for a, b in pairwise((math.prod(self.image(shape)), *self.hidden, num_classes)):
             layers += [nn.Linear(a, b), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
@@ -40,4 +40,4 @@ class Fc(Model):
     """
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        return Mlp((800, 500)).build(shape, num_classes)
+        return Mlp((800, 500)).build(self.image(shape), num_classes)

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from phalanx.checkpoint import from_payload, to_payload
 from phalanx.precision import wide
 from phalanx.wire import pack, unpack
 from phalanx.world import BadPayload, Payload
@@ -45,6 +47,7 @@ class GroupWorld:
         self._shares = [range(a, b) for a, b in pairwise(bounds)]
         self.ids = tuple(self._shares[self.rank])
         self._recent: dict[int, deque[int]] = {}  # by limit: the longest blocks of late, the same in every process
+        self.serves, self.received_bytes = False, None
         self.device = self._lines.device  # where the messages lie that travel
 
     def __repr__(self) -> str:
@@ -80,12 +83,28 @@ class GroupWorld:
                 offset = end
         return opened
 
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        """As `gather`, in which the others send nothing; an all-gather pads what a rank sends to what most send."""
+        wanted = set(workers)
+        asked = [p if worker in wanted else None for worker, p in zip(self.ids, payloads, strict=True)]
+        arrived = self.gather(asked, limit_bytes)
+        return [arrived[worker] for worker in workers]
+
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """All-reduce of the local weighted sums, in the dtype of x."""
         share = (weights / total).to(x.device, wide(x.dtype))
         local = (share @ x.to(share.dtype)).to(self.device, x.dtype)
         self._lines.all_reduce(local)
         return local.to(x.device)
+
+    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+        """Nothing: every process has the model."""
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        """As `peek`."""
+        return self.peek(numbers)
 
     def peek(self, x: Tensor) -> Tensor:
         """All ranks' rows in the order of the workers. Shapes: (k, m) -> (n, m)."""
@@ -107,6 +126,19 @@ class GroupWorld:
         sizes[self.rank] = len(message)
         self._lines.all_reduce(sizes)
         return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
+
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree that rank 0 has."""
+        return from_payload(self.collect(to_payload(tree))[0])
+
+    def deliver(self, letters: Mapping[int, Payload]) -> dict[int, Payload]:
+        """Payloads from one rank to another, by rank; every rank calls it, also without letters."""
+        outgoing = {r: pack(payload).to(self.device) for r, payload in letters.items()}
+        sizes = torch.tensor([[len(outgoing.get(r, ())) for r in range(self._ranks)]])
+        everyone = self._all_gather(sizes.view(torch.uint8).flatten(), [8 * self._ranks] * self._ranks)
+        mine = [int(block.view(torch.int64)[self.rank]) for block in everyone]
+        arrived = self._lines.deliver(outgoing, {r: size for r, size in enumerate(mine) if size})
+        return {r: unpack(message.cpu()) for r, message in arrived.items()}
 
     def leave(self) -> None:
         """Gives a group of its own back, for good; ranks that wait in it for this one get an error."""

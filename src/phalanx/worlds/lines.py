@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two collectives that a world of processes needs of a network, and ways to watch them."""
+"""The two collectives that a world of processes needs of a network, letters from one to another, and ways to watch."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -41,6 +42,10 @@ class Lines(Protocol):
         """Makes x, in place, the sum over all processes."""
         ...
 
+    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+        """Bytes from single processes, by rank, in the given numbers; meanwhile this one's go out, by rank."""
+        ...
+
     def leave(self) -> None:
         """The last call, for lines of one's own: processes that wait for this one get an error."""
         ...
@@ -69,6 +74,14 @@ class GroupLines:
     def all_reduce(self, x: Tensor) -> None:
         dist.all_reduce(x, group=self._group)
 
+    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+        arrived = {r: torch.empty(size, dtype=torch.uint8, device=self.device) for r, size in incoming.items()}
+        letters = [dist.P2POp(dist.isend, t, self._global(r), self._group) for r, t in outgoing.items()]
+        letters += [dist.P2POp(dist.irecv, t, self._global(r), self._group) for r, t in arrived.items()]
+        for work in dist.batch_isend_irecv(letters) if letters else []:
+            work.wait()
+        return arrived
+
     def leave(self) -> None:
         # gloo closes its connections when the last reference goes
         group = vars(self).pop("_group", None)
@@ -76,6 +89,9 @@ class GroupLines:
             # gone already where all groups were destroyed
             with suppress(ValueError):
                 dist.destroy_process_group(group)
+
+    def _global(self, rank: int) -> int:
+        return rank if self._group is None else dist.get_global_rank(self._group, rank)
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,9 @@ class Echo:
 
     def all_reduce(self, x: Tensor) -> None:
         x *= self.size
+
+    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+        return {r: torch.zeros(size, dtype=torch.uint8, device=self.device) for r, size in incoming.items()}
 
     def leave(self) -> None:
         pass
@@ -139,6 +158,9 @@ class Recorder:
         began = time.perf_counter()
         self._lines.all_reduce(x)
         self._note("reduce", x, began)
+
+    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+        return self._lines.deliver(outgoing, incoming)
 
     def leave(self) -> None:
         self._lines.leave()

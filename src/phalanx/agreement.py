@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether processes that should hold the same numbers do: digests to decide it, sketches to say by how much.
+
+agreement = phalanx.exact(model, lambda net, x, y: loss_function(net(x), y), x, y)
+print(agreement)                    # workers 0, 1, 2, 3 agree bit for bit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.parcel import unwrap, wrap
+from phalanx.replay import Loss, group_of, plain, replay, snapshot
+from phalanx.round import stream
+from phalanx.world import World
+from phalanx.worlds.group import GroupWorld
+
+BUCKETS = 256  # sums of a sketch; its error of a distance is about 1 / sqrt(2 BUCKETS), 4 %
+_PIECE = 1 << 20  # numbers in float64 at a time, a multiple of BUCKETS
+
+Named = Iterable[tuple[str, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Which workers hold the same bits.
+
+    Args:
+        digests: BLAKE3 of each worker's numbers, in hexadecimal.
+        camps: workers of equal digests; the largest camp first, of equal ones that with the lowest worker.
+        difference: largest relative Euclidean distance of a camp from the first one, to about 4 %; inf where one has
+            NaN or Inf and the other has not.
+        unsteady: workers that did not repeat their own result, where they were asked to.
+    """
+
+    digests: tuple[str, ...]
+    camps: tuple[tuple[int, ...], ...]
+    difference: float = 0.0
+    unsteady: tuple[int, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether votes by equality are possible: all workers agree bit for bit, each with itself too."""
+        return len(self.camps) == 1 and not self.unsteady
+
+    def __str__(self) -> str:
+        first, *others = self.camps
+        said = f"{ranks_in_words(first)} agree bit for bit" if len(first) > 1 else f"{ranks_in_words(first)} is alone"
+        if others:
+            rest = sorted(w for camp in others for w in camp)
+            said += f"; {ranks_in_words(rest)} differ{'s' * (len(rest) == 1)} by up to {self.difference:.1e} (relative)"
+        if self.unsteady:
+            said += f"; {ranks_in_words(self.unsteady)} did not repeat the own result: kernels are not deterministic"
+        return said
+
+
+def compare_rows(world: World, rows: Tensor) -> Agreement:
+    """The camps of workers whose rows are equal, bit for bit; every process calls it and learns the same.
+
+    One trip of 32 bytes a worker; where rows differ, a second of 2 KiB.
+
+    Shapes: (k, d), a row for each worker of this process, or (d,), one that all of them hold.
+    Args:
+        rows: d may differ between workers, which then disagree.
+    """
+    stack = rows.expand(len(world.ids), -1) if rows.dim() == 1 else rows
+    if len(stack) != len(world.ids):
+        raise ValueError(f"this process plays {len(world.ids)} workers and has rows of {len(stack)}")
+    named = [[("row", row)] for row in stack]
+    return _compare(world, [digest(row) for row in named], lambda: torch.stack([sketch(row) for row in named]))
+
+
+def agreement(
+    world: World,
+    model: nn.Module,
+    loss_function: Loss,
+    batch: tuple[Any, ...],
+    seed: int = 0,
+    state: dict[str, Any] | None = None,
+) -> Agreement:
+    """Whether all processes compute the same loss and gradients, bit for bit, and each the same again.
+
+    Args:
+        model: the same weights in every process, plain or in DistributedDataParallel; it is left as it was.
+        loss_function: called as loss_function(module, *batch) with the plain module; returns a scalar.
+        batch: the same in every process.
+        seed: of dropout and whatever else is random in a pass.
+        state: buffers and modes to compute with, by `replay.snapshot`; the model's own when None.
+    """
+    state = state or snapshot(plain(model))
+    again = digest(replay(model, loss_function, batch, state, seed))
+    answer = replay(model, loss_function, batch, state, seed)
+    mine = digest(answer)
+    k = len(world.ids)
+    found = _compare(world, [mine] * k, lambda: sketch(answer).expand(k, -1))
+    steady = world.peek(torch.tensor([[mine == again]] * k, dtype=torch.uint8)).flatten().tolist()
+    return Agreement(found.digests, found.camps, found.difference, tuple(w for w, s in enumerate(steady) if not s))
+
+
+def exact(model: nn.Module, loss_function: Loss, *batch: Any, world: World | None = None, seed: int = 0) -> Agreement:
+    """Whether exact votes and audits are possible on this cluster: all ranks compute rank 0's micro-batch, twice.
+
+    Every rank calls it, before training. Where ranks differ, kernels, threads or hardware do: votes and audits need a
+    tolerance above `difference` then, or the same software and hardware everywhere.
+
+    Args:
+        model: plain, or in DistributedDataParallel; it is left as it was.
+        loss_function: called as loss_function(module, *batch) with the plain module; returns a scalar.
+        batch: tensors, or tuples, lists and dictionaries of them; rank 0's counts.
+        world: of the model's process group, or the default one, when None.
+        seed: of dropout and whatever else is random in a pass.
+    Raises:
+        ValueError: the ranks hold different weights, or the model needs other ranks for a pass.
+    """
+    module = plain(model)
+    world = world or GroupWorld(group=group_of(model))
+    state, weights = snapshot(module), digest(module.named_parameters())
+    camps = _compare(world, [weights] * len(world.ids), lambda: sketch(module.named_parameters())[None]).camps
+    if len(camps) > 1:
+        raise ValueError(
+            f"{ranks_in_words(camps[0])} and {ranks_in_words(sorted(w for c in camps[1:] for w in c))} hold different "
+            "weights; give all ranks the same before their computations are compared"
+        )
+    if isinstance(world, GroupWorld):
+        mine = wrap({"batch": batch, **state})
+        arrived = world.deliver(dict.fromkeys(range(1, world.size), mine) if world.rank == 0 else {})
+        state = unwrap(arrived.get(0, mine), next(module.parameters()).device)
+        batch = state.pop("batch")
+    return agreement(world, model, loss_function, batch, seed, state)
+
+
+def digest(tensors: Named) -> bytes:
+    """32 bytes of BLAKE3 over names, dtypes, shapes and bits; a missing tensor is not one of zeros."""
+    from blake3 import blake3
+
+    made = blake3()
+    for name, tensor in tensors:
+        form = None if tensor is None else (str(tensor.dtype), tuple(tensor.shape))
+        made.update(repr((name, form)).encode())
+        if tensor is not None and tensor.numel():
+            made.update(_flat(tensor).cpu().view(torch.uint8).numpy().data)
+    return made.digest()
+
+
+def sketch(tensors: Named, seed: int = 0) -> Tensor:
+    """Numbers whose distances tell those of the tensors: the one named "loss", and sums of all others' entries.
+
+    Entry i of a tensor is added to sum i modulo 256 under a random sign, in float64; the squared distance of two
+    sketches is that of the tensors in the mean over the signs.
+
+    Shapes: -> (257,) on the CPU.
+    Source: Alon, Matias, Szegedy, The space complexity of approximating the frequency moments, 1996.
+    """
+    loss, sums = torch.zeros(1, dtype=torch.float64), torch.zeros(BUCKETS, dtype=torch.float64)
+    for name, tensor in tensors:
+        if tensor is None:
+            continue
+        if name == "loss":
+            loss = tensor.detach().double().reshape(1).cpu()
+            continue
+        rng = stream("sketch", seed, name)
+        for piece in _flat(tensor).split(_PIECE):
+            signs = torch.randint(2, (len(piece),), generator=rng, dtype=torch.int8)
+            padded = torch.zeros(-(-len(piece) // BUCKETS) * BUCKETS, dtype=torch.float64)
+            padded[: len(piece)] = piece.cpu().double() * (2 * signs - 1)
+            sums += padded.view(-1, BUCKETS).sum(dim=0)
+    return torch.cat([loss, sums])
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The relative Euclidean distance that two sketches tell, of the losses or of the rest, whichever is larger."""
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return float("inf")
+    a, b = a[a.isfinite()], b[b.isfinite()]
+    return max(_relative(a[:1], b[:1]), _relative(a[1:], b[1:]))
+
+
+def camps_of(digests: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    """The workers of each digest; the largest camp first, of equal ones that with the lowest worker."""
+    camps: dict[Any, list[int]] = {}
+    for worker, each in enumerate(digests):
+        camps.setdefault(each, []).append(worker)
+    return tuple(sorted(map(tuple, camps.values()), key=lambda camp: (-len(camp), camp)))
+
+
+def share_digests(world: World, digests: Sequence[bytes]) -> list[bytes]:
+    """All workers' digests. Shapes: k of the workers of this process -> n."""
+    mine = torch.tensor([list(each) for each in digests], dtype=torch.uint8)
+    return [bytes(row) for row in world.peek(mine).tolist()]
+
+
+def ranks_in_words(ranks: Sequence[int], noun: str = "worker") -> str:
+    """For errors and logs.
+
+    >>> ranks_in_words([0, 2])
+    'workers 0, 2'
+    """
+    return f"{noun}{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _compare(world: World, digests: list[bytes], sketches: Callable[[], Tensor]) -> Agreement:
+    everyone = share_digests(world, digests)
+    camps = camps_of(everyone)
+    difference = 0.0
+    if len(camps) > 1:
+        all_sketches = world.peek(sketches().expand(len(world.ids), -1))
+        difference = max(apart(all_sketches[camps[0][0]], all_sketches[camp[0]]) for camp in camps[1:])
+    return Agreement(tuple(each.hex() for each in everyone), camps, difference)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    dense = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
+    return (torch.view_as_real(dense) if dense.is_complex() else dense).contiguous().reshape(-1)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    scale = max(float(a.norm()), float(b.norm()))
+    return float((a - b).norm()) / scale if scale else 0.0

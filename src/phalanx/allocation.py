@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which worker computes what: the A and E of a scheme (A, E, D)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The units of work of each worker, and how it adds them up.
+
+    A unit is a share of the round's samples. Worker i's row is sum_j shares[i][j] g_(units[i][j]), where g_u is the row
+    of unit u, scaled so that the plain mean over all units is the update; a worker with one unit and the share 1 sends
+    that unit's row as it is.
+
+    Args:
+        units: of each worker, ascending.
+        shares: coefficients of these units, in the same order.
+    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.2.
+    """
+
+    units: tuple[tuple[int, ...], ...]
+    shares: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        assert [len(mine) for mine in self.units] == [len(mine) for mine in self.shares]
+        assert all(mine and list(mine) == sorted(set(mine)) for mine in self.units)
+
+    @staticmethod
+    def single(units: Sequence[int]) -> Allocation:
+        """One unit for each worker."""
+        return Allocation(tuple((u,) for u in units), tuple((1.0,) for _ in units))
+
+    @cached_property
+    def num_units(self) -> int:
+        """How many units there are."""
+        return 1 + max(u for mine in self.units for u in mine)
+
+    @cached_property
+    def coded(self) -> bool:
+        """Whether some worker sends anything but one unit's row."""
+        return any(mine != (1.0,) for mine in self.shares)
+
+    @property
+    def matrix(self) -> Tensor:
+        """A: 1.0 where a worker computes a unit. Shapes: (n, num_units) float64."""
+        return (self.weights_matrix != 0).double()
+
+    @property
+    def weights_matrix(self) -> Tensor:
+        """W: the coefficient of each unit in each worker's row. Shapes: (n, num_units) float64."""
+        matrix = torch.zeros(len(self.units), self.num_units, dtype=torch.float64)
+        for row, units, shares in zip(matrix, self.units, self.shares, strict=True):
+            row[list(units)] = torch.tensor(shares, dtype=torch.float64)
+        return matrix
+
+    def unit(self, worker: int) -> int:
+        """The unit of a worker that has a single one.
+
+        Raises:
+            ValueError: it adds up several.
+        """
+        if self.coded:
+            raise ValueError(f"worker {worker} adds up several units, {list(self.units[worker])}; it has no single one")
+        return self.units[worker][0]

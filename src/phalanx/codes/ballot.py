@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Votes in groups of workers that computed the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from phalanx.aggregators.shuffle import even_groups
+from phalanx.allocation import Allocation
+from phalanx.round import Round
+from phalanx.stack import Note
+from phalanx.stage import TooFewRows
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """The vote of one group.
+
+    Args:
+        members: workers of the group that are present.
+        winners: those that hold what more than half of the members hold; the first one stands for them. None without
+            a majority.
+    """
+
+    members: tuple[int, ...]
+    winners: tuple[int, ...]
+
+
+def vote_groups(n: int, r: int, name: str) -> list[range]:
+    """n workers in n // r contiguous groups whose sizes differ by one at most.
+
+    Raises:
+        TooFewRows: n < r.
+    """
+    if n < r:
+        raise TooFewRows(f"{name} needs n >= r workers, got n={n}, r={r}")
+    return even_groups(n, n // r)
+
+
+def vote_allocation(groups: Sequence[range]) -> Allocation:
+    """Each group computes one unit."""
+    return Allocation.single([g for g, group in enumerate(groups) for _ in group])
+
+
+def by_equality(members: Sequence[int], same: Callable[[int, int], bool]) -> Ballot:
+    """The vote where being the same is transitive."""
+    camps: list[list[int]] = []
+    for worker in members:
+        camp = next((c for c in camps if same(c[0], worker)), None)
+        if camp is None:
+            camps.append([worker])
+        else:
+            camp.append(worker)
+    won = next((c for c in camps if 2 * len(c) > len(members)), [])
+    return Ballot(tuple(members), tuple(won))
+
+
+def by_cluster(
+    members: Sequence[int], distance: Callable[[int, int], float], near: Callable[[int, int], float]
+) -> Ballot:
+    """The vote where rows are the same that are near: of the members near to most others the most central one wins.
+
+    More than half of the members are near to the winner, so an honest one is.
+
+    Args:
+        near: the largest distance at which two members agree.
+    """
+    apart = {(a, b): distance(a, b) for a in members for b in members if a < b}
+    apart |= {(b, a): x for (a, b), x in apart.items()}
+    camps = {a: [b for b in members if a == b or apart[a, b] <= near(a, b)] for a in members}
+    centre = min(camps, key=lambda a: (-len(camps[a]), sum(apart[a, b] for b in camps[a] if b != a), a), default=None)
+    if centre is None or 2 * len(camps[centre]) <= len(members):
+        return Ballot(tuple(members), ())
+    return Ballot(tuple(members), (centre, *(b for b in camps[centre] if b != centre)))
+
+
+def ballot_notes(ballots: Sequence[Ballot], round: Round, groups: int) -> list[Note]:
+    """Who was outvoted, how many groups the Byzantine workers won, and how many had no majority."""
+    notes, lost, decided = [], 0, 0
+    for ballot in ballots:
+        if not ballot.winners:
+            continue
+        decided += 1
+        lost += set(ballot.winners) <= round.byzantine
+        losers = sorted(set(ballot.members) - set(ballot.winners))
+        notes += [Note("outvoted", worker, reason="another row has the majority of its group") for worker in losers]
+    notes.append(Note("lost_groups", value=float(lost)))
+    if decided < groups:
+        notes.append(Note("undecided", value=float(groups - decided)))
+    return notes

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire stage that asks for digests first and then for one payload of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from phalanx.aggregators.group_vote import GroupVote
+from phalanx.allocation import Allocation
+from phalanx.clock import Clock
+from phalanx.codec import Codec, Gather, PayloadAttack, forged, open_rows, payload_limit, send_rows
+from phalanx.codes.ballot import Ballot, ballot_notes, by_equality, vote_allocation, vote_groups
+from phalanx.crossing import Offer, Wire, present
+from phalanx.expression import method
+from phalanx.gate import Gate
+from phalanx.round import Round
+from phalanx.stack import Note, Stack
+from phalanx.stage import Scope, State
+from phalanx.wire import digest
+from phalanx.world import BadPayload, Payload, expect
+
+DIGEST, DIGEST_BYTES = "digest", 32
+_DIGEST_LIMIT = 4096  # bytes that a message with a digest may have
+
+
+@method("vote", "wire")
+class Vote(Wire):
+    """One row for each group of workers with the same work: the one that more than half of those present offer.
+
+    Each worker sends the BLAKE3 digest of its payload, 32 bytes. The server decides from the digests, asks one member
+    of each majority for its payload, checks it against the digest, and asks the next one where it does not match. So n
+    digests and n / r payloads reach the server in place of n payloads. A group shares its random stream, so that
+    compressed payloads of the same row are equal as well.
+
+    Groups, weights and notes are those of `group_vote`. A worker whose payload does not match its digest is excluded.
+
+    Shapes: (k, d) -> (groups, d), n >= r.
+    Args:
+        codec: how a row becomes bytes.
+        r: workers in a group; odd r stands (r - 1) / 2 Byzantine ones in each, or twice as many that send nothing.
+        none: the vote without a majority: "zero" is a zero row, "exclude" none, which counts as an erased row.
+        atol, rtol: of `group_vote`. Above zero all n payloads are sent and compared as rows: digests know no nearness.
+        gate: which votes may enter.
+        forge: what Byzantine workers send when asked, after a digest of what they should send.
+    Raises:
+        ValueError: n < r.
+    Source: the repetition code of Chen et al., DRACO: Byzantine-resilient Distributed Training via Redundant
+        Gradients, 2018, arXiv:1803.09877, section 4.1. Differs: the vote is on digests, of whole payloads, and checks
+        that there is a majority.
+    """
+
+    codec: Codec
+    r: int
+    none: Literal["zero", "exclude"] = "zero"
+    atol: float = 0.0
+    rtol: float = 0.0
+    gate: Gate = Gate()
+    forge: PayloadAttack | None = None
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def validate(self) -> None:
+        self._rule  # noqa: B018  its own checks
+
+    @property
+    def _rule(self) -> GroupVote:
+        return GroupVote(self.r, self.none, self.atol, self.rtol)
+
+    @property
+    def _tolerant(self) -> bool:
+        return self.atol > 0 or self.rtol > 0
+
+    def rows_out(self, n: int) -> int:
+        return len(vote_groups(n, self.r, "vote"))
+
+    def assign(self, n: int) -> Allocation:
+        return vote_allocation(vote_groups(n, self.r, "vote"))
+
+    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+        group = self.assign(round.world.size).unit
+        coded, state = send_rows(self.codec, stack, state, lambda worker: round.rng(group=group(worker)))
+        held = forged(self.forge, coded, stack.ids, round)
+        if self._tolerant:
+            offers = [Offer(payload) for payload in held]
+        else:
+            offers = [Offer(_message(digest(p)), h) for p, h in zip(coded, held, strict=True)]
+        return present(offers, stack.ids, round), state
+
+    def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
+        if self._tolerant:
+            received = Gather(self.codec, self.gate).receive(offers, sent, round)
+            return self._rule(received, None, round)[0]
+        clock = Clock()
+        digests, notes = self._digests(offers, round)
+        groups = vote_groups(round.world.size, self.r, "vote")
+        ballots = [
+            by_equality([worker for worker in group if worker in digests], lambda a, b: digests[a] == digests[b])
+            for group in groups
+        ]
+        found, bad = self._fetch(ballots, digests, [offer.held for offer in offers], sent, round)
+        clock.lap("wire_s")
+        opened = open_rows(
+            self.codec,
+            [payload for _, payload in found.values()],
+            [(worker, *(w for w in ballots[g].winners if w != worker)) for g, (worker, _) in found.items()],
+            sent,
+        )
+        opened = replace(opened, sources=tuple(tuple(sorted(source)) for source in opened.sources))
+        zeros = [b for b in ballots if b.members and not b.winners] if self.none == "zero" else []
+        stack = self.gate.admit(_with_zeros(opened, zeros))
+        clock.lap("decode_s")
+        # groups of which nothing came: nobody was there, no majority, or no payload that matches
+        stack = replace(stack, erased=len(groups) - len(stack.rows))
+        notes += [Note("excluded", worker, reason=reason) for worker, reason in bad.items()]
+        notes += ballot_notes(ballots, round, len(groups))
+        return stack.note([*notes, *clock.notes])
+
+    def _digests(self, offers: Sequence[Offer], round: Round) -> tuple[dict[int, bytes], list[Note]]:
+        """The digest of each worker that sent one, and notes on all."""
+        digests: dict[int, bytes] = {}
+        notes = []
+        for worker, message in enumerate(round.world.gather([offer.first for offer in offers], _DIGEST_LIMIT)):
+            try:
+                if isinstance(message, BadPayload):
+                    raise message
+                (body,) = expect(message, digest=(torch.uint8, (DIGEST_BYTES,)))
+            except BadPayload as error:
+                notes.append(Note("excluded", worker, reason=str(error)))
+                continue
+            digests[worker] = bytes(body.tolist())
+            notes.append(Note("bytes", worker, DIGEST_BYTES))
+        return digests, notes
+
+    def _fetch(
+        self,
+        ballots: Sequence[Ballot],
+        digests: dict[int, bytes],
+        held: Sequence[Payload | None],
+        sent: Stack,
+        round: Round,
+    ) -> tuple[dict[int, tuple[int, Payload]], dict[int, str]]:
+        """By group the payload that matches and who sent it; and who sent another, with the reason."""
+        found: dict[int, tuple[int, Payload]] = {}
+        bad: dict[int, str] = {}
+        # by turns, so that not the same member sends its payload every time
+        left = {g: _turned(ballot.winners, round.index) for g, ballot in enumerate(ballots) if ballot.winners}
+        while left:
+            asked = {g: winners.pop(0) for g, winners in left.items()}
+            arrived = round.world.fetch(held, list(asked.values()), payload_limit(sent))
+            for (g, worker), payload in zip(asked.items(), arrived, strict=True):
+                if isinstance(payload, BadPayload):
+                    bad[worker] = str(payload)
+                elif digest(payload) != digests[worker]:
+                    bad[worker] = "a payload that does not match its digest"
+                else:
+                    found[g] = worker, payload
+            left = {g: winners for g, winners in left.items() if g not in found and winners}
+        return dict(sorted(found.items())), bad
+
+
+def _message(body: bytes) -> Payload:
+    return {DIGEST: torch.frombuffer(bytearray(body), dtype=torch.uint8)}
+
+
+def _turned(winners: Sequence[int], turn: int) -> list[int]:
+    start = turn % len(winners)
+    return [*winners[start:], *winners[:start]]
+
+
+def _with_zeros(stack: Stack, ballots: Sequence[Ballot]) -> Stack:
+    """The stack and a zero row for each of these groups, of the weight that most have, in the order of the groups."""
+    if not ballots:
+        return stack
+    weight = stack.weights.median() if len(stack.weights) else torch.ones((), dtype=torch.float64)
+    both = replace(
+        stack,
+        rows=torch.cat([stack.rows, stack.rows.new_zeros(len(ballots), stack.layout.d)]),
+        sources=(*stack.sources, *(ballot.members for ballot in ballots)),
+        weights=torch.cat([stack.weights, weight.expand(len(ballots))]),
+    )
+    return both.pick(sorted(range(len(both.rows)), key=lambda i: both.sources[i]))

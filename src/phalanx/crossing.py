@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stage that crosses the wire, and a scheme cut in two there: a worker's half and the server's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from phalanx.attack import Attack
+from phalanx.clock import Clock
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Chain, Stage, State
+from phalanx.world import Payload
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a worker has for the server in a round.
+
+    Args:
+        first: sent unasked; None for nothing.
+        held: kept until the server asks for it.
+    """
+
+    first: Payload | None
+    held: Payload | None = None
+
+
+class Wire(Stage):
+    """A stage whose rows cross the wire one by one.
+
+    `offer` runs where the workers are, `receive` at the server. In a world without a server every process runs both.
+    """
+
+    @property
+    def num_wires(self) -> int:
+        return 1
+
+    @abstractmethod
+    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+        """The worker's half: an offer for each row held here, and the next memories."""
+
+    @abstractmethod
+    def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
+        """The server's half: the rows that arrive through `round.world`.
+
+        Args:
+            offers: of the rows held in this process; none at a server that plays no worker.
+            sent: for its layout, dtype and notes.
+        """
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        clock = Clock()
+        offers, state = self.offer(stack, state, round)
+        clock.lap("encode_s")
+        return self.receive(offers, stack.note(clock.notes), round), state
+
+
+def present(offers: Sequence[Offer], workers: Sequence[int], round: Round) -> list[Offer]:
+    """The offers, with nothing from the workers that are absent in this round."""
+    return [Offer(None) if w in round.absent else offer for w, offer in zip(workers, offers, strict=True)]
+
+
+def check_server(scheme: Stage) -> None:
+    """Raises ValueError unless a scheme can be cut into a worker's half and a server's."""
+    stages = _stages(scheme)
+    for stage in stages:
+        if isinstance(stage, Attack) and stage.omniscient:
+            raise ValueError(
+                f"{stage!r} sees the rows of all workers, which no process of a server's job has; "
+                "run it in the simulation or under torchrun without a server"
+            )
+    if not any(isinstance(stage, Wire) for stage in stages):
+        raise ValueError(
+            f"a server takes rows one by one, and {scheme!r} has no gather(...) or vote(...) among its stages; "
+            "write chain(gather(codec), mean()) in place of an all-reduce"
+        )
+
+
+def worker_half(scheme: Stage, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+    """The stages before the wire, and the wire's offers."""
+    state = dict(state or {})
+    for i, stage in enumerate(_stages(scheme)):
+        key, inside = str(i), round.inside(i) if isinstance(scheme, Chain) else round
+        before = state.get(key) if isinstance(scheme, Chain) else state
+        if isinstance(stage, Wire):
+            offers, after = stage.offer(stack, before, inside)
+        else:
+            offers, (stack, after) = None, stage(stack, before, inside)
+        if not isinstance(scheme, Chain):
+            state = after
+        elif after:
+            state[key] = after
+        if offers is not None:
+            return offers, state
+    raise AssertionError(f"{scheme!r} has no wire")
+
+
+def server_half(scheme: Stage, empty: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+    """What arrives, and the stages behind the wire.
+
+    Args:
+        empty: a stack of no rows, for its layout and dtype.
+    """
+    state, stack = dict(state or {}), empty
+    arrived = False
+    for i, stage in enumerate(_stages(scheme)):
+        inside = round.inside(i) if isinstance(scheme, Chain) else round
+        if isinstance(stage, Wire):
+            stack, arrived = stage.receive([], stack, inside), True
+        elif arrived:
+            stack, after = stage(stack, state.get(str(i)), inside)
+            if after:
+                state[str(i)] = after
+    return stack, state
+
+
+def _stages(scheme: Stage) -> tuple[Stage, ...]:
+    return scheme.stages if isinstance(scheme, Chain) else (scheme,)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pang and Lee's sentence polarity data."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from phalanx.data.dataset import Data, Dataset, check_count
+from phalanx.data.files import download, extract, folder, missing
+from phalanx.expression import method, require
+from phalanx.round import stream
+
+ARCHIVE = "rt-polaritydata.tar.gz"
+URL = f"https://www.cs.cornell.edu/people/pabo/movie-review-data/{ARCHIVE}"
+MD5 = "50c1c2c047b4225e148e97aa7708c34e"
+PLACES = ("rt-polarity", "rt-polaritydata")  # the second is the publisher's
+FILES = ("rt-polarity.neg", "rt-polarity.pos")  # by label
+SENTENCES, TEST = 5331, 533  # of each label: all, and those that are tested on
+PADDING, UNKNOWN = 0, 1
+
+_STRANGE = re.compile(r"[^a-z0-9(),!?'`]")
+_CLITIC = re.compile(r"n't|'(?:s|ve|re|d|ll)")
+_MARK = re.compile(r"[(),!?]")
+
+
+@method("movie_review", "data")
+class MovieReview(Data):
+    """Sentences of film reviews, for (1) or against (0), 9,596 to train on and 1,066 to test on, split once for all.
+
+    Both labels have equally many sentences in both parts. Token id 0 is padding, behind the sentence; 1 is a word that
+    is not in the vocabulary, which holds the training part's words, the most frequent first. The two files lie in
+    rt-polarity or rt-polaritydata of the data folder.
+
+    Args:
+        train: sentences to train on, as many of both labels, or one more against; all when None.
+        test: sentences to test on, likewise; all when None.
+        length: tokens of a sentence, >= 1; what is longer is cut. The longest sentence has 56.
+        vocabulary: token ids at most, >= 3; fewer make a smaller model. All words of the training part when None.
+    Source: Pang and Lee, Seeing stars, 2005, arXiv:cs/0506075 (sentence polarity dataset v1.0), in the tokens of Kim,
+        2014, arXiv:1408.5882. Differs: one split 9:1 where Kim has ten-fold cross-validation.
+    """
+
+    train: int | None = None
+    test: int | None = None
+    length: int = 56
+    vocabulary: int | None = None
+
+    def validate(self) -> None:
+        check_count("movie_review", "train", self.train, 2 * (SENTENCES - TEST), "sentences")
+        check_count("movie_review", "test", self.test, 2 * TEST, "sentences")
+        require(self.length >= 1, f"movie_review needs length >= 1 token, got length={self.length}")
+        ok = self.vocabulary is None or self.vocabulary >= 3
+        require(ok, f"movie_review needs vocabulary >= 3 (padding, unknown, a word), got vocabulary={self.vocabulary}")
+
+    def read(self) -> Dataset:
+        place = _place()
+        if place is None:
+            place = folder() / PLACES[-1]
+            names = [f"{PLACES[-1]}/{name}" for name in FILES]
+            download("movie_review", {ARCHIVE: (URL, MD5)}, place, lambda work: extract(work / ARCHIVE, names, work))
+        parts = [_sentences(place / name) for name in FILES]
+        order = [torch.randperm(SENTENCES, generator=stream("movie_review", label)).tolist() for label in (0, 1)]
+        # for and against take turns, so that the first sentences of a part are balanced, however many
+        turns = [tokens(parts[label][order[label][i]]) for i in range(SENTENCES) for label in (0, 1)]
+        train, test = turns[2 * TEST :][: self.train], turns[: 2 * TEST][: self.test]
+        ids = _ids(train, self.vocabulary)
+        (train_x, train_y), (test_x, test_y) = (_encode(part, ids, self.length) for part in (train, test))
+        return Dataset("movie_review", train_x, train_y, test_x, test_y, 2, vocabulary=2 + len(ids))
+
+    def location(self) -> str:
+        place = _place()
+        if place is None:
+            raise missing("movie_review", folder() / PLACES[0])
+        return str(place)
+
+
+def tokens(sentence: str) -> list[str]:
+    """The words of a sentence in lower case; marks and endings such as n't or 's are words, all but a-z 0-9 ends one.
+
+    >>> tokens("It's good, isn't it?")
+    ['it', "'s", 'good', ',', 'is', "n't", 'it', '?']
+    """
+    plain = _STRANGE.sub(" ", sentence.lower())
+    return _MARK.sub(r" \g<0> ", _CLITIC.sub(r" \g<0>", plain)).split()
+
+
+def _sentences(path: Path) -> list[str]:
+    # not splitlines, which also splits at characters within the sentences
+    lines = path.read_text(encoding="latin-1").removesuffix("\n").split("\n")
+    found = len(lines)
+    require(found == SENTENCES, f"movie_review: {path} has {found} lines, and should have {SENTENCES}; fetch it again")
+    return lines
+
+
+def _ids(train: list[list[str]], vocabulary: int | None) -> dict[str, int]:
+    counts = Counter(word for sentence in train for word in sentence)
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    kept = words if vocabulary is None else words[: vocabulary - 2]
+    return {word: 2 + i for i, word in enumerate(kept)}
+
+
+def _encode(sentences: list[list[str]], ids: dict[str, int], length: int) -> tuple[Tensor, Tensor]:
+    x = torch.full((len(sentences), length), PADDING)
+    for row, sentence in zip(x, sentences, strict=True):
+        words = sentence[:length]
+        row[: len(words)] = torch.tensor([ids.get(word, UNKNOWN) for word in words], dtype=torch.int64)
+    return x, torch.arange(len(sentences)) % 2
+
+
+def _place() -> Path | None:
+    for place in (folder() / name for name in PLACES):
+        if all((place / name).exists() for name in FILES):
+            return place
+    return None

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy against the seconds that a cluster would take for the same rounds.
+
+A simulation computes each unit of work once, in turn; in a cluster the workers compute at the same time, each all of
+its units. So a round takes, from what was measured here:
+
+    work / units of the round * units of a worker + encoding / workers + decoding and rule + update
+
+Communication is left out: what a worker sends is in the table, and how long it takes depends on the network. What the
+attack computes counts with the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phalanx.parser import parse
+from phalanx.phase import Run
+from phalanx.report.collect import Result
+from phalanx.report.convergence import panels_of
+from phalanx.report.plots import COLOURS, DASHES, GREY, REFERENCE, figure, save, tidy
+from phalanx.report.sheet import Cell, Sheet
+from phalanx.results import RunFolder
+
+SHARES = (0.8, 0.9, 0.95)  # of the best accuracy of a panel: its targets
+
+
+def plot_cluster(results: Sequence[Result], title: str, path: Path) -> None:
+    """A line of panels for each "panel: " among the labels: accuracy by rounds, and by a cluster's seconds."""
+    panels = shared(results)
+    styles = _styles(results)
+    made = figure(13, 4.2 * len(panels) + 0.4)
+    axes: Any = made.subplots(len(panels), 2, squeeze=False, sharey=True)
+    for (name, runs), (left, right) in zip(panels.items(), axes, strict=True):
+        for run in runs:
+            accuracy = [100 * a for a in run.curve.accuracy]
+            style = styles[_short(run)]
+            left.plot(run.curve.rounds, accuracy, label=_short(run), **style)
+            right.plot(cluster_seconds(run), accuracy, **style)
+        left.set_title(name, loc="left", fontsize=11)
+        left.set_ylabel("test accuracy (%)")
+        left.set_xlabel("round")
+        right.set_xlabel("seconds of a cluster, without communication")
+        right.set_xscale("log")
+        for ax in (left, right):
+            tidy(ax)
+    known = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    made.legend(list(known.values()), list(known), loc="outside right center", frameon=False)
+    save(made, title, path)
+
+
+def cluster_tables(results: Sequence[Result]) -> list[Sheet]:
+    """For each panel: accuracies, the parts of a round, and seconds to parts of the accuracy of its best run."""
+    return [_table(name, runs) for name, runs in shared(results).items()]
+
+
+def _table(name: str, runs: Sequence[Result]) -> Sheet:
+    best = max((a for run in runs for a in run.curve.accuracy), default=0.0)
+    targets = [share * best for share in SHARES]
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        work, encode, decode = (_milliseconds(part) for part in _parts(run))
+        each = run.summary.get("bytes_per_worker_round")
+        rows.append(
+            (
+                _short(run),
+                None if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
+                f"{100 * max(run.curve.accuracy):.1f} %" if run.curve.accuracy else None,
+                run.summary.get("lost_groups"),
+                work,
+                encode,
+                decode,
+                None if each is None else each / 1e3,
+                *(seconds_to(run, target) for target in targets),
+            )
+        )
+    goals = tuple(f"s to {100 * target:.1f} %" for target in targets)
+    header = (
+        "method",
+        "at the end",
+        "best",
+        "groups lost",
+        "work ms",
+        "encode ms",
+        "decode and rule ms",
+        "kB a worker",
+    )
+    return Sheet(name or "a round of a cluster", header + goals, tuple(rows))
+
+
+def shared(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The panels, each with the references that stand in none."""
+    panels = panels_of(results)
+    apart = panels.pop("", []) if len(panels) > 1 else []
+    return (
+        {name: [*(r for r in apart if _fits(r, name)), *runs] for name, runs in panels.items()}
+        if panels
+        else {"": list(apart)}
+    )
+
+
+def _fits(reference: Result, panel: str) -> bool:
+    """Whether a reference is of the model of a panel, where panels have several."""
+    head, colon, _ = reference.label.partition(": ")
+    return not colon or head in panel
+
+
+def cluster_seconds(run: Result) -> list[float]:
+    """Seconds since the start at each test; of median rounds, as the first ones compile kernels."""
+    each = sum(part or 0.0 for part in _parts(run))
+    return [rounds * each for rounds in run.curve.rounds]
+
+
+def seconds_to(run: Result, target: float) -> float | None:
+    """A cluster's seconds to the first test with at least this accuracy; None if there was none."""
+    for spent, accuracy in zip(cluster_seconds(run), run.curve.accuracy, strict=True):
+        if accuracy >= target:
+            return spent
+    return None
+
+
+def _parts(run: Result) -> tuple[float | None, ...]:
+    """Median seconds of work, encoding, and what the server does."""
+    from statistics import median
+
+    return tuple(median(part) if part else None for part in _each(run))
+
+
+def _each(run: Result) -> tuple[list[float], list[float], list[float]]:
+    """Of each round: work, encoding, and what the server does, in seconds."""
+    made = parse(RunFolder(run.path).config)
+    assert isinstance(made, Run)
+    allocation = made.phases[0].scheme.assign(made.workers)
+    units = made.workers if allocation is None else allocation.num_units
+    most = 1 if allocation is None else max(len(mine) for mine in allocation.units)
+    lines = run.metrics()
+    work = [line["work_s"] / units * most for line in lines]
+    encode = [line["encode_s"] / made.workers for line in lines]
+    decode = [line["scheme_s"] - line["encode_s"] + line["finish_s"] for line in lines]
+    return work, encode, decode
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _styles(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """References grey; what stands behind a code solid, the others dashed, each in a colour of its own."""
+    styles: dict[str, dict[str, Any]] = {}
+    colours = iter(COLOURS * (len(results) // len(COLOURS) + 1))
+    for name in dict.fromkeys(map(_short, results)):
+        if REFERENCE in name:
+            styles[name] = {"color": GREY, "linestyle": DASHES[1], "linewidth": 2.4}
+        else:
+            coded = any(word in name for word in ("DETOX", "repetition", "cyclic"))
+            styles[name] = {"color": next(colours), "linestyle": DASHES[0 if coded else 2], "linewidth": 1.6}
+    return styles
+
+
+def _short(result: Result) -> str:
+    return result.label.rpartition(": ")[2]

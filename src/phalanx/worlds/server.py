@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A parameter server: this process serves, the workers are in others, and none of them can stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx.checkpoint import from_payload, memories_of, to_payload
+from phalanx.expression import require
+from phalanx.world import BadPayload, Payload, payload_bytes
+from phalanx.worlds.post import Kind, Message, message
+from phalanx.worlds.seats import Patience, Seat, Seats
+
+NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its payloads
+_SLACK_BYTES = 1 << 20
+
+
+class ServerWorld:
+    """n workers in other processes, which connect to this one.
+
+    This process serves and plays no worker. A worker that crashes, hangs, is late or sends what no worker writes is an
+    erasure, with the reason in the results; the run goes on. `phalanx run --server` under torchrun makes the processes.
+
+    Args:
+        n: workers.
+        processes: that play them, in contiguous blocks.
+        patience: how long to wait.
+        host: address to listen at; all when empty.
+        left: called when the run has ended for all.
+    Raises:
+        ValueError: fewer workers than processes, or no process.
+    """
+
+    serves = True
+
+    def __init__(
+        self,
+        n: int,
+        processes: int,
+        patience: Patience | None = None,
+        host: str = "",
+        left: Callable[[], None] = lambda: None,
+    ) -> None:
+        require(1 <= processes <= n, f"a server of n={n} workers needs 1 to {n} worker processes, got {processes}")
+        self.size, self.rank, self.ids = n, 0, ()
+        bounds = [r * n // processes for r in range(processes + 1)]
+        shares = [tuple(range(a, b)) for a, b in pairwise(bounds)]
+        self._limit = _SLACK_BYTES
+        self.seats = Seats(shares, patience or Patience(), lambda: self._limit, host)
+        self._index, self._left = -1, left
+        self._first: dict[int, Payload | BadPayload] = {}
+        self._numbers: dict[int, Tensor] = {}
+        self._memories: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"ServerWorld({self.size}, {len(self.seats.all)} processes)"
+
+    @property
+    def received_bytes(self) -> int:
+        """What reached this process's sockets so far."""
+        return self.seats.received_bytes
+
+    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+        """Sends every process the model of a round; one that is behind gets it when it is ready."""
+        self._index, self._first, self._numbers = index, {}, {}
+        self.seats.begin()
+        weights = model()
+        # a codec may lengthen a row, and what it sends is looked at before it is believed
+        self._limit = max(len(seat.workers) for seat in self.seats.all) * (_SLACK_BYTES + 16 * payload_bytes(weights))
+        order = message(Kind.ORDER, index, weights)
+        for seat in self.seats.all:
+            if seat.line is None:
+                continue
+            if not seat.briefed:
+                brief = {"run": run, "memories": memories_of(self._memories, seat.workers)}
+                seat.line.send(message(Kind.SETUP, index, to_payload(brief)))
+                seat.briefed = True
+            seat.line.send(order)
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        """Waits for the workers' reports; NaN for those that have not come in time. Shapes: (0, m) -> (n, m)."""
+        columns = numbers.shape[1]
+        while missing := [seat for seat in self.seats.all if seat.awaited and seat.workers[0] not in self._first]:
+            arrived = self.seats.next(self.seats.deadline)
+            if arrived is None:
+                for seat in missing:
+                    self.seats.late(seat)
+                break
+            seat, incoming = arrived
+            if incoming is not None and (incoming.kind, incoming.round) == (Kind.REPORT, self._index):
+                self._enter(seat, incoming, columns)
+        self.seats.ended()
+        table = numbers.new_full((self.size, columns), float("nan"))
+        for worker, row in self._numbers.items():
+            table[worker] = row.to(table)
+        return table
+
+    def _enter(self, seat: Seat, report: Message, columns: int) -> None:
+        numbers, payloads = _open(report, seat.workers)
+        self.seats.reported(seat)
+        self._first |= payloads
+        if numbers is not None and numbers.shape == (len(seat.workers), columns) and numbers.is_floating_point():
+            self._numbers |= dict(zip(seat.workers, numbers, strict=True))
+
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        """What the reports of this round brought."""
+        assert not payloads
+        return [self._checked(worker, self._first.get(worker), limit_bytes) for worker in range(self.size)]
+
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        """The payloads that these workers hold, asked for one by one."""
+        assert not payloads
+        found: dict[int, Payload | BadPayload] = {}
+        waiting = set(workers)
+        for worker in workers:
+            if (line := self.seats.of(worker).line) is None:
+                waiting.discard(worker)
+            else:
+                line.send(message(Kind.ASK, self._index, {"worker": torch.tensor([worker])}))
+        until = self.seats.answer_deadline
+        while waiting:
+            arrived = self.seats.next(until)
+            if arrived is None:
+                for seat in {self.seats.of(worker) for worker in waiting}:
+                    self.seats.late(seat)
+                break
+            seat, incoming = arrived
+            if incoming is None:
+                waiting -= set(seat.workers)
+            elif (incoming.kind, incoming.round) == (Kind.HELD, self._index):
+                answers = {w: p for w, p in _open(incoming, seat.workers)[1].items() if w in waiting}
+                found |= answers
+                waiting -= set(answers)
+        return [self._checked(worker, found.get(worker), limit_bytes) for worker in workers]
+
+    def collect(self, payload: Payload) -> list[Payload]:
+        """This process's payload, and the memories of every worker process that answers in time."""
+        asked = {seat for seat in self.seats.all if seat.awaited}
+        for seat in asked:
+            assert seat.line is not None
+            seat.line.send(message(Kind.RECALL, self._index))
+        answers, until = [payload], self.seats.answer_deadline
+        while asked:
+            arrived = self.seats.next(until)
+            if arrived is None:
+                break
+            seat, incoming = arrived
+            if incoming is None:
+                asked.discard(seat)
+            elif incoming.kind == Kind.MEMORY and seat in asked:
+                asked.discard(seat)
+                # one that cannot be read is as lost as that of a dead worker
+                with suppress(BadPayload, ValueError, KeyError, AttributeError, TypeError):
+                    answers.append(to_payload(memories_of(from_payload(incoming.payload()), seat.workers)))
+        return answers
+
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree as it is; the workers' memories in it go to them with the run."""
+        self._memories = tree.get("state", {})
+        return tree
+
+    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+        """Never called: `check_server` refuses what needs it."""
+        raise AssertionError("a server has no all-reduce")
+
+    def peek(self, x: Tensor) -> Tensor:
+        """Never called: `check_server` refuses what needs it."""
+        raise AssertionError("a server sees what is sent, not what workers compute")
+
+    def leave(self) -> None:
+        """Ends the run for every process."""
+        self.seats.close()
+        self._left()
+
+    def _checked(self, worker: int, payload: Payload | BadPayload | None, limit_bytes: int) -> Payload | BadPayload:
+        if payload is None:
+            return BadPayload(self.seats.of(worker).gone or "nothing arrived")
+        if isinstance(payload, BadPayload) or (size := payload_bytes(payload)) <= limit_bytes:
+            return payload
+        return BadPayload(f"{size} bytes, at most {limit_bytes} allowed")
+
+
+def _open(incoming: Message, workers: tuple[int, ...]) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
+    """Numbers and payloads of a process's workers; what it says of others is not looked at."""
+    try:
+        parts = incoming.payload()
+    except BadPayload as error:
+        return None, dict.fromkeys(workers, error)
+    payloads: dict[int, Payload | BadPayload] = {worker: {} for worker in workers}
+    names = {str(worker): worker for worker in workers}
+    for name, tensor in parts.items():
+        head, _, key = name.partition("/")
+        if head in names:
+            payload = payloads[names[head]]
+            assert isinstance(payload, dict)
+            payload[key] = tensor
+    if incoming.kind == Kind.HELD:
+        return None, {worker: payload for worker, payload in payloads.items() if payload}
+    return parts.get(NUMBERS), {w: p or BadPayload("nothing arrived") for w, p in payloads.items()}

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A parameter server and real worker processes, some of which die, stop, lie or talk rubbish."""
+
+import json
+import socket
+import time
+
+import pytest
+import torch
+
+import phalanx as px
+from phalanx.worlds.post import Connection, Kind, Message, message, read, write
+from phalanx.worlds.seats import Patience, Seats
+from phalanx.worlds.server import ServerWorld
+from tests.worlds.launch import run_job, torchrun
+
+N = 9
+RUN = (
+    "run(digits(), mlp(hidden=({hidden},)), phases=(phase(gradient(batch=90), {scheme}, sgd(lr=0.1, momentum=0.5), "
+    "rounds={rounds}),), workers=9, byzantine=fixed(workers={byzantine}), faults={faults}, checkpoint_every=5, seed=3)"
+)
+
+
+def expression(scheme, byzantine="()", faults="()", rounds=10, hidden=16):
+    text = RUN.format(scheme=scheme, byzantine=byzantine, faults=faults, rounds=rounds, hidden=hidden)
+    return repr(px.parse(text))
+
+
+VOTE = "chain({attack}, vote({codec}, r=3), mean())"
+# one in each group of three, and one more that is only slow
+FAULTS = "(crash(worker=0, at=2), hang(worker=4, at=3), garble(worker=8, at=4), delay(worker=3, seconds=0.2, at=1))"
+MEMORY = "chain(momentum(0.5), gather(error_feedback(top_k(0.2))), mean())"
+RUNS = {
+    "vote": expression(VOTE.format(attack="nan()", codec="dense()")),
+    "vote, faults": expression(VOTE.format(attack="nan()", codec="dense()"), faults=FAULTS),
+    "vote, liars": expression(VOTE.format(attack="reverse()", codec="dense()"), byzantine="(1, 5, 6)"),
+    "vote, QSGD": expression(VOTE.format(attack="nan()", codec="qsgd(bits=4)"), byzantine="(0, 4, 8)"),
+    "median": expression("chain(nan(), gather(dense()), median())", byzantine="(2,)", faults=FAULTS, rounds=6),
+    "memory": expression(MEMORY),
+    "dense bytes": expression("chain(gather(dense()), mean())", rounds=4, hidden=400),
+    "vote bytes": expression("chain(vote(dense(), r=3), mean())", rounds=4, hidden=400),
+    "QSGD bytes": expression("chain(vote(qsgd(bits=4), r=3), mean())", rounds=4, hidden=400),
+    "late": expression("chain(gather(dense()), median())", faults="(delay(worker=5, seconds=4.0, at=3, rounds=1),)"),
+}
+PATIENCE = {"least_s": 1.5, "factor": 3.0}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    task = {"runs": RUNS, "patience": PATIENCE}
+    return run_job(N + 1, "job_server.py", task, tmp_path_factory.mktemp("server"))
+
+
+pytestmark = pytest.mark.processes
+
+
+def simulated(label, **changes):
+    run = px.parse(RUNS[label])
+    for path, value in changes.items():
+        run = px.amend(run, path, value)
+    return px.train(run).summary()["weights_sha256"]
+
+
+def excluded(lines):
+    """By worker, the rounds in which it was excluded."""
+    rounds = {}
+    for line in lines:
+        for worker in line["excluded"]:
+            rounds.setdefault(int(worker), []).append(line["step"])
+    return rounds
+
+
+def test_the_server_ends_with_the_bits_of_the_simulation(served):
+    for label in ("vote", "vote, liars", "vote, QSGD", "memory"):
+        assert served[label]["weights_sha256"] == simulated(label), label
+    assert served["vote"]["lost_rounds"] == 0
+
+
+def test_faults_and_liars_change_no_bit_of_a_voted_run(served):
+    free = served["vote"]["weights_sha256"]
+    assert served["vote, faults"]["weights_sha256"] == free
+    assert served["vote, liars"]["weights_sha256"] == free
+    assert simulated("vote, QSGD", byzantine=px.nobody()) == served["vote, QSGD"]["weights_sha256"]
+
+
+def test_the_right_workers_are_named_from_the_right_round_on(served):
+    for label, rounds in (("vote, faults", 10), ("median", 6)):
+        found = excluded(served[label]["metrics"])
+        assert found[0] == list(range(2, rounds)) and found[4] == list(range(3, rounds)), label
+        assert found[8] == list(range(4, rounds)), label
+        assert set(found) == ({0, 4, 8} if label.startswith("vote") else {0, 2, 4, 8})
+        reasons = {row["worker"]: row["first_reason"] for row in served[label]["accused"]}
+        assert "connection" in reasons[0] and "no answer within" in reasons[4] and "message" in reasons[8]
+    assert set(excluded(served["vote, liars"]["metrics"])) == set()
+    assert all(set(line["outvoted"]) == {1, 5, 6} for line in served["vote, liars"]["metrics"])
+
+
+def test_a_late_worker_is_left_out_and_comes_back(served):
+    found = excluded(served["late"]["metrics"])
+    assert set(found) == {5} and found[5][0] == 3 and found[5][-1] < 9
+    assert served["late"]["lost_rounds"] == 0
+
+
+def test_bytes_into_the_server_on_its_sockets(served):
+    def size(label):
+        return sum(line["socket_bytes"] for line in served[label]["metrics"])
+
+    assert size("vote bytes") <= 0.36 * size("dense bytes")
+    assert size("QSGD bytes") <= 0.06 * size("dense bytes")
+    # the meter of the scheme counts values, the sockets headers and numbers as well
+    assert served["dense bytes"]["bytes_up"] <= size("dense bytes") <= 1.02 * served["dense bytes"]["bytes_up"]
+
+
+def test_a_server_resumes_with_its_workers_memories(served, tmp_path):
+    task = {"runs": {"memory": RUNS["memory"]}, "stop_at": {"memory": 6}, "patience": PATIENCE}
+    assert run_job(4, "job_server.py", task, tmp_path)["memory"] == {"interrupted": 6}
+    # other processes play the workers now
+    again = run_job(3, "job_server.py", {**task, "stop_at": {}}, tmp_path)
+    assert again["memory"]["weights_sha256"] == served["memory"]["weights_sha256"]
+    assert [line["step"] for line in again["memory"]["metrics"]] == list(range(10))
+
+
+def test_the_command_line_serves(tmp_path):
+    out = tmp_path / "out"
+    torchrun(
+        4, "-m", "phalanx", "run", "quickstart", "--scale", "smoke", "--server", "--only", "group vote r=3",
+        "--set", "workers=3", "--set", "byzantine=nobody()", "--set", "rounds=5", "--out", str(out),
+    )  # fmt: skip
+    (summary,) = json.loads((out / "summary.json").read_text())
+    assert summary["rounds"] == 5 and summary["lost_rounds"] == 0
+
+
+def seats(limit=1000):
+    made = Seats([(0,), (1,)], Patience(join_s=5, first_s=2, least_s=0.1), lambda: limit)
+    return made
+
+
+def knock(made, about=None, raw=b""):
+    link = socket.create_connection(("localhost", made.port))
+    if about is not None:
+        body = json.dumps({"token": made.token, "host": "here", "pid": 1, **about}).encode()
+        write(link, Message(Kind.HELLO, 0, torch.frombuffer(bytearray(body), dtype=torch.uint8)))
+    link.sendall(raw)
+    return link
+
+
+def shown_out(link):
+    with link:
+        link.settimeout(10)
+        try:
+            return link.recv(1) == b""
+        except ConnectionResetError:
+            # what it sent was not even read
+            return True
+
+
+def test_strangers_and_rubbish_are_shown_out():
+    made = seats()
+    for about, raw in (
+        (None, b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100),
+        ({"token": "guess", "process": 0}, b""),
+        ({"process": 7}, b""),
+        ({"process": "0"}, b""),
+        ({"process": -1}, b""),
+    ):
+        link = knock(made, about, raw)
+        assert shown_out(link)
+    assert made.next(time.monotonic() + 0.2) is None and all(seat.line is None for seat in made.all)
+    good = knock(made, {"process": 1})
+    seat, event = made.next(time.monotonic() + 5)
+    assert seat.workers == (1,) and event is None
+    # the seat is taken
+    second = knock(made, {"process": 1})
+    assert made.next(time.monotonic() + 0.3) is None and shown_out(second)
+    # a message, then one that is too long: the connection ends, and says why
+    write(good, message(Kind.REPORT, 3))
+    assert made.next(time.monotonic() + 5)[1].round == 3
+    good.sendall(b"PHXS" + bytes([3]) + (0).to_bytes(8, "little") + (10**15).to_bytes(8, "little"))
+    assert made.next(time.monotonic() + 5) == (seat, None)
+    assert "1000 allowed" in seat.gone and seat.line is None
+    # and may come back
+    again = knock(made, {"process": 1})
+    assert made.next(time.monotonic() + 5)[0] is seat and seat.line is not None
+    made.close()
+    assert read(again, 1000).kind == Kind.END
+    for link in (good, again):
+        link.close()
+
+
+def test_a_peer_that_does_not_read_holds_up_nobody():
+    made = seats()
+    link = knock(made, {"process": 0})
+    seat, _ = made.next(time.monotonic() + 5)
+    body = torch.zeros(1 << 22, dtype=torch.uint8)
+    began = time.monotonic()
+    for index in range(50):
+        seat.line.send(Message(Kind.ORDER, index, body))
+    assert time.monotonic() - began < 5
+    # it reads at last: perhaps an order that was under way, and the newest
+    rounds = [read(link, 1 << 23).round]
+    while rounds[-1] != 49:
+        rounds.append(read(link, 1 << 23).round)
+    assert len(rounds) <= 3
+    made.close()
+    link.close()
+
+
+def test_a_flood_waits_at_the_door():
+    made = seats()
+    link = knock(made, {"process": 0})
+    seat, _ = made.next(time.monotonic() + 5)
+    for index in range(200):
+        write(link, message(Kind.REPORT, index))
+    seen = [made.next(time.monotonic() + 5)[1].round for _ in range(200)]
+    assert seen == list(range(200))
+    assert isinstance(seat.line, Connection)
+    made.close()
+    link.close()
+
+
+@pytest.mark.parametrize(("n", "processes"), [(3, 0), (3, 4)])
+def test_every_process_plays_a_worker(n, processes):
+    with pytest.raises(ValueError, match="worker processes"):
+        ServerWorld(n, processes)
+
+
+@pytest.mark.parametrize(
+    "scheme", ["chain(reduce(dense()))", "power_sgd(rank=2)", "chain(alie(), gather(dense()), mean())"]
+)
+def test_schemes_that_no_server_can_run_are_refused(scheme):
+    world = ServerWorld(9, 1)
+    with pytest.raises(ValueError, match="server"):
+        px.train(px.parse(expression(scheme)), world)
+    world.leave()
