@@ -114,11 +114,17 @@ def main() -> None:
             result |= {"undisturbed": accuracy, "same_bits": weights == result.pop("weights_sha256")}
             results.append(result)
             print({k: v for k, v in result.items() if k not in ("plan", "error")}, result["error"], flush=True)
-    good = [r for r in results if r["finished"] and r["right"] and abs(r["accuracy"] - r["undisturbed"]) <= 0.01]
-    print(f"{len(good)} of {len(results)} finished, named the right four and ended within a point")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"good": len(good), "runs": results, "about": about()}, indent=1) + "\n")
+            if options.json is not None:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                plain = {"good": sum(map(well, results)), "runs": results, "about": about()}
+                options.json.write_text(json.dumps(plain, indent=1) + "\n")
+    good = sum(map(well, results))
+    print(f"{good} of {len(results)} finished, named the right four and ended within a point")
+
+
+def well(result: dict[str, Any]) -> bool:
+    """Whether a run did all that is promised."""
+    return result["finished"] and result["right"] and abs(result["accuracy"] - result["undisturbed"]) <= 0.01
 
 
 if __name__ == "__main__":
