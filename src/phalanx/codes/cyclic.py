@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from phalanx.aggregators.columns import for_each_piece, mix_one
+from phalanx.aggregators.columns import mix_one
 from phalanx.allocation import Allocation
 from phalanx.codes.circulant import circulant
 from phalanx.codes.code import Code, TooManyFaults
 from phalanx.codes.location import Locator, Unexplained
+from phalanx.codes.projection import project
 from phalanx.expression import method, require
-from phalanx.precision import wide
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
@@ -118,7 +117,7 @@ class Cyclic(Code):
         if n - len(ids) > code.checks:
             raise TooManyFaults(f"cyclic(s={self.s}): {n - len(ids)} of n={n} rows are missing", stack.notes)
         seen = np.zeros((n, 4))
-        seen[ids] = _projections(stack.rows)
+        seen[ids] = project(stack.rows, _secret(round))
         # a row is a sum of `support` rounded terms
         rounding = 0.3 * noise * np.sqrt(code.support + 1)
         floor = float(np.sqrt(max(1, stack.rows.shape[1]))) * torch.finfo(stack.rows.dtype).smallest_normal * noise
@@ -147,18 +146,10 @@ def _amplification(n: int, s: int, gone: int) -> float:
     return float(np.sqrt(code.support)) * code.amplification(min(gone, code.checks))
 
 
-def _projections(rows: torch.Tensor) -> np.ndarray:
-    """Four random projections of each row, in float64; nobody knows the factors before. Shapes: (n, d) -> (n, 4)."""
-    from phalanx.codes.loops import project
+def _secret(round: Round) -> int:
+    """A key that no worker knew when it sent its row, the same in all processes that decode.
 
+    With keys of their own, processes could differ on a lie of the size of the rounding, and their models from then on.
+    """
     key = secrets.randbits(63)
-    total, lock = np.zeros((len(rows), 4)), threading.Lock()
-
-    def piece(start: int, stop: int) -> None:
-        part = np.zeros_like(total)
-        project(rows[:, start:stop].to("cpu", wide(rows.dtype)).numpy(), start, key, part)
-        with lock:
-            np.add(total, part, out=total)
-
-    for_each_piece(piece, rows.shape[1])
-    return total
+    return key if round.world.serves else round.world.share({"key": key})["key"]
