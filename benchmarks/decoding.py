@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the server takes for a round: codes and votes against the geometric median and the published decoder.
+
+    python benchmarks/decoding.py                          # 45 x 1,000,000 float32, two threads
+    python benchmarks/decoding.py --growth --json out.json # decoding time of 15 rows at 1M to 30M, with the exponent
+
+Everything gets rows of which some are reversed and a hundred times as long, gate included; without a code all rows
+differ. The vote on digests gets what reaches its server, 15 payloads to hash and to average. Repetitions are interleaved;
+the table shows medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import phalanx as px
+from phalanx.crossing import Offer
+from phalanx.results import about
+from phalanx.stack import Stack
+
+Call = Callable[[], Any]
+
+
+def coded(code: Any, n: int, d: int, bad: int) -> torch.Tensor:
+    """Rows of n workers of which `bad`, far apart, send -100 times theirs."""
+    matrix = code.assign(n).weights_matrix.float()
+    units = torch.randn(matrix.shape[1], d, generator=torch.Generator().manual_seed(0))
+    rows = matrix @ units
+    rows[[i * n // bad for i in range(bad)]] *= -100
+    return rows
+
+
+def decoder(code: Any, rows: torch.Tensor) -> Call:
+    """One round of an aggregator."""
+    stack = Stack.of(rows)
+    return lambda: code(stack, None, px.Round(world=px.LocalWorld(len(rows))))
+
+
+def digest_vote(rows: torch.Tensor, r: int) -> Call:
+    """The server's half of a vote on digests, and the mean of the votes; the payloads have arrived."""
+    n = len(rows)
+    wire, mean = px.vote(px.dense(), r=r), px.mean()
+    stack = Stack.of(rows)
+    offers, _ = wire.offer(stack, None, px.Round(world=px.LocalWorld(n)))
+    first = [offer.first for offer in offers]
+    held = [offer.held for offer in offers]
+
+    class Arrived(px.LocalWorld):
+        def gather(self, payloads: Any, limit_bytes: int) -> Any:
+            return first
+
+        def fetch(self, payloads: Any, workers: Any, limit_bytes: int) -> Any:
+            return [held[worker] for worker in workers]
+
+    round = px.Round(world=Arrived(n))
+    empty = stack.pick([])
+
+    def call() -> Any:
+        return mean(wire.receive([Offer(None)] * 0, empty, round), None, round)
+
+    return call
+
+
+def published(rows: torch.Tensor, r: int, tensors: int = 60) -> Call:
+    """Boyer-Moore for each tensor by np.array_equal, then the mean: the published repetition decoder."""
+    pieces = [np.array_split(row, tensors) for row in rows.numpy()]
+
+    def majority(votes: list[np.ndarray]) -> np.ndarray:
+        candidate, count = votes[0], 0
+        for vote in votes:
+            if count == 0:
+                candidate, count = vote, 1
+            else:
+                count += 1 if np.array_equal(candidate, vote) else -1
+        return candidate
+
+    def call() -> list[np.ndarray]:
+        groups = [pieces[start : start + r] for start in range(0, len(pieces), r)]
+        votes = [[majority([worker[t] for worker in group]) for group in groups] for t in range(tensors)]
+        return [np.mean(vote, axis=0) for vote in votes]
+
+    return call
+
+
+def calls(n: int, d: int) -> dict[str, Call]:
+    """Everything that is timed."""
+    vote, made = px.chain(px.group_vote(r=3), px.mean()), {}
+    rows = coded(vote, n, d, 5)
+    apart = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+    apart[:: n // 5] *= -100
+    made["plain mean of all rows"] = lambda: apart.mean(dim=0)
+    made["geometric median, converged"] = decoder(px.geometric_median(), apart)
+    made["digest vote r=3, mean"] = digest_vote(rows, 3)
+    made["rows compared r=3, mean"] = decoder(vote, rows)
+    made["published repetition decoder r=3"] = published(rows, 3)
+    for s in (1, 3, 5):
+        made[f"cyclic s={s}"] = decoder(px.cyclic(s=s), coded(px.cyclic(s=s), n, d, s))
+    return made
+
+
+def timed(made: dict[str, Call], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, interleaved, after one that warms up."""
+    for call in made.values():
+        call()
+    spent: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(repeats):
+        for name, call in made.items():
+            began = time.perf_counter()
+            call()
+            spent[name].append(time.perf_counter() - began)
+    return spent
+
+
+def growth(n: int, sizes: list[int], repeats: int) -> dict[str, Any]:
+    """Medians by row length, and the exponent of the best power law."""
+    found: dict[str, dict[int, float]] = {}
+    for d in sizes:
+        rows = coded(px.group_vote(r=3), n, d, 2)
+        made = {
+            "digest vote r=3, mean": digest_vote(rows, 3),
+            "cyclic s=2": decoder(px.cyclic(s=2), coded(px.cyclic(s=2), n, d, 2)),
+        }
+        for name, spent in timed(made, repeats).items():
+            found.setdefault(name, {})[d] = statistics.median(spent)
+    out = {}
+    for name, by_size in found.items():
+        x, y = [math.log(d) for d in by_size], [math.log(t) for t in by_size.values()]
+        slope = statistics.linear_regression(x, y).slope
+        out[name] = {"seconds": {str(d): t for d, t in by_size.items()}, "exponent": slope}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=45)
+    parser.add_argument("--d", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--growth", action="store_true", help="decoding time against row length, 15 rows")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result: dict[str, Any] = {"threads": options.threads, "repeats": options.repeats, "about": about()}
+    if options.growth:
+        result |= {"workers": 15, "growth": growth(15, [10**6, 3 * 10**6, 10**7, 3 * 10**7], min(options.repeats, 5))}
+        for name, line in result["growth"].items():
+            times = ", ".join(f"{int(d):,}: {1000 * t:.1f} ms" for d, t in line["seconds"].items())
+            print(f"{name}: {times}; exponent {line['exponent']:.2f}")
+    else:
+        spent = timed(calls(options.workers, options.d), options.repeats)
+        middle = {name: statistics.median(times) for name, times in spent.items()}
+        median = middle["geometric median, converged"]
+        title = f"{options.workers} x {options.d:,}"
+        table = Table("decoder", "ms", "least ms", "times as fast as the geometric median", title=title)
+        for name, seconds in middle.items():
+            table.add_row(name, f"{1000 * seconds:.1f}", f"{1000 * min(spent[name]):.1f}", f"{median / seconds:.1f}")
+        Console(width=120).print(table)
+        result |= {"workers": options.workers, "d": options.d, "milliseconds": {k: 1000 * v for k, v in middle.items()}}
+        result["least_milliseconds"] = {k: 1000 * min(v) for k, v in spent.items()}
+        result["faster_than_geometric_median"] = {k: median / v for k, v in middle.items()}
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
