@@ -4,9 +4,9 @@
     python benchmarks/decoding.py                          # 45 x 1,000,000 float32, two threads
     python benchmarks/decoding.py --growth --json out.json # decoding time of 15 rows at 1M to 30M, with the exponent
 
-Everything gets rows of which some are reversed and a hundred times as long, gate included; without a code all rows
-differ. The vote on digests gets what reaches its server, 15 payloads to hash and to average. Repetitions are interleaved;
-the table shows medians.
+Everything gets rows of which some are reversed and a hundred times as long, gate included; without a code all differ.
+The vote on digests gets what reaches its server, 15 payloads to hash and to average. Repetitions are interleaved; the
+table shows medians.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ attack computes counts with the rule.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +108,9 @@ def _fits(reference: Result, panel: str) -> bool:
 
 
 def cluster_seconds(run: Result) -> list[float]:
-    """Seconds since the start at each test."""
-    work, encode, decode = _each(run)
-    spent = list(accumulate(a + b + c for a, b, c in zip(work, encode, decode, strict=True)))
-    return [spent[rounds - 1] for rounds in run.curve.rounds]
+    """Seconds since the start at each test; of median rounds, as the first ones compile kernels."""
+    each = sum(part or 0.0 for part in _parts(run))
+    return [rounds * each for rounds in run.curve.rounds]
 
 
 def seconds_to(run: Result, target: float) -> float | None:
