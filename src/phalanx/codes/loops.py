@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled loops of the cyclic code; importing this file imports Numba.
 
-Random factors are hashes of (key, column), made where they are used: stored, they would be as large as some rows. Numba's
-cache does not notice when a function of another file has changed, so the hash is one of this file's.
+Random factors are hashes of (key, column), made where they are used: stored, they would be as large as some rows. The
+hash is this file's own, as Numba's cache does not notice when a function of another file has changed.
 """
 
 from __future__ import annotations
