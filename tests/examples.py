@@ -61,6 +61,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         f"malformed(how='{how}')" for how in ("long", "dtype", "keys", "missing", "random", "weight", "negative_weight")
     ),
     "milestones": ("milestones(at=(0.5, 0.75))",),
+    "mean_estimation": (
+        "mean_estimation(nodes=45, byzantine=5, r=3, dims=(2, 7), groups=5, norm=10.0)",
+        "mean_estimation(nodes=9, byzantine=0, r=1, dims=(1,), groups=9)",
+    ),
     "mimic": ("mimic(warmup=0)", "mimic(warmup=1)"),
     "momentum": ("momentum(beta=0.0)",),
     "multi_krum": ("multi_krum(f=2)", "multi_krum(f=2, m=3)"),

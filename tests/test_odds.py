@@ -189,9 +189,17 @@ def test_advise_counts_byzantine_votes() -> None:
     assert row["pairings"]["mean"]["above"] == pytest.approx(1 - odds.byzantine_votes(45, 5, 3)[0])
     assert row["pairings"]["Bulyan, mean"] == {"tolerates": 3, "above": 0.0}
     assert found["table"][5]["pairings"]["mean in 5 groups, median"] == {"tolerates": None, "above": None}
-    assert found["exact_r"] == 11 and found["smallest_r"]["mean in 5 groups, median"] == 3
+    assert found["exact"] == {"repetition": 11, "cyclic": 11} and found["smallest_r"]["mean in 5 groups, median"] == 3
     text = advise("--byzantine", "5", "--workers", "45")
     assert "0.433" in text and "r=2q+1=11" in text and "mean in 3 groups, median: r=5" in text
+
+
+@pytest.mark.parametrize(("n", "q"), [(45, 5), (44, 5), (7, 1), (8, 1)])
+def test_exact_recovery_costs_what_the_codes_assign(n: int, q: int) -> None:
+    exact = json.loads(advise("--byzantine", str(q), "--workers", str(n), "--r", "1", "--json"))["exact"]
+    assignment = px.cyclic(s=q).assign(n)
+    assert assignment is not None
+    assert {len(units) for units in assignment.units} == {exact["cyclic"]}
 
 
 def test_advise_takes_r_risk_and_rounds() -> None:

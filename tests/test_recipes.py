@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import phalanx as px
 from phalanx.cli import app
+from phalanx.measurement import Job
 from phalanx.phase import Run
 from phalanx.recipes import Recipe, find, recipes
 from phalanx.recipes.atomo_convergence import METHODS, RATES
@@ -23,17 +24,18 @@ from phalanx.report.tuning import plot_tuning, tuning_tables
 from phalanx.study import plan
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
-RUNS = {f"{r.name}/{scale}/{label}": run for r, scale in SIZES for label, run in r.runs(scale).items()}
+JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}
+RUNS = {name: job for name, job in JOBS.items() if isinstance(job, Run)}
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_every_run_is_its_expression_and_fits_its_workers(run: Run) -> None:
+@pytest.mark.parametrize("run", JOBS.values(), ids=JOBS)
+def test_every_run_is_its_expression_and_fits_its_workers(run: Job) -> None:
     assert px.parse(repr(run)) == run
     run.check()
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_pretty_expressions_parse_at_every_width(run: Run) -> None:
+@pytest.mark.parametrize("run", JOBS.values(), ids=JOBS)
+def test_pretty_expressions_parse_at_every_width(run: Job) -> None:
     for width in (20, 60, 100):
         text = pretty(repr(run), width)
         assert px.parse(text) == run
@@ -42,7 +44,7 @@ def test_pretty_expressions_parse_at_every_width(run: Run) -> None:
 
 @pytest.mark.parametrize(("recipe", "scale"), SIZES, ids=[f"{r.name}/{s}" for r, s in SIZES])
 def test_labels_name_folders_of_their_own(recipe: Recipe, scale: str) -> None:
-    names = [slug(label) for label in recipe.runs(scale)]
+    names = [slug(label) for label in recipe.jobs(scale)]
     assert len(set(names)) == len(names)
     assert all(name and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
 

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class RunFolder:
 
     ``config.txt`` the run's expression; ``about.json`` versions, machine, commit; ``metrics.jsonl`` a line a round;
     ``summary.json`` at the end; ``checkpoint.safetensors`` the newest checkpoint; ``events/`` for TensorBoard on
-    request.
+    request; ``processes.json`` in a server's job, who runs where.
 
     Args:
         path: created when absent.
@@ -37,9 +38,11 @@ class RunFolder:
         self._writer = _events(self.path / "events") if tensorboard else None
         self._metrics: Any = None
 
-    def begin(self, run: str) -> None:
+    def begin(self, run: str, processes: Sequence[dict[str, Any]] = ()) -> None:
         """Writes the configuration, unless the folder holds it already.
 
+        Args:
+            processes: that play workers elsewhere, for processes.json.
         Raises:
             ValueError: the folder holds another run.
         """
@@ -50,6 +53,8 @@ class RunFolder:
         else:
             write_atomic(config, (run + "\n").encode())
             write_json(self.path / "about.json", about())
+        if processes:
+            write_json(self.path / "processes.json", list(processes))
 
     @property
     def config(self) -> str:

@@ -94,7 +94,7 @@ class Trainer:
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
         """All rounds that are not done yet."""
         if folder is not None:
-            folder.begin(repr(self.config))
+            folder.begin(repr(self.config), self.world.processes)
         self._resume(folder.restore() if folder is not None else None)
         with stop_requests() as stop:
             for index, phase, at in self._rounds():

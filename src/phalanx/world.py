@@ -45,6 +45,11 @@ class World(Protocol):
         ...
 
     @property
+    def processes(self) -> list[dict[str, Any]]:
+        """Workers, host and process id of each process elsewhere that plays some; none where every process does."""
+        ...
+
+    @property
     def received_bytes(self) -> int | None:
         """What reached this process's sockets so far; None where nobody counts."""
         ...
@@ -113,6 +118,7 @@ class LocalWorld:
         self.ids = tuple(range(n))
         self.rank = 0
         self.serves, self.received_bytes = False, None
+        self.processes: list[dict[str, Any]] = []
 
     def __repr__(self) -> str:
         return f"LocalWorld({self.size})"

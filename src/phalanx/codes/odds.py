@@ -39,7 +39,8 @@ def byzantine_votes(n: int, q: int, r: int, ties: bool = False) -> np.ndarray:
     Raises:
         ValueError: numbers that no placement has.
     Source: Rajput et al., DETOX: A Redundancy-based Framework for Faster and More Robust Gradient Aggregation, 2019,
-        arXiv:1907.12205, Section 3.1. Differs: the distribution instead of bounds on its mean and tail.
+        arXiv:1907.12205 (Section 7.2.1 of Wang's dissertation).
+    Differs: the distribution instead of bounds on its mean and tail.
     """
     worst = worst_votes(n, q, r, ties)
     sizes = _sizes(n, q, r)
@@ -82,7 +83,8 @@ def expected_byzantine_votes(n: int, q: int, r: int, ties: bool = False) -> floa
     >>> round(expected_byzantine_votes(45, 5, 3), 3)
     0.433
 
-    Source: arXiv:1907.12205, first lines of the proof of Theorem 4. Differs: r need not divide n.
+    Source: arXiv:1907.12205 (first lines of the proof of Theorem 7.4 of Wang's dissertation).
+    Differs: r need not divide n.
     """
     return sum(count * _chance_lost(n, q, size, ties) for size, count in _sizes(n, q, r).items())
 
@@ -98,8 +100,8 @@ def bound_expected(n: int, q: int, r: int) -> float | None:
     None where the theory says nothing: r is even or does not divide n, r = 3 and n < 6, or r >= 5 and e >= 1/40 or
     n < 2 r. For r = 1 it is q itself.
 
-    Source: arXiv:1907.12205, Theorem 4 and Lemma 5 (7.4 and 7.5 in Wang's dissertation).
-    Differs: Theorem 4 asks for r > 3; its constant 40 holds because r is odd and so at least 5.
+    Source: arXiv:1907.12205 (Theorem 7.4 and Lemma 7.5 of Wang's dissertation).
+    Differs: the theorem asks for r > 3; its constant 40 holds because r is odd and so at least 5.
     """
     _check(n, q, r)
     share = q / n
@@ -122,7 +124,7 @@ def bound_votes(n: int, q: int, r: int, delta: float) -> float | None:
 
     Args:
         delta: accepted probability; lower gives a higher bound.
-    Source: arXiv:1907.12205, Corollary 2 (7.2 in Wang's dissertation). Differs: the logarithm is that to base 2.
+    Source: arXiv:1907.12205 (Corollary 7.2 of Wang's dissertation). Differs: the logarithm is that to base 2.
     """
     _check(n, q, r)
     applies = r % 2 == 1 and n % r == 0 and n >= 2 * r and q / n <= 1 / 80 and r >= 3 + 2 * math.log2(max(q, 1))
@@ -202,7 +204,7 @@ def theorem_73(n: int, q: int, r: int, delta: float, d: int | None = None) -> As
     Args:
         delta: accepted probability, in (0, 1/2).
         d: entries of a row, for the rules that work coordinate by coordinate; None for the geometric median.
-    Source: arXiv:1907.12205, Theorem 3 (7.3 in Wang's dissertation). Differs: k is rounded up.
+    Source: arXiv:1907.12205 (Theorem 7.3 of Wang's dissertation). Differs: k is rounded up.
     """
     require(0 < delta < 0.5, f"theorem 7.3 needs delta in (0, 1/2), got delta={delta}")
     require(d is None or d >= 1, f"theorem 7.3 needs rows of d >= 1 entries, got d={d}")

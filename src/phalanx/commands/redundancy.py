@@ -103,7 +103,7 @@ def document(n: int, q: int, wanted: Sequence[int], risk: float, rounds: int) ->
         "risk": risk,
         "table": table,
         "smallest_r": smallest,
-        "exact_r": exact,
+        "exact": None if exact is None else {"repetition": exact, "cyclic": _cyclic_load(n, q)},
         "sentences": [_least(smallest, risk, n), _exact(exact, n, q)],
         "note": NOTE,
     }
@@ -129,6 +129,11 @@ def _exact(r: int | None, n: int, q: int) -> str:
     if r is None:
         return f"Exact recovery whoever is Byzantine asks for n >= 2q + 1 = {2 * q + 1} workers, and there are {n}."
     return (
-        f"Exact recovery whoever is Byzantine: groups of r=2q+1={r}, or a cyclic code with s=q={q}; with both a worker "
-        f"computes {r} times as many gradients."
+        f"Exact recovery whoever is Byzantine: repetition with r=2q+1={r}, where a worker computes {r} times as many "
+        f"gradients, or cyclic with s=q={q}, where it computes {_cyclic_load(n, q)} times as many."
     )
+
+
+def _cyclic_load(n: int, s: int) -> int:
+    """Units of a worker in `cyclic(s)`, whose support is one larger for even n."""
+    return 2 * s + 1 + (n % 2 == 0)

@@ -4,6 +4,7 @@ from phalanx.recipes.atomo_spectrum import atomo_spectrum as atomo_spectrum
 from phalanx.recipes.atomo_tuning import atomo_tuning as atomo_tuning
 from phalanx.recipes.atomo_variance import atomo_variance as atomo_variance
 from phalanx.recipes.detox import detox_alie as detox_alie
+from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox_mean_estimation
 from phalanx.recipes.draco import draco_mnist as draco_mnist
 from phalanx.recipes.quickstart import quickstart as quickstart
 from phalanx.recipes.recipe import Recipe as Recipe

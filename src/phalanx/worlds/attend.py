@@ -42,6 +42,7 @@ class SeatWorld:
     received_bytes = None
 
     def __init__(self, n: int, ids: tuple[int, ...]) -> None:
+        self.processes: list[dict[str, Any]] = []
         self.size, self.ids, self.rank = n, ids, 1
 
     def _nobody(self) -> AssertionError:

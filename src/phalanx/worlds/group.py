@@ -48,6 +48,7 @@ class GroupWorld:
         self.ids = tuple(self._shares[self.rank])
         self._recent: dict[int, deque[int]] = {}  # by limit: the longest blocks of late, the same in every process
         self.serves, self.received_bytes = False, None
+        self.processes: list[dict[str, Any]] = []
         self.device = self._lines.device  # where the messages lie that travel
 
     def __repr__(self) -> str:

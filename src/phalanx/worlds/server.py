@@ -62,6 +62,11 @@ class ServerWorld:
         return f"ServerWorld({self.size}, {len(self.seats.all)} processes)"
 
     @property
+    def processes(self) -> list[dict[str, Any]]:
+        """Workers, host and process id of each process that has connected."""
+        return [{"workers": list(seat.workers), **seat.about} for seat in self.seats.all if seat.line is not None]
+
+    @property
     def received_bytes(self) -> int:
         """What reached this process's sockets so far."""
         return self.seats.received_bytes

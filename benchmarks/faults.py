@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real jobs with a server and nine workers, of which four go bad at random moments; does every run end, and end well?
+
+    python benchmarks/faults.py --repeats 20 --json out.json
+
+From outside, one worker process is killed (SIGKILL) and one stopped (SIGSTOP), each after a random part of the run; one
+more sends random bytes from a random round on, and one NaN. Every run must finish, name exactly these four in its last
+round, and end within a point of the same run undisturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from phalanx.results import about
+
+WORKERS, ROUNDS = 9, 400
+LATEST_S = 1.5  # of the strikes from outside; an undisturbed run takes three times as long
+RUN = (
+    "run(digits(), mlp(), phases=(phase(gradient(batch=288), chain(nan(), vote(dense(), r=3), mean()), sgd(lr=0.1), "
+    "rounds={rounds}),), workers={workers}, byzantine=fixed(workers={byzantine}), faults={faults}, seed={seed})"
+)
+
+
+def job(expression: str, out: Path) -> subprocess.Popen[str]:
+    """A server and its workers under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORKERS + 1)]
+    command += ["-m", "phalanx", "run", expression, "--server", "--deadline", "1", "--out", str(out)]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=quiet, start_new_session=True
+    )
+
+
+def attempt(seed: int, work: Path) -> dict[str, Any]:
+    """One disturbed run."""
+    chance = random.Random(seed)
+    # a group of three stands one lie, or two that are missing
+    first, second, third = chance.sample([range(3 * g, 3 * g + 3) for g in range(3)], 3)
+    killed, stopped = chance.sample(first, 2)
+    garbled, liar = chance.choice(second), chance.choice(third)
+    garble_at = chance.randrange(1, ROUNDS // 2)
+    faults = f"(garble(worker={garbled}, at={garble_at}),)"
+    expression = RUN.format(rounds=ROUNDS, workers=WORKERS, byzantine=f"({liar},)", seed=seed, faults=faults)
+    out = work / f"run-{seed}"
+    process = job(expression, out)
+    folder, plan = out / "run", {}
+    try:
+        listed = folder / "processes.json"
+        until = time.monotonic() + 120
+        while not listed.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        pids = {entry["workers"][0]: entry["pid"] for entry in json.loads(listed.read_text())}
+        strikes = ((killed, signal.SIGKILL), (stopped, signal.SIGSTOP))
+        moments = sorted((chance.uniform(0, LATEST_S), worker, how) for worker, how in strikes)
+        began = time.monotonic()
+        for moment, worker, how in moments:
+            time.sleep(max(0.0, began + moment - time.monotonic()))
+            if process.poll() is None:
+                os.kill(pids[worker], how)
+                plan[worker] = f"{how.name} after {moment:.2f} s"
+        _, err = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=40)
+    summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else None
+    bad = {killed, stopped, garbled, liar}
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) if summary else {}
+    named = {int(w) for w in last.get("excluded", {})} | set(last.get("outvoted", []))
+    return {
+        "seed": seed,
+        "finished": summary is not None and process.returncode == 0,
+        "error": "" if summary is not None else err[-500:],
+        "bad": sorted(bad),
+        "named": sorted(named),
+        "right": named == bad,
+        "accuracy": summary and summary["accuracy"],
+        "lost_rounds": summary and summary["lost_rounds"],
+        "weights_sha256": summary and summary["weights_sha256"],
+        "plan": {**plan, garbled: f"random bytes from round {garble_at}", liar: "NaN"},
+    }
+
+
+def undisturbed(seed: int) -> tuple[float, str]:
+    """Accuracy and weights of the same run with nobody bad, in a simulation."""
+    import phalanx as px
+
+    run = px.parse(RUN.format(rounds=ROUNDS, workers=WORKERS, byzantine="()", seed=seed, faults="()"))
+    summary = px.train(run).summary()
+    return summary["accuracy"], summary["weights_sha256"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as work:
+        for seed in range(options.repeats):
+            result = attempt(seed, Path(work))
+            accuracy, weights = undisturbed(seed)
+            result |= {"undisturbed": accuracy, "same_bits": weights == result.pop("weights_sha256")}
+            results.append(result)
+            print({k: v for k, v in result.items() if k not in ("plan", "error")}, result["error"], flush=True)
+            if options.json is not None:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                plain = {"good": sum(map(well, results)), "runs": results, "about": about()}
+                options.json.write_text(json.dumps(plain, indent=1) + "\n")
+    good = sum(map(well, results))
+    print(f"{good} of {len(results)} finished, named the right four and ended within a point")
+
+
+def well(result: dict[str, Any]) -> bool:
+    """Whether a run did all that is promised."""
+    return result["finished"] and result["right"] and abs(result["accuracy"] - result["undisturbed"]) <= 0.01
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error of robust means against the dimension."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from phalanx.report.collect import Result
+from phalanx.report.plots import COLOURS, figure, save, tidy
+from phalanx.report.sheet import Cell, Sheet
+
+NAMES = {"geometric_median": "geometric median", "median": "coordinate-wise median"}
+WAYS = {"plain": "plain", "detox": "DETOX"}
+
+Errors = dict[int, list[float]]  # dimension -> an error for each draw
+
+
+def errors(results: Sequence[Result], way: str, rule: str) -> Errors:
+    """The errors of one rule, "plain" or with "detox", in all draws that have ended."""
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for seen in _measured(results):
+        for d, error in zip(seen["dims"], seen[way][rule], strict=True):
+            found[d].append(error)
+    return dict(sorted(found.items()))
+
+
+def plot_mean_estimation(results: Sequence[Result], title: str, path: Path) -> None:
+    """Error against dimension on a logarithmic scale: the mean of all draws as a line, each draw as a dot."""
+    made = figure(8.5, 5)
+    ax: Any = made.subplots()
+    for (rule, name), colour in zip(NAMES.items(), COLOURS, strict=False):
+        for way, dash in (("plain", "--"), ("detox", "-")):
+            found = errors(results, way, rule)
+            label = f"{WAYS[way]}, {name}" if way == "detox" else name
+            ax.plot(list(found), [mean(e) for e in found.values()], dash, color=colour, label=label)
+            dots = [(d, error) for d, drawn in found.items() for error in drawn]
+            ax.plot([d for d, _ in dots], [e for _, e in dots], "o", color=colour, markersize=3, alpha=0.6)
+    ax.set_yscale("log")
+    ax.set_xlabel("dimension")
+    ax.set_ylabel("distance from the true mean (lower is better)")
+    tidy(ax)
+    made.legend(loc="outside right center", frameon=False)
+    save(made, title, path)
+
+
+def mean_estimation_tables(results: Sequence[Result]) -> list[Sheet]:
+    """By dimension: the mean error of both rules, plain and with DETOX, their ratio, and the votes that were lost."""
+    measured = _measured(results)
+    if not measured:
+        return []
+    found = {(way, rule): errors(results, way, rule) for way in WAYS for rule in NAMES}
+    lost: defaultdict[int, list[int]] = defaultdict(list)
+    for seen in measured:
+        for d, count in zip(seen["dims"], seen["lost_votes"], strict=True):
+            lost[d].append(count)
+    rows: list[tuple[Cell, ...]] = []
+    for d in found["plain", "median"]:
+        row: list[Cell] = [str(d)]
+        for rule in NAMES:
+            plain, detox = (mean(found[way, rule][d]) for way in WAYS)
+            row += [plain, detox, plain / detox if detox else None]
+        rows.append((*row, mean(lost[d])))
+    header = ("d", *(word for name in NAMES.values() for word in (name, "with DETOX", "ratio")), "lost votes")
+    draws = "1 draw" if len(measured) == 1 else f"mean of {len(measured)} draws"
+    return [Sheet(f"distance from the true mean, {draws}", header, tuple(rows))]
+
+
+def _measured(results: Sequence[Result]) -> list[dict[str, Any]]:
+    return [result.summary["measured"] for result in results if result.summary]
