@@ -4,25 +4,25 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from phalanx.aggregators.columns import for_each_piece, mix_one
+from phalanx.aggregators.columns import mix_one
 from phalanx.allocation import Allocation
 from phalanx.codes.circulant import circulant
 from phalanx.codes.code import Code, TooManyFaults
 from phalanx.codes.location import Locator, Unexplained
+from phalanx.codes.projection import project
 from phalanx.expression import method, require
-from phalanx.precision import wide
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
 
 LIMIT = 0.05  # relative error of the result at which a code is refused
+_FINEST = 2.0**-44  # rounding of projections in float64: a finer wire shows no finer faults
 
 
 @method("cyclic", "aggregator")
@@ -47,7 +47,7 @@ class Cyclic(Code):
         noise: relative rounding of what crossed the wire, in (0, 1); None for that of the rows' dtype. Give it behind a
             codec that rounds, such as 2**-11 for half(). The code needs rows that add up: no other lossy codec fits.
     Raises:
-        TooManyFaults: more than s rows are false, or so it seems.
+        TooManyFaults: more than s rows are false, or so it seems; or what is left gives the mean to no better than 5 %.
         ValueError: n <= 2s, or rounding would be enlarged beyond 5 %; the sentence names the way out.
     Source: Chen et al., DRACO: Byzantine-resilient Distributed Training via Redundant Gradients, 2018,
         arXiv:1803.09877, section 4.2. Differs: the frequencies of the code are symmetric about zero, so that rows are
@@ -111,14 +111,14 @@ class Cyclic(Code):
             raise ValueError("cyclic decodes the rows of single workers; put it before the stages that merge rows")
         ids = np.array(stack.ids)
         n = max(len(ids) + stack.erased, round.world.size, int(ids.max()) + 1)
-        noise = self.noise or torch.finfo(stack.rows.dtype).eps
+        noise = max(self.noise or torch.finfo(stack.rows.dtype).eps, _FINEST)
         self._check(n, noise)
         code = circulant(n, self.s)
         order = np.argsort(ids)
         if n - len(ids) > code.checks:
             raise TooManyFaults(f"cyclic(s={self.s}): {n - len(ids)} of n={n} rows are missing", stack.notes)
         seen = np.zeros((n, 4))
-        seen[ids] = _projections(stack.rows)
+        seen[ids] = project(stack.rows, _secret(round))
         # a row is a sum of `support` rounded terms
         rounding = 0.3 * noise * np.sqrt(code.support + 1)
         floor = float(np.sqrt(max(1, stack.rows.shape[1]))) * torch.finfo(stack.rows.dtype).smallest_normal * noise
@@ -134,6 +134,13 @@ class Cyclic(Code):
         kept = [i for i in order.tolist() if int(ids[i]) not in found]
         shares = np.zeros(len(ids))
         shares[kept] = code.recovery(ids[kept])
+        error = float(np.sqrt(code.support) * np.abs(shares).sum()) * noise
+        if len(kept) < n and error > LIMIT:
+            raise TooManyFaults(
+                f"cyclic(s={self.s}): the {len(kept)} rows left of n={n} give the mean to {error:.1g} only, above "
+                f"{LIMIT}: too many neighbours are missing or false",
+                stack.notes,
+            )
         # a false row counts zero times: to leave it out would copy the others
         row = mix_one(torch.from_numpy(shares), stack.rows)
         notes = [Note("outvoted", worker, reason="its row breaks the code") for worker in found]
@@ -146,18 +153,10 @@ def _amplification(n: int, s: int, gone: int) -> float:
     return float(np.sqrt(code.support)) * code.amplification(min(gone, code.checks))
 
 
-def _projections(rows: torch.Tensor) -> np.ndarray:
-    """Four random projections of each row, in float64; nobody knows the factors before. Shapes: (n, d) -> (n, 4)."""
-    from phalanx.codes.loops import project
+def _secret(round: Round) -> int:
+    """A key that no worker knew when it sent its row, the same in all processes that decode.
 
+    With keys of their own, processes could differ on a lie of the size of the rounding, and their models from then on.
+    """
     key = secrets.randbits(63)
-    total, lock = np.zeros((len(rows), 4)), threading.Lock()
-
-    def piece(start: int, stop: int) -> None:
-        part = np.zeros_like(total)
-        project(rows[:, start:stop].to("cpu", wide(rows.dtype)).numpy(), start, key, part)
-        with lock:
-            np.add(total, part, out=total)
-
-    for_each_piece(piece, rows.shape[1])
-    return total
+    return key if round.world.serves else round.world.share({"key": key})["key"]

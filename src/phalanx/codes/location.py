@@ -7,12 +7,14 @@ Legend: q projections, e rows that are missing, z_t = exp(2 pi i t / n) the plac
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations, islice
 
 import numpy as np
 
 from phalanx.codes.circulant import Circulant
 
 TOLERANCE = 5.0  # in noise levels of a check; honest rounding stays below 1
+_SETS = 500  # of neighbours, looked at one by one
 
 
 class Unexplained(ValueError):
@@ -74,6 +76,11 @@ class Locator:
         ring = np.concatenate([self.present, self.present]).tolist()
         for start in range(len(self.present)):
             yield ring[start : start + most]
+        # neighbours whose lies imitate one another's: the rows among which they are, then every set of those
+        for start in range(len(self.present)):
+            window = ring[start : start + self.spare - 1]
+            if most > 1 and self._agrees(window):
+                yield from map(list, islice(combinations(window, most), _SETS))
 
     def _roots(self, known: Sequence[int], count: int) -> list[int]:
         """The `count` rows nearest to the roots of the locator polynomial, with known faults as erasures.

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
+
 from phalanx.aggregators.columns import mix_one
 from phalanx.aggregators.group_vote import GroupVote
 from phalanx.allocation import Allocation
@@ -23,7 +25,7 @@ class Repetition(Code):
     """The mean of all units, each by majority in its group of r workers; bit for bit what honest workers give.
 
     The n workers form n // r contiguous groups whose sizes differ by one at most. A group of g workers recovers from l
-    lies and e missing rows while 2 l + e <= g - 1.
+    lies and e missing rows while 2 l + e <= g - 1. All units count the same, whatever weights the workers claim.
 
     Notes: those of `group_vote`, and "unprotected" with the number of groups where, of those that are present, a single
     lie more could win.
@@ -81,5 +83,7 @@ class Repetition(Code):
         # in the order of the groups, so that the sum has the same bits whoever won
         order = sorted(range(len(voted.rows)), key=lambda i: allocation.unit(voted.sources[i][0]))
         voted = voted.pick(order)
-        one = voted.one(mix_one(voted.weights / voted.weights.sum(), voted.rows))
+        # equal shares: the gate bounds weights by their median, which a lie or a missing row can move
+        share = torch.full((len(order),), 1 / len(order), dtype=torch.float64)
+        one = voted.one(mix_one(share, voted.rows))
         return replace(one, erased=0), {}
