@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import phalanx
-from phalanx.data import cifar10, dataset, mnist
-from phalanx.data.cifar10 import RECORD_BYTES, read_records
-from phalanx.data.dataset import Dataset, spaced
+from phalanx.data import cifar10, cifar100, dataset, mnist, movie_review
+from phalanx.data.cifar import PIXEL_BYTES
+from phalanx.data.dataset import Dataset, Tokens, spaced
 from phalanx.data.files import MissingData, download, extract, folder
 from phalanx.data.idx import read_idx
+from phalanx.data.movie_review import tokens
 
 
 def idx(body: bytes, *sizes: int, magic: int = 0x0800) -> bytes:
@@ -67,20 +68,20 @@ def test_damaged_idx(tmp_path, data, words):
     assert str(path) in str(error.value)
 
 
-def record(label: int, seed: int) -> bytes:
+def record(seed: int, *labels: int) -> bytes:
     planes = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(seed))
-    return bytes([label, *planes.flatten().tolist()])
+    return bytes([*labels, *planes.flatten().tolist()])
 
 
 def test_cifar_records_are_label_then_red_green_blue_planes(tmp_path):
     path = tmp_path / "batch.bin"
-    path.write_bytes(bytes([7]) + b"\x01" * 1024 + b"\x02" * 1024 + b"\x03" * 1024 + record(2, 0))
-    images, labels = read_records(path)
+    path.write_bytes(bytes([7]) + b"\x01" * 1024 + b"\x02" * 1024 + b"\x03" * 1024 + record(0, 2))
+    images, labels = cifar10.FILES.records(path)
     assert labels.tolist() == [7, 2] and labels.dtype == torch.int64
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
     assert [images[0, c].unique().tolist() for c in range(3)] == [[1], [2], [3]]
     # rows of an image are consecutive
-    assert bytes(images[1].flatten().tolist()) == record(2, 0)[1:]
+    assert bytes(images[1].flatten().tolist()) == record(0, 2)[1:]
 
 
 @pytest.mark.parametrize(
@@ -89,15 +90,31 @@ def test_cifar_records_are_label_then_red_green_blue_planes(tmp_path):
         (b"", "is empty"),
         (record(0, 0)[:-1], "3072 bytes, 3072 more than whole records of 3073"),
         (record(0, 0) + b"x", "1 more than whole"),
-        (record(10, 0), "label 10"),
+        (record(0, 10), "label 10, and CIFAR-10 has 0 to 9"),
     ],
 )
 def test_damaged_cifar_records(tmp_path, data, words):
     path = tmp_path / "data_batch_1.bin"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=words) as error:
-        read_records(path)
+        cifar10.FILES.records(path)
     assert str(path) in str(error.value)
+
+
+def test_cifar100_records_have_the_group_before_the_class(tmp_path):
+    path = tmp_path / "train.bin"
+    path.write_bytes(record(3, 19, 99) + record(4, 0, 7))
+    images, labels = cifar100.FILES.records(path)
+    assert labels.tolist() == [99, 7]
+    assert [bytes(x.flatten().tolist()) for x in images] == [record(3), record(4)]
+    path.write_bytes(record(3, 0, 7) * 3073)  # a whole number of records of 3,074 bytes, not of CIFAR-10's
+    assert len(cifar100.FILES.records(path)[0]) == 3073
+    path.write_bytes(record(3, 7))
+    with pytest.raises(ValueError, match="3073 more than whole records of 3074"):
+        cifar100.FILES.records(path)
+    path.write_bytes(record(3, 0, 100))
+    with pytest.raises(ValueError, match="label 100, and CIFAR-100 has 0 to 99"):
+        cifar100.FILES.records(path)
 
 
 def sparse(path: Path, head: bytes, size: int) -> None:
@@ -105,6 +122,15 @@ def sparse(path: Path, head: bytes, size: int) -> None:
     with open(path, "wb") as file:
         file.write(head)
         file.truncate(size)
+
+
+def sentences(word: str) -> bytes:
+    """5,331 lines, of which every one has a word of its own, and every third is long."""
+    lines = (f"{word} film{i}" + ", the caf\xe9's" * (1 + 40 * (i % 3 == 0)) for i in range(5331))
+    return "".join(f"{line} \n" for line in lines).encode("latin-1")
+
+
+SENTENCES = {"rt-polarity.neg": sentences("Bad\x85"), "rt-polarity.pos": sentences("GOOD")}
 
 
 @pytest.fixture
@@ -116,8 +142,13 @@ def fake(tmp_path, monkeypatch):
         sparse(raw / f"{part}-images-idx3-ubyte", images, 16 + 784 * count)
         labels = bytes(i % 10 for i in range(count))
         (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels, count), 1))
-    for i, name in enumerate(cifar10.TRAIN + cifar10.TEST):
-        sparse(tmp_path / cifar10.PLACE / name, record(i, i), 10_000 * RECORD_BYTES)
+    for i, name in enumerate(cifar10.FILES.train + cifar10.FILES.test):
+        sparse(cifar10.FILES.where / name, record(i, i), 10_000 * (1 + PIXEL_BYTES))
+    for name, count in (("train.bin", 50_000), ("test.bin", 10_000)):
+        sparse(cifar100.FILES.where / name, record(count, 19, 99) + record(1, 0, 7), count * (2 + PIXEL_BYTES))
+    for name in movie_review.FILES:
+        (tmp_path / "rt-polarity").mkdir(exist_ok=True)
+        (tmp_path / "rt-polarity" / name).write_bytes(SENTENCES[name])
     yield tmp_path
     dataset._load.cache_clear()
 
@@ -149,18 +180,83 @@ def test_cifar10_from_files(fake):
     assert d.shape == (3, 32, 32)
     assert d.train_y.tolist() == [0, 1, 2, 3, 4] and d.test_y.tolist() == [5]
     for i in range(5):
-        assert bytes(d.train_x[i].flatten().tolist()) == record(i, i)[1:]
+        assert bytes(d.train_x[i].flatten().tolist()) == record(i)
     small = phalanx.cifar10(train=5, test=1, size=16).load()
     want = d.train_x.double().reshape(5, 3, 16, 2, 16, 2).mean(dim=(3, 5))
     assert small.shape == (3, 16, 16) and small.train_x.dtype == torch.uint8
     assert (small.train_x - want).abs().max() <= 0.5
-    assert phalanx.found()["cifar10"] == str(fake / cifar10.PLACE)
+    assert phalanx.found()["cifar10"] == str(fake / "cifar-10-batches-bin")
 
 
 def test_cifar10_with_a_short_batch(fake):
-    (fake / cifar10.PLACE / "data_batch_3.bin").write_bytes(record(0, 0))
+    (cifar10.FILES.where / "data_batch_3.bin").write_bytes(record(0, 0))
     with pytest.raises(ValueError, match=r"data_batch_3.bin has 1 records, and should have 10000"):
         phalanx.cifar10().load()
+
+
+def test_cifar100_from_files(fake):
+    d = phalanx.cifar100(train=25_000, test=1).load()
+    assert d.shape == (3, 32, 32) and d.num_classes == 100
+    assert d.train_y[:3].tolist() == [99, 0, 0] and d.test_y.tolist() == [99]
+    assert bytes(d.train_x[0].flatten().tolist()) == record(50_000)
+    assert bytes(d.test_x[0].flatten().tolist()) == record(10_000)
+    assert phalanx.cifar100(train=1, test=1, size=16).load().shape == (3, 16, 16)
+    assert phalanx.found()["cifar100"] == str(fake / "cifar-100-binary")
+    (cifar100.FILES.where / "test.bin").write_bytes(record(0, 0, 0))
+    with pytest.raises(ValueError, match=r"test.bin has 1 records, and should have 10000"):
+        phalanx.cifar100().load()
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("It's good, isn't it?", "it 's good , is n't it ?"),
+        ("they've they're we'll he'd (so far)!", "they 've they 're we 'll he 'd ( so far ) !"),
+        ("made-for-home-video: 9/10 caf\xe9. . .", "made for home video 9 10 caf"),
+        # an ending is cut off wherever it stands, and quotes stay, as in Kim's rule
+        ("'tis o'days' 'scream'", "'tis o 'days' 'scream'"),
+        (" \t\x85--  ", ""),
+    ],
+)
+def test_tokens(sentence, words):
+    assert tokens(sentence) == words.split()
+
+
+def test_movie_review_from_files(fake):
+    d = phalanx.movie_review().load()
+    assert isinstance(d.shape, Tokens) and d.shape.length == 56 and d.num_classes == 2
+    assert d.train_x.shape == (9596, 56) and d.test_x.shape == (1066, 56)
+    assert d.train_y.bincount().tolist() == [4798] * 2 and d.test_y.bincount().tolist() == [533] * 2
+    # the, 's, caf and the comma are equally frequent; then the labels' words, then one or two sentences' own
+    assert d.shape.vocabulary == 2 + 4 + 2 + len(d.train_x[:, 1].unique())
+    bad, good = 6, 7
+    assert (d.train_x[:, 0] == torch.where(d.train_y == 0, bad, good)).all()
+    assert (d.test_x[:, 0] == torch.where(d.test_y == 0, bad, good)).all()
+    short = d.train_x[(d.train_x[:, 6] == 0)]
+    assert 0.6 < len(short) / 9596 < 0.73 and (short[:, 6:] == 0).all() and (short[:, :6] > 0).all()
+    x, y = d.train(torch.tensor([0, 1, 2]))
+    assert x.dtype == torch.int64 and torch.equal(x, d.train_x[:3]) and y.tolist() == [0, 1, 0]
+    assert torch.equal(d.test(slice(3, 5))[0], d.test_x[3:5])
+    assert phalanx.found()["movie_review"] == str(fake / "rt-polarity")
+
+
+def test_movie_review_is_split_once_and_for_all(fake):
+    whole, part = phalanx.movie_review().load(), phalanx.movie_review(train=101, test=7, length=3, vocabulary=10).load()
+    assert part.train_y.tolist() == whole.train_y[:101].tolist() and part.test_y.tolist() == whole.test_y[:7].tolist()
+    assert part.shape == Tokens(3, 10) and part.train_x.shape == (101, 3)
+    again = phalanx.movie_review().read()
+    assert torch.equal(again.train_x, whole.train_x) and torch.equal(again.test_x, whole.test_x)
+    assert set(part.train_x.unique().tolist()) <= set(range(10)) and (part.train_x == 1).any()
+
+
+def test_movie_review_in_the_publishers_folder_and_with_a_line_too_few(fake):
+    (fake / "rt-polarity").rename(fake / "rt-polaritydata")
+    assert phalanx.found()["movie_review"] == str(fake / "rt-polaritydata")
+    assert len(phalanx.movie_review().read().train_x) == 9596
+    path = fake / "rt-polaritydata" / "rt-polarity.pos"
+    path.write_bytes(SENTENCES[path.name].partition(b"\n")[2])
+    with pytest.raises(ValueError, match=r"rt-polarity.pos has 5330 lines, and should have 5331"):
+        phalanx.movie_review().read()
 
 
 def test_equal_expressions_share_one_copy(fake):
@@ -169,7 +265,20 @@ def test_equal_expressions_share_one_copy(fake):
 
 
 @pytest.mark.parametrize(
-    "expression", ["mnist(train=0)", "mnist(train=60001)", "cifar10(test=-1)", "cifar10(test=10001)", "cifar10(size=8)"]
+    "expression",
+    [
+        "mnist(train=0)",
+        "mnist(train=60001)",
+        "cifar10(test=-1)",
+        "cifar10(test=10001)",
+        "cifar10(size=8)",
+        "cifar100(train=50001)",
+        "cifar100(test=0)",
+        "movie_review(train=9597)",
+        "movie_review(test=1067)",
+        "movie_review(length=0)",
+        "movie_review(vocabulary=2)",
+    ],
 )
 def test_subsets_out_of_range(expression):
     with pytest.raises(ValueError, match=expression.partition("(")[0]):
@@ -215,6 +324,27 @@ def test_images_without_labels():
         Dataset("toy", x, y, x[:2], y, 10, (0.0,), (1.0,))
 
 
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(2, 3), r"int64, got \(2, 3\) of torch.float32"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.int64), r"\(N, L\) of int64, got \(2, 1, 4, 4\)"),
+        (torch.tensor([[0, 1], [2, 5]]), r"lie in \[0, 5\), got 0 to 5"),
+        (torch.tensor([[0, -1], [2, 4]]), r"got -1 to 4"),
+    ],
+)
+def test_texts_that_are_no_token_ids(x, words):
+    y = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"toy: train .*{words}"):
+        Dataset("toy", x, y, x, y, 2, vocabulary=5)
+
+
+def test_images_need_a_mean_a_channel():
+    x, y = torch.zeros(3, 2, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"toy: train images .* with 1 means and 0 deviations"):
+        Dataset("toy", x, y, x, y, 2, mean=(0.5,))
+
+
 def test_folder(monkeypatch):
     monkeypatch.setenv("PHALANX_DATA", "/some/where")
     assert folder() == Path("/some/where")
@@ -226,12 +356,13 @@ def test_folder(monkeypatch):
     assert folder() == Path("/home/user/.cache/phalanx")
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "movie_review"])
 def test_missing_data_names_the_set_the_place_and_the_ways_out(name, tmp_path, monkeypatch):
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(mnist, "MIRROR", "http://127.0.0.1:9/")
-    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar.tar.gz")
+    for module in (cifar10, cifar100, movie_review):
+        monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/archive.tar.gz")
     status = phalanx.found()[name]
     with pytest.raises(MissingData) as error:
         phalanx.parse(f"{name}()").load()
@@ -282,21 +413,41 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing(served, tmp_path):
     assert list((tmp_path / "place").iterdir()) == []
 
 
-def test_cifar10_by_download(served, tmp_path, monkeypatch):
-    source, url = served
-    with tarfile.open(source / cifar10.ARCHIVE, "w:gz", compresslevel=1) as tar:
-        for i, name in enumerate(cifar10.TRAIN + cifar10.TEST):
-            body = record(i, i) + bytes(9_999 * RECORD_BYTES)
-            entry = tarfile.TarInfo(f"{cifar10.PLACE}/{name}")
+def pack(path: Path, members: dict[str, bytes]) -> str:
+    """Writes a tar.gz, and gives its md5."""
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+        for name, body in members.items():
+            entry = tarfile.TarInfo(name)
             entry.size = len(body)
             tar.addfile(entry, io.BytesIO(body))
-    monkeypatch.setattr(cifar10, "URL", url + cifar10.ARCHIVE)
-    monkeypatch.setattr(cifar10, "MD5", hashlib.md5((source / cifar10.ARCHIVE).read_bytes()).hexdigest())
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("module", [cifar10, cifar100])
+def test_cifar_by_download(module, served, tmp_path, monkeypatch):
+    source, url = served
+    files, labels = module.FILES, module.FILES.num_labels
+    names = files.train + files.test
+    count = {name: 50_000 // len(files.train) if name in files.train else 10_000 for name in names}
+    rest = {name: bytes((count[name] - 1) * (labels + PIXEL_BYTES)) for name in names}
+    members = {f"{files.place}/{name}": record(i, *[i] * labels) + rest[name] for i, name in enumerate(names)}
+    monkeypatch.setattr(module, "MD5", pack(source / files.archive, members))
+    monkeypatch.setattr(module, "URL", url + files.archive)
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path / "fresh"))
-    d = phalanx.cifar10(train=5, test=1).read()
-    assert d.train_y.tolist() == [0, 1, 2, 3, 4] and d.test_y.tolist() == [5]
-    files = {p.name for p in (tmp_path / "fresh" / cifar10.PLACE).iterdir()}
-    assert files == set(cifar10.TRAIN + cifar10.TEST)
+    d = phalanx.parse(f"{files.name}(train={len(files.train)}, test=1)").read()
+    assert d.train_y.tolist() == list(range(len(files.train))) and d.test_y.tolist() == [len(files.train)]
+    assert {p.name for p in (tmp_path / "fresh" / files.place).iterdir()} == set(names)
+
+
+def test_movie_review_by_download(served, tmp_path, monkeypatch):
+    source, url = served
+    members = {f"rt-polaritydata/{name}": body for name, body in SENTENCES.items()}
+    md5 = pack(source / movie_review.ARCHIVE, {"rt-polaritydata.README.1.0.txt": b"about", **members})
+    monkeypatch.setattr(movie_review, "MD5", md5)
+    monkeypatch.setattr(movie_review, "URL", url + movie_review.ARCHIVE)
+    monkeypatch.setenv("PHALANX_DATA", str(tmp_path / "fresh"))
+    assert phalanx.movie_review().read().train_x.shape == (9596, 56)
+    assert {p.name for p in (tmp_path / "fresh" / "rt-polaritydata").iterdir()} == set(SENTENCES)
 
 
 def test_an_archive_gives_regular_members_only(tmp_path):
@@ -407,3 +558,20 @@ def test_real_cifar10():
     small = phalanx.cifar10(train=100, test=10, size=16).load()
     assert small.train_x.shape == (100, 3, 16, 16)
     assert torch.equal(small.train_y, d.train_y[::500])
+
+
+@pytest.mark.data
+def test_real_movie_review():
+    d = phalanx.movie_review().load()
+    place = Path(phalanx.movie_review().location())
+    md5 = {"rt-polarity.neg": "1e35b7f7c5df24a135ca62b8eecded53", "rt-polarity.pos": "afcc7ff580b3b4df4bdb6528e6558ab5"}
+    for name, want in md5.items():
+        assert hashlib.md5((place / name).read_bytes()).hexdigest() == want
+    assert d.train_x.shape == (9596, 56) and d.test_x.shape == (1066, 56)
+    lengths = torch.cat([d.train_x, d.test_x]).ne(0).sum(dim=1)
+    assert (int(lengths.min()), int(lengths.max())) == (1, 56)  # as Kim's code finds
+    words = {w for name in md5 for line in movie_review._sentences(place / name) for w in tokens(line)}
+    assert len(words) == 18_765  # of all sentences; Kim, Table 1
+    # every id but that of unknown words
+    assert d.vocabulary == 1 + len(d.train_x.unique()) == 1 + int(d.train_x.max()) == 17_798
+    assert 0.03 < float((d.test_x == 1).sum() / (d.test_x > 0).sum()) < 0.06

@@ -156,6 +156,33 @@ class NormMlp(Model):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
 
 
+@px.method("toy_texts", "data")
+class ToyTexts(px.Data):
+    """Five words, the label is whether one of them is word 2."""
+
+    def read(self) -> px.Dataset:
+        x = torch.randint(3, 10, (600, 5), generator=torch.Generator().manual_seed(0))
+        y = torch.arange(600) % 2
+        x[torch.arange(600), torch.arange(600) % 5] = torch.where(y == 1, 2, 1)
+        return px.Dataset("toy_texts", x[:500], y[:500], x[500:], y[500:], 2, vocabulary=10)
+
+    def location(self) -> str:
+        return "in this test"
+
+
+TEXTS = "run(toy_texts(), {model}, phases=(phase(gradient(batch=60), {scheme}, adam(lr=0.01), rounds=40),), workers=6)"
+
+
+def test_texts_are_learnt():
+    scheme = "chain(gather(dense()), median())"
+    run = px.parse(TEXTS.format(model="cnn_rand(dim=8, maps=8, windows=(1, 2))", scheme=scheme))
+    assert px.train(run).evaluate()[0] > 0.95
+    with pytest.raises(ValueError, match=r"^crop_flip changes images, and the data are sequences of 5 token ids"):
+        Trainer(px.amend(run, "augment", px.crop_flip()), px.LocalWorld(6))
+    with pytest.raises(ValueError, match=r"^lenet reads images, and the data are sequences of 5 token ids"):
+        Trainer(px.amend(run, "model", px.lenet()), px.LocalWorld(6))
+
+
 def batch_norm_run(rule: str) -> Trainer:
     return px.train(
         px.parse(
