@@ -224,11 +224,11 @@ def test_tokens(sentence, words):
 
 def test_movie_review_from_files(fake):
     d = phalanx.movie_review().load()
-    assert d.shape == Tokens(56, d.vocabulary) and d.num_classes == 2
+    assert isinstance(d.shape, Tokens) and d.shape.length == 56 and d.num_classes == 2
     assert d.train_x.shape == (9596, 56) and d.test_x.shape == (1066, 56)
     assert d.train_y.bincount().tolist() == [4798] * 2 and d.test_y.bincount().tolist() == [533] * 2
     # the, 's, caf and the comma are equally frequent; then the labels' words, then one or two sentences' own
-    assert d.vocabulary == 2 + 4 + 2 + len(d.train_x[:, 1].unique())
+    assert d.shape.vocabulary == 2 + 4 + 2 + len(d.train_x[:, 1].unique())
     bad, good = 6, 7
     assert (d.train_x[:, 0] == torch.where(d.train_y == 0, bad, good)).all()
     assert (d.test_x[:, 0] == torch.where(d.test_y == 0, bad, good)).all()

@@ -30,7 +30,7 @@ _MARK = re.compile(r"[(),!?]")
 
 @method("movie_review", "data")
 class MovieReview(Data):
-    """Sentences of film reviews, for (1) or against (0), 9,596 to train on and 1,066 to test on, split once for all.
+    """Sentences of reviews, for (1) or against (0) a film, 9,596 to train on and 1,066 to test on, split once.
 
     Both labels have equally many sentences in both parts. Token id 0 is padding, behind the sentence; 1 is a word that
     is not in the vocabulary, which holds the training part's words, the most frequent first. The two files lie in
@@ -80,7 +80,7 @@ class MovieReview(Data):
 
 
 def tokens(sentence: str) -> list[str]:
-    """The words of a sentence in lower case; marks and endings such as n't or 's are words, all but a-z 0-9 ends one.
+    """The words of a sentence in lower case, of letters, digits and quotes; marks, and endings such as n't, are words.
 
     >>> tokens("It's good, isn't it?")
     ['it', "'s", 'good', ',', 'is', "n't", 'it', '?']
