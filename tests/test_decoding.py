@@ -71,7 +71,7 @@ def test_projections_are_inner_products(n, d, dtype):
 # the secret
 
 
-def test_processes_that_decode_share_one_key_and_a_server_keeps_its_own(monkeypatch):
+def test_processes_that_decode_share_one_key(monkeypatch):
     keys = []
     monkeypatch.setattr(cyclic, "project", lambda rows, key: keys.append(key) or project(rows, key))
     monkeypatch.setattr(cyclic.secrets, "randbits", lambda bits: 11)
@@ -80,16 +80,10 @@ def test_processes_that_decode_share_one_key_and_a_server_keeps_its_own(monkeypa
         def share(self, tree):
             return {"key": 22} if set(tree) == {"key"} else tree
 
-    class Server(px.LocalWorld):
-        serves = property(lambda self: True, lambda self, value: None)
-
-        def share(self, tree):
-            raise AssertionError("what a server shares is the workers' memories")
-
     code, rows, _ = example(7, 1)
-    for world in (px.LocalWorld(7), Other(7), Server(7)):
+    for world in (px.LocalWorld(7), Other(7)):
         code(stack_of(rows), None, round_of(7, world=world))
-    assert keys == [11, 22, 11]
+    assert keys == [11, 22]
 
 
 def test_keys_differ_from_round_to_round_and_the_result_does_not(monkeypatch):
