@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import phalanx as px
 from phalanx.cli import app
 from phalanx.registry import kinds
-from phalanx.study import plan
+from phalanx.request import plan
 
 COMMANDS = ("run", "list", "show", "compare", "probe", "advise", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")

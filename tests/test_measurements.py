@@ -16,7 +16,8 @@ from phalanx.measurements import mean_estimation as measured
 from phalanx.recipes import find
 from phalanx.report.collect import collect
 from phalanx.report.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
-from phalanx.study import Study, plan
+from phalanx.request import plan
+from phalanx.study import Study
 from tests.worlds.launch import torchrun
 
 SMALL = px.mean_estimation(nodes=105, byzantine=24, r=3, dims=(4, 9), groups=7, norm=30.0)

@@ -21,7 +21,7 @@ from phalanx.report.convergence import convergence_tables, plot_convergence, sty
 from phalanx.report.pretty import pretty
 from phalanx.report.sheet import Sheet
 from phalanx.report.tuning import plot_tuning, tuning_tables
-from phalanx.study import plan
+from phalanx.request import plan
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
 JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}

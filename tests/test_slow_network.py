@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from phalanx.report.collect import Curve, Result
-from phalanx.study import plan
+from phalanx.request import plan
 from slow_network import breakdown, convergence, hosts, jobs, link, plots
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from phalanx.parser import parse
 from phalanx.phase import Run, amend
 from phalanx.report.collect import Result, collect
+from phalanx.request import plan
 from phalanx.results import about, write_json
-from phalanx.study import Study, StudyFolder, plan
+from phalanx.study import Study, StudyFolder
 from slow_network.hosts import Hosts, JobFailed
 
 UNCOMPRESSED = ("chain(reduce(dense()))", "reduce(dense())")  # schemes that all-reduce the rows as they are

@@ -45,7 +45,10 @@ def _distances(rows: Tensor, row: Tensor) -> Tensor:
 
 @dataclass
 class Ledger:
-    """The accusations of a run, worker by worker; plain numbers, so that a checkpoint can hold it."""
+    """The accusations of a run, worker by worker; plain numbers, so that a checkpoint can hold it.
+
+    `byzantine` counts the rounds in which a worker was bad, by the run's threat or by a drill's fault.
+    """
 
     workers: int
     rounds: int = 0

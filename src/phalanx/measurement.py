@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from phalanx.expression import Expression
+from phalanx.parser import parse
 from phalanx.phase import Run
 
 
@@ -36,3 +37,11 @@ class Measurement(Expression, ABC):
 
 
 Job = Run | Measurement
+
+
+def parse_job(text: str, source: str) -> Job:
+    """A run or a measurement from its expression; `source` says in an error where it stands."""
+    job = parse(text)
+    if not isinstance(job, Run | Measurement):
+        raise ValueError(f"{source} should be a run(...), got {job!r}; a measurement will do as well")
+    return job

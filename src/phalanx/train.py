@@ -27,7 +27,7 @@ from phalanx.round import Round, stream
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
 from phalanx.stop import stop_requests
-from phalanx.work import Site
+from phalanx.work import Site, rows_of
 from phalanx.world import LocalWorld, World
 
 Listener = Callable[[dict[str, Any]], None]
@@ -81,6 +81,7 @@ class Trainer:
         self.ledger = Ledger(run.workers)
         self.step = 0
         self.state: State = {}
+        self._text, self._memories = repr(run), dict[str, Any]()  # of workers elsewhere, from a checkpoint
         self.optimizer = run.phases[0].finish.optimizer(self.parameters)
         self._evaluated: tuple[int, tuple[float, float | None]] | None = None
         self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
@@ -94,7 +95,7 @@ class Trainer:
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
         """All rounds that are not done yet."""
         if folder is not None:
-            folder.begin(repr(self.config), self.world.processes)
+            folder.begin(self._text, self.world.processes)
         self._resume(folder.restore() if folder is not None else None)
         with stop_requests() as stop:
             for index, phase, at in self._rounds():
@@ -132,7 +133,7 @@ class Trainer:
         run, world, index = self.config, self.world, self.step
         byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
         began, before = time.perf_counter(), world.received_bytes
-        world.begin(index, repr(run), lambda: dict(self.model.state_dict()))
+        world.begin(index, self._text, lambda: dict(self.model.state_dict()), self._memories)
         stack, losses = self.work(phase, index)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
         seen = world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
@@ -192,27 +193,7 @@ class Trainer:
             (run.seed, index),
         )
         ids = self.world.ids
-        rows = torch.zeros(len(ids), self.layout.d, dtype=self.layout.dtype, device=self.device)
-        losses = torch.zeros(len(ids), dtype=torch.float64)
-        weights = torch.zeros(len(ids), dtype=torch.float64)
-        users: dict[int, list[tuple[int, float]]] = {}
-        for i, worker in enumerate(ids):
-            for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
-                users.setdefault(unit, []).append((i, share))
-        scratch = torch.empty_like(rows[0]) if allocation.coded and users else None
-        # every row adds up its units in one order, so that the bits are the same in every world
-        for unit in sorted(users):
-            first = users[unit][0][0]
-            row = rows[first] if scratch is None else scratch.zero_()
-            loss, count = phase.work.row(site, unit, samples[unit], row), len(samples[unit])
-            for i, share in users[unit]:
-                if scratch is not None:
-                    # the decoder gives the plain mean over units, whose sizes may differ by an example
-                    rows[i].add_(row, alpha=share * count * allocation.num_units / phase.work.batch)
-                elif i != first:
-                    rows[i] = row
-                losses[i] += loss / len(allocation.units[ids[i]])
-                weights[i] += count
+        rows, losses, weights = rows_of(phase.work, site, allocation, samples, ids)
         return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
 
     def finish(self, phase: Phase, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
@@ -268,7 +249,7 @@ class Trainer:
             "state": merge(states),
             "ledger": self.ledger.to_json(),
         }
-        folder.checkpoint(Checkpoint(self.step, repr(self.config), tree))
+        folder.checkpoint(Checkpoint(self.step, self._text, tree))
 
     def _resume(self, point: Checkpoint | None) -> None:
         """Rank 0 has read the checkpoint; every process takes the whole of it but other workers' memories."""
@@ -277,6 +258,7 @@ class Trainer:
             return
         self.step = tree["step"]
         self.model.load_state_dict(tree["model"])
+        self._memories = tree.get("state", {}) if self.world.serves else {}
         self.state = own(tree.get("state", {}), self.world.ids)
         self.ledger = Ledger.from_json(tree["ledger"])
         phase, _ = self.phase_at(max(self.step - 1, 0))
@@ -314,7 +296,7 @@ class Trainer:
             "accusation_precision": ledger.precision,
             "accusation_recall": ledger.recall,
             "weights_sha256": fingerprint(self.model),
-            "processes": self.world.size // max(1, len(self.world.ids)),
+            "processes": len(self.world.processes) + 1 if self.world.serves else self.world.size // len(self.world.ids),
             "seed": self.config.seed,
         }
 

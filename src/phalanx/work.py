@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phalanx.allocation import Allocation
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Dataset
 from phalanx.expression import Expression, method, require
@@ -101,3 +103,38 @@ class Gradient(Work):
         for parameter in site.model.parameters():
             parameter.grad = None
         return float(loss.detach())
+
+
+def rows_of(
+    work: Work, site: Site, allocation: Allocation, samples: Sequence[Tensor], ids: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, mean losses and numbers of examples of some workers; a unit that several have is computed once.
+
+    Shapes: -> (k, d) in the layout's dtype, (k,) and (k,) float64.
+    Args:
+        samples: of each unit.
+        ids: the k workers.
+    """
+    device = next(site.model.parameters()).device
+    rows = torch.zeros(len(ids), site.layout.d, dtype=site.layout.dtype, device=device)
+    losses, weights = (torch.zeros(len(ids), dtype=torch.float64) for _ in range(2))
+    users: dict[int, list[tuple[int, float]]] = {}
+    for i, worker in enumerate(ids):
+        for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
+            users.setdefault(unit, []).append((i, share))
+    scratch = torch.empty_like(rows[0]) if allocation.coded and users else None
+    batch = sum(map(len, samples))
+    # every row adds up its units in one order, so that the bits are the same in every world
+    for unit in sorted(users):
+        first = users[unit][0][0]
+        row = rows[first] if scratch is None else scratch.zero_()
+        loss, count = work.row(site, unit, samples[unit], row), len(samples[unit])
+        for i, share in users[unit]:
+            if scratch is not None:
+                # the decoder gives the plain mean over units, whose sizes may differ by an example
+                rows[i].add_(row, alpha=share * count * allocation.num_units / batch)
+            elif i != first:
+                rows[i] = row
+            losses[i] += loss / len(allocation.units[ids[i]])
+            weights[i] += count
+    return rows, losses, weights

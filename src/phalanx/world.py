@@ -54,8 +54,13 @@ class World(Protocol):
         """What reached this process's sockets so far; None where nobody counts."""
         ...
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
-        """A round begins: gives the model to workers that are elsewhere."""
+    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
+        """A round begins: gives the model to workers that are elsewhere.
+
+        Args:
+            run: its expression, for those that do not know it yet.
+            memories: workers' memories from a checkpoint, for the same.
+        """
         ...
 
     def tell(self, numbers: Tensor) -> Tensor:
@@ -107,15 +112,18 @@ class World(Protocol):
 class LocalWorld:
     """All n workers in this process: the simulation.
 
+    Args:
+        n: workers, >= 1.
+        ids: those of them whose half of a scheme runs here, where a server runs the rest; all when None.
     Raises:
         ValueError: n < 1.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, ids: tuple[int, ...] | None = None) -> None:
         if n < 1:
             raise ValueError(f"a world needs at least one worker, got n={n}")
         self.size = n
-        self.ids = tuple(range(n))
+        self.ids = tuple(range(n)) if ids is None else ids
         self.rank = 0
         self.serves, self.received_bytes = False, None
         self.processes: list[dict[str, Any]] = []
@@ -137,7 +145,7 @@ class LocalWorld:
         share = (weights / total).to(x.device, wide(x.dtype))
         return (share @ x.to(share.dtype)).to(x.dtype)
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
         pass
 
     def tell(self, numbers: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from phalanx.aggregator import Aggregator
 from phalanx.allocation import Allocation
-from phalanx.codes.ballot import Ballot, ballot_notes, by_cluster, by_equality, vote_allocation, vote_groups
-from phalanx.expression import method, require
+from phalanx.codes.ballot import Ballot, ballot_notes, by_cluster, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.expression import method
 from phalanx.precision import wide
 from phalanx.round import Round
 from phalanx.stack import Stack
@@ -56,9 +55,7 @@ class GroupVote(Aggregator):
         return "vector"
 
     def validate(self) -> None:
-        require(self.r >= 1, f"group_vote needs r >= 1, got r={self.r}")
-        ok = 0 <= self.atol < math.inf and 0 <= self.rtol < 1
-        require(ok, f"group_vote needs a finite atol >= 0 and 0 <= rtol < 1, got atol={self.atol}, rtol={self.rtol}")
+        check_vote("group_vote", self.r, self.atol, self.rtol)
 
     def tolerates(self, n: int) -> int:
         return (self.r - 1) // 2

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from phalanx.aggregators.shuffle import even_groups
 from phalanx.allocation import Allocation
+from phalanx.expression import require
 from phalanx.round import Round
 from phalanx.stack import Note
 from phalanx.stage import TooFewRows
@@ -25,6 +27,13 @@ class Ballot:
 
     members: tuple[int, ...]
     winners: tuple[int, ...]
+
+
+def check_vote(name: str, r: int, atol: float, rtol: float) -> None:
+    """Raises ValueError for numbers that no vote can use."""
+    require(r >= 1, f"{name} needs r >= 1, got r={r}")
+    ok = 0 <= atol < math.inf and 0 <= rtol < 1
+    require(ok, f"{name} needs a finite atol >= 0 and 0 <= rtol < 1, got atol={atol}, rtol={rtol}")
 
 
 def vote_groups(n: int, r: int, name: str) -> list[range]:

@@ -158,5 +158,4 @@ def _secret(round: Round) -> int:
 
     With keys of their own, processes could differ on a lie of the size of the rounding, and their models from then on.
     """
-    key = secrets.randbits(63)
-    return key if round.world.serves else round.world.share({"key": key})["key"]
+    return round.world.share({"key": secrets.randbits(63)})["key"]

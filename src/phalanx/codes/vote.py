@@ -13,7 +13,7 @@ from phalanx.aggregators.group_vote import GroupVote
 from phalanx.allocation import Allocation
 from phalanx.clock import Clock
 from phalanx.codec import Codec, Gather, PayloadAttack, forged, open_rows, payload_limit, send_rows
-from phalanx.codes.ballot import Ballot, ballot_notes, by_equality, vote_allocation, vote_groups
+from phalanx.codes.ballot import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
 from phalanx.crossing import Offer, Wire, present
 from phalanx.expression import method
 from phalanx.gate import Gate
@@ -66,11 +66,7 @@ class Vote(Wire):
         return "vector"
 
     def validate(self) -> None:
-        self._rule  # noqa: B018  its own checks
-
-    @property
-    def _rule(self) -> GroupVote:
-        return GroupVote(self.r, self.none, self.atol, self.rtol)
+        check_vote("vote", self.r, self.atol, self.rtol)
 
     @property
     def _tolerant(self) -> bool:
@@ -95,7 +91,7 @@ class Vote(Wire):
     def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
         if self._tolerant:
             received = Gather(self.codec, self.gate).receive(offers, sent, round)
-            return self._rule(received, None, round)[0]
+            return GroupVote(self.r, self.none, self.atol, self.rtol)(received, None, round)[0]
         clock = Clock()
         digests, notes = self._digests(offers, round)
         groups = vote_groups(round.world.size, self.r, "vote")

@@ -82,7 +82,7 @@ def _order(
 ) -> dict[str, Any]:
     """The run and the schemes to measure, as expressions."""
     from phalanx.cost.check import alike
-    from phalanx.study import plan
+    from phalanx.request import plan
 
     if recipe is None:
         if scale is not None or settings or only:

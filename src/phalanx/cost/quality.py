@@ -7,6 +7,8 @@ from phalanx.aggregators.group_vote import GroupVote
 from phalanx.aggregators.mean import Mean
 from phalanx.codec import Codec, Gather, Reduce
 from phalanx.codecs.error_feedback import ErrorFeedback
+from phalanx.codes.code import Code
+from phalanx.codes.vote import Vote
 from phalanx.local.momentum import Momentum
 from phalanx.lowrank.power_sgd import PowerSgd
 from phalanx.stage import Chain, Stage
@@ -42,9 +44,9 @@ def quality(scheme: Stage) -> str:
 def _of(stage: Stage) -> str:
     if isinstance(stage, PowerSgd):
         return "error feedback"
-    if isinstance(stage, Gather | Reduce):
+    if isinstance(stage, Gather | Reduce | Vote):
         return _of_codec(stage.codec)
-    return "unbiased" if isinstance(stage, Mean | GroupVote | Momentum) else "biased"
+    return "unbiased" if isinstance(stage, Mean | GroupVote | Code | Momentum) else "biased"
 
 
 def _of_codec(codec: Codec) -> str:

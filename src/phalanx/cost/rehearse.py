@@ -20,6 +20,9 @@ from phalanx.train import Trainer
 from phalanx.worlds.group import GroupWorld
 from phalanx.worlds.lines import Echo, Kind, Recorder
 
+# in round 0 a vote asks the first worker of each group for its payload, and all would send what this one sends
+WORKER, ROUND = 0, 0
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -52,16 +55,15 @@ def rehearse(
     state: State = {}
     for index, given in enumerate(cycle(stacks)):
         # the scheme may keep or change what it is given
-        stack = replace(given, rows=given.rows.clone(), sources=((trainer.world.rank % n,),))
+        stack = replace(given, rows=given.rows.clone(), sources=((WORKER,),))
         ready()
         sample, state = _step(trainer, phase, stack, state, n, index)
         yield sample
 
 
 def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, index: int) -> tuple[Sample, State]:
-    (worker,) = stack.ids
-    lines = Recorder(Echo(worker, n, _device(trainer)))
-    round = Round(index, trainer.config.seed, world=GroupWorld(n, lines=lines))
+    lines = Recorder(Echo(WORKER, n, _device(trainer)))
+    round = Round(ROUND, trainer.config.seed + index, world=GroupWorld(n, lines=lines))
     began = time.perf_counter()
     result, state = phase.scheme(stack, state, round)
     combined = time.perf_counter()
@@ -80,7 +82,7 @@ def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, in
         rule_s=max(0.0, combined - began - sum(parts.values())),
         finish_s=ended - combined,
     )
-    sent = sum(note.value for note in result.notes if note.kind == "bytes" and note.worker == worker)
+    sent = sum(note.value for note in result.notes if note.kind == "bytes" and note.worker == WORKER)
     return Sample(effort, sent, tuple((call.kind, call.bytes) for call in lines.calls)), state
 
 

@@ -136,8 +136,7 @@ def draco_mr(scale: str) -> dict[str, Run]:
 @recipe("draco-adversaries", plot=plot_cluster, tables=cluster_tables)
 def draco_adversaries(scale: str) -> dict[str, Run]:
     """Figure 6.4: 15 workers of which 1 to 7 send a constant; what more liars cost each code."""
-    sizes = {"smoke": CIFAR["smoke"], "laptop": CIFAR["laptop"], "paper": CIFAR["paper"]}
-    size, attack = sizes[scale], ATTACKS["constant"]
+    size, attack = CIFAR[scale], ATTACKS["constant"]
     workers, most = (7, 3) if scale == "smoke" else (15, 7)
     (model,) = size.models.values()
     made: dict[str, Run] = {}

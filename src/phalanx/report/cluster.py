@@ -19,8 +19,8 @@ from typing import Any
 from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.report.collect import Result
-from phalanx.report.convergence import panels_of
-from phalanx.report.plots import COLOURS, DASHES, GREY, REFERENCE, figure, save, tidy
+from phalanx.report.convergence import panels_of, plot_against, short
+from phalanx.report.plots import COLOURS, DASHES, GREY, REFERENCE
 from phalanx.report.sheet import Cell, Sheet
 from phalanx.results import RunFolder
 
@@ -29,26 +29,8 @@ SHARES = (0.8, 0.9, 0.95)  # of the best accuracy of a panel: its targets
 
 def plot_cluster(results: Sequence[Result], title: str, path: Path) -> None:
     """A line of panels for each "panel: " among the labels: accuracy by rounds, and by a cluster's seconds."""
-    panels = shared(results)
-    styles = _styles(results)
-    made = figure(13, 4.2 * len(panels) + 0.4)
-    axes: Any = made.subplots(len(panels), 2, squeeze=False, sharey=True)
-    for (name, runs), (left, right) in zip(panels.items(), axes, strict=True):
-        for run in runs:
-            accuracy = [100 * a for a in run.curve.accuracy]
-            style = styles[_short(run)]
-            left.plot(run.curve.rounds, accuracy, label=_short(run), **style)
-            right.plot(cluster_seconds(run), accuracy, **style)
-        left.set_title(name, loc="left", fontsize=11)
-        left.set_ylabel("test accuracy (%)")
-        left.set_xlabel("round")
-        right.set_xlabel("seconds of a cluster, without communication")
-        right.set_xscale("log")
-        for ax in (left, right):
-            tidy(ax)
-    known = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    made.legend(list(known.values()), list(known), loc="outside right center", frameon=False)
-    save(made, title, path)
+    unit = "seconds of a cluster, without communication"
+    plot_against(shared(results), _styles(results), cluster_seconds, unit, title, path)
 
 
 def cluster_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -65,7 +47,7 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
         each = run.summary.get("bytes_per_worker_round")
         rows.append(
             (
-                _short(run),
+                short(run),
                 None if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
                 f"{100 * max(run.curve.accuracy):.1f} %" if run.curve.accuracy else None,
                 run.summary.get("lost_groups"),
@@ -150,14 +132,10 @@ def _styles(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
     """References grey; what stands behind a code solid, the others dashed, each in a colour of its own."""
     styles: dict[str, dict[str, Any]] = {}
     colours = iter(COLOURS * (len(results) // len(COLOURS) + 1))
-    for name in dict.fromkeys(map(_short, results)):
+    for name in dict.fromkeys(map(short, results)):
         if REFERENCE in name:
             styles[name] = {"color": GREY, "linestyle": DASHES[1], "linewidth": 2.4}
         else:
             coded = any(word in name for word in ("DETOX", "repetition", "cyclic"))
             styles[name] = {"color": next(colours), "linestyle": DASHES[0 if coded else 2], "linewidth": 1.6}
     return styles
-
-
-def _short(result: Result) -> str:
-    return result.label.rpartition(": ")[2]

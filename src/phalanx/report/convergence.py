@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,46 @@ SINGLE = ("#009E73", "#CC79A7", "#999933", "#882255", "#44AA99")
 
 def plot_convergence(results: Sequence[Result], title: str, path: Path) -> None:
     """A line of panels for each model: accuracy against rounds, and against megabytes sent, on a logarithmic scale."""
-    panels = panels_of(results)
-    styles = styles_of([_short(r) for r in results])
-    made = figure(13, 4.6 * len(panels) + 0.4)
+    styles = styles_of([short(r) for r in results])
+
+    def sent(run: Result) -> list[float]:
+        return [b / 1e6 for b in run.curve.bytes_up]
+
+    plot_against(panels_of(results), styles, sent, "MB sent by all workers", title, path)
+
+
+def plot_against(
+    panels: dict[str, list[Result]],
+    styles: dict[str, dict[str, Any]],
+    cost: Callable[[Result], list[float]],
+    unit: str,
+    title: str,
+    path: Path,
+) -> None:
+    """A line of two panels for each name: accuracy against rounds, and against a cost, on a logarithmic scale.
+
+    Args:
+        styles: of the lines, by the short label.
+        cost: of a run at each of its tests.
+        unit: what the cost is.
+    """
+    made = figure(13, 4.4 * len(panels) + 0.4)
     axes: Any = made.subplots(len(panels), 2, squeeze=False, sharey=True)
     for (name, runs), (left, right) in zip(panels.items(), axes, strict=True):
         for run in runs:
             accuracy = [100 * a for a in run.curve.accuracy]
-            style = styles[_short(run)]
-            left.plot(run.curve.rounds, accuracy, label=_short(run), **style)
-            right.plot([b / 1e6 for b in run.curve.bytes_up], accuracy, **style)
+            style = styles[short(run)]
+            left.plot(run.curve.rounds, accuracy, label=short(run), **style)
+            right.plot(cost(run), accuracy, **style)
         left.set_title(name, loc="left", fontsize=11)
         left.set_ylabel("test accuracy (%)")
         left.set_xlabel("round")
-        right.set_xlabel("MB sent by all workers")
+        right.set_xlabel(unit)
         right.set_xscale("log")
         for ax in (left, right):
             tidy(ax)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside right center", frameon=False)
+    known = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    made.legend(list(known.values()), list(known), loc="outside right center", frameon=False)
     save(made, title, path)
 
 
@@ -57,7 +78,7 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
         each = run.summary.get("bytes_per_worker_round")
         rows.append(
             (
-                _short(run),
+                short(run),
                 None if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
                 None if each is None else each / 1e3,
                 rounds,
@@ -66,7 +87,7 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
             )
         )
     goal = f"{100 * target:.0f} %"
-    fewer = f"times fewer bytes than {_short(first)}"
+    fewer = f"times fewer bytes than {short(first)}"
     header = ("method", "accuracy at the end", "kB a worker and round", f"rounds to {goal}", f"MB to {goal}", fewer)
     return Sheet(f"{name + ': ' if name else ''}bytes to accuracy", header, tuple(rows))
 
@@ -112,5 +133,6 @@ def between(light: str, dark: str, i: int, count: int) -> str:
     return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(*ends, strict=True))
 
 
-def _short(result: Result) -> str:
+def short(result: Result) -> str:
+    """A label without its panel."""
     return result.label.rpartition(": ")[2]

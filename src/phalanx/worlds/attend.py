@@ -8,11 +8,8 @@ import os
 import queue
 import socket
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from phalanx.checkpoint import from_payload, memories_of, to_payload
 from phalanx.crossing import Offer, worker_half
@@ -23,59 +20,11 @@ from phalanx.round import Round
 from phalanx.stage import State
 from phalanx.train import Trainer
 from phalanx.wire import pack
-from phalanx.world import BadPayload, Payload
+from phalanx.world import LocalWorld, Payload
 from phalanx.worlds.post import Connection, Kind, Message, message, write
 from phalanx.worlds.server import NUMBERS
 
 _LIMIT_BYTES = 1 << 40  # a worker believes its server
-
-
-class SeatWorld:
-    """The workers of one process, for their half of a scheme.
-
-    Args:
-        n: workers of the run.
-        ids: those of this process.
-    """
-
-    serves = False
-    received_bytes = None
-
-    def __init__(self, n: int, ids: tuple[int, ...]) -> None:
-        self.processes: list[dict[str, Any]] = []
-        self.size, self.ids, self.rank = n, ids, 1
-
-    def _nobody(self) -> AssertionError:
-        return AssertionError("what is behind the wire is the server's")
-
-    def begin(self, index: int, run: str, model: Any) -> None:
-        raise self._nobody()
-
-    def tell(self, numbers: Tensor) -> Tensor:
-        raise self._nobody()
-
-    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
-        raise self._nobody()
-
-    def fetch(
-        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
-    ) -> list[Payload | BadPayload]:
-        raise self._nobody()
-
-    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
-        raise self._nobody()
-
-    def peek(self, x: Tensor) -> Tensor:
-        raise self._nobody()
-
-    def collect(self, payload: Payload) -> list[Payload]:
-        raise self._nobody()
-
-    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
-        raise self._nobody()
-
-    def leave(self) -> None:
-        pass
 
 
 def attend(host: str, port: int, token: str, process: int, workers: tuple[int, ...], wait_s: float = 60.0) -> None:
@@ -126,7 +75,7 @@ class _Desk:
                 brief = from_payload(incoming.payload())
                 run = parse(brief["run"])
                 assert isinstance(run, Run)
-                self.trainer = Trainer(run, SeatWorld(run.workers, self.workers))
+                self.trainer = Trainer(run, LocalWorld(run.workers, self.workers))
                 self.state = brief.get("memories", {})
             case Kind.ORDER:
                 self._work(incoming.round, incoming.payload())

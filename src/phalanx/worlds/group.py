@@ -100,7 +100,7 @@ class GroupWorld:
         self._lines.all_reduce(local)
         return local.to(x.device)
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
         """Nothing: every process has the model."""
 
     def tell(self, numbers: Tensor) -> Tensor:
@@ -123,10 +123,9 @@ class GroupWorld:
     def collect(self, payload: Payload) -> list[Payload]:
         """One payload of each rank, by rank."""
         message = pack(payload)
-        sizes = torch.zeros(self._ranks, dtype=torch.int64, device=self.device)
-        sizes[self.rank] = len(message)
-        self._lines.all_reduce(sizes)
-        return [unpack(block) for block in self._all_gather(message, sizes.tolist())]
+        length = torch.tensor([len(message)]).view(torch.uint8)
+        sizes = [int(block.view(torch.int64)) for block in self._all_gather(length, [8] * self._ranks)]
+        return [unpack(block) for block in self._all_gather(message, sizes)]
 
     def share(self, tree: dict[str, Any]) -> dict[str, Any]:
         """The tree that rank 0 has."""

@@ -56,7 +56,6 @@ class ServerWorld:
         self._index, self._left = -1, left
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
-        self._memories: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"ServerWorld({self.size}, {len(self.seats.all)} processes)"
@@ -64,14 +63,14 @@ class ServerWorld:
     @property
     def processes(self) -> list[dict[str, Any]]:
         """Workers, host and process id of each process that has connected."""
-        return [{"workers": list(seat.workers), **seat.about} for seat in self.seats.all if seat.line is not None]
+        return [{"workers": list(seat.workers), **seat.about} for seat in self.seats.all if seat.about]
 
     @property
     def received_bytes(self) -> int:
         """What reached this process's sockets so far."""
         return self.seats.received_bytes
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload]) -> None:
+    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
         """Sends every process the model of a round; one that is behind gets it when it is ready."""
         self._index, self._first, self._numbers = index, {}, {}
         self.seats.begin()
@@ -83,7 +82,7 @@ class ServerWorld:
             if seat.line is None:
                 continue
             if not seat.briefed:
-                brief = {"run": run, "memories": memories_of(self._memories, seat.workers)}
+                brief = {"run": run, "memories": memories_of(memories, seat.workers)}
                 seat.line.send(message(Kind.SETUP, index, to_payload(brief)))
                 seat.briefed = True
             seat.line.send(order)
@@ -168,8 +167,7 @@ class ServerWorld:
         return answers
 
     def share(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The tree as it is; the workers' memories in it go to them with the run."""
-        self._memories = tree.get("state", {})
+        """The tree as it is: no other process runs the server's half."""
         return tree
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""phalanx run: a recipe from its first round to its table."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from phalanx.commands.common import STOPPED, Json, Only, Scale, Seed, Settings, print_json, said
+from phalanx.launch import Team, team
+from phalanx.report import tables
+from phalanx.request import plan
+from phalanx.study import Study, StudyFolder, conduct
+from phalanx.train import Interrupted
+
+
+@said
+def run(
+    recipe: Annotated[str | None, typer.Argument()] = None,
+    scale: Scale = None,
+    settings: Settings = None,
+    only: Only = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/TIME-RECIPE if left out.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")] = False,
+    server: Annotated[
+        bool, typer.Option("--server", help="Under torchrun: rank 0 serves, the others work and may fail.")
+    ] = False,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="A server waits at least so long for a worker.")
+    ] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Does every run or measurement of a recipe, and ends with a table, a plot and a folder.
+
+    RECIPE is the name of a recipe, a run(...) expression, or a file that holds one; --resume needs none.
+
+    \b
+    Examples:
+      phalanx run quickstart
+      phalanx run quickstart --scale smoke --set finish.lr=0.05 --seed 1
+      phalanx run quickstart --only krum --only median --set "byzantine=drawn(3)"
+      phalanx run --resume runs/2026-01-31-120000-quickstart
+      torchrun --nproc-per-node 4 -m phalanx run robust-mnist
+      torchrun --nproc-per-node 10 -m phalanx run quickstart --server --set workers=9
+    """
+    with _processes(server, deadline) as processes:
+        if processes is None:
+            return
+        ticket = processes.agree(lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume))
+        study = Study.from_json(ticket["study"])
+        folder = StudyFolder(ticket["folder"]) if processes.rank == 0 else None
+        _conduct(study, folder, ticket["finished"], processes, tensorboard)
+        if folder is not None:
+            _report(study, folder, as_json)
+
+
+@contextmanager
+def _processes(server: bool, deadline: float) -> Iterator[Team | None]:
+    """The processes of the job; None in those that guard a worker until the job is over."""
+    if not server:
+        with team() as processes:
+            yield processes
+        return
+    from phalanx.guard import Jobs
+    from phalanx.worlds.seats import Patience
+
+    jobs, patience = Jobs(), Patience(least_s=deadline)
+    if jobs.rank:
+        jobs.guard()
+        yield None
+        return
+    try:
+        yield Team(server=lambda workers: jobs.open(workers, patience))
+    finally:
+        jobs.end()
+
+
+def _open(
+    recipe: str | None,
+    scale: str | None,
+    settings: list[str],
+    only: list[str],
+    seed: int | None,
+    out: Path | None,
+    resume: Path | None,
+) -> dict[str, Any]:
+    """The study, its folder and what is done of it."""
+    if resume is not None:
+        folder = StudyFolder(resume)
+        study = folder.study
+        if settings or only or seed is not None or out is not None or scale not in (None, study.scale):
+            raise ValueError(f"{resume} goes on as it began; leave out --set, --only, --seed, --scale and --out")
+        if recipe not in (None, study.recipe):
+            raise ValueError(f"{resume} holds {study.recipe}, not {recipe}; leave the recipe out")
+    elif recipe is None:
+        raise ValueError("run needs a recipe, such as quickstart; phalanx list recipes names them all")
+    else:
+        study = plan(recipe, scale, settings, only, seed)
+        folder = StudyFolder.create(study, out, sys.argv)
+        for notice in study.notices:
+            typer.echo(notice, err=True)
+    return {"study": study.to_json(), "folder": str(folder.path), "finished": folder.finished(study)}
+
+
+def _conduct(study: Study, folder: StudyFolder | None, finished: list[str], processes: Team, tensorboard: bool) -> None:
+    from phalanx.report.progress import Progress
+
+    try:
+        with Progress(len(study.jobs)) if folder is not None else nullcontext() as watcher:
+            conduct(study, finished, processes, folder, watcher, tensorboard)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        if folder is not None:
+            typer.echo(f"{stop or 'stopped'}; go on with\n  {_again(folder, processes)}", err=True)
+        raise typer.Exit(STOPPED) from None
+    except Exception:
+        if folder is not None:
+            typer.echo(
+                f"the study stopped early; when the cause is gone, go on with\n  {_again(folder, processes)}", err=True
+            )
+        raise
+
+
+def _again(folder: StudyFolder, processes: Team) -> str:
+    """The command that resumes."""
+    if processes.size == 1 and processes.server is None:
+        return f"phalanx run --resume {shlex.quote(str(folder.path))}"
+    local = os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))
+    serving = " --server" if processes.server is not None else ""
+    return f"torchrun --nproc-per-node {local} -m phalanx run --resume {shlex.quote(str(folder.path))}{serving}"
+
+
+def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
+    results, sheets = folder.finish(study)
+    plot = folder.path / "plot.png"
+    drawn = plot.exists()
+    if as_json:
+        where = {"folder": str(folder.path), "plot": str(plot) if drawn else None}
+        printed = {**study.to_json(), **where, "results": results}
+        print_json({**printed, "tables": [sheet.to_json() for sheet in sheets]})
+        return
+    screen = tables.console()
+    trained = [r for r in results if r["label"] in study.runs]
+    if trained:
+        screen.print(tables.results_table((r["label"], r["accuracy"], r) for r in trained))
+    for sheet in sheets:
+        screen.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
+    typer.echo(f"{f'plot    {plot}' if drawn else ''}\nfolder  {folder.path}".lstrip())
