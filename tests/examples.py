@@ -55,6 +55,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "hang": ("hang(worker=3, at=4)",),
     "half": ("half(precision='bf16')",),
     "hierarchy": ("hierarchy(mean(), median(), groups=5)", "hierarchy(median(), mean(), groups=3)"),
+    "iteration_cost": (
+        "iteration_cost(digits(), mlp(hidden=(4,)), workers=5, s=1, batch=10)",
+        "iteration_cost(digits(), mlp(hidden=()), workers=6, s=2, batch=6, attacks=(nan(),), memory_bytes=0)",
+    ),
     "krum": ("krum(f=2)", "krum(f=0)"),
     "lq": ("lq(q=1.5)", "lq(q=inf, coding='packed')"),
     "malformed": tuple(

@@ -96,6 +96,7 @@ from phalanx.local.momentum import Momentum as momentum
 from phalanx.local.noise import Noise as noise
 from phalanx.lowrank.power_sgd import PowerSgd as power_sgd
 from phalanx.measurement import Measurement as Measurement
+from phalanx.measurements.iteration_cost import IterationCost as iteration_cost
 from phalanx.measurements.mean_estimation import MeanEstimation as mean_estimation
 from phalanx.models.alexnet import Alexnet as alexnet
 from phalanx.models.cnn import Cnn as cnn

@@ -68,6 +68,14 @@ class Line:
     def line(self, kind: Kind) -> Line:
         return self
 
+    def delivered(self, size: float, trips: int = 1) -> float:
+        """Until `size` bytes have come in over the line of a server: trips latency + size / payload bandwidth.
+
+        Args:
+            trips: messages that wait for one another, either way.
+        """
+        return trips * self.latency_s + size / (PAYLOAD_RATIO * self.bandwidth)
+
 
 Points = tuple[tuple[int, float], ...]  # (bytes, seconds), ascending in bytes
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables 6.5 to 6.7: where the seconds of a round go, with and without codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import phalanx.measurements.one_round as cluster
+from phalanx.aggregators.geometric_median import GeometricMedian
+from phalanx.aggregators.mean import Mean
+from phalanx.allocation import Allocation
+from phalanx.attack import Attack, Drawn
+from phalanx.attacks.constant import Constant
+from phalanx.attacks.reverse import Reverse
+from phalanx.codec import Gather
+from phalanx.codecs.dense import Dense
+from phalanx.codes.cyclic import Cyclic
+from phalanx.codes.repetition import Repetition
+from phalanx.codes.vote import Vote
+from phalanx.cost.link import Line
+from phalanx.data.dataset import Data
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.measurement import Measurement
+from phalanx.measurements.large_rows import large_rows
+from phalanx.models.model import Model
+from phalanx.phase import Phase, Run
+from phalanx.stage import Chain, chain, check_scheme
+from phalanx.train import Trainer
+from phalanx.work import Gradient, Site
+from phalanx.world import LocalWorld
+
+Told = Callable[[str], None]
+
+
+@method("iteration_cost", "measurement")
+class IterationCost(Measurement):
+    """Seconds of a round of n workers and a server, part by part: mean, geometric median, repetition, cyclic code.
+
+    All is done on this machine at the real size. Computation: forward and backward of every unit of work; a worker
+    takes the sum of its own. Encoding: one worker adds its units up (cyclic) and makes its payload or its digest.
+    Decoding: the server's rules on the rows of all workers, gate included; s of them, drawn from the seed, are false.
+    Communication is *modelled*: the bytes of the real payloads into the server, over a line of this bandwidth and
+    latency.
+
+    Each result is compared with the mean of the honest units: `error` is the relative distance of the gradients,
+    installed entries left out, and `exact` says that all bits are those that come out without false rows.
+
+    Args:
+        batch: examples of all units together, the same number in each. The units are n shares for the mean, the
+            geometric median and the cyclic code, and n // r shares for repetition with r = 2s + 1.
+        workers: n > 2s.
+        s: workers that send false rows, and that the codes stand; >= 1.
+        attacks: what those send, one after the other.
+        bandwidth: bytes per second on the server's line; TCP carries 94 % of them.
+        latency_s: of one message.
+        repeats: of encoding and decoding, of which the median counts, >= 1. Units are computed once.
+        threads: of worker and server, >= 1.
+        memory_bytes: rows beyond so many lie in a file in the folder for temporary files; see `large_rows`.
+    Source: Chen et al., DRACO: Byzantine-resilient Distributed Training via Redundant Gradients, 2018,
+        arXiv:1803.09877; Tables 6.5 to 6.7 and Figure 6.3 of Wang's dissertation. Differs: one machine in place of 46;
+        no word there on the bandwidth, 1.25e9 is what the larger of its instances is sold with.
+    """
+
+    data: Data
+    model: Model
+    workers: int = 45
+    s: int = 5
+    batch: int = 180
+    attacks: tuple[Attack, ...] = (Constant(), Reverse())
+    bandwidth: float = 1.25e9
+    latency_s: float = 1e-4
+    repeats: int = 1
+    threads: int = 2
+    memory_bytes: int = 8_000_000_000
+    seed: int = 0
+
+    def validate(self) -> None:
+        n, s = self.workers, self.s
+        require(s >= 1, f"iteration_cost needs s >= 1, got s={s}")
+        require(n > 2 * s, f"iteration_cost needs workers > 2s, got workers={n}, s={s}")
+        groups = n // self.r
+        require(
+            self.batch >= 1 and self.batch % n == 0 == self.batch % groups,
+            f"iteration_cost needs a batch of whole shares for {n} workers and for {groups} groups, got "
+            f"batch={self.batch}",
+        )
+        for name in ("repeats", "threads"):
+            require(getattr(self, name) >= 1, f"iteration_cost needs {name} >= 1, got {name}={getattr(self, name)}")
+        require(self.memory_bytes >= 0, f"iteration_cost needs memory_bytes >= 0, got {self.memory_bytes}")
+        require(len(self.attacks) >= 1, "iteration_cost needs at least one attack, got none")
+        require(len(set(self.attacks)) == len(self.attacks), "iteration_cost: two attacks are equal; keep one of them")
+        for attack in self.attacks:
+            require(
+                not attack.omniscient,
+                f"iteration_cost shows an attack no rows but its own, and {attack!r} sees all; choose reverse() or "
+                "constant()",
+            )
+        Line(self.latency_s, self.bandwidth)
+
+    @property
+    def r(self) -> int:
+        """Workers in a group of the repetition code."""
+        return 2 * self.s + 1
+
+    @property
+    def schemes(self) -> dict[str, Chain]:
+        """What is compared, by name."""
+        gather = Gather(Dense())
+        return {
+            "mean": chain(gather, Mean()),
+            "geometric median": chain(gather, GeometricMedian()),
+            "repetition by digests": chain(Vote(Dense(), r=self.r), Mean()),
+            "repetition by rows": chain(gather, Repetition(r=self.r)),
+            "cyclic": chain(gather, Cyclic(s=self.s)),
+        }
+
+    def check(self) -> None:
+        for scheme in self.schemes.values():
+            check_scheme(scheme, self.workers)
+
+    def measure(self, told: Told) -> dict[str, Any]:
+        self.check()
+        before = torch.get_num_threads()
+        try:
+            return self._measured(told)
+        finally:
+            torch.set_num_threads(before)
+
+    def _measured(self, told: Told) -> dict[str, Any]:
+        n, schemes = self.workers, self.schemes
+        phase = Phase(Gradient(self.batch), schemes["mean"])
+        run = Run(self.data, self.model, (phase,), workers=n, seed=self.seed, threads=self.threads)
+        trainer = Trainer(run, LocalWorld(n))
+        entries, costs = trainer.layout.d, dict[str, Any]()
+        with large_rows(n, entries, self.memory_bytes) as rows:
+            # one after the other in the same rows, as there may be no room for two of them
+            sent = self._sent("repetition by rows", trainer, rows, told)
+            for name in ("repetition by digests", "repetition by rows"):
+                costs[name] = self._cost(name, sent, told)
+            sent = self._sent("mean", trainer, rows, told)
+            for name in ("mean", "geometric median"):
+                costs[name] = self._cost(name, sent, told)
+            told("the rows of the cyclic code")
+            coded = self._allocation("cyclic")
+            _, added_s = cluster.timed(lambda: cluster.combine(coded, 0, rows), self.repeats)
+            cluster.combine_all(coded, rows)
+            costs["cyclic"] = self._cost("cyclic", sent, told)
+            costs["cyclic"]["encode_s"] += added_s
+        return {
+            "workers": n,
+            "false": sorted(self._liars),
+            "entries": entries,
+            "parameters": trainer.layout.stepped,
+            "rows_bytes": 4 * n * entries,
+            "rows_in": "memory" if 4 * n * entries <= self.memory_bytes else "a file",
+            "schemes": {name: costs[name] for name in schemes},
+        }
+
+    @property
+    def _liars(self) -> frozenset[int]:
+        return Drawn(self.s).at(0, self.workers, self.seed)
+
+    def _allocation(self, name: str) -> Allocation:
+        return self.schemes[name].assign(self.workers) or Allocation.single(range(self.workers))
+
+    def _sent(self, name: str, trainer: Trainer, rows: Tensor, told: Told) -> Sent:
+        """Fills the rows with what the workers send under a scheme that gives each of them one unit."""
+        allocation, run = self._allocation(name), trainer.config
+        units = allocation.num_units
+        told(f"{units} gradients of {self.batch // units} examples")
+        samples = run.partition.draw(trainer.data.train_y, units, self.batch, 0, self.seed)
+        layout, channels_last = trainer.layout, self.model.channels_last
+        site = Site(trainer.model, layout, trainer.data, None, run.precision, channels_last, (self.seed, 0))
+        spent = cluster.compute(run.phases[0].work, site, allocation, samples, rows)
+        have = [allocation.unit(worker) for worker in range(self.workers)]
+        return Sent(rows, layout, cluster.mean_of(rows, [have.index(unit) for unit in range(units)]), spent)
+
+    def _cost(self, name: str, sent: Sent, told: Told) -> dict[str, Any]:
+        """What a scheme costs with the rows that its workers send; the rows are as before afterwards."""
+        told(name)
+        scheme, allocation, line = self.schemes[name], self._allocation(name), Line(self.latency_s, self.bandwidth)
+        rows, layout, steps = sent.rows, sent.layout, sent.layout.stepped
+        encode_s = cluster.encode_seconds(scheme, rows, layout, self.repeats)
+        faultless = cluster.serve(scheme, rows, layout, 1).row
+        liars, attacks = sorted(self._liars), dict[str, Any]()
+        honest = rows[liars]
+        for attack in self.attacks:
+            cluster.falsify(attack, rows, layout, liars)
+            served = cluster.serve(scheme, rows, layout, self.repeats)
+            attacks[repr(attack)] = {
+                "bytes_in": served.bytes_in,
+                "communication_s": line.delivered(served.bytes_in, served.trips),
+                "decode_s": served.decode_s,
+                "error": cluster.relative_error(served.row[:steps], sent.mean[:steps]),
+                "exact": torch.equal(served.row, faultless),
+            }
+            rows[liars] = honest
+        return {
+            "scheme": repr(scheme),
+            "examples": len(allocation.units[0]) * (self.batch // allocation.num_units),
+            "computation_s": cluster.worker_seconds(allocation, sent.spent),
+            "encode_s": encode_s,
+            "attacks": attacks,
+        }
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What the workers of a round send, none of them false.
+
+    Args:
+        rows: (n, d).
+        mean: of their units, (d,).
+        spent: seconds of each unit.
+    """
+
+    rows: Tensor
+    layout: Layout
+    mean: Tensor
+    spent: Sequence[float]

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round of a cluster on one machine: the workers one after the other, then the server, each against the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from phalanx.aggregators.columns import PIECE
+from phalanx.allocation import Allocation
+from phalanx.attack import Attack
+from phalanx.codec import Gather
+from phalanx.crossing import Offer, Wire, worker_half
+from phalanx.layout import Layout
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Chain
+from phalanx.work import Site, Work
+from phalanx.world import LocalWorld, payload_bytes
+
+X = TypeVar("X")
+
+
+def timed(call: Callable[[], X], repeats: int) -> tuple[X, float]:
+    """What the last of some calls returned, and the median of their seconds."""
+    made, spent = [], []
+    for _ in range(repeats):
+        # what the one before made goes first, as it may be large
+        made.clear()
+        began = time.perf_counter()
+        made.append(call())
+        spent.append(time.perf_counter() - began)
+    return made[0], median(spent)
+
+
+def compute(work: Work, site: Site, allocation: Allocation, samples: Sequence[Tensor], rows: Tensor) -> list[float]:
+    """Writes the row of every worker, (n, d), where each has one unit; returns the seconds of each unit.
+
+    A unit that several workers have is computed once.
+    """
+    scratch = torch.zeros(site.layout.d)
+    work.row(site, 0, samples[0], scratch)  # the first one of a shape chooses its kernels
+    spent = []
+    for unit, mine in enumerate(samples):
+        scratch.zero_()
+        _, seconds = timed(lambda unit=unit, mine=mine: work.row(site, unit, mine, scratch), 1)
+        spent.append(seconds)
+        for worker in range(len(rows)):
+            if allocation.unit(worker) == unit:
+                rows[worker] = scratch
+    return spent
+
+
+def worker_seconds(allocation: Allocation, spent: Sequence[float]) -> float:
+    """What a worker computes for, the median of all, from the seconds of each unit."""
+    return median(sum(spent[unit] for unit in units) for units in allocation.units)
+
+
+def combine(allocation: Allocation, worker: int, units: Tensor) -> Tensor:
+    """The row of a worker from those of all units, added up as in training. Shapes: (num_units, d) -> (d,)."""
+    row = units.new_zeros(units.shape[1])
+    for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
+        row.add_(units[unit], alpha=share)
+    return row
+
+
+def combine_all(allocation: Allocation, rows: Tensor) -> None:
+    """Turns the rows of n units into those of n workers, in place."""
+    for start in range(0, rows.shape[1], PIECE):
+        part = rows[:, start : start + PIECE]
+        units = part.clone()
+        for worker in range(len(rows)):
+            part[worker] = combine(allocation, worker, units)
+
+
+def falsify(attack: Attack, rows: Tensor, layout: Layout, liars: Collection[int]) -> None:
+    """Puts what these workers send under an attack in the place of their rows, one by one."""
+    for worker in sorted(liars):
+        world = LocalWorld(len(rows), ids=(worker,))
+        own = Stack.of(rows[worker : worker + 1], layout, ids=(worker,))
+        forged, _ = attack(own, None, Round(world=world, byzantine=frozenset(liars)))
+        rows[worker] = forged.rows[0]
+
+
+def encode_seconds(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> float:
+    """From the row of the first of n workers to what it offers the server."""
+    one, round = Stack.of(rows[:1], layout), Round(world=LocalWorld(len(rows), ids=(0,)))
+    worker_half(scheme, one, None, round)  # imports what hashes
+    _, seconds = timed(lambda: worker_half(scheme, one, None, round), repeats)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the server made of a round.
+
+    Args:
+        row: (d,).
+        bytes_in: of all payloads that reached it.
+        trips: messages that wait for one another, from a worker to the server or back.
+    """
+
+    row: Tensor
+    bytes_in: int
+    trips: int
+    decode_s: float
+
+
+def serve(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> Served:
+    """The server's half of `chain(wire, rule, ..)`, the rows (n, d) of all workers being in its memory.
+
+    A `gather` copies them out of their payloads. That copy is neither made nor timed: it would be a second one of all
+    rows. The gate is there, as every rule has one.
+    """
+    wire, *rules = scheme.stages
+    assert isinstance(wire, Wire)
+    round, stack = Round(world=LocalWorld(len(rows))), Stack.of(rows, layout)
+    offers, _ = wire.offer(stack, None, round.inside(0))
+    gathers = isinstance(wire, Gather)
+
+    def call() -> Stack:
+        result = replace(stack, received=True) if gathers else wire.receive(offers, stack.pick([]), round.inside(0))
+        for i, rule in enumerate(rules, 1):
+            result, _ = rule(result, None, round.inside(i))
+        return result
+
+    result, seconds = timed(call, repeats)
+    came = sum(note.value for note in result.notes if note.kind == "bytes")
+    # who votes on digests asks for payloads: digests, the question, the answers
+    return Served(result.rows[0], _sent(offers) if gathers else int(came), 1 if gathers else 3, seconds)
+
+
+def _sent(offers: Sequence[Offer]) -> int:
+    return sum(payload_bytes(offer.first) for offer in offers if offer.first is not None)
+
+
+def mean_of(rows: Tensor, picks: Sequence[int]) -> Tensor:
+    """The plain mean of some rows, added up in float64. Shapes: (n, d) -> (d,)."""
+    mean, chosen = rows.new_empty(rows.shape[1]), list(picks)
+    for start in range(0, rows.shape[1], PIECE):
+        piece = slice(start, start + PIECE)
+        mean[piece] = rows[:, piece][chosen].mean(dim=0, dtype=torch.float64)
+    return mean
+
+
+def relative_error(row: Tensor, truth: Tensor) -> float:
+    """|row - truth| / |truth|, Euclidean."""
+    apart, size = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (row - truth, truth))
+    return apart / size if size else float(apart > 0)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the codes cost in each round: tables 6.5 to 6.7 and figure 6.3."""
+
+from __future__ import annotations
+
+import phalanx as px
+from phalanx.measurement import Job
+from phalanx.models.model import Model
+from phalanx.recipes.recipe import recipe
+from phalanx.report.iteration_cost import iteration_cost_tables, plot_iteration_cost
+
+# by the labels under which the report looks up the published numbers
+NETWORKS: dict[str, Model] = {"ResNet-152": px.resnet152(), "VGG-19": px.vgg19_bn(), "AlexNet": px.alexnet()}
+REPEATS = {"laptop": 1, "paper": 10}
+
+
+@recipe("draco-cost", plot=plot_iteration_cost, tables=iteration_cost_tables)
+def draco_cost(scale: str) -> dict[str, Job]:
+    """Tables 6.5 to 6.7, figure 6.3: computation, communication, encoding and decoding of a round of 45 workers."""
+    if scale == "smoke":
+        small: dict[str, Model] = {"MLP": px.mlp((16,)), "CNN": px.cnn(channels=(8, 16))}
+        return {name: px.iteration_cost(px.digits(), model, workers=9, s=1, batch=36) for name, model in small.items()}
+    return {name: px.iteration_cost(px.cifar10(), model, repeats=REPEATS[scale]) for name, model in NETWORKS.items()}
