@@ -110,7 +110,16 @@ CIFAR = {
 }
 REVIEWS = {
     "smoke": Size(px.movie_review(train=500, test=200), {"": px.cnn_rand()}, 90, px.adam(0.001), 4, 2, (1,), 9),
-    "laptop": Size(px.movie_review(), {"": px.cnn_rand()}, 180, px.adam(0.001), 200, 20, (5,)),
+    "laptop": Size(
+        px.movie_review(vocabulary=5000),
+        {"": px.cnn_rand(dim=32, maps=32)},
+        180,
+        px.adam(0.003),
+        300,
+        25,
+        (3,),
+        workers=15,
+    ),
     "paper": Size(px.movie_review(), {"": px.cnn_rand()}, 180, px.adam(0.001), 10_000, 100),
 }
 
