@@ -18,6 +18,7 @@ from phalanx.layout import Layout
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, Stage, State, memory_key
+from phalanx.tables import empty_rows
 from phalanx.world import BadPayload, Payload, payload_bytes
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
@@ -148,7 +149,7 @@ def open_rows(
     Args:
         sources: the workers behind each payload; the first one sent it.
     """
-    rows = sent.rows.new_empty(len(arrived), sent.layout.d)
+    rows = empty_rows(len(arrived), sent.layout.d, sent.rows)
     weights = torch.ones(len(arrived), dtype=torch.float64)
     bad: dict[int, str] = {}
     notes = []

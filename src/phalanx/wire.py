@@ -48,7 +48,7 @@ def digest(payload: Payload) -> bytes:
     """The BLAKE3 digest, 32 bytes, of what `pack` writes; equal exactly for equal payloads in the same order."""
     from blake3 import blake3
 
-    hasher = blake3(_head(payload), max_threads=torch.get_num_threads())
+    hasher = blake3(_head(payload))
     for body in _bodies(payload):
         buffer: Any = body.numpy()  # a buffer, which numpy's types say from Python 3.12 on
         hasher.update(buffer)

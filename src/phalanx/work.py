@@ -17,6 +17,7 @@ from phalanx.data.dataset import Dataset
 from phalanx.expression import Expression, method, require
 from phalanx.layout import Layout
 from phalanx.round import stream
+from phalanx.tables import empty_rows
 
 
 @dataclass
@@ -116,7 +117,8 @@ def rows_of(
         ids: the k workers.
     """
     device = next(site.model.parameters()).device
-    rows = torch.zeros(len(ids), site.layout.d, dtype=site.layout.dtype, device=device)
+    like = torch.empty(0, dtype=site.layout.dtype, device=device)
+    rows = empty_rows(len(ids), site.layout.d, like).zero_()
     losses, weights = (torch.zeros(len(ids), dtype=torch.float64) for _ in range(2))
     users: dict[int, list[tuple[int, float]]] = {}
     for i, worker in enumerate(ids):

@@ -18,6 +18,7 @@ from phalanx.precision import wide
 from phalanx.round import Round
 from phalanx.stack import Stack
 from phalanx.stage import Scope, State
+from phalanx.tables import empty_rows
 
 
 @method("group_vote", "aggregator")
@@ -76,10 +77,12 @@ class GroupVote(Aggregator):
         decide = self._decide(stack, place)
         ballots = [decide([worker for worker in group if worker in place]) for group in groups]
         counted = [b for b in ballots if b.winners or (b.members and self.none == "zero")]
-        rows = stack.rows.new_zeros(len(counted), stack.rows.shape[1])
+        rows = empty_rows(len(counted), stack.rows.shape[1], stack.rows)
         for row, ballot in zip(rows, counted, strict=True):
             if ballot.winners:
                 row.copy_(stack.rows[place[ballot.winners[0]]])
+            else:
+                row.zero_()
         holders = [ballot.winners or ballot.members for ballot in counted]
         voted = replace(
             stack,

@@ -20,6 +20,7 @@ from phalanx.gate import Gate
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
+from phalanx.tables import side_by_side
 from phalanx.wire import digest
 from phalanx.world import BadPayload, Payload, expect
 
@@ -85,7 +86,7 @@ class Vote(Wire):
         if self._tolerant:
             offers = [Offer(payload) for payload in held]
         else:
-            offers = [Offer(_message(digest(p)), h) for p, h in zip(coded, held, strict=True)]
+            offers = [Offer(_message(d), h) for d, h in zip(side_by_side(digest, coded), held, strict=True)]
         return present(offers, stack.ids, round), state
 
     def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
@@ -149,10 +150,11 @@ class Vote(Wire):
         while left:
             asked = {g: winners.pop(0) for g, winners in left.items()}
             arrived = round.world.fetch(held, list(asked.values()), payload_limit(sent))
-            for (g, worker), payload in zip(asked.items(), arrived, strict=True):
+            seen = side_by_side(lambda payload: None if isinstance(payload, BadPayload) else digest(payload), arrived)
+            for (g, worker), payload, own in zip(asked.items(), arrived, seen, strict=True):
                 if isinstance(payload, BadPayload):
                     bad[worker] = str(payload)
-                elif digest(payload) != digests[worker]:
+                elif own != digests[worker]:
                     bad[worker] = "a payload that does not match its digest"
                 else:
                     found[g] = worker, payload
