@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from typing_extensions import Self
 
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair

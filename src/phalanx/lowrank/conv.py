@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import Self
 
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import OneWeight, Ranks, empty_pair

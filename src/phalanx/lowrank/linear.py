@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import Self
 
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import OneWeight, Ranks, empty_pair
@@ -23,7 +22,9 @@ class LowRankLinear(OneWeight):
 
     kind = "linear"
 
-    def __init__(self, factor: Factor, u: nn.Parameter, v: nn.Parameter, bias: nn.Parameter | None, dense: type) -> None:
+    def __init__(
+        self, factor: Factor, u: nn.Parameter, v: nn.Parameter, bias: nn.Parameter | None, dense: type
+    ) -> None:
         super().__init__()
         self.factor = factor
         self.out_features, self.in_features = factor.shape

@@ -2,9 +2,9 @@
 """The recurrence of one LSTM layer in one direction, with the weight gradients of all time steps in one product.
 
 Legend: g the gates i, f, g, o; n rows of the packed sequence, sorted by time; b sequences; h hidden units; r rank.
-Time step t holds sizes[t] sequences, the first of the b: those that end sooner stand behind. Running states of all b are
-kept, and a step changes its own rows only, which is right in both directions: what has ended stays as its final state,
-what has not begun stays as its initial one.
+Time step t holds sizes[t] sequences, the first of the b: those that end sooner stand behind. Running states of all b
+are kept, and a step changes its own rows only, which is right in both directions: what has ended stays as its final
+state, what has not begun stays as its initial one.
 """
 
 from __future__ import annotations

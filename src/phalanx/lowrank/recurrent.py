@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
-from typing_extensions import Self
 
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.gru_scan import GruScan, gru_steps
@@ -65,9 +64,7 @@ class LowRankRecurrent(LowRank):
                 for side in ("ih", "hh"):
                     end = f"{side}_l{layer}{suffix}"
                     name, shape = f"weight_{end}", tuple(old.get_parameter(f"weight_{end}").shape)
-                    found.append(
-                        Factor(name, name, shape, f"u_{end}", f"v_{end}", copies=cls.gates, layer=f"l{layer}")
-                    )
+                    found.append(Factor(name, name, shape, f"u_{end}", f"v_{end}", copies=cls.gates, layer=f"l{layer}"))
         return tuple(found)
 
     @classmethod
@@ -106,7 +103,9 @@ class LowRankRecurrent(LowRank):
         """What `nn.LSTM` or `nn.GRU` returns for the same input and initial states."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
-            y, states = self._run(data, tuple(batch_sizes.tolist()), self._initial(hx, data, int(batch_sizes[0]), order))
+            y, states = self._run(
+                data, tuple(batch_sizes.tolist()), self._initial(hx, data, int(batch_sizes[0]), order)
+            )
             return PackedSequence(y, batch_sizes, order, back), self._final(states, back)
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             wanted = f"(steps, {self.input_size}) or with a batch"
@@ -209,7 +208,7 @@ class LowRankRecurrent(LowRank):
 
 
 class LowRankLstm(LowRankRecurrent):
-    __doc__ = LowRankRecurrent.__doc__
+    """`nn.LSTM` with factors for the gates i, f, g, o; shapes, errors and source as in `LowRankRecurrent`."""
 
     kind = "lstm"
     gates = 4
@@ -225,7 +224,7 @@ class LowRankLstm(LowRankRecurrent):
 
 
 class LowRankGru(LowRankRecurrent):
-    __doc__ = LowRankRecurrent.__doc__
+    """`nn.GRU` with factors for the gates r, z, n; shapes, errors and source as in `LowRankRecurrent`."""
 
     kind = "gru"
     gates = 3
