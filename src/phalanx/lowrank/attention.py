@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class LowRankAttention(LowRank):
             weight, rank = old.get_parameter(factor.weight), ranks[factor.name]
             bias = old.out_proj.bias if factor.name == "out_proj" else None
             if rank is None:
-                full = nn.Linear(factor.columns, factor.rows, bias=False, device="meta")
+                full: Any = nn.Linear(factor.columns, factor.rows, bias=False, device="meta")
                 part = factor.matrices(weight.detach())[0]
                 # a copy, because the other rows of a packed weight go their own way
                 full.weight = weight if part.shape == weight.shape else nn.Parameter(part.clone(), weight.requires_grad)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,8 +59,13 @@ class Layer:
         """The name of one of its matrices in the model."""
         return ".".join(part for part in (self.name, factor.name) if part)
 
+    def owned(self, factor: Factor) -> nn.Parameter | None:
+        """The dense parameter of a matrix; None where the weight is computed from others."""
+        path, _, last = factor.weight.rpartition(".")
+        return self.module.get_submodule(path)._parameters.get(last)
+
     def weight(self, factor: Factor) -> nn.Parameter:
-        """The dense parameter of a matrix."""
+        """The dense parameter of a matrix that can be factorized."""
         return self.module.get_parameter(factor.weight)
 
 
@@ -106,8 +111,8 @@ def _layer(module: nn.Module, name: str) -> Layer | None:
     family = LowRankLinear if is_transposed(module) else _FAMILIES.get(type(module))
     if family is not None:
         factors = family.dense_factors(module)
-        refusal = family.refusal(module) or _unfit(module, factors)
-        return Layer(name, module, family, factors, refusal)
+        layer = Layer(name, module, family, factors, family.refusal(module))
+        return layer if layer.refusal else replace(layer, refusal=_unfit(layer))
     weight: Any = getattr(module, "weight", None)
     if isinstance(weight, UninitializedParameter):
         raise ValueError(f"layer {name!r} has no shape yet; run the model once before it is planned or factorized")
@@ -123,11 +128,10 @@ def _layer(module: nn.Module, name: str) -> Layer | None:
     return Layer(name, module, None, (Factor("", "weight", tuple(weight.shape)),), refusal)
 
 
-def _unfit(module: nn.Module, factors: tuple[Factor, ...]) -> str:
+def _unfit(layer: Layer) -> str:
     """Why its weights cannot be replaced, whatever its class."""
-    for factor in factors:
-        path, _, last = factor.weight.rpartition(".")
-        weight = module.get_submodule(path)._parameters.get(last)
+    for factor in layer.factors:
+        weight = layer.owned(factor)
         if weight is None:
             return f"its {factor.weight} is computed, by pruning or weight norm"
         if not weight.is_floating_point():

@@ -176,12 +176,14 @@ class Plan:
         if unknown := set(tree) - {"format", "others", "layers"}:
             raise ValueError(f"the plan has unknown fields {sorted(map(str, unknown))}")
         others = tree.get("others", 0)
-        if not _whole(others):
+        if not isinstance(others, int) or isinstance(others, bool):
             raise ValueError(f"the plan needs a whole number of others, got {others!r}")
         return cls(tuple(_entry(i, fields) for i, fields in enumerate(tree["layers"])), others)
 
     def __str__(self) -> str:
-        rows = [("layer", "kind", "shape", "rank", "parameters", "after", "MACs", "after", "why")]
+        rows: list[tuple[str, ...]] = [
+            ("layer", "kind", "shape", "rank", "parameters", "after", "MACs", "after", "why")
+        ]
         rows += [
             (
                 e.name or "(model)",
@@ -215,7 +217,7 @@ def _entry(i: int, fields: Any) -> Entry:
     shape, rank, copies = fields.get("shape"), fields.get("rank"), fields.get("copies", 1)
     if not isinstance(shape, list) or len(shape) < 2 or not all(_whole(n) for n in shape):
         raise ValueError(f"layer {name!r} of the plan needs a shape of two or more whole numbers, got {shape!r}")
-    if rank != _FULL and not (_whole(rank) and rank >= 1):
+    if rank != _FULL and (rank is None or not _whole(rank) or rank < 1):
         raise ValueError(f"layer {name!r} of the plan needs a rank >= 1 or full, got {rank!r}")
     if not _whole(copies) or copies < 1 or shape[0] % copies:
         raise ValueError(f"layer {name!r} of the plan needs copies that divide {shape[0]} rows, got {copies!r}")

@@ -143,7 +143,10 @@ class LowRankRecurrent(LowRank):
 
     def _initial(self, hx: Any, data: Tensor, batch: int, order: Tensor | None) -> list[States]:
         count, shape = self._num_states, (len(self._ends()), batch, self.hidden_size)
-        given = (hx,) if isinstance(hx, Tensor) else tuple(hx or (data.new_zeros(shape) for _ in range(count)))
+        if hx is None:
+            given: States = tuple(data.new_zeros(shape) for _ in range(count))
+        else:
+            given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         got = [tuple(state.shape) for state in given]
         if got != [shape] * count:
             name = type(self).__name__
@@ -160,11 +163,10 @@ class LowRankRecurrent(LowRank):
 
     def _run(self, data: Tensor, sizes: Sizes, states: list[States]) -> tuple[Tensor, list[States]]:
         final, directions, narrow = [], 2 if self.bidirectional else 1, self._narrow(data)
+        outputs: list[Tensor] = []
         for i, end in enumerate(self._ends()):
-            if i % directions == 0:
-                if i > 0:
-                    data = F.dropout(data, self.dropout, self.training)
-                outputs = []
+            if i > 0 and not outputs:
+                data = F.dropout(data, self.dropout, self.training)
             x, own = self._input(data, end).to(narrow), tuple(state.to(narrow) for state in states[i])
             # the casts of autocast do not reach products that write into a given tensor
             with torch.autocast(data.device.type, enabled=False):
@@ -172,7 +174,7 @@ class LowRankRecurrent(LowRank):
             outputs.append(y)
             final.append(tuple(last))
             if len(outputs) == directions:
-                data = outputs[0] if directions == 1 else torch.cat(outputs, dim=1)
+                data, outputs = outputs[0] if directions == 1 else torch.cat(outputs, dim=1), []
         return data, final
 
     def _narrow(self, data: Tensor) -> torch.dtype:
@@ -219,7 +221,7 @@ class LowRankLstm(LowRankRecurrent):
 
     def _scan(self, x: Tensor, states: States, end: str, sizes: Sizes, reverse: bool) -> tuple[Tensor, ...]:
         u, v = self._hidden(end, x.dtype)
-        scan = LstmScan.apply if _trains(x, *states, u, v) else lstm_steps
+        scan: Any = LstmScan.apply if _trains(x, *states, u, v) else lstm_steps
         return scan(x, *states, u, v, sizes, reverse)
 
 
@@ -237,7 +239,7 @@ class LowRankGru(LowRankRecurrent):
         u, v = self._hidden(end, x.dtype)
         shape = (self.gates, 1, self.hidden_size)
         bias = self.get_parameter(f"bias_hh{end}").to(x.dtype).view(shape) if self.bias else x.new_zeros(shape)
-        scan = GruScan.apply if _trains(x, *states, u, v, bias) else gru_steps
+        scan: Any = GruScan.apply if _trains(x, *states, u, v, bias) else gru_steps
         return scan(x, *states, u, v, bias, sizes, reverse)
 
 

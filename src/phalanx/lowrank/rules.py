@@ -58,7 +58,7 @@ def plan(
         reasons[last] = "the last classifier"
     for group in shared.values():
         _agree(group, names, reasons)
-    owners = {id(layer.weight(factor)): layer.path(factor) for group in shared.values() for layer, factor in group[:1]}
+    owners: dict[tuple[int, int], str] = {}
     counts = {} if sample_input is None else positions_of(model, found, sample_input)
     entries = []
     for layer in found:
@@ -68,8 +68,9 @@ def plan(
             if not reason and size >= factor.size:
                 reason = f"factors of rank {rank} are no smaller, {size:,} for {factor.size:,}"
             entry = Entry(name, layer.kind, factor.shape, None if reason else rank, reason or f"ratio {ratio:.4g}")
-            owner = owners.get(id(_parameter(layer, factor)), name)
-            tied = owner if owner != name and len(layer.factors) == 1 else ""
+            weight = layer.owned(factor)
+            owner = name if weight is None else owners.setdefault((id(weight), factor.start), name)
+            tied = owner if owner != name else ""
             entries.append(replace(entry, copies=factor.copies, tied=tied, positions=counts.get(name)))
     total = sum(parameter.numel() for parameter in model.parameters())
     return Plan(tuple(entries), total - sum(entry.parameters for entry in entries))
@@ -125,17 +126,13 @@ def _repeated(model: nn.Module, name: str) -> bool:
     return False
 
 
-def _parameter(layer: Layer, factor: Factor) -> nn.Parameter | None:
-    return None if layer.family is None or layer.refusal else layer.weight(factor)
-
-
 def _shared(found: list[Layer], names: dict[int, list[str]]) -> dict[int, list[tuple[Layer, Factor]]]:
     """The matrices of every tied parameter."""
     groups: dict[int, list[tuple[Layer, Factor]]] = {}
     for layer in found:
         for factor in layer.factors:
-            parameter = _parameter(layer, factor)
-            if parameter is not None and len(names[id(parameter)]) > 1:
+            parameter = layer.owned(factor)
+            if not layer.refusal and parameter is not None and len(names[id(parameter)]) > 1:
                 groups.setdefault(id(parameter), []).append((layer, factor))
     return groups
 
