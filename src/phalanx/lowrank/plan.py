@@ -152,7 +152,7 @@ class Plan:
             fields |= {"tied": entry.tied} if entry.tied else {}
             fields |= {"positions": entry.positions} if entry.positions is not None else {}
             fields |= {"reason": entry.reason}
-            text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)
+            text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf)
             lines.append(f"- {text.strip()}")
         return "\n".join(lines) + "\n"
 

@@ -156,10 +156,10 @@ class LowRankRecurrent(LowRank):
         return [tuple(state[i] for state in given) for i in range(shape[0])]
 
     def _final(self, states: list[States], back: Tensor | None) -> Any:
-        final = tuple(torch.stack(each) for each in zip(*states, strict=True))
+        final: States = tuple(torch.stack(each) for each in zip(*states, strict=True))
         if back is not None:
             final = tuple(state.index_select(1, back) for state in final)
-        return final if len(final) > 1 else final[0]
+        return final if len(final) > 1 else next(iter(final))
 
     def _run(self, data: Tensor, sizes: Sizes, states: list[States]) -> tuple[Tensor, list[States]]:
         final, directions, narrow = [], 2 if self.bidirectional else 1, self._narrow(data)
