@@ -101,7 +101,9 @@ def test_what_has_no_low_rank_form_is_listed_with_the_reason():
     for name, words in wanted.items():
         assert plan[name].rank is None and words in plan[name].reason, name
     assert plan.parameters == sum(p.numel() for p in model.parameters())
-    low = px.factorize(model, 0.25)
+    with pytest.raises(ValueError, match=r"cannot be copied .*inplace=True"):  # a pruned weight is no leaf
+        px.factorize(model, 0.25)
+    low = px.factorize(model, 0.25, inplace=True)
     assert not any(isinstance(module, LowRank) for module in low.modules())
     for name in ("depthwise", "projected.weight_hh_l0", "bounded", "mine"):
         with pytest.raises(ValueError, match=f"layer '{re.escape(name)}' cannot be factorized"):

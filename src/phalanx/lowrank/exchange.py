@@ -29,15 +29,18 @@ def exchanged(
         made: parameters by their id that exist for the new modules only, so that a copy would be one too many.
         inplace: change the model; otherwise it stays as it is, and what is replaced is not copied.
     Raises:
-        ValueError: DDP holds the model, or the model is itself replaced in place.
+        ValueError: DDP holds the model, it cannot be copied, or it is itself to be replaced in place.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("DDP holds the old parameters in its buckets; give its .module, and wrap the result anew")
     if not inplace:
         memo: dict[int, Any] = dict(made)
-        for old, new in replaced.items():
-            memo[old] = copy.deepcopy(new, memo)
-        return copy.deepcopy(model, memo)
+        try:
+            for old, new in replaced.items():
+                memo[old] = copy.deepcopy(new, memo)
+            return copy.deepcopy(model, memo)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"the model cannot be copied ({error}); change it with inplace=True") from error
     if id(model) in replaced:
         raise ValueError("the model is itself a layer, which cannot be replaced in place; use inplace=False")
     for module in list(model.modules()):

@@ -119,7 +119,7 @@ class LowRankRecurrent(LowRank):
         if length == 0:
             raise ValueError(f"{type(self).__name__} needs at least one time step, got none")
         initial = self._initial(hx, input, batch, None)
-        y, states = self._run(input.reshape(length * batch, -1), (batch,) * length, initial)
+        y, states = self._run(input.reshape(length * batch, self.input_size), (batch,) * length, initial)
         y = y.unflatten(0, (length, batch))
         y = y.transpose(0, 1) if self.batch_first else y
         final = self._final(states, None)
