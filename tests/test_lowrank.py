@@ -237,7 +237,7 @@ def test_models_without_data_get_factors_without_data():
     assert low[0].u.is_meta and sum(p.numel() for p in low.parameters()) == px.plan(dense, 0.25).parameters_after
 
 
-def test_ddp_and_models_of_low_rank_are_refused():
+def test_ddp_models_of_low_rank_and_unknown_decompositions_are_refused():
     low = px.factorize(cnn(), 0.25)
     with pytest.raises(ValueError, match=r"low-rank layers already .*'0'.*merge"):
         px.factorize(low, 0.25)
@@ -246,6 +246,8 @@ def test_ddp_and_models_of_low_rank_are_refused():
     wrapped.module = cnn()
     with pytest.raises(ValueError, match=r"give its \.module"):
         px.factorize(wrapped, 0.25)
+    with pytest.raises(ValueError, match="svd must be 'auto' or 'exact' or 'randomized', got 'fast'"):
+        px.factorize(cnn(), 0.25, svd="fast")
 
 
 def test_an_empty_batch_goes_through():

@@ -39,7 +39,7 @@ def factorize(
         plan_or_ratio: a plan, whose ranks are obeyed also where the factors are larger than the weight; or the ratio
             of the rank to the full rank, in (0, 1], for `phalanx.plan`.
         first, keep, classifier, embedding: as in `phalanx.plan`, where a ratio is given.
-        svd: "exact", "randomized", or "auto", which is exact up to a short side of 1024.
+        svd: "exact", "randomized", or "auto", which is exact up to a short side of 512.
         seed: of the randomized one; processes with equal weights and seeds get equal factors.
         inplace: change the model and return it. By default the model stays as it is and the result shares nothing with
             it; a weight that is factorized is not copied on the way.
@@ -47,6 +47,9 @@ def factorize(
         ValueError: the plan does not fit the model, a weight has entries that are not finite, or low-rank layers are in
             the model already.
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, Algorithm 1. As published.
+
+    >>> factorize(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), 1 / 4)[0]
+    LowRankLinear(in_features=64, out_features=64, rank=16, bias=True)
     """
     if isinstance(plan_or_ratio, Plan):
         if (first, tuple(keep), classifier, embedding) != (1, (), True, False):

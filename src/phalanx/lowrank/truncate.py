@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from phalanx.precision import finite
 from phalanx.round import stream
 
 Svd = Literal["auto", "exact", "randomized"]
-_LONG = 1024  # above this short side LAPACK takes seconds for one matrix on two cores
+_LONG = 512  # above this short side LAPACK takes seconds for one matrix on two cores, a projection a fraction of that
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Truncate:
 
     Shapes: (copies, rows, columns) -> v (copies, rows, rank), u (copies, rank, columns).
     Args:
-        svd: "exact" calls `torch.linalg.svd`; "randomized" projects; "auto" projects where the short side is above 1024
+        svd: "exact" calls `torch.linalg.svd`; "randomized" projects; "auto" projects where the short side is above 512
             and the rank is at most half of it.
         seed: of the random projection; the same seed gives the same factors in every process.
         oversampling: columns of the projection beyond the rank, >= 0.
         iterations: power iterations, >= 0; higher is closer to the best.
     Raises:
-        ValueError: the matrix has an entry that is not finite.
+        ValueError: another svd than these three, or a matrix has an entry that is not finite.
     Source: Halko, Martinsson and Tropp, Finding Structure with Randomness, 2011, arXiv:0909.4061, Algorithms 4.4 and
         5.1. As published.
     """
@@ -40,6 +40,10 @@ class Truncate:
     seed: int = 0
     oversampling: int = 16
     iterations: int = 4
+
+    def __post_init__(self) -> None:
+        if self.svd not in get_args(Svd):
+            raise ValueError(f"svd must be {' or '.join(map(repr, get_args(Svd)))}, got {self.svd!r}")
 
     def __call__(self, matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         pairs = [self._one(matrix, rank) for matrix in matrices.detach()]
