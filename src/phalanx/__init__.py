@@ -94,7 +94,13 @@ from phalanx.layout import Layout as Layout
 from phalanx.local.clip import Clip as clip
 from phalanx.local.momentum import Momentum as momentum
 from phalanx.local.noise import Noise as noise
+from phalanx.lowrank.factorize import factorize as factorize
+from phalanx.lowrank.merge import merge as merge
+from phalanx.lowrank.plan import Plan as Plan
 from phalanx.lowrank.power_sgd import PowerSgd as power_sgd
+from phalanx.lowrank.pretrained import from_pretrained as from_pretrained
+from phalanx.lowrank.pretrained import save_pretrained as save_pretrained
+from phalanx.lowrank.rules import plan as plan
 from phalanx.measurement import Measurement as Measurement
 from phalanx.measurements.iteration_cost import IterationCost as iteration_cost
 from phalanx.measurements.mean_estimation import MeanEstimation as mean_estimation

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of a model that have a low-rank form, and those that are left alone, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
+
+from phalanx.lowrank.attention import LowRankAttention
+from phalanx.lowrank.conv import LowRankConv
+from phalanx.lowrank.embedding import LowRankEmbedding
+from phalanx.lowrank.factor import Factor
+from phalanx.lowrank.layer import LowRank
+from phalanx.lowrank.linear import LowRankLinear, is_transposed
+from phalanx.lowrank.recurrent import LowRankGru, LowRankLstm
+
+_FAMILIES: dict[type[nn.Module], type[LowRank]] = {
+    nn.Linear: LowRankLinear,
+    NonDynamicallyQuantizableLinear: LowRankLinear,
+    nn.Conv1d: LowRankConv,
+    nn.Conv2d: LowRankConv,
+    nn.Embedding: LowRankEmbedding,
+    nn.MultiheadAttention: LowRankAttention,
+    nn.LSTM: LowRankLstm,
+    nn.GRU: LowRankGru,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with matrices.
+
+    Args:
+        name: its path in the model.
+        family: the class of its low-rank form; None where there is none.
+        factors: its matrices.
+        refusal: why it must stay full; empty where it need not.
+    """
+
+    name: str
+    module: nn.Module
+    family: type[LowRank] | None
+    factors: tuple[Factor, ...]
+    refusal: str
+
+    @property
+    def kind(self) -> str:
+        """The family's kind, or the name of the module's class in lower case."""
+        return self.family.kind if self.family is not None else type(self.module).__name__.lower()
+
+    def path(self, factor: Factor) -> str:
+        """The name of one of its matrices in the model."""
+        return ".".join(part for part in (self.name, factor.name) if part)
+
+    def owned(self, factor: Factor) -> nn.Parameter | None:
+        """The dense parameter of a matrix; None where the weight is computed from others."""
+        path, _, last = factor.weight.rpartition(".")
+        return self.module.get_submodule(path)._parameters.get(last)
+
+    def weight(self, factor: Factor) -> nn.Parameter:
+        """The dense parameter of a matrix that can be factorized."""
+        return self.module.get_parameter(factor.weight)
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """The layers with matrices, each once, in the order in which the model registers them.
+
+    Raises:
+        ValueError: some are of low rank already.
+    """
+    found = list(_walk(model, "", set()))
+    done = [layer.name for layer in found if isinstance(layer.module, LowRank)]
+    if done:
+        few = ", ".join(map(repr, done[:3])) + (", ..." if len(done) > 3 else "")
+        raise ValueError(f"the model has low-rank layers already ({few}); make it dense first with merge(model)")
+    return found
+
+
+def uses(model: nn.Module) -> dict[int, list[str]]:
+    """The names of every parameter object, more than one where it is tied."""
+    names: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(id(parameter), []).append(f"{prefix}.{name}" if prefix else name)
+    return names
+
+
+def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[Layer]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    layer = _layer(module, name)
+    if layer is not None:
+        yield layer
+        return
+    for child, inner in module.named_children():
+        yield from _walk(inner, f"{name}.{child}" if name else child, seen)
+
+
+def _layer(module: nn.Module, name: str) -> Layer | None:
+    if isinstance(module, LowRank):
+        return Layer(name, module, None, (), "low rank already")
+    family = LowRankLinear if is_transposed(module) else _FAMILIES.get(type(module))
+    if family is not None:
+        factors = family.dense_factors(module)
+        layer = Layer(name, module, family, factors, family.refusal(module))
+        return layer if layer.refusal else replace(layer, refusal=_unfit(layer))
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(weight, UninitializedParameter):
+        raise ValueError(f"layer {name!r} has no shape yet; run the model once before it is planned or factorized")
+    changed = is_parametrized(module)
+    if not isinstance(weight, Tensor) or weight.dim() < 2 or (any(module.children()) and not changed):
+        return None
+    kin = next((known for known in _FAMILIES if isinstance(module, known)), None)
+    refusal = "no low-rank form"
+    if changed:
+        refusal = "its weight is parametrized"
+    elif kin is not None:
+        refusal = f"a subclass of {kin.__name__} with a forward that is not known"
+    return Layer(name, module, None, (Factor("", "weight", tuple(weight.shape)),), refusal)
+
+
+def _unfit(layer: Layer) -> str:
+    """Why its weights cannot be replaced, whatever its class."""
+    for factor in layer.factors:
+        weight = layer.owned(factor)
+        if weight is None:
+            return f"its {factor.weight} is computed, by pruning or weight norm"
+        if not weight.is_floating_point():
+            return f"its {factor.weight} is of {weight.dtype}"
+        if weight.numel() == 0:
+            return f"its {factor.weight} is empty"
+        if weight.layout != torch.strided:
+            return f"its {factor.weight} is not strided"
+    return ""

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all low-rank layers have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.lowrank.factor import Factor
+
+Ranks = Mapping[str, int | None]  # by the name of the factor; None leaves that weight full
+
+
+class LowRank(nn.Module, ABC):
+    """A layer some of whose weights are products v u of two thin ones.
+
+    `factors` says which; u and v are parameters of the layer, biases keep their names. A subclass per family of dense
+    layers is listed in `families.py`.
+    """
+
+    kind: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def dense_factors(cls, dense: nn.Module) -> tuple[Factor, ...]:
+        """The weights of a dense layer that can be factorized."""
+
+    @classmethod
+    def refusal(cls, dense: nn.Module) -> str:
+        """Why this dense layer cannot be factorized; empty where it can."""
+        return ""
+
+    @classmethod
+    @abstractmethod
+    def like(cls, dense: nn.Module, ranks: Ranks) -> Self:
+        """The low-rank form of a dense layer, its factors not initialised, all other parameters the dense one's."""
+
+    @property
+    @abstractmethod
+    def factors(self) -> tuple[Factor, ...]:
+        """The factorized weights."""
+
+    @abstractmethod
+    def dense_like(self) -> nn.Module:
+        """A dense layer of the class that this one came from; the weights of `factors` are on the meta device."""
+
+    def pair(self, factor: Factor) -> tuple[nn.Parameter, nn.Parameter]:
+        """The parameters u and v of a factor."""
+        return self.get_parameter(factor.u), self.get_parameter(factor.v)
+
+    def rank(self, factor: Factor) -> int:
+        """Columns of v."""
+        return self.pair(factor)[1].shape[1]
+
+    def parts(self) -> list[tuple[Factor, Tensor]]:
+        """The dense weights that `dense_like` leaves out, or rows of them in order."""
+        return [(factor, factor.product(*self.pair(factor))) for factor in self.factors]
+
+
+class OneWeight(LowRank):
+    """A low-rank layer whose only matrix is `weight`."""
+
+    u: nn.Parameter
+    v: nn.Parameter
+    factor: Factor
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        return (self.factor,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight v u, computed at each call, for code that asks a layer for it."""
+        return self.factor.product(self.u, self.v)
+
+
+def empty_pair(factor: Factor, rank: int, weight: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
+    """Parameters u and v, not initialised, of the weight's dtype and device, frozen if it is."""
+    u, v = (weight.new_empty(shape) for shape in (factor.u_shape(rank), factor.v_shape(rank)))
+    if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        u, v = u.to(memory_format=torch.channels_last), v.to(memory_format=torch.channels_last)
+    return nn.Parameter(u, weight.requires_grad), nn.Parameter(v, weight.requires_grad)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder with the tensors and the plan of a factorized model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.checkpoint import write_atomic
+from phalanx.lowrank.factorize import apply
+from phalanx.lowrank.merge import applied
+from phalanx.lowrank.plan import Plan
+
+FORMAT = "phalanx-low-rank-1"
+TENSORS, PLAN = "model.safetensors", "plan.yaml"
+
+
+def save_pretrained(model: nn.Module, folder: str | PathLike[str]) -> None:
+    """Writes `model.safetensors`, which holds the plan, too, and `plan.yaml`, which is for reading.
+
+    Tensors that layers share are written once. A crash leaves the old files.
+
+    Args:
+        folder: made if it is not there.
+    Raises:
+        ValueError: the model's state holds something that is no tensor.
+    """
+    from safetensors.torch import save as to_bytes
+
+    plan, (tensors, same) = applied(model).to_yaml(), _state(model)
+    about = {"format": FORMAT, "plan": plan, "same": json.dumps(same)}
+    written = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / TENSORS, to_bytes(written, about))
+    write_atomic(path / PLAN, plan.encode())
+
+
+def from_pretrained(folder: str | PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """A factorized model as it was saved: the plan is applied to a dense model without an SVD, and tensors are read.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        model: a dense model of the same architecture, or a function that builds one; it stays as it is.
+    Raises:
+        ValueError: no such folder, a damaged file, another architecture, other dtypes, or other shared tensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / TENSORS
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {TENSORS}; give a folder that save_pretrained wrote")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            # a name in the file and its tensor; the file closes before they are used
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole file: {error}") from None
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} holds format {about.get('format')!r}, this version reads {FORMAT!r}")
+    dense = model if isinstance(model, nn.Module) else model()
+    low = apply(dense, Plan.from_yaml(about["plan"]), None)
+    own, same = _state(low)
+    _compare(path, tensors, json.loads(about["same"]), own, same)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    return low
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, and the names under which it stands again, each with its first name."""
+    state: dict[str, Any] = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the model's state holds {name!r}, a {type(value).__name__}; only tensors can be saved")
+        if id(value) in first:
+            same[name] = first[id(value)]
+        else:
+            first[id(value)] = name
+            tensors[name] = value
+    return tensors, same
+
+
+def _compare(
+    path: Path, tensors: dict[str, Tensor], same: dict[str, str], own: dict[str, Tensor], own_same: dict[str, str]
+) -> None:
+    """ValueError unless file and model have the same tensors."""
+    if same != own_same:
+        differing = sorted(set(same.items()) ^ set(own_same.items()))[0]
+        where = "the file" if differing in same.items() else "the model"
+        raise ValueError(f"{path}: {' and '.join(differing)} are one tensor in {where} only; tie the model as it was")
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or extra:
+        lacks, has = ", ".join(missing[:5]) or "none", ", ".join(extra[:5]) or "none"
+        raise ValueError(f"{path} is of another model: it lacks {lacks}, and the model lacks {has}")
+    for name, tensor in own.items():
+        saved = tensors[name]
+        if saved.shape != tensor.shape:
+            raise ValueError(f"{path}: {name!r} has the shape {list(saved.shape)}, the model {list(tensor.shape)}")
+        if saved.dtype != tensor.dtype:
+            raise ValueError(
+                f"{path}: {name!r} is {saved.dtype}, the model has {tensor.dtype}; convert the model first"
+            )
