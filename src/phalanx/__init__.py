@@ -70,7 +70,6 @@ from phalanx.data.cifar10 import Cifar10 as cifar10
 from phalanx.data.cifar100 import Cifar100 as cifar100
 from phalanx.data.dataset import Data as Data
 from phalanx.data.dataset import Dataset as Dataset
-from phalanx.data.dataset import Tokens as Tokens
 from phalanx.data.dataset import found as found
 from phalanx.data.digits import Digits as digits
 from phalanx.data.files import MissingData as MissingData
@@ -80,6 +79,9 @@ from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
 from phalanx.data.partition import Partition as Partition
 from phalanx.data.partition import Shards as shards
+from phalanx.data.shape import Pairs as Pairs
+from phalanx.data.shape import Passage as Passage
+from phalanx.data.shape import Tokens as Tokens
 from phalanx.ddp import register as ddp_hook
 from phalanx.exchange import Exchange as exchange
 from phalanx.expression import Expression as Expression
@@ -101,12 +103,15 @@ from phalanx.models.alexnet import Alexnet as alexnet
 from phalanx.models.cnn import Cnn as cnn
 from phalanx.models.cnn_rand import CnnRand as cnn_rand
 from phalanx.models.lenet import Lenet as lenet
+from phalanx.models.lstm import TiedLstm as tied_lstm
 from phalanx.models.mlp import Fc as fc
 from phalanx.models.mlp import Mlp as mlp
 from phalanx.models.model import Model as Model
 from phalanx.models.resnet import Resnet18 as resnet18
 from phalanx.models.resnet import Resnet50 as resnet50
 from phalanx.models.resnet import Resnet152 as resnet152
+from phalanx.models.resnet import WideResnet50 as wide_resnet50
+from phalanx.models.transformer import Transformer as transformer
 from phalanx.models.vgg import Vgg9 as vgg9
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn
 from phalanx.models.vgg import Vgg13Bn as vgg13_bn

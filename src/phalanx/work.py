@@ -52,9 +52,8 @@ class Site:
 
     def buffers(self) -> dict[str, Tensor]:
         """The installed entries of the layout: floating-point buffers."""
-        installed = self.layout.names[len(self.layout.names) - self.layout.num_installed :]
         have = dict(self.model.named_buffers())
-        return {name: have[name] for name in installed}
+        return {name: have[name] for name in self.layout.installed}
 
 
 class Work(Expression, ABC):
