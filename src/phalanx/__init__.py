@@ -97,6 +97,8 @@ from phalanx.local.clip import Clip as clip
 from phalanx.local.momentum import Momentum as momentum
 from phalanx.local.noise import Noise as noise
 from phalanx.lowrank.power_sgd import PowerSgd as power_sgd
+from phalanx.macs import Macs as Macs
+from phalanx.macs import macs as macs
 from phalanx.measurement import Measurement as Measurement
 from phalanx.measurements.mean_estimation import MeanEstimation as mean_estimation
 from phalanx.models.alexnet import Alexnet as alexnet

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PADDING, UNKNOWN = 0, 1
+START, END = 2, 3  # before and behind each of a pair of texts
 UNSCORED = -100  # the label of a token that is not scored; cross_entropy leaves it out by itself
 
 
@@ -35,7 +36,7 @@ class Passage:
 class Pairs:
     """A text and its translation so far, (2, length) token ids below `vocabulary`, with a label for each of the latter.
 
-    0 is padding, 1 unknown. Batches are as long as their longest text, `length` at most.
+    0 is padding, 1 unknown, 2 the start, 3 the end. Batches are as long as their longest text, `length` at most.
     """
 
     length: int

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from phalanx.data.shape import PADDING
+from phalanx.data.shape import END, PADDING, START
 from phalanx.expression import require
-
-START, END = 2, 3  # token ids before and behind a text
 
 # B texts, W unfinished or finished translations of each, V words
 
