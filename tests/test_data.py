@@ -18,10 +18,11 @@ from torch.nn import functional as F
 import phalanx
 from phalanx.data import cifar10, cifar100, dataset, mnist, movie_review
 from phalanx.data.cifar import PIXEL_BYTES
-from phalanx.data.dataset import Dataset, Tokens, spaced
+from phalanx.data.dataset import Dataset, spaced
 from phalanx.data.files import MissingData, download, extract, folder
 from phalanx.data.idx import read_idx
 from phalanx.data.movie_review import tokens
+from phalanx.data.shape import Tokens
 
 
 def idx(body: bytes, *sizes: int, magic: int = 0x0800) -> bytes:
@@ -328,7 +329,7 @@ def test_images_without_labels():
     ("x", "words"),
     [
         (torch.zeros(2, 3), r"int64, got \(2, 3\) of torch.float32"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.int64), r"\(N, L\) of int64, got \(2, 1, 4, 4\)"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.int64), r"\(N, 2, L\) of int64, got \(2, 1, 4, 4\)"),
         (torch.tensor([[0, 1], [2, 5]]), r"lie in \[0, 5\), got 0 to 5"),
         (torch.tensor([[0, -1], [2, 4]]), r"got -1 to 4"),
     ],

@@ -123,4 +123,4 @@ def test_perplexity_carries_the_state_through_each_column(columns, part, extra):
 
 def test_perplexity_needs_two_words_a_column():
     with pytest.raises(ValueError, match="a text of 7 words"):
-        perplexity(model_of(), torch.zeros(7, dtype=torch.int64), columns=4)
+        perplexity(model_of(), torch.zeros(7, dtype=torch.int64), count=4)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import phalanx
-from phalanx.data.dataset import Shape
+from phalanx.data.shape import Shape
 from phalanx.models.resnet import Bottleneck
 from phalanx.registry import entries
 

@@ -75,6 +75,7 @@ from phalanx.data.digits import Digits as digits
 from phalanx.data.files import MissingData as MissingData
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
+from phalanx.data.multi30k import Multi30k as multi30k
 from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
 from phalanx.data.partition import Partition as Partition
@@ -82,6 +83,7 @@ from phalanx.data.partition import Shards as shards
 from phalanx.data.shape import Pairs as Pairs
 from phalanx.data.shape import Passage as Passage
 from phalanx.data.shape import Tokens as Tokens
+from phalanx.data.wikitext2 import Wikitext2 as wikitext2
 from phalanx.ddp import register as ddp_hook
 from phalanx.exchange import Exchange as exchange
 from phalanx.expression import Expression as Expression

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phalanx.data.passages import columns, parts
 from phalanx.expression import method, require
 from phalanx.models.model import Model, Shape
 
@@ -70,8 +71,8 @@ class LanguageModel(nn.Module):
 
     def resume(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The scores of a part of a text, and the state of every layer behind it, for the next part."""
-        out, state = self.lstm(self.dropout(self.embedding(x)), state)
-        return self.decoder(self.dropout(out)), state
+        out, after = self.lstm(self.dropout(self.embedding(x)), state)
+        return self.decoder(self.dropout(out)), after
 
 
 def one_bias(lstm: nn.LSTM) -> nn.LSTM:
@@ -89,11 +90,11 @@ def one_bias(lstm: nn.LSTM) -> nn.LSTM:
 
 
 @torch.no_grad()
-def perplexity(model: Any, text: Tensor, part: int = 35, columns: int = 10) -> float:
+def perplexity(model: Any, text: Tensor, length: int = 35, count: int = 10) -> float:
     """exp of the mean cross-entropy of each word of a text given all words before it in its column.
 
-    The text is cut into `columns` long pieces, which are read side by side, `part` words at a time, with the states
-    carried from part to part; words that do not fill the columns are left out.
+    The text is cut into `count` columns, which are read side by side, `length` words at a time, with the states carried
+    from part to part; words that do not fill the columns are left out.
 
     Shapes: (T,) token ids.
     Args:
@@ -101,14 +102,12 @@ def perplexity(model: Any, text: Tensor, part: int = 35, columns: int = 10) -> f
     Raises:
         ValueError: the text is too short for the columns.
     """
-    rows = len(text) // columns
-    require(rows >= 2, f"a text of {len(text)} words gives no two to each of {columns} columns; lower columns")
-    x = text[: rows * columns].reshape(columns, rows)
-    was, state, total = model.training, None, 0.0
+    side_by_side = columns(text, count)
+    was, state, total, scored = model.training, None, 0.0, 0
     model.eval()
-    for start in range(0, rows - 1, part):
-        stop = min(start + part, rows - 1)
-        scores, state = model.resume(x[:, start:stop], state)
-        total += float(F.cross_entropy(scores.flatten(0, 1), x[:, start + 1 : stop + 1].flatten(), reduction="sum"))
+    for x, y in parts(side_by_side, length):
+        scores, state = model.resume(x, state)
+        total += float(F.cross_entropy(scores.flatten(0, 1), y.flatten(), reduction="sum"))
+        scored += y.numel()
     model.train(was)
-    return math.exp(total / (columns * (rows - 1)))
+    return math.exp(total / scored)
