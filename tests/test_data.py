@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import gzip
 import hashlib
-import http.server
 import io
 import struct
 import tarfile
-import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -372,25 +369,6 @@ def test_missing_data_names_the_set_the_place_and_the_ways_out(name, tmp_path, m
             assert word in sentence
     assert "cannot be downloaded" in str(error.value) and "cannot be downloaded" not in status
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder, and the address under which its files are to be had."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    source = tmp_path / "served"
-    source.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(source))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield source, f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join()
 
 
 def test_a_download_is_checked_and_leaves_only_its_files(served, tmp_path):
