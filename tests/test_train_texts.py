@@ -166,3 +166,14 @@ def test_a_classifier_refuses_a_passage():
         px.train(run_of(RoundAndRound(), px.mlp()))
     with pytest.raises(ValueError, match="crop_flip changes images"):
         px.train(run_of(RoundAndRound(), LSTM, augment=px.crop_flip()))
+
+
+def test_an_exchange_of_ones_own_leaves_constants_alone():
+    model = LSTM.build(px.Passage(5, 4), 4)
+    exchange = px.exchange(model, "chain(gather(dense()), mean())", world=px.LocalWorld(1))
+    x = torch.tensor([[1, 2, 3]])
+    model(x).square().sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    exchange()
+    assert all(torch.equal(p.grad, before[name]) for name, p in model.named_parameters())
+    assert exchange.layout.d == sum(p.numel() for p in model.parameters())

@@ -79,6 +79,19 @@ def test_one_matrix_for_all_words_and_every_weight_learns():
     assert all(p.grad is not None and p.grad.norm() > 0 for p in model.parameters())
 
 
+def test_either_the_words_or_the_scores_are_scaled():
+    model, x = model_of(), pairs(2, 5)
+    assert (model.word_scale, model.score_scale) == (8**0.5, 1.0)
+    other = phalanx.transformer(width=8, hidden=9, heads=2, layers=2, dropout=0.0, scaled="scores")
+    other = other.build(phalanx.Pairs(6, 12), 12).double().eval()
+    other.load_state_dict(model.state_dict())
+    want = model(x)
+    with torch.no_grad():
+        other.embedding.weight.mul_(8**0.5)
+    # the matrix is one: vectors as large as before, and scores too, by sqrt(8) / sqrt(8)
+    torch.testing.assert_close(other(x), want)
+
+
 def test_positions_by_their_formula():
     table = positions(30, 6)
     for t, i in itertools.product((0, 1, 29), range(3)):

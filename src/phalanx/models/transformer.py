@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +27,10 @@ class Transformer(Model):
         layers: of the encoder, and of the decoder, >= 1.
         dropout: of word vectors, attentions and every sublayer, in [0, 1); 0 makes the gradient a function of the
             samples alone.
-    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, in the form of the dissertation's code:
-        LayerNorm of the word vectors too, word vectors not enlarged by sqrt(width) but scores divided by it.
+        scaled: one matrix is too small as word vectors or too large for the scores: "words" multiplies the vectors by
+            sqrt(width) before their places are added; "scores" divides the scores by it, which learns much later.
+    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762. Differs: as the dissertation's code,
+        LayerNorm of the word vectors too; that code has scaled="scores" where the paper has "words".
     """
 
     width: int = 512
@@ -34,6 +38,7 @@ class Transformer(Model):
     heads: int = 8
     layers: int = 6
     dropout: float = 0.1
+    scaled: Literal["words", "scores"] = "words"
 
     def validate(self) -> None:
         counts = (self.width, self.hidden, self.heads, self.layers)
@@ -45,7 +50,8 @@ class Transformer(Model):
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
         vocabulary = self.pairs(shape).vocabulary
-        return Translator(vocabulary, self.width, self.hidden, self.heads, self.layers, self.dropout)
+        sizes = (vocabulary, self.width, self.hidden, self.heads, self.layers)
+        return Translator(*sizes, self.dropout, self.scaled == "words")
 
 
 class Translator(nn.Module):
@@ -54,8 +60,11 @@ class Translator(nn.Module):
     Shapes: pairs (B, 2, L) of token ids, the text and the translation so far -> (B, L, vocabulary).
     """
 
-    def __init__(self, vocabulary: int, width: int, hidden: int, heads: int, layers: int, dropout: float) -> None:
+    def __init__(
+        self, vocabulary: int, width: int, hidden: int, heads: int, layers: int, dropout: float, large_words: bool
+    ) -> None:
         super().__init__()
+        self.word_scale, self.score_scale = (width**0.5, 1.0) if large_words else (1.0, width**-0.5)
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=PADDING)
         self.dropout = nn.Dropout(dropout)
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
@@ -93,10 +102,10 @@ class Translator(nn.Module):
 
     def scores(self, x: Tensor) -> Tensor:
         """Of each word. Shapes: (..., width) -> (..., vocabulary)."""
-        return self.projection(x) * x.shape[-1] ** -0.5
+        return self.projection(x) * self.score_scale
 
     def _embed(self, ids: Tensor) -> Tensor:
-        vectors = self.embedding(ids)
+        vectors = self.embedding(ids) * self.word_scale
         return self.dropout(vectors + positions(ids.shape[1], vectors.shape[-1]).to(vectors))
 
 

@@ -101,7 +101,7 @@ NETWORKS: dict[str, Network] = {
         "Table 4.12, each matrix of each gate alone: 67,962,278 parameters",
     ),
     "transformer-multi30k": Network(
-        Transformer(),
+        Transformer(scaled="scores"),
         Pairs(20, 9_521),
         9_521,
         ("encoder.[1-5].*", "decoder.[1-5].*"),
