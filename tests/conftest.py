@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import http.server
 import os
+import threading
+from functools import partial
 
 import pytest
 from hypothesis import settings
@@ -10,6 +13,25 @@ collect_ignore_glob = ["job_*.py", "worlds/job*.py"]
 # a first call compiles kernels
 settings.register_profile("phalanx", deadline=None)
 settings.load_profile("phalanx")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, and the address under which its files are to be had."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    source = tmp_path / "served"
+    source.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(source))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield source, f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

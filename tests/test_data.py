@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import gzip
 import hashlib
-import http.server
 import io
 import struct
 import tarfile
-import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +15,11 @@ from torch.nn import functional as F
 import phalanx
 from phalanx.data import cifar10, cifar100, dataset, mnist, movie_review
 from phalanx.data.cifar import PIXEL_BYTES
-from phalanx.data.dataset import Dataset, Tokens, spaced
+from phalanx.data.dataset import Dataset, spaced
 from phalanx.data.files import MissingData, download, extract, folder
 from phalanx.data.idx import read_idx
 from phalanx.data.movie_review import tokens
+from phalanx.data.shape import Tokens
 
 
 def idx(body: bytes, *sizes: int, magic: int = 0x0800) -> bytes:
@@ -328,7 +326,7 @@ def test_images_without_labels():
     ("x", "words"),
     [
         (torch.zeros(2, 3), r"int64, got \(2, 3\) of torch.float32"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.int64), r"\(N, L\) of int64, got \(2, 1, 4, 4\)"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.int64), r"\(N, 2, L\) of int64, got \(2, 1, 4, 4\)"),
         (torch.tensor([[0, 1], [2, 5]]), r"lie in \[0, 5\), got 0 to 5"),
         (torch.tensor([[0, -1], [2, 4]]), r"got -1 to 4"),
     ],
@@ -371,25 +369,6 @@ def test_missing_data_names_the_set_the_place_and_the_ways_out(name, tmp_path, m
             assert word in sentence
     assert "cannot be downloaded" in str(error.value) and "cannot be downloaded" not in status
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder, and the address under which its files are to be had."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    source = tmp_path / "served"
-    source.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(source))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield source, f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join()
 
 
 def test_a_download_is_checked_and_leaves_only_its_files(served, tmp_path):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 from itertools import pairwise
 
 import pytest
@@ -6,11 +7,13 @@ import torch
 from torch import nn
 
 import phalanx
-from phalanx.data.dataset import Shape
+from phalanx.data.shape import Shape
 from phalanx.models.resnet import Bottleneck
 from phalanx.registry import entries
 
 TEXTS = phalanx.Tokens(length=9, vocabulary=1_000)
+PASSAGES = phalanx.Passage(length=9, vocabulary=33_278)
+PAIRS = phalanx.Pairs(length=9, vocabulary=9_521)
 COUNTS = [
     ("mlp()", (1, 8, 8), 10, 4_810),
     ("mlp(hidden=())", (1, 8, 8), 10, 650),
@@ -27,14 +30,22 @@ COUNTS = [
     ("vgg9()", (3, 32, 32), 10, 3_491_530),
     # the dissertation's 20,560,330 and the biases of 5,504 maps
     ("vgg19_bn()", (3, 32, 32), 10, 20_560_330 + 5_504),
+    ("vgg19_bn(bias=False)", (3, 32, 32), 10, 20_560_330),
+    ("vgg19_bn(bias=False, hidden=())", (3, 32, 32), 10, 20_035_018),
     ("resnet50()", (3, 32, 32), 10, 23_520_842),
+    ("resnet50(stem='large')", (3, 224, 224), 1000, 25_557_032),
+    ("wide_resnet50()", (3, 224, 224), 1000, 68_883_240),
+    ("wide_resnet50(stem='small', widening=1)", (3, 32, 32), 10, 23_520_842),
     ("resnet152()", (3, 32, 32), 10, 58_156_618),
     ("alexnet()", (3, 224, 224), 1000, 61_100_840),
     ("alexnet()", (3, 32, 32), 10, 57_044_810),
     ("cnn_rand()", TEXTS, 2, 154_502 + 1_000 * 128),
     ("cnn_rand(dim=32, maps=32)", TEXTS, 2, 12_578 + 1_000 * 32),
+    ("tied_lstm()", PASSAGES, 33_278, 85_962_278),
+    ("transformer()", PAIRS, 9_521, 48_978_432),
 ]
-LARGE = ["resnet50()", "resnet152()", "alexnet()", "vgg19_bn()"]
+READS = {"cnn_rand": ("texts", TEXTS), "tied_lstm": ("passages", PASSAGES), "transformer": ("pairs of texts", PAIRS)}
+LARGE = ["resnet50()", "wide_resnet50(stem='small')", "resnet152()", "alexnet()", "vgg19_bn()"]
 SMALL = [
     ("mlp()", (1, 8, 8)),
     ("mlp(hidden=(7, 5))", (3, 5, 9)),
@@ -116,6 +127,15 @@ def test_resnet50_halves_the_image_three_times_and_has_16_blocks():
     assert shapes == [(256, 16, 16)] * 3 + [(512, 8, 8)] * 4 + [(1024, 4, 4)] * 6 + [(2048, 2, 2)] * 3
 
 
+def test_a_large_stem_makes_the_image_four_times_smaller():
+    for expression in ("resnet50(stem='large')", "wide_resnet50()"):
+        with torch.device("meta"):
+            model = build(expression, (3, 224, 224), num_classes=5)
+            x = model[:4](torch.empty(2, 3, 224, 224))
+            assert x.shape == (2, 64, 56, 56)
+            assert model[:-3](torch.empty(2, 3, 224, 224)).shape == (2, 2048, 7, 7)
+
+
 def test_alexnet_enlarges_what_it_reads():
     model = build("alexnet()", (1, 8, 8)).eval()
     x = torch.full((1, 1, 8, 8), 0.5)
@@ -148,11 +168,12 @@ def test_cnn_rand_does_not_train_the_padding():
 
 @pytest.mark.parametrize("name", sorted({expression.partition("(")[0] for expression, *_ in COUNTS}))
 def test_a_model_refuses_what_it_cannot_read(name):
-    shape, words = (TEXTS, "images, and the data are sequences of 9 token ids")
-    if name == "cnn_rand":
-        shape, words = (3, 32, 32), "texts, and the data are 3x32x32 images"
-    with pytest.raises(ValueError, match=f"^{name} reads {words}"):
-        phalanx.parse(f"{name}()").build(shape, 10)
+    kind, own = READS.get(name, ("images", (3, 32, 32)))
+    for shape in ((3, 32, 32), TEXTS, PASSAGES, PAIRS):
+        if type(shape) is not type(own):
+            have = "3x32x32 images" if isinstance(shape, tuple) else str(shape)
+            with pytest.raises(ValueError, match=f"^{name} reads {kind}, and the data are {re.escape(have)}; choose"):
+                phalanx.parse(f"{name}()").build(shape, 10)
 
 
 @pytest.mark.parametrize("expression", ["lenet(channels=(4, 6), hidden=8)", "vgg9(width=0.1)", "mlp()"])
@@ -218,6 +239,16 @@ def test_images_that_are_too_small(expression, shape, words):
         "vgg13_bn(dropout=nan)",
         "vgg19_bn(dropout=1.0)",
         "alexnet(dropout=-1)",
+        "vgg19_bn(hidden=(512, 0))",
+        "resnet50(stem='middle')",
+        "wide_resnet50(widening=0)",
+        "tied_lstm(width=0)",
+        "tied_lstm(layers=0)",
+        "tied_lstm(dropout=1)",
+        "transformer(heads=0)",
+        "transformer(width=9, heads=3)",
+        "transformer(width=12, heads=8)",
+        "transformer(dropout=nan)",
         "cnn_rand(windows=())",
         "cnn_rand(windows=(3, 0))",
         "cnn_rand(dim=0)",

@@ -159,7 +159,8 @@ class Exchange:
             or an empty string.
         """
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        buffers = {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
+        have = dict(self.model.named_buffers())
+        buffers = {name: have[name] for name in self.layout.installed}
         parts = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
         joined = self.layout.join({**parts, **buffers})
         row, measured = self.courier.carry(joined, self.layout, index=self.courier.index, weight=weight)

@@ -46,9 +46,11 @@ class Layout:
 
     @staticmethod
     def of(model: nn.Module) -> Layout:
-        """The trained parameters of a model, then its floating-point buffers as installed entries."""
+        """The trained parameters of a model, then the floating-point buffers of its state as installed entries."""
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+        saved = model.state_dict()
+        # a buffer that is not saved is a constant, such as a table of positions
+        buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point() and n in saved}
         both = {**parameters, **buffers}
         dtypes = {t.dtype for t in both.values()}
         if len(dtypes) > 1:
@@ -70,6 +72,11 @@ class Layout:
     def stepped(self) -> int:
         """Columns that are directions; the d - stepped columns behind them are installed."""
         return sum(self.sizes[: len(self.sizes) - self.num_installed])
+
+    @cached_property
+    def installed(self) -> tuple[str, ...]:
+        """The names of the installed entries."""
+        return self.names[len(self.names) - self.num_installed :]
 
     @cached_property
     def head(self) -> Layout:

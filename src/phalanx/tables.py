@@ -57,7 +57,7 @@ def _give_back(block: np.ndarray[Any, Any]) -> None:
 
 
 def side_by_side(work: Callable[[X], Y], items: Iterable[X]) -> list[Y]:
-    """work of each item, in order, on as many threads as torch uses; for work that lets go of the interpreter's lock."""
+    """work of each item, in order, on as many threads as torch uses; for work that lets other Python code run."""
     listed = list(items)
     threads = min(torch.get_num_threads(), len(listed))
     if threads <= 1:

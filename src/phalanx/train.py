@@ -24,6 +24,7 @@ from phalanx.phase import Phase, Run
 from phalanx.precision import finite
 from phalanx.results import RunFolder
 from phalanx.round import Round, stream
+from phalanx.score import assess
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
 from phalanx.stop import stop_requests
@@ -220,20 +221,11 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[float, float | None]:
-        """Accuracy in [0, 1] and mean loss on the test set; looked at once a round."""
-        if self._evaluated is not None and self._evaluated[0] == self.step:
-            return self._evaluated[1]
-        self.model.eval()
-        right, loss, count = 0, 0.0, len(self.data.test_y)
-        for start in range(0, count, 1000):
-            x, y = (t.to(self.device) for t in self.data.test(slice(start, start + 1000)))
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                logits = self.model(x).float()
-            right += int((logits.argmax(dim=1) == y).sum())
-            loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
-        self._evaluated = self.step, (right / count, _number(loss / count))
+        """Accuracy in [0, 1] and mean loss over the labels of the test set; looked at once a round."""
+        if self._evaluated is None or self._evaluated[0] != self.step:
+            accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
+            self._evaluated = self.step, (accuracy, _number(loss))
         return self._evaluated[1]
 
     def _checkpoint(self, folder: RunFolder | None) -> None:
@@ -284,6 +276,7 @@ class Trainer:
         return {
             "accuracy": accuracy,
             "test_loss": loss,
+            **({"perplexity": _perplexity(loss)} if self.data.test_y.dim() > 1 else {}),
             "rounds": self.step,
             "lost_rounds": ledger.lost_rounds,
             "lost_groups": ledger.lost_groups,
@@ -308,6 +301,10 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _perplexity(loss: float | None) -> float | None:
+    return None if loss is None else _number(torch.tensor(loss, dtype=torch.float64).exp())
 
 
 def _number(x: Tensor | float) -> float | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from phalanx.allocation import Allocation
 from phalanx.data.augment import Augment
@@ -17,6 +16,7 @@ from phalanx.data.dataset import Dataset
 from phalanx.expression import Expression, method, require
 from phalanx.layout import Layout
 from phalanx.round import stream
+from phalanx.score import cross_entropy
 from phalanx.tables import empty_rows
 
 
@@ -37,7 +37,7 @@ class Site:
     key: tuple[object, ...] = ()
 
     def batch(self, samples: Tensor, unit: int) -> tuple[Tensor, Tensor]:
-        """The examples, (B, C, H, W) or (B, L), and labels (B,) of a unit, augmented under its own stream."""
+        """The examples and labels of a unit, as `Dataset.train` gives them, augmented under its own stream."""
         device = next(self.model.parameters()).device
         x, y = (t.to(device) for t in self.data.train(samples))
         if self.augment is not None:
@@ -46,16 +46,15 @@ class Site:
         return x.to(memory_format=torch.channels_last, copy=True) if self.channels_last else x, y
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy, mean over the batch, in the run's precision."""
+        """Cross-entropy, mean over the labels of the batch, in the run's precision."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(x)
-        return F.cross_entropy(logits.float(), y)
+            scores = self.model(x)
+        return cross_entropy(scores, y)
 
     def buffers(self) -> dict[str, Tensor]:
         """The installed entries of the layout: floating-point buffers."""
-        installed = self.layout.names[len(self.layout.names) - self.layout.num_installed :]
         have = dict(self.model.named_buffers())
-        return {name: have[name] for name in installed}
+        return {name: have[name] for name in self.layout.installed}
 
 
 class Work(Expression, ABC):

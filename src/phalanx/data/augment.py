@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from phalanx.data.dataset import Shape, Tokens
+from phalanx.data.shape import Shape
 from phalanx.expression import Expression, method, require
 
 
@@ -19,7 +19,7 @@ class Augment(Expression, ABC):
     def check(self, shape: Shape) -> None:
         """Raises ValueError for data that it cannot change."""
         sentence = f"{self.expression_name} changes images, and the data are {shape}; leave augment=None"
-        require(not isinstance(shape, Tokens), sentence)
+        require(isinstance(shape, tuple), sentence)
 
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:

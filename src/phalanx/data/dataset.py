@@ -12,22 +12,9 @@ import torch
 from torch import Tensor
 
 from phalanx.data.files import folder
+from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
 from phalanx.expression import Expression, require
 from phalanx.registry import entries
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The shape of an example that is a text: `length` token ids, each in [0, vocabulary); 0 is padding, 1 unknown."""
-
-    length: int
-    vocabulary: int
-
-    def __str__(self) -> str:
-        return f"sequences of {self.length} token ids"
-
-
-Shape = tuple[int, int, int] | Tokens  # channels, height and width of an image, or what a text is
 
 
 @dataclass(frozen=True)
@@ -37,7 +24,8 @@ class Dataset:
     Images stay uint8, a quarter of their size in float32, until `train` or `test` normalises a batch of them; token ids
     go to the model as they are. Runs in one process share the tensors: never write into them.
 
-    Shapes: train_x (N, C, H, W) uint8 or (N, L) int64, train_y (N,) int64, and the same for the test part.
+    Shapes: train_x (N, C, H, W) uint8, (N, L) int64 or pairs of texts (N, 2, L) int64; train_y (N,) int64, or (N, L)
+        where every token has a label; and the same for the test part, in which L may differ.
     Args:
         mean: of each channel, as a fraction of `levels`; () for texts.
         std: of each channel, as a fraction of `levels`; () for texts.
@@ -63,6 +51,10 @@ class Dataset:
             kind = "images" if self.vocabulary is None else "texts"
             require(len(x) == len(y), f"{self.name}: {len(x)} {part} {kind}, but {len(y)} labels")
             self._check(part, x)
+            ok = y.dim() == 1 or (self.vocabulary is not None and y.dim() == 2 and y.shape[1] == x.shape[-1])
+            have = f"{tuple(y.shape)} for {tuple(x.shape)}"
+            require(ok, f"{self.name}: {part} labels are (N,), or (N, L) for texts of L tokens, got {have}")
+            require(x.dim() != 3 or y.dim() == 2, f"{self.name}: pairs of texts need {part} labels (N, L), got {have}")
 
     def _check(self, part: str, x: Tensor) -> None:
         shape = tuple(x.shape)
@@ -71,8 +63,9 @@ class Dataset:
             have = f"{shape} with {len(self.mean)} means and {len(self.std)} deviations"
             require(ok, f"{self.name}: {part} images are (N, C, H, W) with a mean and std a channel, got {have}")
             return
-        ok = x.dim() == 2 and x.dtype == torch.int64
-        require(ok, f"{self.name}: {part} texts are token ids (N, L) of int64, got {shape} of {x.dtype}")
+        ok = (x.dim() == 2 or (x.dim() == 3 and x.shape[1] == 2)) and x.dtype == torch.int64
+        have = f"{shape} of {x.dtype}"
+        require(ok, f"{self.name}: {part} texts are token ids (N, L) or (N, 2, L) of int64, got {have}")
         low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
         ok = low >= 0 and high < self.vocabulary
         require(ok, f"{self.name}: {part} token ids lie in [0, {self.vocabulary}), got {low} to {high}")
@@ -80,23 +73,31 @@ class Dataset:
     @property
     def shape(self) -> Shape:
         """What an example is."""
-        if self.vocabulary is not None:
-            return Tokens(self.train_x.shape[1], self.vocabulary)
-        c, h, w = self.train_x.shape[1:]
-        return c, h, w
+        if self.vocabulary is None:
+            c, h, w = self.train_x.shape[1:]
+            return c, h, w
+        kind = Pairs if self.train_x.dim() == 3 else Tokens if self.train_y.dim() == 1 else Passage
+        return kind(self.train_x.shape[-1], self.vocabulary)
 
     def train(self, samples: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Normalised images (B, C, H, W) or token ids (B, L), and labels (B,), of training samples."""
-        return self.inputs(self.train_x[samples]), self.train_y[samples]
+        """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to train on."""
+        return self._batch(self.train_x[samples], self.train_y[samples])
 
     def test(self, samples: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Normalised images (B, C, H, W) or token ids (B, L), and labels (B,), of test samples."""
-        return self.inputs(self.test_x[samples]), self.test_y[samples]
+        """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to test on."""
+        return self._batch(self.test_x[samples], self.test_y[samples])
+
+    def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dim() == 3:
+            # without the columns that are padding in every text of the batch
+            used = int((x != PADDING).any(dim=(0, 1)).sum().clamp(min=1))
+            x, y = x[..., :used], y[..., :used]
+        return self.inputs(x), y
 
     def inputs(self, x: Tensor) -> Tensor:
         """What a model reads: token ids, or (x / levels - mean) / std, channel by channel, of images.
 
-        Shapes: (B, L) -> the same; (B, C, H, W) -> same, float32, a copy.
+        Shapes: (B, L) and (B, 2, L) -> the same; (B, C, H, W) -> same, float32, a copy.
         """
         if self.vocabulary is not None:
             return x

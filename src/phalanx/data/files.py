@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ def missing(name: str, path: Path, reason: str = "") -> MissingData:
     )
 
 
-def download(name: str, sources: dict[str, tuple[str, str]], target: Path, unpack: Callable[[Path], None]) -> None:
+def download(
+    name: str, sources: Mapping[str, tuple[str, str | None]], target: Path, unpack: Callable[[Path], None]
+) -> None:
     """Fetches files, checks them, unpacks them, and only then moves what came out into `target`.
 
     Several processes may do so at once: each works in a folder of its own, and a file is moved in one step.
 
     Args:
-        sources: URL and md5 of each file.
+        sources: URL and md5 of each file, or None where `unpack` checks what comes out of it.
         unpack: turns the fetched files in a folder into those that belong into `target`.
     Raises:
         MissingData: a file cannot be fetched, or its md5 differs.
@@ -52,12 +55,19 @@ def download(name: str, sources: dict[str, tuple[str, str]], target: Path, unpac
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as work:
             for file, (url, md5) in sources.items():
                 fetch: Any = pooch.HTTPDownloader(timeout=30)  # does not fit pooch's own protocol of a downloader
-                pooch.retrieve(url, known_hash=f"md5:{md5}", fname=file, path=work, downloader=fetch)
+                pooch.retrieve(url, known_hash=md5 and f"md5:{md5}", fname=file, path=work, downloader=fetch)
             unpack(Path(work))
             for path in sorted(Path(work).iterdir()):
                 os.replace(path, target / path.name)
     except (OSError, ValueError, tarfile.TarError) as error:
         raise missing(name, target, f"{type(error).__name__}: {error}") from error
+
+
+def check_md5(path: Path, md5: str) -> None:
+    """Raises ValueError for a file with another content than the published one."""
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    if found != md5:
+        raise ValueError(f"{path.name} has md5 {found}, and should have {md5}")
 
 
 def extract(archive: Path, members: Iterable[str], target: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from phalanx.data.dataset import Data, Dataset, check_count
 from phalanx.data.files import download, extract, folder, missing
+from phalanx.data.shape import PADDING, UNKNOWN
 from phalanx.expression import method, require
 from phalanx.round import stream
 
@@ -21,7 +22,6 @@ MD5 = "50c1c2c047b4225e148e97aa7708c34e"
 PLACES = ("rt-polarity", "rt-polaritydata")  # the second is the publisher's
 FILES = ("rt-polarity.neg", "rt-polarity.pos")  # by label
 SENTENCES, TEST = 5331, 533  # of each label: all, and those that are tested on
-PADDING, UNKNOWN = 0, 1
 
 _STRANGE = re.compile(r"[^a-z0-9(),!?'`]")
 _CLITIC = re.compile(r"n't|'(?:s|ve|re|d|ll)")

@@ -26,10 +26,11 @@ class Partition(Expression, ABC):
 
     @abstractmethod
     def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        """The samples that each unit owns: disjoint, none empty, together all. Shapes: (N,) -> units index vectors.
+        """The samples that each unit owns: disjoint, none empty, together all.
 
+        Shapes: (N,), or (N, L) where every token has a label -> units index vectors.
         Raises:
-            ValueError: there are fewer samples than units need.
+            ValueError: there are fewer samples than units need, or it cannot share out labels of tokens.
         """
 
     def draw(self, labels: Tensor, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
@@ -37,7 +38,7 @@ class Partition(Expression, ABC):
 
         A part smaller than a unit's share of the batch is passed through more than once.
 
-        Shapes: (N,) -> units index vectors, together `batch` long; the first batch % units of them are one longer.
+        Shapes: (N,) or (N, L) -> units index vectors, together `batch` long; the first batch % units are one longer.
         Args:
             batch: samples of all units together.
         Raises:
@@ -96,6 +97,7 @@ class Dirichlet(Partition):
         require(self.least >= 1, f"dirichlet needs least >= 1, got least={self.least}")
 
     def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        _check_labels(self, labels)
         _check_units(self, len(labels), units, self.least)
         for draw in range(MAX_DRAWS):
             owner = self._owners(labels, units, seed, draw)
@@ -143,6 +145,7 @@ class Shards(Partition):
         require(self.per_unit >= 1, f"shards needs per_unit >= 1, got per_unit={self.per_unit}")
 
     def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        _check_labels(self, labels)
         _check_units(self, len(labels), units, self.per_unit)
         shuffled = _shuffled(len(labels), ("split", seed))
         pieces = shuffled[labels[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
@@ -154,6 +157,10 @@ def _check_units(partition: Partition, n: int, units: int, each: int = 1) -> Non
     require(units >= 1, f"{partition!r} needs at least one unit, got {units}")
     need = units * each
     require(n >= need, f"{partition!r} needs {need} samples for {units} units, {each} each, and there are {n}")
+
+
+def _check_labels(partition: Partition, labels: Tensor) -> None:
+    require(labels.dim() == 1, f"{partition!r} shares out classes, and each token of these texts has one; choose iid()")
 
 
 def _check_batch(batch: int, units: int) -> None:

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Never
 
 from torch import nn
 
-from phalanx.data.dataset import Shape as Shape
-from phalanx.data.dataset import Tokens
+from phalanx.data.shape import Pairs, Passage, Tokens
+from phalanx.data.shape import Shape as Shape
 from phalanx.expression import Expression
 
 
 class Model(Expression, ABC):
-    """A classifier of images or of texts that a run names.
+    """A network that a run names: a classifier of images, of texts or of each token of a text.
 
     Class attribute `channels_last`: the convolutions run in that memory format. Measured for a training step on 2 cores
     with AVX-512 and without AMX, batch 64: LeNet 1.7 times faster, ResNet-18 1.3, VGG-9 1.2, VGG-11-BN 1.0. Bfloat16
@@ -25,21 +25,32 @@ class Model(Expression, ABC):
 
     @abstractmethod
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        """The network (B, *shape) -> (B, num_classes), its weights drawn from torch's global generator.
+        """The network, its weights drawn from torch's global generator.
 
+        Shapes: (B, *shape) -> (B, num_classes); where every token has a label, (B, L) or (B, 2, L) -> (B, L,
+            num_classes), num_classes being the vocabulary.
         Raises:
-            ValueError: images of this shape are too small for it, or it reads texts; or the reverse.
+            ValueError: images of this shape are too small for it, or it reads another kind of data.
         """
 
     def image(self, shape: Shape) -> tuple[int, int, int]:
         """Channels, height and width, for a model that reads images; ValueError where the data are texts."""
-        if isinstance(shape, Tokens):
-            raise ValueError(f"{self.expression_name} reads images, and the data are {shape}; choose cnn_rand()")
-        return shape
+        return shape if isinstance(shape, tuple) else self._refuse("images", shape)
 
     def tokens(self, shape: Shape) -> Tokens:
-        """Length and vocabulary, for a model that reads texts; ValueError where the data are images."""
-        if isinstance(shape, Tokens):
-            return shape
-        sizes = "x".join(map(str, shape))
-        raise ValueError(f"{self.expression_name} reads texts, and the data are {sizes} images; choose cnn() or mlp()")
+        """Length and vocabulary, for a model that labels texts; ValueError where the data are others."""
+        return shape if isinstance(shape, Tokens) else self._refuse("texts", shape)
+
+    def passage(self, shape: Shape) -> Passage:
+        """Length and vocabulary, for a model that says what comes next; ValueError where the data are others."""
+        return shape if isinstance(shape, Passage) else self._refuse("passages", shape)
+
+    def pairs(self, shape: Shape) -> Pairs:
+        """Length and vocabulary, for a model that translates; ValueError where the data are others."""
+        return shape if isinstance(shape, Pairs) else self._refuse("pairs of texts", shape)
+
+    def _refuse(self, wanted: str, shape: Shape) -> Never:
+        have = f"{'x'.join(map(str, shape))} images" if isinstance(shape, tuple) else str(shape)
+        fitting = {tuple: "cnn() or mlp()", Tokens: "cnn_rand()", Passage: "tied_lstm()", Pairs: "transformer()"}
+        ways = fitting[type(shape)]
+        raise ValueError(f"{self.expression_name} reads {wanted}, and the data are {have}; choose {ways}")

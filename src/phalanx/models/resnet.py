@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual networks for small images."""
+"""Residual networks for small images and for large ones."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phalanx.expression import method
+from phalanx.expression import method, require
 from phalanx.models.model import Model, Shape
 
 
@@ -30,18 +32,48 @@ class Resnet18(Model):
 
 @method("resnet50", "model")
 class Resnet50(Model):
-    """A 3x3 stem, stages of 3, 4, 6 and 3 bottlenecks, mean over the pixels: 23,520,842 parameters on CIFAR-10.
+    """A stem, stages of 3, 4, 6 and 3 bottlenecks, mean over the pixels: 23,520,842 parameters on CIFAR-10.
 
-    Images of any size; each of the last three stages halves them.
+    25,557,032 with stem="large" on ImageNet. Images of any size; each of the last three stages halves them.
 
-    Source: He et al., Deep Residual Learning, 2015, arXiv:1512.03385, Table 1. Differs: as resnet18, and a stage halves
-        the image in the 3x3 convolution of its first block.
+    Args:
+        stem: "small" keeps the image's size in a 3x3 convolution; "large" makes it four times smaller in a 7x7
+            convolution and a pooling.
+    Source: He et al., Deep Residual Learning, 2015, arXiv:1512.03385, Table 1, which has the large stem. Differs: a
+        stage halves the image in the 3x3 convolution of its first block, as is usual and in the dissertation.
     """
 
     channels_last: ClassVar[bool] = True
 
+    stem: Literal["small", "large"] = "small"
+
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        return _resnet(Bottleneck, (3, 4, 6, 3), self.image(shape)[0], num_classes)
+        return _resnet(Bottleneck, (3, 4, 6, 3), self.image(shape)[0], num_classes, self.stem)
+
+
+@method("wide_resnet50", "model")
+class WideResnet50(Model):
+    """ResNet-50 whose 3x3 convolutions are twice as wide, WideResNet-50-2: 68,883,240 parameters on ImageNet.
+
+    Images of any size; each of the last three stages halves them.
+
+    Args:
+        stem: as in resnet50.
+        widening: channels of the 3x3 convolutions over those of ResNet-50, >= 1.
+    Source: Zagoruyko and Komodakis, Wide Residual Networks, 2016, arXiv:1605.07146, section 3.5. Differs: as resnet50.
+    """
+
+    channels_last: ClassVar[bool] = True
+
+    stem: Literal["small", "large"] = "large"
+    widening: int = 2
+
+    def validate(self) -> None:
+        require(self.widening >= 1, f"wide_resnet50 needs widening >= 1, got widening={self.widening}")
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        block = partial(Bottleneck, widening=self.widening)
+        return _resnet(block, (3, 4, 6, 3), self.image(shape)[0], num_classes, self.stem)
 
 
 @method("resnet152", "model")
@@ -62,10 +94,9 @@ class Resnet152(Model):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut. Shapes: (B, inside, H, W) -> (B, width, H / stride, W / stride)."""
 
-    expansion: ClassVar[int] = 1
-
     def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
+        self.out = width
         self.conv1 = nn.Conv2d(inside, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -78,23 +109,21 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two of 1x1, beside a shortcut.
+    """A 3x3 convolution of widening * width channels between two of 1x1, beside a shortcut.
 
     Shapes: (B, inside, H, W) -> (B, 4 width, H / stride, W / stride).
     """
 
-    expansion: ClassVar[int] = 4
-
-    def __init__(self, inside: int, width: int, stride: int) -> None:
+    def __init__(self, inside: int, width: int, stride: int, widening: int = 1) -> None:
         super().__init__()
-        out = width * self.expansion
-        self.conv1 = nn.Conv2d(inside, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out)
-        self.shortcut = _shortcut(inside, out, stride)
+        self.out, inner = 4 * width, widening * width
+        self.conv1 = nn.Conv2d(inside, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, self.out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(self.out)
+        self.shortcut = _shortcut(inside, self.out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu(self.bn1(self.conv1(x)))
@@ -108,13 +137,25 @@ def _shortcut(inside: int, out: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inside, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
 
 
+def _stem(kind: Literal["small", "large"], channels: int) -> list[nn.Module]:
+    if kind == "small":
+        return [nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    first = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return [first, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+
+
 def _resnet(
-    block: type[BasicBlock] | type[Bottleneck], counts: tuple[int, ...], channels: int, num_classes: int
+    block: Callable[[int, int, int], BasicBlock | Bottleneck],
+    counts: tuple[int, ...],
+    channels: int,
+    num_classes: int,
+    stem: Literal["small", "large"] = "small",
 ) -> nn.Module:
-    layers: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    layers = _stem(stem, channels)
     inside = 64
     for stage, (count, width) in enumerate(zip(counts, (64, 128, 256, 512), strict=True)):
         for i in range(count):
-            layers.append(block(inside, width, stride=2 if stage > 0 and i == 0 else 1))
-            inside = width * block.expansion
+            made = block(inside, width, 2 if stage > 0 and i == 0 else 1)
+            layers.append(made)
+            inside = made.out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, num_classes))

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an example is, for the models that read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PADDING, UNKNOWN = 0, 1
+START, END = 2, 3  # before and behind each of a pair of texts
+UNSCORED = -100  # the label of a token that is not scored; cross_entropy leaves it out by itself
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text with one label: `length` token ids, each in [0, vocabulary); 0 is padding, 1 unknown."""
+
+    length: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        return f"sequences of {self.length} token ids"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text whose every token has a label, the token after it: `length` token ids, each in [0, vocabulary)."""
+
+    length: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        return f"passages of {self.length} token ids with a label each"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A text and its translation so far, (2, length) token ids below `vocabulary`, with a label for each of the latter.
+
+    0 is padding, 1 unknown, 2 the start, 3 the end. Batches are as long as their longest text, `length` at most.
+    """
+
+    length: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        return f"pairs of texts of up to {self.length} token ids"
+
+
+Shape = tuple[int, int, int] | Tokens | Passage | Pairs  # channels, height and width of an image, or what a text is

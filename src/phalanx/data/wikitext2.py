@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WikiText-2, articles for language models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from phalanx.data.dataset import Data, Dataset
+from phalanx.data.files import download, folder, missing
+from phalanx.data.passages import passages
+from phalanx.data.words import most_frequent
+from phalanx.expression import method, require
+
+PLACE = "wikitext-2"
+URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
+# of the training part no checksum is known here; its length is the publisher's
+MD5 = {"valid": "d756d22ab2310e7e60c094bea5c5a8eb", "test": "781c9418ab9414bd09e4aad825aae752"}
+COUNTS = {"train": 2_088_628, "valid": 217_646, "test": 245_569}
+UNKNOWN, END = "<unk>", "<eos>"
+
+
+@method("wikitext2", "data")
+class Wikitext2(Data):
+    """Articles of Wikipedia: at every word of a passage, what comes next.
+
+    2,088,628 words to train on and 245,569 to test on, the ends of lines among them, in 33,278 different ones. The
+    vocabulary holds the words of the training part, the most frequent first; all others are the publisher's <unk>. The
+    files train.txt, valid.txt and test.txt lie in wikitext-2 of the data folder.
+
+    Args:
+        train: words to train on, from the beginning; all when None.
+        test: words to test on, from the beginning; all when None.
+        length: words of a passage that are scored, >= 1.
+        context: words before them that a model reads first, >= 0, as it starts each passage with an empty memory.
+        vocabulary: words at most, >= 2; fewer make a smaller model. All when None.
+        part: what to train on; "valid" is the small validation part.
+    Source: Merity et al., Pointer Sentinel Mixture Models, 2016, arXiv:1609.07843. Differs: passages in any order and
+        none from the state that the one before ended with; `perplexity` scores a text with the state carried.
+    """
+
+    train: int | None = None
+    test: int | None = None
+    length: int = 35
+    context: int = 0
+    vocabulary: int | None = None
+    part: Literal["train", "valid"] = "train"
+
+    def validate(self) -> None:
+        for field, part in (("train", self.part), ("test", "test")):
+            count = getattr(self, field)
+            ok = count is None or 2 <= count <= COUNTS[part]
+            require(ok, f"wikitext2 has 2 to {COUNTS[part]} {field} words, got {field}={count}")
+        ok = self.length >= 1 and self.context >= 0
+        require(ok, f"wikitext2 needs length >= 1 and context >= 0, got {self.length} and {self.context}")
+        ok = self.vocabulary is None or self.vocabulary >= 2
+        require(ok, f"wikitext2 needs vocabulary >= 2 ({UNKNOWN} and a word), got vocabulary={self.vocabulary}")
+
+    def read(self) -> Dataset:
+        train, test, count = self.texts()
+        pieces = (passages(ids, self.length, self.context) for ids in (train, test))
+        (train_x, train_y), (test_x, test_y) = pieces
+        return Dataset("wikitext2", train_x, train_y, test_x, test_y, count, vocabulary=count)
+
+    def texts(self) -> tuple[Tensor, Tensor, int]:
+        """The training and the test text as token ids, and the number of different ones. Shapes: (T,) each."""
+        self._fetch()
+        train, test = _words(self.part)[: self.train], _words("test")[: self.test]
+        counts = Counter(train)
+        ids = {word: i for i, word in enumerate(most_frequent(counts, counts.keys() - {UNKNOWN}, self._most()))}
+        ids[UNKNOWN] = len(ids)
+        train, test = (torch.tensor([ids.get(word, ids[UNKNOWN]) for word in text]) for text in (train, test))
+        return train, test, len(ids)
+
+    def location(self) -> str:
+        if self._absent():
+            raise missing("wikitext2", _place())
+        return str(_place())
+
+    def _most(self) -> int | None:
+        return None if self.vocabulary is None else self.vocabulary - 1
+
+    def _absent(self) -> list[str]:
+        return [part for part in (self.part, "test") if not (_place() / f"{part}.txt").exists()]
+
+    def _fetch(self) -> None:
+        absent = self._absent()
+        if absent:
+            sources = {f"{part}.txt": (f"{URL}/{part}.txt", MD5.get(part)) for part in absent}
+            download("wikitext2", sources, _place(), lambda work: None)
+
+
+def _place() -> Path:
+    return folder() / PLACE
+
+
+def _words(part: str) -> list[str]:
+    path = _place() / f"{part}.txt"
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    found = [word for line in lines for word in (*line.split(), END)]
+    want = COUNTS[part]
+    require(len(found) == want, f"wikitext2: {path} has {len(found)} words, and should have {want}; fetch it again")
+    return found

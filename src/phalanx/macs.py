@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiply-accumulate operations of a forward pass, layer by layer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Count = Callable[[Any, tuple[Any, ...], Any], int]  # of a layer, its inputs and its output
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """What one layer multiplies in a pass, over all its calls.
+
+    Args:
+        name: of the module in the model; empty if it is the model itself.
+        kind: its class.
+    """
+
+    name: str
+    kind: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class Macs:
+    """What a model multiplies in a pass; only layers that were called are listed, in the model's order."""
+
+    layers: tuple[LayerMacs, ...]
+
+    @property
+    def total(self) -> int:
+        """Of all layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    def __getitem__(self, name: str) -> int:
+        """Of the layer of this name and all below it; 0 if none was called."""
+        inside = f"{name}." if name else ""
+        return sum(layer.macs for layer in self.layers if layer.name == name or layer.name.startswith(inside))
+
+
+@torch.no_grad()
+def macs(model: nn.Module, *inputs: Any) -> Macs:
+    """Multiply-accumulate operations of `model(*inputs)` in its present mode, seen at its layers.
+
+    Counted are linear layers, convolutions, recurrent layers, nn.MultiheadAttention with its two products, and every
+    module with a method `macs(inputs, output)`, which speaks for the modules within it too. Not counted are what is no
+    product of matrices (normalization, activations, pooling, look-ups of word vectors), biases, and products outside
+    these modules, such as an attention's in a plain function. A model in training mode updates its BatchNorm statistics
+    as in any pass.
+
+    >>> macs(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(5, 3)).total
+    100
+    """
+    names = list(_counted(model, ""))
+    found = dict.fromkeys((name for name, *_ in names), 0)
+    called: set[str] = set()
+
+    def watch(name: str, count: Count) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            called.add(name)
+            found[name] += count(layer, inspect.signature(layer.forward).bind(*args, **kwargs).args, output)
+
+        return hook
+
+    hooks = [layer.register_forward_hook(watch(name, count), with_kwargs=True) for name, layer, count in names]
+    try:
+        model(*inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return Macs(tuple(LayerMacs(n, type(layer).__name__, found[n]) for n, layer, _ in names if n in called))
+
+
+def _counted(
+    model: nn.Module, prefix: str, seen: set[nn.Module] | None = None
+) -> Iterator[tuple[str, nn.Module, Count]]:
+    """The outermost modules that can be counted, each once, whatever names it has."""
+    seen = set() if seen is None else seen
+    if model in seen:
+        return
+    seen.add(model)
+    count = _count_of(model)
+    if count is not None:
+        yield prefix, model, count
+        return
+    for name, child in model.named_children():
+        yield from _counted(child, f"{prefix}.{name}" if prefix else name, seen)
+
+
+def _count_of(layer: nn.Module) -> Count | None:
+    own = getattr(layer, "macs", None)
+    if callable(own):
+        return lambda _, inputs, output: int(own(inputs, output))  # type: ignore[call-overload]
+    for kinds, count in _COUNTS:
+        if isinstance(layer, kinds):
+            return count
+    # Hugging Face's GPT-2 has linear layers of its own, whose weight is (in, out)
+    if type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "weight", None), Tensor):
+        return lambda layer, _, output: output.numel() * layer.weight.shape[0]
+    return None
+
+
+def _linear(layer: nn.Linear, inputs: tuple[Any, ...], output: Any) -> int:
+    return output.numel() * layer.in_features
+
+
+def _convolution(layer: Any, inputs: tuple[Any, ...], output: Any) -> int:
+    return output.numel() * layer.weight[0].numel()
+
+
+def _transposed(layer: Any, inputs: tuple[Any, ...], output: Any) -> int:
+    return inputs[0].numel() * layer.weight[0].numel()
+
+
+def _recurrent(layer: nn.RNNBase, inputs: tuple[Any, ...], output: Any) -> int:
+    """Every matrix once a word; an element-wise product of the gates is none."""
+    x = inputs[0]
+    words = len(x.data) if isinstance(x, nn.utils.rnn.PackedSequence) else math.prod(x.shape[:-1])
+    return words * sum(w.numel() for weights in layer.all_weights for w in weights if w.dim() == 2)
+
+
+def _cell(layer: nn.RNNCellBase, inputs: tuple[Any, ...], output: Any) -> int:
+    return math.prod(inputs[0].shape[:-1]) * (layer.weight_ih.numel() + layer.weight_hh.numel())
+
+
+def _attention(layer: nn.MultiheadAttention, inputs: tuple[Any, ...], output: Any) -> int:
+    """Four projections and two products; places that a mask hides are multiplied too."""
+    query, key = inputs[:2]
+    batch_at = 0 if layer.batch_first else 1
+    batch = query.shape[batch_at] if query.dim() == 3 else 1
+    asks, asked = (math.prod(x.shape[:-1]) // batch for x in (query, key))
+    more = (layer.bias_k is not None) + layer.add_zero_attn
+    width = layer.embed_dim
+    projections = 2 * asks * width**2 + asked * width * (layer.kdim + layer.vdim)
+    return batch * (projections + 2 * asks * (asked + more) * width)
+
+
+_COUNTS: tuple[tuple[Any, Count], ...] = (
+    (nn.Linear, _linear),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _cell),
+    (nn.MultiheadAttention, _attention),
+)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BLEU of a model that translates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from phalanx.data.multi30k import Multi30k
+from phalanx.data.words import sentence
+from phalanx.models.translate import Translates, translate
+
+
+def bleu(written: Sequence[str], wanted: Sequence[str]) -> float:
+    """Corpus BLEU in [0, 100] of some texts against one reference each, capitals ignored.
+
+    Raises:
+        ValueError: there are no texts, not as many as references, or sacrebleu is not installed.
+    Source: Papineni et al., BLEU, 2002, ACL; by sacrebleu (Post, 2018, arXiv:1804.08771), tokenizer 13a.
+    """
+    try:
+        import sacrebleu
+    except ImportError:
+        raise ValueError("BLEU needs sacrebleu; pip install 'phalanx-train[translation]'") from None
+    if len(written) != len(wanted) or not written:
+        raise ValueError(f"BLEU needs one reference for each text, got {len(written)} texts, {len(wanted)} references")
+    return float(sacrebleu.corpus_bleu(list(written), [list(wanted)], lowercase=True).score)
+
+
+def translations(model: Translates, data: Multi30k, width: int = 5, batch: int = 100) -> list[str]:
+    """The English of the data set's test texts as the model writes it, in lower case.
+
+    Args:
+        width: beginnings that the beam search keeps, >= 1.
+        batch: texts that are translated at once, >= 1.
+    """
+    words, dataset = data.words(), data.load()
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    device = next((weight.device for weight in weights), torch.device("cpu"))
+    written = []
+    for start in range(0, len(dataset.test_x), batch):
+        x, _ = dataset.test(slice(start, start + batch))
+        for ids in translate(model, x[:, 0].to(device), width, longest=data.length):
+            written.append(sentence([words[i] for i in ids]))
+    return written
+
+
+def bleu_of(model: Translates, data: Multi30k, width: int = 5) -> float:
+    """BLEU in [0, 100] of the model's translations of the data set's test texts, whose originals are the reference."""
+    return bleu(translations(model, data, width), data.sentences(data.test_on, "en"))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Transformer that translates."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.data.shape import PADDING
+from phalanx.expression import method, require
+from phalanx.models.attention import Attention, FeedForward
+from phalanx.models.model import Model, Shape
+
+
+@method("transformer", "model")
+class Transformer(Model):
+    """An encoder of the text and a decoder of its translation, one matrix for all words: what word comes next.
+
+    48,978,432 parameters with Multi30k's 9,521 words.
+
+    Args:
+        width: of a word vector, a multiple of heads, and even.
+        hidden: width between the two linear layers of a block, >= 1.
+        heads: of each attention, >= 1.
+        layers: of the encoder, and of the decoder, >= 1.
+        dropout: of word vectors, attentions and every sublayer, in [0, 1); 0 makes the gradient a function of the
+            samples alone.
+        scaled: one matrix is too small as word vectors or too large for the scores: "words" multiplies the vectors by
+            sqrt(width) before their places are added; "scores" divides the scores by it, which learns much later.
+    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762. Differs: as the dissertation's code,
+        LayerNorm of the word vectors too; that code has scaled="scores" where the paper has "words".
+    """
+
+    width: int = 512
+    hidden: int = 2048
+    heads: int = 8
+    layers: int = 6
+    dropout: float = 0.1
+    scaled: Literal["words", "scores"] = "words"
+
+    def validate(self) -> None:
+        counts = (self.width, self.hidden, self.heads, self.layers)
+        require(min(counts) >= 1, f"transformer needs width, hidden, heads and layers >= 1, got {counts}")
+        ok = self.width % self.heads == 0 and self.width % 2 == 0
+        have = f"width={self.width}, heads={self.heads}"
+        require(ok, f"transformer needs an even width that its heads divide, got {have}")
+        require(0 <= self.dropout < 1, f"transformer needs dropout in [0, 1), got dropout={self.dropout}")
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        vocabulary = self.pairs(shape).vocabulary
+        sizes = (vocabulary, self.width, self.hidden, self.heads, self.layers)
+        return Translator(*sizes, self.dropout, self.scaled == "words")
+
+
+class Translator(nn.Module):
+    """Scores of the next word at every place of a translation, from the text and the words before.
+
+    Shapes: pairs (B, 2, L) of token ids, the text and the translation so far -> (B, L, vocabulary).
+    """
+
+    def __init__(
+        self, vocabulary: int, width: int, hidden: int, heads: int, layers: int, dropout: float, large_words: bool
+    ) -> None:
+        super().__init__()
+        self.word_scale, self.score_scale = (width**0.5, 1.0) if large_words else (1.0, width**-0.5)
+        self.embedding = nn.Embedding(vocabulary, width, padding_idx=PADDING)
+        self.dropout = nn.Dropout(dropout)
+        self.encoder_norm, self.decoder_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.encoder = nn.ModuleList(_EncoderLayer(width, hidden, heads, dropout) for _ in range(layers))
+        self.decoder = nn.ModuleList(_DecoderLayer(width, hidden, heads, dropout) for _ in range(layers))
+        self.projection = nn.Linear(width, vocabulary, bias=False)
+        self.projection.weight = self.embedding.weight
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        source, target = x.unbind(1)
+        return self.scores(self.decode(target, source, self.encode(source)))
+
+    def encode(self, source: Tensor) -> Tensor:
+        """Shapes: (B, S) token ids -> (B, S, width)."""
+        x, mask = self.encoder_norm(self._embed(source)), _words(source)
+        for layer in self.encoder:
+            x = layer(x, mask)
+        return x
+
+    def decode(self, target: Tensor, source: Tensor, memory: Tensor) -> Tensor:
+        """What the decoder knows at each place of the translation so far, of which it sees the places up to there.
+
+        Shapes: (B, T) and (B, S) token ids, (B, S, width) from `encode` -> (B, T, width).
+        """
+        places = target.shape[1]
+        before = torch.ones(places, places, dtype=torch.bool, device=target.device).tril()
+        x = self.decoder_norm(self._embed(target))
+        mask, seen = _words(target) & before, _words(source)
+        for layer in self.decoder:
+            x = layer(x, mask, memory, seen)
+        return x
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Of each word. Shapes: (..., width) -> (..., vocabulary)."""
+        return self.projection(x) * self.score_scale
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        vectors = self.embedding(ids) * self.word_scale
+        return self.dropout(vectors + positions(ids.shape[1], vectors.shape[-1]).to(vectors))
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, width: int, hidden: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.feed = FeedForward(width, hidden, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.feed(self.attention(x, x, mask))
+
+
+class _DecoderLayer(nn.Module):
+    def __init__(self, width: int, hidden: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.across = Attention(width, heads, dropout)
+        self.feed = FeedForward(width, hidden, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, seen: Tensor) -> Tensor:
+        return self.feed(self.across(self.attention(x, x, mask), memory, seen))
+
+
+def positions(length: int, width: int) -> Tensor:
+    """PE[t, 2i] = sin(t / 10000^(2i / width)), PE[t, 2i + 1] = cos of the same. Shapes: -> (length, width).
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, section 3.5. As published.
+    """
+    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-torch.tensor(10_000.0).log() / width))
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
+
+
+def _words(ids: Tensor) -> Tensor:
+    """(B, S) -> (B, 1, 1, S), False at padding; the first place is always seen, or an empty text would give NaN."""
+    words = ids != PADDING
+    words[:, :1] = True
+    return words[:, None, None]

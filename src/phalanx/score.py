@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a model's scores fit the labels, of whole examples or of each token."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from phalanx.data.dataset import Dataset
+from phalanx.expression import require
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    """-log softmax(scores) at the labels, mean or sum over all that are scored; those of -100 are not.
+
+    Shapes: (B, C) and (B,), or (B, L, C) and (B, L) -> scalar.
+    Raises:
+        ValueError: the model's scores do not have a row for each label.
+    """
+    ok = scores.shape[:-1] == labels.shape
+    have = f"{tuple(scores.shape)} and {tuple(labels.shape)}"
+    require(ok, f"a model gives scores for each label, but scores and labels are {have}; choose another model")
+    return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction=reduction)
+
+
+@torch.no_grad()
+def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> tuple[float, float]:
+    """Accuracy in [0, 1] and mean cross-entropy over the labels of the test part, in evaluation mode.
+
+    Args:
+        precision: "bf16" for bfloat16 autocast.
+    """
+    model.eval()
+    right, loss, scored = 0, 0.0, 0
+    # a text that is scored at every token has as many rows of scores
+    step = max(1, 1000 // math.prod(data.test_y.shape[1:]))
+    for start in range(0, len(data.test_y), step):
+        x, y = (t.to(device) for t in data.test(slice(start, start + step)))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            scores = model(x).float()
+        right += int((scores.argmax(dim=-1) == y).sum())
+        loss += float(cross_entropy(scores, y, "sum"))
+        scored += int((y >= 0).sum())
+    return right / scored, loss / scored

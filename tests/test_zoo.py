@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from phalanx.models.zoo import NETWORKS, network
+
+COUNTS = {
+    "vgg19-cifar": (20_560_330, 8_370_634),
+    "vgg19-lth": (20_035_018, 8_107_466),
+    "resnet18-cifar": (11_173_962, 3_336_266),
+    "resnet50": (25_557_032, 15_202_344),
+    "wide-resnet50-2": (68_883_240, 40_047_400),
+    "lstm-wikitext2": (85_962_278, 67_962_278),
+    "transformer-multi30k": (48_978_432, 26_696_192),
+}
+
+
+def saved(layer: nn.Module, ratio: float) -> int:
+    """Parameters that two thin factors have less than the layer's matrices."""
+    if isinstance(layer, nn.Conv2d):
+        inside, out, k2 = layer.in_channels, layer.out_channels, layer.weight[0, 0].numel()
+        r = int(ratio * min(out, inside * k2))
+        return inside * out * k2 - r * (inside * k2 + out)
+    if isinstance(layer, nn.Linear):
+        inside, out = layer.in_features, layer.out_features
+        r = int(ratio * min(inside, out))
+        return inside * out - r * (inside + out)
+    if isinstance(layer, nn.LSTM):
+        less, hidden = 0, layer.hidden_size
+        for name, weight in layer.named_parameters():
+            if name.startswith("weight"):
+                r = int(ratio * min(hidden, weight.shape[1]))
+                less += 4 * (hidden * weight.shape[1] - r * (hidden + weight.shape[1]))
+        return less
+    return 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_full_and_hybrid(name):
+    with torch.device("meta"):
+        model = network(name).build()
+    full = sum(p.numel() for p in model.parameters())
+    hybrid = full - sum(
+        saved(m, network(name).ratio) for path, m in model.named_modules() if network(name).is_low(path)
+    )
+    assert (full, hybrid) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_pattern_names_a_layer(name):
+    with torch.device("meta"):
+        model = network(name).build()
+    for pattern in network(name).low:
+        alone = replace(network(name), low=(pattern,))
+        assert any(saved(m, 0.25) > 0 for path, m in model.named_modules() if alone.is_low(path))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_reads_its_sample(name):
+    with torch.device("meta"):
+        out = network(name).build()(network(name).sample_input(2))
+    assert out.shape[0] == 2 and out.shape[-1] == network(name).num_classes
+
+
+def test_an_unknown_network():
+    with pytest.raises(ValueError, match="did you mean resnet50"):
+        network("resnet-50")
