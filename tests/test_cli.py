@@ -15,7 +15,7 @@ from phalanx.cli import app
 from phalanx.registry import kinds
 from phalanx.request import plan
 
-COMMANDS = ("run", "list", "show", "compare", "probe", "advise", "doctor")
+COMMANDS = ("run", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
 
 
@@ -248,3 +248,13 @@ def test_torchrun_ends_in_the_weights_of_the_simulation(tmp_path: Path) -> None:
     phalanx(*arguments, "--out", tmp_path / "one")
     assert result["weights_sha256"] == weights(tmp_path / "one")["krum"]
     assert err.count("krum") == 1
+
+
+def test_factorize_shows_a_plan_and_writes_it(tmp_path):
+    found = json.loads(phalanx("factorize", "--model", "resnet18-cifar", "--json"))
+    assert (found["parameters"], found["parameters_after"]) == (11_173_962, 3_336_266)
+    table = phalanx("factorize", "--model", "resnet18-cifar", "--ratio", "0.5", "--first", "4", "--out", tmp_path / "p")
+    assert "the last classifier" in table
+    assert px.Plan.from_yaml((tmp_path / "p").read_text())["4.conv1"].rank == 32
+    assert "no network is called 'lenet'" in sentence("factorize", "--model", "lenet")
+    assert "ratio=2.0" in sentence("factorize", "--model", "resnet18-cifar", "--ratio", "2")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from phalanx.lowrank.factorize import factorize
 from phalanx.models.zoo import NETWORKS, network
 
 COUNTS = {
@@ -63,6 +64,33 @@ def test_a_network_reads_its_sample(name):
     with torch.device("meta"):
         out = network(name).build()(network(name).sample_input(2))
     assert out.shape[0] == 2 and out.shape[-1] == network(name).num_classes
+
+
+MACS = {
+    "vgg19-cifar": (0.40e9, 0.29e9),
+    "resnet18-cifar": (0.56e9, 0.22e9),
+    "resnet50": (4.12e9, 3.6e9),
+    "wide-resnet50-2": (11.44e9, 9.99e9),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_hybrid_plan(name):
+    plan = network(name).hybrid()
+    assert (plan.parameters, plan.parameters_after) == COUNTS[name]
+    if name in MACS:
+        assert (plan.macs, plan.macs_after) == pytest.approx(MACS[name], rel=0.02)
+
+
+def test_a_hybrid_plan_can_be_given_to_factorize():
+    torch.manual_seed(0)
+    chosen = network("resnet18-cifar")
+    model = chosen.build()
+    low = factorize(model, chosen.hybrid(1 / 8), svd="randomized")
+    assert (
+        sum(p.numel() for p in low.parameters()) == chosen.hybrid(1 / 8).parameters_after < COUNTS["resnet18-cifar"][1]
+    )
+    assert low(chosen.sample_input(2)).shape == (2, 10)
 
 
 def test_an_unknown_network():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: run, list, show, compare, probe, advise, doctor."""
+"""The command line: run, list, show, compare, probe, advise, factorize, doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 import phalanx
 from phalanx.commands.advise import advise
 from phalanx.commands.common import Json, Only, Scale, Seed, Settings, print_json, said
+from phalanx.commands.factorize import factorize
 from phalanx.commands.probe import probe
 from phalanx.commands.run import run
 from phalanx.launch import leave
@@ -198,3 +199,4 @@ def doctor(as_json: Json = False) -> None:
 
 app.command()(probe)
 app.command()(advise)
+app.command()(factorize)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from phalanx.data.shape import Pairs, Passage, Shape
+from phalanx.lowrank.plan import Plan
+from phalanx.lowrank.rules import plan
 from phalanx.models.lstm import TiedLstm
 from phalanx.models.model import Model
 from phalanx.models.resnet import Resnet18, Resnet50, WideResnet50
@@ -52,6 +54,22 @@ class Network:
     def is_low(self, name: str) -> bool:
         """Whether the hybrid makes the layer of this name low-rank."""
         return any(fnmatchcase(name, pattern) for pattern in self.low)
+
+    def hybrid(self, ratio: float | None = None) -> Plan:
+        """What the dissertation makes low-rank, for `factorize`; at another ratio of ranks if one is given."""
+        model, share = self.build().eval(), self.ratio if ratio is None else ratio
+        matrices = [entry.name for entry in plan(model, share, classifier=False)]
+        full = [name for name in matrices if not any(map(self.is_low, _within(name)))]
+        made = plan(model, share, keep=full, classifier=False, sample_input=self.sample_input())
+        return replace(
+            made, entries=tuple(replace(e, reason="full as published") if e.name in full else e for e in made)
+        )
+
+
+def _within(name: str) -> list[str]:
+    """The name of a matrix, and those of the modules that it lies in."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 _CIFAR, _IMAGENET = (3, 32, 32), (3, 224, 224)
