@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from phalanx.stack import Note, Stack
 
 FAR = 6.0  # robust standard deviations
 FURTHER = 1.2  # medians: rows that are nearly equal accuse nobody
+_log = logging.getLogger(__name__)
 _PIECE = 1 << 14  # columns whose differences stay in cache; those of whole rows would be new memory each time
 
 
@@ -63,12 +65,19 @@ class Ledger:
     accusations: int = 0
     attacks: int = 0
 
-    def enter(self, notes: Sequence[Note], byzantine: frozenset[int]) -> dict[str, Any]:
-        """Counts the notes of one round and returns them as this round's metrics."""
+    def enter(self, notes: Sequence[Note], byzantine: frozenset[int], aloud: bool = False) -> dict[str, Any]:
+        """Counts the notes of one round and returns them as this round's metrics.
+
+        Args:
+            aloud: whether notices are logged as warnings too, which one process of a job does.
+        """
         excluded = {n.worker: n.reason for n in notes if n.kind == "excluded" and n.worker is not None}
         against = {n.worker for n in notes if n.kind == "outvoted" and n.worker is not None}
         size = int(sum(n.value for n in notes if n.kind == "bytes"))
-        groups = int(sum(n.value for n in notes if n.kind == "lost_groups"))
+        groups, undecided = (int(sum(n.value for n in notes if n.kind == k)) for k in ("lost_groups", "undecided"))
+        notice = "; ".join(n.reason for n in notes if n.kind == "notice")
+        if notice and aloud:
+            _log.warning("%s", notice)
         seconds = dict.fromkeys(PARTS, 0.0)
         for note in notes:
             if note.kind == "seconds":
@@ -89,6 +98,8 @@ class Ledger:
             "excluded": {str(w): r for w, r in sorted(excluded.items())},
             "outvoted": sorted(against),
             "lost_groups": groups,
+            "undecided": undecided,
+            "notice": notice,
             **seconds,
         }
 

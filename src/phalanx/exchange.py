@@ -84,7 +84,8 @@ class Courier:
         stack = Stack(row.reshape(1, -1), layout, (self.world.ids,), weights)
         result, lost, notes = None, "", ()
         try:
-            result, state = scheme(stack, state, Round(index, self.seed, byzantine, self.world))
+            begins = index == self.warmup
+            result, state = scheme(stack, state, Round(index, self.seed, byzantine, self.world, begins=begins))
             # memories of the names in other pieces stay
             self.state = merge([state, self.state])
             notes = result.notes
@@ -92,7 +93,7 @@ class Courier:
         except TooFewRows as error:
             lost, notes = str(error), error.notes
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(notes, byzantine)
+        measured = self.ledger.enter(notes, byzantine, aloud=self.world.rank == 0)
         return (None if result is None or lost else result.rows[0]), {**measured, "lost": lost}
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,8 +156,8 @@ class Exchange:
         Args:
             weight: examples behind this process's gradient.
         Returns:
-            bytes_up, excluded (worker -> reason), outvoted, lost_groups, and lost: why the gradients were set to zero,
-            or an empty string.
+            bytes_up, excluded (worker -> reason), outvoted, lost_groups, undecided, and two sentences or empty strings:
+            notice, which rank 0 logs as a warning, and lost, why the gradients were set to zero.
         """
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         have = dict(self.model.named_buffers())

@@ -29,6 +29,7 @@ class Round:
         byzantine: workers that the adversary controls in this round; known to attacks and to the results only.
         path: position of the running stage in the nested chain, so that two stages never share random numbers.
         absent: workers whose messages do not arrive in this round, as a drill; those of others may fail to as well.
+        begins: whether it is the scheme's first round.
     """
 
     index: int = 0
@@ -37,6 +38,7 @@ class Round:
     world: World = field(default_factory=lambda: LocalWorld(1))
     path: tuple[int | str, ...] = ()
     absent: frozenset[int] = frozenset()
+    begins: bool = False
 
     def rng(self, worker: int | None = None, group: int | None = None) -> torch.Generator:
         """The stream of a worker, the shared stream of a group, or the one that is the same everywhere."""

@@ -139,7 +139,8 @@ class Trainer:
         # one small exchange: the losses of all workers, and whether any process was asked to stop
         seen = world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
-        round = Round(index, run.seed, byzantine, world, absent=frozenset() if world.serves else silent)
+        absent = frozenset[int]() if world.serves else silent
+        round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0)
         observed = self._observe(stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
@@ -156,7 +157,7 @@ class Trainer:
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(notes, byzantine | silent)
+        measured = self.ledger.enter(notes, byzantine | silent, aloud=world.rank == 0)
         measured |= zip(ROUND, (worked - began, combined - watched, ended - combined), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from phalanx.aggregator import Aggregator
 from phalanx.allocation import Allocation
-from phalanx.codes.ballot import Ballot, ballot_notes, by_cluster, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.codes.ballot import ballot_notes, by_cluster, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.codes.rounding import rounding_notes
 from phalanx.expression import method
 from phalanx.precision import wide
 from phalanx.round import Round
@@ -31,7 +34,8 @@ class GroupVote(Aggregator):
     does: its examples were computed r times over, not r times as many.
 
     Notes: "outvoted" for each worker that differs from its group's vote, "lost_groups" with the number of groups whose
-    winners are all Byzantine, "undecided" with the number of groups without a majority, where there are any.
+    winners are all Byzantine, "undecided" with the number of groups without a majority, where there are any, "notice"
+    where rows should be equal and differ by rounding, looked for in a scheme's first round.
 
     Shapes: (n, d) -> (groups, d), n >= r.
     Args:
@@ -70,15 +74,21 @@ class GroupVote(Aggregator):
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         if any(len(source) != 1 for source in stack.sources):
             raise ValueError("group_vote compares the rows of single workers; put it before the stages that merge rows")
-        place = {worker: i for i, worker in enumerate(stack.ids)}
+        rows = _Rows(stack)
+        place = rows.place
         # a plain call knows its rows only, a run its workers, of which some may sit this round out
         n = max(len(place) + stack.erased, round.world.size, *(worker + 1 for worker in place))
         groups = vote_groups(n, self.r, self.expression_name)
-        decide = self._decide(stack, place)
-        ballots = [decide([worker for worker in group if worker in place]) for group in groups]
+        present = [[worker for worker in group if worker in place] for group in groups]
+        if self.atol == self.rtol == 0:
+            ballots = [by_equality(members, rows.same) for members in present]
+            notes = rounding_notes(ballots, rows.same, rows.apart, round)
+        else:
+            ballots = [by_cluster(members, rows.distance, self._near(rows)) for members in present]
+            notes = []
         counted = [b for b in ballots if b.winners or (b.members and self.none == "zero")]
-        rows = empty_rows(len(counted), stack.rows.shape[1], stack.rows)
-        for row, ballot in zip(rows, counted, strict=True):
+        votes = empty_rows(len(counted), stack.rows.shape[1], stack.rows)
+        for row, ballot in zip(votes, counted, strict=True):
             if ballot.winners:
                 row.copy_(stack.rows[place[ballot.winners[0]]])
             else:
@@ -86,28 +96,43 @@ class GroupVote(Aggregator):
         holders = [ballot.winners or ballot.members for ballot in counted]
         voted = replace(
             stack,
-            rows=rows,
+            rows=votes,
             sources=tuple(tuple(sorted(group)) for group in holders),
             weights=_weights(stack.weights, [[place[worker] for worker in group] for group in holders]),
             erased=len(groups) - len(counted),
         )
-        return voted.note(ballot_notes(ballots, round, len(groups))), {}
+        return voted.note([*ballot_notes(ballots, round, len(groups)), *notes]), {}
 
-    def _decide(self, stack: Stack, place: dict[int, int]) -> Callable[[Sequence[int]], Ballot]:
-        rows = stack.rows
-        if self.atol == self.rtol == 0:
-            return lambda members: by_equality(members, lambda a, b: torch.equal(rows[place[a]], rows[place[b]]))
-        floats = wide(rows.dtype)
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=floats).tolist()
+    def _near(self, rows: _Rows) -> Callable[[int, int], float]:
+        # a lie of huge norm is not given a huge tolerance
+        return lambda a, b: self.atol + self.rtol * rows.least_norm(a, b)
 
-        def distance(a: int, b: int) -> float:
-            return float(torch.linalg.vector_norm(rows[place[a]].to(floats) - rows[place[b]].to(floats)))
 
-        def near(a: int, b: int) -> float:
-            # a lie of huge norm is not given a huge tolerance
-            return self.atol + self.rtol * min(norms[place[a]], norms[place[b]])
+class _Rows:
+    """The rows of single workers, two by two."""
 
-        return lambda members: by_cluster(members, distance, near)
+    def __init__(self, stack: Stack) -> None:
+        self.place = {worker: i for i, worker in enumerate(stack.ids)}
+        self._rows, self._floats = stack.rows, wide(stack.rows.dtype)
+
+    def same(self, a: int, b: int) -> bool:
+        return torch.equal(self._rows[self.place[a]], self._rows[self.place[b]])
+
+    def distance(self, a: int, b: int) -> float:
+        one, other = (self._rows[self.place[worker]].to(self._floats) for worker in (a, b))
+        return float(torch.linalg.vector_norm(one - other))
+
+    def least_norm(self, a: int, b: int) -> float:
+        return min(self._norms[self.place[a]], self._norms[self.place[b]])
+
+    def apart(self, a: int, b: int) -> float:
+        """Their distance in norms of the shorter one."""
+        norm = self.least_norm(a, b)
+        return self.distance(a, b) / norm if norm else math.inf
+
+    @cached_property
+    def _norms(self) -> list[float]:
+        return torch.linalg.vector_norm(self._rows, dim=1, dtype=self._floats).tolist()
 
 
 def _weights(weights: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:

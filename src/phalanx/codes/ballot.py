@@ -52,8 +52,8 @@ def vote_allocation(groups: Sequence[range]) -> Allocation:
     return Allocation.single([g for g, group in enumerate(groups) for _ in group])
 
 
-def by_equality(members: Sequence[int], same: Callable[[int, int], bool]) -> Ballot:
-    """The vote where being the same is transitive."""
+def camps_by(members: Sequence[int], same: Callable[[int, int], bool]) -> list[list[int]]:
+    """Members that hold the same, where being the same is transitive."""
     camps: list[list[int]] = []
     for worker in members:
         camp = next((c for c in camps if same(c[0], worker)), None)
@@ -61,7 +61,12 @@ def by_equality(members: Sequence[int], same: Callable[[int, int], bool]) -> Bal
             camps.append([worker])
         else:
             camp.append(worker)
-    won = next((c for c in camps if 2 * len(c) > len(members)), [])
+    return camps
+
+
+def by_equality(members: Sequence[int], same: Callable[[int, int], bool]) -> Ballot:
+    """The vote where being the same is transitive."""
+    won = next((c for c in camps_by(members, same) if 2 * len(c) > len(members)), [])
     return Ballot(tuple(members), tuple(won))
 
 

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from phalanx.aggregators.group_vote import GroupVote
+from phalanx.agreement import BUCKETS, apart, sketch
 from phalanx.allocation import Allocation
 from phalanx.clock import Clock
-from phalanx.codec import Codec, Gather, PayloadAttack, forged, open_rows, payload_limit, send_rows
+from phalanx.codec import Codec, Gather, PayloadAttack, forged, open_row, open_rows, payload_limit, send_rows
 from phalanx.codes.ballot import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.codes.rounding import rounding_notes, watched
 from phalanx.crossing import Offer, Wire, present
 from phalanx.expression import method
 from phalanx.gate import Gate
@@ -25,6 +30,7 @@ from phalanx.wire import digest
 from phalanx.world import BadPayload, Payload, expect
 
 DIGEST, DIGEST_BYTES = "digest", 32
+SKETCH = "sketch"
 _DIGEST_LIMIT = 4096  # bytes that a message with a digest may have
 
 
@@ -36,6 +42,9 @@ class Vote(Wire):
     of each majority for its payload, checks it against the digest, and asks the next one where it does not match. So n
     digests and n / r payloads reach the server in place of n payloads. A group shares its random stream, so that
     compressed payloads of the same row are equal as well.
+
+    In the scheme's first round each worker of a job sends a sketch of its row too, 2 KiB that are not metered: where
+    rows of a group differ by no more than rounding, a notice says so.
 
     Groups, weights and notes are those of `group_vote`. A worker whose payload does not match its digest is excluded.
 
@@ -86,7 +95,10 @@ class Vote(Wire):
         if self._tolerant:
             offers = [Offer(payload) for payload in held]
         else:
-            offers = [Offer(_message(d), h) for d, h in zip(side_by_side(digest, coded), held, strict=True)]
+            firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in side_by_side(digest, coded)]
+            if watched(round):
+                firsts = [{**first, **self._shown(p, stack)} for first, p in zip(firsts, coded, strict=True)]
+            offers = [Offer(first, h) for first, h in zip(firsts, held, strict=True)]
         return present(offers, stack.ids, round), state
 
     def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
@@ -94,12 +106,16 @@ class Vote(Wire):
             received = Gather(self.codec, self.gate).receive(offers, sent, round)
             return GroupVote(self.r, self.none, self.atol, self.rtol)(received, None, round)[0]
         clock = Clock()
-        digests, notes = self._digests(offers, round)
+        digests, sketches, notes = self._digests(offers, round)
         groups = vote_groups(round.world.size, self.r, "vote")
-        ballots = [
-            by_equality([worker for worker in group if worker in digests], lambda a, b: digests[a] == digests[b])
-            for group in groups
-        ]
+
+        def same(a: int, b: int) -> bool:
+            return digests[a] == digests[b]
+
+        def distance(a: int, b: int) -> float:
+            return apart(sketches[a], sketches[b]) if a in sketches and b in sketches else math.inf
+
+        ballots = [by_equality([worker for worker in group if worker in digests], same) for group in groups]
         found, bad = self._fetch(ballots, digests, [offer.held for offer in offers], sent, round)
         clock.lap("wire_s")
         opened = open_rows(
@@ -116,23 +132,37 @@ class Vote(Wire):
         stack = replace(stack, erased=len(groups) - len(stack.rows))
         notes += [Note("excluded", worker, reason=reason) for worker, reason in bad.items()]
         notes += ballot_notes(ballots, round, len(groups))
+        notes += rounding_notes(ballots, same, distance, round)
         return stack.note([*notes, *clock.notes])
 
-    def _digests(self, offers: Sequence[Offer], round: Round) -> tuple[dict[int, bytes], list[Note]]:
-        """The digest of each worker that sent one, and notes on all."""
+    def _shown(self, payload: Payload, stack: Stack) -> Payload:
+        """The sketch of the row that a payload stands for: what a tolerance would compare."""
+        row = stack.rows.new_empty(stack.layout.d)
+        # a lie may be what no codec reads
+        with suppress(BadPayload):
+            open_row(self.codec, payload, stack.layout, row)
+            return {SKETCH: sketch([("row", row)])}
+        return {}
+
+    def _digests(self, offers: Sequence[Offer], round: Round) -> tuple[dict[int, bytes], dict[int, Tensor], list[Note]]:
+        """The digest of each worker that sent one, the sketches of those that did, and notes on all."""
         digests: dict[int, bytes] = {}
+        sketches: dict[int, Tensor] = {}
         notes = []
         for worker, message in enumerate(round.world.gather([offer.first for offer in offers], _DIGEST_LIMIT)):
             try:
                 if isinstance(message, BadPayload):
                     raise message
-                (body,) = expect(message, digest=(torch.uint8, (DIGEST_BYTES,)))
+                also = {SKETCH: (torch.float64, (BUCKETS + 1,))} if SKETCH in message else {}
+                body, *shown = expect(message, digest=(torch.uint8, (DIGEST_BYTES,)), **also)
             except BadPayload as error:
                 notes.append(Note("excluded", worker, reason=str(error)))
                 continue
             digests[worker] = bytes(body.tolist())
+            if shown:
+                sketches[worker] = shown[0]
             notes.append(Note("bytes", worker, DIGEST_BYTES))
-        return digests, notes
+        return digests, sketches, notes
 
     def _fetch(
         self,
@@ -160,10 +190,6 @@ class Vote(Wire):
                     found[g] = worker, payload
             left = {g: winners for g, winners in left.items() if g not in found and winners}
         return dict(sorted(found.items())), bad
-
-
-def _message(body: bytes) -> Payload:
-    return {DIGEST: torch.frombuffer(bytearray(body), dtype=torch.uint8)}
 
 
 def _turned(winners: Sequence[int], turn: int) -> list[int]:

@@ -93,10 +93,10 @@ class _Desk:
         assert trainer is not None
         run = trainer.config
         trainer.model.load_state_dict(model)
-        phase, _ = trainer.phase_at(index)
+        phase, at = trainer.phase_at(index)
         stack, losses = trainer.work(phase, index)
         byzantine = run.byzantine.at(index, run.workers, run.seed)
-        round = Round(index, run.seed, byzantine, trainer.world)
+        round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0)
         self.index = index
         self.offers, self.state = worker_half(phase.scheme, stack, self.state, round)
         numbers = torch.stack([losses, torch.zeros_like(losses)], dim=1)

@@ -1,0 +1,11 @@
+"""Under torchrun: `phalanx ...` with work that some processes compute unlike; what it says comes out on stdout."""
+
+import os
+
+from phalanx.cli import main
+from tests.worlds import unlike
+
+assert unlike.Unlike
+if os.environ["RANK"] == "0":
+    os.dup2(1, 2)
+main()

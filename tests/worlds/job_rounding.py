@@ -1,0 +1,109 @@
+"""Under torchrun: trains the runs of task.json in processes that compute unlike, and leaves what they were told."""
+
+import json
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import phalanx as px
+from phalanx.guard import Jobs
+from phalanx.worlds.seats import Patience
+from tests.worlds.unlike import listen, noise
+
+folder = Path(sys.argv[1])
+task = json.loads((folder / "task.json").read_text())
+heard = listen()
+
+
+def trained(label: str, world: px.World, writes: bool = True) -> dict[str, Any]:
+    """What is logged, and the lines of the run, which may be stopped on the way."""
+    heard.clear()
+    lines: list[dict[str, Any]] = []
+    stop_at = task.get("stop_at", {}).get(label)
+
+    def listener(line: dict[str, Any]) -> None:
+        lines.append(line)
+        if line["step"] == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        summary = px.train(
+            px.parse(task["runs"][label]),
+            world,
+            px.RunFolder(folder / label) if writes else None,
+            listener if writes else None,
+        ).summary()
+    except px.Interrupted:
+        summary = {"lost_rounds": None, "weights_sha256": None}
+    told = {key: [line[key] for line in lines] for key in ("step", "undecided", "notice", "outvoted")}
+    return {"log": list(heard), "sha": summary["weights_sha256"], "lost": summary["lost_rounds"], **told}
+
+
+def exchanged(scheme: str, ranks: list[int], size: float, warmup: int = 0) -> dict[str, Any]:
+    """The user's own loop, stopped and gone on with after the third step."""
+    heard.clear()
+    torch.manual_seed(0)
+    model = nn.Linear(20, 3)
+    exchange = px.exchange(model, scheme, warmup=warmup)
+    lines = []
+    for step in range(6):
+        if step == 3:
+            before = len(heard)
+            saved = exchange.state_dict()
+            exchange = px.exchange(model, scheme, warmup=warmup)
+            exchange.load_state_dict(saved)
+        for unit, share in exchange.units:
+            generator = torch.Generator().manual_seed(100 * step + unit)
+            x, y = torch.randn(8, 20, generator=generator), torch.randint(3, (8,), generator=generator)
+            (share * nn.functional.cross_entropy(model(x), y)).backward()
+            for p in model.parameters():
+                p.grad += noise(p.grad, tuple(ranks), size, step, unit)
+        lines.append(exchange())
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+                p.grad = None
+    told = {key: [line[key] for line in lines] for key in ("undecided", "notice")}
+    return {"log": heard[:before], "later": heard[before:], **told}
+
+
+def group() -> dict[str, Any] | None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank = dist.get_rank()
+    results = {
+        label: trained(label, px.GroupWorld(px.parse(run).workers), rank == 0) for label, run in task["runs"].items()
+    }
+    results |= {label: exchanged(**case) for label, case in task.get("exchanges", {}).items()}
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, {label: result["log"] for label, result in results.items()})
+    dist.barrier()
+    dist.destroy_process_group()
+    return {**results, "logs": every} if rank == 0 else None
+
+
+def server() -> dict[str, Any] | None:
+    jobs = Jobs()
+    if jobs.rank:
+        jobs.guard()
+        return None
+    results = {}
+    for label, run in task["runs"].items():
+        world = jobs.open(px.parse(run).workers, Patience(least_s=1.5))
+        try:
+            results[label] = trained(label, world)
+        finally:
+            world.leave()
+    jobs.end()
+    return results
+
+
+results = server() if task.get("server") else group()
+if results is not None:
+    (folder / "result.json").write_text(json.dumps(results))
