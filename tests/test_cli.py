@@ -258,3 +258,4 @@ def test_factorize_shows_a_plan_and_writes_it(tmp_path):
     assert px.Plan.from_yaml((tmp_path / "p").read_text())["4.conv1"].rank == 32
     assert "no network is called 'lenet'" in sentence("factorize", "--model", "lenet")
     assert "ratio=2.0" in sentence("factorize", "--model", "resnet18-cifar", "--ratio", "2")
+    assert "first=0" in sentence("factorize", "--model", "resnet18-cifar", "--first", "0")

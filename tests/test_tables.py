@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from phalanx import tables
-from phalanx.tables import LEAST_BYTES, empty_rows, side_by_side
+from phalanx.tables import LEAST_BYTES, empty_rows
+from phalanx.threads import side_by_side
 
 D = LEAST_BYTES // 4  # one float32 row of the least size
 

@@ -8,9 +8,7 @@ takes to write to it. A server fills such tables in every round.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +19,6 @@ _ALIGNED = 64  # bytes, as torch's own: the bits of a matrix product may depend 
 _KEPT = 3  # unused blocks
 
 _free: list[np.ndarray[Any, Any]] = []
-
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 
 def empty_rows(k: int, d: int, like: Tensor) -> Tensor:
@@ -54,13 +49,3 @@ def _take(size: int) -> np.ndarray[Any, Any]:
 def _give_back(block: np.ndarray[Any, Any]) -> None:
     _free.append(block)
     del _free[:-_KEPT]
-
-
-def side_by_side(work: Callable[[X], Y], items: Iterable[X]) -> list[Y]:
-    """work of each item, in order, on as many threads as torch uses; for work that lets other Python code run."""
-    listed = list(items)
-    threads = min(torch.get_num_threads(), len(listed))
-    if threads <= 1:
-        return [work(item) for item in listed]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, listed))

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
-import torch
 from torch import Tensor
 
 from phalanx.precision import wide
+from phalanx.threads import side_by_side
 
 PIECE = 1 << 16  # columns
 
@@ -19,14 +18,7 @@ def for_each_piece(work: Callable[[int, int], None], d: int) -> None:
 
     The pieces are the same for any number of threads, and so is what comes out.
     """
-    starts = range(0, d, PIECE)
-    threads = min(torch.get_num_threads(), len(starts))
-    if threads <= 1:
-        for start in starts:
-            work(start, min(start + PIECE, d))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda start: work(start, min(start + PIECE, d)), starts))
+    side_by_side(lambda start: work(start, min(start + PIECE, d)), range(0, d, PIECE))
 
 
 def mix(weights: Tensor, rows: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from phalanx.gate import Gate
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
-from phalanx.tables import side_by_side
+from phalanx.threads import side_by_side
 from phalanx.wire import digest
 from phalanx.world import BadPayload, Payload, expect
 

@@ -48,7 +48,9 @@ def factorize(
         found = chosen.hybrid(ratio)
     else:
         share = chosen.ratio if ratio is None else ratio
-        found = plan(chosen.build().eval(), share, first or 1, keep or (), sample_input=chosen.sample_input())
+        found = plan(
+            chosen.build().eval(), share, 1 if first is None else first, keep or (), sample_input=chosen.sample_input()
+        )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(found.to_yaml())
