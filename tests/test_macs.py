@@ -164,3 +164,24 @@ def test_names_calls_and_modules_of_two_names():
     with pytest.raises(RuntimeError):
         phalanx.macs(net, torch.zeros(3, 5))
     assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1, groups=2), nn.Flatten(), nn.Linear(256, 32)), torch.zeros(3, 8, 7, 7)),
+        (nn.LSTM(24, 20, 2, bidirectional=True), torch.zeros(5, 3, 24)),
+        (nn.GRU(24, 20, batch_first=True), torch.zeros(3, 5, 24)),
+        (nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), torch.zeros(3, 5, 32)),
+    ],
+)
+def test_a_low_rank_model_multiplies_what_its_plan_says(model, x):
+    plan = phalanx.plan(model, 1 / 4, classifier=False, sample_input=x)
+    dense, low = phalanx.macs(model, x).total, phalanx.macs(phalanx.factorize(model, plan), x).total
+    assert dense - low == plan.macs - plan.macs_after > 0
+
+
+def test_a_low_rank_embedding_multiplies_by_one_factor():
+    model = nn.Sequential(nn.Embedding(40, 32))
+    low = phalanx.factorize(model, 1 / 4, embedding=True)
+    assert phalanx.macs(low, torch.zeros(3, 5, dtype=torch.long)).total == 15 * 8 * 32

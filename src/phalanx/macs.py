@@ -122,9 +122,12 @@ def _transposed(layer: Any, inputs: tuple[Any, ...], output: Any) -> int:
 
 def _recurrent(layer: nn.RNNBase, inputs: tuple[Any, ...], output: Any) -> int:
     """Every matrix once a word; an element-wise product of the gates is none."""
-    x = inputs[0]
-    words = len(x.data) if isinstance(x, nn.utils.rnn.PackedSequence) else math.prod(x.shape[:-1])
-    return words * sum(w.numel() for weights in layer.all_weights for w in weights if w.dim() == 2)
+    return words_of(inputs[0]) * sum(w.numel() for weights in layer.all_weights for w in weights if w.dim() == 2)
+
+
+def words_of(x: Any) -> int:
+    """Vectors in (..., width), or in a packed sequence of them."""
+    return len(x.data) if isinstance(x, nn.utils.rnn.PackedSequence) else math.prod(x.shape[:-1])
 
 
 def _cell(layer: nn.RNNCellBase, inputs: tuple[Any, ...], output: Any) -> int:
@@ -134,13 +137,16 @@ def _cell(layer: nn.RNNCellBase, inputs: tuple[Any, ...], output: Any) -> int:
 def _attention(layer: nn.MultiheadAttention, inputs: tuple[Any, ...], output: Any) -> int:
     """Four projections and two products; places that a mask hides are multiplied too."""
     query, key = inputs[:2]
-    batch_at = 0 if layer.batch_first else 1
-    batch = query.shape[batch_at] if query.dim() == 3 else 1
-    asks, asked = (math.prod(x.shape[:-1]) // batch for x in (query, key))
-    more = (layer.bias_k is not None) + layer.add_zero_attn
     width = layer.embed_dim
-    projections = 2 * asks * width**2 + asked * width * (layer.kdim + layer.vdim)
-    return batch * (projections + 2 * asks * (asked + more) * width)
+    projections = 2 * words_of(query) * width**2 + words_of(key) * width * (layer.kdim + layer.vdim)
+    return projections + attention_products(layer, query, key)
+
+
+def attention_products(layer: Any, query: Tensor, key: Tensor) -> int:
+    """The scores and the sums of values of an `nn.MultiheadAttention`, or of a layer with its fields."""
+    batch = query.shape[0 if layer.batch_first else 1] if query.dim() == 3 else 1
+    more = (layer.bias_k is not None) + layer.add_zero_attn
+    return 2 * words_of(query) * (words_of(key) // batch + more) * layer.embed_dim
 
 
 _COUNTS: tuple[tuple[Any, Count], ...] = (

@@ -13,8 +13,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
 from phalanx.lowrank.linear import LowRankLinear
+from phalanx.macs import attention_products, words_of
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
+_PROJECTIONS = (*_INPUTS, "out_proj")
 
 
 class LowRankAttention(LowRank):
@@ -93,6 +95,12 @@ class LowRankAttention(LowRank):
         out.bias = cast(nn.Linear, self.out_proj).bias
         dense.out_proj = out
         return dense
+
+    def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
+        query, key, value = inputs[:3]
+        sources = zip(_PROJECTIONS, (query, key, value, query), strict=True)
+        own = {name: sum(p.numel() for p in getattr(self, name).parameters() if p.dim() > 1) for name in _PROJECTIONS}
+        return sum(own[name] * words_of(x) for name, x in sources) + attention_products(self, query, key)
 
     def forward(
         self,

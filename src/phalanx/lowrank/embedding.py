@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,6 +54,9 @@ class LowRankEmbedding(OneWeight):
             sparse=self.sparse,
             device="meta",
         )
+
+    def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
+        return output.numel() // self.embedding_dim * self.u.numel()  # v is looked up
 
     def forward(self, input: Tensor) -> Tensor:
         short = F.embedding(

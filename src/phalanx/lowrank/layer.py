@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ class LowRank(nn.Module, ABC):
     def dense_like(self) -> nn.Module:
         """A dense layer of the class that this one came from; the weights of `factors` are on the meta device."""
 
+    @abstractmethod
+    def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
+        """Multiply-accumulates of a call with these inputs and this output, for `phalanx.macs`."""
+
     def pair(self, factor: Factor) -> tuple[nn.Parameter, nn.Parameter]:
         """The parameters u and v of a factor."""
         return self.get_parameter(factor.u), self.get_parameter(factor.v)
@@ -76,6 +80,9 @@ class OneWeight(LowRank):
     def weight(self) -> Tensor:
         """The dense weight v u, computed at each call, for code that asks a layer for it."""
         return self.factor.product(self.u, self.v)
+
+    def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
+        return output.numel() // self.factor.shape[0] * (self.u.numel() + self.v.numel())
 
 
 def empty_pair(factor: Factor, rank: int, weight: Tensor) -> tuple[nn.Parameter, nn.Parameter]:

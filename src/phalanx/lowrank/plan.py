@@ -28,7 +28,6 @@ class Entry:
         copies: gates or groups.
         tied: the entry that owns the weight, where this one shares it; its parameters count there.
         positions: how many times a forward of the sample input multiplies by the weight; None if not run.
-        dense_s, factorized_s: seconds of a training step in this layer; None if not measured.
     """
 
     name: str
@@ -39,8 +38,6 @@ class Entry:
     copies: int = 1
     tied: str = ""
     positions: int | None = None
-    dense_s: float | None = None
-    factorized_s: float | None = None
 
     @property
     def factor(self) -> Factor:
@@ -158,7 +155,7 @@ class Plan:
 
     @classmethod
     def from_yaml(cls, text: str) -> Plan:
-        """The inverse of `to_yaml`, without measured times. Layers may be left out: they stay full.
+        """The inverse of `to_yaml`. Layers may be left out: they stay full.
 
         Raises:
             ValueError: no plan, or an entry with a wrong field, by its name.

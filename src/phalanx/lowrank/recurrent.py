@@ -16,6 +16,7 @@ from phalanx.lowrank.gru_scan import GruScan, gru_steps
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
 from phalanx.lowrank.lstm_scan import LstmScan, lstm_steps
 from phalanx.lowrank.steps import Sizes
+from phalanx.macs import words_of
 
 States = tuple[Tensor, ...]  # of one layer and direction, each (B, hidden)
 
@@ -95,6 +96,9 @@ class LowRankRecurrent(LowRank):
             if name.startswith(("weight_", "bias_")):
                 setattr(dense, name, parameter)
         return dense
+
+    def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
+        return words_of(inputs[0]) * sum(parameter.numel() for parameter in self.parameters() if parameter.dim() > 1)
 
     def flatten_parameters(self) -> None:
         """Nothing, as for `nn.LSTM` outside of cuDNN."""
