@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import phalanx as px
 from phalanx.cli import app
 from phalanx.registry import kinds
-from phalanx.request import plan
+from phalanx.request import requested
 
 COMMANDS = ("run", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
@@ -90,7 +90,7 @@ def test_show_prints_what_run_reads(tmp_path: Path) -> None:
     file = tmp_path / "krum.txt"
     file.write_text(phalanx("show", "quickstart", "--only", "krum", "--set", "rounds=2", *TINY))
     plain = json.loads(phalanx("show", file, "--json"))
-    assert plain["runs"]["run"] == repr(plan("quickstart", None, ["rounds=2", *TINY[1::2]], ["krum"]).runs["krum"])
+    assert plain["runs"]["run"] == repr(requested("quickstart", None, ["rounds=2", *TINY[1::2]], ["krum"]).runs["krum"])
     assert json.loads(phalanx("run", file, "--json", "--out", tmp_path / "out"))["results"][0]["rounds"] == 2
 
 
@@ -211,7 +211,7 @@ LONG = ("run", "quickstart", "--only", "mean", "--only", "krum", "--set", "round
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, str]:
     """Weights of both runs of LONG, in one go."""
-    study = plan("quickstart", None, ["rounds=200", *TINY[1::2]], ["mean", "krum"])
+    study = requested("quickstart", None, ["rounds=200", *TINY[1::2]], ["mean", "krum"])
     return {label: px.train(run).summary()["weights_sha256"] for label, run in study.runs.items()}
 
 

@@ -16,7 +16,7 @@ from phalanx.measurements import mean_estimation as measured
 from phalanx.recipes import find
 from phalanx.report.collect import collect
 from phalanx.report.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
-from phalanx.request import plan
+from phalanx.request import requested
 from phalanx.study import Study
 from tests.worlds.launch import torchrun
 
@@ -174,7 +174,7 @@ def test_a_study_of_both_survives_its_json() -> None:
     run = find("quickstart").runs("smoke")["krum"]
     study = Study("run", None, (), {"a": run, "b": SMALL})
     assert Study.from_json(study.to_json()) == study
-    assert list(study.runs) == ["a"] and set(study.to_json()) == set(plan("quickstart", "smoke").to_json())
+    assert list(study.runs) == ["a"] and set(study.to_json()) == set(requested("quickstart", "smoke").to_json())
 
 
 def test_a_measurement_that_has_not_ended_has_no_table(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from phalanx.report.convergence import convergence_tables, plot_convergence, sty
 from phalanx.report.pretty import pretty
 from phalanx.report.sheet import Sheet
 from phalanx.report.tuning import plot_tuning, tuning_tables
-from phalanx.request import plan
+from phalanx.request import requested
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
 JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}
@@ -103,12 +103,12 @@ def test_no_two_attackers_of_the_quickstart_share_a_vote_group() -> None:
 )
 def test_a_plan_that_cannot_be_is_one_sentence_with_the_way_out(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError) as caught:
-        plan(**arguments)
+        requested(**arguments)
     assert words in str(caught.value)
 
 
 def test_settings_reach_every_run_that_has_their_place() -> None:
-    study = plan("quickstart", "smoke", ["byzantine.count=2", "scheme.2.f=4", "finish.lr=0.5"], seed=7)
+    study = requested("quickstart", "smoke", ["byzantine.count=2", "scheme.2.f=4", "finish.lr=0.5"], seed=7)
     assert {run.seed for run in study.runs.values()} == {7}
     assert {run.phases[0].finish for run in study.runs.values()} == {px.sgd(lr=0.5)}
     assert "krum(f=4)" in repr(study.runs["krum"]) and "trimmed_mean(f=4)" in repr(study.runs["trimmed mean"])
@@ -120,7 +120,7 @@ def test_settings_reach_every_run_that_has_their_place() -> None:
 
 
 def test_labels_may_be_given_as_folders_are_named() -> None:
-    study = plan("quickstart", only=["mean-no-attack", "krum"])
+    study = requested("quickstart", only=["mean-no-attack", "krum"])
     assert list(study.runs) == ["mean, no attack", "krum"]
 
 
@@ -128,12 +128,12 @@ def test_a_file_and_an_expression_are_the_same_run(tmp_path) -> None:
     run = RUNS["quickstart/smoke/krum"]
     file = tmp_path / "krum (1).txt"
     file.write_text(f"# krum\n{pretty(repr(run), 40)}\n")
-    assert plan(str(file)) == plan(repr(run))
+    assert requested(str(file)) == requested(repr(run))
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
-        plan(str(file))
+        requested(str(file))
     with pytest.raises(ValueError, match="is a folder; give --resume"):
-        plan(str(tmp_path))
+        requested(str(tmp_path))
 
 
 def ran(recipe: str, folder: Path, *only: str) -> dict:

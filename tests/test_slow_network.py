@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from phalanx.report.collect import Curve, Result
-from phalanx.request import plan
+from phalanx.request import requested
 from slow_network import breakdown, convergence, hosts, jobs, link, plots
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
 
@@ -129,7 +129,7 @@ def test_speed_ups_are_paired_by_seed():
 
 
 def test_the_uncompressed_run_is_found():
-    runs = {s: plan(RUN.format(scheme=s)).runs["run"] for s in ("chain(gather(sign()), mean())", PLAIN)}
+    runs = {s: requested(RUN.format(scheme=s)).runs["run"] for s in ("chain(gather(sign()), mean())", PLAIN)}
     assert convergence.uncompressed(runs) == PLAIN
     assert convergence.uncompressed({}) is None
 
@@ -143,13 +143,13 @@ def test_parts_of_a_step_add_up_to_it():
 
 
 def test_a_short_run_is_only_tested_at_its_end():
-    short = breakdown.shortened(plan(RUN.format(scheme=PLAIN)), 4, 12).runs["run"]
+    short = breakdown.shortened(requested(RUN.format(scheme=PLAIN)), 4, 12).runs["run"]
     assert (short.workers, short.rounds) == (4, 12)
     assert short.evaluate_every > 12 and short.checkpoint_every > 12
 
 
 def test_a_folder_takes_more_runs_but_no_other_run(tmp_path):
-    study = jobs.with_schemes(plan(RUN.format(scheme=PLAIN)), [PLAIN])
+    study = jobs.with_schemes(requested(RUN.format(scheme=PLAIN)), [PLAIN])
     more = jobs.with_schemes(study, ["chain(gather(sign()), majority())"])
     jobs.prepare(study, tmp_path)
     assert list(jobs.prepare(more, tmp_path).study.runs) == [*study.runs, *more.runs]

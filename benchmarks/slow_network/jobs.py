@@ -9,7 +9,7 @@ from pathlib import Path
 from phalanx.parser import parse
 from phalanx.phase import Run, amend
 from phalanx.report.collect import Result, collect
-from phalanx.request import plan
+from phalanx.request import requested
 from phalanx.results import about, write_json
 from phalanx.study import Study, StudyFolder
 from slow_network.hosts import Hosts, JobFailed
@@ -19,7 +19,7 @@ UNCOMPRESSED = ("chain(reduce(dense()))", "reduce(dense())")  # schemes that all
 
 def ask(recipe: str, scale: str | None, only: Sequence[str], settings: Sequence[str]) -> Study:
     """The study of a recipe, an expression, or a file that holds one."""
-    return plan(recipe, scale, settings, only)
+    return requested(recipe, scale, settings, only)
 
 
 def with_schemes(study: Study, schemes: Sequence[str]) -> Study:

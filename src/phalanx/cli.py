@@ -18,7 +18,7 @@ from phalanx.commands.run import run
 from phalanx.launch import leave
 from phalanx.registry import entries, kinds, suggest
 from phalanx.report import tables
-from phalanx.request import plan
+from phalanx.request import requested
 
 app = typer.Typer(
     name="phalanx",
@@ -127,7 +127,7 @@ def show(
     """
     from phalanx.report.pretty import pretty
 
-    study = plan(recipe, scale, settings or [], only or [], seed)
+    study = requested(recipe, scale, settings or [], only or [], seed)
     for notice in study.notices:
         typer.echo(notice, err=True)
     if as_json:

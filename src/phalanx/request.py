@@ -17,7 +17,7 @@ from phalanx.study import Study
 ALONE = "run"  # label of a run that no recipe names
 
 
-def plan(
+def requested(
     recipe: str,
     scale: str | None = None,
     settings: Sequence[str] = (),

@@ -82,14 +82,14 @@ def _order(
 ) -> dict[str, Any]:
     """The run and the schemes to measure, as expressions."""
     from phalanx.cost.check import alike
-    from phalanx.request import plan
+    from phalanx.request import requested
 
     if recipe is None:
         if scale is not None or settings or only:
             raise ValueError("--scale, --set and --only belong to a recipe; name one, or use --model and --data")
         return {"run": repr(asked.configured(options, max(n, 1))), "schemes": [repr(s) for s in asked.schemes(schemes)]}
     asked.no_options(options, f"{recipe} says what to probe; use --set")
-    runs = plan(recipe, scale, settings, only).runs
+    runs = requested(recipe, scale, settings, only).runs
     if not runs:
         raise ValueError(
             f"{recipe} trains nothing that could be probed; name another recipe, or use --model and --data"

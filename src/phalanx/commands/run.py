@@ -16,7 +16,7 @@ import typer
 from phalanx.commands.common import STOPPED, Json, Only, Scale, Seed, Settings, print_json, said
 from phalanx.launch import Team, team
 from phalanx.report import tables
-from phalanx.request import plan
+from phalanx.request import requested
 from phalanx.study import Study, StudyFolder, conduct
 from phalanx.train import Interrupted
 
@@ -104,7 +104,7 @@ def _open(
     elif recipe is None:
         raise ValueError("run needs a recipe, such as quickstart; phalanx list recipes names them all")
     else:
-        study = plan(recipe, scale, settings, only, seed)
+        study = requested(recipe, scale, settings, only, seed)
         folder = StudyFolder.create(study, out, sys.argv)
         for notice in study.notices:
             typer.echo(notice, err=True)
