@@ -5,8 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from phalanx.data.shape import Pairs, Passage
 from phalanx.lowrank.factorize import factorize
+from phalanx.lowrank.merge import merge
+from phalanx.lowrank.pretrained import from_pretrained, save_pretrained
+from phalanx.lowrank.rules import plan
+from phalanx.models.lstm import TiedLstm
+from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import NETWORKS, network
+from phalanx.score import cross_entropy
 
 COUNTS = {
     "vgg19-cifar": (20_560_330, 8_370_634),
@@ -76,10 +83,10 @@ MACS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_hybrid_plan(name):
-    plan = network(name).hybrid()
-    assert (plan.parameters, plan.parameters_after) == COUNTS[name]
+    found = network(name).hybrid()
+    assert (found.parameters, found.parameters_after) == COUNTS[name]
     if name in MACS:
-        assert (plan.macs, plan.macs_after) == pytest.approx(MACS[name], rel=0.02)
+        assert (found.macs, found.macs_after) == pytest.approx(MACS[name], rel=0.02)
 
 
 def test_a_hybrid_plan_can_be_given_to_factorize():
@@ -91,6 +98,33 @@ def test_a_hybrid_plan_can_be_given_to_factorize():
         sum(p.numel() for p in low.parameters()) == chosen.hybrid(1 / 8).parameters_after < COUNTS["resnet18-cifar"][1]
     )
     assert low(chosen.sample_input(2)).shape == (2, 10)
+
+
+SMALL = {
+    "tied_lstm": (TiedLstm(width=32), Passage(7, 100)),
+    "transformer": (Transformer(width=32, hidden=64, heads=4, layers=2), Pairs(7, 100)),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_of_texts_become_low_rank_and_dense_again(name, tmp_path):
+    torch.manual_seed(0)
+    model, shape = SMALL[name]
+    dense = model.build(shape, 100).eval()
+    text = torch.randint(4, 100, (3, 2, 7) if isinstance(shape, Pairs) else (3, 7))
+    planned = plan(dense, 1 / 4)
+    low = factorize(dense, planned)
+    assert sum(p.numel() for p in low.parameters()) == planned.parameters_after < planned.parameters
+    cross_entropy(low(text), torch.zeros(3, 7, dtype=torch.long)).backward()
+    assert all(p.grad is not None for p in low.parameters())
+    whole = factorize(dense, planned.with_ranks({e.name: e.largest_rank for e in planned if e.rank}))
+    again = merge(whole)
+    torch.testing.assert_close(whole(text), dense(text), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again(text), dense(text), rtol=1e-4, atol=1e-5)
+    assert again.state_dict().keys() == dense.state_dict().keys()
+    assert [n for n, _ in again.named_buffers()] == [n for n, _ in dense.named_buffers()]
+    save_pretrained(low, tmp_path / "low")
+    torch.testing.assert_close(from_pretrained(tmp_path / "low", model.build(shape, 100)).eval()(text), low(text))
 
 
 def test_an_unknown_network():

@@ -54,8 +54,12 @@ class LowRankRecurrent(LowRank):
             self.register_parameter(factor.v, v)
             self._factors.append(factor)
         for end in self._ends() if self.bias else ():
-            for side in ("ih", "hh"):
-                self.register_parameter(f"bias_{side}{end}", dense.get_parameter(f"bias_{side}{end}"))
+            for name in (f"bias_ih{end}", f"bias_hh{end}"):
+                bias = getattr(dense, name)
+                if isinstance(bias, nn.Parameter):
+                    self.register_parameter(name, bias)
+                else:  # zeros that do not train, as in `tied_lstm`
+                    self.register_buffer(name, bias, name not in dense._non_persistent_buffers_set)
 
     @classmethod
     def dense_factors(cls, dense: nn.Module) -> tuple[Factor, ...]:
@@ -95,6 +99,10 @@ class LowRankRecurrent(LowRank):
         for name, parameter in self.named_parameters():
             if name.startswith(("weight_", "bias_")):
                 setattr(dense, name, parameter)
+        for name, bias in self.named_buffers():
+            delattr(dense, name)
+            dense.register_buffer(name, bias, name not in self._non_persistent_buffers_set)
+            setattr(dense, name, bias)  # into the list that the kernels read, too
         return dense
 
     def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
@@ -221,7 +229,7 @@ class LowRankLstm(LowRankRecurrent):
     dense_type = nn.LSTM
 
     def _input_bias(self, end: str) -> Tensor:
-        return self.get_parameter(f"bias_ih{end}") + self.get_parameter(f"bias_hh{end}")
+        return getattr(self, f"bias_ih{end}") + getattr(self, f"bias_hh{end}")
 
     def _scan(self, x: Tensor, states: States, end: str, sizes: Sizes, reverse: bool) -> tuple[Tensor, ...]:
         u, v = self._hidden(end, x.dtype)
@@ -237,12 +245,12 @@ class LowRankGru(LowRankRecurrent):
     dense_type = nn.GRU
 
     def _input_bias(self, end: str) -> Tensor:
-        return self.get_parameter(f"bias_ih{end}")
+        return getattr(self, f"bias_ih{end}")
 
     def _scan(self, x: Tensor, states: States, end: str, sizes: Sizes, reverse: bool) -> tuple[Tensor, ...]:
         u, v = self._hidden(end, x.dtype)
         shape = (self.gates, 1, self.hidden_size)
-        bias = self.get_parameter(f"bias_hh{end}").to(x.dtype).view(shape) if self.bias else x.new_zeros(shape)
+        bias = getattr(self, f"bias_hh{end}").to(x.dtype).view(shape) if self.bias else x.new_zeros(shape)
         scan: Any = GruScan.apply if _trains(x, *states, u, v, bias) else gru_steps
         return scan(x, *states, u, v, bias, sizes, reverse)
 
