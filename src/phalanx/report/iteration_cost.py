@@ -111,18 +111,21 @@ def recovered(seen: Mapping[str, Any]) -> str:
 
 
 def plot_iteration_cost(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each network: the parts of a round as stacked bars, measured and published."""
+    """A line of panels for each network: the parts of a round as stacked bars, measured and, where known, published."""
     ended = [result for result in results if "measured" in result.summary]
     heights = [0.3 * len(measured_parts(result.summary["measured"])) + 1.2 for result in ended]
     made = figure(13, max(2.0, sum(heights) + 0.8))
-    axes: Any = made.subplots(max(1, len(ended)), 2, squeeze=False, height_ratios=heights or None)
-    for result, (left, right) in zip(ended, axes, strict=False):
+    wide = 2 if any(map(published, ended)) else 1
+    axes: Any = made.subplots(max(1, len(ended)), wide, squeeze=False, height_ratios=heights or None)
+    for result, (left, *right) in zip(ended, axes, strict=False):
         _bars(left, measured_parts(result.summary["measured"]), _title(result))
-        if known := published(result):
-            _bars(right, known, "published: 46 machines, communication measured")
-            right.set_yticklabels([])
-        else:
-            right.set_axis_off()
+        known = published(result)
+        for ax in right:
+            if known:
+                _bars(ax, known, "published: 46 machines, communication measured")
+                ax.set_yticklabels([])
+            else:
+                ax.set_axis_off()
     if ended:
         handles, labels = axes[0][0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside lower center", ncols=len(PARTS), frameon=False)
