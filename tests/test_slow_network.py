@@ -204,6 +204,15 @@ def test_a_link_is_as_slow_as_it_should_be_and_nothing_stays(able):
 
 
 @pytest.mark.processes
+def test_a_process_on_its_way_to_a_host_ends_with_it(able, monkeypatch):
+    # as when the host is asked for its processes before this one has come there
+    monkeypatch.setattr(hosts, "kill", lambda namespace: None)
+    with Hosts(1, "20mbit") as network:
+        left = network.start(0, ["sleep", "600"])
+    assert left.wait(timeout=60) == -signal.SIGKILL
+
+
+@pytest.mark.processes
 def test_a_delay_holds_in_both_directions(able):
     # a refused connection takes one round trip
     refused = "import socket, sys, time; t = time.perf_counter(); socket.socket().connect_ex((sys.argv[1], 1)); "

@@ -87,6 +87,7 @@ class Hosts:
         self._key = f"{os.getpid()}-{next(_count)}"
         self.names = tuple(f"{PREFIX}-{self._key}-h{i}" for i in range(n))
         self.switch = f"{PREFIX}-{self._key}-switch"
+        self._started: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Hosts:
         check()
@@ -106,6 +107,10 @@ class Hosts:
         """Ends all processes on the hosts and removes them; a signal that arrives meanwhile waits."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
+            # one that was started just now may not have come to its host yet, and would be missed there
+            for job in self._started:
+                if job.poll() is None:
+                    os.killpg(job.pid, signal.SIGKILL)
             have = set(namespaces())
             for name in (*self.names, self.switch):
                 if name in have:
@@ -150,7 +155,8 @@ class Hosts:
     def start(self, i: int, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """A process on host i, in a session of its own, so that Ctrl-C reaches it through us alone."""
         command = ["ip", "netns", "exec", self.names[i], *command]
-        return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, **options)
+        self._started.append(subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, **options))
+        return self._started[-1]
 
     def torchrun(self, *argv: str, logs: Path, limit_s: float, environment: dict[str, str] | None = None) -> None:
         """One torchrun job with a process on every host; rank i is on host i.
