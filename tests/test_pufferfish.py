@@ -179,3 +179,23 @@ def test_a_server_s_workers_follow(tmp_path):
 def test_fields_are_checked(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         px.parse(f"pufferfish({fields})")
+
+
+@pytest.mark.processes
+def test_a_loop_of_one_s_own_goes_on_under_ddp_and_exchange(tmp_path):
+    schemes = [
+        "chain(reduce(dense()))",
+        "chain(gather(qsgd(bits=4)), mean())",
+        "chain(gather(error_feedback(top_k(0.2))), mean())",
+        "chain(power_sgd(rank=2))",
+    ]
+    found = run_job(2, "job_factorized.py", {"schemes": schemes}, tmp_path)
+    for how in ("hook", "exchange"):
+        for scheme in schemes:
+            there = found[how][scheme]
+            assert there["equal"], (how, scheme)
+            # 16 of 64 for both layers; the classifier stays full
+            assert there["parameters"] == 10 * (40 + 64) + 64 + 16 * 128 + 64 + 650, (how, scheme)
+            assert there["lr"] == pytest.approx(0.05 * 0.9**6)
+            first, last = there["losses"][:5], there["losses"][-5:]
+            assert sum(last) < 0.9 * sum(first), (how, scheme)
