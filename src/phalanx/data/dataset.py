@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phalanx.data.files import folder
 from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
@@ -128,6 +128,10 @@ class Data(Expression, ABC):
         Raises:
             MissingData: they are not there; nothing is downloaded.
         """
+
+    def judge(self, model: nn.Module) -> dict[str, float]:
+        """What there is to say of a trained model besides accuracy and loss on the test part, by name."""
+        return {}
 
 
 @lru_cache(maxsize=4)

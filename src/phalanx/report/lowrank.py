@@ -26,17 +26,20 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
                 short(run),
                 None if run.accuracy is None else f"{100 * run.accuracy:.2f} %",
                 run.summary.get("perplexity"),
+                run.summary.get("bleu"),
                 run.summary.get("parameters"),
                 None if bytes_up is None else bytes_up / 1e6,
                 None if before is None else 1e3 * before,
                 None if after is None else 1e3 * after,
             )
         )
-    kept = [i for i in range(7) if i != 2 or any(row[2] is not None for row in rows)]
+    # images have neither perplexity nor BLEU
+    kept = [i for i in range(8) if i not in (2, 3) or any(row[i] is not None for row in rows)]
     header = (
         "network",
         "accuracy",
         "perplexity",
+        "BLEU",
         "parameters at the end",
         "MB sent",
         "gradient ms, at first",
