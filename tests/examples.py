@@ -85,6 +85,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "shards": ("shards(per_unit=3)",),
     "sign": ("sign(scaled=True)",),
     "spread": ("spread(count=3)",),
+    "step_cost": ("step_cost(network='resnet18-cifar', batch=2, precision='bf16', repeats=1)",),
+    "svd_cost": ("svd_cost(network='vgg19-cifar', svd='auto', repeats=1)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),
     "top_k": ("top_k(ratio=0.2)", "top_k(ratio=1.0)"),
     "vote": ("vote(dense(), r=3)", "vote(qsgd(bits=3), r=5, none='exclude')", "vote(dense(), r=3, rtol=0.001)"),

@@ -112,6 +112,8 @@ from phalanx.lowrank.rules import plan as plan
 from phalanx.macs import Macs as Macs
 from phalanx.macs import macs as macs
 from phalanx.measurement import Measurement as Measurement
+from phalanx.measurements.factorization import StepCost as step_cost
+from phalanx.measurements.factorization import SvdCost as svd_cost
 from phalanx.measurements.iteration_cost import IterationCost as iteration_cost
 from phalanx.measurements.mean_estimation import MeanEstimation as mean_estimation
 from phalanx.models.alexnet import Alexnet as alexnet
