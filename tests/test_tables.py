@@ -108,7 +108,7 @@ wide, narrow = torch.randn(6, 16), torch.randn(6, 16, dtype=torch.float64)
     "rows",
     [
         list(wide[::2]),
-        list(wide[[0, 1, 2]]) + [wide[3]],
+        [*wide[[0, 1, 2]], wide[3]],
         [wide[1], wide[0]],
         [wide[0], wide[0]],
         [wide[0], wide[1], wide[3]],

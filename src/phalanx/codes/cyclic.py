@@ -23,7 +23,7 @@ from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
 
 LIMIT = 0.05  # relative error of the result at which a code is refused
-_SAMPLE = 16  # a first guess is made from one column in so many
+_SAMPLE = 32  # a first guess is made from one column in so many
 _FINEST = 2.0**-44  # rounding of projections in float64: a finer wire shows no finer faults
 
 
@@ -35,7 +35,7 @@ class Cyclic(Code):
     angles 2 pi i / n, and the mean of the units is its mean. False rows are found once for whole rows, from four random
     projections that nobody knows before: they break the equations that honest rows fulfil. The mean is then the
     combination of least norm of all rows that are left, added up in float64. One pass over the rows, linear in n d: it
-    combines them for the false rows that a sixteenth of the columns shows, and a second pass mends a wrong guess.
+    combines them for the false rows that a few of the columns show, and a second pass mends a wrong guess.
 
     l lies and e missing rows are recovered from while 2 l + e <= 2 s. The result is exact up to the rounding of the
     rows, enlarged by at most `amplification(n)` when the excluded workers are neighbours. A lie of the size of that
