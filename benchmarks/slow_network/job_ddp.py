@@ -36,7 +36,7 @@ def main() -> None:
     wrapped = DistributedDataParallel(model)
     if len(sys.argv) > 4:
         px.ddp.register(wrapped, sys.argv[4])
-    optimizer = phase.finish.optimizer(trainer.parameters)
+    optimizer = phase.finish.optimizer(trainer.learner.trained)
     seconds: dict[str, list[float]] = {"step_s": [], "alone_s": []}
     for index in range(2 * steps):
         # alternating, so that a busy moment of the machine hits both

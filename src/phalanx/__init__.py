@@ -101,12 +101,16 @@ from phalanx.layout import Layout as Layout
 from phalanx.local.clip import Clip as clip
 from phalanx.local.momentum import Momentum as momentum
 from phalanx.local.noise import Noise as noise
+from phalanx.lowrank.carry import carry as carry
+from phalanx.lowrank.carry import carry_average as carry_average
+from phalanx.lowrank.decay import frobenius_decay as frobenius_decay
 from phalanx.lowrank.factorize import factorize as factorize
 from phalanx.lowrank.merge import merge as merge
 from phalanx.lowrank.plan import Plan as Plan
 from phalanx.lowrank.power_sgd import PowerSgd as power_sgd
 from phalanx.lowrank.pretrained import from_pretrained as from_pretrained
 from phalanx.lowrank.pretrained import save_pretrained as save_pretrained
+from phalanx.lowrank.pufferfish import Pufferfish as pufferfish
 from phalanx.lowrank.rules import plan as plan
 from phalanx.macs import Macs as Macs
 from phalanx.macs import macs as macs
@@ -145,6 +149,7 @@ from phalanx.stage import RowStage as RowStage
 from phalanx.stage import Stage as Stage
 from phalanx.stage import TooFewRows as TooFewRows
 from phalanx.stage import chain as chain
+from phalanx.surgery import Surgery as Surgery
 from phalanx.train import Interrupted as Interrupted
 from phalanx.train import train as train
 from phalanx.work import Gradient as gradient

@@ -6,11 +6,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from phalanx.expression import Expression, method, require
+
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 class Schedule(Expression, ABC):
@@ -65,9 +68,11 @@ class Cosine(Schedule):
 class Finish(Expression, ABC):
     """Makes the optimizer of a phase and gives its learning rate in each round."""
 
+    weight_decay: float
+
     @abstractmethod
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimizer."""
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """A fresh optimizer of parameters, or of groups of them as PyTorch's optimizers take them."""
 
     @abstractmethod
     def rate(self, index: int, rounds: int) -> float:
@@ -97,7 +102,7 @@ class Sgd(Finish):
         require(self.weight_decay >= 0, f"sgd needs weight_decay >= 0, got weight_decay={self.weight_decay}")
         require(self.momentum > 0 or not self.nesterov, "sgd needs momentum > 0 for nesterov=True")
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
@@ -128,7 +133,7 @@ class Adam(Finish):
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"adam needs betas in [0, 1), got {self.beta1}, {self.beta2}"
         )
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
 
     def rate(self, index: int, rounds: int) -> float:

@@ -17,6 +17,7 @@ from phalanx.models.model import Model
 from phalanx.observers.observer import Observer
 from phalanx.registry import suggest
 from phalanx.stage import Stage, check_scheme
+from phalanx.surgery import Surgery
 from phalanx.work import Work
 
 
@@ -29,12 +30,14 @@ class Phase(Expression):
         scheme: chain of stages from the workers' rows to one row, across one wire.
         finish: what is done with that row.
         rounds: >= 0.
+        surgery: what becomes of the network on the way, such as `pufferfish()`; None leaves it.
     """
 
     work: Work
     scheme: Stage
     finish: Finish = Sgd()
     rounds: int = 200
+    surgery: Surgery | None = None
 
     def validate(self) -> None:
         require(self.rounds >= 0, f"phase needs rounds >= 0, got rounds={self.rounds}")

@@ -20,16 +20,17 @@ from phalanx.clock import PARTS
 from phalanx.crossing import check_server, server_half
 from phalanx.fault import silenced
 from phalanx.layout import Layout
+from phalanx.learner import Learner
 from phalanx.phase import Phase, Run
 from phalanx.precision import finite
 from phalanx.results import RunFolder
-from phalanx.round import Round, stream
+from phalanx.round import Round
 from phalanx.score import assess
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
 from phalanx.stop import stop_requests
 from phalanx.work import Site, rows_of
-from phalanx.world import LocalWorld, World
+from phalanx.world import LocalWorld, Payload, World
 
 Listener = Callable[[dict[str, Any]], None]
 ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
@@ -74,24 +75,25 @@ class Trainer:
         self.data = run.data.load()
         if run.augment is not None:
             run.augment.check(self.data.shape)
-        self.model = self._build()
-        self.layout = Layout.of(self.model)
+        self.learner = Learner(run, self.data.shape, self.data.num_classes)
         for observer in run.observers:
             observer.check(self.layout, run.workers)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.ledger = Ledger(run.workers)
         self.step = 0
         self.state: State = {}
         self._text, self._memories = repr(run), dict[str, Any]()  # of workers elsewhere, from a checkpoint
-        self.optimizer = run.phases[0].finish.optimizer(self.parameters)
         self._evaluated: tuple[int, tuple[float, float | None]] | None = None
         self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
 
-    def _build(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream("model", self.config.seed).initial_seed())
-            model = self.config.model.build(self.data.shape, self.data.num_classes)
-        return model.to(self.device)
+    @property
+    def model(self) -> nn.Module:
+        """The network as it is now."""
+        return self.learner.model
+
+    @property
+    def layout(self) -> Layout:
+        """Of its rows."""
+        return self.learner.layout
 
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
         """All rounds that are not done yet."""
@@ -99,8 +101,8 @@ class Trainer:
             folder.begin(self._text, self.world.processes)
         self._resume(folder.restore() if folder is not None else None)
         with stop_requests() as stop:
-            for index, phase, at in self._rounds():
-                line = self._round(phase, at, stop.is_set())
+            for index, number, at in self._rounds():
+                line = self._round(number, at, stop.is_set())
                 ended = index + 1 == self.config.rounds
                 if ended or (index + 1) % self.config.evaluate_every == 0:
                     line["accuracy"], line["test_loss"] = self.evaluate()
@@ -117,30 +119,29 @@ class Trainer:
         if folder is not None:
             folder.finish(self.summary())
 
-    def _rounds(self) -> Iterator[tuple[int, Phase, int]]:
-        """(round of the run, phase, round of the phase) for all rounds ahead; enters phases on the way."""
-        first = 0
-        for phase in self.config.phases:
-            for at in range(phase.rounds):
-                if first + at < self.step:
-                    continue
-                if at == 0 and first > 0:
-                    self.state = {}
-                    self.optimizer = phase.finish.optimizer(self.parameters)
-                yield first + at, phase, at
-            first += phase.rounds
+    def _rounds(self) -> Iterator[tuple[int, int, int]]:
+        """(round of the run, number of its phase, round of the phase) for all rounds ahead; enters phases."""
+        for index in range(self.step, self.config.rounds):
+            number, at = self.phase_at(index)
+            if at == 0 and index > 0:
+                self.state = {}
+                self.learner.enter(number)
+            yield index, number, at
 
-    def _round(self, phase: Phase, at: int, stop: bool) -> dict[str, Any]:
-        run, world, index = self.config, self.world, self.step
+    def _round(self, number: int, at: int, stop: bool) -> dict[str, Any]:
+        run, world, index, phase = self.config, self.world, self.step, self.config.phases[number]
         byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
         began, before = time.perf_counter(), world.received_bytes
-        world.begin(index, self._text, lambda: dict(self.model.state_dict()), self._memories)
+        operated = self.learner.operate(number, at, world)
+        if operated:
+            self.state, self._memories = {}, {}
+        world.begin(index, self._text, self._order, self._memories)
         stack, losses = self.work(phase, index)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
         seen = world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
         absent = frozenset[int]() if world.serves else silent
-        round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0)
+        round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(operated))
         observed = self._observe(stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
@@ -153,7 +154,7 @@ class Trainer:
             lost, notes = str(error), error.notes
         combined = time.perf_counter()
         if result is not None:
-            notes, lost = self.finish(phase, at, result)
+            notes, lost = self.finish(number, at, result)
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
@@ -172,8 +173,13 @@ class Trainer:
             **measured,
             "byzantine": sorted(byzantine),
             "lost": lost,
+            **({"operated": operated} if operated else {}),
             **({"observed": observed} if observed else {}),
         }
+
+    def _order(self) -> Payload:
+        """What a worker elsewhere needs for a round."""
+        return to_payload({"shapes": self.learner.shapes, "model": dict(self.model.state_dict())})
 
     def _observe(self, stack: Stack, round: Round) -> dict[str, Any]:
         """What each observer sees this round, by its expression."""
@@ -198,29 +204,15 @@ class Trainer:
         rows, losses, weights = rows_of(phase.work, site, allocation, samples, ids)
         return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
 
-    def finish(self, phase: Phase, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
+    def finish(self, number: int, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
         """What is done with the result of a round, the notes on it, and why the update was skipped, if it was."""
         notes = result.notes
         if result.arrived is not None:
             notes += tuple(Note("outvoted", w) for w in outvoted(result.arrived, result.rows[0]))
         if not finite(result.rows):
             return notes, "the update is not finite"
-        self._update(phase, at, result.rows[0])
+        self.learner.update(number, at, result.rows[0])
         return notes, ""
-
-    def _update(self, phase: Phase, at: int, row: Tensor) -> None:
-        parts = self.layout.split(row)
-        for group in self.optimizer.param_groups:
-            group["lr"] = phase.finish.rate(at, phase.rounds)
-        named = dict(self.model.named_parameters())
-        buffers = dict(self.model.named_buffers())
-        for name, part in parts.items():
-            if name in named:
-                named[name].grad = part.view_as(named[name])
-            else:
-                buffers[name].copy_(part)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def evaluate(self) -> tuple[float, float | None]:
         """Accuracy in [0, 1] and mean loss over the labels of the test set; looked at once a round."""
@@ -237,8 +229,7 @@ class Trainer:
         if folder is None:
             return
         tree = {
-            "model": dict(self.model.state_dict()),
-            "optimizer": {str(k): v for k, v in self.optimizer.state_dict()["state"].items()},
+            **self.learner.to_tree(),
             "state": merge(states),
             "ledger": self.ledger.to_json(),
         }
@@ -250,23 +241,18 @@ class Trainer:
         if not tree:
             return
         self.step = tree["step"]
-        self.model.load_state_dict(tree["model"])
+        self.learner.load(tree, self.phase_at(max(self.step - 1, 0))[0])
         self._memories = tree.get("state", {}) if self.world.serves else {}
         self.state = own(tree.get("state", {}), self.world.ids)
         self.ledger = Ledger.from_json(tree["ledger"])
-        phase, _ = self.phase_at(max(self.step - 1, 0))
-        self.optimizer = phase.finish.optimizer(self.parameters)
-        now = self.optimizer.state_dict()
-        now["state"] = {int(k): v for k, v in tree.get("optimizer", {}).items()}
-        self.optimizer.load_state_dict(now)
 
-    def phase_at(self, index: int) -> tuple[Phase, int]:
-        """The phase of a round of the run, and the round's number within it."""
-        for phase in self.config.phases:
+    def phase_at(self, index: int) -> tuple[int, int]:
+        """The number of the phase of a round of the run, and the round's number within it."""
+        for number, phase in enumerate(self.config.phases):
             if index < phase.rounds:
-                return phase, index
+                return number, index
             index -= phase.rounds
-        return self.config.phases[-1], index
+        return len(self.config.phases) - 1, index
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a run that has ended, as plain values."""
@@ -285,7 +271,7 @@ class Trainer:
             "bytes_per_worker_round": ledger.bytes_up / max(1, self.step * self.config.workers),
             "round_s": sum(median(later[name]) for name in ROUND if later[name]),
             **{name: median(values) if values else None for name, values in later.items()},
-            "parameters": sum(p.numel() for p in self.parameters),
+            "parameters": sum(p.numel() for p in self.learner.trained),
             "accused": ledger.table(),
             "accusation_precision": ledger.precision,
             "accusation_recall": ledger.recall,

@@ -146,7 +146,7 @@ def _work(trainer: Trainer, table: Table, repeats: int) -> tuple[list[Stack], fl
         spent += table.slowest([worked - began])
         stacks = [*stacks[-1:], stack]
         result, state = phase.scheme(stack, state, Round(index, trainer.config.seed, world=trainer.world))
-        trainer.finish(phase, index, result)
+        trainer.finish(0, index, result)
         (whole,) = table.slowest([time.perf_counter() - began])
         repeats = repeats if whole < LONG_S else min(repeats, 2)
     return stacks, median(spent[1:])

@@ -67,7 +67,7 @@ def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, in
     began = time.perf_counter()
     result, state = phase.scheme(stack, state, round)
     combined = time.perf_counter()
-    trainer.finish(phase, 0, result)
+    trainer.finish(0, 0, result)
     ended = time.perf_counter()
     parts = dict.fromkeys(PARTS, 0.0)
     for note in result.notes:

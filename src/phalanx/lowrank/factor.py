@@ -76,7 +76,11 @@ class Factor:
 
     def product(self, u: Tensor, v: Tensor) -> Tensor:
         """What the factors stand for, in the dense parameter's own shape; differentiable."""
-        rank = v.shape[1]
-        left, right = v.reshape(self.copies, self.rows, rank), u.reshape(self.copies, rank, self.columns)
+        left, right = self.thin(u, v)
         dense = (left @ right).reshape(self.shape)
         return dense.mT if self.transposed else dense
+
+    def thin(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both parameters as matrices, v first. Shapes: -> (copies, rows, rank), (copies, rank, columns)."""
+        rank = v.shape[1]
+        return v.reshape(self.copies, self.rows, rank), u.reshape(self.copies, rank, self.columns)

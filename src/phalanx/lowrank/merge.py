@@ -25,7 +25,7 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     """
     weights: dict[tuple[int, ...], nn.Parameter] = {}
     replaced: dict[int, nn.Module] = {}
-    for low in _low_rank_layers(model).values():
+    for low in low_rank_layers(model).values():
         dense = low.dense_like()
         for name, members in _by_weight(low).items():
             pairs = [low.pair(factor) for factor, _ in members if factor in low.factors]
@@ -43,7 +43,7 @@ def applied(model: nn.Module) -> Plan:
     """The plan that makes a dense model what this one is; layers that are full are not listed."""
     owners: dict[int, str] = {}
     entries = []
-    for name, low in _low_rank_layers(model).items():
+    for name, low in low_rank_layers(model).items():
         for factor in low.factors:
             path = ".".join(part for part in (name, factor.name) if part)
             owner = owners.setdefault(id(low.pair(factor)[0]), path)
@@ -54,7 +54,7 @@ def applied(model: nn.Module) -> Plan:
     return Plan(tuple(entries), sum(parameter.numel() for parameter in model.parameters()) - after)
 
 
-def _low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
+def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
     """Outermost ones: an attention's projections belong to it."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
     inner = {id(part) for module in found.values() for part in module.modules() if part is not module}

@@ -88,15 +88,19 @@ class _Desk:
             case _:
                 pass
 
-    def _work(self, index: int, model: Payload) -> None:
+    def _work(self, index: int, asked: Payload) -> None:
         trainer = self.trainer
         assert trainer is not None
         run = trainer.config
-        trainer.model.load_state_dict(model)
-        phase, at = trainer.phase_at(index)
+        order = from_payload(asked)
+        changed = trainer.learner.follow(order.get("shapes", {}), order["model"])
+        number, at = trainer.phase_at(index)
+        if self.index >= 0 and (changed or number != trainer.phase_at(self.index)[0]):
+            self.state = {}
+        phase = run.phases[number]
         stack, losses = trainer.work(phase, index)
         byzantine = run.byzantine.at(index, run.workers, run.seed)
-        round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0)
+        round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0 or changed)
         self.index = index
         self.offers, self.state = worker_half(phase.scheme, stack, self.state, round)
         numbers = torch.stack([losses, torch.zeros_like(losses)], dim=1)
