@@ -23,7 +23,7 @@ def cross_entropy(
 
     Shapes: (B, C) and (B,), or (B, L, C) and (B, L) -> scalar.
     Args:
-        smoothing: share of a label that the other C - 1 classes have in equal parts, in [0, (C - 1) / C].
+        smoothing: share of a label that the other C - 1 classes have in equal parts, in [0, (C - 1) / C).
     Raises:
         ValueError: the model's scores do not have a row for each label, or smoothing is too large.
     """
