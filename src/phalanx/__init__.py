@@ -125,6 +125,7 @@ from phalanx.models.lstm import TiedLstm as tied_lstm
 from phalanx.models.mlp import Fc as fc
 from phalanx.models.mlp import Mlp as mlp
 from phalanx.models.model import Model as Model
+from phalanx.models.resnet import Resnet as resnet
 from phalanx.models.resnet import Resnet18 as resnet18
 from phalanx.models.resnet import Resnet50 as resnet50
 from phalanx.models.resnet import Resnet152 as resnet152

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phalanx.data.files import folder
 from phalanx.data.images import Crop, Images, cut
@@ -140,6 +140,10 @@ class Data(Expression, ABC):
         Raises:
             MissingData: they are not there; nothing is downloaded.
         """
+
+    def judge(self, model: nn.Module) -> dict[str, float]:
+        """What there is to say of a trained model besides accuracy and loss on the test part, by name."""
+        return {}
 
 
 @lru_cache(maxsize=4)

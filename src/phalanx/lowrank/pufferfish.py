@@ -12,6 +12,7 @@ from phalanx.expression import method, require
 from phalanx.finish import Parameters
 from phalanx.lowrank.carry import Moments, carried_state
 from phalanx.lowrank.decay import factors_of, frobenius_decay
+from phalanx.lowrank.drawn import Drawn
 from phalanx.lowrank.factorize import apply, factorize
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.rules import plan
@@ -28,8 +29,10 @@ class Pufferfish(Surgery):
 
     Args:
         ratio: of the rank to the full rank, in (0, 1].
-        warmup: share of the phase's rounds at full rank, in [0, 1); 0 factorizes the weights as they were drawn, which
-            is training from scratch with the spectrum of the usual initialisation.
+        warmup: share of the phase's rounds at full rank, in [0, 1); 0 is low rank from scratch.
+        start: "spectrum" begins with the factors of the present weights, also from scratch, where these were drawn a
+            moment ago; "drawn" with factors that are drawn as PyTorch draws two layers, as the published code does from
+            scratch.
         first: the first K - 1 layers stay full, as in `phalanx.plan`.
         keep: layers, or patterns, that stay full.
         classifier: the last fully connected layer stays full.
@@ -43,6 +46,7 @@ class Pufferfish(Surgery):
     warmup: float = 0.25
     first: int = 1
     keep: tuple[str, ...] = ()
+    start: Literal["spectrum", "drawn"] = "spectrum"
     classifier: bool = True
     moments: Moments = "step"
     decay: Literal["factors", "product"] = "factors"
@@ -51,13 +55,18 @@ class Pufferfish(Surgery):
         require(0 < self.ratio <= 1, f"pufferfish needs a ratio in (0, 1], got ratio={self.ratio}")
         require(0 <= self.warmup < 1, f"pufferfish needs a warmup in [0, 1), got warmup={self.warmup}")
         require(self.first >= 1, f"pufferfish needs first >= 1, got first={self.first}")
+        forgets = self.start == "drawn" and self.warmup > 0
+        require(not forgets, f"pufferfish with drawn factors forgets a warm-up; set warmup=0, not {self.warmup}")
 
     def watches(self, at: int, rounds: int) -> bool:
         return at == int(self.warmup * rounds)
 
-    def operate(self, model: nn.Module, at: int, rounds: int, memory: State) -> tuple[nn.Module | None, State]:
+    def operate(
+        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+    ) -> tuple[nn.Module | None, State]:
         chosen = plan(model, self.ratio, self.first, self.keep, classifier=self.classifier)
-        return factorize(model, chosen), {"shape": {"plan": chosen.to_yaml()}}
+        low = factorize(model, chosen) if self.start == "spectrum" else apply(model, chosen, Drawn(rng))
+        return low, {"shape": {"plan": chosen.to_yaml()}}
 
     def rebuild(self, model: nn.Module, shape: State) -> nn.Module:
         return apply(model, Plan.from_yaml(shape["plan"]), None)

@@ -7,6 +7,8 @@ from phalanx.recipes.detox import detox_alie as detox_alie
 from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox_mean_estimation
 from phalanx.recipes.draco import draco_mnist as draco_mnist
 from phalanx.recipes.draco_cost import draco_cost as draco_cost
+from phalanx.recipes.pufferfish_cifar import pufferfish_cifar as pufferfish_cifar
+from phalanx.recipes.pufferfish_texts import pufferfish_lstm as pufferfish_lstm
 from phalanx.recipes.quickstart import quickstart as quickstart
 from phalanx.recipes.recipe import Recipe as Recipe
 from phalanx.recipes.recipe import find as find
