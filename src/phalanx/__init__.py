@@ -66,6 +66,7 @@ from phalanx.codes.repetition import Repetition as repetition
 from phalanx.codes.vote import Vote as vote
 from phalanx.data.augment import Augment as Augment
 from phalanx.data.augment import CropFlip as crop_flip
+from phalanx.data.augment import ResizedCropFlip as resized_crop_flip
 from phalanx.data.cifar10 import Cifar10 as cifar10
 from phalanx.data.cifar100 import Cifar100 as cifar100
 from phalanx.data.dataset import Data as Data
@@ -73,6 +74,8 @@ from phalanx.data.dataset import Dataset as Dataset
 from phalanx.data.dataset import found as found
 from phalanx.data.digits import Digits as digits
 from phalanx.data.files import MissingData as MissingData
+from phalanx.data.image_folder import ImageFolder as image_folder
+from phalanx.data.images import Images as Images
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k

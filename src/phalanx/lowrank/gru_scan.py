@@ -21,15 +21,17 @@ def gru_steps(x: Tensor, h: Tensor, u: Tensor | None, v: Tensor, bias: Tensor, s
     Shapes: x (g, n, h) the input's part of the gates; h (b, h); u (g * r, h), v (g, h, r), or u None and v (g, h, h);
         bias (g, 1, h) of the hidden part -> y (n, h), last h.
     """
-    outputs: dict[int, Tensor] = {}
+    outputs: list[Tensor] = []
     for first, size in steps(sizes, reverse):
         part = x[:, first : first + size]
         hidden = product(bias.expand_as(part), h[:size], u, v)[0]
         reset, keep = (part[:2] + hidden[:2]).sigmoid()
         new = (part[2] + reset * hidden[2]).tanh()
-        outputs[first] = new + keep * (h[:size] - new)
-        h = outputs[first] if size == len(h) else torch.cat([outputs[first], h[size:]])
-    return torch.cat([outputs[first] for first in sorted(outputs)]), h
+        y = new + keep * (h[:size] - new)
+        outputs.append(y)
+        whole = size == h.shape[0]  # len(h) would make a traced batch a number
+        h = y if whole else torch.cat([y, h[size:]])
+    return torch.cat(outputs[::-1] if reverse else outputs), h
 
 
 class GruScan(torch.autograd.Function):

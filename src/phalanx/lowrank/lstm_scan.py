@@ -24,15 +24,16 @@ def lstm_steps(x: Tensor, h: Tensor, c: Tensor, u: Tensor | None, v: Tensor, siz
     Shapes: x (g, n, h) the input's part of the gates; h, c (b, h); u (g * r, h), v (g, h, r), or u None and v (g, h, h)
         -> y (n, h), last h, last c.
     """
-    outputs: dict[int, Tensor] = {}
+    outputs: list[Tensor] = []
     for first, size in steps(sizes, reverse):
         i, f, g, o = product(x[:, first : first + size], h[:size], u, v)[0]
         now = f.sigmoid() * c[:size] + i.sigmoid() * g.tanh()
-        outputs[first] = o.sigmoid() * now.tanh()
-        whole = size == len(h)
-        h = outputs[first] if whole else torch.cat([outputs[first], h[size:]])
+        y = o.sigmoid() * now.tanh()
+        outputs.append(y)
+        whole = size == h.shape[0]  # len(h) would make a traced batch a number
+        h = y if whole else torch.cat([y, h[size:]])
         c = now if whole else torch.cat([now, c[size:]])
-    return torch.cat([outputs[first] for first in sorted(outputs)]), h, c
+    return torch.cat(outputs[::-1] if reverse else outputs), h, c
 
 
 class LstmScan(torch.autograd.Function):
