@@ -105,7 +105,7 @@ def images(name: str) -> Case:
     known, batch = network(name), 128
     dense, labels = known.build(), torch.arange(batch) % known.num_classes
 
-    def place(model: nn.Module, x: Tensor, layout: str) -> Tensor:
+    def place(model: Any, x: Tensor, layout: str) -> Tensor:
         memory_format = getattr(torch, layout)
         model.to(memory_format=memory_format)
         return x.contiguous(memory_format=memory_format)
@@ -118,7 +118,7 @@ def images(name: str) -> Case:
 def layer(dense: nn.Module, x: Tensor, layouts: Iterable[str], more: Iterable[Way] = ()) -> Case:
     """A layer that reads sequences, as it lies in a network: the gradient of its input is wanted too."""
 
-    def place(model: nn.Module, x: Tensor, layout: str) -> Tensor:
+    def place(model: Any, x: Tensor, layout: str) -> Tensor:
         first = layout == "batch first"
         for module in model.modules():
             if hasattr(module, "batch_first"):

@@ -6,8 +6,6 @@ Legend: g gates, n rows of the packed sequence, b rows of one step, h hidden uni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ def order(sizes: Sizes, reverse: bool) -> list[int]:
     return steps[::-1] if reverse else steps
 
 
-def packed(found: Sequence[Tensor], reverse: bool, dim: int = 0) -> Tensor:
+def packed(found: list[Tensor] | tuple[Tensor, ...], reverse: bool, dim: int = 0) -> Tensor:
     """The rows of all time steps sorted by time, from what was found for each in the order of computation."""
     return torch.cat(found[::-1] if reverse else found, dim)
 
