@@ -54,7 +54,7 @@ class GruScan(torch.autograd.Function):
         y, *saved = (packed(each, reverse) for each in rows)
         ctx.save_for_backward(*saved, packed(gates, reverse, dim=1), u, v)
         ctx.sizes, ctx.reverse = sizes, reverse
-        return y, h.clone()
+        return y, h
 
     @staticmethod
     @once_differentiable

@@ -62,7 +62,7 @@ class LstmScan(torch.autograd.Function):
         y, *saved = (packed(each, reverse) for each in rows)
         ctx.save_for_backward(*saved, packed(gates, reverse, dim=1), u, v)
         ctx.sizes, ctx.reverse = sizes, reverse
-        return y, h.clone(), c.clone()
+        return y, h, c
 
     @staticmethod
     @once_differentiable
