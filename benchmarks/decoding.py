@@ -5,8 +5,8 @@
     python benchmarks/decoding.py --growth --json out.json # decoding time of 15 rows at 1M to 30M, with the exponent
 
 Everything gets rows of which some are reversed and a hundred times as long, gate included; without a code all differ.
-The vote on digests gets what reaches its server, 15 payloads to hash and to average. Repetitions are interleaved; the
-table shows medians.
+The vote on digests gets what reaches its server, 15 payloads to hash and to average. Payloads lie in memory one behind
+the other, as worlds of several processes place them. Repetitions are interleaved; the table shows medians.
 """
 
 from __future__ import annotations
