@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from phalanx.lowrank.plan import Entry, Plan
-from phalanx.lowrank.ranks import spread
+from phalanx.lowrank.ranks import choices, spread
 from phalanx.lowrank.times import groups, slower
 
 _LITTLE = 0.01  # of the weights: what the first layers may hold together and stay full
-_SHARE = 0.5  # of what a uniform plan gives the others, which layers that stay full may not use up
+_SHARE = 0.5  # of what a matrix has at the start, which it keeps whatever the others would make of it
 
 
 def automatic(
@@ -19,7 +19,8 @@ def automatic(
 ) -> Plan:
     """The plan with some low-rank entries full: those of leading layers that hold little, those that are slower.
 
-    With a budget, entries become full only while the others keep half of their parameters.
+    With a budget, entries become full for these reasons only while the others keep half of their parameters, and no
+    rank falls below half of the one at the start.
 
     Args:
         start: ranks as they are wanted; the parameters of its low-rank entries are the budget, if there is one.
@@ -74,19 +75,18 @@ def _room(start: Plan, full: Mapping[str, str]) -> bool:
 
 
 def _shared_out(start: Plan, full: Mapping[str, str], shares: Mapping[str, Sequence[float]]) -> Plan:
-    """The ranks that the budget allows for what does not stay full."""
+    """The ranks that the budget allows for what does not stay full, none below half of its first."""
     own = [entry for entry in _low(start) if entry.name not in full and not entry.tied]
-    costs = [entry.factor.size_at(1) for entry in own]
-    gains = [shares[e.name][: (e.parameters - 1) // cost] for e, cost in zip(own, costs, strict=True)]
+    options = [choices(shares[e.name], e.factor, max(1, int(_SHARE * (e.rank or 1)))) for e in own]
     left = _budget(start) - sum(entry.parameters for entry in _low(start) if entry.name in full)
-    ranks = {entry.name: rank for entry, rank in zip(own, spread(gains, costs, left), strict=True)}
+    chosen = {entry.name: choice for entry, choice in zip(own, spread(options, left), strict=True)}
 
     def changed(entry: Entry) -> Entry:
-        owner = entry.tied or entry.name
-        if entry.rank is None or owner not in ranks:
+        choice = chosen.get(entry.tied or entry.name)
+        if entry.rank is None or choice is None:
             return entry
-        kept = sum(shares[owner][: ranks[owner]])
-        return replace(entry, rank=ranks[owner], reason=f"{kept:.1%} of the energy, in the budget of {entry.reason}")
+        kept = "all" if choice.rank is None else f"{choice.kept:.1%}"
+        return replace(entry, rank=choice.rank, reason=f"{kept} of the energy, in the budget of {entry.reason}")
 
     return replace(start, entries=tuple(changed(entry) for entry in start))
 

@@ -45,8 +45,10 @@ def run_sample(model: nn.Module, found: list[Layer], sample_input: Any, watch: W
             model.eval()
             if isinstance(sample_input, Mapping):
                 model(**sample_input)
+            elif isinstance(sample_input, tuple) and not isinstance(sample_input, PackedSequence):
+                model(*sample_input)
             else:
-                model(*(sample_input if isinstance(sample_input, tuple) else (sample_input,)))
+                model(sample_input)
     finally:
         for handle in hooks:
             handle.remove()

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.families import Layer
@@ -43,28 +44,63 @@ def own_rank(layer: Layer, factor: Factor, energy: float, start: float) -> tuple
     return rank_for(shares_of(layer, factor), energy), f"{energy:.4g} of the energy"
 
 
-def spread(gains: Sequence[Sequence[float]], costs: Sequence[int], budget: int) -> list[int]:
-    """Ranks >= 1 that keep the most energy for their parameters: next is always the singular value of most energy a
-    parameter that the budget has room for.
-
-    As the gains of a matrix fall, these ranks are the best for what they cost as long as every step fits. The first
-    that does not fit bounds what is lost: no ranks within the budget keep more than these and its gain. Nothing is
-    lost where all costs are equal.
+class Choice(NamedTuple):
+    """What a matrix may be.
 
     Args:
-        gains: energy of the first, second, ... singular value of each matrix, which fall; as many as its rank may be.
-        costs: parameters of one rank of each.
-        budget: parameters of all, >= the sum of the costs.
+        rank: None for the dense matrix.
+        cost: parameters.
+        kept: part of its energy, in [0, 1].
     """
-    ranks, left = [1] * len(costs), budget - sum(costs)
-    heap = [(-own[1] / cost, i) for i, (own, cost) in enumerate(zip(gains, costs, strict=True)) if len(own) > 1]
-    heapify(heap)
-    while heap:
-        worth, i = heappop(heap)
-        if worth == 0 or costs[i] > left:
-            continue
-        left -= costs[i]
-        ranks[i] += 1
-        if ranks[i] < len(gains[i]):
-            heappush(heap, (-gains[i][ranks[i]] / costs[i], i))
-    return ranks
+
+    rank: int | None
+    cost: int
+    kept: float
+
+
+def choices(shares: Sequence[float], factor: Factor, least: int) -> list[Choice]:
+    """Every rank from the least to the last that is smaller than the dense matrix, and that matrix."""
+    unit, kept = factor.size_at(1), list(accumulate(shares))
+    ranks = [Choice(r, r * unit, kept[r - 1]) for r in range(least, (factor.size - 1) // unit + 1)]
+    return [*ranks, Choice(None, factor.size, kept[-1])]
+
+
+def spread(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice]:
+    """One choice for each matrix that together keep the most energy within the budget.
+
+    Each matrix begins with its first choice and goes up the concave hull of energy over parameters, always the one
+    with the steepest next step, until that does not fit; what is left goes to single ranks that do. Up to there no
+    choices of as many parameters keep more; in the end, none within the budget keep more than these and that step.
+
+    Args:
+        options: of each matrix; cost and energy rise.
+        budget: parameters of all, >= those of the first choices.
+    """
+    at, left = [0] * len(options), budget - sum(own[0].cost for own in options)
+    steps = [(_slope(own[a], own[b]), i, b) for i, own in enumerate(options) for a, b in pairwise(_hull(own))]
+    for slope, i, end in sorted(steps, key=lambda step: -step[0]):
+        cost = options[i][end].cost - options[i][at[i]].cost
+        if slope <= 0 or cost > left:
+            break
+        at[i], left = end, left - cost
+    while True:
+        following = [(i, own[at[i]], own[at[i] + 1]) for i, own in enumerate(options) if at[i] + 1 < len(own)]
+        fitting = [(_slope(a, b), -i, b.cost - a.cost) for i, a, b in following if b.cost - a.cost <= left]
+        slope, i, cost = max(fitting, default=(0.0, 0, 0))
+        if slope <= 0:
+            return [own[j] for own, j in zip(options, at, strict=True)]
+        at[-i], left = at[-i] + 1, left - cost
+
+
+def _slope(a: Choice, b: Choice) -> float:
+    return (b.kept - a.kept) / (b.cost - a.cost)
+
+
+def _hull(own: Sequence[Choice]) -> list[int]:
+    """The choices on the upper concave hull."""
+    hull = [0]
+    for i in range(1, len(own)):
+        while len(hull) > 1 and _slope(own[hull[-2]], own[hull[-1]]) < _slope(own[hull[-1]], own[i]):
+            hull.pop()
+        hull.append(i)
+    return hull

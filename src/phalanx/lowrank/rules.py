@@ -19,6 +19,7 @@ from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.positions import positions_of
 from phalanx.lowrank.ranks import own_rank, shares_of
 from phalanx.lowrank.times import Stopwatch
+from phalanx.registry import suggest
 
 Rank = Literal["ratio", "auto"]
 
@@ -43,8 +44,8 @@ def plan(
     A rank is that of each gate of a recurrent layer and of each group of a convolution. With rank="ratio" it is
     max(1, floor(min(out, in * kernel) ratio)). With rank="auto" it comes from the singular values of the present
     weights, in one of three ways:
-    with a ratio, from a budget, the parameters that rank="ratio" would have: they go to the singular values of most
-    energy a parameter, a matrix's energies relative to its own Frobenius norm;
+    with a ratio, from a budget, the parameters that rank="ratio" would have: they are spread so that the most energy is
+    kept, that of each matrix relative to its own squared Frobenius norm, and each keeps at least half of its rank;
     with `initial`, from the stable rank ||W||_F^2 / ||W||_2^2, times the full rank over the stable rank at the start;
     else, from the number of singular values that hold the `energy`.
 
@@ -87,6 +88,9 @@ def plan(
         reasons[last] = "the last classifier"
     for group in shared.values():
         _agree(group, names, reasons)
+    for name in initial or ():
+        if name not in reasons:
+            raise ValueError(f"the model has no layer {name!r} of initial; {suggest(name, list(reasons))}")
     spectral = auto and ratio is None
 
     def choose(name: str, layer: Layer, factor: Factor) -> tuple[int, str]:

@@ -162,7 +162,7 @@ def slower(plan: Plan) -> dict[str, str]:
         times = [(e.seconds or 0.0, e.seconds_after or 0.0) for e in plan if e.layer in touched]
         dense, after = (sum(column) for column in zip(*times, strict=True))
         if after > dense:
-            text = f"{_SLOWER}: {1e3 * after:.3g} ms for {1e3 * dense:.3g} ms"
+            text = f"{_SLOWER}: {1e3 * after:,.2f} ms for {1e3 * dense:,.2f} ms"
             words |= {entry.name: text for entry in group}
     return words
 
