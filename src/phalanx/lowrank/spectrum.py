@@ -73,6 +73,7 @@ def _projected(w: Tensor) -> Tensor:
 
     Source: Musco and Musco, Randomized Block Krylov Methods, 2015, arXiv:1504.05477, Algorithm 2. As published.
     """
+    w = w if w.shape[0] <= w.shape[1] else w.mT  # orthogonalises short vectors
     rng = stream("krylov", 0, *w.shape)
     basis = [torch.linalg.qr(w @ torch.randn(w.shape[1], _WIDTH, generator=rng).to(w)).Q]
     for _ in range(_PRODUCTS):

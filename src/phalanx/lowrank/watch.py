@@ -34,7 +34,15 @@ def stable_ranks(model: nn.Module, plan: Plan | Iterable[str] | None = None) -> 
     for name in names:
         if name not in known:
             raise ValueError(f"no weight {name!r} of the model can be factorized; {suggest(name, list(known))}")
-    return {name: stable_rank_of(*known[name]) for name in names}
+    looked: dict[tuple[int, int], float] = {}  # a weight that layers share is looked at once
+    ranks: dict[str, float] = {}
+    for name in names:
+        layer, factor = known[name]
+        key = (id(layer.weight(factor)), factor.start)
+        if key not in looked:
+            looked[key] = stable_rank_of(layer, factor)
+        ranks[name] = looked[key]
+    return ranks
 
 
 def settled(
