@@ -83,6 +83,19 @@ def test_ties_stay_and_in_place_is_the_same_model():
     assert low.embed.u.grad.any()
 
 
+def test_an_optimizer_is_carried_on():
+    low, x = narrowed(px.factorize(Language(), 1 / 4, embedding=True), 3), torch.randint(50, (5, 2))
+    optimizer = torch.optim.Adam(low.parameters(), lr=1e-3)
+    output(low.train(), x).square().sum().backward()
+    optimizer.step()
+    small = px.adapt(low, 0.9)
+    px.carry(optimizer, low, small)
+    assert {id(p) for p in small.parameters()} == {id(p) for group in optimizer.param_groups for p in group["params"]}
+    output(small.train(), x).square().sum().backward()
+    optimizer.step()
+    assert all(p.isfinite().all() for p in small.parameters())
+
+
 @given(st.integers(2, 12), st.integers(2, 12), st.floats(0.05, 1.0), st.integers(0, 99))
 def test_the_rank_is_the_smallest_that_holds_the_energy_and_never_rises(rows, columns, energy, seed):
     torch.manual_seed(seed)
@@ -110,6 +123,12 @@ def test_hostile_factors():
         low[1].u[0, 0] = float("inf")
     with pytest.raises(ValueError, match="layer '1' has factors that are not finite"):
         px.adapt(low)
+    before = [p.clone() for p in low.parameters()]
+    with pytest.raises(ValueError, match="not finite"):
+        px.adapt(low, 0.1, inplace=True)
+    assert all(torch.equal(p, q) for p, q in zip(low.parameters(), before, strict=True))
+    with torch.device("meta"), pytest.raises(ValueError, match="layer '' has factors without data"):
+        px.adapt(px.factorize(nn.Linear(16, 16), 1 / 4))
     for wrong in (0.0, 1.5, math.nan):
         with pytest.raises(ValueError, match=f"energy={wrong}"):
             px.adapt(low, wrong)
