@@ -75,7 +75,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "nnm": ("nnm(f=2)",),
     "noise": ("noise(std=0.1)",),
     "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),
-    "pufferfish": ("pufferfish(ratio=0.5, warmup=0.0, keep=('0', 'fc.*'), moments='gradient', decay='product')",),
+    "pufferfish": (
+        "pufferfish(warmup='auto', rank='auto', ratio=None, adapt=(0.6, 0.8))",
+        "pufferfish(ratio=0.5, warmup=0.0, keep=('0', 'fc.*'), moments='gradient', decay='product')",
+    ),
     "qsgd": ("qsgd(bits=3, bucket=7, norm='linf')", "qsgd(bits=8, bucket=None)", "qsgd(bits=2, coding='elias')"),
     "power_sgd": ("power_sgd(rank=2)",),
     "random_k": ("random_k(ratio=0.3)", "random_k(ratio=0.5, scaled=False)", "random_k(ratio=1.0)"),

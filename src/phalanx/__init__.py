@@ -101,6 +101,7 @@ from phalanx.layout import Layout as Layout
 from phalanx.local.clip import Clip as clip
 from phalanx.local.momentum import Momentum as momentum
 from phalanx.local.noise import Noise as noise
+from phalanx.lowrank.adapt import adapt as adapt
 from phalanx.lowrank.carry import carry as carry
 from phalanx.lowrank.carry import carry_average as carry_average
 from phalanx.lowrank.decay import frobenius_decay as frobenius_decay
@@ -112,6 +113,8 @@ from phalanx.lowrank.pretrained import from_pretrained as from_pretrained
 from phalanx.lowrank.pretrained import save_pretrained as save_pretrained
 from phalanx.lowrank.pufferfish import Pufferfish as pufferfish
 from phalanx.lowrank.rules import plan as plan
+from phalanx.lowrank.watch import settled as settled
+from phalanx.lowrank.watch import stable_ranks as stable_ranks
 from phalanx.macs import Macs as Macs
 from phalanx.macs import macs as macs
 from phalanx.measurement import Measurement as Measurement
