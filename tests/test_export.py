@@ -46,8 +46,8 @@ MODELS = {
     "attention": (Attention, [(3, 5, 16), (3, 4, 16)]),
     "encoder": (encoder, [(3, 5, 16)]),
     "transformer": (lambda: nn.Transformer(16, 2, 1, 1, 32, batch_first=True), [(3, 5, 16), (3, 4, 16)]),
-    "lstm": (lambda: nn.LSTM(12, 12, 2, batch_first=True, bidirectional=True), [(3, 5, 12)]),
-    "gru": (lambda: nn.GRU(12, 12, batch_first=True), [(3, 5, 12)]),
+    "lstm": (lambda: nn.LSTM(12, 12, batch_first=True, bidirectional=True), [(3, 3, 12)]),
+    "gru": (lambda: nn.GRU(12, 12, 2, batch_first=True), [(3, 3, 12)]),
 }
 
 
