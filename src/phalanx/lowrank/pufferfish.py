@@ -107,6 +107,8 @@ class Pufferfish(Surgery):
         chosen = plan(
             model, self.ratio, self.first, self.keep, rank=self.rank, classifier=self.classifier, **self._at(memory)
         )
+        if all(entry.rank is None for entry in chosen):
+            return None, {"shape": {"plan": applied(model).to_yaml()}}
         low = factorize(model, chosen) if self.start == "spectrum" else apply(model, chosen, Drawn(rng))
         return low, {"shape": {"plan": applied(low).to_yaml()}}
 
