@@ -25,12 +25,14 @@ class Net:
         first: number of the hybrid's first low-rank layer.
         all_but: number of the first low-rank layer of the network that is low-rank almost everywhere.
         keep: layers that stay full in both.
+        budget: ratio whose parameters, of all layers, are at most those of the hybrid.
     """
 
     model: Model
     first: int
     all_but: int = 2
     keep: tuple[str, ...] = ()
+    budget: float = 0.25
 
     def surgery(self, ratio: float, warmup: float, hybrid: bool = True, **more: str) -> Surgery:
         """PUFFERFISH on this network."""
@@ -59,7 +61,7 @@ class Size:
     precision: str = "float32"
 
 
-RESNET = Net(px.resnet(), first=4, keep=("*.shortcut.*",))
+RESNET = Net(px.resnet(), first=4, keep=("*.shortcut.*",), budget=0.3)
 SIZES = {
     "smoke": Size(
         px.cifar10(train=600, test=200, size=16),
@@ -104,6 +106,8 @@ def variants(net: Net, warmup: float) -> dict[str, Surgery | None]:
         "hybrid, warm-up": net.surgery(quarter, warmup),
         "hybrid, warm-up, fresh optimizer": net.surgery(quarter, warmup, moments="fresh"),
         "hybrid, warm-up, ranks 1/2": net.surgery(half, warmup),
+        # K, ranks and the end of the warm-up by themselves, within fewer parameters than the hybrid has
+        "chosen by itself": px.pufferfish(ratio=net.budget, rank="auto", warmup="auto"),
         "hybrid from scratch": net.surgery(quarter, 0.0),
         "hybrid from scratch, drawn factors": net.surgery(quarter, 0.0, start="drawn"),
         "low rank, warm-up": net.surgery(quarter, warmup, hybrid=False),
