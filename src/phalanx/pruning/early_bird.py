@@ -68,7 +68,7 @@ class EarlyBird(Surgery):
         if len(looks) == self.window and all(apart(ticket, look) < self.distance for look in looks.values()):
             kept = {chain.norm: part for chain, part in zip(known, _channels(model, known, ticket), strict=True)}
             return slim(model, kept), {"shape": {"kept": kept}}
-        looks = {**looks, str(at): ticket}
+        looks = {**looks, str(at): ticket.to(torch.uint8)}  # the wire has no place for booleans
         latest = sorted(looks, key=int)[-self.window :]
         return None, {"looks": {number: looks[number] for number in latest}}
 

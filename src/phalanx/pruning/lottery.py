@@ -58,8 +58,10 @@ class Lottery(Surgery):
             return None, {"start": {name: value.clone() for name, value in model.state_dict().items()}}
         named = self._weights(model)
         # what an earlier phase has pruned is zero
-        masks = memory.get("masks") or {name: weight != 0 for name, weight in named.items()}
-        memory = {**memory, "masks": pruned(named, masks, self.rate, self.among)}
+        held: Masks = memory.get("masks") or {name: weight != 0 for name, weight in named.items()}
+        left = pruned(named, {name: mask.bool() for name, mask in held.items()}, self.rate, self.among)
+        # bytes, as the wire has no place for booleans
+        memory = {**memory, "masks": {name: mask.to(torch.uint8) for name, mask in left.items()}}
         made = copy.deepcopy(model)
         made.load_state_dict(memory["start"])
         self.after_step(made, memory)
@@ -75,7 +77,7 @@ class Lottery(Surgery):
                 named[name].mul_(mask)
 
     def zeros(self, model: nn.Module, memory: State) -> int:
-        return sum(int((~mask).sum()) for mask in _standing(model, memory).values())
+        return sum(int((mask == 0).sum()) for mask in _standing(model, memory).values())
 
     def clock(self, at: int, rounds: int) -> tuple[int, int]:
         if at >= self.every:
