@@ -46,13 +46,13 @@ SIZES = {
     "smoke": Size(px.digits(), {"": (px.cnn(channels=(8, 16, 32)), 2)}, 12, 3, (0,), 1, 3, batch=64),
     "laptop": Size(
         px.cifar10(test=2000, size=16),
-        # a small VGG: 399,082 parameters, of which the hybrid has 36 %
-        {"": (px.cnn(channels=(32, 64, 128, 256)), 3)},
+        # a small VGG, of which the hybrid has 38 % and a lottery 36 % after five prunings
+        {"": (px.cnn(channels=(16, 32, 64, 128)), 3)},
         rounds=300,
         cycles=6,
-        rewinds=(0, 20),
+        rewinds=(0, 50),
         look=10,
-        evaluate_every=20,
+        evaluate_every=50,
         augment=px.crop_flip(pad=1),
         precision="bf16",
     ),
