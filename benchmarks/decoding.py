@@ -5,8 +5,8 @@
     python benchmarks/decoding.py --growth --json out.json # decoding time of 15 rows at 1M to 30M, with the exponent
 
 Everything gets rows of which some are reversed and a hundred times as long, gate included; without a code all differ.
-The vote on digests gets what reaches its server, 15 payloads to hash and to average. Repetitions are interleaved; the
-table shows medians.
+The vote on digests gets what reaches its server, 15 payloads to hash and to average. Payloads lie in memory one behind
+the other, as worlds of several processes place them. Repetitions are interleaved; the table shows medians.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import phalanx as px
 from phalanx.crossing import Offer
 from phalanx.results import about
 from phalanx.stack import Stack
+from phalanx.wire import Shelf, pack, unpack
 
 Call = Callable[[], Any]
 
@@ -43,9 +45,11 @@ def coded(code: Any, n: int, d: int, bad: int) -> torch.Tensor:
 
 
 def decoder(code: Any, rows: torch.Tensor) -> Call:
-    """One round of an aggregator."""
-    stack = Stack.of(rows)
-    return lambda: code(stack, None, px.Round(world=px.LocalWorld(len(rows))))
+    """The server's half of a gather and a rule; the payloads have arrived, one behind the other."""
+    wire, stack, round = px.gather(px.dense()), Stack.of(rows), px.Round(world=px.LocalWorld(len(rows)))
+    offers, _ = wire.offer(stack, None, round)
+    empty = stack.pick([])
+    return lambda: code(wire.receive(offers, empty, round), None, round)
 
 
 def digest_vote(rows: torch.Tensor, r: int) -> Call:
@@ -55,14 +59,20 @@ def digest_vote(rows: torch.Tensor, r: int) -> Call:
     stack = Stack.of(rows)
     offers, _ = wire.offer(stack, None, px.Round(world=px.LocalWorld(n)))
     first = [offer.first for offer in offers]
-    held = [offer.held for offer in offers]
+
+    @cache
+    def delivered(workers: tuple[int, ...]) -> list[Any]:
+        """The payloads of these workers as worlds of several processes place them."""
+        shelf = Shelf(len(workers), 2 * rows[0].nbytes)
+        packed = (pack(offers[worker].held or {}) for worker in workers)
+        return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(packed)]
 
     class Arrived(px.LocalWorld):
         def gather(self, payloads: Any, limit_bytes: int) -> Any:
             return first
 
         def fetch(self, payloads: Any, workers: Any, limit_bytes: int) -> Any:
-            return [held[worker] for worker in workers]
+            return delivered(tuple(workers))
 
     round = px.Round(world=Arrived(n))
     empty = stack.pick([])

@@ -250,6 +250,12 @@ def test_torchrun_ends_in_the_weights_of_the_simulation(tmp_path: Path) -> None:
     assert err.count("krum") == 1
 
 
+def test_factorize_measures_if_asked():
+    found = json.loads(phalanx("factorize", "--model", "resnet18-cifar", "--times", "--batch", "1", "--json"))
+    assert (found["parameters_after"], found["step_bytes_after"]) == (3_336_266, 4 * 3_336_266)
+    assert found["seconds"] > 0 and all(layer["seconds_after"] > 0 for layer in found["layers"])
+
+
 def test_factorize_shows_a_plan_and_writes_it(tmp_path):
     found = json.loads(phalanx("factorize", "--model", "resnet18-cifar", "--json"))
     assert (found["parameters"], found["parameters_after"]) == (11_173_962, 3_336_266)
@@ -257,5 +263,7 @@ def test_factorize_shows_a_plan_and_writes_it(tmp_path):
     assert "the last classifier" in table
     assert px.Plan.from_yaml((tmp_path / "p").read_text())["4.conv1"].rank == 32
     assert "no network is called 'lenet'" in sentence("factorize", "--model", "lenet")
+    assert "ms" not in table.splitlines()[0] and "MB a step" in table.splitlines()[0]
+    assert "batch of at least 1, got 0" in sentence("factorize", "--model", "resnet18-cifar", "--times", "--batch", "0")
     assert "ratio=2.0" in sentence("factorize", "--model", "resnet18-cifar", "--ratio", "2")
     assert "first=0" in sentence("factorize", "--model", "resnet18-cifar", "--first", "0")

@@ -9,8 +9,10 @@ import threading
 import pytest
 import torch
 
+import phalanx as px
 from phalanx import tables
-from phalanx.tables import LEAST_BYTES, empty_rows
+from phalanx.codec import BadPayload, open_rows
+from phalanx.tables import LEAST_BYTES, Table, empty_rows
 from phalanx.threads import side_by_side
 
 D = LEAST_BYTES // 4  # one float32 row of the least size
@@ -79,3 +81,69 @@ def test_work_side_by_side_keeps_its_order_and_its_errors():
     assert side_by_side(lambda x: x, []) == []
     with pytest.raises(ZeroDivisionError):
         side_by_side(lambda x: 1 / x, [1, 0])
+
+
+# rows as they lie
+
+
+def collected(rows, d, most=None):
+    table = Table(len(rows) if most is None else most, d, torch.empty(0))
+    for parts in rows:
+        table.add(parts)
+    return table.rows
+
+
+@pytest.mark.parametrize("cut", [0, 3, 7])
+@pytest.mark.parametrize("most", [4, 9])
+def test_rows_that_lie_one_after_the_other_are_not_copied(cut, most):
+    source = torch.randn(4, 7)
+    rows = collected([[row[:cut], row[cut:]] for row in source], 7, most)
+    assert rows.data_ptr() == source.data_ptr() and torch.equal(rows, source) and rows.is_contiguous()
+
+
+wide, narrow = torch.randn(6, 16), torch.randn(6, 16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        list(wide[::2]),
+        [*wide[[0, 1, 2]], wide[3]],
+        [wide[1], wide[0]],
+        [wide[0], wide[0]],
+        [wide[0], wide[1], wide[3]],
+        list(wide.flatten()[1:33].reshape(2, 16)),  # one that is not aligned as a table
+        list(narrow),
+        list(torch.randn(16, 3).T),
+    ],
+    ids=["apart", "elsewhere", "backwards", "twice", "gap", "unaligned", "dtype", "strided"],
+)
+def test_other_rows_are_copied(rows):
+    made = collected([[row] for row in rows], 16)
+    assert made.is_contiguous() and torch.equal(made, torch.stack([row.float() for row in rows]))
+    assert not {row.data_ptr() for row in rows} & {row.data_ptr() for row in made}
+
+
+def test_tables_of_no_rows_or_no_columns():
+    assert collected([], 5).shape == (0, 5)
+    assert collected([[torch.empty(0)], [torch.empty(0), torch.empty(0)]], 0).shape == (2, 0)
+
+
+def test_the_simulation_hands_over_its_rows_and_copies_those_around_a_bad_one():
+    sent = px.Stack.of(torch.randn(5, 16))
+    payloads = [{"values": row, "weight": torch.ones(1, dtype=torch.float64)} for row in sent.rows]
+    sources = [(i,) for i in range(5)]
+    opened = open_rows(px.dense(), payloads, sources, sent)
+    assert opened.rows.data_ptr() == sent.rows.data_ptr() and opened.erased == 0
+    for bad in (BadPayload("late"), {"values": torch.ones(3)}):
+        opened = open_rows(px.dense(), [*payloads[:2], bad, *payloads[3:]], sources, sent)
+        assert opened.ids == (0, 1, 3, 4) and opened.erased == 1 and torch.equal(opened.rows, sent.rows[[0, 1, 3, 4]])
+        assert [note.worker for note in opened.notes if note.kind == "excluded"] == [2]
+
+
+@pytest.mark.parametrize("scheme", ["chain(gather(dense()), mean())", "chain(vote(dense(), r=1), median())"])
+def test_no_stage_writes_into_the_rows_that_were_sent(scheme):
+    rows = torch.randn(5, 64)
+    before = rows.clone()
+    px.parse(scheme)(px.Stack.of(rows), None, px.Round(world=px.LocalWorld(5)))
+    assert torch.equal(rows, before)

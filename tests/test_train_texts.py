@@ -125,6 +125,32 @@ def test_cross_entropy_leaves_out_what_is_not_scored(batch, length, kinds, data)
     assert torch.equal(cross_entropy(scores[:, 0], alone), F.cross_entropy(scores[:, 0].float(), alone))
 
 
+@given(st.integers(1, 5), st.integers(2, 1000), st.floats(0, 0.49), st.integers(0, 99))
+def test_smoothed_labels_share_with_the_other_classes(batch, classes, smoothing, seed):
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randn(batch, 2, classes, generator=rng)
+    labels = torch.randint(classes, (batch, 2), generator=rng)
+    want = torch.full_like(scores, smoothing / (classes - 1)).scatter(-1, labels[..., None], 1 - smoothing)
+    each = -(want * scores.log_softmax(dim=-1)).sum(dim=-1)
+    torch.testing.assert_close(cross_entropy(scores, labels, smoothing=smoothing), each.mean())
+    torch.testing.assert_close(cross_entropy(scores, labels, "sum", smoothing), each.sum())
+    labels[0, 0] = UNSCORED
+    torch.testing.assert_close(cross_entropy(scores, labels, smoothing=smoothing), each.flatten()[1:].mean())
+
+
+def test_smoothing_is_of_the_training_only():
+    run = px.parse(DIGITS.replace("batch=20", "batch=20, smoothing=0.1"))
+    smoothed, plain = Trainer(run, px.LocalWorld(2)), Trainer(px.parse(DIGITS), px.LocalWorld(2))
+    assert smoothed.evaluate() == plain.evaluate() and px.parse(repr(run)) == run
+    smoothed.run()
+    plain.run()
+    assert fingerprint(smoothed.model) != fingerprint(plain.model)
+    with pytest.raises(ValueError, match=r"smoothing=0.95 leaves a label less than each of the other 9 classes"):
+        px.train(px.amend(run, "work.smoothing", 0.95))
+    with pytest.raises(ValueError, match=r"gradient needs smoothing in \[0, 1\), got smoothing=1"):
+        px.gradient(smoothing=1)
+
+
 def test_scores_that_are_not_one_for_each_label():
     for scores, labels in (((3, 4), (3, 2)), ((3, 2, 4), (3,)), ((3, 5, 4), (3, 2))):
         with pytest.raises(ValueError, match="choose another model"):

@@ -2,6 +2,7 @@
 """Messages, and the stages that carry them."""
 
 import struct
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.wire import pack, unpack
+from phalanx.wire import Shelf, pack, unpack
 from phalanx.world import BadPayload, payload_bytes
 from tests.examples import BYZANTINE, LAYOUT, N, honest, received, round_of, same
 
@@ -145,3 +146,39 @@ def test_everyone_erased_leaves_an_empty_stack_and_rules_say_so():
     for text in ("mean()", "median()", "krum(f=1)"):
         with pytest.raises(px.TooFewRows, match="needs"):
             px.parse(text)(out, None, round_of())
+
+
+def shelved(payloads, count=None, most_bytes=None):
+    messages = [pack(payload) for payload in payloads]
+    shelf = Shelf(count or len(messages), len(messages[0]) if most_bytes is None else most_bytes)
+    return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(messages)]
+
+
+def adjoin(tensors):
+    first = tensors[0]
+    return all(t.data_ptr() == first.data_ptr() + i * first.nbytes for i, t in enumerate(tensors))
+
+
+def test_equal_messages_lie_one_after_the_other():
+    sent = [{"values": torch.randn(37), "weight": torch.ones(1, dtype=torch.float64)} for _ in range(4)]
+    got = shelved(sent)
+    for name in ("values", "weight"):
+        assert all(torch.equal(a[name], b[name]) for a, b in zip(got, sent, strict=True))
+        assert adjoin([payload[name] for payload in got])
+
+
+def test_another_message_has_memory_of_its_own():
+    sent = [{"values": torch.full((n,), float(i))} for i, n in enumerate((8, 8, 9, 8))]
+    got = shelved(sent)
+    assert all(torch.equal(a["values"], b["values"]) for a, b in zip(got, sent, strict=True))
+    assert adjoin([got[0]["values"], got[1]["values"]])
+    # a shelf takes no more memory than for payloads as they should be
+    long = shelved([{"values": torch.randn(1000)}] * 3, most_bytes=100)
+    assert not adjoin([payload["values"] for payload in long])
+
+
+def test_a_place_is_given_once():
+    shelf = Shelf(2, 64)
+    first = unpack(pack({"values": torch.zeros(4)}), partial(shelf.room, 1))
+    second = unpack(pack({"values": torch.ones(4)}), partial(shelf.room, 1))
+    assert first["values"].tolist() == [0.0] * 4 and second["values"].tolist() == [1.0] * 4

@@ -66,6 +66,7 @@ from phalanx.codes.repetition import Repetition as repetition
 from phalanx.codes.vote import Vote as vote
 from phalanx.data.augment import Augment as Augment
 from phalanx.data.augment import CropFlip as crop_flip
+from phalanx.data.augment import ResizedCropFlip as resized_crop_flip
 from phalanx.data.cifar10 import Cifar10 as cifar10
 from phalanx.data.cifar100 import Cifar100 as cifar100
 from phalanx.data.dataset import Data as Data
@@ -73,6 +74,8 @@ from phalanx.data.dataset import Dataset as Dataset
 from phalanx.data.dataset import found as found
 from phalanx.data.digits import Digits as digits
 from phalanx.data.files import MissingData as MissingData
+from phalanx.data.image_folder import ImageFolder as image_folder
+from phalanx.data.images import Images as Images
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
@@ -98,6 +101,7 @@ from phalanx.layout import Layout as Layout
 from phalanx.local.clip import Clip as clip
 from phalanx.local.momentum import Momentum as momentum
 from phalanx.local.noise import Noise as noise
+from phalanx.lowrank.adapt import adapt as adapt
 from phalanx.lowrank.carry import carry as carry
 from phalanx.lowrank.carry import carry_average as carry_average
 from phalanx.lowrank.decay import frobenius_decay as frobenius_decay
@@ -109,9 +113,13 @@ from phalanx.lowrank.pretrained import from_pretrained as from_pretrained
 from phalanx.lowrank.pretrained import save_pretrained as save_pretrained
 from phalanx.lowrank.pufferfish import Pufferfish as pufferfish
 from phalanx.lowrank.rules import plan as plan
+from phalanx.lowrank.watch import settled as settled
+from phalanx.lowrank.watch import stable_ranks as stable_ranks
 from phalanx.macs import Macs as Macs
 from phalanx.macs import macs as macs
 from phalanx.measurement import Measurement as Measurement
+from phalanx.measurements.factorization import StepCost as step_cost
+from phalanx.measurements.factorization import SvdCost as svd_cost
 from phalanx.measurements.iteration_cost import IterationCost as iteration_cost
 from phalanx.measurements.mean_estimation import MeanEstimation as mean_estimation
 from phalanx.models.alexnet import Alexnet as alexnet
@@ -122,6 +130,7 @@ from phalanx.models.lstm import TiedLstm as tied_lstm
 from phalanx.models.mlp import Fc as fc
 from phalanx.models.mlp import Mlp as mlp
 from phalanx.models.model import Model as Model
+from phalanx.models.resnet import Resnet as resnet
 from phalanx.models.resnet import Resnet18 as resnet18
 from phalanx.models.resnet import Resnet50 as resnet50
 from phalanx.models.resnet import Resnet152 as resnet152

@@ -18,7 +18,7 @@ from phalanx.layout import Layout
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, Stage, State, memory_key
-from phalanx.tables import empty_rows
+from phalanx.tables import Table
 from phalanx.world import BadPayload, Payload, payload_bytes
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
@@ -149,25 +149,34 @@ def open_rows(
     Args:
         sources: the workers behind each payload; the first one sent it.
     """
-    rows = empty_rows(len(arrived), sent.layout.d, sent.rows)
-    weights = torch.ones(len(arrived), dtype=torch.float64)
-    bad: dict[int, str] = {}
-    notes = []
-    for i, payload in enumerate(arrived):
-        if isinstance(payload, BadPayload):
-            bad[i] = str(payload)
-            continue
-        notes.append(Note("bytes", sources[i][0], payload_bytes(payload)))
+    table = Table(len(arrived), sent.layout.d, sent.rows)
+    good, weights = list[tuple[int, ...]](), list[float]()
+    notes, excluded = list[Note](), list[Note]()
+    for payload, source in zip(arrived, sources, strict=True):
         try:
-            weights[i] = open_row(codec, payload, sent.layout, rows[i])
+            if isinstance(payload, BadPayload):
+                raise payload
+            notes.append(Note("bytes", source[0], payload_bytes(payload)))
+            parts, weight = open_row(codec, payload, sent.layout)
         except BadPayload as error:
-            bad[i] = str(error)
-    stack = Stack(rows, sent.layout, tuple(sources), weights, received=True, notes=(*sent.notes, *notes))
-    return stack.erase(bad)
+            excluded += [Note("excluded", worker, reason=str(error)) for worker in source]
+            continue
+        table.add(parts)
+        good.append(source)
+        weights.append(weight)
+    return Stack(
+        table.rows,
+        sent.layout,
+        tuple(good),
+        torch.tensor(weights, dtype=torch.float64),
+        received=True,
+        erased=len(arrived) - len(good),
+        notes=(*sent.notes, *notes, *excluded),
+    )
 
 
-def open_row(codec: Codec, payload: Payload, layout: Layout, out: Tensor) -> float:
-    """Writes the row of a payload into out (d,) and returns the claimed weight.
+def open_row(codec: Codec, payload: Payload, layout: Layout) -> tuple[list[Tensor], float]:
+    """The row of a payload in parts, directions and what is installed, and the claimed weight.
 
     Raises:
         BadPayload: wrong keys, shapes or dtypes.
@@ -181,10 +190,7 @@ def open_row(codec: Codec, payload: Payload, layout: Layout, out: Tensor) -> flo
     row = codec.decode({k: v for k, v in payload.items() if k not in extras}, layout.head)
     if tuple(row.shape) != (layout.stepped,):
         raise BadPayload(f"a row of {tuple(row.shape)} where ({layout.stepped},) belongs")
-    out[: layout.stepped] = row
-    if layout.num_installed:
-        out[layout.stepped :] = payload[INSTALLED]
-    return float(payload[WEIGHT])
+    return [row, payload[INSTALLED]] if layout.num_installed else [row], float(payload[WEIGHT])
 
 
 @method("reduce", "wire")
@@ -226,8 +232,8 @@ class Reduce(Stage):
         every = world.peek(stack.weights.reshape(-1, 1)).sum()
         mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights, every) for k in keys}
         clock.lap("wire_s")
-        row = stack.rows.new_empty(layout.d)
-        open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout, row)
+        parts, _ = open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout)
+        row = torch.cat(parts).to(stack.rows)
         clock.lap("decode_s")
         size = payload_bytes(coded[0])
         notes = [*clock.notes, *(Note("bytes", worker, size) for worker in range(world.size))]

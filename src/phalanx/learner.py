@@ -60,7 +60,8 @@ class Learner:
             return ""
         made, tree, before = None, {}, self.parameters
         if world.rank == 0:
-            made, memory = phase.surgery.operate(self.model, at, phase.rounds, self.memories.get(key, {}))
+            rng = stream("surgery", self._run.seed, number, at)
+            made, memory = phase.surgery.operate(self.model, at, phase.rounds, self.memories.get(key, {}), rng)
             tree = {"memory": memory, "model": {} if made is None else dict(made.state_dict())}
         tree = world.share(tree)
         self.memories[key] = self._here(tree.get("memory", {}))

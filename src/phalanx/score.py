@@ -13,18 +13,28 @@ from torch.nn import functional as F
 from phalanx.data.dataset import Dataset
 from phalanx.expression import require
 
+SCORED, VALUES = 1000, 2**24  # labels, and values of examples, that the test looks at together
 
-def cross_entropy(scores: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+
+def cross_entropy(
+    scores: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean", smoothing: float = 0.0
+) -> Tensor:
     """-log softmax(scores) at the labels, mean or sum over all that are scored; those of -100 are not.
 
     Shapes: (B, C) and (B,), or (B, L, C) and (B, L) -> scalar.
+    Args:
+        smoothing: share of a label that the other C - 1 classes have in equal parts, in [0, (C - 1) / C).
     Raises:
-        ValueError: the model's scores do not have a row for each label.
+        ValueError: the model's scores do not have a row for each label, or smoothing is too large.
     """
     ok = scores.shape[:-1] == labels.shape
     have = f"{tuple(scores.shape)} and {tuple(labels.shape)}"
     require(ok, f"a model gives scores for each label, but scores and labels are {have}; choose another model")
-    return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction=reduction)
+    classes = scores.shape[-1]
+    # PyTorch spreads its share over all classes, the label's own among them
+    spread = smoothing * classes / max(1, classes - 1)
+    require(spread <= 1, f"smoothing={smoothing} leaves a label less than each of the other {classes - 1} classes")
+    return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction=reduction, label_smoothing=spread)
 
 
 @torch.no_grad()
@@ -37,7 +47,7 @@ def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str
     model.eval()
     right, loss, scored = 0, 0.0, 0
     # a text that is scored at every token has as many rows of scores
-    step = max(1, 1000 // math.prod(data.test_y.shape[1:]))
+    step = max(1, min(SCORED // math.prod(data.test_y.shape[1:]), VALUES // math.prod(data.test_x.shape[1:])))
     for start in range(0, len(data.test_y), step):
         x, y = (t.to(device) for t in data.test(slice(start, start + step)))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

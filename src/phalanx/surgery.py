@@ -27,8 +27,14 @@ class Surgery(Expression, ABC):
         """Whether it looks at the model before round `at` of `rounds`; the same in every process."""
 
     @abstractmethod
-    def operate(self, model: nn.Module, at: int, rounds: int, memory: State) -> tuple[nn.Module | None, State]:
-        """The network that takes this one's place, if any, and the memory. The given one stays as it is."""
+    def operate(
+        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+    ) -> tuple[nn.Module | None, State]:
+        """The network that takes this one's place, if any, and the memory. The given one stays as it is.
+
+        Args:
+            rng: a stream of this round's own.
+        """
 
     @abstractmethod
     def rebuild(self, model: nn.Module, shape: State) -> nn.Module:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large tables of rows in memory that is used again.
+"""Tables of rows: large ones in memory that is used again, and none where the rows lie in one already.
 
 The system gives memory beyond 32 MiB as new pages and takes it back at once, and a new page costs several times what it
 takes to write to it. A server fills such tables in every round.
@@ -8,6 +8,7 @@ takes to write to it. A server fills such tables in every round.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,65 @@ def empty_rows(k: int, d: int, like: Tensor) -> Tensor:
     view = block[start : start + size]
     weakref.finalize(view, _give_back, block).atexit = False
     return torch.from_numpy(view).view(like.dtype).reshape(k, d)
+
+
+class Table:
+    """Rows, added one by one, as (k, d): a view of the memory in which they lie one after the other, else a copy.
+
+    Args:
+        most: rows.
+        like: gives dtype and device.
+    """
+
+    def __init__(self, most: int, d: int, like: Tensor) -> None:
+        self._most, self._d, self._like = most, d, like
+        self._count = 0
+        self._copy: Tensor | None = None
+        self._found: list[list[Tensor]] = []  # parts of rows that lie as they should
+        self._end = 0  # where the next one belongs
+
+    def add(self, parts: Sequence[Tensor]) -> None:
+        """The next row, in vectors of d entries in all."""
+        mine = [part for part in parts if part.numel()]
+        if self._copy is None and self._follow(mine):
+            self._found.append(mine)
+        else:
+            self._write(self._copied()[self._count], mine)
+        self._count += 1
+
+    @property
+    def rows(self) -> Tensor:
+        """(k, d), for as many rows as there are."""
+        if self._found:
+            return self._found[0][0].as_strided((self._count, self._d), (self._d, 1))
+        return self._copied()[: self._count]
+
+    def _follow(self, parts: Sequence[Tensor]) -> bool:
+        """Whether these parts lie behind one another, and behind the rows before."""
+        end = self._end
+        for part in parts:
+            first, place = self._found[0][0] if self._found else parts[0], part.data_ptr()
+            form = (part.dtype, part.device) == (self._like.dtype, self._like.device) and part.is_contiguous()
+            same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+            # the bits of a product may depend on where the rows begin
+            if not (form and same and (place == end if end else place % _ALIGNED == 0)):
+                return False
+            end = place + part.numel() * part.element_size()
+        self._end = end
+        return bool(parts)
+
+    def _copied(self) -> Tensor:
+        if self._copy is None:
+            self._copy = empty_rows(self._most, self._d, self._like)
+            for row, parts in zip(self._copy, self._found, strict=False):
+                self._write(row, parts)
+            self._found = []
+        return self._copy
+
+    @staticmethod
+    def _write(row: Tensor, parts: Sequence[Tensor]) -> None:
+        for room, part in zip(row.split([len(part) for part in parts]), parts, strict=True):
+            room.copy_(part)
 
 
 def _take(size: int) -> np.ndarray[Any, Any]:

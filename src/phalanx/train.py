@@ -259,6 +259,7 @@ class Trainer:
             "accuracy": accuracy,
             "test_loss": loss,
             **({"perplexity": _perplexity(loss)} if self.data.test_y.dim() > 1 else {}),
+            **self.config.data.judge(self.model),
             "rounds": self.step,
             "lost_rounds": ledger.lost_rounds,
             "lost_groups": ledger.lost_groups,

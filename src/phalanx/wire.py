@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from phalanx.tables import empty_rows
 from phalanx.world import BadPayload, Payload
 
 MAGIC = b"PHX1"
@@ -71,9 +73,11 @@ def _bodies(payload: Payload) -> list[Tensor]:
     return [flat.view(torch.uint8) if flat.numel() else torch.empty(0, dtype=torch.uint8) for flat in flats]
 
 
-def unpack(message: Tensor) -> Payload:
-    """The payload in a uint8 message; the tensors own their memory.
+def unpack(message: Tensor, room: Callable[[str, int], Tensor] | None = None) -> Payload:
+    """The payload in a uint8 message.
 
+    Args:
+        room: by name and number of bytes, the aligned memory into which a tensor is copied; its own when None.
     Raises:
         BadPayload: truncated, extended, or anything else that `pack` does not write.
     """
@@ -99,11 +103,39 @@ def unpack(message: Tensor) -> Payload:
         # a tensor without entries may still have strides that overflow
         if math.prod(max(dim, 1) for dim in shape) > 2**60:
             raise BadPayload("dimensions beyond 2**60 entries")
-        # a clone is aligned, a slice of the message is not
-        body = message[offset : offset + size].clone()
+        # a slice of the message is not aligned
+        body = message.new_empty(size) if room is None else room(name, size)
+        body.copy_(message[offset : offset + size])
         payload[name] = (body.view(_DTYPES[code]) if size else torch.empty(0, dtype=_DTYPES[code])).reshape(shape)
         offset += size
     return payload
+
+
+class Shelf:
+    """Memory for payloads that arrive: what several call by one name lies one after the other, as rows in a table do.
+
+    Args:
+        count: payloads.
+        most_bytes: of a payload as it should be. No more memory than for so many of these is taken: what else arrives
+            has its own.
+    """
+
+    def __init__(self, count: int, most_bytes: int) -> None:
+        self._count, self._left_bytes = count, count * most_bytes
+        self._tables: dict[str, Tensor] = {}
+        self._given: set[tuple[str, int]] = set()
+
+    def room(self, i: int, name: str, size: int) -> Tensor:
+        """Memory of `size` bytes for a tensor of payload i; a place is given once."""
+        empty = torch.empty(0, dtype=torch.uint8)
+        if name not in self._tables and self._count * size <= self._left_bytes:
+            self._tables[name] = empty_rows(self._count, size, empty)
+            self._left_bytes -= self._count * size
+        table = self._tables.get(name)
+        if table is None or table.shape[1] != size or (name, i) in self._given:
+            return empty.new_empty(size)
+        self._given.add((name, i))
+        return table[i]
 
 
 class _Header:

@@ -39,17 +39,19 @@ class Site:
     def batch(self, samples: Tensor, unit: int) -> tuple[Tensor, Tensor]:
         """The examples and labels of a unit, as `Dataset.train` gives them, augmented under its own stream."""
         device = next(self.model.parameters()).device
-        x, y = (t.to(device) for t in self.data.train(samples))
+        draws = stream("augment", *self.key, unit)
+        crops = None if self.augment is None else self.augment.crops(len(samples), draws)
+        x, y = (t.to(device) for t in self.data.train(samples, crops))
         if self.augment is not None:
-            x = self.augment(x, stream("augment", *self.key, unit))
+            x = self.augment(x, draws)
         # a copy even where one channel makes both formats one: the strides tell the convolution which kernel to take
         return x.to(memory_format=torch.channels_last, copy=True) if self.channels_last else x, y
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy, mean over the labels of the batch, in the run's precision."""
+    def loss(self, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy, mean over the labels of the batch, in the run's precision; smoothing as in `gradient`."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             scores = self.model(x)
-        return cross_entropy(scores, y)
+        return cross_entropy(scores, y, smoothing=smoothing)
 
     def buffers(self) -> dict[str, Tensor]:
         """The installed entries of the layout: floating-point buffers."""
@@ -73,12 +75,17 @@ class Gradient(Work):
 
     Args:
         batch: examples a round over ALL units of work, so that redundancy does not change the effective batch.
+        smoothing: share of a label in [0, 1) that the other classes have in equal parts; the test is never smoothed.
+    Source: of smoothing: Szegedy et al., Rethinking the Inception Architecture, 2015, arXiv:1512.00567, section 7.
+        Differs: the label's own class gets no part of the share, as in the dissertation (section 4.5).
     """
 
     batch: int = 480
+    smoothing: float = 0.0
 
     def validate(self) -> None:
         require(self.batch >= 1, f"gradient needs batch >= 1, got batch={self.batch}")
+        require(0 <= self.smoothing < 1, f"gradient needs smoothing in [0, 1), got smoothing={self.smoothing}")
 
     def row(self, site: Site, unit: int, samples: Tensor, out: Tensor) -> float:
         parts = site.layout.split(out)
@@ -94,7 +101,7 @@ class Gradient(Work):
             torch.default_generator.manual_seed(seed)
             if x.is_cuda:
                 torch.cuda.manual_seed(seed)
-            loss = site.loss(x, y)
+            loss = site.loss(x, y, self.smoothing)
             loss.backward()
         for name, buffer in site.buffers().items():
             parts[name].copy_(buffer)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import phalanx as px
+from phalanx.wire import Shelf
+from phalanx.worlds import server
 from phalanx.worlds.post import Connection, Kind, Message, message, read, write
 from phalanx.worlds.seats import Patience, Seats
 from phalanx.worlds.server import ServerWorld
@@ -216,6 +218,19 @@ def test_a_flood_waits_at_the_door():
     assert isinstance(seat.line, Connection)
     made.close()
     link.close()
+
+
+def test_payloads_of_several_processes_lie_in_the_order_of_the_workers():
+    shelf, order, got = Shelf(3, 1000), (1, 4, 5), {}
+    for workers in ((4, 5), (0, 1)):
+        sent = {f"{worker}/values": torch.full((5,), float(worker)) for worker in workers}
+        # what a process says in another's name takes no other's place
+        sent["1/values" if workers == (4, 5) else "5/values"] = torch.full((5,), -1.0)
+        got |= server._open(message(Kind.HELD, 0, sent), workers, shelf, order)[1]
+    rows = [got[worker]["values"] for worker in order]
+    assert [row.tolist() for row in rows] == [[float(worker)] * 5 for worker in order]
+    assert [row.data_ptr() - rows[0].data_ptr() for row in rows] == [0, 20, 40]
+    assert got[0]["values"].tolist() == [0.0] * 5
 
 
 @pytest.mark.parametrize(("n", "processes"), [(3, 0), (3, 4)])

@@ -4,24 +4,26 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from phalanx.aggregators.columns import mix_one
+from phalanx.aggregators.columns import PIECE
 from phalanx.allocation import Allocation
-from phalanx.codes.circulant import circulant
+from phalanx.codes.circulant import Circulant, circulant
 from phalanx.codes.code import Code, TooManyFaults
 from phalanx.codes.location import Locator, Unexplained
-from phalanx.codes.projection import project
+from phalanx.codes.projection import sweep
 from phalanx.expression import method, require
 from phalanx.round import Round
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
 
 LIMIT = 0.05  # relative error of the result at which a code is refused
+_SAMPLE = 32  # a first guess is made from one column in so many
 _FINEST = 2.0**-44  # rounding of projections in float64: a finer wire shows no finer faults
 
 
@@ -32,7 +34,8 @@ class Cyclic(Code):
     Of one coordinate, the n honest rows are values of a trigonometric polynomial of degree m = (n - support) / 2 at the
     angles 2 pi i / n, and the mean of the units is its mean. False rows are found once for whole rows, from four random
     projections that nobody knows before: they break the equations that honest rows fulfil. The mean is then the
-    combination of least norm of all rows that are left. Two passes over the rows, linear in n d.
+    combination of least norm of all rows that are left, added up in float64. One pass over the rows, linear in n d: it
+    combines them for the false rows that a few of the columns show, and a second pass mends a wrong guess.
 
     l lies and e missing rows are recovered from while 2 l + e <= 2 s. The result is exact up to the rounding of the
     rows, enlarged by at most `amplification(n)` when the excluded workers are neighbours. A lie of the size of that
@@ -117,13 +120,22 @@ class Cyclic(Code):
         order = np.argsort(ids)
         if n - len(ids) > code.checks:
             raise TooManyFaults(f"cyclic(s={self.s}): {n - len(ids)} of n={n} rows are missing", stack.notes)
-        seen = np.zeros((n, 4))
-        seen[ids] = project(stack.rows, _secret(round))
         # a row is a sum of `support` rounded terms
         rounding = 0.3 * noise * np.sqrt(code.support + 1)
         floor = float(np.sqrt(max(1, stack.rows.shape[1]))) * torch.finfo(stack.rows.dtype).smallest_normal * noise
+
+        def located(projections: np.ndarray) -> tuple[int, ...]:
+            seen = np.zeros((n, 4))
+            seen[ids] = projections
+            return Locator(code, seen, ids[order].tolist(), rounding, floor).faults()
+
+        key, guess = _secret(round), ()
+        if stack.rows.shape[1] > PIECE:
+            with suppress(Unexplained):
+                guess = located(sweep(stack.rows, key, np.zeros(len(ids)), _SAMPLE)[0])
+        projections, row = sweep(stack.rows, key, _shares(code, ids, guess))
         try:
-            found = Locator(code, seen, ids[order].tolist(), rounding, floor).faults()
+            found = located(projections)
         except Unexplained:
             missing = f" and {n - len(ids)} missing" if n > len(ids) else ""
             raise TooManyFaults(
@@ -131,20 +143,27 @@ class Cyclic(Code):
                 f"{noise:.1g}; nothing fits them",
                 stack.notes,
             ) from None
-        kept = [i for i in order.tolist() if int(ids[i]) not in found]
-        shares = np.zeros(len(ids))
-        shares[kept] = code.recovery(ids[kept])
+        shares = _shares(code, ids, found)
+        left = len(ids) - len(found)
         error = float(np.sqrt(code.support) * np.abs(shares).sum()) * noise
-        if len(kept) < n and error > LIMIT:
+        if left < n and error > LIMIT:
             raise TooManyFaults(
-                f"cyclic(s={self.s}): the {len(kept)} rows left of n={n} give the mean to {error:.1g} only, above "
+                f"cyclic(s={self.s}): the {left} rows left of n={n} give the mean to {error:.1g} only, above "
                 f"{LIMIT}: too many neighbours are missing or false",
                 stack.notes,
             )
-        # a false row counts zero times: to leave it out would copy the others
-        row = mix_one(torch.from_numpy(shares), stack.rows)
+        if found != guess:
+            row = sweep(stack.rows, key, shares)[1]
         notes = [Note("outvoted", worker, reason="its row breaks the code") for worker in found]
         return stack.one(row).note(notes), {}
+
+
+def _shares(code: Circulant, ids: np.ndarray, false: tuple[int, ...]) -> np.ndarray:
+    """What each of these workers' rows counts for; a false one nothing, as to leave it out would copy the others."""
+    shares = np.zeros(len(ids))
+    kept = [i for i in np.argsort(ids).tolist() if int(ids[i]) not in false]
+    shares[kept] = code.recovery(ids[kept])
+    return shares
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 COUNT = 4  # projections: the 64 bits of one hash are four factors
-_BLOCK = 16384  # columns: longer strips of a row come faster from memory, and their factors stay in the cache
+_BLOCK = 4096  # columns: longer strips of a row come faster from memory, factors of fewer stay nearer to the cores
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -28,46 +28,56 @@ def factors(key, start, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-def project(flat, stride, num_rows, width, key, start, out):
-    """out[i, p] = sum_t flat[i * stride + t] * factor p of column start + t, in float64."""
+def sweep(flat, stride, num_rows, width, key, start, shares, sums, mixed):
+    """sums[i, p] = sum_t x[i, t] * factor p of column start + t and mixed[t] = sum_i shares[i] x[i, t], in float64.
+
+    Rows x[i, t] = flat[i * stride + t]; mixed is rounded once, to its own dtype.
+    """
     f = np.empty((COUNT, _BLOCK), np.float64)
-    out[:] = 0.0
-    last = num_rows - 1
+    total = np.empty(_BLOCK, np.float64)
+    sums[:] = 0.0
     for begin in range(0, width, _BLOCK):
         size = min(_BLOCK, width - begin)
         factors(key, start + begin, f[:, :size])
         f0, f1, f2, f3 = f[0], f[1], f[2], f[3]
-        # three rows at a time for one load of the factors; the last row stands in where fewer are left
-        for i in range(0, num_rows, 3):
-            j, k = min(i + 1, last), min(i + 2, last)
-            x = flat[i * stride + begin : i * stride + begin + size]
-            y = flat[j * stride + begin : j * stride + begin + size]
-            z = flat[k * stride + begin : k * stride + begin + size]
-            x0 = x1 = x2 = x3 = y0 = y1 = y2 = y3 = z0 = z1 = z2 = z3 = 0.0
+        total[:size] = 0.0
+        # five rows for one load of the factors: as many sums as there are registers
+        for i in range(0, num_rows, 5):
+            a, u = _row(flat, stride, num_rows, i, begin, size, shares)
+            b, v = _row(flat, stride, num_rows, i + 1, begin, size, shares)
+            c, w = _row(flat, stride, num_rows, i + 2, begin, size, shares)
+            d, x = _row(flat, stride, num_rows, i + 3, begin, size, shares)
+            e, y = _row(flat, stride, num_rows, i + 4, begin, size, shares)
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = 0.0
+            d0 = d1 = d2 = d3 = e0 = e1 = e2 = e3 = 0.0
             for t in range(size):
-                a, b, c = np.float64(x[t]), np.float64(y[t]), np.float64(z[t])
-                x0 += a * f0[t]
-                x1 += a * f1[t]
-                x2 += a * f2[t]
-                x3 += a * f3[t]
-                y0 += b * f0[t]
-                y1 += b * f1[t]
-                y2 += b * f2[t]
-                y3 += b * f3[t]
-                z0 += c * f0[t]
-                z1 += c * f1[t]
-                z2 += c * f2[t]
-                z3 += c * f3[t]
-            _add(out[i], x0, x1, x2, x3)
-            if j > i:
-                _add(out[j], y0, y1, y2, y3)
-            if k > j:
-                _add(out[k], z0, z1, z2, z3)
+                p, q, r, s = f0[t], f1[t], f2[t], f3[t]
+                g, h, j, k, m = np.float64(a[t]), np.float64(b[t]), np.float64(c[t]), np.float64(d[t]), np.float64(e[t])
+                a0, a1, a2, a3 = a0 + g * p, a1 + g * q, a2 + g * r, a3 + g * s
+                b0, b1, b2, b3 = b0 + h * p, b1 + h * q, b2 + h * r, b3 + h * s
+                c0, c1, c2, c3 = c0 + j * p, c1 + j * q, c2 + j * r, c3 + j * s
+                d0, d1, d2, d3 = d0 + k * p, d1 + k * q, d2 + k * r, d3 + k * s
+                e0, e1, e2, e3 = e0 + m * p, e1 + m * q, e2 + m * r, e3 + m * s
+                total[t] += u * g + v * h + w * j + x * k + y * m
+            _add(sums, i, a0, a1, a2, a3)
+            _add(sums, i + 1, b0, b1, b2, b3)
+            _add(sums, i + 2, c0, c1, c2, c3)
+            _add(sums, i + 3, d0, d1, d2, d3)
+            _add(sums, i + 4, e0, e1, e2, e3)
+        mixed[begin : begin + size] = total[:size]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add(out, a, b, c, d):
-    out[0] += a
-    out[1] += b
-    out[2] += c
-    out[3] += d
+def _row(flat, stride, num_rows, i, begin, size, shares):
+    """Columns of row i and its share; where there is no such row the last one stands in, with a share of zero."""
+    offset = min(i, num_rows - 1) * stride + begin
+    return flat[offset : offset + size], shares[i] if i < num_rows else 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add(sums, i, a, b, c, d):
+    if i < len(sums):
+        sums[i, 0] += a
+        sums[i, 1] += b
+        sums[i, 2] += c
+        sums[i, 3] += d

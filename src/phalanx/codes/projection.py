@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random projections of rows: a few numbers for each, for which no false row can be prepared."""
+"""Random projections of rows: a few numbers for each, for which no false row can be prepared; and their combination."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ from phalanx.aggregators.columns import PIECE, for_each_piece
 from phalanx.precision import wide
 
 
-def project(rows: Tensor, key: int) -> np.ndarray:
-    """Inner products of each row with four vectors of independent entries in (-1, 1), in float64.
+def sweep(rows: Tensor, key: int, shares: np.ndarray, sample: int = 1) -> tuple[np.ndarray, Tensor]:
+    """Inner products of each row with four vectors of independent entries in (-1, 1), and shares @ rows, in one pass.
 
-    The entries are functions of the key and the column, and so are never stored. Sums of pieces are added in one order:
-    threads change no bit.
+    The entries are functions of the key and the column, and so are never stored. All sums are in float64, and sums of
+    pieces are added in one order: threads change no bit.
 
-    Shapes: (n, d) -> (n, 4).
+    Shapes: (n, d), (n,) -> (n, 4), (d,) of the dtype of the rows.
     Args:
         key: 63 bits that nobody knew who had a hand in the rows.
+        sample: above 1, only the first of so many equal parts of each piece of columns is looked at, as if the others
+            were zero; their combination is not set.
     """
     from phalanx.codes import loops
 
     n, d = rows.shape
+    floats = wide(rows.dtype)
     sums = np.zeros((-(-d // PIECE), n, loops.COUNT))
+    mixed = torch.empty(d, dtype=floats, device=rows.device)
 
     def swept(start: int, stop: int) -> None:
         part = rows[:, start:stop]
-        if part.dtype != wide(part.dtype) or part.stride(1) != 1:
-            part = part.to(wide(part.dtype)).contiguous()
+        if part.dtype != floats or part.stride(1) != 1:
+            part = part.to(floats).contiguous()
         flat = part.as_strided(((n - 1) * part.stride(0) + stop - start,), (1,)).numpy()
-        loops.project(flat, part.stride(0), n, stop - start, key, start, sums[start // PIECE])
+        out = mixed[start:stop].numpy()
+        loops.sweep(flat, part.stride(0), n, stop - start, key, start, shares, sums[start // PIECE], out)
 
     def multiplied(start: int, stop: int) -> None:
         table = np.empty((loops.COUNT, stop - start))
         loops.factors(key, start, table)
-        product = rows[:, start:stop].double() @ torch.from_numpy(table).T.to(rows.device)
-        sums[start // PIECE] = product.cpu().numpy()
+        part = rows[:, start:stop].double()
+        sums[start // PIECE] = (part @ torch.from_numpy(table).T.to(rows.device)).cpu().numpy()
+        mixed[start:stop] = torch.from_numpy(shares).to(rows.device) @ part
 
-    for_each_piece(swept if rows.device.type == "cpu" else multiplied, d)
-    return sums.sum(axis=0)
+    work = swept if rows.device.type == "cpu" else multiplied
+    for_each_piece(lambda start, stop: work(start, start - (start - stop) // sample), d)
+    return sums.sum(axis=0), mixed.to(rows.dtype)

@@ -137,11 +137,10 @@ class Vote(Wire):
 
     def _shown(self, payload: Payload, stack: Stack) -> Payload:
         """The sketch of the row that a payload stands for: what a tolerance would compare."""
-        row = stack.rows.new_empty(stack.layout.d)
         # a lie may be what no codec reads
         with suppress(BadPayload):
-            open_row(self.codec, payload, stack.layout, row)
-            return {SKETCH: sketch([("row", row)])}
+            parts, _ = open_row(self.codec, payload, stack.layout)
+            return {SKETCH: sketch([("row", torch.cat(parts).to(stack.rows))])}
         return {}
 
     def _digests(self, offers: Sequence[Offer], round: Round) -> tuple[dict[int, bytes], dict[int, Tensor], list[Note]]:

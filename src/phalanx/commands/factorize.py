@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phalanx.commands.common import Json, print_json, said
+from phalanx.expression import require
 
 if TYPE_CHECKING:
     from phalanx.lowrank.plan import Plan
@@ -26,21 +27,28 @@ def factorize(
         list[str] | None, typer.Option(metavar="LAYER", help="A layer, or a pattern, that stays full; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here as YAML, to edit and to give back.")] = None,
+    times: Annotated[
+        bool, typer.Option(help="Measure a training step of every layer on this machine; seconds to a minute.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Examples in the sample that is timed.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Shows every layer of a network with its rank, parameters and multiply-accumulates, full and factorized.
 
-    Without --first and --keep the layers are those that the dissertation makes low-rank.
+    Without --first and --keep the layers are those that the dissertation makes low-rank. Parameters are also shown as
+    the bytes of a gradient in float32, which a worker sends in a step.
 
     \b
     Examples:
       phalanx factorize --model resnet18-cifar --ratio 0.25
       phalanx factorize --model vgg19-cifar --first 10 --out plan.yaml
+      phalanx factorize --model vgg19-cifar --times --batch 32
       phalanx factorize --model transformer-multi30k --json
     The networks are vgg19-cifar, vgg19-lth, resnet18-cifar, resnet50, wide-resnet50-2, lstm-wikitext2 and
     transformer-multi30k.
     """
     from phalanx.lowrank.rules import plan
+    from phalanx.lowrank.times import timed
     from phalanx.models.zoo import network
 
     chosen = network(model)
@@ -51,6 +59,9 @@ def factorize(
         found = plan(
             chosen.build().eval(), share, 1 if first is None else first, keep or (), sample_input=chosen.sample_input()
         )
+    if times:
+        require(batch >= 1, f"--times needs a batch of at least 1, got {batch}")
+        found = timed(chosen.build(), found, chosen.sample_input(batch))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(found.to_yaml())
@@ -58,12 +69,15 @@ def factorize(
         print_json(_plain(model, found))
         return
     typer.echo(str(found))
+    if times:
+        typer.echo(f"times   forward and backward of each layer alone at a batch of {batch}, as training runs it here")
     if out is not None:
         typer.echo(f"plan    {out}")
 
 
 def _plain(model: str, plan: Plan) -> dict[str, Any]:
-    totals = {name: getattr(plan, name) for name in ("parameters", "parameters_after", "macs", "macs_after")}
+    counted = ("parameters", "macs", "step_bytes", "seconds")
+    totals = {name: getattr(plan, name) for kind in counted for name in (kind, f"{kind}_after")}
     entries = [
         {
             **{name: getattr(entry, name) for name in ("name", "kind", "shape", "rank", "reason")},

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phalanx.data.images import Box, Crop
 from phalanx.data.shape import Shape
 from phalanx.expression import Expression, method, require
+
+TRIES = 10  # parts of an image that are drawn before the middle is taken
 
 
 class Augment(Expression, ABC):
@@ -20,6 +26,10 @@ class Augment(Expression, ABC):
         """Raises ValueError for data that it cannot change."""
         sentence = f"{self.expression_name} changes images, and the data are {shape}; leave augment=None"
         require(isinstance(shape, tuple), sentence)
+
+    def crops(self, count: int, generator: torch.Generator) -> Sequence[Crop] | None:
+        """The part of each of `count` images that is read at all, drawn before the change; None for the usual one."""
+        return None
 
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -46,7 +56,55 @@ class CropFlip(Augment):
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, h, w = x.shape
         top, left = torch.randint(2 * self.pad + 1, (2, n), generator=generator).to(x.device)
-        mirror = (torch.rand(n, generator=generator) < 0.5).to(x.device)
         windows = F.pad(x, (self.pad,) * 4).unfold(2, h, 1).unfold(3, w, 1)
-        moved = windows[torch.arange(n, device=x.device), :, top, left]
-        return torch.where(mirror.view(-1, 1, 1, 1), moved.flip(3), moved)
+        return _mirror(windows[torch.arange(n, device=x.device), :, top, left], generator)
+
+
+@method("resized_crop_flip", "augment")
+class ResizedCropFlip(Augment):
+    """A random part of each image, resized to the data's size, and mirrored left to right half the time.
+
+    The part has a random share of the image's area and a random ratio of its sides, uniform in its logarithm. Files of
+    images are cut before they are resized, so that a small part keeps its detail.
+
+    Shapes: (B, C, H, W) -> same, of the same dtype.
+    Args:
+        area: least and largest share of the image's area, in (0, 1].
+        ratio: largest ratio of the longer side to the shorter, >= 1.
+    Source: Szegedy et al., Going Deeper with Convolutions, 2014, arXiv:1409.4842, section 6. As published; after ten
+        parts that do not fit, the largest middle part within `ratio`, as is usual.
+    """
+
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: float = 4 / 3
+
+    def validate(self) -> None:
+        low, high = self.area
+        require(0 < low <= high <= 1, f"resized_crop_flip needs 0 < least area <= largest <= 1, got area={self.area}")
+        require(1 <= self.ratio < math.inf, f"resized_crop_flip needs ratio >= 1, got ratio={self.ratio}")
+
+    def crops(self, count: int, generator: torch.Generator) -> Sequence[Crop]:
+        draws = torch.rand(count, TRIES, 4, generator=generator, dtype=torch.float64)
+        return [partial(self._box, tries) for tries in draws.tolist()]
+
+    def _box(self, tries: list[list[float]], height: int, width: int) -> Box:
+        low, high = self.area
+        for share, ratio, across, down in tries:
+            pixels = height * width * (low + (high - low) * share)
+            stretch = self.ratio ** (2 * ratio - 1)
+            w, h = round(math.sqrt(pixels * stretch)), round(math.sqrt(pixels / stretch))
+            if 1 <= w <= width and 1 <= h <= height:
+                left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+                return left, top, left + w, top + h
+        w = max(1, min(width, round(height * self.ratio)))
+        h = max(1, min(height, round(width * self.ratio)))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return _mirror(x, generator)
+
+
+def _mirror(x: Tensor, generator: torch.Generator) -> Tensor:
+    mirror = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
+    return torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)

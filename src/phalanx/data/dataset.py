@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled tensors, and the expressions that load them."""
+"""Labelled examples, and the expressions that load them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phalanx.data.files import folder
+from phalanx.data.images import Crop, Images, cut
 from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
 from phalanx.expression import Expression, require
 from phalanx.registry import entries
@@ -21,11 +23,12 @@ from phalanx.registry import entries
 class Dataset:
     """A training and a test part, of images as the publisher's levels or of texts as token ids.
 
-    Images stay uint8, a quarter of their size in float32, until `train` or `test` normalises a batch of them; token ids
-    go to the model as they are. Runs in one process share the tensors: never write into them.
+    Images stay uint8, a quarter of their size in float32, until `train` or `test` normalises a batch of them, or on
+    disk (`Images`) until then; token ids go to the model as they are. Labels are always at hand. Runs in one process
+    share the tensors: never write into them.
 
-    Shapes: train_x (N, C, H, W) uint8, (N, L) int64 or pairs of texts (N, 2, L) int64; train_y (N,) int64, or (N, L)
-        where every token has a label; and the same for the test part, in which L may differ.
+    Shapes: train_x (N, C, H, W) uint8 or `Images`, (N, L) int64 or pairs of texts (N, 2, L) int64; train_y (N,) int64,
+        or (N, L) where every token has a label; and the same for the test part, in which L may differ.
     Args:
         mean: of each channel, as a fraction of `levels`; () for texts.
         std: of each channel, as a fraction of `levels`; () for texts.
@@ -36,9 +39,9 @@ class Dataset:
     """
 
     name: str
-    train_x: Tensor
+    train_x: Tensor | Images
     train_y: Tensor
-    test_x: Tensor
+    test_x: Tensor | Images
     test_y: Tensor
     num_classes: int
     mean: tuple[float, ...] = ()
@@ -54,15 +57,19 @@ class Dataset:
             ok = y.dim() == 1 or (self.vocabulary is not None and y.dim() == 2 and y.shape[1] == x.shape[-1])
             have = f"{tuple(y.shape)} for {tuple(x.shape)}"
             require(ok, f"{self.name}: {part} labels are (N,), or (N, L) for texts of L tokens, got {have}")
-            require(x.dim() != 3 or y.dim() == 2, f"{self.name}: pairs of texts need {part} labels (N, L), got {have}")
+            require(
+                len(x.shape) != 3 or y.dim() == 2, f"{self.name}: pairs of texts need {part} labels (N, L), got {have}"
+            )
 
-    def _check(self, part: str, x: Tensor) -> None:
+    def _check(self, part: str, x: Tensor | Images) -> None:
         shape = tuple(x.shape)
         if self.vocabulary is None:
-            ok = x.dim() == 4 and len(self.mean) == len(self.std) == x.shape[1]
+            ok = len(shape) == 4 and len(self.mean) == len(self.std) == x.shape[1]
             have = f"{shape} with {len(self.mean)} means and {len(self.std)} deviations"
             require(ok, f"{self.name}: {part} images are (N, C, H, W) with a mean and std a channel, got {have}")
             return
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{self.name}: {part} texts are a tensor of token ids, got {type(x).__name__}")
         ok = (x.dim() == 2 or (x.dim() == 3 and x.shape[1] == 2)) and x.dtype == torch.int64
         have = f"{shape} of {x.dtype}"
         require(ok, f"{self.name}: {part} texts are token ids (N, L) or (N, 2, L) of int64, got {have}")
@@ -76,12 +83,17 @@ class Dataset:
         if self.vocabulary is None:
             c, h, w = self.train_x.shape[1:]
             return c, h, w
-        kind = Pairs if self.train_x.dim() == 3 else Tokens if self.train_y.dim() == 1 else Passage
+        kind = Pairs if len(self.train_x.shape) == 3 else Tokens if self.train_y.dim() == 1 else Passage
         return kind(self.train_x.shape[-1], self.vocabulary)
 
-    def train(self, samples: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to train on."""
-        return self._batch(self.train_x[samples], self.train_y[samples])
+    def train(self, samples: Tensor | slice, crops: Sequence[Crop] | None = None) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to train on.
+
+        Args:
+            crops: the part of each image that is seen, resized; as the test sees them when None.
+        """
+        x = self.train_x[samples] if crops is None else cut(self.train_x, samples, crops)
+        return self._batch(x, self.train_y[samples])
 
     def test(self, samples: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to test on."""
@@ -128,6 +140,10 @@ class Data(Expression, ABC):
         Raises:
             MissingData: they are not there; nothing is downloaded.
         """
+
+    def judge(self, model: nn.Module) -> dict[str, float]:
+        """What there is to say of a trained model besides accuracy and loss on the test part, by name."""
+        return {}
 
 
 @lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phalanx.data.dataset import Data, Dataset, check_count, spaced
 from phalanx.data.files import check_md5, download, folder, missing
@@ -51,6 +51,8 @@ class Multi30k(Data):
         least: times that a word occurs in its language, >= 1.
         vocabulary: token ids at most, >= 5; the most frequent words are kept. All words when None.
         test_on: the part to test on.
+        beam: beginnings kept by the search for translations whose BLEU in [0, 100] is reported at the end of a run; 0
+            leaves it out.
     Source: Elliott et al., Multi30K: Multilingual English-German Image Descriptions, 2016, arXiv:1605.00459, task 1,
         which is the dissertation's "WMT 2016"; its 9,521 ids are those of spaCy's words, least=3. Differs: words by
         rules of our own give 9,529, of which the 8 rarest are left out, so that a model has the published size.
@@ -62,12 +64,14 @@ class Multi30k(Data):
     least: int = 3
     vocabulary: int | None = 9_521
     test_on: Literal["test_2016_flickr", "test_2017_flickr", "val"] = "test_2016_flickr"
+    beam: int = 0
 
     def validate(self) -> None:
         check_count("multi30k", "train", self.train, COUNTS["train"], "pairs")
         check_count("multi30k", "test", self.test, COUNTS[self.test_on], "pairs")
         require(self.length >= 3, f"multi30k needs length >= 3 (start, a word, end), got length={self.length}")
         require(self.least >= 1, f"multi30k needs least >= 1, got least={self.least}")
+        require(self.beam >= 0, f"multi30k needs beam >= 0, got beam={self.beam}")
         ok = self.vocabulary is None or self.vocabulary > len(SPECIAL)
         require(ok, f"multi30k needs vocabulary > {len(SPECIAL)} (its signs), got vocabulary={self.vocabulary}")
 
@@ -109,6 +113,11 @@ class Multi30k(Data):
         if self._absent():
             raise missing("multi30k", _place())
         return str(_place())
+
+    def judge(self, model: nn.Module) -> dict[str, float]:
+        from phalanx.models.bleu import bleu_of
+
+        return {"bleu": bleu_of(model, self, self.beam)} if self.beam else {}  # type: ignore[arg-type]
 
     def _absent(self) -> list[str]:
         names = [f"{part}.{language}" for part in ("train", self.test_on) for language in ("de", "en")]

@@ -36,6 +36,7 @@ def carry(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, mome
         ValueError: another optimizer, unless moments="fresh"; another word for moments; `new` is not made from `old`.
     Source: ours.
 
+    >>> import phalanx as px
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     >>> carry(optimizer, model, px.factorize(model, 1 / 4))

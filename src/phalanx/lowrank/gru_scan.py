@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from phalanx.lowrank.steps import Sizes, product, product_back, steps, weights_back
+from phalanx.lowrank.steps import Sizes, advance, order, packed, product, product_back, weights_back
 
 
 def gru_steps(x: Tensor, h: Tensor, u: Tensor | None, v: Tensor, bias: Tensor, sizes: Sizes, reverse: bool):
@@ -21,15 +21,15 @@ def gru_steps(x: Tensor, h: Tensor, u: Tensor | None, v: Tensor, bias: Tensor, s
     Shapes: x (g, n, h) the input's part of the gates; h (b, h); u (g * r, h), v (g, h, r), or u None and v (g, h, h);
         bias (g, 1, h) of the hidden part -> y (n, h), last h.
     """
-    outputs: dict[int, Tensor] = {}
-    for first, size in steps(sizes, reverse):
-        part = x[:, first : first + size]
-        hidden = product(bias.expand_as(part), h[:size], u, v)[0]
+    parts, outputs = x.split(sizes, dim=1), []
+    for t in order(sizes, reverse):
+        part, before = parts[t], h[: sizes[t]]
+        hidden = product(bias.expand_as(part), before, u, v)[0]
         reset, keep = (part[:2] + hidden[:2]).sigmoid()
         new = (part[2] + reset * hidden[2]).tanh()
-        outputs[first] = new + keep * (h[:size] - new)
-        h = outputs[first] if size == len(h) else torch.cat([outputs[first], h[size:]])
-    return torch.cat([outputs[first] for first in sorted(outputs)]), h
+        outputs.append(new + keep * (before - new))
+        h = advance(h, outputs[-1])
+    return packed(outputs, reverse), h
 
 
 class GruScan(torch.autograd.Function):
@@ -39,44 +39,44 @@ class GruScan(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, h: Tensor, u: Tensor | None, v: Tensor, bias: Tensor, sizes: Sizes, reverse: bool
     ) -> tuple[Tensor, Tensor]:
-        gates, width = torch.empty_like(x), x.shape[2]
-        y, before, hidden_new = (x.new_empty(x.shape[1], width) for _ in range(3))
-        thin = x.new_empty(x.shape[1], u.shape[0]) if u is not None else None
-        h = h.clone()
-        for first, size in steps(sizes, reverse):
-            now = slice(first, first + size)
-            before[now] = h[:size]
-            hidden, left = product(bias.expand(-1, size, -1), before[now], u, v)
-            torch.add(x[:2, now], hidden[:2], out=gates[:2, now]).sigmoid_()
-            hidden_new[now] = hidden[2]
-            reset, keep, new = gates[:, now]
-            torch.addcmul(x[2, now], reset, hidden[2], out=new).tanh_()
-            if thin is not None:
-                thin[now] = left
-            torch.addcmul(new, keep, before[now] - new, out=y[now])
-            h[:size] = y[now]
-        ctx.save_for_backward(gates, before, hidden_new, thin, u, v)
+        parts = x.split(sizes, dim=1)
+        found: list[tuple[Tensor, ...]] = []
+        for t in order(sizes, reverse):
+            part, before = parts[t], h[: sizes[t]]
+            hidden, thin = product(bias.expand_as(part), before, u, v)
+            gates = (part[:2] + hidden[:2]).sigmoid_()
+            reset, keep = gates
+            new = torch.addcmul(part[2], reset, hidden[2]).tanh_()
+            y = torch.addcmul(new, keep, before - new)
+            found.append((y, new, before, hidden[2], thin, gates))
+            h = advance(h, y)
+        *rows, gates = zip(*found, strict=True)
+        y, *saved = (packed(each, reverse) for each in rows)
+        ctx.save_for_backward(*saved, packed(gates, reverse, dim=1), u, v)
         ctx.sizes, ctx.reverse = sizes, reverse
         return y, h
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh: Tensor):  # type: ignore[override]
-        gates, before, hidden_new, thin, u, v = ctx.saved_tensors
-        dx, dhidden, dh = torch.empty_like(gates), torch.empty_like(gates), dh.clone()
-        dthin = torch.empty_like(thin) if thin is not None else None
-        for first, size in steps(ctx.sizes, not ctx.reverse):
-            now = slice(first, first + size)
-            reset, keep, new = gates[:, now]
-            out = dh[:size] + dy[now]
-            torch.mul(out * (1 - keep), 1 - new * new, out=dx[2, now])
-            torch.mul(out * (before[now] - new), keep * (1 - keep), out=dx[1, now])
-            torch.mul(dx[2, now] * hidden_new[now], reset * (1 - reset), out=dx[0, now])
-            dhidden[:2, now] = dx[:2, now]
-            torch.mul(dx[2, now], reset, out=dhidden[2, now])
-            past, left = product_back(dhidden[:, now], u, v)
-            torch.addcmul(past, out, keep, out=dh[:size])
-            if dthin is not None:
-                dthin[now] = left
-        du, dv = weights_back(dhidden, before, thin, dthin, u, v)
+        new, before, hidden_new, thin, gates, u, v = ctx.saved_tensors
+        reset, keep = gates
+        # of the gradient of the output in those of the gates before their squashing
+        to_new = (1 - keep) * (1 - new * new)
+        to_reset, to_keep = to_new * hidden_new * (reset * (1 - reset)), (before - new) * (keep * (1 - keep))
+        to_hidden = torch.stack([to_reset, to_keep, to_new * reset])
+        each = [t.split(ctx.sizes, dim=-2) for t in (dy, to_hidden, keep)]
+        found: list[tuple[Tensor, ...]] = []
+        for t in order(ctx.sizes, not ctx.reverse):
+            out_now, to_hidden_now, keep_now = (parts[t] for parts in each)
+            out = dh[: ctx.sizes[t]] + out_now
+            dz = to_hidden_now * out
+            past, dthin = product_back(dz, u, v)
+            found.append((out, dthin, dz))
+            dh = advance(dh, torch.addcmul(past, out, keep_now))
+        outs, dthins, dzs = zip(*found, strict=True)
+        backwards = not ctx.reverse
+        dhidden, dnew = packed(dzs, backwards, dim=1), packed(outs, backwards) * to_new
+        du, dv = weights_back(dhidden, before, thin, packed(dthins, backwards), u, v)
+        dx = torch.cat([dhidden[:2], dnew[None]])
         return dx, dh, du, dv, dhidden.sum(dim=1, keepdim=True), None, None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from phalanx.lowrank.steps import Sizes, product, product_back, steps, weights_back
+from phalanx.lowrank.steps import Sizes, advance, order, packed, product, product_back, weights_back
 
 
 def lstm_steps(x: Tensor, h: Tensor, c: Tensor, u: Tensor | None, v: Tensor, sizes: Sizes, reverse: bool):
@@ -24,68 +24,68 @@ def lstm_steps(x: Tensor, h: Tensor, c: Tensor, u: Tensor | None, v: Tensor, siz
     Shapes: x (g, n, h) the input's part of the gates; h, c (b, h); u (g * r, h), v (g, h, r), or u None and v (g, h, h)
         -> y (n, h), last h, last c.
     """
-    outputs: dict[int, Tensor] = {}
-    for first, size in steps(sizes, reverse):
-        i, f, g, o = product(x[:, first : first + size], h[:size], u, v)[0]
-        now = f.sigmoid() * c[:size] + i.sigmoid() * g.tanh()
-        outputs[first] = o.sigmoid() * now.tanh()
-        whole = size == len(h)
-        h = outputs[first] if whole else torch.cat([outputs[first], h[size:]])
-        c = now if whole else torch.cat([now, c[size:]])
-    return torch.cat([outputs[first] for first in sorted(outputs)]), h, c
+    parts, outputs = x.split(sizes, dim=1), []
+    for t in order(sizes, reverse):
+        i, f, g, o = product(parts[t], h[: sizes[t]], u, v)[0]
+        now = f.sigmoid() * c[: sizes[t]] + i.sigmoid() * g.tanh()
+        outputs.append(o.sigmoid() * now.tanh())
+        h, c = advance(h, outputs[-1]), advance(c, now)
+    return packed(outputs, reverse), h, c
 
 
 class LstmScan(torch.autograd.Function):
     """`lstm_steps` with a backward of its own.
 
-    The loop backwards computes what depends on the next step; the gradients of u and v wait until it is over.
+    The loop backwards computes what depends on the next step; factors that do not are computed for all steps before
+    it, and the gradients of u and v after it.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, h: Tensor, c: Tensor, u: Tensor | None, v: Tensor, sizes: Sizes, reverse: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gates, width = torch.empty_like(x), x.shape[2]
-        y, before, cells, before_cells = (x.new_empty(x.shape[1], width) for _ in range(4))
-        thin = x.new_empty(x.shape[1], u.shape[0]) if u is not None else None
-        h, c = h.clone(), c.clone()
-        for first, size in steps(sizes, reverse):
-            now = slice(first, first + size)
-            before[now], before_cells[now] = h[:size], c[:size]
-            activated, left = product(x[:, now], before[now], u, v)
-            activated[:2].sigmoid_()
-            activated[2].tanh_()
-            activated[3].sigmoid_()
-            i, f, g, o = gates[:, now] = activated
-            if thin is not None:
-                thin[now] = left
-            torch.addcmul(f * before_cells[now], i, g, out=cells[now])
-            torch.mul(o, cells[now].tanh(), out=y[now])
-            h[:size], c[:size] = y[now], cells[now]
-        ctx.save_for_backward(gates, before, cells, before_cells, thin, u, v)
+        parts = x.split(sizes, dim=1)
+        found: list[tuple[Tensor, ...]] = []
+        for t in order(sizes, reverse):
+            before, before_cell = h[: sizes[t]], c[: sizes[t]]
+            gates, thin = product(parts[t], before, u, v)
+            gates[:2].sigmoid_()
+            gates[2].tanh_()
+            gates[3].sigmoid_()
+            i, f, g, o = gates
+            cell = torch.addcmul(f * before_cell, i, g)
+            squashed = cell.tanh()
+            y = o * squashed
+            found.append((y, squashed, before, before_cell, thin, gates))
+            h, c = advance(h, y), advance(c, cell)
+        *rows, gates = zip(*found, strict=True)
+        y, *saved = (packed(each, reverse) for each in rows)
+        ctx.save_for_backward(*saved, packed(gates, reverse, dim=1), u, v)
         ctx.sizes, ctx.reverse = sizes, reverse
         return y, h, c
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh: Tensor, dc: Tensor):  # type: ignore[override]
-        gates, before, cells, before_cells, thin, u, v = ctx.saved_tensors
-        dx, dh, dc = torch.empty_like(gates), dh.clone(), dc.clone()
-        dthin = torch.empty_like(thin) if thin is not None else None
-        for first, size in steps(ctx.sizes, not ctx.reverse):
-            now = slice(first, first + size)
-            i, f, g, o = gates[:, now]
-            out = dh[:size] + dy[now]
-            squashed = cells[now].tanh()
-            cell = torch.addcmul(dc[:size], out * o, 1 - squashed * squashed)
-            before_squash = dx[:, now]
-            torch.mul(cell * g, i * (1 - i), out=before_squash[0])
-            torch.mul(cell * before_cells[now], f * (1 - f), out=before_squash[1])
-            torch.mul(cell * i, 1 - g * g, out=before_squash[2])
-            torch.mul(out * squashed, o * (1 - o), out=before_squash[3])
-            torch.mul(cell, f, out=dc[:size])
-            dh[:size], left = product_back(before_squash, u, v)
-            if dthin is not None:
-                dthin[now] = left
-        du, dv = weights_back(dx, before, thin, dthin, u, v)
+        squashed, before, before_cells, thin, gates, u, v = ctx.saved_tensors
+        i, f, g, o = gates
+        # of the gradients of cell and output in those of the gates before their squashing
+        to_cell = torch.stack([g * (i * (1 - i)), before_cells * (f * (1 - f)), i * (1 - g * g)])
+        to_output, output_to_cell = squashed * (o * (1 - o)), o * (1 - squashed * squashed)
+        each = [t.split(ctx.sizes, dim=-2) for t in (dy, output_to_cell, to_cell, to_output, f)]
+        found: list[tuple[Tensor, Tensor]] = []
+        for t in order(ctx.sizes, not ctx.reverse):
+            out_now, output_to_cell_now, to_cell_now, to_output_now, f_now = (parts[t] for parts in each)
+            size = ctx.sizes[t]
+            out = dh[:size] + out_now
+            cell = torch.addcmul(dc[:size], out, output_to_cell_now)
+            dz = gates.new_empty(4, *out.shape)
+            torch.mul(to_cell_now, cell, out=dz[:3])
+            torch.mul(to_output_now, out, out=dz[3])
+            past, dthin = product_back(dz, u, v)
+            found.append((dz, dthin))
+            dh, dc = advance(dh, past), advance(dc, cell * f_now)
+        dz, dthin = zip(*found, strict=True)
+        dx = packed(dz, not ctx.reverse, dim=1)
+        du, dv = weights_back(dx, before, thin, packed(dthin, not ctx.reverse), u, v)
         return dx, dh, dc, du, dv, None, None

@@ -6,13 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import fields as dataclass_fields
+from typing import Any, TypeVar
 
 from phalanx.lowrank.factor import Factor
+from phalanx.lowrank.table import FULL, table
 from phalanx.registry import suggest
 
+_Number = TypeVar("_Number", int, float)
+
 _FORMAT = 1
-_FULL = "full"
+_WHOLE = ("attention", "lstm", "gru")  # kinds of layers with several matrices
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Entry:
         copies: gates or groups.
         tied: the entry that owns the weight, where this one shares it; its parameters count there.
         positions: how many times a forward of the sample input multiplies by the weight; None if not run.
+        seconds: of a training step of the layer alone, forward and backward, dense; None if not measured. What
+            attention and recurrent layers take as a whole stands at their first matrix.
+        seconds_after: the same with the factors of these ranks, or dense if all stay full.
     """
 
     name: str
@@ -38,6 +46,13 @@ class Entry:
     copies: int = 1
     tied: str = ""
     positions: int | None = None
+    seconds: float | None = None
+    seconds_after: float | None = None
+
+    @property
+    def layer(self) -> str:
+        """The layer that the matrix is a part of."""
+        return self.name.rpartition(".")[0] if self.kind in _WHOLE else self.name
 
     @property
     def factor(self) -> Factor:
@@ -58,6 +73,16 @@ class Entry:
     def parameters_after(self) -> int:
         """Of the factors, or of the weight if it stays full."""
         return self.parameters if self.rank is None or self.tied else self.factor.size_at(self.rank)
+
+    @property
+    def step_bytes(self) -> int:
+        """What a worker sends in a step: the dense gradient in float32."""
+        return _FLOAT_BYTES * self.parameters
+
+    @property
+    def step_bytes_after(self) -> int:
+        """The same for the factors."""
+        return _FLOAT_BYTES * self.parameters_after
 
     @property
     def macs(self) -> int | None:
@@ -112,6 +137,27 @@ class Plan:
         return self.others + sum(entry.parameters_after for entry in self)
 
     @property
+    def step_bytes(self) -> int:
+        """What a worker sends in a step, dense: all gradients in float32."""
+        return _FLOAT_BYTES * self.parameters
+
+    @property
+    def step_bytes_after(self) -> int:
+        """The same of the factorized model."""
+        return _FLOAT_BYTES * self.parameters_after
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a training step of the layers, each alone, dense; None if not measured."""
+        return _total([entry.seconds for entry in self])
+
+    @property
+    def seconds_after(self) -> float | None:
+        """The same, factorized; None if some were not measured at these ranks."""
+        measured = [entry.seconds_after for entry in self if entry.seconds is not None]
+        return None if None in measured else _total(measured)
+
+    @property
     def macs(self) -> int | None:
         """Of the entries, dense; None if no sample input was run."""
         return _total([entry.macs for entry in self])
@@ -122,14 +168,14 @@ class Plan:
         return _total([entry.macs_after for entry in self])
 
     def with_ranks(self, ranks: Mapping[str, int | None]) -> Plan:
-        """The plan with other ranks for some entries.
+        """The plan with other ranks for some entries; the times of their layers are no longer known.
 
         Raises:
             ValueError: a name that the plan does not have.
         """
-        for name in ranks:
-            self[name]
-        changed = (replace(e, rank=ranks[e.name], reason="given") if e.name in ranks else e for e in self)
+        other = {self[name].layer for name in ranks}
+        known = [replace(e, seconds_after=None) if e.layer in other else e for e in self]
+        changed = (replace(e, rank=ranks[e.name], reason="given") if e.name in ranks else e for e in known)
         return replace(self, entries=tuple(changed))
 
     def to_yaml(self) -> str:
@@ -145,9 +191,10 @@ class Plan:
         for entry in self:
             fields: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "shape": list(entry.shape)}
             fields |= {"copies": entry.copies} if entry.copies > 1 else {}
-            fields |= {"rank": _FULL if entry.rank is None else entry.rank}
+            fields |= {"rank": FULL if entry.rank is None else entry.rank}
             fields |= {"tied": entry.tied} if entry.tied else {}
-            fields |= {"positions": entry.positions} if entry.positions is not None else {}
+            numbers = {name: getattr(entry, name) for name in ("positions", "seconds", "seconds_after")}
+            fields |= {name: number for name, number in numbers.items() if number is not None}
             fields |= {"reason": entry.reason}
             text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf)
             lines.append(f"- {text.strip()}")
@@ -178,60 +225,44 @@ class Plan:
         return cls(tuple(_entry(i, fields) for i, fields in enumerate(tree["layers"])), others)
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("layer", "kind", "shape", "rank", "parameters", "after", "MACs", "after", "why")
-        ]
-        rows += [
-            (
-                e.name or "(model)",
-                e.kind,
-                "x".join(map(str, e.shape)),
-                _FULL if e.rank is None else str(e.rank),
-                f"{e.parameters:,}",
-                f"{e.parameters_after:,}",
-                "" if e.macs is None else f"{e.macs:,}",
-                "" if e.macs_after is None else f"{e.macs_after:,}",
-                e.reason,
-            )
-            for e in self
-        ]
-        macs = tuple("" if m is None else f"{m:,}" for m in (self.macs, self.macs_after))
-        rows.append(("others", "", "", "", f"{self.others:,}", f"{self.others:,}", "", "", ""))
-        rows.append(("total", "", "", "", f"{self.parameters:,}", f"{self.parameters_after:,}", *macs, ""))
-        kept = [i for i in range(9) if i not in (6, 7) or self.macs is not None]
-        widths = {i: max(len(row[i]) for row in rows) for i in kept}
-        cell = {i: str.rjust if 3 <= i <= 7 else str.ljust for i in kept}
-        return "\n".join("  ".join(cell[i](row[i], widths[i]) for i in kept).rstrip() for row in rows)
+        return table(self)
 
 
 def _entry(i: int, fields: Any) -> Entry:
     """One entry of a YAML file, checked field by field."""
     if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
         raise ValueError(f"layer {i} of the plan needs a name in quotes, got {fields!r}")
-    name, known = fields["name"], {"name", "kind", "shape", "copies", "rank", "tied", "positions", "reason"}
-    if unknown := set(fields) - known:
+    name = fields["name"]
+    if unknown := set(fields) - {field.name for field in dataclass_fields(Entry)}:
         raise ValueError(f"layer {name!r} of the plan has unknown fields {sorted(map(str, unknown))}")
     shape, rank, copies = fields.get("shape"), fields.get("rank"), fields.get("copies", 1)
     if not isinstance(shape, list) or len(shape) < 2 or not all(_whole(n) for n in shape):
         raise ValueError(f"layer {name!r} of the plan needs a shape of two or more whole numbers, got {shape!r}")
-    if rank != _FULL and (rank is None or not _whole(rank) or rank < 1):
+    if rank != FULL and (rank is None or not _whole(rank) or rank < 1):
         raise ValueError(f"layer {name!r} of the plan needs a rank >= 1 or full, got {rank!r}")
     if not _whole(copies) or copies < 1 or shape[0] % copies:
         raise ValueError(f"layer {name!r} of the plan needs copies that divide {shape[0]} rows, got {copies!r}")
     positions = fields.get("positions")
     if positions is not None and not _whole(positions):
         raise ValueError(f"layer {name!r} of the plan needs a whole number of positions, got {positions!r}")
+    times = [fields.get(key) for key in ("seconds", "seconds_after")]
+    if not all(time is None or _time(time) for time in times):
+        raise ValueError(f"layer {name!r} of the plan needs numbers >= 0 of seconds, got {times!r}")
     texts = [fields.get(key, "") for key in ("kind", "reason", "tied")]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"layer {name!r} of the plan needs text for kind, reason and tied, got {texts!r}")
     kind, reason, tied = texts
-    return Entry(name, kind, tuple(shape), None if rank == _FULL else rank, reason, copies, tied, positions)
+    return Entry(name, kind, tuple(shape), None if rank == FULL else rank, reason, copies, tied, positions, *times)
+
+
+def _time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _total(counts: list[int | None]) -> int | None:
+def _total(counts: list[_Number | None]) -> _Number | None:
     known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+    return sum(known[1:], known[0]) if known else None

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,39 +13,56 @@ from torch.nn.utils.rnn import PackedSequence
 
 from phalanx.lowrank.families import Layer
 
+Watch = Callable[[Layer, tuple[Any, ...], dict[str, Any], Any], None]  # a layer, its arguments, and its output
+
 
 def positions_of(model: nn.Module, found: list[Layer], sample_input: Any) -> dict[str, int]:
     """The number of vectors that meet each matrix in one forward, by its name; layers that do not run have 0.
-
-    The model runs once, in evaluation mode and without gradients, and is left in the modes that it was in.
 
     Args:
         sample_input: a tensor, a tuple of arguments, or a dictionary of them.
     """
     counts = {layer.path(factor): 0 for layer in found for factor in layer.factors}
-    modes = {module: module.training for module in model.modules()}
-    hooks = [layer.module.register_forward_hook(_counter(layer, counts), with_kwargs=True) for layer in found]
-    try:
-        model.eval()
-        with torch.no_grad():
-            if isinstance(sample_input, Mapping):
-                model(**sample_input)
-            else:
-                model(*(sample_input if isinstance(sample_input, tuple) else (sample_input,)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return counts
 
-
-def _counter(layer: Layer, counts: dict[str, int]) -> Any:
-    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def count(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         for factor in layer.factors:
             counts[layer.path(factor)] += _vectors(layer, factor.name, args, kwargs, output)
 
-    return count
+    with torch.no_grad():
+        run_sample(model, found, sample_input, count)
+    return counts
+
+
+def run_sample(model: nn.Module, found: list[Layer], sample_input: Any, watch: Watch) -> None:
+    """Runs the model once in evaluation mode, showing every call of a layer; the modes are then as they were."""
+
+    def hook(layer: Layer) -> Any:
+        return lambda _, args, kwargs, output: watch(layer, args, kwargs, output)
+
+    hooks = [layer.module.register_forward_hook(hook(layer), with_kwargs=True) for layer in found]
+    try:
+        with modes_kept(model):
+            model.eval()
+            if isinstance(sample_input, Mapping):
+                model(**sample_input)
+            elif isinstance(sample_input, tuple) and not isinstance(sample_input, PackedSequence):
+                model(*sample_input)
+            else:
+                model(sample_input)
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Every module is in the mode afterwards, training or evaluation, that it was in before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _vectors(layer: Layer, part: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:

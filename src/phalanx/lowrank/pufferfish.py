@@ -10,13 +10,20 @@ from torch import nn
 
 from phalanx.expression import method, require
 from phalanx.finish import Parameters
+from phalanx.lowrank.adapt import adapt
 from phalanx.lowrank.carry import Moments, carried_state
 from phalanx.lowrank.decay import factors_of, frobenius_decay
+from phalanx.lowrank.drawn import Drawn
 from phalanx.lowrank.factorize import apply, factorize
+from phalanx.lowrank.merge import applied
 from phalanx.lowrank.plan import Plan
-from phalanx.lowrank.rules import plan
+from phalanx.lowrank.rules import Rank, plan
+from phalanx.lowrank.watch import settled, stable_ranks
 from phalanx.stage import State
 from phalanx.surgery import Surgery
+
+LOOKS = 40  # of a phase, at ranks that are watched
+LATEST = 0.5  # of a phase: where a warm-up that never settles ends
 
 
 @method("pufferfish", "surgery")
@@ -27,37 +34,83 @@ class Pufferfish(Surgery):
     because rows have another layout from then on.
 
     Args:
-        ratio: of the rank to the full rank, in (0, 1].
-        warmup: share of the phase's rounds at full rank, in [0, 1); 0 factorizes the weights as they were drawn, which
-            is training from scratch with the spectrum of the usual initialisation.
+        ratio: of the rank to the full rank, in (0, 1]; with rank="auto" the budget of parameters, and None leaves the
+            size to the spectra as well.
+        warmup: share of the phase's rounds at full rank, in [0, 1); 0 is low rank from scratch. "auto" looks at the
+            stable ranks 40 times a phase and ends the warm-up when they have settled, after half of the rounds at last.
+        rank: "ratio" or "auto", as in `phalanx.plan`; without a ratio by the stable ranks at the phase's start, where
+            these were watched, or by energy.
         first: the first K - 1 layers stay full, as in `phalanx.plan`.
         keep: layers, or patterns, that stay full.
+        start: "spectrum" begins with the factors of the present weights, also from scratch, where these were drawn a
+            moment ago; "drawn" with factors that are drawn as PyTorch draws two layers, as the published code does from
+            scratch.
         classifier: the last fully connected layer stays full.
         moments: what becomes of the optimizer's moments, as in `phalanx.carry`.
         decay: "factors" decays u and v as any weight; "product" decays v u instead, as `phalanx.frobenius_decay`.
-    Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, Algorithm 2. Differs: moments are carried, where the
-        published code starts a fresh optimizer.
+        adapt: shares of the phase's rounds, behind the warm-up, at which the ranks are lowered to what they still need.
+        energy: of v u that `phalanx.adapt` keeps then.
+    Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, Algorithm 2; for "auto" Wang et al., Cuttlefish, 2023,
+        arXiv:2305.02538. Differs: moments are carried, where the published code starts a fresh optimizer.
     """
 
-    ratio: float = 0.25
-    warmup: float = 0.25
-    first: int = 1
+    ratio: float | None = 0.25
+    warmup: float | Literal["auto"] = 0.25
+    rank: Rank = "ratio"
+    first: int | None = None
     keep: tuple[str, ...] = ()
+    start: Literal["spectrum", "drawn"] = "spectrum"
     classifier: bool = True
     moments: Moments = "step"
     decay: Literal["factors", "product"] = "factors"
+    adapt: tuple[float, ...] = ()
+    energy: float = 0.999
 
     def validate(self) -> None:
-        require(0 < self.ratio <= 1, f"pufferfish needs a ratio in (0, 1], got ratio={self.ratio}")
-        require(0 <= self.warmup < 1, f"pufferfish needs a warmup in [0, 1), got warmup={self.warmup}")
-        require(self.first >= 1, f"pufferfish needs first >= 1, got first={self.first}")
+        require(self.ratio is None or 0 < self.ratio <= 1, f"pufferfish needs a ratio in (0, 1], got {self.ratio}")
+        sized = self.ratio is not None or self.rank == "auto"
+        require(sized, 'pufferfish needs a ratio, or rank="auto" to do without')
+        share = 0.0 if self.warmup == "auto" else self.warmup
+        require(0 <= share < 1, f"pufferfish needs a warmup in [0, 1) or 'auto', got warmup={self.warmup}")
+        require(self.first is None or self.first >= 1, f"pufferfish needs first >= 1, got first={self.first}")
+        forgets = self.start == "drawn" and self.warmup != 0
+        require(not forgets, f"pufferfish with drawn factors forgets a warm-up; set warmup=0, not {self.warmup!r}")
+        least = LATEST if self.warmup == "auto" else share
+        for at in self.adapt:
+            require(
+                least < at < 1, f"pufferfish adapts in shares of the phase in ({least:g}, 1), got adapt={self.adapt}"
+            )
+        require(0 < self.energy <= 1, f"pufferfish needs an energy in (0, 1], got energy={self.energy}")
 
     def watches(self, at: int, rounds: int) -> bool:
+        if at in self._adapts(rounds):
+            return True
+        if self.warmup == "auto":
+            return at % max(1, rounds // LOOKS) == 0 and at <= self._latest(rounds)
         return at == int(self.warmup * rounds)
 
-    def operate(self, model: nn.Module, at: int, rounds: int, memory: State) -> tuple[nn.Module | None, State]:
-        chosen = plan(model, self.ratio, self.first, self.keep, classifier=self.classifier)
-        return factorize(model, chosen), {"shape": {"plan": chosen.to_yaml()}}
+    def operate(
+        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+    ) -> tuple[nn.Module | None, State]:
+        if at in self._adapts(rounds):
+            low = adapt(model, self.energy)
+            shape = {"plan": applied(low).to_yaml()}
+            # where no rank fell, training goes on undisturbed
+            return (None if shape == memory.get("shape") else low), {**memory, "shape": shape}
+        if "shape" in memory:
+            return None, memory
+        if self.warmup == "auto":
+            memory = self._look(model, memory)
+            waits = not settled(memory["looks"]) and at + max(1, rounds // LOOKS) <= self._latest(rounds)
+            if waits:
+                return None, memory
+        chosen = plan(
+            model, self.ratio, self.first, self.keep, rank=self.rank, classifier=self.classifier, **self._at(memory)
+        )
+        if all(entry.rank is None for entry in chosen):
+            return None, {"shape": {"plan": applied(model).to_yaml()}}
+        low = factorize(model, chosen) if self.start == "spectrum" else apply(model, chosen, Drawn(rng))
+        return low, {"shape": {"plan": applied(low).to_yaml()}}
 
     def rebuild(self, model: nn.Module, shape: State) -> nn.Module:
         return apply(model, Plan.from_yaml(shape["plan"]), None)
@@ -80,3 +133,19 @@ class Pufferfish(Surgery):
     def before_step(self, model: nn.Module, memory: State, weight_decay: float) -> None:
         if self.decay == "product" and weight_decay:
             frobenius_decay(model, weight_decay)
+
+    def _adapts(self, rounds: int) -> list[int]:
+        return [int(share * rounds) for share in self.adapt]
+
+    @staticmethod
+    def _latest(rounds: int) -> int:
+        return int(LATEST * rounds)
+
+    def _look(self, model: nn.Module, memory: State) -> State:
+        """The memory with one more look at the weights that would become low rank."""
+        likely = plan(model, self.ratio or 1 / 4, self.first, self.keep, classifier=self.classifier)
+        return {**memory, "looks": [*memory.get("looks", []), stable_ranks(model, likely)]}
+
+    def _at(self, memory: State) -> dict[str, Any]:
+        watched = self.ratio is None and self.rank == "auto" and memory.get("looks")
+        return {"initial": memory["looks"][0]} if watched else {}

@@ -3,54 +3,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
+from phalanx.expression import require
+from phalanx.lowrank.automatic import automatic
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.families import Layer, layers, uses
 from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.positions import positions_of
+from phalanx.lowrank.ranks import own_rank, shares_of
+from phalanx.lowrank.times import Stopwatch
+from phalanx.registry import suggest
+
+Rank = Literal["ratio", "auto"]
 
 
 def plan(
     model: nn.Module,
-    ratio: float = 1 / 4,
-    first: int = 1,
+    ratio: float | None = None,
+    first: int | None = None,
     keep: Sequence[str] = (),
     *,
+    rank: Rank = "ratio",
+    initial: Mapping[str, float] | None = None,
+    energy: float = 0.9,
     classifier: bool = True,
     embedding: bool = False,
     sample_input: Any = None,
+    measure: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> Plan:
     """What `factorize` would do to a model, one entry a matrix, with the reason.
 
-    rank = max(1, floor(min(out, in * kernel) ratio)), for each gate of a recurrent layer and each group of a
-    convolution. A weight whose factors would be no smaller stays full. A weight that several layers share stays full
-    unless all of them are factorized, with the same two factors.
+    A rank is that of each gate of a recurrent layer and of each group of a convolution. With rank="ratio" it is
+    max(1, floor(min(out, in * kernel) ratio)). With rank="auto" it comes from the singular values of the present
+    weights, in one of three ways:
+    with a ratio, from a budget, the parameters that rank="ratio" would have: they are spread so that the most energy is
+    kept, that of each matrix relative to its own squared Frobenius norm, and each keeps at least half of its rank;
+    with `initial`, from the stable rank ||W||_F^2 / ||W||_2^2, times the full rank over the stable rank at the start;
+    else, from the number of singular values that hold the `energy`.
+
+    A weight whose factors would be no smaller stays full. A weight that several layers share stays full unless all of
+    them are factorized, with the same two factors. With rank="auto", the first layers stay full that hold less than
+    1 % of the weights together; where times are measured, instead, all layers that are slower factorized. Within a
+    budget they stay full only as far as half of the others' parameters remain.
 
     Args:
-        ratio: of the rank to the full rank, in (0, 1]; lower is smaller.
+        ratio: of the rank to the full rank, in (0, 1]; lower is smaller; 1/4 if left out and rank="ratio".
         first: K of the chapter, >= 1: the first K - 1 layers that could be factorized stay full. An attention counts as
-            one layer, and so does each layer of a recurrent stack.
+            one layer, and so does each layer of a recurrent stack. 1 if left out and rank="ratio".
         keep: names of layers, or patterns as in file names, that stay full; a name stands for all within it, too.
+        rank: "ratio" or "auto".
+        initial: what `stable_ranks` returned before training; matrices that are not in it go by energy.
+        energy: part of the sum of the squared singular values, in (0, 1]; higher is larger.
         classifier: the last layer stays full if it is fully connected and not part of a repeated block.
         embedding: embeddings become low rank, too, and with them a last layer that shares their weight.
         sample_input: an input of the model (a tensor, a tuple of arguments or a dictionary of them) that is run once to
             count multiply-accumulates.
+        measure: time a training step of every layer that could be factorized, dense and factorized, at the inputs that
+            it sees in a run of the sample; see `phalanx.lowrank.times.timed`.
+        autocast: the dtype of `torch.autocast` in measured steps.
     Raises:
-        ValueError: a number out of its range, a pattern that fits no layer, or low-rank layers in the model.
-    Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, section 3. Differs: a layer that would grow stays full.
+        ValueError: a number out of its range, arguments that do not go together, a pattern that fits no layer,
+            low-rank layers in the model, or with rank="auto" a weight that is not finite.
+    Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, section 3; Wang et al., Cuttlefish, 2023,
+        arXiv:2305.02538, for `initial` and the times. Differs: a layer that would grow stays full; the budget, the
+        energy and the rule of 1 % are ours.
     """
-    if not 0 < ratio <= 1:
-        raise ValueError(f"plan needs a ratio in (0, 1], got ratio={ratio}")
-    if first < 1:
-        raise ValueError(f"plan needs first >= 1, the number of the first low-rank layer, got first={first}")
+    _check(ratio, first, energy, initial)
+    _check_together(rank, ratio, initial, sample_input is not None, measure, autocast is not None)
+    share, auto = 1 / 4 if ratio is None else ratio, rank == "auto"
     found, names = layers(model), uses(model)
-    reasons, last = _rules(model, found, first, _patterns(keep, found), embedding)
+    reasons, last = _rules(model, found, 1 if first is None else first, _patterns(keep, found), embedding)
     shared = _shared(found, names)
     # asking for embeddings asks for the output layer that shares their weight
     asked = embedding and any(layer.path(factor) == last for group in shared.values() for layer, factor in group)
@@ -58,22 +88,75 @@ def plan(
         reasons[last] = "the last classifier"
     for group in shared.values():
         _agree(group, names, reasons)
-    owners: dict[tuple[int, int], str] = {}
+    for name in initial or ():
+        if name not in reasons:
+            raise ValueError(f"the model has no layer {name!r} of initial; {suggest(name, list(reasons))}")
+    spectral = auto and ratio is None
+
+    def choose(name: str, layer: Layer, factor: Factor) -> tuple[int, str]:
+        if spectral:
+            return own_rank(layer, factor, energy, 0.0 if initial is None else initial.get(name, 0.0))
+        return factor.rank_at(share), f"ratio {share:.4g}"
+
     counts = {} if sample_input is None else positions_of(model, found, sample_input)
-    entries = []
+    entries = _entries(found, reasons, choose, counts)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    made = Plan(entries, total - sum(entry.parameters for entry in entries))
+    timer = Stopwatch(model, found, sample_input, autocast) if measure else None
+    if not auto:
+        return made if timer is None else timer(made)
+    known = {layer.path(factor): (layer, factor) for layer in found for factor in layer.factors}
+    own = [] if spectral else [e.name for e in made if e.rank is not None and not e.tied]
+    shares = None if spectral else {name: shares_of(*known[name]) for name in own}
+    return automatic(made, shares, first is None and not measure, timer)
+
+
+def _check(ratio: float | None, first: int | None, energy: float, initial: Mapping[str, float] | None) -> None:
+    require(ratio is None or 0 < ratio <= 1, f"plan needs a ratio in (0, 1], got ratio={ratio}")
+    sentence = f"plan needs first >= 1, the number of the first low-rank layer, got first={first}"
+    require(first is None or first >= 1, sentence)
+    require(0 < energy <= 1, f"plan needs an energy in (0, 1], got energy={energy}")
+    for name, start in (initial or {}).items():
+        require(0 <= start < math.inf, f"plan needs initial stable ranks >= 0, got {start} for {name!r}")
+
+
+def _check_together(
+    rank: Rank, ratio: float | None, initial: Mapping[str, float] | None, sampled: bool, measure: bool, narrow: bool
+) -> None:
+    if rank not in get_args(Rank):
+        raise ValueError(f"rank must be {' or '.join(map(repr, get_args(Rank)))}, got {rank!r}")
+    asked = initial is None or (rank == "auto" and ratio is None)
+    require(asked, "initial stable ranks are for rank='auto' without a ratio, which is a budget")
+    require(sampled or not measure, "plan measures layers at a sample; give sample_input")
+    require(measure or not narrow, "autocast is for measured times; give measure=True")
+
+
+def _entries(
+    found: list[Layer],
+    reasons: dict[str, str],
+    choose: Callable[[str, Layer, Factor], tuple[int, str]],
+    counts: dict[str, int],
+) -> tuple[Entry, ...]:
+    owners: dict[tuple[int, int], str] = {}
+    made: dict[str, Entry] = {}
     for layer in found:
         for factor in layer.factors:
-            name, rank = layer.path(factor), factor.rank_at(ratio)
-            reason, size = reasons[name], factor.size_at(rank)
-            if not reason and size >= factor.size:
-                reason = f"factors of rank {rank} are no smaller, {size:,} for {factor.size:,}"
-            entry = Entry(name, layer.kind, factor.shape, None if reason else rank, reason or f"ratio {ratio:.4g}")
-            weight = layer.owned(factor)
+            name, weight = layer.path(factor), layer.owned(factor)
             owner = name if weight is None else owners.setdefault((id(weight), factor.start), name)
+            rank, reason = None, reasons[name]
+            if not reason and owner != name:
+                rank, reason = made[owner].rank, made[owner].reason
+            elif not reason:
+                rank, reason = choose(name, layer, factor)
+                size = factor.size_at(rank)
+                if size >= factor.size:
+                    reason = f"factors of rank {rank} are no smaller, {size:,} for {factor.size:,}"
+                    rank = None
             tied = owner if owner != name else ""
-            entries.append(replace(entry, copies=factor.copies, tied=tied, positions=counts.get(name)))
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return Plan(tuple(entries), total - sum(entry.parameters for entry in entries))
+            made[name] = Entry(
+                name, layer.kind, factor.shape, rank, reason, factor.copies, tied, positions=counts.get(name)
+            )
+    return tuple(made.values())
 
 
 def _rules(

@@ -6,19 +6,28 @@ Legend: g gates, n rows of the packed sequence, b rows of one step, h hidden uni
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 Sizes = tuple[int, ...]  # sequences in each time step, none increasing
 
 
-def steps(sizes: Sizes, reverse: bool) -> Iterator[tuple[int, int]]:
-    """First row and number of rows of each time step, in the order in which they are computed."""
-    found = list(zip(accumulate(sizes, initial=0), sizes, strict=False))
-    yield from reversed(found) if reverse else found
+def order(sizes: Sizes, reverse: bool) -> list[int]:
+    """The time steps as they are computed."""
+    steps = list(range(len(sizes)))
+    return steps[::-1] if reverse else steps
+
+
+def packed(found: list[Tensor] | tuple[Tensor, ...], reverse: bool, dim: int = 0) -> Tensor:
+    """The rows of all time steps sorted by time, from what was found for each in the order of computation."""
+    return torch.cat(found[::-1] if reverse else found, dim)
+
+
+def advance(states: Tensor, first: Tensor) -> Tensor:
+    """Running states of all sequences, of which the first ones are replaced. Shapes: (b, h), (<= b, h) -> (b, h)."""
+    # len() would make a traced batch a number
+    size = first.shape[0]
+    return first if size == states.shape[0] else torch.cat([first, states[size:]])
 
 
 def product(x: Tensor, h: Tensor, u: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor]:

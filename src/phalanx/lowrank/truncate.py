@@ -13,7 +13,7 @@ from phalanx.precision import finite
 from phalanx.round import stream
 
 Svd = Literal["auto", "exact", "randomized"]
-_LONG = 512  # above this short side LAPACK takes seconds for one matrix on two cores, a projection a fraction of that
+_LONG = 512  # above this short side the eigenvectors of a Gram matrix take seconds on two cores, a projection less
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Truncate:
     Shapes: (copies, rows, columns) -> v (copies, rows, rank), u (copies, rank, columns).
     Args:
         svd: "exact" calls `torch.linalg.svd`; "randomized" projects; "auto" projects where the short side is above 512
-            and the rank is at most half of it.
+            and the rank is at most half of it, and else takes the eigenvectors of the Gram matrix of the short side in
+            float64, whose rounding float32 weights do not feel. Float64 weights get the exact one there.
         seed: of the random projection; the same seed gives the same factors in every process.
         oversampling: columns of the projection beyond the rank, >= 0.
         iterations: power iterations, >= 0; higher is closer to the best.
@@ -57,8 +58,12 @@ class Truncate:
         if not finite(w):
             raise ValueError("its weight has entries that are not finite; go back to weights from before that")
         short = min(rows, columns)
-        projects = self.svd == "randomized" or (self.svd == "auto" and short > _LONG and 2 * rank <= short)
-        u, s, vh = self._projected(w, rank) if projects else torch.linalg.svd(w, full_matrices=False)
+        if self.svd == "randomized" or (self.svd == "auto" and short > _LONG and 2 * rank <= short):
+            u, s, vh = self._projected(w, rank)
+        elif self.svd == "auto" and w.dtype != torch.float64:
+            u, s, vh = _by_gram(w)
+        else:
+            u, s, vh = torch.linalg.svd(w, full_matrices=False)
         u, s, vh = u[:, :rank], s[:rank].sqrt(), vh[:rank]
         largest = vh.gather(1, vh.abs().argmax(dim=1, keepdim=True)).squeeze(1)
         signs = torch.where(largest < 0, -1.0, 1.0).to(s)
@@ -73,3 +78,15 @@ class Truncate:
             basis = torch.linalg.qr(w @ torch.linalg.qr(w.mT @ basis).Q).Q
         u, s, vh = torch.linalg.svd(basis.mT @ w, full_matrices=False)
         return basis @ u, s, vh
+
+
+def _by_gram(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The decomposition by way of the short side's Gram matrix; u s vh is w up to the rounding of w's own dtype."""
+    if w.shape[0] > w.shape[1]:
+        v, s, uh = _by_gram(w.mT)
+        return uh.mT, s, v.mT
+    wide = w.double()
+    values, vectors = torch.linalg.eigh(wide @ wide.mT)
+    u, s = vectors.flip(1), values.flip(0).clamp(min=0).sqrt()
+    inverse = torch.where(s > 0, 1 / s, 0.0)
+    return u.to(w.dtype), s.to(w.dtype), ((u * inverse).mT @ wide).to(w.dtype)

@@ -30,6 +30,33 @@ class Resnet18(Model):
         return _resnet(BasicBlock, (2, 2, 2, 2), self.image(shape)[0], num_classes)
 
 
+@method("resnet", "model")
+class Resnet(Model):
+    """A 3x3 stem, one stage of basic blocks for each width, mean over the pixels: 682,090 parameters on CIFAR-10.
+
+    The reduced residual network of the laptop scales. Images of any size; each stage but the first halves them.
+
+    Args:
+        widths: channels of each stage, >= 1.
+        blocks: of each stage, >= 1.
+    Source: as resnet18, which is resnet(widths=(64, 128, 256, 512), blocks=2).
+    """
+
+    channels_last: ClassVar[bool] = True
+
+    widths: tuple[int, ...] = (48, 96, 192)
+    blocks: int = 1
+
+    def validate(self) -> None:
+        ok = len(self.widths) >= 1 and all(width >= 1 for width in self.widths)
+        require(ok, f"resnet needs one width >= 1 or more, got widths={self.widths}")
+        require(self.blocks >= 1, f"resnet needs blocks >= 1, got blocks={self.blocks}")
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        counts = (self.blocks,) * len(self.widths)
+        return _resnet(BasicBlock, counts, self.image(shape)[0], num_classes, widths=self.widths)
+
+
 @method("resnet50", "model")
 class Resnet50(Model):
     """A stem, stages of 3, 4, 6 and 3 bottlenecks, mean over the pixels: 23,520,842 parameters on CIFAR-10.
@@ -137,11 +164,11 @@ def _shortcut(inside: int, out: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inside, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
 
 
-def _stem(kind: Literal["small", "large"], channels: int) -> list[nn.Module]:
+def _stem(kind: Literal["small", "large"], channels: int, width: int) -> list[nn.Module]:
     if kind == "small":
-        return [nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    first = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    return [first, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+        return [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    return [first, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
 
 
 def _resnet(
@@ -150,10 +177,11 @@ def _resnet(
     channels: int,
     num_classes: int,
     stem: Literal["small", "large"] = "small",
+    widths: tuple[int, ...] = (64, 128, 256, 512),
 ) -> nn.Module:
-    layers = _stem(stem, channels)
-    inside = 64
-    for stage, (count, width) in enumerate(zip(counts, (64, 128, 256, 512), strict=True)):
+    layers = _stem(stem, channels, widths[0])
+    inside = widths[0]
+    for stage, (count, width) in enumerate(zip(counts, widths, strict=True)):
         for i in range(count):
             made = block(inside, width, 2 if stage > 0 and i == 0 else 1)
             layers.append(made)

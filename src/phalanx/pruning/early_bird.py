@@ -57,7 +57,9 @@ class EarlyBird(Surgery):
     def watches(self, at: int, rounds: int) -> bool:
         return at % self.every == 0
 
-    def operate(self, model: nn.Module, at: int, rounds: int, memory: State) -> tuple[nn.Module | None, State]:
+    def operate(
+        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+    ) -> tuple[nn.Module | None, State]:
         if "shape" in memory:
             return None, memory
         known = chains(model)

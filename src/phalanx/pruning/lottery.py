@@ -53,7 +53,9 @@ class Lottery(Surgery):
     def watches(self, at: int, rounds: int) -> bool:
         return at == self.rewind or (at >= self.every and (at - self.every) % (self.every - self.rewind) == 0)
 
-    def operate(self, model: nn.Module, at: int, rounds: int, memory: State) -> tuple[nn.Module | None, State]:
+    def operate(
+        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+    ) -> tuple[nn.Module | None, State]:
         if at == self.rewind:
             return None, {"start": {name: value.clone() for name, value in model.state_dict().items()}}
         named = self._weights(model)

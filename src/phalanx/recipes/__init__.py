@@ -8,6 +8,10 @@ from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox
 from phalanx.recipes.draco import draco_mnist as draco_mnist
 from phalanx.recipes.draco_cost import draco_cost as draco_cost
 from phalanx.recipes.pruning import pufferfish_vs_lth as pufferfish_vs_lth
+from phalanx.recipes.pufferfish_cifar import pufferfish_cifar as pufferfish_cifar
+from phalanx.recipes.pufferfish_cost import pufferfish_speed as pufferfish_speed
+from phalanx.recipes.pufferfish_distributed import pufferfish_distributed as pufferfish_distributed
+from phalanx.recipes.pufferfish_texts import pufferfish_lstm as pufferfish_lstm
 from phalanx.recipes.quickstart import quickstart as quickstart
 from phalanx.recipes.recipe import Recipe as Recipe
 from phalanx.recipes.recipe import find as find

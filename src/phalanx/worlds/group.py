@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from phalanx.checkpoint import from_payload, to_payload
 from phalanx.precision import wide
-from phalanx.wire import pack, unpack
+from phalanx.wire import Shelf, pack, unpack
 from phalanx.world import BadPayload, Payload
 from phalanx.worlds.lines import GroupLines, Lines
 
@@ -74,13 +76,16 @@ class GroupWorld:
         rest = self._all_gather(block[room:], [max(0, size - room) for size in sizes])
         recent.append(max(map(sum, carried)))
         opened: list[Payload | BadPayload] = []
+        full = [length for mine in carried for length in mine if length]
+        shelf, place = Shelf(len(full), statistics.median_low(full or [0])), 0
         for first, second, head, size, mine in zip(arrived, rest, heads, sizes, everyone, strict=True):
             pieces = [piece for piece in (first[head : min(size, room)], second) if len(piece)]
             body = pieces[0] if len(pieces) == 1 else torch.cat([empty, *pieces])
             offset = 0
             for length in mine:
                 end = offset + (length if length <= limit_bytes else 0)
-                opened.append(_open(body[offset:end], length, limit_bytes))
+                opened.append(_open(body[offset:end], length, limit_bytes, partial(shelf.room, place)))
+                place += end > offset
                 offset = end
         return opened
 
@@ -156,12 +161,12 @@ class GroupWorld:
         return [block[:size].cpu() for block, size in zip(blocks, sizes, strict=True)]
 
 
-def _open(message: Tensor, length: int, limit_bytes: int) -> Payload | BadPayload:
+def _open(message: Tensor, length: int, limit_bytes: int, room: Callable[[str, int], Tensor]) -> Payload | BadPayload:
     if length > limit_bytes:
         return BadPayload(f"{length} bytes, at most {limit_bytes} allowed")
     if length == 0:
         return BadPayload("nothing arrived")
     try:
-        return unpack(message)
+        return unpack(message, room)
     except BadPayload as error:
         return error

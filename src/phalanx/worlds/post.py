@@ -56,13 +56,15 @@ class Message:
     round: int
     body: Tensor
 
-    def payload(self) -> Payload:
+    def payload(self, room: Callable[[str, int], Tensor] | None = None) -> Payload:
         """The body as tensors.
 
+        Args:
+            room: of `unpack`.
         Raises:
             BadPayload: it is not what `pack` writes.
         """
-        return unpack(self.body)
+        return unpack(self.body, room)
 
 
 def message(kind: Kind, round: int = 0, payload: Payload | None = None) -> Message:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from phalanx.checkpoint import from_payload, memories_of, to_payload
 from phalanx.expression import require
+from phalanx.wire import Shelf
 from phalanx.world import BadPayload, Payload, payload_bytes
 from phalanx.worlds.post import Kind, Message, message
 from phalanx.worlds.seats import Patience, Seat, Seats
@@ -51,9 +52,10 @@ class ServerWorld:
         self.size, self.rank, self.ids = n, 0, ()
         bounds = [r * n // processes for r in range(processes + 1)]
         shares = [tuple(range(a, b)) for a, b in pairwise(bounds)]
-        self._limit = _SLACK_BYTES
+        self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES
         self.seats = Seats(shares, patience or Patience(), lambda: self._limit, host)
         self._index, self._left = -1, left
+        self._shelf = Shelf(n, 0)
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
 
@@ -75,8 +77,11 @@ class ServerWorld:
         self._index, self._first, self._numbers = index, {}, {}
         self.seats.begin()
         weights = model()
+        size = payload_bytes(weights)
         # a codec may lengthen a row, and what it sends is looked at before it is believed
-        self._limit = max(len(seat.workers) for seat in self.seats.all) * (_SLACK_BYTES + 16 * payload_bytes(weights))
+        self._limit = max(len(seat.workers) for seat in self.seats.all) * (_SLACK_BYTES + 16 * size)
+        self._row_bytes = _SLACK_BYTES + size
+        self._shelf = Shelf(self.size, self._row_bytes)
         order = message(Kind.ORDER, index, weights)
         for seat in self.seats.all:
             if seat.line is None:
@@ -106,7 +111,7 @@ class ServerWorld:
         return table
 
     def _enter(self, seat: Seat, report: Message, columns: int) -> None:
-        numbers, payloads = _open(report, seat.workers)
+        numbers, payloads = _open(report, seat.workers, self._shelf, range(self.size))
         self.seats.reported(seat)
         self._first |= payloads
         if numbers is not None and numbers.shape == (len(seat.workers), columns) and numbers.is_floating_point():
@@ -129,7 +134,7 @@ class ServerWorld:
                 waiting.discard(worker)
             else:
                 line.send(message(Kind.ASK, self._index, {"worker": torch.tensor([worker])}))
-        until = self.seats.answer_deadline
+        until, shelf = self.seats.answer_deadline, Shelf(len(workers), self._row_bytes)
         while waiting:
             arrived = self.seats.next(until)
             if arrived is None:
@@ -140,7 +145,7 @@ class ServerWorld:
             if incoming is None:
                 waiting -= set(seat.workers)
             elif (incoming.kind, incoming.round) == (Kind.HELD, self._index):
-                answers = {w: p for w, p in _open(incoming, seat.workers)[1].items() if w in waiting}
+                answers = {w: p for w, p in _open(incoming, seat.workers, shelf, workers)[1].items() if w in waiting}
                 found |= answers
                 waiting -= set(answers)
         return [self._checked(worker, found.get(worker), limit_bytes) for worker in workers]
@@ -191,14 +196,26 @@ class ServerWorld:
         return BadPayload(f"{size} bytes, at most {limit_bytes} allowed")
 
 
-def _open(incoming: Message, workers: tuple[int, ...]) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
-    """Numbers and payloads of a process's workers; what it says of others is not looked at."""
-    try:
-        parts = incoming.payload()
-    except BadPayload as error:
-        return None, dict.fromkeys(workers, error)
+def _open(
+    incoming: Message, workers: tuple[int, ...], shelf: Shelf, order: Sequence[int]
+) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
+    """Numbers and payloads of a process's workers; what it says of others is not looked at.
+
+    Args:
+        order: of the workers with a place on the shelf.
+    """
     payloads: dict[int, Payload | BadPayload] = {worker: {} for worker in workers}
     names = {str(worker): worker for worker in workers}
+
+    def room(name: str, size: int) -> Tensor:
+        head, _, key = name.partition("/")
+        place = order.index(names[head]) if names.get(head) in order else None
+        return torch.empty(size, dtype=torch.uint8) if place is None else shelf.room(place, key, size)
+
+    try:
+        parts = incoming.payload(room)
+    except BadPayload as error:
+        return None, dict.fromkeys(workers, error)
     for name, tensor in parts.items():
         head, _, key = name.partition("/")
         if head in names:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of image files, as ImageNet is published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phalanx.data.dataset import Data, Dataset, check_count, spaced
+from phalanx.data.files import MissingData, folder
+from phalanx.data.images import Box, Crop, Images
+from phalanx.expression import method, require
+from phalanx.threads import side_by_side
+
+SHOWN, WHOLE = 224, 256  # pixels that the test sees of a shorter side of so many
+WIDE = ("I", "F")  # Pillow's modes of more than 8 bits a channel begin so
+
+
+@method("image_folder", "data")
+class ImageFolder(Data):
+    """Files root/train/CLASS/NAME and root/val/CLASS/NAME, ImageNet's layout, each read when a batch asks for it.
+
+    The labels are the folders of root/train in the order of their names; names that begin with a dot are left out. The
+    test sees the middle of an image whose shorter side is resized to size 256 / 224; so does training, unless the run
+    has an augmentation that crops (`resized_crop_flip`). Files become RGB: grey is repeated, transparency is dropped.
+    As many are decoded at once as the run has threads.
+
+    Args:
+        root: the folder with train and val, relative to the data folder or absolute.
+        size: side in pixels of what a model sees, >= 1.
+        train: images to train on, taken at equal distances from the files in order; all when None.
+        test: images to test on, taken at equal distances from the files in order; all when None.
+    Raises:
+        ValueError: Pillow is not installed, or a file is no image; the sentence names the file.
+    Source: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015, arXiv:1409.0575; the mean and
+        deviation of its channels as in the reference recipes of PyTorch.
+    """
+
+    root: str = "imagenet"
+    size: int = 224
+    train: int | None = None
+    test: int | None = None
+
+    def validate(self) -> None:
+        require(self.size >= 1, f"image_folder needs size >= 1 pixel, got size={self.size}")
+        for field, count in (("train", self.train), ("test", self.test)):
+            require(count is None or count >= 1, f"image_folder needs {field} >= 1 images, got {field}={count}")
+
+    def read(self) -> Dataset:
+        readable = _pillow().registered_extensions()
+        self.location()
+        classes = [entry.name for entry in _listed(self._part("train"), folders=True)]
+        labels = {name: label for label, name in enumerate(classes)}
+        train, test = (
+            self._read(part, labels, readable, count) for part, count in (("train", self.train), ("val", self.test))
+        )
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return Dataset("image_folder", *train, *test, len(classes), mean, std)
+
+    def _read(
+        self, part: str, labels: dict[str, int], readable: Container[str], count: int | None
+    ) -> tuple[Images, Tensor]:
+        place = self._part(part)
+        files: list[str] = []
+        owners: list[int] = []
+        for entry in _listed(place, folders=True):
+            known = entry.name in labels
+            require(known, f"{entry.path} is no class, as {self._part('train')} has no folder {entry.name}")
+            inside = [f"{entry.name}/{file.name}" for file in _listed(Path(entry.path), folders=False)]
+            require(len(inside) > 0, f"{entry.path} is empty; put its images there, or remove it")
+            for file in inside:
+                ok = Path(file).suffix.lower() in readable
+                require(ok, f"{place / file} has no name of an image file, as a.jpeg is; remove it")
+            files += inside
+            owners += [labels[entry.name]] * len(inside)
+        require(len(files) > 0, f"{place} has no folders of images; a part has one for each class")
+        check_count("image_folder", "train" if part == "train" else "test", count, len(files))
+        keep = torch.arange(len(files))[spaced(len(files), count)]
+        return Files(place, [files[i] for i in keep.tolist()], self.size), torch.tensor(owners)[keep]
+
+    def _part(self, part: str) -> Path:
+        return folder() / Path(self.root).expanduser() / part
+
+    def location(self) -> str:
+        for part in ("train", "val"):
+            if not self._part(part).is_dir():
+                raise MissingData(
+                    f"image_folder: there is no folder {self._part(part)}; ImageNet is not to be downloaded without an "
+                    "account, so set PHALANX_DATA to a folder that has it, or name another root"
+                )
+        return str(self._part("train").parent)
+
+
+def _listed(place: Path, folders: bool) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name: folders of classes or files of images, and nothing else."""
+    with os.scandir(place) as found:
+        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        sentence = "no folder; every image lies in the folder of its class" if folders else "no file; remove it"
+        require(entry.is_dir() == folders, f"{entry.path} is {sentence}")
+    return entries
+
+
+class Files(Images):
+    """Image files in a folder, as 8-bit RGB.
+
+    Args:
+        names: paths below the folder.
+        size: side in pixels of what is seen.
+    """
+
+    def __init__(self, place: Path, names: Sequence[str], size: int) -> None:
+        self.place, self.names, self.size = place, tuple(names), size
+        self.shape = torch.Size((len(names), 3, size, size))
+
+    def __getitem__(self, samples: Tensor | slice) -> Tensor:
+        return self._read(samples, None)
+
+    def cut(self, samples: Tensor | slice, crops: Sequence[Crop]) -> Tensor:
+        return self._read(samples, crops)
+
+    def _read(self, samples: Tensor | slice, crops: Sequence[Crop] | None) -> Tensor:
+        chosen = torch.arange(len(self))[samples].tolist()
+        sights: Sequence[Callable[[int, int], Any]] = [self._middle] * len(chosen) if crops is None else crops
+        pixels = side_by_side(lambda pair: self._pixels(*pair), zip(chosen, sights, strict=True))
+        rows = np.stack(pixels) if pixels else np.empty((0, self.size, self.size, 3), np.uint8)
+        return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous()
+
+    def _middle(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The middle square that is left of the image when it has been resized, in pixels of the image itself."""
+        short = round(self.size * WHOLE / SHOWN)
+        h, w = (short * side // min(height, width) for side in (height, width))
+        top, left = round((h - self.size) / 2), round((w - self.size) / 2)
+        down, across = height / h, width / w
+        return left * across, top * down, (left + self.size) * across, (top + self.size) * down
+
+    def _pixels(self, index: int, sight: Callable[[int, int], Box]) -> np.ndarray:
+        """The levels that are seen of a file, (size, size, 3) uint8."""
+        path, pillow = self.place / self.names[index], _pillow()
+        try:
+            with pillow.open(path) as image:
+                require(not image.mode.startswith(WIDE), f"mode {image.mode} has more than 8 bits a channel")
+                box = sight(image.height, image.width)
+                rgb = image.convert("RGB").resize((self.size, self.size), pillow.Resampling.BILINEAR, box=box)
+        except Exception as error:  # decoders of hostile bytes raise whatever they come upon
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} is no image that can be read ({reason}); replace it or remove it") from error
+        return np.asarray(rgb)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ValueError("image_folder needs Pillow; pip install 'phalanx-train[images]'") from None
+    return Image

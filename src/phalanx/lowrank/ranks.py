@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks from the spectrum of the present weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from phalanx.lowrank.factor import Factor
+from phalanx.lowrank.families import Layer
+from phalanx.lowrank.spectrum import energies, rank_for, stable_rank
+
+
+def shares_of(layer: Layer, factor: Factor) -> list[float]:
+    """`energies` of a matrix of a model; its errors name the layer."""
+    try:
+        return energies(factor.matrices(layer.weight(factor)))
+    except ValueError as error:
+        raise ValueError(f"layer {layer.path(factor)!r} has no spectrum: {error}") from None
+
+
+def stable_rank_of(layer: Layer, factor: Factor) -> float:
+    """`stable_rank` of a matrix of a model; its errors name the layer."""
+    try:
+        return stable_rank(factor.matrices(layer.weight(factor)))
+    except ValueError as error:
+        raise ValueError(f"layer {layer.path(factor)!r} has no stable rank: {error}") from None
+
+
+def own_rank(layer: Layer, factor: Factor, energy: float, start: float) -> tuple[int, str]:
+    """The rank that a matrix asks for by itself, and why.
+
+    Args:
+        energy: part of the squared singular values to keep, in (0, 1].
+        start: its stable rank before training; the rank is then that of today times the full rank over it. At 0 there
+            is none to compare with, and `energy` decides.
+    Source: Wang et al., Cuttlefish, 2023, arXiv:2305.02538, the scaled stable rank. As published; the energy is ours.
+    """
+    full = min(factor.rows, factor.columns)
+    if start > 0:
+        now = stable_rank_of(layer, factor)
+        return min(full, max(1, round(now * full / start))), f"stable rank {now:.3g}, at the start {start:.3g}"
+    return rank_for(shares_of(layer, factor), energy), f"{energy:.4g} of the energy"
+
+
+class Choice(NamedTuple):
+    """What a matrix may be.
+
+    Args:
+        rank: None for the dense matrix.
+        cost: parameters.
+        kept: part of its energy, in [0, 1].
+    """
+
+    rank: int | None
+    cost: int
+    kept: float
+
+
+def choices(shares: Sequence[float], factor: Factor, least: int) -> list[Choice]:
+    """Every rank from the least to the last that is smaller than the dense matrix, and that matrix."""
+    unit, kept = factor.size_at(1), list(accumulate(shares))
+    ranks = [Choice(r, r * unit, kept[r - 1]) for r in range(least, (factor.size - 1) // unit + 1)]
+    return [*ranks, Choice(None, factor.size, kept[-1])]
+
+
+def spread(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice]:
+    """One choice for each matrix that together keep the most energy within the budget.
+
+    Each matrix begins with its first choice and goes up the concave hull of energy over parameters, always the one
+    with the steepest next step, until that does not fit; what is left goes to single ranks that do. Up to there no
+    choices of as many parameters keep more; in the end, none within the budget keep more than these and that step.
+
+    Args:
+        options: of each matrix; cost and energy rise.
+        budget: parameters of all, >= those of the first choices.
+    """
+    at, left = [0] * len(options), budget - sum(own[0].cost for own in options)
+    steps = [(_slope(own[a], own[b]), i, b) for i, own in enumerate(options) for a, b in pairwise(_hull(own))]
+    for slope, i, end in sorted(steps, key=lambda step: -step[0]):
+        cost = options[i][end].cost - options[i][at[i]].cost
+        if slope <= 0 or cost > left:
+            break
+        at[i], left = end, left - cost
+    while True:
+        following = [(i, own[at[i]], own[at[i] + 1]) for i, own in enumerate(options) if at[i] + 1 < len(own)]
+        fitting = [(_slope(a, b), -i, b.cost - a.cost) for i, a, b in following if b.cost - a.cost <= left]
+        slope, i, cost = max(fitting, default=(0.0, 0, 0))
+        if slope <= 0:
+            return [own[j] for own, j in zip(options, at, strict=True)]
+        at[-i], left = at[-i] + 1, left - cost
+
+
+def _slope(a: Choice, b: Choice) -> float:
+    return (b.kept - a.kept) / (b.cost - a.cost)
+
+
+def _hull(own: Sequence[Choice]) -> list[int]:
+    """The choices on the upper concave hull."""
+    hull = [0]
+    for i in range(1, len(own)):
+        while len(hull) > 1 and _slope(own[hull[-2]], own[hull[-1]]) < _slope(own[hull[-1]], own[i]):
+            hull.pop()
+        hull.append(i)
+    return hull

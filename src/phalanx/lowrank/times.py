@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds of a training step of single layers, dense and factorized, measured on the machine at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from phalanx.lowrank.families import Layer, layers
+from phalanx.lowrank.layer import LowRank
+from phalanx.lowrank.plan import Entry, Plan
+from phalanx.lowrank.positions import modes_kept, run_sample
+from phalanx.round import stream
+
+_SLOWER = "slower here"
+_WARM, _REPEATS, _MOST = 2, 5, 50
+_SHORT_S, _LONG_S = 0.05, 2.0  # steps are repeated for at least the one, and less often if one takes the other
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer was called with; its tensors are leaves that need gradients where those of the model did."""
+
+    args: Any
+    kwargs: Any
+    leaves: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A call with the arguments cut from their graph; one tensor given twice stays one."""
+        leaves: dict[int, Tensor] = {}
+
+        def leaf(tensor: Tensor) -> Tensor:
+            made = leaves.setdefault(id(tensor), tensor.detach())
+            return made.requires_grad_(tensor.requires_grad)
+
+        return cls(_mapped(args, leaf), _mapped(kwargs, leaf), tuple(leaves.values()))
+
+    @property
+    def about(self) -> str:
+        """All that the time of the call may depend on, apart from the values of its tensors."""
+        number = {id(leaf): i for i, leaf in enumerate(self.leaves)}
+
+        def told(tensor: Tensor) -> Any:
+            shape = tuple(tensor.shape), tensor.stride(), tensor.dtype
+            return number[id(tensor)], *shape, tensor.requires_grad
+
+        return repr((_mapped(self.args, told), _mapped(self.kwargs, told)))
+
+
+class Stopwatch:
+    """Measures the layers of plans of one model at the inputs that they see in one run of a sample.
+
+    Layers of equal class, fields, weights' shapes and inputs are measured once, also over several plans.
+
+    Args:
+        autocast: the narrow dtype of `torch.autocast` in the sample's run and in the measured steps; None for none.
+    Raises:
+        ValueError: a weight has no data.
+    """
+
+    def __init__(self, model: nn.Module, found: list[Layer], sample_input: Any, autocast: torch.dtype | None) -> None:
+        empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if empty:
+            raise ValueError(
+                f"parameter {empty[0]!r} has no data, so no layer can be timed; build the model on a device"
+            )
+        self._able = {layer.name: layer for layer in found if layer.family is not None and not layer.refusal}
+        self._calls: dict[str, list[Call]] = {name: [] for name in self._able}
+        self._autocast = autocast
+        self._known: dict[Any, tuple[float, ...]] = {}
+        device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+
+        def keep(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self._calls[layer.name].append(Call.of(args, kwargs))
+
+        with torch.enable_grad(), torch.autocast(device, autocast, enabled=autocast is not None):
+            run_sample(model, list(self._able.values()), sample_input, keep)
+
+    def __call__(self, plan: Plan) -> Plan:
+        """The plan with the seconds of its layers, and a word in the reasons of those that are slower factorized.
+
+        Layers that cannot be factorized and those that the sample does not reach have no times.
+        """
+        ranks: dict[str, dict[str, int | None]] = {}
+        for entry in plan:
+            ranks.setdefault(entry.layer, {})[entry.name] = entry.rank
+        entries, done = [], set()
+        for entry in plan:
+            seconds, after = None, None
+            if entry.layer not in done:
+                done.add(entry.layer)
+                seconds, after = self._layer(entry.layer, ranks[entry.layer])
+            entries.append(replace(entry, seconds=seconds, seconds_after=after))
+        timed = replace(plan, entries=tuple(entries))
+        slow = slower(timed)
+        return replace(timed, entries=tuple(_marked(entry, slow.get(entry.name)) for entry in timed))
+
+    def _layer(self, name: str, ranks: Mapping[str, int | None]) -> tuple[float | None, float | None]:
+        if not self._calls.get(name):
+            return None, None
+        layer = self._able[name]
+        own = {factor.name: ranks.get(layer.path(factor)) for factor in layer.factors}
+        pairs = [self._pair(layer, own, call) for call in self._calls[name]]
+        dense, after = sum(pair[0] for pair in pairs), sum(pair[-1] for pair in pairs)
+        return float(f"{dense:.4g}"), float(f"{after:.4g}")
+
+    def _pair(self, layer: Layer, ranks: Mapping[str, int | None], call: Call) -> tuple[float, ...]:
+        key = (_about(layer.module), tuple(ranks.items()), call.about)
+        if key not in self._known:
+            forms = [layer.module]
+            if layer.family is not None and any(ranks.values()):
+                forms.append(_filled(layer.family.like(layer.module, ranks)))
+            self._known[key] = step_seconds(forms, call, self._autocast)
+        return self._known[key]
+
+
+def timed(model: nn.Module, plan: Plan, sample_input: Any, autocast: torch.dtype | None = None) -> Plan:
+    """The plan with the seconds of a training step of each layer that could be factorized, dense and at its rank.
+
+    Args:
+        sample_input: an input of the model (a tensor, a tuple of arguments or a dictionary of them), of the batch of
+            interest; it is run once, and each layer is then measured at the inputs that it saw.
+        autocast: the dtype of `torch.autocast`, as `torch.bfloat16`; None runs in the model's own dtypes.
+    Raises:
+        ValueError: low-rank layers in the model, or weights without data.
+    """
+    return Stopwatch(model, layers(model), sample_input, autocast)(plan)
+
+
+def _marked(entry: Entry, slow: str | None) -> Entry:
+    reason = entry.reason.partition(f"; {_SLOWER}")[0]
+    return replace(entry, reason=f"{reason}; {slow}" if slow else reason)
+
+
+def groups(plan: Plan) -> list[list[Entry]]:
+    """The low-rank entries that become full together: those of one layer, and those that share a weight."""
+    group = {entry.layer: entry.layer for entry in plan}
+    low = [entry for entry in plan if entry.rank is not None]
+    for entry in low:
+        if entry.tied:
+            old, new = group[entry.layer], group[plan[entry.tied].layer]
+            group = {layer: new if its == old else its for layer, its in group.items()}
+    found: dict[str, list[Entry]] = {}
+    for entry in low:
+        found.setdefault(group[entry.layer], []).append(entry)
+    return list(found.values())
+
+
+def slower(plan: Plan) -> dict[str, str]:
+    """The low-rank entries of a measured plan whose layers take longer factorized, with the words for it."""
+    words: dict[str, str] = {}
+    for group in groups(plan):
+        touched = {entry.layer for entry in group}
+        times = [(e.seconds or 0.0, e.seconds_after or 0.0) for e in plan if e.layer in touched]
+        dense, after = (sum(column) for column in zip(*times, strict=True))
+        if after > dense:
+            text = f"{_SLOWER}: {1e3 * after:,.2f} ms for {1e3 * dense:,.2f} ms"
+            words |= {entry.name: text for entry in group}
+    return words
+
+
+def step_seconds(forms: Sequence[nn.Module], call: Call, autocast: torch.dtype | None) -> tuple[float, ...]:
+    """Of forward and backward of forms of one layer, in training mode: medians of steps that take turns."""
+    device = next(forms[0].parameters()).device
+    spent: list[list[float]] = [[] for _ in forms]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), modes_kept(forms[0]):
+        steps = [_step(form.train(), call, device, autocast) for form in forms]
+        for step in steps * _WARM:
+            step()
+        while not _enough(spent[0]):
+            for step, own in zip(steps, spent, strict=True):
+                own.append(step())
+    return tuple(median(own) for own in spent)
+
+
+def _enough(spent: Sequence[float]) -> bool:
+    total = sum(spent)
+    return (len(spent) >= _REPEATS and total >= _SHORT_S) or len(spent) >= _MOST or total >= _LONG_S
+
+
+def _step(form: nn.Module, call: Call, device: torch.device, autocast: torch.dtype | None) -> Callable[[], float]:
+    wanted = [tensor for tensor in (*form.parameters(), *call.leaves) if tensor.requires_grad]
+
+    def step() -> float:
+        _wait(device)
+        began = time.perf_counter()
+        with torch.enable_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
+            output = _first(form.forward(*call.args, **call.kwargs))
+        if output.requires_grad:
+            torch.autograd.grad(output, wanted, torch.ones_like(output), allow_unused=True)
+        _wait(device)
+        return time.perf_counter() - began
+
+    return step
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _first(output: Any) -> Tensor:
+    if isinstance(output, PackedSequence):
+        return output.data
+    return output if isinstance(output, Tensor) else _first(output[0])
+
+
+def _filled(low: LowRank) -> LowRank:
+    """With factors of normal numbers: memory as it is found may hold numbers that take longer."""
+    with torch.no_grad():
+        for parameter in (part for factor in low.factors for part in low.pair(factor)):
+            rng = stream("times", 0, *parameter.shape)
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) / parameter.shape[1] ** 0.5)
+    return low
+
+
+def _about(module: nn.Module) -> tuple[Any, ...]:
+    """All that the time of a layer may depend on, apart from the values of its weights."""
+    plain = (str, int, float, tuple, type(None))
+    fields = [(k, repr(v)) for k, v in vars(module).items() if k[0] != "_" and k != "training" and isinstance(v, plain)]
+    weights = [(name, tuple(p.shape), p.stride(), p.dtype, p.requires_grad) for name, p in module.named_parameters()]
+    return type(module), tuple(fields), tuple(weights)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Arguments with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, PackedSequence):
+        return value._replace(data=change(value.data))
+    if isinstance(value, Mapping):
+        return {name: _mapped(part, change) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_mapped(part, change) for part in value)
+    return value
