@@ -60,6 +60,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "iteration_cost(digits(), mlp(hidden=()), workers=6, s=2, batch=6, attacks=(nan(),), memory_bytes=0)",
     ),
     "krum": ("krum(f=2)", "krum(f=0)"),
+    "early_bird": ("early_bird(ratio=0.3, every=2, window=1, distance=1.0, sparsity=0)",),
+    "lottery": ("lottery(every=3)", "lottery(every=3, rate=0.5, rewind=2, among='layer', classifier=False)"),
     "lq": ("lq(q=1.5)", "lq(q=inf, coding='packed')"),
     "malformed": tuple(
         f"malformed(how='{how}')" for how in ("long", "dtype", "keys", "missing", "random", "weight", "negative_weight")

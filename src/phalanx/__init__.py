@@ -147,6 +147,8 @@ from phalanx.parser import parse as parse
 from phalanx.phase import Phase as phase
 from phalanx.phase import Run as run
 from phalanx.phase import amend as amend
+from phalanx.pruning.early_bird import EarlyBird as early_bird
+from phalanx.pruning.lottery import Lottery as lottery
 from phalanx.results import RunFolder as RunFolder
 from phalanx.round import Round as Round
 from phalanx.stack import Note as Note

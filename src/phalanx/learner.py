@@ -40,6 +40,12 @@ class Learner:
         """The parameters that are trained."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    @property
+    def parameters(self) -> int:
+        """How many are trained and not held at zero by a surgery."""
+        held = [self._surgery(past).zeros(self.model, memory) for past, memory in self.memories.items()]
+        return self.layout.stepped - max(held, default=0)
+
     def enter(self, number: int) -> None:
         """A phase begins, with an optimizer of its own."""
         self.optimizer = self._optimizer(number)
@@ -52,24 +58,24 @@ class Learner:
         phase, key = self.phases[number], str(number)
         if phase.surgery is None or not phase.surgery.watches(at, phase.rounds):
             return ""
-        made, tree = None, {}
+        made, tree, before = None, {}, self.parameters
         if world.rank == 0:
             rng = stream("surgery", self._run.seed, number, at)
             made, memory = phase.surgery.operate(self.model, at, phase.rounds, self.memories.get(key, {}), rng)
             tree = {"memory": memory, "model": {} if made is None else dict(made.state_dict())}
         tree = world.share(tree)
-        self.memories[key] = tree.get("memory", {})
+        self.memories[key] = self._here(tree.get("memory", {}))
         if not tree.get("model"):
             return ""
         if made is None:
             made = self._shaped(self.shapes)
             made.load_state_dict(tree["model"])
-        old, optimizer, before = self.model, self.optimizer, self.layout.stepped
+        old, optimizer = self.model, self.optimizer
         self._take(made)
-        carried = phase.surgery.carried(optimizer, old, made)
+        carried = phase.surgery.carried(optimizer, old, made, self.memories[key])
         self.optimizer = self._optimizer(number)
         self.optimizer.state.update(carried)
-        return f"{phase.surgery.expression_name}: {before:,} trained parameters become {self.layout.stepped:,}"
+        return f"{phase.surgery.expression_name}: {before:,} trained parameters become {self.parameters:,}"
 
     def follow(self, shapes: State, weights: dict[str, Tensor]) -> bool:
         """Takes over the server's model; returns whether its shape has changed."""
@@ -93,7 +99,7 @@ class Learner:
             else:
                 buffers[name].copy_(part)
         if phase.surgery is not None:
-            phase.surgery.before_step(self.model, phase.finish.weight_decay)
+            phase.surgery.before_step(self.model, self.memories.get(str(number), {}), phase.finish.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for past, memory in self.memories.items():
@@ -106,13 +112,21 @@ class Learner:
 
     def load(self, tree: dict[str, Any], number: int) -> None:
         """Goes on from a checkpoint within a phase."""
-        self.memories = tree.get("surgery", {})
+        self.memories = self._here(tree.get("surgery", {}))
         self._take(self._shaped(self.shapes))
         self.model.load_state_dict(tree["model"])
         self.optimizer = self._optimizer(number)
         now = self.optimizer.state_dict()
         now["state"] = {int(k): v for k, v in tree.get("optimizer", {}).items()}
         self.optimizer.load_state_dict(now)
+
+    def _here(self, tree: State) -> State:
+        """The tensors of a memory on the device of the run."""
+        device = self._run.device
+        return {
+            key: self._here(x) if isinstance(x, dict) else x.to(device) if isinstance(x, Tensor) else x
+            for key, x in tree.items()
+        }
 
     def _take(self, model: nn.Module) -> None:
         self.model, self.layout = model, Layout.of(model)

@@ -40,7 +40,9 @@ class Surgery(Expression, ABC):
     def rebuild(self, model: nn.Module, shape: State) -> nn.Module:
         """A network of the shape that was remembered, its weights to be filled in; from that before the phase."""
 
-    def carried(self, optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module) -> dict[Any, dict[str, Any]]:
+    def carried(
+        self, optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, memory: State
+    ) -> dict[Any, dict[str, Any]]:
         """The optimizer's state for the parameters of the new network; none makes it a fresh one."""
         return {}
 
@@ -48,11 +50,15 @@ class Surgery(Expression, ABC):
         """The trained parameters as the optimizer of the phase takes them."""
         return [p for p in model.parameters() if p.requires_grad]
 
-    def before_step(self, model: nn.Module, weight_decay: float) -> None:
+    def before_step(self, model: nn.Module, memory: State, weight_decay: float) -> None:
         """What is added to the gradients before every step of the phase."""
 
     def after_step(self, model: nn.Module, memory: State) -> None:
         """What is done to the weights after every step, also in the phases behind this one."""
+
+    def zeros(self, model: nn.Module, memory: State) -> int:
+        """How many trained parameters it holds at zero; those of an earlier phase are among them."""
+        return 0
 
     def clock(self, at: int, rounds: int) -> tuple[int, int]:
         """The round as the learning rate's schedule sees it, and of how many."""

@@ -21,6 +21,7 @@ from phalanx.crossing import check_server, server_half
 from phalanx.fault import silenced
 from phalanx.layout import Layout
 from phalanx.learner import Learner
+from phalanx.macs import macs
 from phalanx.phase import Phase, Run
 from phalanx.precision import finite
 from phalanx.results import RunFolder
@@ -106,6 +107,7 @@ class Trainer:
                 ended = index + 1 == self.config.rounds
                 if ended or (index + 1) % self.config.evaluate_every == 0:
                     line["accuracy"], line["test_loss"] = self.evaluate()
+                    line["parameters"] = self.learner.parameters
                 if folder is not None:
                     folder.log(line)
                 if listener is not None:
@@ -191,15 +193,8 @@ class Trainer:
         run = self.config
         allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
         samples = run.partition.draw(self.data.train_y, allocation.num_units, phase.work.batch, index, run.seed)
-        site = Site(
-            self.model,
-            self.layout,
-            self.data,
-            run.augment,
-            run.precision,
-            run.model.channels_last,
-            (run.seed, index),
-        )
+        last, key = run.model.channels_last, (run.seed, index)
+        site = Site(self.model, self.layout, self.data, run.augment, run.precision, last, key)
         ids = self.world.ids
         rows, losses, weights = rows_of(phase.work, site, allocation, samples, ids)
         return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
@@ -272,7 +267,8 @@ class Trainer:
             "bytes_per_worker_round": ledger.bytes_up / max(1, self.step * self.config.workers),
             "round_s": sum(median(later[name]) for name in ROUND if later[name]),
             **{name: median(values) if values else None for name, values in later.items()},
-            "parameters": sum(p.numel() for p in self.learner.trained),
+            "parameters": self.learner.parameters,
+            "macs": macs(self.model, self.data.test(slice(0, 1))[0].to(self.device)).total,  # of one example
             "accused": ledger.table(),
             "accusation_precision": ledger.precision,
             "accusation_recall": ledger.recall,

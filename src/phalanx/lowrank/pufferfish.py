@@ -115,7 +115,9 @@ class Pufferfish(Surgery):
     def rebuild(self, model: nn.Module, shape: State) -> nn.Module:
         return apply(model, Plan.from_yaml(shape["plan"]), None)
 
-    def carried(self, optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module) -> dict[Any, dict[str, Any]]:
+    def carried(
+        self, optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, memory: State
+    ) -> dict[Any, dict[str, Any]]:
         return dict(carried_state(optimizer, old, new, self.moments))
 
     def groups(self, model: nn.Module) -> Parameters:
@@ -128,7 +130,7 @@ class Pufferfish(Surgery):
             {"params": [p for p in trained if id(p) in factors], "weight_decay": 0.0},
         ]
 
-    def before_step(self, model: nn.Module, weight_decay: float) -> None:
+    def before_step(self, model: nn.Module, memory: State, weight_decay: float) -> None:
         if self.decay == "product" and weight_decay:
             frobenius_decay(model, weight_decay)
 
