@@ -14,6 +14,7 @@ from PIL import Image
 import phalanx as px
 from phalanx.data.dataset import Dataset, _load
 from phalanx.data.images import Images
+from phalanx.recipes.pufferfish_imagenet import configured, hybrid
 from phalanx.score import assess
 from phalanx.train import fingerprint
 
@@ -275,3 +276,11 @@ def test_a_network_learns_to_tell_the_files_apart(root):
     trainer = px.train(run)
     # the test's files are the first two of each class
     assert trainer.summary()["accuracy"] == 1
+
+
+def test_the_imagenet_recipe_runs_on_a_folder(root):
+    made = configured(folder(size=32), px.resnet50(stem="large"), hybrid(1 / 2), rounds=2, batch=4)
+    trainer = px.train(made)
+    assert trainer.summary()["rounds"] == 2 and trainer.ledger.lost_rounds == 0
+    # as published, with three classes where ImageNet has 1,000
+    assert trainer.summary()["parameters"] == 15_202_344 - 997 * 2049

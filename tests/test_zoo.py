@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import phalanx as px
 from phalanx.data.shape import Pairs, Passage
 from phalanx.lowrank.factorize import factorize
 from phalanx.lowrank.merge import merge
@@ -13,6 +14,8 @@ from phalanx.lowrank.rules import plan
 from phalanx.models.lstm import TiedLstm
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import NETWORKS, network
+from phalanx.recipes.pufferfish_cifar import SIZES
+from phalanx.recipes.pufferfish_imagenet import KEPT
 from phalanx.score import cross_entropy
 
 COUNTS = {
@@ -130,3 +133,16 @@ def test_networks_of_texts_become_low_rank_and_dense_again(name, tmp_path):
 def test_an_unknown_network():
     with pytest.raises(ValueError, match="did you mean resnet50"):
         network("resnet-50")
+
+
+def test_recipes_make_the_published_hybrids():
+    found = {}
+    for net in SIZES["paper"].nets.values():
+        with torch.device("meta"):
+            model = net.model.build((3, 32, 32), 10)
+        found[net.model] = px.plan(model, 1 / 4, net.first, net.keep).parameters_after
+    assert found == {px.resnet18(): 3_336_266, px.vgg19_bn(dropout=0.5, bias=False): 8_370_634}
+    for net, count in ((px.resnet50(stem="large"), 15_202_344), (px.wide_resnet50(), 40_047_400)):
+        with torch.device("meta"):
+            model = net.build((3, 224, 224), 1000)
+        assert px.plan(model, 1 / 4, keep=KEPT).parameters_after == count

@@ -11,6 +11,7 @@ from phalanx.recipes.pruning import pufferfish_vs_lth as pufferfish_vs_lth
 from phalanx.recipes.pufferfish_cifar import pufferfish_cifar as pufferfish_cifar
 from phalanx.recipes.pufferfish_cost import pufferfish_speed as pufferfish_speed
 from phalanx.recipes.pufferfish_distributed import pufferfish_distributed as pufferfish_distributed
+from phalanx.recipes.pufferfish_imagenet import pufferfish_imagenet as pufferfish_imagenet
 from phalanx.recipes.pufferfish_texts import pufferfish_lstm as pufferfish_lstm
 from phalanx.recipes.quickstart import quickstart as quickstart
 from phalanx.recipes.recipe import Recipe as Recipe
