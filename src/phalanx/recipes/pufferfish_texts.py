@@ -81,9 +81,9 @@ PAIRS = {
         keep=("encoder.0.*", "decoder.0.*"),
     ),
     "laptop": Size(
-        px.multi30k(test=500, length=24, vocabulary=6000, beam=4),
+        px.multi30k(test=200, length=20, vocabulary=4000, beam=4),
         px.transformer(width=128, hidden=512, heads=4, layers=2, dropout=0.1),
-        128,
+        64,
         px.adam(0.002, beta2=0.98, schedule=px.cosine(warmup=200)),
         1200,
         300,
