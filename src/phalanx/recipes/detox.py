@@ -53,7 +53,7 @@ SIZES = {
         {"": (px.mnist(test=5000), px.lenet(channels=(8, 16), hidden=32))},
         batch=360,
         finish=px.sgd(0.05, 0.9),
-        sign_lr=0.002,
+        sign_lr=0.001,
         rounds=150,
         evaluate_every=25,
     ),
