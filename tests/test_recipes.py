@@ -16,6 +16,7 @@ from phalanx.recipes import Recipe, find, recipes
 from phalanx.recipes.atomo_convergence import METHODS, RATES
 from phalanx.recipes.atomo_tuning import GRID, SIGNS
 from phalanx.recipes.recipe import slug
+from phalanx.report.cluster import shared
 from phalanx.report.collect import Curve, Result
 from phalanx.report.convergence import convergence_tables, plot_convergence, styles_of
 from phalanx.report.pretty import pretty
@@ -250,3 +251,13 @@ def test_a_sheet_says_what_is_missing() -> None:
     sheet = Sheet("title", ("a", "b", "c", "d", "e"), (("x", None, True, 12345.6, 0.12345),))
     assert sheet.words() == [["x", "-", "yes", "12,346", "0.123"]]
     assert json.loads(json.dumps(sheet.to_json()))["rows"] == [["x", None, True, 12345.6, 0.12345]]
+
+
+def test_every_panel_of_a_model_has_its_reference() -> None:
+    empty = Curve([], [], [], [])
+    labels = ("A: no attack", "A, liars: code", "A, liars: median", "B: no attack", "B, liars: code")
+    found = shared([Result(label, Path("nowhere"), {}, empty) for label in labels])
+    assert {name: [run.label for run in runs] for name, runs in found.items()} == {
+        "A, liars": ["A: no attack", "A, liars: code", "A, liars: median"],
+        "B, liars": ["B: no attack", "B, liars: code"],
+    }

@@ -73,9 +73,10 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
 
 
 def shared(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The panels, each with the references that stand in none."""
+    """The panels, each with the references that stand in none, or alone in a panel named after their model."""
     panels = panels_of(results)
-    apart = panels.pop("", []) if len(panels) > 1 else []
+    alone = [name for name, runs in panels.items() if not name or all(REFERENCE in short(run) for run in runs)]
+    apart = [run for name in alone for run in panels.pop(name)] if len(alone) < len(panels) else []
     return (
         {name: [*(r for r in apart if _fits(r, name)), *runs] for name, runs in panels.items()}
         if panels
