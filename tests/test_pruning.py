@@ -2,8 +2,6 @@
 """Lottery tickets and early-bird tickets."""
 
 import copy
-import os
-import signal
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from phalanx.pruning.early_bird import apart, ticket_of
 from phalanx.pruning.lottery import pruned
 from phalanx.pruning.slim import slim
 from phalanx.train import Trainer, fingerprint
+from tests.interrupted import stopped_and_resumed
 
 RUN = (
     "run(digits(), {model}, phases=(phase(gradient(batch=40), {scheme}, {finish}, rounds={rounds}, "
@@ -325,13 +324,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, surgery, stop_at):
     run = px.parse(expression(surgery, finish="adam(lr=0.01)", scheme="chain(momentum(0.9), gather(dense()), mean())"))
     whole = px.train(run)
 
-    def listener(line):
-        if line["step"] == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(px.Interrupted):
-        px.train(run, folder=px.RunFolder(tmp_path), listener=listener)
-    again = px.train(run, folder=px.RunFolder(tmp_path))
+    again = stopped_and_resumed(run, tmp_path, stop_at)
     assert fingerprint(again.model) == fingerprint(whole.model)
     assert again.summary()["parameters"] == whole.summary()["parameters"]
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that becomes low-rank on its way: in the simulation, after a crash, over processes, with every scheme."""
 
-import os
-import signal
-
 import pytest
 import torch
 
 import phalanx as px
 from phalanx.lowrank.linear import LowRankLinear
 from phalanx.train import Trainer, fingerprint
+from tests.interrupted import stopped_and_resumed
 from tests.worlds.launch import run_job
 
 RUN = (
@@ -110,13 +108,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, stop_at, decay):
     run = px.parse(text(scheme=scheme, finish="adam(lr=0.01)", surgery=f"pufferfish(warmup=0.5, decay='{decay}')"))
     whole = px.train(run)
 
-    def listener(line):
-        if line["step"] == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(px.Interrupted):
-        px.train(run, folder=px.RunFolder(tmp_path), listener=listener)
-    again = px.train(run, folder=px.RunFolder(tmp_path))
+    again = stopped_and_resumed(run, tmp_path, stop_at)
     assert fingerprint(again.model) == fingerprint(whole.model)
 
 
@@ -128,13 +120,7 @@ def test_later_phases_go_on_with_the_low_rank_model(tmp_path):
     whole = px.train(run)
     assert whole.summary()["parameters"] == 1114
 
-    def listener(line):
-        if line["step"] == 14:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(px.Interrupted):
-        px.train(run, folder=px.RunFolder(tmp_path), listener=listener)
-    assert fingerprint(px.train(run, folder=px.RunFolder(tmp_path)).model) == fingerprint(whole.model)
+    assert fingerprint(stopped_and_resumed(run, tmp_path, 14).model) == fingerprint(whole.model)
 
 
 RUNS = {
@@ -201,13 +187,7 @@ def test_a_run_that_chooses_by_itself_resumes_to_the_same_bits(tmp_path, stop_at
     run = px.parse(text(rounds=40, surgery=AUTO, finish="adam(lr=0.01)"))
     whole = px.train(run)
 
-    def listener(line):
-        if line["step"] == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(px.Interrupted):
-        px.train(run, folder=px.RunFolder(tmp_path), listener=listener)
-    assert fingerprint(px.train(run, folder=px.RunFolder(tmp_path)).model) == fingerprint(whole.model)
+    assert fingerprint(stopped_and_resumed(run, tmp_path, stop_at).model) == fingerprint(whole.model)
 
 
 @pytest.mark.parametrize(

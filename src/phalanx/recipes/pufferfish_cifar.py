@@ -12,6 +12,7 @@ from phalanx.finish import Finish
 from phalanx.models.model import Model
 from phalanx.phase import Run
 from phalanx.recipes.recipe import recipe
+from phalanx.recipes.single import single
 from phalanx.report.convergence import plot_convergence
 from phalanx.report.lowrank import lowrank_tables
 from phalanx.surgery import Surgery
@@ -125,16 +126,7 @@ def configured(size: Size, net: Net, surgery: Surgery | None) -> Run:
         rounds=size.rounds,
         surgery=surgery,
     )
-    return px.run(
-        data=size.data,
-        model=net.model,
-        phases=(phase,),
-        workers=size.workers,
-        augment=size.augment,
-        precision=size.precision,  # type: ignore[arg-type]
-        evaluate_every=size.evaluate_every,
-        checkpoint_every=size.evaluate_every,
-    )
+    return single(size, net.model, phase)
 
 
 @recipe("pufferfish-cifar", plot=plot_convergence, tables=lowrank_tables)

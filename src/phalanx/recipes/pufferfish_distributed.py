@@ -12,6 +12,7 @@ from phalanx.finish import Schedule
 from phalanx.models.model import Model
 from phalanx.phase import Run
 from phalanx.recipes.recipe import recipe
+from phalanx.recipes.single import single
 from phalanx.report.convergence import plot_convergence
 from phalanx.report.lowrank import lowrank_tables
 from phalanx.stage import Stage
@@ -125,13 +126,4 @@ def configured(size: Size, scheme: Stage, surgery: Surgery | None, signs: bool =
         rounds=size.rounds,
         surgery=surgery,
     )
-    return px.run(
-        data=size.data,
-        model=size.model,
-        phases=(phase,),
-        workers=size.workers,
-        augment=size.augment,
-        precision=size.precision,  # type: ignore[arg-type]
-        evaluate_every=size.evaluate_every,
-        checkpoint_every=size.evaluate_every,
-    )
+    return single(size, size.model, phase)

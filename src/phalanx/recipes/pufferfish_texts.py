@@ -6,11 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import phalanx as px
+from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.finish import Finish
 from phalanx.models.model import Model
 from phalanx.phase import Run
 from phalanx.recipes.recipe import recipe
+from phalanx.recipes.single import single
 from phalanx.report.convergence import plot_convergence
 from phalanx.report.lowrank import lowrank_tables
 from phalanx.surgery import Surgery
@@ -35,6 +37,8 @@ class Size:
     warmup: float
     keep: tuple[str, ...] = ()
     clip: float = 0.25
+    workers: int = 1
+    augment: Augment | None = None
     precision: str = "float32"
 
 
@@ -127,15 +131,7 @@ def configured(size: Size, surgery: Surgery | None) -> Run:
         rounds=size.rounds,
         surgery=surgery,
     )
-    return px.run(
-        data=size.data,
-        model=size.model,
-        phases=(phase,),
-        workers=1,
-        precision=size.precision,  # type: ignore[arg-type]
-        evaluate_every=size.evaluate_every,
-        checkpoint_every=size.evaluate_every,
-    )
+    return single(size, size.model, phase)
 
 
 @recipe("pufferfish-lstm", plot=plot_convergence, tables=lowrank_tables)
