@@ -15,7 +15,7 @@ def frobenius_decay(model: nn.Module, weight_decay: float) -> None:
     """Adds the gradient of weight_decay / 2 ||v u||_F^2 to the gradients of all factors.
 
     v^T v u for u and v u u^T for v, by products of rank r only. Call it between the exchange of gradients and the
-    optimizer's step, and give the factors, which `phalanx.lowrank.decay.factors_of` lists, no weight decay of their own.
+    optimizer's step. The factors, which `phalanx.lowrank.decay.factors_of` lists, need no other weight decay then.
 
     Args:
         weight_decay: >= 0.
