@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 OUTPUTS = -1  # the group of what a network puts out, such as classes: it has an order of its own
