@@ -122,6 +122,7 @@ from phalanx.matching.identity import Identity as identity
 from phalanx.matching.match import match as match
 from phalanx.matching.matching import Matcher as Matcher
 from phalanx.matching.matching import Matching as Matching
+from phalanx.matching.spahm import Spahm as spahm
 from phalanx.measurement import Measurement as Measurement
 from phalanx.measurements.factorization import StepCost as step_cost
 from phalanx.measurements.factorization import SvdCost as svd_cost
