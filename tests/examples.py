@@ -23,6 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "bucketing": ("bucketing(size=2)",),
     "bulyan": ("bulyan(f=2)", "bulyan(f=2, one_shot=True)", "bulyan(f=0)"),
+    "by_owner": ("by_owner(least=10, drawn=True)",),
     "centered_clip": ("centered_clip(tau=2.0, iterations=5)",),
     "chain": (
         "chain(momentum(beta=0.5), gather(error_feedback(sign(scaled=True))), median())",
@@ -74,6 +75,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "mimic": ("mimic(warmup=0)", "mimic(warmup=1)"),
     "momentum": ("momentum(beta=0.0)",),
     "multi_krum": ("multi_krum(f=2)", "multi_krum(f=2, m=3)"),
+    "nested": ("nested(dirichlet(alpha=0.5))", "nested(shards(), pieces=2, each=3)"),
     "nnm": ("nnm(f=2)",),
     "noise": ("noise(std=0.1)",),
     "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),

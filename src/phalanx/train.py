@@ -192,7 +192,7 @@ class Trainer:
         """The rows of the workers played here; what several of them would compute alike is computed once."""
         run = self.config
         allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
-        samples = run.partition.draw(self.data.train_y, allocation.num_units, phase.work.batch, index, run.seed)
+        samples = run.partition.draw(self.data, allocation.num_units, phase.work.batch, index, run.seed)
         last, key = run.model.channels_last, (run.seed, index)
         site = Site(self.model, self.layout, self.data, run.augment, run.precision, last, key)
         ids = self.world.ids
