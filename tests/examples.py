@@ -25,6 +25,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bulyan": ("bulyan(f=2)", "bulyan(f=2, one_shot=True)", "bulyan(f=0)"),
     "by_owner": ("by_owner(least=10, drawn=True)",),
     "centered_clip": ("centered_clip(tau=2.0, iterations=5)",),
+    "char_lstm": ("char_lstm(embedding=3, width=4)",),
     "chain": (
         "chain(momentum(beta=0.5), gather(error_feedback(sign(scaled=True))), median())",
         "chain(clip(norm=2.0), reduce(half()))",
@@ -52,6 +53,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "gate": ("gate(limit=10.0, weights='equal')", "gate(weights='trusted')"),
     "garble": ("garble(worker=0, at=0)",),
     "gather": ("gather(dense())", "gather(sign(), gate=gate(limit=5.0))", "gather(dense(), forge=malformed())"),
+    "grayscale": (
+        "grayscale(cifar10(train=100, test=50, size=16), minor=0.5)",
+        "grayscale(cifar100(), minor=0.1, oversampled=True, seed=3)",
+    ),
     "group_vote": ("group_vote(r=3)", "group_vote(r=3, none='exclude')", "group_vote(r=3, rtol=1e-06)"),
     "hang": ("hang(worker=3, at=4)",),
     "half": ("half(precision='bf16')",),
@@ -89,6 +94,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "reduce": ("reduce(dense())", "reduce(half(precision='bf16'))", "reduce(error_feedback(half()))"),
     "repetition": ("repetition(r=5)",),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
+    "shakespeare": ("shakespeare(train=500, test=100, roles=None, least=20000, length=1, context=79)",),
     "shards": ("shards(per_unit=3)",),
     "sign": ("sign(scaled=True)",),
     "spread": ("spread(count=3)",),
