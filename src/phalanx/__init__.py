@@ -74,15 +74,19 @@ from phalanx.data.dataset import Dataset as Dataset
 from phalanx.data.dataset import found as found
 from phalanx.data.digits import Digits as digits
 from phalanx.data.files import MissingData as MissingData
+from phalanx.data.grayscale import Grayscale as grayscale
 from phalanx.data.image_folder import ImageFolder as image_folder
 from phalanx.data.images import Images as Images
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
+from phalanx.data.partition import ByOwner as by_owner
 from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
+from phalanx.data.partition import Nested as nested
 from phalanx.data.partition import Partition as Partition
 from phalanx.data.partition import Shards as shards
+from phalanx.data.shakespeare import Shakespeare as shakespeare
 from phalanx.data.shape import Pairs as Pairs
 from phalanx.data.shape import Passage as Passage
 from phalanx.data.shape import Tokens as Tokens
@@ -129,6 +133,7 @@ from phalanx.measurements.factorization import SvdCost as svd_cost
 from phalanx.measurements.iteration_cost import IterationCost as iteration_cost
 from phalanx.measurements.mean_estimation import MeanEstimation as mean_estimation
 from phalanx.models.alexnet import Alexnet as alexnet
+from phalanx.models.char_lstm import CharLstm as char_lstm
 from phalanx.models.cnn import Cnn as cnn
 from phalanx.models.cnn_rand import CnnRand as cnn_rand
 from phalanx.models.lenet import Lenet as lenet

@@ -229,7 +229,7 @@ class Trainer:
         if opened.received is not None and world.received_bytes is not None:
             measured["socket_bytes"] = world.received_bytes - opened.received
         heard = [i for i in chosen if i not in byzantine and bool(seen[i, 1].isfinite())]
-        epochs = phase.work.epochs(at)
+        epochs = phase.work.passes(at)
         self.ledger.local_epochs += (epochs or 0.0) * len(chosen)
         return {
             "step": index,

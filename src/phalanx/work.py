@@ -36,7 +36,7 @@ class Work(Expression, ABC):
 
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         """The samples of each unit in round `index`."""
-        return partition.draw(data.train_y, units, self.batch, index, seed)
+        return partition.draw(data, units, self.batch, index, seed)
 
     def layout(self, source: Source, at: int) -> Layout:
         """Of its rows in round `at` of the phase; the model's, unless it sends something else."""
@@ -68,7 +68,7 @@ class Work(Expression, ABC):
         """The tensors of the model that a worker needs for round `at`; None needs all."""
         return None
 
-    def epochs(self, at: int) -> float | None:
+    def passes(self, at: int) -> float | None:
         """How often a worker goes through its samples in round `at`; None where that is not its measure."""
         return None
 

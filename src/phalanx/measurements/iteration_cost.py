@@ -175,7 +175,7 @@ class IterationCost(Measurement):
         allocation, run = self._allocation(name), trainer.config
         units = allocation.num_units
         told(f"{units} gradients of {self.batch // units} examples")
-        samples = run.partition.draw(trainer.data.train_y, units, self.batch, 0, self.seed)
+        samples = run.partition.draw(trainer.data, units, self.batch, 0, self.seed)
         layout, channels_last = trainer.layout, self.model.channels_last
         site = Site(trainer.model, layout, trainer.data, None, run.precision, channels_last, (self.seed, 0))
         spent = cluster.compute(run.phases[0].work, site, allocation, samples, rows)
