@@ -51,7 +51,7 @@ def test_observing_changes_no_weights_and_logs_when_it_is_due():
 def test_the_numbers_are_those_of_the_gradient_before_the_scheme():
     _, lines = logged(WATCHED)
     trainer = Trainer(RUN, px.LocalWorld(4))
-    stack, _ = trainer.work(RUN.phases[0], 0)
+    stack, _ = trainer.work(0)
     for observer, worker, names in (
         (WATCHED.observers[0], 0, ["1.weight", "3.weight"]),
         (WATCHED.observers[1], 3, ["3.weight"]),

@@ -17,7 +17,6 @@ from phalanx.fault import befallen
 from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.round import Round
-from phalanx.stage import State
 from phalanx.train import Trainer
 from phalanx.wire import pack
 from phalanx.world import LocalWorld, Payload
@@ -65,7 +64,6 @@ class _Desk:
     def __init__(self, workers: tuple[int, ...], line: Connection) -> None:
         self.workers, self.line = workers, line
         self.trainer: Trainer | None = None
-        self.state: State = {}
         self.offers: list[Offer] = []
         self.index = -1
 
@@ -76,7 +74,7 @@ class _Desk:
                 run = parse(brief["run"])
                 assert isinstance(run, Run)
                 self.trainer = Trainer(run, LocalWorld(run.workers, self.workers))
-                self.state = brief.get("memories", {})
+                self.trainer.keep(brief.get("memories", {}))
             case Kind.ORDER:
                 self._work(incoming.round, incoming.payload())
             case Kind.ASK if incoming.round == self.index:
@@ -84,7 +82,13 @@ class _Desk:
                 held = self.offers[self.workers.index(worker)].held
                 self._send(Kind.HELD, _parts({worker: held}))
             case Kind.RECALL:
-                self.line.send(message(Kind.MEMORY, self.index, to_payload(memories_of(self.state, self.workers))))
+                self.line.send(
+                    message(
+                        Kind.MEMORY,
+                        self.index,
+                        to_payload(memories_of(self.trainer.kept if self.trainer is not None else {}, self.workers)),
+                    )
+                )
             case _:
                 pass
 
@@ -94,17 +98,19 @@ class _Desk:
         run = trainer.config
         order = from_payload(asked)
         changed = trainer.learner.follow(order.get("shapes", {}), order["model"])
+        trainer.answers = {int(worker): answer for worker, answer in order.get("answers", {}).items()}
         number, at = trainer.phase_at(index)
-        if self.index >= 0 and (changed or number != trainer.phase_at(self.index)[0]):
-            self.state = {}
         phase = run.phases[number]
-        stack, losses = trainer.work(phase, index)
+        entered = self.index >= 0 and number != trainer.phase_at(self.index)[0]
+        if entered or (self.index >= 0 and changed and phase.surgery is not None):
+            trainer.keep({})
+        stack, losses = trainer.work(index, order["clients"].tolist())
         byzantine = run.byzantine.at(index, run.workers, run.seed)
         round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0 or changed)
         self.index = index
-        self.offers, self.state = worker_half(phase.scheme, stack, self.state, round)
+        self.offers, trainer.state = worker_half(phase.scheme, stack, trainer.state, round)
         numbers = torch.stack([losses, torch.zeros_like(losses)], dim=1)
-        first = {worker: offer.first for worker, offer in zip(self.workers, self.offers, strict=True)}
+        first = {worker: offer.first for worker, offer in zip(stack.ids, self.offers, strict=True)}
         self._send(Kind.REPORT, {NUMBERS: numbers, **_parts(first)})
 
     def _send(self, kind: Kind, payload: Payload) -> None:
