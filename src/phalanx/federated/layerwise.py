@@ -13,9 +13,9 @@ from phalanx.axis import OUTPUTS, Axes, picked, scattered
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.expression import method, require
-from phalanx.federated.local_training import EXAMPLES, LocalTraining, copied, examples_of, wired
+from phalanx.federated.local_training import LocalTraining, copied, examples_of, wired
 from phalanx.layout import Layout
-from phalanx.matching.matched import PLACES
+from phalanx.matching.matched import EXAMPLES, PLACES
 from phalanx.site import Site, Source
 from phalanx.stage import State
 from phalanx.work import Work
@@ -166,4 +166,6 @@ def _turn(axes: Axes, last: int) -> int:
 
 
 def _width(state: Mapping[str, Tensor], axes: Mapping[str, Axes], group: int) -> int:
-    return next(a.neurons(state[name]) for name, mine in axes.items() for a in mine if a.group == group and name in state)
+    return next(
+        a.neurons(state[name]) for name, mine in axes.items() for a in mine if a.group == group and name in state
+    )

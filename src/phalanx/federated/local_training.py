@@ -17,6 +17,7 @@ from phalanx.data.partition import Partition
 from phalanx.expression import method, require
 from phalanx.finish import Finish, Sgd
 from phalanx.layout import Layout
+from phalanx.matching.matched import EXAMPLES
 from phalanx.round import stream
 from phalanx.site import Site, Source, seeded
 from phalanx.stage import State
@@ -167,9 +168,6 @@ class LocalTraining(Work):
                     return
 
 
-EXAMPLES = "examples"  # name of the entry of a row that says how many examples of each class are behind it
-
-
 def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | None = None) -> Layout:
     """The layout with the axes that run over neurons, and how many examples of each class are behind the outputs.
 
@@ -181,7 +179,12 @@ def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | Non
         tuple(a for a in axes.get(name, ()) if groups is None or a.group in groups or a.group == OUTPUTS)
         for name in layout.names
     )
-    sizes = [a.neurons(torch.empty(shape, device="meta")) for mine, shape in zip(open, layout.shapes, strict=True) for a in mine if a.group == OUTPUTS]
+    sizes = [
+        a.neurons(torch.empty(shape, device="meta"))
+        for mine, shape in zip(open, layout.shapes, strict=True)
+        for a in mine
+        if a.group == OUTPUTS
+    ]
     if not sizes:
         return replace(layout, axes=open)
     return Layout(
@@ -217,5 +220,7 @@ def _named(name: str, patterns: Sequence[str]) -> bool:
 def _restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     if state:
         now = optimizer.state_dict()
-        now["state"] = {int(k): {n: t.clone() if isinstance(t, Tensor) else t for n, t in v.items()} for k, v in state.items()}
+        now["state"] = {
+            int(k): {n: t.clone() if isinstance(t, Tensor) else t for n, t in v.items()} for k, v in state.items()
+        }
         optimizer.load_state_dict(now)
