@@ -11,7 +11,8 @@ import torch
 import phalanx as px
 from phalanx.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
 from phalanx.stack import Stack
-from phalanx.train import Trainer, fingerprint
+from phalanx.summary import fingerprint
+from phalanx.train import Trainer
 from tests.examples import examples, honest, round_of
 from tests.worlds.launch import run_job
 

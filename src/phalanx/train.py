@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +18,7 @@ from phalanx.crossing import check_server, server_half
 from phalanx.fault import silenced
 from phalanx.layout import Layout
 from phalanx.learner import Learner, Sources
-from phalanx.macs import macs
+from phalanx.opened import Opened
 from phalanx.phase import Run
 from phalanx.precision import finite
 from phalanx.results import RunFolder
@@ -33,11 +29,11 @@ from phalanx.site import Site
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
 from phalanx.stop import stop_requests
+from phalanx.summary import ROUND, number_of, summary
 from phalanx.work import rows_of
-from phalanx.world import LocalWorld, Payload, World, payload_bytes
+from phalanx.world import LocalWorld, Payload, World
 
 Listener = Callable[[dict[str, Any]], None]
-ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
 
 
 class Interrupted(Exception):
@@ -60,31 +56,6 @@ def train(
     trainer = Trainer(run, world or LocalWorld(run.workers))
     trainer.run(folder, listener)
     return trainer
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A round in progress.
-
-    Args:
-        chosen: the workers that it asks.
-        asked: names of the model's tensors that they need for it; None for all.
-        silent: workers whose messages a drill holds back.
-        operated: what a surgery did before it.
-        began: when.
-        received: bytes that had reached the sockets by then.
-    """
-
-    index: int
-    number: int
-    at: int
-    chosen: tuple[int, ...]
-    asked: Sequence[str] | None
-    byzantine: frozenset[int]
-    silent: frozenset[int]
-    operated: str
-    began: float
-    received: int | None
 
 
 class Trainer:
@@ -187,9 +158,12 @@ class Trainer:
             chosen = tuple(worker for worker in chosen if worker in self.answers)
         byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
         asked = phase.work.asks(Sources(self.learner, number), at)
-        opened = Opened(index, number, at, chosen, asked, byzantine, silent, operated, began, before)
-        self.ledger.bytes_down += sum(self._down(opened, worker) for worker in chosen)
-        world.begin(index, self._text, lambda: self.order(opened), self._elsewhere)
+        model, shapes = self.model.state_dict(), self.learner.shapes
+        opened = Opened(
+            index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
+        )
+        self.ledger.bytes_down += opened.bytes_down
+        world.begin(index, self._text, opened.order, self._elsewhere)
         return opened
 
     def close(self, opened: Opened, stop: bool = False) -> dict[str, Any]:
@@ -197,6 +171,7 @@ class Trainer:
         run, index, number, at = self.config, opened.index, opened.number, opened.at
         phase, chosen, byzantine = run.phases[number], opened.chosen, opened.byzantine
         world = self.world if len(chosen) == run.workers else Part(self.world, chosen)
+        bytes_down = opened.bytes_down
         stack, losses = self.work(index, chosen)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
         seen = self.world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
@@ -233,11 +208,11 @@ class Trainer:
         self.ledger.local_epochs += (epochs or 0.0) * len(chosen)
         return {
             "step": index,
-            "loss": _number(seen[heard, 0].mean()) if heard else None,
+            "loss": number_of(seen[heard, 0].mean()) if heard else None,
             # a server is not stopped by what a worker says
             "stop": stop if world.serves else bool(seen[:, 1].any()),
             **measured,
-            "bytes_down": sum(self._down(opened, worker) for worker in chosen),
+            "bytes_down": bytes_down,
             "byzantine": sorted(byzantine),
             "lost": lost,
             **({"clients": list(chosen)} if len(chosen) < run.workers else {}),
@@ -245,25 +220,6 @@ class Trainer:
             **({"operated": opened.operated} if opened.operated else {}),
             **({"observed": observed} if observed else {}),
         }
-
-    def order(self, opened: Opened, worker: int | None = None) -> Payload:
-        """What workers elsewhere need for a round; a single one needs no more than it asks for.
-
-        Args:
-            worker: None for all of them.
-        """
-        state = dict(self.model.state_dict())
-        answers = {str(w): answer for w, answer in self.answers.items() if worker in (None, w)}
-        if worker is not None and opened.asked is not None:
-            state = {name: state[name] for name in opened.asked}
-        chosen = torch.tensor(opened.chosen, dtype=torch.int64)
-        return to_payload({"shapes": self.learner.shapes, "model": state, "answers": answers, "clients": chosen})
-
-    def _down(self, opened: Opened, worker: int) -> int:
-        """Bytes of tensors in a worker's order."""
-        state = self.model.state_dict()
-        names = list(state) if opened.asked is None else opened.asked
-        return payload_bytes({name: state[name] for name in names}) + payload_bytes(dict(self.answers.get(worker, {})))
 
     def _observe(self, stack: Stack, round: Round) -> dict[str, Any]:
         """What each observer sees this round, by its expression."""
@@ -305,7 +261,7 @@ class Trainer:
         """Accuracy in [0, 1] and mean loss over the labels of the test set; looked at once a round."""
         if self._evaluated is None or self._evaluated[0] != self.step:
             accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
-            self._evaluated = self.step, (accuracy, _number(loss))
+            self._evaluated = self.step, (accuracy, number_of(loss))
         return self._evaluated[1]
 
     def _checkpoint(self, folder: RunFolder | None) -> None:
@@ -354,49 +310,4 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a run that has ended, as plain values."""
-        accuracy, loss = self.evaluate()
-        ledger, times = self.ledger, self.times
-        # the first rounds compile kernels and warm caches
-        later = {name: values[min(3, len(values) // 2) :] for name, values in times.items()}
-        return {
-            "accuracy": accuracy,
-            "test_loss": loss,
-            **({"perplexity": _perplexity(loss)} if self.data.test_y.dim() > 1 else {}),
-            **self.config.data.judge(self.model),
-            "rounds": self.step,
-            "lost_rounds": ledger.lost_rounds,
-            "lost_groups": ledger.lost_groups,
-            "bytes_up": ledger.bytes_up,
-            "bytes_down": ledger.bytes_down,
-            "local_epochs": ledger.local_epochs,
-            "bytes_per_worker_round": ledger.bytes_up / max(1, self.step * self.config.workers),
-            "round_s": sum(median(later[name]) for name in ROUND if later[name]),
-            **{name: median(values) if values else None for name, values in later.items()},
-            "parameters": self.learner.parameters,
-            "macs": macs(self.model, self.data.test(slice(0, 1))[0].to(self.device)).total,  # of one example
-            "accused": ledger.table(),
-            "accusation_precision": ledger.precision,
-            "accusation_recall": ledger.recall,
-            "weights_sha256": fingerprint(self.model),
-            "processes": len(self.world.processes) + 1 if self.world.serves else self.world.size // len(self.world.ids),
-            "seed": self.config.seed,
-        }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights and buffers: equal for bit-identical models."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _perplexity(loss: float | None) -> float | None:
-    return None if loss is None else _number(torch.tensor(loss, dtype=torch.float64).exp())
-
-
-def _number(x: Tensor | float) -> float | None:
-    """A float for JSON, which knows neither NaN nor infinity."""
-    value = float(x)
-    return value if math.isfinite(value) else None
+        return summary(self)
