@@ -53,7 +53,7 @@ def train(
         ValueError: the scheme does not fit the number of workers, before anything is computed.
         Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
     """
-    trainer = Trainer(run, world or LocalWorld(run.workers))
+    trainer = Trainer(run, world)
     trainer.run(folder, listener)
     return trainer
 
@@ -61,8 +61,9 @@ def train(
 class Trainer:
     """A run in progress: model, optimizer, stage state, ledger."""
 
-    def __init__(self, run: Run, world: World) -> None:
+    def __init__(self, run: Run, world: World | None = None) -> None:
         run.check()
+        world = world or LocalWorld(run.workers)
         if world.serves:
             for phase in run.phases:
                 check_server(phase.scheme)

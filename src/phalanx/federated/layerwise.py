@@ -120,7 +120,7 @@ class Layerwise(Work):
         before = copied(model.state_dict()) if step else {}
         if step:
             places = site.answers[unit][f"{PLACES}{step - 1}"]
-            known = {**memory["places"], str(step - 1): places}
+            known = {**memory.get("places", {}), str(step - 1): places}
             size = _width(before, axes, step - 1)
             mine = {n: scattered(t, axes.get(n, ()), step - 1, places, size) for n, t in memory["model"].items()}
         else:
