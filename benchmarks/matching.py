@@ -4,10 +4,10 @@
     python benchmarks/matching.py                        # 16 clients x 256 neurons x 2305 entries, one thread
     python benchmarks/matching.py --clients 4 --neurons 64 --entries 577 --many 16 --json out.json
 
-Both do all five sweeps on the same noise, from which nothing can be recovered, so that no sweep ends early, in the same
-orders. The published way is written from its formulas: the gains of one neuron after the other, each over temporaries of
-(L, D); a copy of all global neurons for every one that opens; a pass over all clients for every one that goes.
-Tables of gains are interleaved and the table shows their medians.
+Both make five sweeps in the same orders over the same noise, in which there is nothing to find. The published way is
+written from its formulas: the gains of one neuron after the other, each over temporaries of (L, D); a copy of all
+global neurons for every one that opens; a pass over all clients for every one that goes. Tables of gains are
+interleaved, and the table shows their medians.
 """
 
 from __future__ import annotations
