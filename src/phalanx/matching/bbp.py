@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching under a beta-Bernoulli process with Gaussian neurons: as many global neurons as the prior and the data ask for."""
+"""Matching under a beta-Bernoulli process: as many global neurons as the prior and the data ask for."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from phalanx.matching.search import search
 
 @method("bbp", "matcher")
 class Bbp(Matcher):
-    """Neurons that are likely copies of one are one, others stay apart: the most probable matching, found by turns.
+    """Neurons that are likely copies of one are one, others stay apart: a probable matching, improved client by client.
 
-    A client's neuron w joins a global one that n of the J clients have, whose weights sum to T, for
+    A client's neuron w joins a global one that n of the J clients have, with weights that sum to T, for
 
         |w/sigma + G|^2 / (1/sigma + S) - |G|^2 / S + popularity * log(n / (J - n)),
         G = mu0/sigma0 + T/sigma,  S = 1/sigma0 + n/sigma,
 
-    or is the client's k-th new one for the same without the popularity at n = 0, + 2 log(gamma/J) - 2 log k. All neurons
-    of a client are placed at once (linear assignment), clients with most neurons first, then again in random order until
-    a sweep changes nothing. The objective is twice the logarithm of the joint probability of weights and partition, up
-    to what is equal for all partitions, with the neurons that a client has alone as a Poisson number. The log k make it
-    approximate: a rematch never lowers it by its own client's terms, but may by those of clients that it leaves alone
-    or joins; the best partition is kept.
+    or is the client's k-th new one for the first two terms at n = 0 and 2 log(gamma/J) - 2 log k. All neurons of a
+    client are placed at once, by linear assignment: clients with most neurons first, then all in random order until a
+    sweep ends where it began. The objective is twice the log joint probability of weights and partition, up to what is
+    equal for all partitions. But for the log k no rematch would lower it. They stand for the -2 log(s!) of the s
+    neurons that a client has alone, and a rematch changes the s of other clients, too; so the best partition is kept.
 
     With sigma = sigma0 = 1 and small weights the prior alone decides how many neurons there are: see docs/matching.md.
 
@@ -44,15 +43,15 @@ class Bbp(Matcher):
         popularity: 1 as the published code, 2 as the model has it, which opens more where few clients have a neuron.
         cap: clients from which on a neuron is not more popular; None is as the model has it.
         sweeps: at most.
-        average: "posterior" is (mu0/sigma0 + T/sigma) / S, which with sigma = sigma0 is near sum/(n + 1); "plain" T/n.
+        average: "posterior" is G / S, which with sigma = sigma0 and mu0 = 0 is T/(n + 1); "plain" is T/n.
         log_determinant: normalises the Gaussians; wanted where sigma and sigma0 are those of the weights.
         limit: global neurons beyond which a client may open one only; None lets each neuron open one.
     Raises:
-        ValueError: gamma, sigma, sigma0 or popularity not above 0, and what `match` raises.
+        ValueError: gamma, sigma, sigma0 or popularity not above 0; what `match` raises.
     Source: Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, arXiv:1905.12022,
-        Prop. 1 to 3; Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, section 2.
-        Differs: ends when a sweep changes nothing, keeps the best partition, numbers neurons by the first client that
-        has them; `limit` never leaves a neuron without a place.
+        section 3; Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, section 2. Differs:
+        ends when a sweep ends where it began, keeps the best partition, numbers neurons as they appear; `limit` leaves
+        no neuron without a place.
     """
 
     gamma: float = 7.0

@@ -43,7 +43,7 @@ def match(
         ValueError: no clients, an empty layer, other widths, NaN or Inf, no floating point; settings beside a matcher.
     Source: as `bbp`.
 
-    >>> match([torch.eye(3), torch.eye(3).flip(0)], bias="none").assignments
+    >>> match([torch.eye(3), torch.eye(3).flip(0)], gamma=0.1, bias="none").assignments
     (tensor([0, 1, 2]), tensor([2, 1, 0]))
     """
     given = (gamma, sigma, sigma0)

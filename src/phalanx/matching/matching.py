@@ -19,8 +19,8 @@ class Matching:
     """A layer matched over J clients: L global neurons, client j with L_j of its own, rows of D entries.
 
     Args:
-        global_rows: (L, D) in the clients' dtype, averaged by the rule; numbered by the first client that has the neuron,
-            the client with most neurons first.
+        global_rows: (L, D) in the clients' dtype, averaged by the rule; in the order in which neurons appear when the
+            clients with most neurons come first.
         assignments: for each client (L_j,) int64: the global neuron of each local one, no two alike.
         counts: (L,) int64, clients behind each global neuron, >= 1.
         objective: of the rule, higher is better; comparable between matchings of the same layers by the same rule.
@@ -36,7 +36,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class Assigned:
-    """What a rule finds: labels of the neurons of each client, equal where they are one neuron, from 0 without a gap."""
+    """What a rule finds: a label for each neuron of each client, equal where they are one neuron."""
 
     labels: tuple[Tensor, ...]
     objective: float = 0.0
@@ -52,7 +52,10 @@ class Matcher(Expression, ABC):
 
     @abstractmethod
     def posterior(self, mean: Tensor, counts: Tensor, bias_columns: Sequence[int] = ()) -> Tensor:
-        """What the rule calls the average of neurons, from the plain means of those that have them. Shapes: (L, D) twice."""
+        """What the rule calls the average of neurons, from the plain means of those that have them.
+
+        Shapes: (L, D), (L,) -> (L, D).
+        """
 
     def match(self, layers: Sequence[Tensor], bias_columns: Sequence[int] = (), seed: int = 0) -> Matching:
         """The layers of J clients as one layer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it is worth that a neuron is one of several copies: a Gaussian model of copies around what they have in common."""
+"""What it is worth that a neuron is one of several copies: Gaussians around what they have in common."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def search(
 ) -> Assigned:
     """The best partition met by one pass over the clients and sweeps that take each out and match it again.
 
-    A rematch is the best place of a client's neurons given all others. Sweeps end early when one changes nothing.
+    A rematch is the best place of a client's neurons given all others. A sweep that ends where it began is the last.
 
     Args:
         room: bound on new neurons.

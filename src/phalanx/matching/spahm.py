@@ -21,7 +21,7 @@ FLOOR = 1e-10  # of a variance, as a share of the neurons' mean variance
 
 @method("spahm", "matcher")
 class Spahm(Matcher):
-    """Neurons that are likely copies of one are one, with Gaussians whose mean and variances are estimated entry by entry.
+    """Neurons that are likely copies of one are one, under Gaussians whose variances are estimated entry by entry.
 
     The gains are those of bbp(popularity=2, cap=None, log_determinant=True). After every pass over the clients, with L
     global neurons of n_i copies and means m_i, and N neurons in all,
@@ -38,9 +38,9 @@ class Spahm(Matcher):
     Raises:
         ValueError: gamma not above 0, and what `match` raises.
     Source: Yurochkin et al., Statistical Model Aggregation via Parameter Matching, 2019, arXiv:1911.00218, section 4.
-        Differs: the first variances come from the better half of the best pairs of two clients; floors are shares of the
-        mean variance; the average is not drawn towards mu0 by sigma / (n sigma0 + sigma), which needs the estimates
-        and is small where neurons match.
+        Differs: the first variances come from the better half of the best pairs of two clients; floors are shares of
+        the mean variance; the average is not drawn towards mu0 by sigma / (n sigma0 + sigma), which needs the
+        estimates and is small where neurons match.
     """
 
     gamma: float = 7.0
