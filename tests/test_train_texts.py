@@ -18,7 +18,8 @@ from phalanx.data.passages import passages
 from phalanx.data.shape import END, START, UNSCORED
 from phalanx.expression import method
 from phalanx.score import assess, cross_entropy
-from phalanx.train import Trainer, fingerprint
+from phalanx.summary import fingerprint
+from phalanx.train import Trainer
 
 
 @method("round_and_round", "data", listed=False)

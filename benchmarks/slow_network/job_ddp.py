@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 import phalanx as px
 from phalanx.launch import leave
 from phalanx.phase import Run
+from phalanx.site import Site
 from phalanx.train import Trainer
-from phalanx.work import Site
 
 
 def main() -> None:

@@ -141,7 +141,7 @@ def _work(trainer: Trainer, table: Table, repeats: int) -> tuple[list[Stack], fl
         index = len(spent)
         table.ready()
         began = time.perf_counter()
-        stack, _ = trainer.work(phase, index)
+        stack, _ = trainer.work(index)
         worked = time.perf_counter()
         spent += table.slowest([worked - began])
         stacks = [*stacks[-1:], stack]

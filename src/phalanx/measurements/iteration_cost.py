@@ -30,9 +30,10 @@ from phalanx.measurement import Measurement
 from phalanx.measurements.large_rows import large_rows
 from phalanx.models.model import Model
 from phalanx.phase import Phase, Run
+from phalanx.site import Site
 from phalanx.stage import Chain, chain, check_scheme
 from phalanx.train import Trainer
-from phalanx.work import Gradient, Site
+from phalanx.work import Gradient
 from phalanx.world import LocalWorld
 
 Told = Callable[[str], None]
