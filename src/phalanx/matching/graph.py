@@ -60,7 +60,7 @@ class Graph:
                 raise ValueError(f"the outputs of {kind} do not come from its input; let it return a tensor that does")
             trace.neurons.put_out.update(label.node for label in trace.labels(output) if label is not None)
             graph = _resolved(trace, set(model.state_dict()))
-            check(copy.deepcopy(model).eval(), graph.axes, graph.names, graph.sizes, example)
+            check(model, graph.axes, graph.names, graph.sizes, example)
         return graph
 
 

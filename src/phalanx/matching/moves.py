@@ -21,7 +21,7 @@ def _reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> No
     labels = trace.labels(input)
     found: list[Label | None] = []
     for old, new in _blocks(input.shape, out.shape):
-        here = [(dim, labels[dim]) for dim in old if labels[dim] is not None]
+        here = [(at, label) for at in old if (label := labels[at]) is not None]
         if len(here) > 1:
             for _, label in here:
                 trace.neurons.join(label, None)
@@ -29,10 +29,9 @@ def _reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> No
         if len(here) != 1:
             found += [None] * len(sizes)
             continue
-        dim, label = here[0]
-        assert label is not None
-        outer = math.prod(input.shape[old[0] : dim]) * label.outer
-        inner = label.inner * math.prod(input.shape[dim + 1 : old[-1] + 1])
+        at, label = here[0]
+        outer = math.prod(input.shape[old[0] : at]) * label.outer
+        inner = label.inner * math.prod(input.shape[at + 1 : old[-1] + 1])
         found += _placed(trace, Label(label.node, outer, inner), sizes)
     trace.note(out, found)
 
@@ -106,8 +105,7 @@ def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: 
         trace.note(made, trace.broadcast(made.shape, trace.given))  # the larger of two tensors
         return
     labels = trace.labels(input)
-    shape = _PRIMES[: input.dim()]
-    seen = trace.func(torch.empty(shape, dtype=input.dtype, device="meta"), *args, **kwargs)
+    seen = trace.func(torch.empty(_PRIMES[: input.dim()], dtype=input.dtype, device="meta"), *args, **kwargs)
     for made, probe in zip(tensors_in(out), tensors_in(seen), strict=True):
         found = [labels[_PRIMES.index(size)] if size > 1 else None for size in probe.shape]
         gone = [label for label in labels if label is not None and label not in found]
@@ -146,7 +144,8 @@ def _cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> 
 
 
 _VIEWS = """
-getitem select narrow transpose permute movedim swapaxes swapdims t T mT H expand expand_as chunk split tensor_split unbind
+getitem select narrow transpose permute movedim swapaxes swapdims t T mT H expand expand_as chunk split
+tensor_split unbind
 """
 _REDUCTIONS = "mean sum amax amin max min prod logsumexp std var norm"
 _POOLS = [f"{kind}_pool{k}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for k in (1, 2, 3)]

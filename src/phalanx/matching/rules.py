@@ -161,8 +161,8 @@ def _layer_norm(
     if weight is None and any(labels[-len(normalized_shape) :]):
         # its size would stand in the module or in the code of the forward only
         trace.refuse("a normalization over neurons without a scale of each", "give it elementwise_affine=True")
-    for tensor in (weight, bias):
-        for back in range(1, 0 if tensor is None else tensor.dim() + 1):
+    for tensor in [tensor for tensor in (weight, bias) if tensor is not None]:
+        for back in range(1, tensor.dim() + 1):
             trace.tie(labels[-back], tensor, -back)
     trace.note(out, labels)
 
@@ -181,9 +181,9 @@ relu relu6 leaky_relu rrelu elu selu celu silu mish gelu hardswish hardsigmoid h
 logsigmoid softplus softsign softshrink hardshrink threshold dropout dropout1d dropout2d dropout3d alpha_dropout
 feature_alpha_dropout feature_dropout softmax log_softmax softmin normalize exp expm1 log log1p log2 sqrt rsqrt abs neg
 square pow rpow clamp clip clamp_min clamp_max sin cos erf reciprocal sign round floor nan_to_num add radd iadd sub rsub
-isub subtract mul rmul imul multiply div rdiv rtruediv truediv itruediv idiv divide true_divide maximum minimum where lerp
-addcmul addcdiv masked_fill gt ge lt le eq ne logical_not logical_and logical_or isnan to type type_as float double half
-bfloat16 cpu cuda contiguous clone detach data requires_grad zeros_like ones_like full_like empty_like
+isub subtract mul rmul imul multiply div rdiv rtruediv truediv itruediv idiv divide true_divide maximum minimum where
+lerp addcmul addcdiv masked_fill gt ge lt le eq ne logical_not logical_and logical_or isnan to type type_as float double
+half bfloat16 cpu cuda contiguous clone detach data requires_grad zeros_like ones_like full_like empty_like
 rand_like randn_like
 """
 RULES: dict[str, Rule] = {
