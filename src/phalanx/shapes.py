@@ -21,7 +21,7 @@ def tell_shapes(model: nn.Module) -> None:
         elif isinstance(layer, nn.Embedding):
             layer.num_embeddings, layer.embedding_dim = layer.weight.shape
         elif isinstance(layer, nn.RNNBase):
-            layer.input_size, layer.hidden_size = (layer.get_parameter(f"weight_{x}_l0").shape[1] for x in ("ih", "hh"))
+            layer.input_size, layer.hidden_size = (getattr(layer, f"weight_{x}_l0").shape[1] for x in ("ih", "hh"))
         elif isinstance(layer, nn.RNNCellBase):
             layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
         elif isinstance(layer, nn.PReLU):

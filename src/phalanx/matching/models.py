@@ -54,6 +54,7 @@ def match_models(
     """
     graph, parts = _shared(models, example_input)
     places, sizes = matched(parts, graph, Bbp() if matcher is None else matcher, outgoing, refine, seed)
+    sizes = graph.levelled(sizes)
     made = resized(models[0], graph, sizes)
     for j, (part, place) in enumerate(zip(parts, places, strict=True)):
         _check(j, models[j], made, permuted(part, graph, place, sizes), example_input)

@@ -16,15 +16,15 @@ from phalanx.matching.trace import Rule, Trace, name_of, tensors_in
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)  # sizes and strides by which a dimension is told from the others
 
 
-def _reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+def _reshape(trace: Trace, out: Tensor, /, input: Tensor, *_: Any, **__: Any) -> None:
     """Also what only squeezes, for dimensions of size one are told from their places."""
     labels = trace.labels(input)
     found: list[Label | None] = []
     for old, new in _blocks(input.shape, out.shape):
         here = [(at, label) for at in old if (label := labels[at]) is not None]
         if len(here) > 1:
-            for _, label in here:
-                trace.neurons.join(label, None)
+            for pair in here:
+                trace.neurons.join(pair[1], None)
         sizes = [out.shape[dim] for dim in new]
         if len(here) != 1:
             found += [None] * len(sizes)
@@ -72,7 +72,7 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
         yield a, b
 
 
-def _view(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: Any, **kwargs: Any) -> None:
+def _view(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
     """Whatever returns views, of which the strides tell where each dimension comes from."""
     if len(trace.given) > 1:
         trace.refuse(f"{name_of(trace.func)} picks by a tensor", "pick by numbers and slices")
@@ -98,7 +98,7 @@ def _lost(trace: Trace, label: Label, labels: list[Label | None], what: str) -> 
     return labels
 
 
-def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: Any, **kwargs: Any) -> None:
+def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
     """Whatever depends on all entries of a dimension and not on their order."""
     if len(trace.given) > 1:
         (made,) = tensors_in(out)
@@ -114,7 +114,7 @@ def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: 
         trace.note(made, found)
 
 
-def _pool(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: Any, **kwargs: Any) -> None:
+def _pool(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
     """What works within the last dimensions of every channel."""
     labels, name = trace.labels(input), name_of(trace.func)
     if name == "pad":
@@ -128,13 +128,13 @@ def _pool(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: An
         trace.note(made, [*labels[: input.dim() - within], *[None] * within])
 
 
-def _stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+def _stack(trace: Trace, out: Tensor, /, tensors: Sequence[Tensor], dim: int = 0) -> None:
     labels = list(trace.broadcast(tensors[0].shape, tensors))
     labels.insert(dim % out.dim(), None)
     trace.note(out, labels)
 
 
-def _cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+def _cat(trace: Trace, out: Tensor, /, tensors: Sequence[Tensor], dim: int = 0) -> None:
     along = dim % out.dim()
     side = [trace.labels(tensor)[along] for tensor in tensors]
     if any(side):
