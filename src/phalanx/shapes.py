@@ -12,7 +12,7 @@ def tell_shapes(model: nn.Module) -> None:
     """Sets what the layers of a model say of their sizes, such as `in_features`, to those of their tensors."""
     for layer in model.modules():
         if isinstance(layer, _ConvNd):
-            if layer.groups > 1:
+            if 1 < layer.groups == layer.in_channels == layer.out_channels:
                 layer.groups = len(layer.weight)  # one group for every channel
             sides = len(layer.weight), layer.weight.shape[1] * layer.groups
             layer.in_channels, layer.out_channels = sides if isinstance(layer, _ConvTransposeNd) else sides[::-1]
@@ -21,7 +21,7 @@ def tell_shapes(model: nn.Module) -> None:
         elif isinstance(layer, nn.Embedding):
             layer.num_embeddings, layer.embedding_dim = layer.weight.shape
         elif isinstance(layer, nn.RNNBase):
-            layer.input_size, layer.hidden_size = layer.weight_ih_l0.shape[1], layer.weight_hh_l0.shape[1]
+            layer.input_size, layer.hidden_size = (getattr(layer, f"weight_{x}_l0").shape[1] for x in ("ih", "hh"))
         elif isinstance(layer, nn.RNNCellBase):
             layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
         elif isinstance(layer, nn.PReLU):

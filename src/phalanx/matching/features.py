@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -33,10 +33,10 @@ def features(
     for makes in (True, False) if outgoing else (True,):
         for name, tensor in tensors.items():
             leaf = name.rpartition(".")[2]
-            axis = _only(axes.get(name, ()), group, settled)
-            if axis is None or axis.makes != makes or leaf.startswith(("running_", "bias_hh")):
+            own = axes_in(axes.get(name, ()), group, settled)
+            if len(own) != 1 or own[0].makes != makes or leaf.startswith(("running_", "bias_hh")):
                 continue
-            rows.append(axis.neurons_first(tensor))
+            rows.append(own[0].neurons_first(tensor))
             end = column + rows[-1].shape[1]
             if tensor.dim() == 1 and leaf.startswith("bias"):
                 biases += range(column, end)
@@ -52,16 +52,19 @@ def averaged(
     places: Sequence[Mapping[int, Tensor]],
     sizes: Mapping[int, int],
     weights: Sequence[float] | None = None,
+    padded: bool = False,
 ) -> dict[str, Tensor]:
     """The mean of several models' tensors, each entry over the models that have it; zero where none has.
 
-    A model has a weight between two neurons if it has both.
+    A model has a weight between two neurons if it has both, or, padded, if it has the one that the weight makes: from a
+    neuron that it lacks, its weight is zero.
 
     Args:
         parts: tensors of each model, in its own order.
         places: for each model, where the neurons of its groups stand in the mean; groups that are not here stay.
         sizes: neurons of these groups in the mean.
         weights: of the models, > 0; equal by default.
+        padded: the mean of the models' functions where neurons are equal, whoever lacks some of them.
     """
     weights = [1.0] * len(parts) if weights is None else weights
     made: dict[str, Tensor] = {}
@@ -73,12 +76,12 @@ def averaged(
             for group, at in place.items():
                 tensor = scattered(tensor, own, group, at, sizes[group])
             total = total + weight * tensor
-            count = count + weight * present(tensor, own, place)
+            count = count + weight * present(tensor, [axis for axis in own if axis.makes or not padded], place)
         made[name] = torch.where(torch.as_tensor(count) > 0, total / count, 0.0).to(parts[0][name].dtype)
     return made
 
 
-def present(tensor: Tensor, axes: Axes, places: Mapping[int, Tensor]) -> Tensor:
+def present(tensor: Tensor, axes: Iterable[Axis], places: Mapping[int, Tensor]) -> Tensor:
     """Ones where a tensor has both neurons of an entry, zeros elsewhere; of a shape that broadcasts to the tensor's.
 
     Args:
@@ -93,8 +96,8 @@ def present(tensor: Tensor, axes: Axes, places: Mapping[int, Tensor]) -> Tensor:
     return made
 
 
-def _only(axes: Axes, group: int, settled: Set[int]) -> Axis | None:
-    """The axis of the group, if all others are settled."""
-    own = [axis for axis in axes if axis.group == group]
+def axes_in(axes: Axes, group: int, settled: Set[int]) -> Axes:
+    """The axes of a tensor in the group; none if it has others that are not settled."""
+    own = tuple(axis for axis in axes if axis.group == group)
     others = {axis.group for axis in axes} - {group}
-    return own[0] if len(own) == 1 and others <= settled | {OUTPUTS} else None
+    return own if others <= settled | {OUTPUTS} else ()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.axis import OUTPUTS, Axes, Axis, scattered
+from phalanx.matching.neurons import Label
 from phalanx.matching.rules import RULES
 from phalanx.matching.symmetry import check
 from phalanx.matching.trace import Trace, is_even, tensors_in
@@ -25,12 +26,21 @@ class Graph:
         names: of the groups, each that of the module which makes its neurons first.
         sizes: neurons of each group.
         unsaved: as axes, of the buffers that are not in the state.
+        level: groups that must have one size, such as the layers of one nn.LSTM.
     """
 
     axes: Mapping[str, Axes]
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     unsaved: Mapping[str, Axes]
+    level: tuple[frozenset[int], ...] = ()
+
+    def levelled(self, sizes: Mapping[int, int]) -> dict[int, int]:
+        """The sizes of all groups, those that are not given as they are, each as large as those beside it must be."""
+        made = dict(enumerate(self.sizes)) | dict(sizes)
+        for groups in self.level:
+            made |= dict.fromkeys(groups, max(made[group] for group in groups))
+        return made
 
     @staticmethod
     def of(model: nn.Module, example: Tensor) -> Graph:
@@ -60,7 +70,7 @@ class Graph:
                 raise ValueError(f"the outputs of {kind} do not come from its input; let it return a tensor that does")
             trace.neurons.put_out.update(label.node for label in trace.labels(output) if label is not None)
             graph = _resolved(trace, set(model.state_dict()))
-            check(copy.deepcopy(model).eval(), graph.axes, graph.names, graph.sizes, example)
+            check(model, graph.axes, graph.names, graph.sizes, example)
         return graph
 
 
@@ -102,6 +112,11 @@ def _resolved(trace: Trace, saved: set[str]) -> Graph:
     free.sort()
     groups = {root: group for group, (_, root) in enumerate(free)} | dict.fromkeys(outputs, OUTPUTS)
 
+    def group_of(node: int) -> int:
+        return groups.get(neurons.find(Label(node)).node, OUTPUTS)
+
+    levels = (frozenset(map(group_of, nodes)) - {OUTPUTS} for nodes in neurons.level)
+
     def axes_of(tensor: Tensor) -> Iterator[Axis]:
         for dim, label in enumerate(trace.labels(tensor)):
             assert label is not None
@@ -116,4 +131,5 @@ def _resolved(trace: Trace, saved: set[str]) -> Graph:
         tuple(neurons.met[order[first]] for first, _ in free),
         tuple(neurons.sizes[root] for _, root in free),
         {name: own for name, own in axes.items() if name not in saved},
+        tuple(level for level in levels if len(level) > 1),
     )

@@ -16,23 +16,22 @@ from phalanx.matching.trace import Rule, Trace, name_of, tensors_in
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)  # sizes and strides by which a dimension is told from the others
 
 
-def _reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+def _reshape(trace: Trace, out: Tensor, /, input: Tensor, *_: Any, **__: Any) -> None:
     """Also what only squeezes, for dimensions of size one are told from their places."""
     labels = trace.labels(input)
     found: list[Label | None] = []
     for old, new in _blocks(input.shape, out.shape):
-        here = [(dim, labels[dim]) for dim in old if labels[dim] is not None]
+        here = [(at, label) for at in old if (label := labels[at]) is not None]
         if len(here) > 1:
-            for _, label in here:
-                trace.neurons.join(label, None)
+            for pair in here:
+                trace.neurons.join(pair[1], None)
         sizes = [out.shape[dim] for dim in new]
         if len(here) != 1:
             found += [None] * len(sizes)
             continue
-        dim, label = here[0]
-        assert label is not None
-        outer = math.prod(input.shape[old[0] : dim]) * label.outer
-        inner = label.inner * math.prod(input.shape[dim + 1 : old[-1] + 1])
+        at, label = here[0]
+        outer = math.prod(input.shape[old[0] : at]) * label.outer
+        inner = label.inner * math.prod(input.shape[at + 1 : old[-1] + 1])
         found += _placed(trace, Label(label.node, outer, inner), sizes)
     trace.note(out, found)
 
@@ -73,7 +72,7 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
         yield a, b
 
 
-def _view(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: Any, **kwargs: Any) -> None:
+def _view(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
     """Whatever returns views, of which the strides tell where each dimension comes from."""
     if len(trace.given) > 1:
         trace.refuse(f"{name_of(trace.func)} picks by a tensor", "pick by numbers and slices")
@@ -99,15 +98,14 @@ def _lost(trace: Trace, label: Label, labels: list[Label | None], what: str) -> 
     return labels
 
 
-def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: Any, **kwargs: Any) -> None:
+def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
     """Whatever depends on all entries of a dimension and not on their order."""
     if len(trace.given) > 1:
         (made,) = tensors_in(out)
         trace.note(made, trace.broadcast(made.shape, trace.given))  # the larger of two tensors
         return
     labels = trace.labels(input)
-    shape = _PRIMES[: input.dim()]
-    seen = trace.func(torch.empty(shape, dtype=input.dtype, device="meta"), *args, **kwargs)
+    seen = trace.func(torch.empty(_PRIMES[: input.dim()], dtype=input.dtype, device="meta"), *args, **kwargs)
     for made, probe in zip(tensors_in(out), tensors_in(seen), strict=True):
         found = [labels[_PRIMES.index(size)] if size > 1 else None for size in probe.shape]
         gone = [label for label in labels if label is not None and label not in found]
@@ -116,7 +114,7 @@ def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: 
         trace.note(made, found)
 
 
-def _pool(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: Any, **kwargs: Any) -> None:
+def _pool(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
     """What works within the last dimensions of every channel."""
     labels, name = trace.labels(input), name_of(trace.func)
     if name == "pad":
@@ -130,13 +128,13 @@ def _pool(trace: Trace, out: Tensor | Sequence[Tensor], input: Tensor, *args: An
         trace.note(made, [*labels[: input.dim() - within], *[None] * within])
 
 
-def _stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+def _stack(trace: Trace, out: Tensor, /, tensors: Sequence[Tensor], dim: int = 0) -> None:
     labels = list(trace.broadcast(tensors[0].shape, tensors))
     labels.insert(dim % out.dim(), None)
     trace.note(out, labels)
 
 
-def _cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+def _cat(trace: Trace, out: Tensor, /, tensors: Sequence[Tensor], dim: int = 0) -> None:
     along = dim % out.dim()
     side = [trace.labels(tensor)[along] for tensor in tensors]
     if any(side):
@@ -146,7 +144,8 @@ def _cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> 
 
 
 _VIEWS = """
-getitem select narrow transpose permute movedim swapaxes swapdims t T mT H expand expand_as chunk split tensor_split unbind
+getitem select narrow transpose permute movedim swapaxes swapdims t T mT H expand expand_as chunk split
+tensor_split unbind
 """
 _REDUCTIONS = "mean sum amax amin max min prod logsumexp std var norm"
 _POOLS = [f"{kind}_pool{k}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for k in (1, 2, 3)]

@@ -34,6 +34,7 @@ class Neurons:
     met: dict[int, str] = field(default_factory=dict)  # made by a layer of this name, in the order of the forward pass
     contracted: set[int] = field(default_factory=set)  # a layer sums over them
     looked_up: set[int] = field(default_factory=set)  # an embedding makes them, whatever else is done with its weight
+    level: list[set[int]] = field(default_factory=list)  # nodes that must be of one size
     put_out: set[int] = field(default_factory=set)  # the network's outputs
 
     def new(self, size: int) -> Label:

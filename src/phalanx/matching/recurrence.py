@@ -15,6 +15,7 @@ from phalanx.matching.trace import Rule, Trace, tensors_in
 def _layers(
     trace: Trace,
     out: Sequence[Tensor],
+    /,
     input: Tensor,
     hx: Tensor | Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -33,10 +34,13 @@ def _layers(
     if len(weights) != each * num_layers:
         trace.refuse("a recurrent layer whose states are projected", "choose proj_size=0")
     below = trace.labels(input)[-1]
+    level = set()
     for layer in range(num_layers):
         part = f" layer {layer}" if num_layers > 1 else ""
         hidden, *biases = weights[each * layer + 1 : each * (layer + 1)]
         below = _cell(trace, below, hx, weights[each * layer], hidden, biases, part)
+        level |= {below.node} if below is not None else set()
+    trace.neurons.level.append(level)  # the states of all layers are in one tensor
     output, *states = out
     trace.note(output, [None] * (output.dim() - 1) + [below])
     trap = "" if num_layers == 1 else "the last states of all layers are in one tensor"
@@ -47,6 +51,7 @@ def _layers(
 def _single(
     trace: Trace,
     out: Any,
+    /,
     input: Tensor,
     hx: Tensor | Sequence[Tensor],
     w_ih: Tensor,

@@ -19,11 +19,15 @@ def resized(model: nn.Module, graph: Graph, sizes: Mapping[int, int]) -> nn.Modu
     """A copy of a model whose groups have these sizes: the first neurons are those of the model, further ones zeros.
 
     Raises:
-        ValueError: a size is below 1, or of a group that the graph does not have.
+        ValueError: a size is below 1, of a group that the graph does not have, or unlike one that it must be like.
     """
     for group, size in sizes.items():
         if not 0 <= group < len(graph.sizes) or size < 1:
             raise ValueError(f"groups 0 to {len(graph.sizes) - 1} can have sizes >= 1, got {size} for group {group}")
+    uneven = [group for group, size in graph.levelled(sizes).items() if size != sizes.get(group, graph.sizes[group])]
+    if uneven:
+        names = ", ".join(graph.names[group] for group in uneven)
+        raise ValueError(f"{names} must be as large as the layers beside them; give graph.levelled(sizes)")
     made = copy.deepcopy(model)
     axes = {**graph.axes, **graph.unsaved}
     new: dict[int, Tensor] = {}  # by the old tensor's identity, for it may be tied

@@ -14,7 +14,7 @@ from phalanx.matching.recurrence import RECURRENCES
 from phalanx.matching.trace import Rule, Trace
 
 
-def _linear(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+def _linear(trace: Trace, out: Tensor, /, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     rows, columns = trace.labels(weight)
     *free, last = trace.labels(input)
     trace.neurons.contract(last, columns)
@@ -24,6 +24,7 @@ def _linear(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, bias: Tens
 def _conv(
     trace: Trace,
     out: Tensor,
+    /,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -49,6 +50,7 @@ def _conv(
 def _conv_transpose(
     trace: Trace,
     out: Tensor,
+    /,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -82,7 +84,7 @@ def _produce(trace: Trace, out: Tensor, labels: list[Label | None], dim: int, bi
     trace.note(out, labels)
 
 
-def _matmul(trace: Trace, out: Tensor, input: Tensor, other: Tensor) -> None:
+def _matmul(trace: Trace, out: Tensor, /, input: Tensor, other: Tensor) -> None:
     if trace.func.__name__ == "__rmatmul__":
         input, other = other, input
     if min(input.dim(), other.dim()) < 2:
@@ -95,12 +97,12 @@ def _matmul(trace: Trace, out: Tensor, input: Tensor, other: Tensor) -> None:
     _produce(trace, out, [*[None] * (out.dim() - 2), free, columns], -1)
 
 
-def _addmm(trace: Trace, out: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor) -> None:
+def _addmm(trace: Trace, out: Tensor, /, input: Tensor, mat1: Tensor, mat2: Tensor) -> None:
     _matmul(trace, out, mat1, mat2)
     trace.note(out, trace.broadcast(out.shape, [out, input]))
 
 
-def _embedding(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
+def _embedding(trace: Trace, out: Tensor, /, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
     rows, columns = trace.labels(weight)
     trace.neurons.join(rows, None)  # what is looked up has an order of its own
     if columns is not None:
@@ -111,6 +113,7 @@ def _embedding(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, *_: Any
 def _batch_norm(
     trace: Trace,
     out: Tensor,
+    /,
     input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -125,6 +128,7 @@ def _batch_norm(
 def _group_norm(
     trace: Trace,
     out: Tensor,
+    /,
     input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
@@ -136,7 +140,7 @@ def _group_norm(
     _scaled(trace, out, input, (weight, bias))
 
 
-def _prelu(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> None:
+def _prelu(trace: Trace, out: Tensor, /, input: Tensor, weight: Tensor) -> None:
     _scaled(trace, out, input, (weight,) if weight.numel() > 1 else ())
 
 
@@ -151,6 +155,7 @@ def _scaled(trace: Trace, out: Tensor, input: Tensor, vectors: Sequence[Tensor |
 def _layer_norm(
     trace: Trace,
     out: Tensor,
+    /,
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
@@ -161,17 +166,17 @@ def _layer_norm(
     if weight is None and any(labels[-len(normalized_shape) :]):
         # its size would stand in the module or in the code of the forward only
         trace.refuse("a normalization over neurons without a scale of each", "give it elementwise_affine=True")
-    for tensor in (weight, bias):
-        for back in range(1, 0 if tensor is None else tensor.dim() + 1):
+    for tensor in [tensor for tensor in (weight, bias) if tensor is not None]:
+        for back in range(1, tensor.dim() + 1):
             trace.tie(labels[-back], tensor, -back)
     trace.note(out, labels)
 
 
-def _pointwise(trace: Trace, out: Tensor, *_: Any, **__: Any) -> None:
+def _pointwise(trace: Trace, out: Tensor, /, *_: Any, **__: Any) -> None:
     trace.note(out, trace.broadcast(out.shape, trace.given))
 
 
-def _attention(trace: Trace, out: Any, *_: Any, **__: Any) -> None:
+def _attention(trace: Trace, out: Any, /, *_: Any, **__: Any) -> None:
     trace.refuse("attention cuts neurons into heads", "match the layers before and behind it as models of their own")
 
 
@@ -181,10 +186,9 @@ relu relu6 leaky_relu rrelu elu selu celu silu mish gelu hardswish hardsigmoid h
 logsigmoid softplus softsign softshrink hardshrink threshold dropout dropout1d dropout2d dropout3d alpha_dropout
 feature_alpha_dropout feature_dropout softmax log_softmax softmin normalize exp expm1 log log1p log2 sqrt rsqrt abs neg
 square pow rpow clamp clip clamp_min clamp_max sin cos erf reciprocal sign round floor nan_to_num add radd iadd sub rsub
-isub subtract mul rmul imul multiply div rdiv rtruediv truediv itruediv idiv divide true_divide maximum minimum where lerp
-addcmul addcdiv masked_fill gt ge lt le eq ne logical_not logical_and logical_or isnan to type type_as float double half
-bfloat16 cpu cuda contiguous clone detach data requires_grad zeros_like ones_like full_like empty_like
-rand_like randn_like
+isub subtract mul rmul imul multiply div rdiv rtruediv truediv itruediv idiv divide true_divide maximum minimum where
+lerp addcmul addcdiv masked_fill gt ge lt le eq ne logical_not logical_and logical_or isnan to type type_as float double
+half bfloat16 cpu cuda contiguous clone detach data requires_grad
 """
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_POINTWISE.split(), _pointwise),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -18,13 +19,11 @@ def check(
 ) -> None:
     """Draws random weights and puts the neurons of every group in a random order.
 
-    Args:
-        model: a copy in evaluation, which is changed.
     Raises:
         ValueError: the function is another one; the sentence names the groups at fault.
     """
     rng = torch.Generator().manual_seed(0)
-    model, example = _wide(model, example)
+    model, example = wide(model, example)
     buffers = dict(model.named_buffers())
     state = {name: tensor for name, tensor in model.state_dict().items() if axes.get(name)}
     for name, tensor in state.items():
@@ -66,13 +65,12 @@ def alike(found: Tensor, wanted: Tensor) -> bool:
     return torch.allclose(found, wanted, rtol=near, atol=near * size, equal_nan=True)
 
 
-def _wide(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
-    """In double precision; in single where the forward insists on it."""
-    for dtype in (torch.float64, torch.float32):
-        model, example = model.to(dtype), example.to(dtype) if example.is_floating_point() else example
-        try:
-            output(model, example)
-            break
-        except RuntimeError:
-            continue
-    return model, example
+def wide(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy in evaluation and double precision, with its input; in single where the forward insists on it."""
+    made = copy.deepcopy(model).eval().double()
+    try:
+        inputs = example.double() if example.is_floating_point() else example
+        output(made, inputs)
+    except RuntimeError:
+        return made.float(), example.float() if example.is_floating_point() else example
+    return made, inputs

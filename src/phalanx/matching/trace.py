@@ -80,8 +80,13 @@ class Trace(TorchFunctionMode):
             labels = [self.labels(tensor)[dim] for tensor in here]
             for label in labels[1:]:
                 self.neurons.join(labels[0], label)
-            # one of an activation, not a parameter's own
-            found.append(max(filter(None, labels), key=lambda label: label.node >= self._born, default=None))
+            ranked = [
+                (label.node >= self._born, isinstance(tensor, nn.Parameter), label)
+                for tensor, label in zip(here, labels, strict=True)
+                if label is not None
+            ]
+            # that of an activation, or of a weight rather than its mask
+            found.append(max(ranked, key=lambda rank: rank[:2])[2] if ranked else None)
         return tuple(found)
 
     def made(self, label: Label | None, part: str = "") -> Label | None:
@@ -119,8 +124,9 @@ class Trace(TorchFunctionMode):
         out = func(*args, **kwargs)
         self.func, self.given, name = func, list(tensors_in((args, kwargs))), name_of(func)
         made = list(tensors_in(out))
-        if not any(map(self.known, self.given)) or not (made or name == "__setitem__"):
-            return out
+        touched = any(map(self.known, self.given)) and (made or name == "__setitem__")
+        if not touched or name.startswith("new_") or name.endswith("_like"):
+            return out  # a constant, or no tensor
         for tensor in self.given:
             if self._traps.get(id(tensor)):
                 self.refuse(self._traps[id(tensor)])
