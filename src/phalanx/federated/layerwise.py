@@ -56,11 +56,6 @@ class Layerwise(Work):
             require(plain, f"layerwise: {name} sends nothing by itself and keeps no optimizer, got {part!r}")
 
     @property
-    def batch(self) -> int:
-        """Examples a step."""
-        return self.local.batch
-
-    @property
     def stateful(self) -> bool:
         return True
 

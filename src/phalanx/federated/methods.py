@@ -17,7 +17,7 @@ from phalanx.gate import Gate
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.matched import Matched
 from phalanx.matching.matching import Matcher
-from phalanx.phase import Phase
+from phalanx.phase import Phase, amend
 from phalanx.selection import Everyone, Sampled
 from phalanx.stage import Stage, chain
 
@@ -153,9 +153,9 @@ def fedma(
         the dissertation's Algorithm 3 and section 5.4.1.
     """
     local = replace(local or LocalTraining(), own=True)
-    plain = retrain or replace(local, own=False, optimizer=replace(local.optimizer, weight_decay=0.0))
+    plain = retrain or replace(local, own=False, optimizer=amend(local.optimizer, "weight_decay", 0.0))
     if last == "published":
-        slow = replace(plain.optimizer, lr=plain.optimizer.lr / 10, weight_decay=1e-4)  # type: ignore[attr-defined]
+        slow = amend(amend(plain.optimizer, "weight_decay", 1e-4), "lr", plain.optimizer.lr / 10)
         last = replace(plain, optimizer=slow, epochs=3 * plain.epochs)
     rule_of = matcher or Bbp(average="plain")
     scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of), rule or Mean())
