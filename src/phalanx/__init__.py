@@ -166,6 +166,7 @@ from phalanx.models.vgg import Vgg19Bn as vgg19_bn
 from phalanx.observers.observer import Observer as Observer
 from phalanx.observers.spectrum import Spectrum as spectrum
 from phalanx.observers.variance import Variance as variance
+from phalanx.outer import Outer as outer
 from phalanx.parser import parse as parse
 from phalanx.phase import Phase as phase
 from phalanx.phase import Run as run
