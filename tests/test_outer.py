@@ -55,7 +55,7 @@ def together(scheme, rounds=3, every=4):
     table, barrier, models = [None, None], threading.Barrier(2), [net(), net()]
 
     def work(rank):
-        optimizer = torch.optim.AdamW(models[rank].parameters(), 0.01)
+        optimizer = torch.optim.SGD(models[rank].parameters(), 0.1, 0.9)
         outer = px.outer(models[rank], scheme, every, world=Both(rank, table, barrier))
         steps(models[rank], optimizer, outer, range(rounds * every), rank)
 
@@ -70,7 +70,7 @@ def together(scheme, rounds=3, every=4):
 def test_the_outer_step_is_nesterov_along_the_mean_change():
     models = together("chain(gather(dense()), mean())")
     start, velocity, copies = net(), None, [net(), net()]
-    optimizers = [torch.optim.AdamW(m.parameters(), 0.01) for m in copies]
+    optimizers = [torch.optim.SGD(m.parameters(), 0.1, 0.9) for m in copies]
     for turn in range(3):
         for rank, (model, optimizer) in enumerate(zip(copies, optimizers, strict=True)):
             steps(model, optimizer, lambda: None, range(4 * turn, 4 * turn + 4), rank)
