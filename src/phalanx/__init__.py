@@ -80,10 +80,10 @@ from phalanx.data.images import Images as Images
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
-from phalanx.data.partition import ByOwner as by_owner
+from phalanx.data.partial import ByOwner as by_owner
+from phalanx.data.partial import Nested as nested
 from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
-from phalanx.data.partition import Nested as nested
 from phalanx.data.partition import Partition as Partition
 from phalanx.data.partition import Shards as shards
 from phalanx.data.shakespeare import Shakespeare as shakespeare
