@@ -133,11 +133,13 @@ from phalanx.lowrank.watch import stable_ranks as stable_ranks
 from phalanx.macs import Macs as Macs
 from phalanx.macs import macs as macs
 from phalanx.matching.bbp import Bbp as bbp
+from phalanx.matching.graph import Graph as Graph
 from phalanx.matching.identity import Identity as identity
 from phalanx.matching.match import match as match
 from phalanx.matching.matched import Matched as matched
 from phalanx.matching.matching import Matcher as Matcher
 from phalanx.matching.matching import Matching as Matching
+from phalanx.matching.models import match_models as match_models
 from phalanx.matching.spahm import Spahm as spahm
 from phalanx.measurement import Measurement as Measurement
 from phalanx.measurements.factorization import StepCost as step_cost
