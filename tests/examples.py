@@ -69,7 +69,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "layerwise": (
         "layerwise(local_training(epochs=2, own=True), layers=4, last=local_training(sgd(lr=0.001), epochs=6))",
     ),
+    "ball": ("ball(radius=2.0)", "ball(radius=0.5, every=3, decay=0.99, norm='linf', each='tensor')"),
+    "infiltrated": ("infiltrated(clients=4)", "infiltrated(clients=3, attackers=(1, 2), every=1, first=2, rounds=9)"),
+    "replacement": ("replacement(boost=3.0)",),
     "local_training": (
+        "local_training(ball=ball(radius=0.4))",
         "local_training(adamw(), steps=5, keep=True)",
         "local_training(epochs=0, proximal=0.1, frozen=('0.*',), sends='weights')",
     ),

@@ -39,6 +39,7 @@ from phalanx.attacks.ipm import Ipm as ipm
 from phalanx.attacks.malformed import Malformed as malformed
 from phalanx.attacks.mimic import Mimic as mimic
 from phalanx.attacks.nan import Nan as nan
+from phalanx.attacks.replacement import Replacement as replacement
 from phalanx.attacks.reverse import Reverse as reverse
 from phalanx.audit import Audit as audit
 from phalanx.audit import Finding as Finding
@@ -95,6 +96,7 @@ from phalanx.ddp import register as ddp_hook
 from phalanx.exchange import Exchange as exchange
 from phalanx.expression import Expression as Expression
 from phalanx.expression import method as method
+from phalanx.federated.ball import Ball as ball
 from phalanx.federated.layerwise import Layerwise as layerwise
 from phalanx.federated.local_training import LocalTraining as local_training
 from phalanx.federated.methods import diloco as diloco
@@ -178,6 +180,7 @@ from phalanx.pruning.lottery import Lottery as lottery
 from phalanx.results import RunFolder as RunFolder
 from phalanx.round import Round as Round
 from phalanx.selection import Everyone as everyone
+from phalanx.selection import Infiltrated as infiltrated
 from phalanx.selection import Sampled as sampled
 from phalanx.selection import Selection as Selection
 from phalanx.stack import Note as Note

@@ -34,6 +34,7 @@ class Phase(Expression):
         rounds: >= 0.
         surgery: what becomes of the network on the way, such as `pufferfish()`; None leaves it.
         clients: which workers take part in a round.
+        adversary: what Byzantine workers do in place of `work`; None lets them do the same.
     """
 
     work: Work
@@ -42,6 +43,7 @@ class Phase(Expression):
     rounds: int = 200
     surgery: Surgery | None = None
     clients: Selection = Everyone()
+    adversary: Work | None = None
 
     def validate(self) -> None:
         require(self.rounds >= 0, f"phase needs rounds >= 0, got rounds={self.rounds}")
@@ -61,6 +63,11 @@ class Phase(Expression):
             "write chain(gather(codec), mean())",
         )
         alone = self.scheme.assign(n) is None
+        require(
+            alone or self.adversary is None,
+            f"{self.scheme!r} has several workers compute the same, and {self.adversary!r} is work of its own; put an "
+            "attack on rows before the wire, such as reverse()",
+        )
         require(
             alone or (chosen and not self.work.stateful),
             f"{self.scheme!r} has several workers compute the same, which goes with neither {self.clients!r} nor "

@@ -64,6 +64,52 @@ class Sampled(Selection):
         return tuple(sorted(order[: self.count(n)].tolist()))
 
 
+@method("infiltrated", "selection")
+class Infiltrated(Selection):
+    """`clients` workers, among them the attackers in every so many rounds and never in between; the others by lot.
+
+    Args:
+        clients: of a round, as many as attackers at least.
+        attackers: workers of the adversary; name the same ones in the run's `byzantine=fixed(...)`.
+        every: rounds from one attack to the next, >= 1; the first is in round `first`.
+        first: >= 0.
+        rounds: behind which no attack comes any more; None goes on to the end.
+    Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963, fixed-frequency attack;
+        Wang et al., 2020, arXiv:2007.05084, section 4. Their fixed-pool attack is `sampled` with `byzantine=drawn(...)`.
+    """
+
+    clients: int
+    attackers: tuple[int, ...] = (0,)
+    every: int = 10
+    first: int = 0
+    rounds: int | None = None
+
+    def validate(self) -> None:
+        known = len(set(self.attackers)) == len(self.attackers) and min(self.attackers, default=0) >= 0
+        require(known, f"infiltrated needs different attackers >= 0, got attackers={self.attackers}")
+        require(
+            1 <= len(self.attackers) <= self.clients,
+            f"infiltrated needs 1 to clients={self.clients} attackers, got {len(self.attackers)}",
+        )
+        require(self.every >= 1, f"infiltrated needs every >= 1 round, got every={self.every}")
+        require(self.first >= 0, f"infiltrated needs first >= 0, got first={self.first}")
+
+    def count(self, n: int) -> int:
+        honest = n - len(self.attackers)
+        known = max(self.attackers) < n
+        require(known, f"{self!r} names worker {max(self.attackers)}, and there are workers 0 to {n - 1}")
+        require(self.clients <= honest, f"{self!r} needs {self.clients} honest workers, and there are {honest}")
+        return self.clients
+
+    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
+        over = self.rounds is not None and index >= self.rounds
+        attacked = index >= self.first and (index - self.first) % self.every == 0 and not over
+        inside = self.attackers if attacked else ()
+        honest = torch.tensor([worker for worker in range(n) if worker not in self.attackers])
+        drawn = torch.randperm(len(honest), generator=stream("clients", seed, index))[: self.count(n) - len(inside)]
+        return tuple(sorted([*inside, *honest[drawn].tolist()]))
+
+
 class Part:
     """A world's workers who take part in a round; of the others nothing is sent and nothing is missed.
 

@@ -232,7 +232,13 @@ class Trainer:
         number, at = self.phase_at(index)
         run, phase = self.config, self.config.phases[number]
         allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
-        samples = phase.work.samples(run.partition, self.data, allocation.num_units, index, run.seed)
+        units, foes = allocation.num_units, run.byzantine.at(index, run.workers, run.seed)
+        samples = list(phase.work.samples(run.partition, self.data, units, index, run.seed))
+        works = dict.fromkeys(range(units), phase.work)
+        if phase.adversary is not None:
+            theirs = phase.adversary.samples(run.partition, self.data, units, index, run.seed)
+            for worker in foes:
+                works[worker], samples[worker] = phase.adversary, theirs[worker]
         last, key, source = run.model.channels_last, (run.seed, index), Sources(self.learner, number)
         layout = phase.work.layout(source, at)
         site = Site(
@@ -240,7 +246,7 @@ class Trainer:
         )
         here = self.world.ids
         ids = [worker for worker in here if chosen is None or worker in set(chosen)]
-        rows, found, weights, self.memories = rows_of(phase.work, site, allocation, samples, ids, self.memories)
+        rows, found, weights, self.memories = rows_of(works, site, allocation, samples, ids, self.memories)
         losses = torch.full((len(here),), float("nan"), dtype=torch.float64)
         losses[[here.index(worker) for worker in ids]] = found
         return Stack(rows, layout, tuple((w,) for w in ids), weights), losses

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ class Gradient(Work):
 
 
 def rows_of(
-    work: Work,
+    works: Mapping[int, Work],
     site: Site,
     allocation: Allocation,
     samples: Sequence[Tensor],
@@ -124,6 +124,7 @@ def rows_of(
 
     Shapes: -> (k, d) in the layout's dtype, (k,) and (k,) float64.
     Args:
+        works: what is done for each unit.
         samples: of each unit.
         ids: the k workers.
         memories: of the workers, where the work is stateful.
@@ -146,7 +147,7 @@ def rows_of(
         first = users[unit][0][0]
         row = rows[first] if scratch is None else scratch.zero_()
         key = memory_key(unit, received=False)
-        loss, memory = work.row(site, unit, samples[unit], row, memories.get(key, {}))
+        loss, memory = works[unit].row(site, unit, samples[unit], row, memories.get(key, {}))
         if memory:
             memories[key] = memory
         count = len(samples[unit])

@@ -15,6 +15,7 @@ from phalanx.axis import OUTPUTS, Axes, Axis
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.expression import method, require
+from phalanx.federated.ball import Ball
 from phalanx.finish import Finish, Sgd
 from phalanx.layout import Layout
 from phalanx.matching.matched import EXAMPLES
@@ -37,6 +38,7 @@ class LocalTraining(Work):
         steps: optimizer steps in place of epochs; None counts epochs.
         batch: examples a step, >= 1; the last one of an epoch may be smaller.
         proximal: mu of the term mu/2 ||w - w_round||^2, >= 0.
+        ball: around the weights of the round that the client's do not leave; None leaves them free.
         frozen: name patterns of parameters that keep their values, such as ("0.*",).
         own: every client begins the run from an initialization of its own.
         keep: the client's optimizer goes on from round to round with its moments; else it begins anew.
@@ -51,6 +53,7 @@ class LocalTraining(Work):
     steps: int | None = None
     batch: int = 32
     proximal: float = 0.0
+    ball: Ball | None = None
     frozen: tuple[str, ...] = ()
     own: bool = False
     keep: bool = False
@@ -124,7 +127,7 @@ class LocalTraining(Work):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(asked[name] and name not in held and not _named(name, self.frozen))
         trained = [p for p in model.parameters() if p.requires_grad]
-        anchors = [p.detach().clone() for p in trained] if self.proximal else []
+        start = [p.detach().clone() for p in trained] if self.proximal or self.ball is not None else []
         losses: list[Tensor] = []
         if trained:
             optimizer = self.optimizer.optimizer(trained)
@@ -133,15 +136,17 @@ class LocalTraining(Work):
                 group["lr"] = self.optimizer.rate(site.at, site.rounds)
             model.train()
             with seeded(device, "dropout", *site.key, unit):
-                for x, y in self._batches(site, unit, samples):
+                for x, y, ends in self._batches(site, unit, samples):
                     loss = site.loss(x, y)
                     loss.backward()
-                    for p, anchor in zip(trained, anchors, strict=False):
+                    for p, before in zip(trained, start if self.proximal else (), strict=False):
                         if p.grad is not None:
-                            p.grad.add_(p.detach() - anchor, alpha=self.proximal)
+                            p.grad.add_(p.detach() - before, alpha=self.proximal)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     losses.append(loss.detach())
+                    if self.ball is not None and (ends or len(losses) % self.ball.every == 0):
+                        self.ball.project(trained, start, site.at)
             if self.keep:
                 memory = {**memory, "optimizer": {str(k): v for k, v in optimizer.state_dict()["state"].items()}}
         for name, parameter in model.named_parameters():
@@ -149,23 +154,23 @@ class LocalTraining(Work):
         last = losses[-max(1, len(losses) // max(1, self.epochs)) :]
         return (float(torch.stack(last).double().mean()) if last else float("nan")), memory
 
-    def _batches(self, site: Site, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of a round, every pass over the samples in an order of its own."""
+    def _batches(self, site: Site, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """The batches of a round, every pass over the samples in an order of its own; and whether one ends it."""
         rng, done = stream("local", *site.key, unit), 0
         # without augmentation what the model reads is made once for all passes
         whole = site.batch(samples, unit) if site.augment is None else None
         each = len(_pieces(torch.arange(len(samples)), self.batch))
         wanted = self.epochs * each if self.steps is None else self.steps
         while done < wanted:
-            for piece in _pieces(torch.randperm(len(samples), generator=rng), self.batch):
+            pieces = _pieces(torch.randperm(len(samples), generator=rng), self.batch)[: wanted - done]
+            for piece in pieces:
                 if whole is None:
-                    yield site.batch(samples[piece], unit, done)
+                    x, y = site.batch(samples[piece], unit, done)
                 else:
                     x, y = whole[0][piece], whole[1][piece]
-                    yield x.contiguous(memory_format=torch.channels_last) if site.channels_last else x, y
+                    x = x.contiguous(memory_format=torch.channels_last) if site.channels_last else x
                 done += 1
-                if done == wanted:
-                    return
+                yield x, y, piece is pieces[-1]
 
 
 def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | None = None) -> Layout:

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model replacement: an update made so large that the mean becomes the attacker's model."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from phalanx.attack import Attack, View
+from phalanx.expression import method, require
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import State
+
+
+@method("replacement", "attack")
+class Replacement(Attack):
+    """Byzantine rows times `boost`: with n_S / n_i and silent honest clients FedAvg installs the attacker's model.
+
+    Several attackers of a round share the factor, as if they were one with the examples of all.
+
+    Args:
+        boost: > 0; None is the examples of all workers of the round over those of the attackers among them.
+    Source: Bagdasaryan et al., How To Backdoor Federated Learning, 2018, arXiv:1807.00459, equation 3; Wang et al.,
+        2020, arXiv:2007.05084, section 3.
+    """
+
+    omniscient: ClassVar[bool] = False
+
+    boost: float | None = None
+
+    def validate(self) -> None:
+        ok = self.boost is None or 0 < self.boost < float("inf")
+        require(ok, f"replacement needs a finite boost > 0, got boost={self.boost}")
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        if self.boost is not None or not round.byzantine:
+            return super().__call__(stack, state, round)
+        # every process calls it alike, also one without an attacker
+        weights = round.world.peek(stack.weights.reshape(-1, 1)).flatten()
+        bad = torch.tensor([worker in round.byzantine for worker in round.world.workers])
+        factor = float(weights.sum() / weights[bad].sum()) if bool(bad.any()) else 1.0
+        return Replacement(factor)(stack, state, round)
+
+    def forge(
+        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
+    ) -> tuple[Tensor, State]:
+        assert self.boost is not None
+        return own * self.boost, state

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attackers of federated learning: projected training, model replacement, and when they take part."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import phalanx as px
+from phalanx.stack import Stack
+from phalanx.train import Trainer
+
+LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
+
+
+def run(phase, workers=6, **options):
+    options = {"partition": px.dirichlet(1.0, least=5), "evaluate_every": 1, "seed": 1} | options
+    return px.run(px.digits(), px.mlp((16,)), (phase,), workers=workers, **options)
+
+
+def distance(weights, centre, norm="l2"):
+    moves = torch.cat([(w.double() - c.double()).flatten() for w, c in zip(weights, centre, strict=True)])
+    return float(moves.norm() if norm == "l2" else moves.abs().max())
+
+
+@given(
+    st.sampled_from(["l2", "linf"]),
+    st.sampled_from(["model", "tensor"]),
+    st.floats(1e-3, 1e3),
+    st.floats(1e-3, 1e4),
+    st.integers(0, 99),
+)
+def test_a_projection_lands_on_the_ball_and_is_the_nearest_point(norm, each, radius, size, seed):
+    rng = torch.Generator().manual_seed(seed)
+    centre = [torch.randn(3, 4, generator=rng), torch.randn(5, generator=rng), torch.zeros(0)]
+    weights = [c + size * torch.randn(c.shape, generator=rng) for c in centre]
+    before = [w.clone() for w in weights]
+    px.ball(radius, norm=norm, each=each).project(weights, centre, 0)
+    pieces = (
+        [(weights, before, centre)]
+        if each == "model"
+        else [([w], [b], [c]) for w, b, c in zip(weights, before, centre, strict=True) if len(w)]
+    )
+    for now, then, middle in pieces:
+        was, is_now = distance(then, middle, norm), distance(now, middle, norm)
+        if was <= radius * (1 - 1e-6):
+            assert all(a.equal(b) for a, b in zip(now, then, strict=True))
+        elif was > radius * (1 + 1e-6):
+            scale = max(1.0, float(torch.cat([c.flatten() for c in middle]).abs().max()) / radius)
+            assert abs(is_now - radius) <= 1e-6 * radius * scale
+            if norm == "l2":
+                for a, b, c in zip(now, then, middle, strict=True):
+                    torch.testing.assert_close(a, c + (b - c) * (radius / was), rtol=1e-4, atol=1e-5 * radius)
+
+
+def test_a_decayed_ball_shrinks_with_the_rounds():
+    ball, centre = px.ball(2.0, decay=0.5), [torch.zeros(4)]
+    for at, radius in enumerate((2.0, 1.0, 0.5)):
+        weights = [torch.full((4,), 9.0)]
+        ball.project(weights, centre, at)
+        assert float(weights[0].norm()) == pytest.approx(radius)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_client_in_a_ball_ends_in_it(epochs):
+    inside = px.local_training(px.sgd(0.1), epochs=epochs, batch=7, ball=px.ball(0.05, every=4))
+    rows = Trainer(run(px.fedavg(inside, 1))).work(0)[0].rows
+    assert (rows.double().norm(dim=1) <= 0.05 * (1 + 1e-5)).all()
+    far = px.local_training(px.sgd(0.1), epochs=epochs, batch=7, ball=px.ball(1e6))
+    free = px.local_training(px.sgd(0.1), epochs=epochs, batch=7)
+    assert Trainer(run(px.fedavg(far, 1))).work(0)[0].rows.equal(Trainer(run(px.fedavg(free, 1))).work(0)[0].rows)
+
+
+def test_replacement_with_silent_others_installs_the_attackers_model():
+    still, own = px.local_training(epochs=0), px.local_training(px.sgd(0.1), epochs=2)
+    scheme = px.parse("chain(replacement(), gather(dense(), gate=gate(weights='trusted')), mean())")
+    phase = px.phase(still, scheme, px.sgd(1.0), 1, adversary=own)
+    trainer = Trainer(run(phase, byzantine=px.fixed((2,))))
+    start = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    row = trainer.work(0)[0].rows[2]
+    trainer.run()
+    end = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    torch.testing.assert_close(end, start - row, rtol=1e-4, atol=1e-6)
+    assert not trainer.work(0)[0].rows[[0, 1, 3, 4, 5]].any()
+
+
+def test_attackers_of_a_round_share_the_boost():
+    layout = px.Layout.flat(3)
+    weights = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    stack = Stack(torch.ones(4, 3), layout, ((0,), (1,), (2,), (3,)), weights)
+    round = px.Round(byzantine=frozenset({1, 2}), world=px.LocalWorld(4))
+    out, _ = px.replacement()(stack, None, round)
+    assert out.rows[:, 0].tolist() == pytest.approx([1, 12 / 5, 12 / 5, 1])
+    share = (weights / weights.sum()).float()
+    assert float(share[1:3] @ out.rows[1:3, 0]) == pytest.approx(1.0)
+
+
+def test_the_adversary_works_in_place_of_its_workers_only():
+    strange = px.local_training(px.sgd(0.3), epochs=4, batch=11)
+    phase = px.fedavg(LOCAL, 1)
+    both = px.phase(phase.work, phase.scheme, phase.finish, 1, adversary=strange)
+    plain, mixed = Trainer(run(phase)).work(0)[0].rows, Trainer(run(both, byzantine=px.fixed((1, 4)))).work(0)[0].rows
+    honest = [0, 2, 3, 5]
+    assert mixed[honest].equal(plain[honest]) and not mixed[[1, 4]].equal(plain[[1, 4]])
+    assert mixed[[1, 4]].equal(Trainer(run(px.fedavg(strange, 1))).work(0)[0].rows[[1, 4]])
+
+
+def test_attackers_come_when_it_is_their_turn():
+    selection = px.infiltrated(4, (0, 7), every=3, first=2, rounds=9)
+    for index in range(14):
+        chosen = selection.at(index, 12, 5)
+        assert len(set(chosen)) == 4 and chosen == tuple(sorted(chosen))
+        assert ({0, 7} <= set(chosen)) == (index in (2, 5, 8)) and (index in (2, 5, 8) or not {0, 7} & set(chosen))
+    assert len({selection.at(index, 12, 5) for index in range(14)}) > 5
+
+
+def test_an_attack_by_turns_runs_and_is_counted():
+    phase = px.fedavg(LOCAL, 4)
+    scheme = px.chain(px.replacement(2.0), *phase.scheme.stages)
+    made = px.phase(LOCAL, scheme, phase.finish, 4, clients=px.infiltrated(3, (5,), every=2), adversary=LOCAL)
+    lines = []
+    px.train(run(made, byzantine=px.fixed((5,))), listener=lines.append)
+    assert [5 in line["clients"] for line in lines] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: px.ball(0.0), "radius > 0"),
+        (lambda: px.ball(1.0, decay=1.5), r"decay in \(0, 1\]"),
+        (lambda: px.replacement(-1.0), "boost > 0"),
+        (lambda: px.infiltrated(1, (0, 1)), "1 to clients=1 attackers"),
+        (
+            lambda: Trainer(run(px.phase(LOCAL, px.fedavg(LOCAL).scheme, clients=px.infiltrated(6)))),
+            "needs 6 honest workers",
+        ),
+        (
+            lambda: Trainer(
+                run(px.phase(px.gradient(60), px.parse("chain(vote(dense(), r=3), mean())"), adversary=px.gradient(60)))
+            ),
+            "work of its own",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
