@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.stack import Stack
+from phalanx.summary import fingerprint
 from phalanx.train import Trainer
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
@@ -145,3 +146,19 @@ def test_an_attack_by_turns_runs_and_is_counted():
 def test_what_cannot_be_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_parity_asks_every_client_and_changes_nothing():
+    plain = px.train(run(px.fedavg(LOCAL, 2)))
+    lines = []
+    asked = px.train(run(px.fedavg(LOCAL, 2), exams=(px.parity(), px.parity(clients=2, most=5))), listener=lines.append)
+    assert fingerprint(asked.model) == fingerprint(plain.model)
+    every, some = lines[-1]["examined"].values()
+    assert len(every["accuracy"]) == 6 and len(some["accuracy"]) == 2
+    assert every["ratio"] == pytest.approx(min(every["accuracy"].values()) / max(every["accuracy"].values()))
+    parts = asked.config.partition.parts(asked.data, 6, 1)
+    x, y = asked.data.train(parts[3][:200])
+    with torch.no_grad():
+        right = asked.model.eval()(x).argmax(1) == y
+    assert every["accuracy"]["3"] == pytest.approx(float(right.double().mean()))
+    assert asked.summary()["examined"] == lines[-1]["examined"]

@@ -93,6 +93,8 @@ from phalanx.data.shape import Passage as Passage
 from phalanx.data.shape import Tokens as Tokens
 from phalanx.data.wikitext2 import Wikitext2 as wikitext2
 from phalanx.ddp import register as ddp_hook
+from phalanx.exam import Exam as Exam
+from phalanx.exams.parity import Parity as parity
 from phalanx.exchange import Exchange as exchange
 from phalanx.expression import Expression as Expression
 from phalanx.expression import method as method

@@ -11,6 +11,7 @@ from phalanx.crossing import Wire, stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
+from phalanx.exam import Exam
 from phalanx.expression import Expression, method, require
 from phalanx.fault import Fault
 from phalanx.finish import Finish, Sgd
@@ -96,6 +97,7 @@ class Run(Expression):
         evaluate_every: rounds between two looks at the test set; the end is always evaluated.
         checkpoint_every: rounds between two checkpoints.
         observers: what is measured of the workers' rows before the scheme; never changes the run.
+        exams: what the model is asked whenever it is tested, besides its accuracy; never changes the run.
     """
 
     data: Data
@@ -113,13 +115,16 @@ class Run(Expression):
     evaluate_every: int = 50
     checkpoint_every: int = 50
     observers: tuple[Observer, ...] = ()
+    exams: tuple[Exam, ...] = ()
 
     def validate(self) -> None:
         require(self.workers >= 1, f"run needs workers >= 1, got workers={self.workers}")
         require(len(self.phases) >= 1, "run needs at least one phase")
         for name in ("threads", "evaluate_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"run needs {name} >= 1, got {name}={getattr(self, name)}")
-        require(len(set(self.observers)) == len(self.observers), "run: two observers are equal; keep one of them")
+        for name in ("observers", "exams"):
+            mine = getattr(self, name)
+            require(len(set(mine)) == len(mine), f"run: two {name} are equal; keep one of them")
         self.byzantine.at(0, self.workers, self.seed)
         for fault in self.faults:
             known = fault.worker < self.workers

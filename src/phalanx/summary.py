@@ -30,6 +30,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         "test_loss": loss,
         **({"perplexity": _perplexity(loss)} if trainer.data.test_y.dim() > 1 else {}),
         **trainer.config.data.judge(trainer.model),
+        **({"examined": trainer.examine()} if trainer.config.exams else {}),
         "rounds": trainer.step,
         "lost_rounds": ledger.lost_rounds,
         "lost_groups": ledger.lost_groups,

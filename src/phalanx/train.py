@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from phalanx.allocation import Allocation
 from phalanx.checkpoint import Checkpoint, from_payload, merge, own, to_payload
 from phalanx.clock import PARTS
 from phalanx.crossing import check_server, server_half
+from phalanx.exam import Sitting
 from phalanx.fault import silenced
 from phalanx.layout import Layout
 from phalanx.learner import Learner, Sources
@@ -79,6 +81,8 @@ class Trainer:
         self.learner = Learner(run, self.data.shape, self.data.num_classes)
         for observer in run.observers:
             observer.check(self.layout, run.workers)
+        for exam in run.exams:
+            exam.check(self.data)
         self.ledger = Ledger(run.workers)
         self.step = 0
         self.state: State = {}  # of the scheme
@@ -88,6 +92,7 @@ class Trainer:
             phase.work.check(Sources(self.learner, number), phase.rounds)
         self._text, self._elsewhere = repr(run), dict[str, Any]()  # memories of workers elsewhere, from a checkpoint
         self._evaluated: tuple[int, tuple[float, float | None]] | None = None
+        self._examined: tuple[int, dict[str, Any]] | None = None
         self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
 
     @property
@@ -129,6 +134,8 @@ class Trainer:
         if self.step == self.config.rounds or self._due(opened):
             line["accuracy"], line["test_loss"] = self.evaluate()
             line["parameters"] = self.learner.parameters
+            if self.config.exams:
+                line["examined"] = self.examine()
         return line
 
     def _due(self, opened: Opened) -> bool:
@@ -267,6 +274,15 @@ class Trainer:
             accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
             self._evaluated = self.step, (accuracy, number_of(loss))
         return self._evaluated[1]
+
+    def examine(self) -> dict[str, Any]:
+        """What each exam finds, by its expression; asked once a round."""
+        if self._examined is None or self._examined[0] != self.step:
+            run = self.config
+            parts = partial(run.partition.parts, self.data, run.workers, run.seed)
+            sitting = Sitting(self.model, self.data, run.workers, run.seed, run.precision, parts)
+            self._examined = self.step, {repr(exam): exam.sit(sitting) for exam in run.exams}
+        return self._examined[1]
 
     def _checkpoint(self, folder: RunFolder | None) -> None:
         """Every process gives its workers' memories; rank 0 writes them."""

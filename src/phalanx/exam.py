@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is asked besides its accuracy on the test part, whenever it is tested."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.data.dataset import Dataset
+from phalanx.expression import Expression
+
+_TOGETHER = 500  # examples
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A model that is tested, and what of its run an exam may look at.
+
+    Args:
+        parts: makes the training samples that each worker owns.
+    """
+
+    model: nn.Module
+    data: Dataset
+    workers: int
+    seed: int
+    precision: str
+    parts: Callable[[], tuple[Tensor, ...]]
+
+    @torch.no_grad()
+    def labels(self, x: Tensor) -> Tensor:
+        """What the model calls inputs as `Dataset.inputs` gives them, in evaluation mode. Shapes: (B, ...) -> (B,)."""
+        device = next(self.model.parameters()).device
+        self.model.eval()
+        said = []
+        for piece in x.split(_TOGETHER):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                said.append(self.model(piece.to(device)).float().argmax(dim=-1).cpu())
+        return torch.cat(said) if said else torch.empty(0, dtype=torch.int64)
+
+
+class Exam(Expression, ABC):
+    """Questions to a model whenever it is tested; changes nothing.
+
+    What it returns is logged in metrics.jsonl under "examined", by the exam's expression, and the last of it stands in
+    the summary.
+    """
+
+    def check(self, data: Dataset) -> None:
+        """Raises ValueError, before anything is computed, if models of such data cannot be asked."""
+        return
+
+    @abstractmethod
+    def sit(self, sitting: Sitting) -> dict[str, Any]:
+        """Plain values for JSON."""
+
+
+def share(right: Tensor) -> float | None:
+    """Of truths; None of nothing. Shapes: (n,) bool -> scalar."""
+    return float(right.double().mean()) if len(right) else None

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How unequally a model serves its clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from phalanx.exam import Exam, Sitting, share
+from phalanx.expression import method, require
+from phalanx.round import stream
+
+
+@method("parity", "exam")
+class Parity(Exam):
+    """The model's accuracy on every client's own training samples, and the least over the greatest of them.
+
+    Args:
+        clients: drawn once from the run's seed; None asks all.
+        most: samples of a client that are looked at, >= 1.
+    Source: the accuracy parity ratio of Wang et al., Attack of the Tails, 2020, arXiv:2007.05084, section 4.
+    """
+
+    clients: int | None = None
+    most: int = 200
+
+    def validate(self) -> None:
+        require(self.clients is None or self.clients >= 1, f"parity needs clients >= 1, got clients={self.clients}")
+        require(self.most >= 1, f"parity needs most >= 1 sample of a client, got most={self.most}")
+
+    def sit(self, sitting: Sitting) -> dict[str, Any]:
+        parts = sitting.parts()
+        order = torch.randperm(len(parts), generator=stream("parity", sitting.seed))
+        asked = sorted(order[: len(parts) if self.clients is None else self.clients].tolist())
+        accuracy = {}
+        for worker in asked:
+            mine = parts[worker][: self.most]
+            x, y = sitting.data.train(mine)
+            right = sitting.labels(x) == y
+            accuracy[str(worker)] = share(right.flatten())
+        least, most = min(accuracy.values()), max(accuracy.values())
+        return {"accuracy": accuracy, "least": least, "ratio": least / most if most else None}
