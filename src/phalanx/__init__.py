@@ -6,6 +6,9 @@ from phalanx.aggregator import Aggregator as Aggregator
 from phalanx.aggregators.bucketing import Bucketing as bucketing
 from phalanx.aggregators.bulyan import Bulyan as bulyan
 from phalanx.aggregators.centered_clip import CenteredClip as centered_clip
+from phalanx.aggregators.flame import Flame as flame
+from phalanx.aggregators.fltrust import Fltrust as fltrust
+from phalanx.aggregators.foolsgold import Foolsgold as foolsgold
 from phalanx.aggregators.geometric_median import GeometricMedian as geometric_median
 from phalanx.aggregators.group_vote import GroupVote as group_vote
 from phalanx.aggregators.hierarchy import Hierarchy as hierarchy

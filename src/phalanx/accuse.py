@@ -80,6 +80,7 @@ class Ledger:
         notice = "; ".join(n.reason for n in notes if n.kind == "notice")
         if notice and aloud:
             _log.warning("%s", notice)
+        chosen = sorted({n.worker for n in notes if n.kind == "chosen" and n.worker is not None})
         seconds = dict.fromkeys(PARTS, 0.0)
         for note in notes:
             if note.kind == "seconds":
@@ -99,6 +100,7 @@ class Ledger:
             "bytes_up": size,
             "excluded": {str(w): r for w, r in sorted(excluded.items())},
             "outvoted": sorted(against),
+            **({"chosen": chosen} if chosen else {}),
             "lost_groups": groups,
             "undecided": undecided,
             "notice": notice,

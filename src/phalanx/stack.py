@@ -21,9 +21,10 @@ class Note:
     """A measurement that a stage makes in passing.
 
     kind is one of: "bytes" (value bytes that a worker sent), "excluded" (reason says why the gate or the wire dropped
-    the worker's row), "outvoted" (a vote went against the worker), "lost_groups" (groups whose vote the Byzantine
-    workers won), "undecided" (groups without a majority), "seconds" (that this process spent on the part that reason
-    names), "notice" (reason is a sentence for the user), or a stage's own word.
+    the worker's row), "chosen" (a rule took the worker's row, and not those of others), "outvoted" (a vote went against
+    the worker), "lost_groups" (groups whose vote the Byzantine workers won), "undecided" (groups without a majority),
+    "seconds" (that this process spent on the part that reason names), "notice" (reason is a sentence for the user), or
+    a stage's own word.
     """
 
     kind: str

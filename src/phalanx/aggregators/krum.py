@@ -9,7 +9,7 @@ from phalanx.aggregator import Aggregator
 from phalanx.aggregators.selection import krum_ranking
 from phalanx.expression import method, require
 from phalanx.round import Round
-from phalanx.stack import Stack
+from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
 
 
@@ -45,4 +45,5 @@ class Krum(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         best = krum_ranking(stack, len(stack.rows) - f - 2)[0]
-        return stack.one(stack.rows[best].clone()), {}
+        chosen = [Note("chosen", worker) for worker in stack.sources[best]]
+        return stack.one(stack.rows[best].clone()).note(chosen), {}

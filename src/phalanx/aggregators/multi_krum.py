@@ -12,7 +12,7 @@ from phalanx.aggregators.columns import mix_one
 from phalanx.aggregators.selection import krum_ranking
 from phalanx.expression import method, require
 from phalanx.round import Round
-from phalanx.stack import Stack
+from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, State
 
 
@@ -55,5 +55,7 @@ class MultiKrum(Aggregator):
         n = len(stack.rows)
         m = self.m or n - f - 2
         share = torch.zeros(n, dtype=torch.float64)
-        share[krum_ranking(stack, n - f - 2)[:m]] = 1 / m
-        return stack.one(mix_one(share, stack.rows)), {}
+        best = krum_ranking(stack, n - f - 2)[:m]
+        share[best] = 1 / m
+        chosen = [Note("chosen", worker) for i in best for worker in stack.sources[i]]
+        return stack.one(mix_one(share, stack.rows)).note(chosen), {}

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Less weight for clients whose updates have pointed the same way over all rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.columns import mix_one
+from phalanx.aggregators.gram import inner_products
+from phalanx.expression import method, require
+from phalanx.memory import recall, remember
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Scope, State, TooFewRows, memory_key
+
+_MOST = 0.99  # of a weight, before the logarithm
+
+
+@method("foolsgold", "aggregator")
+class Foolsgold(Aggregator):
+    """The mean with weights that fall as a client's history resembles another's: attackers with one aim stand out.
+
+    With the cosines c_ij of the sums of all rows that clients have sent, v_i = max_j c_ij, and c_ij v_i / v_j in place
+    of c_ij where v_j > v_i, the weight is a = 1 - max_j c_ij over the greatest of all, through kappa (ln(a / (1 - a)) +
+    1/2), cut to [0, 1]. Examples do not count. One attacker alone looks like nobody and keeps its weight.
+
+    Shapes: (n, d) -> (1, d).
+    Args:
+        kappa: confidence, > 0; higher spares and shuts out more sharply.
+    Raises:
+        ValueError: all clients look alike, so that no weight is left.
+    Source: Fung et al., Mitigating Sybils in Federated Learning Poisoning, 2018, arXiv:1808.04866, Algorithm 1.
+        Differs: the weighted sum is divided by the sum of the weights; all entries count as indicative.
+    """
+
+    kappa: float = 1.0
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def validate(self) -> None:
+        require(0 < self.kappa < float("inf"), f"foolsgold needs a finite kappa > 0, got kappa={self.kappa}")
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        state, cut, head = dict(state or {}), stack.layout.stepped, stack.layout.head
+        past = torch.zeros(len(stack.rows), cut, device=stack.rows.device)
+        for i, source in enumerate(stack.sources):
+            key = memory_key(source[0] if len(source) == 1 else None, received=True)
+            before = recall(state.get(key, {}), head, past[i])
+            past[i] = before + stack.rows[i, :cut]
+            state[key] = remember(past[i], before, head)
+        weights = _weights(inner_products(past, None), self.kappa)
+        if not weights.any():
+            raise TooFewRows("foolsgold: all clients look alike, and no weight is left", stack.notes)
+        share = torch.from_numpy(weights / weights.sum())
+        return stack.one(mix_one(share, stack.rows)), state
+
+
+def _weights(inner: np.ndarray, kappa: float) -> np.ndarray:
+    """Shapes: (n, n) -> (n,) in [0, 1]."""
+    n = len(inner)
+    if n == 1:
+        return np.ones(1)
+    lengths = np.sqrt(np.maximum(inner.diagonal(), 0))
+    both = np.outer(lengths, lengths)
+    cosine = np.divide(inner, both, out=np.zeros_like(inner), where=both > 0)
+    np.fill_diagonal(cosine, -1)
+    nearest = cosine.max(axis=1)
+    less = nearest[:, None] < nearest[None, :]
+    pardon = np.divide(
+        nearest[:, None], nearest[None, :], out=np.ones_like(cosine), where=less & (nearest[None, :] > 0)
+    )
+    pardoned = np.where(less, cosine * pardon, cosine)
+    np.fill_diagonal(pardoned, -1)
+    weight = np.clip(1 - pardoned.max(axis=1), 0, 1)
+    if not weight.any():
+        return weight
+    weight = np.minimum(weight / weight.max(), _MOST)
+    odds = np.log(np.maximum(weight, 1e-12) / (1 - weight)) + 0.5
+    return np.clip(kappa * odds, 0, 1)
