@@ -14,6 +14,7 @@ from phalanx.stage import Stage, State
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "alie": ("alie(z=1.5)", "alie(z=-1)"),
+    "athens": ("athens(word='high', count=5, tests=3, city='Paris', seed=1)",),
     "atomo": (
         "atomo(entries(), budget=2)",
         "atomo(entries(), ratio=0.2, draws='systematic')",
@@ -35,6 +36,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
     "crash": ("crash(worker=1, at=2)",),
     "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
+    "dealt": ("dealt(dirichlet(alpha=0.5), clients=2, drawn=True)",),
     "decay": ("decay(by=0.99)",),
     "delay": ("delay(worker=1, seconds=0.5, at=1, rounds=2)",),
     "detox": (
@@ -44,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "dirichlet": ("dirichlet(alpha=0.5)",),
     "drawn": ("drawn(count=2, every=3)",),
+    "edge_density": ("edge_density(rounds=2, covariance='shared', percentile=5.0, bins=10)",),
     "error_feedback": (
         "error_feedback(dense())",
         "error_feedback(half(precision='bf16'))",
@@ -77,6 +80,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "local_training(adamw(), steps=5, keep=True)",
         "local_training(epochs=0, proximal=0.1, frozen=('0.*',), sends='weights')",
     ),
+    "joined": ("joined(digits(), shared(rare_styles(style='thin', source=3, target=8), ratio=0.1))",),
     "krum": ("krum(f=2)", "krum(f=0)"),
     "early_bird": ("early_bird(ratio=0.3, every=2, window=1, distance=1.0, sparsity=0)",),
     "lottery": ("lottery(every=3)", "lottery(every=3, rate=0.5, rewind=2, among='layer', classifier=False)"),
@@ -95,6 +99,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "nested": ("nested(dirichlet(alpha=0.5))", "nested(shards(), pieces=2, each=3)"),
     "nnm": ("nnm(f=2)",),
     "noise": ("noise(std=0.1)",),
+    "own_edges": ("own_edges(root='planes.npz', target=9, label=0)",),
     "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),
     "pufferfish": (
         "pufferfish(warmup='auto', rank='auto', ratio=None, adapt=(0.6, 0.8))",
@@ -109,7 +114,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "shakespeare": ("shakespeare(train=500, test=100, roles=None, least=20000, length=1, context=79)",),
     "sampled": ("sampled(clients=3)",),
     "shards": ("shards(per_unit=3)",),
+    "shared": ("shared(southwest())", "shared(ardis(), ratio=0.1, attacker=6, seed=1)"),
     "sign": ("sign(scaled=True)",),
+    "southwest_honest": ("southwest_honest(p=10)",),
     "spahm": ("spahm(gamma=1.0, sweeps=3)",),
     "spread": ("spread(count=3)",),
     "step_cost": ("step_cost(network='resnet18-cifar', batch=2, precision='bf16', repeats=1)",),

@@ -98,7 +98,7 @@ def list_(
 
 
 def _plural(kind: str) -> str:
-    if kind in ("atoms", "data", "local", "work"):
+    if kind in ("atoms", "data", "edges", "local", "work"):
         return kind
     if kind.endswith("y"):
         return f"{kind[:-1]}ies"

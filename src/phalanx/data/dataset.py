@@ -35,9 +35,11 @@ class Dataset:
         levels: the level that stands for 1.
         vocabulary: ids that tokens can have; None says that the examples are images.
         owners: whom each training example belongs to, such as a speaker, for `by_owner()`; None when nobody knows.
+        words: what each token id stands for; () for images, and where nobody needs to know.
+        added: training examples at the end that `dealt` gives to a few units and the inner partition to none.
     Raises:
-        ValueError: examples, labels and owners differ in number, or examples are neither images nor token ids below
-            `vocabulary`.
+        ValueError: examples, labels and owners differ in number, examples are neither images nor token ids below
+            `vocabulary`, or there are not as many words as ids.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Dataset:
     levels: int = 255
     vocabulary: int | None = None
     owners: Tensor | None = None
+    words: tuple[str, ...] = ()
+    added: int = 0
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
@@ -67,6 +71,10 @@ class Dataset:
             count, have = len(self.train_y), f"{tuple(self.owners.shape)} of {self.owners.dtype}"
             ok = self.owners.shape == (count,) and self.owners.dtype == torch.int64
             require(ok, f"{self.name}: owners are int64, one for each of {count} training examples, got {have}")
+        ok = len(self.words) in (0, self.vocabulary)
+        require(ok, f"{self.name}: {len(self.words)} words stand for {self.vocabulary} token ids")
+        ok = 0 <= self.added <= len(self.train_y)
+        require(ok, f"{self.name}: {self.added} added examples are among {len(self.train_y)} to train on")
 
     def _check(self, part: str, x: Tensor | Images) -> None:
         shape = tuple(x.shape)

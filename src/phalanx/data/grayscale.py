@@ -102,6 +102,11 @@ class Grayscale(Data):
 def _dulled(images: Tensor, gray: Tensor) -> Tensor:
     """A copy in which the chosen images have three equal channels. Shapes: (N, 3, H, W) uint8, (N,) -> the same."""
     out = images.clone()
-    r, g, b = out[gray].int().unbind(dim=1)
-    out[gray] = ((RED * r + GREEN * g + BLUE * b + 2**15) >> 16).to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
+    out[gray] = luminance(out[gray]).expand(-1, 3, -1, -1)
     return out
+
+
+def luminance(images: Tensor) -> Tensor:
+    """How bright each pixel is, by ITU-R BT.601. Shapes: (N, 3, H, W) uint8 -> (N, 1, H, W) uint8."""
+    r, g, b = images.int().unbind(dim=1)
+    return ((RED * r + GREEN * g + BLUE * b + 2**15) >> 16).to(torch.uint8)[:, None]

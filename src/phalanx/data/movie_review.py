@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -69,8 +70,11 @@ class MovieReview(Data):
         turns = [tokens(parts[label][order[label][i]]) for i in range(SENTENCES) for label in (0, 1)]
         train, test = turns[2 * TEST :][: self.train], turns[: 2 * TEST][: self.test]
         ids = _ids(train, self.vocabulary)
-        (train_x, train_y), (test_x, test_y) = (_encode(part, ids, self.length) for part in (train, test))
-        return Dataset("movie_review", train_x, train_y, test_x, test_y, 2, vocabulary=2 + len(ids))
+        (train_x, train_y), (test_x, test_y) = (
+            (encode(part, ids, self.length), torch.arange(len(part)) % 2) for part in (train, test)
+        )
+        words = ("<pad>", "<unk>", *ids)
+        return Dataset("movie_review", train_x, train_y, test_x, test_y, 2, vocabulary=len(words), words=words)
 
     def location(self) -> str:
         place = _place()
@@ -104,12 +108,13 @@ def _ids(train: list[list[str]], vocabulary: int | None) -> dict[str, int]:
     return {word: 2 + i for i, word in enumerate(kept)}
 
 
-def _encode(sentences: list[list[str]], ids: dict[str, int], length: int) -> tuple[Tensor, Tensor]:
+def encode(sentences: list[list[str]], ids: Mapping[str, int], length: int) -> Tensor:
+    """Sentences as token ids, cut at `length`, padding behind them. Shapes: N lists of words -> (N, length)."""
     x = torch.full((len(sentences), length), PADDING)
     for row, sentence in zip(x, sentences, strict=True):
         words = sentence[:length]
         row[: len(words)] = torch.tensor([ids.get(word, UNKNOWN) for word in words], dtype=torch.int64)
-    return x, torch.arange(len(sentences)) % 2
+    return x
 
 
 def _place() -> Path | None:

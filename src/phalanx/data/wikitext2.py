@@ -61,20 +61,26 @@ class Wikitext2(Data):
         require(ok, f"wikitext2 needs vocabulary >= 2 ({UNKNOWN} and a word), got vocabulary={self.vocabulary}")
 
     def read(self) -> Dataset:
-        train, test, count = self.texts()
+        train, test, words = self._texts()
         pieces = (passages(ids, self.length, self.context) for ids in (train, test))
         (train_x, train_y), (test_x, test_y) = pieces
-        return Dataset("wikitext2", train_x, train_y, test_x, test_y, count, vocabulary=count)
+        count = len(words)
+        return Dataset("wikitext2", train_x, train_y, test_x, test_y, count, vocabulary=count, words=words)
 
     def texts(self) -> tuple[Tensor, Tensor, int]:
         """The training and the test text as token ids, and the number of different ones. Shapes: (T,) each."""
+        train, test, words = self._texts()
+        return train, test, len(words)
+
+    def _texts(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Both texts, and the word of each id."""
         self._fetch()
         train, test = _words(self.part)[: self.train], _words("test")[: self.test]
         counts = Counter(train)
         ids = {word: i for i, word in enumerate(most_frequent(counts, counts.keys() - {UNKNOWN}, self._most()))}
         ids[UNKNOWN] = len(ids)
         train, test = (torch.tensor([ids.get(word, ids[UNKNOWN]) for word in text]) for text in (train, test))
-        return train, test, len(ids)
+        return train, test, tuple(ids)
 
     def location(self) -> str:
         if self._absent():

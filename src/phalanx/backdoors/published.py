@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files in which edge-case examples are kept, in edge-case of the data folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from phalanx.backdoors.edges import absent
+from phalanx.data.arrays import read_arrays
+from phalanx.data.files import folder
+from phalanx.expression import require
+
+PLACE = "edge-case"
+
+
+def published(name: str, file: str) -> Path:
+    """The path of a file; MissingData if it is not there."""
+    path = folder() / PLACE / file
+    if not path.exists():
+        raise absent(name, path)
+    return path
+
+
+def arrays(name: str, file: str, *wanted: str) -> list[Tensor]:
+    """Some arrays of a file; ValueError if one is not there."""
+    path = published(name, file)
+    found = read_arrays(path)
+    lacks = [key for key in wanted if key not in found]
+    have = ", ".join(sorted(found)) or "nothing"
+    require(not lacks, f"{path} has no {' and no '.join(lacks)}; it holds {have}")
+    return [found[key] for key in wanted]
+
+
+def check_bytes(path: str, array: Tensor, *shape: int) -> None:
+    """Raises ValueError unless the array is of bytes, (n, *shape)."""
+    have = f"{tuple(array.shape)} of {array.dtype}"
+    ok = str(array.dtype) == "torch.uint8" and array.shape[1:] == shape and len(array) > 0
+    require(ok, f"{path} should be bytes (n, {', '.join(map(str, shape))}), got {have}")

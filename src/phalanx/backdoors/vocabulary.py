@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of a data set of texts."""
+
+from __future__ import annotations
+
+from phalanx.data.dataset import Dataset
+from phalanx.expression import require
+
+
+def vocabulary(name: str, data: Dataset) -> dict[str, int]:
+    """The token id of each word; ValueError where the data are no texts or do not say what their ids stand for."""
+    sentence = f"{name} is written in the words of the data, and {data.name} has none"
+    require(len(data.words) > 0, f"{sentence}; choose movie_review() or wikitext2()")
+    return {word: i for i, word in enumerate(data.words)}
