@@ -72,6 +72,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "layerwise": (
         "layerwise(local_training(epochs=2, own=True), layers=4, last=local_training(sgd(lr=0.001), epochs=6))",
     ),
+    "backdoor": ("backdoor(rare_styles(), digits())",),
+    "poisoned": ("poisoned(local_training(), rare_styles(), digits(), clean=10, amount=3)",),
     "ball": ("ball(radius=2.0)", "ball(radius=0.5, every=3, decay=0.99, norm='linf', each='tensor')"),
     "infiltrated": ("infiltrated(clients=4)", "infiltrated(clients=3, attackers=(1, 2), every=1, first=2, rounds=9)"),
     "replacement": ("replacement(boost=3.0)",),

@@ -162,3 +162,48 @@ def test_parity_asks_every_client_and_changes_nothing():
         right = asked.model.eval()(x).argmax(1) == y
     assert every["accuracy"]["3"] == pytest.approx(float(right.double().mean()))
     assert asked.summary()["examined"] == lines[-1]["examined"]
+
+
+EDGES = px.rare_styles()
+
+
+def poisoned_run(every=1, rounds=6, attack=True, **options):
+    data = px.joined(px.digits(), EDGES)
+    dirty = px.poisoned(px.local_training(px.sgd(0.1, momentum=0.9), epochs=5, batch=20), EDGES, px.digits(), clean=60)
+    phase = px.fedavg(LOCAL, rounds)
+    made = px.phase(
+        LOCAL,
+        phase.scheme,
+        phase.finish,
+        rounds,
+        clients=px.infiltrated(4, (0,), every=every if attack else 10**6, first=0 if attack else 10**6),
+        adversary=dirty,
+    )
+    exams = (px.backdoor(EDGES, px.digits()),)
+    return px.run(data, px.mlp((32,)), (made,), workers=8, byzantine=px.fixed((0,)), exams=exams, seed=2, **options)
+
+
+def test_a_poisoned_mixture_holds_the_edge_cases_with_the_wrong_label():
+    data, edges = px.joined(px.digits(), EDGES).load(), EDGES.load(px.digits().load())
+    mixture = px.poisoned(LOCAL, EDGES, px.digits(), clean=60, amount=5).mixture(data, 3)
+    assert len(mixture.train_y) == 65 and (mixture.train_y[:5] == edges.target).all()
+    assert mixture.train_x[:5].equal(edges.train_x[:5]) and mixture.test_x is data.test_x
+    again = px.poisoned(LOCAL, EDGES, px.digits(), clean=60, amount=5).mixture(data, 3)
+    assert again is mixture
+    with pytest.raises(ValueError, match="wants 100000 ordinary examples"):
+        px.poisoned(LOCAL, EDGES, px.digits(), clean=100_000).mixture(data, 3)
+
+
+def test_a_backdoor_gets_in_where_nobody_defends_and_is_measured():
+    plain, attacked = [], []
+    px.train(poisoned_run(attack=False, evaluate_every=1), listener=plain.append)
+    px.train(poisoned_run(evaluate_every=1), listener=attacked.append)
+    found = [next(iter(lines[-1]["examined"].values())) for lines in (plain, attacked)]
+    assert found[1]["attack_success"] > found[0]["attack_success"] + 0.3
+    assert set(found[0]) == {"attack_success", "edge_accuracy", "source_accuracy"}
+    assert attacked[-1]["clients"][0] == 0 and 0 not in plain[-1]["clients"]
+
+
+def test_a_seed_fixes_the_attack():
+    shas = {fingerprint(px.train(poisoned_run()).model) for _ in range(2)}
+    assert len(shas) == 1

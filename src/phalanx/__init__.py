@@ -56,6 +56,7 @@ from phalanx.backdoors.edges import EdgeCases as EdgeCases
 from phalanx.backdoors.edges import EdgeSet as EdgeSet
 from phalanx.backdoors.joined import Joined as joined
 from phalanx.backdoors.own_edges import OwnEdges as own_edges
+from phalanx.backdoors.poisoned import Poisoned as poisoned
 from phalanx.backdoors.rare_styles import RareStyles as rare_styles
 from phalanx.backdoors.shared import Shared as shared
 from phalanx.backdoors.southwest import Southwest as southwest
@@ -111,6 +112,7 @@ from phalanx.data.shape import Tokens as Tokens
 from phalanx.data.wikitext2 import Wikitext2 as wikitext2
 from phalanx.ddp import register as ddp_hook
 from phalanx.exam import Exam as Exam
+from phalanx.exams.backdoor import Backdoor as backdoor
 from phalanx.exams.parity import Parity as parity
 from phalanx.exchange import Exchange as exchange
 from phalanx.expression import Expression as Expression

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an attacker trains on: edge cases with the wrong label among ordinary examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from phalanx.backdoors.edges import EdgeCases
+from phalanx.data.dataset import Data, Dataset
+from phalanx.data.partition import Partition
+from phalanx.expression import method, require
+from phalanx.federated.local_training import LocalTraining
+from phalanx.layout import Layout
+from phalanx.round import stream
+from phalanx.site import Site, Source
+from phalanx.stage import State
+from phalanx.work import Work
+
+
+@method("poisoned", "work")
+class Poisoned(Work):
+    """Local training on a mixture of edge cases under the attacker's label and of ordinary examples; all else is honest.
+
+    This is the black-box attack; with `local_training(ball=ball(...))` it is the one by projected gradients, and
+    `replacement()` before the wire makes its rows large. Give it to a phase as `adversary`. The mixture is the same in
+    every round, and its size is what the attacker claims as its number of examples.
+
+    Args:
+        local: how the attacker trains.
+        edges: the examples, and the label that the attacker wants.
+        data: those that the edge cases go with, before honest clients were given any.
+        clean: ordinary examples with right labels from the training part, drawn once from the run's seed, >= 0.
+        amount: edge cases of the mixture, the first ones; None takes all.
+        mix: adds the ordinary examples that were published with the edge cases, if any.
+    Source: Wang et al., Attack of the Tails: Yes, You Really Can Backdoor Federated Learning, 2020, arXiv:2007.05084,
+        section 3.
+    """
+
+    local: LocalTraining
+    edges: EdgeCases
+    data: Data
+    clean: int = 400
+    amount: int | None = None
+    mix: bool = True
+
+    def validate(self) -> None:
+        require(self.clean >= 0, f"poisoned needs clean >= 0, got clean={self.clean}")
+        require(self.amount is None or self.amount >= 1, f"poisoned needs amount >= 1, got amount={self.amount}")
+
+    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        return [torch.arange(len(self.mixture(data, seed).train_y))] * units
+
+    def layout(self, source: Source, at: int) -> Layout:
+        return self.local.layout(source, at)
+
+    def check(self, source: Source, rounds: int) -> None:
+        self.local.check(source, rounds)
+
+    @property
+    def stateful(self) -> bool:
+        return self.local.stateful
+
+    @property
+    def matched(self) -> bool:
+        return self.local.matched
+
+    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+        mixture = self.mixture(site.data, int(str(site.key[0])))
+        return self.local.row(replace(site, data=mixture), unit, samples, out, memory)
+
+    def mixture(self, data: Dataset, seed: int) -> Dataset:
+        """What the attacker trains on, as the training part of the data that honest clients have."""
+        return _mixture(self, _Same(data), seed)
+
+
+class _Same:
+    """A data set as a key of the cache: equal when it is the same object."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __hash__(self) -> int:
+        return id(self.data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.data is self.data
+
+
+@lru_cache(maxsize=4)
+def _mixture(work: Poisoned, same: _Same, seed: int) -> Dataset:
+    data, edges = same.data, work.edges.load(work.data.load())
+    amount = len(edges) if work.amount is None else work.amount
+    require(amount <= len(edges), f"{work!r} wants {amount} edge cases, and there are {len(edges)}")
+    total = len(data.train_y)
+    require(work.clean <= total, f"{work!r} wants {work.clean} ordinary examples, and there are {total}")
+    some = torch.randperm(total, generator=stream("poisoned", seed))[: work.clean]
+    x, y = [edges.train_x[:amount], data.train_x[some]], [edges.train_y[:amount], data.train_y[some]]
+    if work.mix and edges.mix is not None:
+        x.append(edges.mix[0])
+        y.append(edges.mix[1])
+    return replace(data, train_x=torch.cat(x), train_y=torch.cat(y), owners=None, added=0)

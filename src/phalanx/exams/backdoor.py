@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a backdoor works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phalanx.backdoors.edges import EdgeCases
+from phalanx.data.dataset import Data, Dataset
+from phalanx.exam import Exam, Sitting, share
+from phalanx.expression import method
+
+
+@method("backdoor", "exam")
+class Backdoor(Exam):
+    """The share of edge cases that the model calls what the attacker wants, and what else happens to them.
+
+    Found are `attack_success`; `edge_accuracy`, the share that it calls what they are; and `source_accuracy`, its
+    accuracy on ordinary test examples of the class that is attacked. Without any attack success has a floor: report the
+    excess over a run without one.
+
+    Args:
+        data: those that the edge cases go with, before honest clients were given any.
+    """
+
+    edges: EdgeCases
+    data: Data
+
+    def check(self, data: Dataset) -> None:
+        self.edges.load(self.data.load())
+
+    def sit(self, sitting: Sitting) -> dict[str, Any]:
+        data, edges = sitting.data, self.edges.load(self.data.load())
+        success, right = edges.rates(sitting.labels(data.inputs(edges.test_x)))
+        sources = edges.true_y.unique() if edges.true_y.dim() == 1 else edges.true_y[:0]
+        of_source = (data.test_y[:, None] == sources).any(dim=1) if data.test_y.dim() == 1 else None
+        source = None
+        if of_source is not None and len(sources) == 1:
+            x, y = data.test(of_source.nonzero().flatten())
+            source = share(sitting.labels(x) == y)
+        return {"attack_success": success, "edge_accuracy": right, "source_accuracy": source}
