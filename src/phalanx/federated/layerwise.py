@@ -82,6 +82,7 @@ class Layerwise(Work):
         return self.local.samples(partition, data, units, index, seed)
 
     def check(self, source: Source, rounds: int) -> None:
+        check_levels(source)
         found = len(source.graph.sizes) + 1
         names = ", ".join(source.graph.names)
         require(
