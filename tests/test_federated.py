@@ -338,13 +338,6 @@ def test_wrong_numbers_of_layers_and_rounds_are_told():
         Trainer(run(px.phase(LOCAL, px.parse("chain(gather(dense()), matched(), mean())"))))
 
 
-def test_layers_of_one_module_cannot_grow_apart():
-    lstm = px.tied_lstm(width=4, layers=2, dropout=0.0)
-    for phase in (px.fedma(OWN, layers=4), px.pfnm(OWN)):
-        with pytest.raises(ValueError, match="layers of one module and have to be of one size"):
-            Trainer(px.run(Letters(), lstm, (phase,), workers=2))
-
-
 @method("letters", "data", listed=False)
 class Letters(px.Data):
     """Passages of a few letters."""
@@ -355,6 +348,13 @@ class Letters(px.Data):
 
     def location(self):
         return "memory"
+
+
+def test_layers_of_one_module_cannot_grow_apart():
+    lstm = px.tied_lstm(width=4, layers=2, dropout=0.0)
+    for phase in (px.fedma(OWN, layers=4), px.pfnm(OWN)):
+        with pytest.raises(ValueError, match="layers of one module and have to be of one size"):
+            Trainer(px.run(Letters(), lstm, (phase,), workers=2))
 
 
 def rows_of_a_layer(n=4, neurons=5):

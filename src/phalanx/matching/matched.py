@@ -31,9 +31,9 @@ class Matched(Matches):
 
     The groups of neurons in the rows are matched one after the other, each with the earlier ones in their places. What
     would make a neuron that a client lacks becomes the mean of those that have it: nothing for a mean, and no outlier
-    for a robust rule behind this stage. From a neuron that it lacks a client's weight is zero. Weights of outputs are averaged by class, in proportion to
-    the examples that clients have of it: a row becomes M_c + n p_jc (W_jc - M_c), M_c = sum_j p_jc W_jc. All rows get
-    the weight 1. Each client is told the places of its neurons.
+    for a robust rule behind this stage. From a neuron that it lacks a client's weight is zero. Weights of outputs are
+    averaged by class, in proportion to the examples that clients have of it: a row becomes M_c + n p_jc (W_jc - M_c),
+    M_c = sum_j p_jc W_jc. All rows get the weight 1. Each client is told the places of its neurons.
 
     A neuron that only a liar has is no outlier to any rule, as nobody else has one to compare: `support` drops neurons
     that few clients have. Their place is -1.
