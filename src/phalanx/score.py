@@ -53,9 +53,7 @@ def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str
 
 
 @torch.no_grad()
-def scored(
-    model: nn.Module, data: Dataset, device: torch.device, precision: str
-) -> Iterator[tuple[Tensor, Tensor]]:
+def scored(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The model's scores of the test part and its labels, a batch after the other, in evaluation mode."""
     model.eval()
     # a text that is scored at every token has as many rows of scores
