@@ -15,6 +15,8 @@ from phalanx.matching.matching import Matcher
 from phalanx.models.model import Model
 from phalanx.phase import Phase, Run
 
+UNEVEN = px.dirichlet(0.5, least=10)
+
 
 @dataclass(frozen=True)
 class Net:
@@ -35,7 +37,7 @@ class Net:
     local: LocalTraining
     gamma: float = 7.0
     last: Literal["published"] | None = "published"
-    uneven: Partition = px.dirichlet(0.5, least=10)
+    uneven: Partition = UNEVEN
     augment: Augment | None = None
 
     def trained(self, epochs: int | None = None) -> LocalTraining:
