@@ -73,6 +73,7 @@ class Finish(Expression, ABC):
 
     installs: ClassVar[bool] = False
 
+    lr: float
     weight_decay: float
 
     @abstractmethod
@@ -179,6 +180,7 @@ class Install(Finish):
     """The aggregated row takes the place of the weights, in a model that grows where the row's layers have grown."""
 
     installs: ClassVar[bool] = True
+    lr: ClassVar[float] = 1.0  # type: ignore[assignment]
     weight_decay: ClassVar[float] = 0.0  # type: ignore[assignment]
 
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:

@@ -22,8 +22,6 @@ from phalanx.tables import empty_rows
 class Work(Expression, ABC):
     """Turns a unit's samples into a row."""
 
-    batch: int
-
     @abstractmethod
     def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         """Writes the row of a unit into out (d,), zeros before; leaves the model as it was.
@@ -34,9 +32,9 @@ class Work(Expression, ABC):
             The loss, and the next memory.
         """
 
+    @abstractmethod
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         """The samples of each unit in round `index`."""
-        return partition.draw(data, units, self.batch, index, seed)
 
     def layout(self, source: Source, at: int) -> Layout:
         """Of its rows in round `at` of the phase; the model's, unless it sends something else."""
@@ -90,6 +88,9 @@ class Gradient(Work):
     def validate(self) -> None:
         require(self.batch >= 1, f"gradient needs batch >= 1, got batch={self.batch}")
         require(0 <= self.smoothing < 1, f"gradient needs smoothing in [0, 1), got smoothing={self.smoothing}")
+
+    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        return partition.draw(data, units, self.batch, index, seed)
 
     def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         parts = site.layout.split(out)

@@ -17,7 +17,7 @@ from phalanx.gate import Gate
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.matched import Matched
 from phalanx.matching.matching import Matcher
-from phalanx.phase import Phase
+from phalanx.phase import Phase, amend
 from phalanx.selection import Everyone, Sampled
 from phalanx.stage import Stage, chain
 
@@ -133,6 +133,7 @@ def fedma(
     retrain: LocalTraining | None = None,
     last: LocalTraining | Literal["published"] | None = "published",
     matcher: Matcher | None = None,
+    support: int = 1,
     clients: int | None = None,
     codec: Codec | None = None,
     rule: Aggregator | None = None,
@@ -147,17 +148,18 @@ def fedma(
         last: how it trains the last layer; "published" is a tenth of the learning rate, three times the epochs and a
             weight decay of 1e-4; None is as retrain.
         matcher: who is who; bbp(average="plain") by default.
+        support: clients that have to have a neuron for it to stay; above f it keeps what f liars have alone out.
         clients: drawn for each pass; None takes all.
         rule: over the matched layers; the mean by default.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1 and table 3;
         the dissertation's Algorithm 3 and section 5.4.1.
     """
     local = replace(local or LocalTraining(), own=True)
-    plain = retrain or replace(local, own=False, optimizer=replace(local.optimizer, weight_decay=0.0))
+    plain = retrain or replace(local, own=False, optimizer=amend(local.optimizer, "weight_decay", 0.0))
     if last == "published":
-        slow = replace(plain.optimizer, lr=plain.optimizer.lr / 10, weight_decay=1e-4)  # type: ignore[attr-defined]
+        slow = amend(amend(plain.optimizer, "weight_decay", 1e-4), "lr", plain.optimizer.lr / 10)
         last = replace(plain, optimizer=slow, epochs=3 * plain.epochs)
     rule_of = matcher or Bbp(average="plain")
-    scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of), rule or Mean())
+    scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of, support=support), rule or Mean())
     everyone = Everyone() if clients is None else Sampled(clients)
     return Phase(Layerwise(local, layers, plain, last), scheme, Install(), layers * passes, clients=everyone)
