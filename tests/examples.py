@@ -84,6 +84,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "malformed": tuple(
         f"malformed(how='{how}')" for how in ("long", "dtype", "keys", "missing", "random", "weight", "negative_weight")
     ),
+    "matched_filters": ("matched_filters(cifar10(), vgg9(), partition=dirichlet(alpha=0.5), image=13, pairs=2)",),
     "milestones": ("milestones(at=(0.5, 0.75))",),
     "mean_estimation": (
         "mean_estimation(nodes=45, byzantine=5, r=3, dims=(2, 7), groups=5, norm=10.0)",
