@@ -4,6 +4,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 import phalanx as px
 from phalanx.score import assess
@@ -30,8 +31,9 @@ def test_clients_are_those_that_are_matched_and_probabilities_are_averaged():
     found, said = measured(SMALL), []
     trainer = Trainer(replace(SMALL.run, phases=(px.pfnm(LOCAL),)))
     stack, _ = trainer.work(0)
-    data, together, accuracies = trainer.data, 0.0, []
+    data, accuracies = trainer.data, []
     x, y = data.test(slice(None))
+    together = torch.zeros(len(y), 10)
     for row in stack.rows:
         trainer.model.load_state_dict(stack.layout.split(row), strict=False)
         accuracies.append(assess(trainer.model, data, trainer.device, "float32")[0])

@@ -14,6 +14,7 @@ from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short
 from phalanx.report.plots import COLOURS, GREY, figure, save, tidy
 from phalanx.report.sheet import Cell, Sheet
+from phalanx.report.tables import percent
 from phalanx.results import RunFolder
 
 
@@ -141,7 +142,7 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
     rows: list[tuple[Cell, ...]] = [
         (
             line.name,
-            None if line.accuracy is None else f"{100 * line.accuracy:.1f} %",
+            percent(line.accuracy),
             line.rounds,
             line.epochs,
             None if line.up is None else line.up / 1e6,

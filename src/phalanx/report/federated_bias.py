@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from phalanx.report.collect import Result
 from phalanx.report.federated import federated_tables
 from phalanx.report.sheet import Sheet
+from phalanx.report.tables import percent
 
 # section 5.4.6, in per cent: by SGD, and by AMSGrad
 PUBLISHED = {
@@ -23,9 +24,8 @@ def bias_tables(results: Sequence[Result]) -> list[Sheet]:
     goal = reached.get("no bias")
     rows = []
     for label, accuracy in reached.items():
-        words = None if accuracy is None else f"{100 * accuracy:.2f} %"
         behind = None if accuracy is None or goal is None else 100 * (goal - accuracy)
         sgd, amsgrad = (None if p is None else f"{p} %" for p in PUBLISHED.get(label, (None, None)))
-        rows.append((label, words, behind, sgd, amsgrad))
+        rows.append((label, percent(accuracy, 2), behind, sgd, amsgrad))
     header = ("method", "accuracy", "points behind no bias", "published, SGD", "published, AMSGrad")
     return [*federated_tables(results), Sheet("figure 5.4", header, tuple(rows))]

@@ -14,6 +14,7 @@ from phalanx.report.convergence import panels_of, short
 from phalanx.report.federated import federated_tables, lines_of
 from phalanx.report.plots import GREY, figure, save, tidy
 from phalanx.report.sheet import Cell, Sheet
+from phalanx.report.tables import percent
 from phalanx.results import RunFolder
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -66,6 +67,7 @@ def plot_convergence(results: Sequence[Result], title: str, path: Path) -> None:
             right.plot(sent, accuracy, **style)
         left.set_title(name, loc="left", fontsize=11)
         left.set_xlabel("round")
+        left.locator_params(axis="x", integer=True)
         left.set_ylabel("test accuracy (%)")
         right.set_xlabel("MB between server and clients, both directions")
         for ax in (left, right):
@@ -97,8 +99,8 @@ def _published(name: str, runs: Sequence[Result]) -> Sheet:
             rows.append(
                 (
                     line.name,
-                    _percent(line.accuracy),
-                    _percent(reached),
+                    percent(line.accuracy, 2),
+                    percent(reached, 2),
                     None if known[0] is None else f"{known[0]} %",
                     epochs,
                     known[1],
@@ -121,9 +123,5 @@ def _widths(name: str, run: Result) -> Sheet:
 
 def _epochs(run: Result) -> int | None:
     job: Any = parse(RunFolder(run.path).config)
-    local = job.phases[0].work if isinstance(job, Run) else job.local
+    local: Any = job.phases[0].work if isinstance(job, Run) else job
     return getattr(local, "local", local).epochs
-
-
-def _percent(ratio: float | None) -> str | None:
-    return None if ratio is None else f"{100 * ratio:.2f} %"

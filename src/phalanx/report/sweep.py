@@ -13,6 +13,7 @@ from phalanx.report.convergence import panels_of, short
 from phalanx.report.federated_curves import STYLES
 from phalanx.report.plots import figure, save, tidy
 from phalanx.report.sheet import Sheet
+from phalanx.report.tables import percent
 
 UNITS = {"E": "local epochs a round (E)", "clients": "clients"}
 
@@ -40,7 +41,7 @@ def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
     rows = []
     for name, runs in panels_of(results).items():
         reached = {short(run): run.accuracy for run in runs}
-        cells = [None if reached.get(m) is None else f"{100 * reached[m]:.2f} %" for m in methods]
+        cells = [percent(reached.get(method), 2) for method in methods]
         rows.append((f"{_number(name):g}", *cells))
     return [Sheet("accuracy at the end", (_unit(results), *methods), tuple(rows))]
 
