@@ -35,8 +35,8 @@ class Matched(Matches):
     the examples that clients have of it: a row becomes M_c + n p_jc (W_jc - M_c), M_c = sum_j p_jc W_jc. All rows get
     the weight 1. Each client is told the places of its neurons.
 
-    A neuron that only a liar has is no outlier to any rule, as nobody else has one to compare: `support` drops neurons that
-    few clients have. Their place is -1.
+    A neuron that only a liar has is no outlier to any rule, as nobody else has one to compare: `support` drops neurons
+    that few clients have. Their place is -1.
 
     Rows whose layout says nothing of neurons pass as they are.
 
