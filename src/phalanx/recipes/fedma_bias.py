@@ -44,7 +44,7 @@ _SMALL = Net(
 # section 5.4.6; the text is silent on the rounds
 SIZES = {
     "smoke": Size(_SMALL, 3, 1, 1, 1),
-    "laptop": Size(NETS["laptop"]["VGG-9"], 40, 2, 5, 10),
+    "laptop": Size(NETS["laptop"]["VGG-9"], 20, 1, 5, 10),
     "paper": Size(NETS["paper"]["VGG-9"], 200, 6, 5, 50),
 }
 
