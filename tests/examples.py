@@ -85,11 +85,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "joined": ("joined(digits(), shared(rare_styles(style='thin', source=3, target=8), ratio=0.1))",),
     "krum": ("krum(f=2)", "krum(f=0)"),
     "early_bird": ("early_bird(ratio=0.3, every=2, window=1, distance=1.0, sparsity=0)",),
+    "local_models": (
+        "local_models(digits(), mlp(hidden=(4,)), workers=3, partition=dirichlet(alpha=0.5), seed=2)",
+        "local_models(digits(), mlp(), workers=1, local=local_training(sgd(lr=0.1), epochs=2), augment=crop_flip())",
+    ),
     "lottery": ("lottery(every=3)", "lottery(every=3, rate=0.5, rewind=2, among='layer', classifier=False)"),
     "lq": ("lq(q=1.5)", "lq(q=inf, coding='packed')"),
     "malformed": tuple(
         f"malformed(how='{how}')" for how in ("long", "dtype", "keys", "missing", "random", "weight", "negative_weight")
     ),
+    "matched_filters": ("matched_filters(cifar10(), vgg9(), partition=dirichlet(alpha=0.5), image=13, pairs=2)",),
     "milestones": ("milestones(at=(0.5, 0.75))",),
     "mean_estimation": (
         "mean_estimation(nodes=45, byzantine=5, r=3, dims=(2, 7), groups=5, norm=10.0)",

@@ -169,6 +169,8 @@ from phalanx.measurements.edge_density import EdgeDensity as edge_density
 from phalanx.measurements.factorization import StepCost as step_cost
 from phalanx.measurements.factorization import SvdCost as svd_cost
 from phalanx.measurements.iteration_cost import IterationCost as iteration_cost
+from phalanx.measurements.local_models import LocalModels as local_models
+from phalanx.measurements.matched_filters import MatchedFilters as matched_filters
 from phalanx.measurements.mean_estimation import MeanEstimation as mean_estimation
 from phalanx.models.alexnet import Alexnet as alexnet
 from phalanx.models.char_lstm import CharLstm as char_lstm

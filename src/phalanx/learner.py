@@ -55,6 +55,16 @@ class Learner:
         held = [surgery.zeros(self.model, memory) for surgery, memory in self._surgeries()]
         return self.layout.stepped - max(held, default=0)
 
+    @property
+    def widths(self) -> list[tuple[str, int, int]]:
+        """The name of each group of neurons, and how many it had before and has after a phase that lets it grow."""
+        grown = [int(number) for number, shape in self.shapes.items() if WIDTHS in shape]
+        if not grown:
+            return []
+        graph, now = self.graph(max(grown)), self.shapes[str(max(grown))][WIDTHS]
+        named = zip(graph.names, graph.sizes, strict=True)
+        return [(name, size, now.get(str(group), size)) for group, (name, size) in enumerate(named)]
+
     def enter(self, number: int) -> None:
         """A phase begins, with an optimizer of its own."""
         self.optimizer = self._optimizer(number)

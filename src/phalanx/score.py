@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -37,22 +38,28 @@ def cross_entropy(
     return F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction=reduction, label_smoothing=spread)
 
 
-@torch.no_grad()
 def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross-entropy over the labels of the test part, in evaluation mode.
 
     Args:
         precision: "bf16" for bfloat16 autocast.
     """
+    right, loss, count = 0, 0.0, 0
+    for scores, y in scored(model, data, device, precision):
+        right += int((scores.argmax(dim=-1) == y).sum())
+        loss += float(cross_entropy(scores, y, "sum"))
+        count += int((y >= 0).sum())
+    return right / count, loss / count
+
+
+@torch.no_grad()
+def scored(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The model's scores of the test part and its labels, a batch after the other, in evaluation mode."""
     model.eval()
-    right, loss, scored = 0, 0.0, 0
     # a text that is scored at every token has as many rows of scores
     step = max(1, min(SCORED // math.prod(data.test_y.shape[1:]), VALUES // math.prod(data.test_x.shape[1:])))
     for start in range(0, len(data.test_y), step):
         x, y = (t.to(device) for t in data.test(slice(start, start + step)))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             scores = model(x).float()
-        right += int((scores.argmax(dim=-1) == y).sum())
-        loss += float(cross_entropy(scores, y, "sum"))
-        scored += int((y >= 0).sum())
-    return right / scored, loss / scored
+        yield scores, y

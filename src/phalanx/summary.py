@@ -41,6 +41,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         "round_s": sum(median(later[name]) for name in ROUND if later[name]),
         **{name: median(values) if values else None for name, values in later.items()},
         "parameters": trainer.learner.parameters,
+        **({"widths": trainer.learner.widths} if trainer.learner.widths else {}),
         "macs": macs(trainer.model, trainer.data.test(slice(0, 1))[0].to(trainer.device)).total,  # of one example
         "accused": ledger.table(),
         "accusation_precision": ledger.precision,

@@ -7,6 +7,12 @@ from phalanx.recipes.detox import detox_alie as detox_alie
 from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox_mean_estimation
 from phalanx.recipes.draco import draco_mnist as draco_mnist
 from phalanx.recipes.draco_cost import draco_cost as draco_cost
+from phalanx.recipes.fedma_bias import fedma_bias as fedma_bias
+from phalanx.recipes.fedma_clients import fedma_clients as fedma_clients
+from phalanx.recipes.fedma_convergence import fedma_convergence as fedma_convergence
+from phalanx.recipes.fedma_convergence import fedma_epochs as fedma_epochs
+from phalanx.recipes.fedma_filters import fedma_filters as fedma_filters
+from phalanx.recipes.fedma_oneshot import fedma_oneshot as fedma_oneshot
 from phalanx.recipes.pruning import pufferfish_vs_lth as pufferfish_vs_lth
 from phalanx.recipes.pufferfish_cifar import pufferfish_cifar as pufferfish_cifar
 from phalanx.recipes.pufferfish_cost import pufferfish_speed as pufferfish_speed

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ class Curve:
         bytes_up: sent by all workers since the start.
         seconds: since the start; of work, scheme and finish.
         accuracy: in [0, 1].
+        bytes_down: sent to all workers since the start.
     """
 
     rounds: list[int]
     bytes_up: list[float]
     seconds: list[float]
     accuracy: list[float]
+    bytes_down: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def _read(label: str, path: Path) -> Result:
     folder = RunFolder(path)
     lines = folder.metrics()
     sent = list(accumulate(float(line["bytes_up"]) for line in lines))
+    received = list(accumulate(float(line.get("bytes_down", 0)) for line in lines))
     spent = list(accumulate(line["work_s"] + line["scheme_s"] + line["finish_s"] for line in lines))
     tested = [i for i, line in enumerate(lines) if "accuracy" in line]
     curve = Curve(
@@ -107,6 +110,7 @@ def _read(label: str, path: Path) -> Result:
         bytes_up=[sent[i] for i in tested],
         seconds=[spent[i] for i in tested],
         accuracy=[lines[i]["accuracy"] for i in tested],
+        bytes_down=[received[i] for i in tested],
     )
     name = folder.config.partition("(")[0]
     measures = any(name == entry.name for entry in entries("measurement"))

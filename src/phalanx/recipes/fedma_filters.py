@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters of two clients that FedMA takes for one, and what FedAvg makes of them: figure 5.6."""
+
+from __future__ import annotations
+
+import phalanx as px
+from phalanx.measurement import Job
+from phalanx.recipes.fedma import NETS, UNEVEN
+from phalanx.recipes.recipe import recipe
+from phalanx.report.filters import filter_tables, plot_filters
+
+HORSE = 13  # in CIFAR-10's test part
+
+
+@recipe("fedma-filters", plot=plot_filters, tables=filter_tables)
+def fedma_filters(scale: str) -> dict[str, Job]:
+    """Figure 5.6: what matched filters, their average and FedAvg's filter see in an image of a horse."""
+    if scale == "smoke":
+        data = px.cifar10(train=400, test=200, size=16)
+        local = px.local_training(px.sgd(0.02, momentum=0.9), batch=32, own=True)
+        return {"two clients": px.matched_filters(data, px.vgg9(0.25, 0.0), UNEVEN, local)}
+    net = NETS[scale]["VGG-9"]
+    return {"two clients": px.matched_filters(net.data, net.model, UNEVEN, net.local, image=HORSE)}

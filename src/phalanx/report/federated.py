@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What federated methods reach, in how many rounds, epochs and bytes, and how large a network they end with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phalanx.parser import parse
+from phalanx.phase import Run
+from phalanx.report.collect import Result
+from phalanx.report.convergence import panels_of, short
+from phalanx.report.plots import COLOURS, GREY, figure, save, tidy
+from phalanx.report.sheet import Cell, Sheet
+from phalanx.report.tables import percent
+from phalanx.results import RunFolder
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method in one panel: what it reached, and what it took.
+
+    Args:
+        epochs: of each client.
+        up, down: bytes of all clients.
+        each: accuracies of single clients.
+    """
+
+    name: str
+    accuracy: float | None
+    rounds: int | None = None
+    epochs: float | None = None
+    up: float | None = None
+    down: float | None = None
+    parameters: int | None = None
+    each: tuple[float, ...] = ()
+
+
+def lines_of(run: Result) -> list[Line]:
+    """Of a run one line, of FedAvg besides the average after its first round; local models and their ensemble."""
+    if run.measures:
+        return _alone(run.summary["measured"]) if run.summary else []
+    made = _run(run)
+    summary, workers = run.summary, made.workers
+    epochs = summary.get("local_epochs")
+    found = Line(
+        short(run),
+        run.accuracy,
+        summary.get("rounds"),
+        None if epochs is None else epochs / workers,
+        summary.get("bytes_up"),
+        summary.get("bytes_down"),
+        summary.get("parameters"),
+    )
+    logged = run.metrics()
+    if short(run) != "FedAvg" or not logged or "accuracy" not in logged[0]:
+        return [found]
+    first = logged[0]
+    once = Line(
+        "one-shot average",
+        first["accuracy"],
+        1,
+        first.get("local_epochs"),
+        first["bytes_up"],
+        first["bytes_down"],
+        found.parameters,
+    )
+    return [once, found]
+
+
+def _alone(measured: dict[str, Any]) -> list[Line]:
+    each, epochs = tuple(measured["accuracies"]), measured["local_epochs"]
+    one = measured["parameters"] // len(each)
+    return [
+        Line("local models, mean", measured["mean"], 0, epochs, 0, 0, one, each),
+        Line("ensemble", measured["ensemble"], 1, epochs, measured["bytes_up"], 0, measured["parameters"]),
+    ]
+
+
+def plot_methods(results: Sequence[Result], title: str, path: Path) -> None:
+    """A panel for each network and partition, with a bar for each method and a dot for each client by itself."""
+    panels = {name: [line for run in runs for line in lines_of(run)] for name, runs in panels_of(results).items()}
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    most = max((len(lines) for lines in panels.values()), default=1)
+    made = figure(6.2 * across, (0.34 * most + 1.1) * down + 0.5)
+    axes: Any = made.subplots(down, across, squeeze=False)
+    colours = _colours([line.name for lines in panels.values() for line in lines])
+    for ax, (name, lines) in zip(axes.flat, panels.items(), strict=False):
+        _bars(ax, lines, colours)
+        ax.set_title(name, loc="left", fontsize=11)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    save(made, title, path)
+
+
+def _bars(ax: Any, lines: Sequence[Line], colours: dict[str, str]) -> None:
+    for place, line in enumerate(lines):
+        height = 100 * (line.accuracy or 0.0)
+        ax.barh(place, height, color=colours[line.name], height=0.66)
+        ax.plot([100 * a for a in line.each], [place] * len(line.each), "o", color="#333333", markersize=3, alpha=0.6)
+        words = "-" if line.accuracy is None else f"{height:.1f}"
+        at = max([height, *(100 * a for a in line.each)])
+        ax.text(at + 1, place, words, va="center", fontsize=9)
+    ax.set_yticks(range(len(lines)), [line.name for line in lines])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 110)
+    ax.set_xticks(range(0, 101, 20))
+    ax.set_xlabel("test accuracy (%)")
+    tidy(ax)
+    ax.grid(visible=False, axis="y")
+
+
+def _colours(names: Sequence[str]) -> dict[str, str]:
+    """What is no method of averaging in grey, all else in a colour by the first word of its name."""
+    families = iter(COLOURS * len(names))
+    found: dict[str, str] = {}
+    by_word: dict[str, str] = {}
+    for name in names:
+        word = name.split(",")[0].split()[0]
+        if word in ("local", "ensemble"):
+            found[name] = GREY
+        else:
+            found[name] = by_word[word] if word in by_word else by_word.setdefault(word, next(families))
+    return found
+
+
+def federated_tables(results: Sequence[Result]) -> list[Sheet]:
+    """For each panel: accuracy, rounds, epochs, bytes, parameters, and growth over one client's network."""
+    return [_table(name, runs) for name, runs in panels_of(results).items()]
+
+
+HEADER = ("method", "accuracy", "rounds", "local epochs a client", "MB up", "MB down", "parameters", "growth")
+
+
+def _table(name: str, runs: Sequence[Result]) -> Sheet:
+    lines = [line for run in runs for line in lines_of(run)]
+    # methods that keep the clients' architecture have the least
+    one = min((line.parameters for line in lines if line.parameters), default=None)
+    rows: list[tuple[Cell, ...]] = [
+        (
+            line.name,
+            percent(line.accuracy),
+            line.rounds,
+            line.epochs,
+            None if line.up is None else line.up / 1e6,
+            None if line.down is None else line.down / 1e6,
+            line.parameters,
+            None if line.parameters is None or one is None else f"{line.parameters / one:.2f}x",
+        )
+        for line in lines
+    ]
+    return Sheet(name or "federated methods", HEADER, tuple(rows))
+
+
+def _run(result: Result) -> Run:
+    made = parse(RunFolder(result.path).config)
+    assert isinstance(made, Run)
+    return made

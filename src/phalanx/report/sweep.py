@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy at the end against a number in the labels, such as "E=10: FedMA" or "15 clients: FedAvg"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phalanx.report.collect import Result
+from phalanx.report.convergence import panels_of, short
+from phalanx.report.federated_curves import STYLES
+from phalanx.report.plots import figure, save, tidy
+from phalanx.report.sheet import Sheet
+from phalanx.report.tables import percent
+
+UNITS = {"E": "local epochs a round (E)", "clients": "clients"}
+
+
+def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
+    """A line for each method over the numbers."""
+    panels = panels_of(results)
+    made = figure(7.5, 4.6)
+    ax: Any = made.subplots()
+    for method in dict.fromkeys(map(short, results)):
+        runs = [(_number(name), run) for name, runs in panels.items() for run in runs if short(run) == method]
+        points = [(x, 100 * run.accuracy) for x, run in runs if run.accuracy is not None]
+        ax.plot([x for x, _ in points], [y for _, y in points], label=method, linewidth=1.6, **STYLES[method])
+    ax.set_xticks([_number(name) for name in panels])
+    ax.set_xlabel(_unit(results))
+    ax.set_ylabel("test accuracy (%)")
+    tidy(ax)
+    ax.legend(frameon=False)
+    save(made, title, path)
+
+
+def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
+    """A line for each number, a column for each method."""
+    methods = list(dict.fromkeys(map(short, results)))
+    rows = []
+    for name, runs in panels_of(results).items():
+        reached = {short(run): run.accuracy for run in runs}
+        cells = [percent(reached.get(method), 2) for method in methods]
+        rows.append((f"{_number(name):g}", *cells))
+    return [Sheet("accuracy at the end", (_unit(results), *methods), tuple(rows))]
+
+
+def _number(words: str) -> float:
+    found = re.search(r"[0-9.]+", words)
+    assert found is not None
+    return float(found[0])
+
+
+def _unit(results: Sequence[Result]) -> str:
+    """What the numbers count, by the letters around them."""
+    words = re.sub("[0-9.= ]", "", next(iter(panels_of(results)), ""))
+    return UNITS.get(words, words)
