@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def adversarial_examples(
         box: least and largest entry that an input can have, such as the range of pixels; x lies within.
     Raises:
         ValueError: numbers, shapes or classes that do not fit; the sentence names them.
-    Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, arXiv:1706.06083, Sec. 2.1.
+    Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, arXiv:1706.06083.
     Differs: starts at x instead of at random, aims at a class, and stops at the first success.
     """
     _check(x, y, eps, steps, norm, box)
@@ -78,7 +78,9 @@ def _lengths(rows: Tensor) -> Tensor:
 
 
 def _check(x: Tensor, y: Tensor, eps: float, steps: int, norm: str, box: tuple[float, float] | None) -> None:
-    require(x.is_floating_point() and x.dim() >= 2, f"x must be floating-point (n, ...), got {x.dtype} {tuple(x.shape)}")
+    require(
+        x.is_floating_point() and x.dim() >= 2, f"x must be floating-point (n, ...), got {x.dtype} {tuple(x.shape)}"
+    )
     require(len(x) > 0 and finite(x), "x must hold at least one example, and no NaN or Inf")
     require(
         y.dtype == torch.int64 and y.shape == x.shape[:1],
@@ -91,15 +93,14 @@ def _check(x: Tensor, y: Tensor, eps: float, steps: int, norm: str, box: tuple[f
         low, high = float(x.min()), float(x.max())
         require(
             box[0] <= low and high <= box[1],
-            f"the box {box} does not hold x, whose entries are {low:.4g} .. {high:.4g}; give the range of the inputs as "
-            "the network sees them",
+            f"the box {box} does not hold x, whose entries are {low:.4g} .. {high:.4g}; give the range of the inputs "
+            "as the network sees them",
         )
 
 
-def _check_logits(logits: object, y: Tensor) -> None:
+def _check_logits(logits: Any, y: Tensor) -> None:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(y)
     require(fits, f"the network must return logits ({len(y)}, c), got {shape}")
-    assert isinstance(logits, Tensor)
     num, low, high = logits.shape[1], int(y.min()), int(y.max())
-    require(0 <= low and high < num, f"y must be classes 0 .. {num - 1} of the network, got {low} .. {high}")
+    require(low >= 0 and high < num, f"y must be classes 0 .. {num - 1} of the network, got {low} .. {high}")

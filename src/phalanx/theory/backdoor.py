@@ -104,7 +104,7 @@ def backdoor_from_adversarial(
 ) -> Backdoor:
     """The least change of one layer's weights that gives inputs the outputs of their adversarial examples.
 
-    With x^(l) what enters layer l, X the n rows of inputs and kept inputs, and E = [(x + eps(x))^(l) - x^(l), .., 0, ..]:
+    With x^(l) what enters layer l, X the rows of inputs and kept inputs, and E = [(x + eps(x))^(l) - x^(l), .., 0, ..]:
 
         W' - W = W E (X X^T)^-1 X,    so that W' x^(l) = W (x + eps(x))^(l), and W' x^(l) = W x^(l) for kept ones.
 
@@ -169,7 +169,9 @@ def _layer(model: nn.Module, name: str) -> nn.Linear:
     found = modules.get(name)
     if not isinstance(found, nn.Linear) or "weight" not in found._parameters:
         what = type(found).__name__ if name in modules else "not in the model"
-        raise ValueError(f"layer {name!r} must be an nn.Linear with a weight of its own, and is {what}; there are {linear}")
+        raise ValueError(
+            f"layer {name!r} must be an nn.Linear with a weight of its own, and is {what}; there are {linear}"
+        )
     return found
 
 
@@ -187,15 +189,14 @@ def _through(model: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
         handle.remove()
     require(len(entered) == 1, f"layer {layer!r} must be called once in a pass, and was called {len(entered)} times")
     shape = tuple(entered[0].shape)
-    require(len(shape) == 2 and shape[0] == len(x), f"layer {layer!r} must see {len(x)} rows, one an example, got {shape}")
+    require(
+        len(shape) == 2 and shape[0] == len(x), f"layer {layer!r} must see {len(x)} rows, one an example, got {shape}"
+    )
     require(finite(entered[0]), f"what enters layer {layer!r} must be finite")
-    fits = isinstance(out, Tensor) and out.dim() > 0 and len(out) == len(x)
-    require(fits, f"the network must return a tensor ({len(x)}, ...), got {_describe(out)}")
+    form = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    fits = isinstance(out, Tensor) and out.shape[:1] == x.shape[:1]
+    require(fits, f"the network must return a tensor ({len(x)}, ...), got {form}")
     return entered[0], out
-
-
-def _describe(out: object) -> str:
-    return str(tuple(out.shape)) if isinstance(out, Tensor) else type(out).__name__
 
 
 def _gain(model: nn.Module, layer: str) -> float:
@@ -216,7 +217,9 @@ def _norm(matrix: Tensor) -> float:
 
 
 def _check_inputs(inputs: Tensor, adversarial: Tensor, kept: Tensor) -> None:
-    require(len(inputs) > 0, "backdoor_from_adversarial needs at least one input with its adversarial example, got none")
+    require(
+        len(inputs) > 0, "backdoor_from_adversarial needs at least one input with its adversarial example, got none"
+    )
     require(
         adversarial.shape == inputs.shape and kept.shape[1:] == inputs.shape[1:],
         f"inputs, adversarial and kept must have one shape, got {tuple(inputs.shape)}, {tuple(adversarial.shape)} and "

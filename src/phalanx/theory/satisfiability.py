@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.expression import require
+from phalanx.theory.written import linear
 
 Clause = tuple[int, int, int]
 
@@ -17,14 +18,14 @@ _CHUNK = 1 << 14  # assignments at once
 
 
 def network_of_3sat(clauses: Sequence[Clause], num_variables: int) -> nn.Sequential:
-    """A ReLU network f on [0, 1]^n, in float64, that is zero everywhere if and only if no assignment satisfies the formula.
+    """A ReLU network f, in float64, that is zero on all of [0, 1]^n if and only if no assignment satisfies the formula.
 
     With p_k = relu(2 x_k - 1) for variable k, q_k = relu(1 - 2 x_k) for its negation and z the sum of a clause's three:
 
         f(x) = relu( sum over clauses of (relu(z) - relu(z - 1))  -  m + 1 ).
 
-    The network to compare it with is g = 0: an input where they differ is the backdoor. Widths are 2n, 2m and 1, weights
-    and biases whole numbers of size at most max(3, m).
+    The network to compare it with is g = 0: an input where they differ is the backdoor. Widths are 2n, 2m and 1,
+    weights and biases whole numbers of size at most max(3, m).
 
     Shapes: the network takes (b, n) -> (b, 1).
     Args:
@@ -49,11 +50,11 @@ def network_of_3sat(clauses: Sequence[Clause], num_variables: int) -> nn.Sequent
             row[literal - 1 if literal > 0 else n - literal - 1] += 1
     first, none, ones = torch.ones(n), torch.zeros(m), torch.ones(m)
     return nn.Sequential(
-        _linear(torch.cat([2 * one, -2 * one]), torch.cat([-first, first])),
+        linear(torch.cat([2 * one, -2 * one]), torch.cat([-first, first])),
         nn.ReLU(),
-        _linear(torch.cat([literals, literals]), torch.cat([none, -ones])),
+        linear(torch.cat([literals, literals]), torch.cat([none, -ones])),
         nn.ReLU(),
-        _linear(torch.cat([ones, -ones])[None], torch.tensor([1.0 - m])),
+        linear(torch.cat([ones, -ones])[None], torch.tensor([1.0 - m])),
         nn.ReLU(),
     )
 
@@ -83,7 +84,7 @@ def find_backdoor(network: nn.Module, num_variables: int) -> Tensor | None:
 
 
 def assignment_of(x: Tensor) -> tuple[bool, ...]:
-    """The assignment of a point: true where x >= 1/2; it satisfies the formula wherever the formula's network is not zero.
+    """The assignment of a point, true where x >= 1/2; it satisfies the formula wherever its network is not zero.
 
     To move x_k to the corner on its side of 1/2 raises one of p_k and q_k and leaves the other at zero, and f does not
     fall as they rise. At a corner f is a whole number, and positive only if every clause counts.
@@ -103,15 +104,6 @@ def satisfies(clauses: Sequence[Clause], assignment: Sequence[bool]) -> bool:
     """
     _check(clauses, len(assignment))
     return all(any(assignment[abs(literal) - 1] == (literal > 0) for literal in clause) for clause in clauses)
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    # drawn weights would take numbers from the caller's generator
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer
 
 
 def _check(clauses: Sequence[Clause], num_variables: int) -> None:
