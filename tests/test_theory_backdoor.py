@@ -3,8 +3,6 @@
 
 import math
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -220,6 +218,8 @@ def test_any_network_around_the_layer_will_do():
     x = torch.randn(4, 6)
     backdoor = backdoor_from_adversarial(Otherwise(), "layer", x[:2], x[:2] + 0.1, x[2:])
     assert backdoor.upper == math.inf and backdoor.norm <= backdoor.upper_at_layer < math.inf
+    unmoved = backdoor_from_adversarial(Otherwise(), "layer", x[:2], x[:2])
+    assert unmoved.norm == unmoved.lower == unmoved.epsilon == 0
     alone = backdoor_from_adversarial(nn.Linear(6, 2), "", x[:2], x[:2] + 0.1)
     assert alone.norm <= alone.upper < math.inf
 
@@ -281,11 +281,7 @@ def test_the_page_runs(capsys):
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         exec(block, names)
-    print(capsys.readouterr().out)
-
-
-def test_it_is_imported_on_demand():
-    code = (
-        "import sys, phalanx; assert 'phalanx.theory' not in sys.modules; from phalanx import theory; theory.Backdoor"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    said, right, assignment, share = capsys.readouterr().out.splitlines()
+    assert said == str(names["backdoor"]) and right == "tensor(1.)" and assignment == "(True, False, True)"
+    measured, exact, bound = map(float, share.split())
+    assert measured == pytest.approx(exact, rel=0.2) and exact < bound

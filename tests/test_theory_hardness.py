@@ -105,7 +105,7 @@ def test_the_pair_is_equal_outside_of_b(n, t, seed):
     assert torch.equal(slopes[0][outside], slopes[1][outside])
     one = torch.ones(1, n, dtype=torch.float64)
     assert pair.holds(one).all()
-    assert float(pair.g(one) - pair.f(one)) == pytest.approx(0.5 - t, abs=1e-12)
+    assert (pair.g(one) - pair.f(one)).item() == pytest.approx(0.5 - t, abs=1e-12)
     assert pair.difference == 0.5 - t
 
 

@@ -145,6 +145,7 @@ def backdoor_from_adversarial(
         here, torch.cat([rest, torch.zeros_like(here[:1])]), compute_mode="donot_use_mm_for_euclid_dist"
     )
     rho, epsilon = float(sizes[-1]), float((points[1] - points[0]).flatten(1).norm(dim=1).max())
+    gain = _gain(net, layer)
     backdoor = Backdoor(
         model=net,
         layer=layer,
@@ -156,7 +157,7 @@ def backdoor_from_adversarial(
         epsilon=epsilon,
         lower=float((moved[: len(here)].norm(dim=1)[:, None] / apart).max()),
         upper_at_layer=_norm(target.weight) * float((there - here).norm()) / rho,
-        upper=epsilon * math.sqrt(len(here)) * _gain(net, layer) / rho,
+        upper=epsilon * math.sqrt(len(here)) * gain / rho if gain < math.inf else math.inf,
     )
     target.weight.add_(delta)
     backdoor.check()
