@@ -7,6 +7,7 @@ from phalanx.recipes.detox import detox_alie as detox_alie
 from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox_mean_estimation
 from phalanx.recipes.draco import draco_mnist as draco_mnist
 from phalanx.recipes.draco_cost import draco_cost as draco_cost
+from phalanx.recipes.edge_density import edge_density as edge_density
 from phalanx.recipes.pruning import pufferfish_vs_lth as pufferfish_vs_lth
 from phalanx.recipes.pufferfish_cifar import pufferfish_cifar as pufferfish_cifar
 from phalanx.recipes.pufferfish_cost import pufferfish_speed as pufferfish_speed
