@@ -46,7 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "dirichlet": ("dirichlet(alpha=0.5)",),
     "drawn": ("drawn(count=2, every=3)",),
-    "edge_density": ("edge_density(rounds=2, covariance='shared', percentile=5.0, bins=10)",),
+    "edge_density": ("edge_density(rounds=2, covariance='own', percentile=5.0, bins=10)",),
     "error_feedback": (
         "error_feedback(dense())",
         "error_feedback(half(precision='bf16'))",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from phalanx.backdoors.edges import EdgeSet
 from phalanx.data.dataset import Dataset
+from phalanx.data.images import Images
 from phalanx.expression import require
 
 Covariance = Literal["own", "shared"]
@@ -42,7 +43,7 @@ class Mixture:
         return torch.stack(terms).logsumexp(dim=0)
 
 
-def fit_mixture(outputs: Tensor, labels: Tensor, covariance: Covariance = "own") -> Mixture:
+def fit_mixture(outputs: Tensor, labels: Tensor, covariance: Covariance = "shared") -> Mixture:
     """The mixture whose components are the classes: their shares, means and covariances.
 
     The labels say which component an example belongs to, so it is the closed form and no iteration. To every variance
@@ -113,7 +114,7 @@ def edge_case_ness(
     model: nn.Module,
     data: Dataset,
     edges: EdgeSet,
-    covariance: Covariance = "own",
+    covariance: Covariance = "shared",
     percentile: float = 1.0,
     batch: int = 512,
 ) -> EdgeCaseNess:
@@ -147,7 +148,7 @@ def edge_case_ness(
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, data: Dataset, x: Tensor, batch: int) -> Tensor:
+def _outputs(model: nn.Module, data: Dataset, x: Tensor | Images, batch: int) -> Tensor:
     """What the last layer gives. Shapes: (n, ...) -> (n, num_classes) float64."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found = [model(data.inputs(x[i : i + batch].to(device))).double().cpu() for i in range(0, len(x), batch)]

@@ -27,8 +27,8 @@ def fitted(name: str, images: Tensor, data: Dataset) -> Tensor:
         images = luminance(images) if c == 1 else images.expand(-1, 3, -1, -1)
     if images.shape[2:] != (h, w):
         down = images.shape[2] >= h and images.shape[3] >= w
-        way = {"mode": "area"} if down else {"mode": "bilinear", "align_corners": False}
-        images = F.interpolate(images.float(), (h, w), **way).round().to(torch.uint8)
+        mode, corners = ("area", None) if down else ("bilinear", False)
+        images = F.interpolate(images.float(), (h, w), mode=mode, align_corners=corners).round().to(torch.uint8)
     if data.levels != 255:
         images = (images.float() * (data.levels / 255)).round().to(torch.uint8)
     return images.contiguous()

@@ -52,7 +52,7 @@ def _npz(path: Path) -> dict[str, Tensor]:
                 data = file.read()
             require(len(data) == size, f"{name} claims {size} bytes and holds {len(data)}")
             array = np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
-            native = np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
+            native = array.astype(dtype.newbyteorder("="), order="C")
             found[name.removesuffix(".npy")] = torch.from_numpy(native)
     return found
 

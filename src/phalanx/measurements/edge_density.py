@@ -53,7 +53,7 @@ class EdgeDensity(Measurement):
     rounds: int = 300
     batch: int = 64
     lr: float = 0.02
-    covariance: Covariance = "own"
+    covariance: Covariance = "shared"
     percentile: float = 1.0
     bins: int = 60
     seed: int = 0

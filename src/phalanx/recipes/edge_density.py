@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How unusual edge cases are to a trained model: figure 8.1."""
+
+from __future__ import annotations
+
+import phalanx as px
+from phalanx.measurement import Job
+from phalanx.recipes.recipe import recipe
+from phalanx.report.edge_density import edge_density_tables, plot_edge_density
+
+
+@recipe("edge-density", scales=("smoke", "laptop"), plot=plot_edge_density, tables=edge_density_tables)
+def edge_density(scale: str) -> dict[str, Job]:
+    """Figure 8.1: log densities of ordinary and edge-case examples under a mixture of a model's outputs."""
+    styles: dict[str, px.EdgeCases] = {
+        "inverted": px.rare_styles(style="inverted"),
+        "rotated": px.rare_styles(style="rotated"),
+        "thin": px.rare_styles(style="thin"),
+    }
+    if scale == "smoke":
+        return {name: px.edge_density(edges=edges) for name, edges in styles.items()}
+    data, model = px.mnist(train=10_000, test=2_000), px.lenet(channels=(16, 32), hidden=128)
+    return {name: px.edge_density(data, model, edges) for name, edges in {"ARDIS": px.ardis(), **styles}.items()}
