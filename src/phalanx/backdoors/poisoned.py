@@ -24,7 +24,7 @@ from phalanx.work import Work
 
 @method("poisoned", "work")
 class Poisoned(Work):
-    """Local training on a mixture of edge cases under the attacker's label and of ordinary examples; all else is honest.
+    """Local training on edge cases under the attacker's label among ordinary examples; all else is honest.
 
     This is the black-box attack; with `local_training(ball=ball(...))` it is the one by projected gradients, and
     `replacement()` before the wire makes its rows large. Give it to a phase as `adversary`. The mixture is the same in
