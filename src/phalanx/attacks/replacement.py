@@ -38,9 +38,13 @@ class Replacement(Attack):
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         if self.boost is not None or not round.byzantine:
             return super().__call__(stack, state, round)
-        # every process calls it alike, also one without an attacker
-        weights = round.world.peek(stack.weights.reshape(-1, 1)).flatten()
-        bad = torch.tensor([worker in round.byzantine for worker in round.world.workers])
+        if stack.received:
+            weights, sources = stack.weights, stack.sources
+        else:
+            # every process calls it alike, also one without an attacker
+            weights = round.world.peek(stack.weights.reshape(-1, 1)).flatten()
+            sources = [(worker,) for worker in round.world.workers]
+        bad = torch.tensor([set(source) <= round.byzantine for source in sources])
         factor = float(weights.sum() / weights[bad].sum()) if bool(bad.any()) else 1.0
         return Replacement(factor)(stack, state, round)
 
