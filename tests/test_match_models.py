@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import phalanx as px
 from phalanx.axis import OUTPUTS, Axis, scattered
 from phalanx.expression import method
-from phalanx.matching.features import averaged, features
+from phalanx.matching.features import averaged, features, known
 from phalanx.matching.graph import Graph
 from phalanx.matching.matching import Assigned, Matcher
 from phalanx.matching.models import own_tensors
@@ -182,6 +182,24 @@ def test_features_are_the_weights_that_make_a_neuron():
     assert features(tensors, graph.axes, 0, set(), outgoing=True)[0].equal(features(tensors, graph.axes, 0, set())[0])
     with pytest.raises(ValueError, match="neurons of group 1 out of settled ones"):
         features({"3.weight": model[3].weight}, graph.axes, 1, set())
+
+
+def test_outgoing_weights_count_as_much_as_incoming_ones():
+    parts, graph = [], None
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = network("lenet")
+        graph = Graph.of(model, x)
+        parts.append(own_tensors(model))
+    rows, biases = known(parts, graph.axes, 2, {0, 1}, outgoing=True)
+    plain = [features(part, graph.axes, 2, {0, 1}, outgoing=True)[0] for part in parts]
+    making, going = (sum(row[:, cut].square().sum() for row in rows) for cut in (slice(0, 7), slice(7, None)))
+    torch.testing.assert_close(making, going)
+    factors = [(row / before)[:, 7:] for row, before in zip(rows, plain, strict=True)]
+    assert all(row[:, :7].equal(before[:, :7]) for row, before in zip(rows, plain, strict=True)) and biases == (6,)
+    torch.testing.assert_close(torch.cat(factors), factors[0][:1, :1].expand(sum(map(len, factors)), 10))
+    alone, _ = known(parts, graph.axes, 0, set(), outgoing=True)
+    assert all(row.equal(features(part, graph.axes, 0, set())[0]) for row, part in zip(alone, parts, strict=True))
 
 
 def test_features_of_an_lstm_and_of_batch_norm():

@@ -115,7 +115,7 @@ def pfnm(
     Args:
         local: what a client does, each from an initialization of its own.
         matcher: who is who; `bbp()` in its published setting by default.
-        outgoing: compares outgoing weights of the last hidden layer, too.
+        outgoing: compares the outgoing weights of the last hidden layer as much as the incoming ones.
         rule: over the matched networks; the mean by default.
     Source: Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, arXiv:1905.12022.
         Differs: any network that can be traced; layers are matched from the inputs on.

@@ -46,6 +46,30 @@ def features(
     return torch.cat(rows, dim=1), tuple(biases)
 
 
+def known(
+    parts: Sequence[Mapping[str, Tensor]], axes: Mapping[str, Axes], group: int, settled: Set[int], outgoing: bool
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """The rows of several models, and the columns that hold biases.
+
+    Outgoing weights are scaled by one factor, so that over all models their squares sum to those of the weights that
+    make the neurons. Else ten outputs would say little beside hundreds of inputs.
+
+    Shapes: -> for each model (L_j, D).
+    Args:
+        parts: tensors of each model, each once.
+    """
+    found = [features(part, axes, group, settled, outgoing) for part in parts]
+    rows, biases = [row for row, _ in found], found[0][1]
+    if not outgoing:
+        return rows, biases
+    width = features(parts[0], axes, group, settled)[0].shape[1]
+    squares = torch.stack([row.double().square().sum(dim=0) for row in rows]).sum(dim=0)
+    making, going = float(squares[:width].sum()), float(squares[width:].sum())
+    factors = torch.ones_like(rows[0][0])
+    factors[width:] = (making / going) ** 0.5 if going > 0 else 1.0
+    return [row * factors for row in rows], biases
+
+
 def averaged(
     parts: Sequence[Mapping[str, Tensor]],
     axes: Mapping[str, Axes],

@@ -14,7 +14,7 @@ from phalanx.expression import method, require
 from phalanx.gate import Gate, admit
 from phalanx.layout import Layout
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.features import features, present
+from phalanx.matching.features import known, present
 from phalanx.matching.matching import Matcher
 from phalanx.round import Round
 from phalanx.stack import Stack
@@ -43,8 +43,8 @@ class Matched(Matches):
     Shapes: (n, d) -> (n, d'), d' >= d.
     Args:
         matcher: the rule that says who is who.
-        outgoing: also compares the weights into layers that are in their places, such as the outputs: of use where the
-            whole network is matched at once.
+        outgoing: also compares the weights into layers that are in their places, such as the outputs, and counts them
+            as much as those that make a neuron: of use where the whole network is matched at once.
         support: clients that have to have a neuron for it to stay, >= 1; above f it keeps what f liars have alone out.
     Raises:
         ValueError: fewer rows than `support`.
@@ -83,9 +83,9 @@ class Matched(Matches):
         counts: dict[int, Tensor] = {}
         for group in groups:
             settled = {g for g in groups if g < group}
-            found = [features(client, axes, group, settled, self.outgoing) for client in clients]
+            rows, biases = known(clients, axes, group, settled, self.outgoing)
             seed = round.rng(group=group).initial_seed()
-            matching = self.matcher.match([rows for rows, _ in found], found[0][1], seed)
+            matching = self.matcher.match(rows, biases, seed)
             kept = matching.counts >= min(self.support, int(matching.counts.max()))
             counts[group] = matching.counts[kept]
             size, numbers = len(counts[group]), torch.where(kept, kept.cumsum(0) - 1, -1)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from phalanx.expression import require
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.features import averaged, features
+from phalanx.matching.features import averaged, known
 from phalanx.matching.graph import Graph, permuted
 from phalanx.matching.matching import Matcher
 from phalanx.matching.recurrent import refined, squares
@@ -42,7 +42,7 @@ def match_models(
         models: at least one; groups may have other sizes in each.
         example_input: a small batch on which the models are followed (`Graph.of`) and the result is checked.
         matcher: by default `bbp()`.
-        outgoing: a neuron of the last hidden layer is known by the weights to the outputs too.
+        outgoing: a neuron of the last hidden layer is known by the weights to the outputs as much as by its own.
         data: batches of inputs on which the statistics of BatchNorm are estimated anew; else they are averaged.
         refine: recurrent weights too decide which neurons are one (`refined`).
         seed: of the matcher.
@@ -77,9 +77,8 @@ def matched(
     sizes: dict[int, int] = {}
     for group in range(len(graph.sizes)):
         settled = set(range(group))
-        known = [features(part, graph.axes, group, settled, outgoing) for part in moved]
-        rows = [row for row, _ in known]
-        found = matcher.match(rows, known[0][1], seed)
+        rows, biases = known(moved, graph.axes, group, settled, outgoing)
+        found = matcher.match(rows, biases, seed)
         sizes[group], assigned = len(found.counts), found.assignments
         between = [table for part in moved if (table := squares(part, graph.axes, group, settled)) is not None]
         if refine and between:
