@@ -13,7 +13,7 @@ from phalanx.axis import OUTPUTS, Axes, picked, scattered
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.expression import method, require
-from phalanx.federated.local_training import LocalTraining, copied, examples_of, wired
+from phalanx.federated.local_training import LocalTraining, check_levels, copied, examples_of, wired
 from phalanx.layout import Layout
 from phalanx.matching.features import present
 from phalanx.matching.matched import EXAMPLES, PLACES
@@ -82,6 +82,7 @@ class Layerwise(Work):
         return self.local.samples(partition, data, units, index, seed)
 
     def check(self, source: Source, rounds: int) -> None:
+        check_levels(source)
         found = len(source.graph.sizes) + 1
         names = ", ".join(source.graph.names)
         require(

@@ -71,6 +71,8 @@ class LocalTraining(Work):
         return source.layout if self.sends == "change" else wired(source.layout, source.graph.axes)
 
     def check(self, source: Source, rounds: int) -> None:
+        if self.sends == "weights":
+            check_levels(source)
         names = [name for name, _ in source.model.named_parameters()]
         for pattern in self.frozen:
             known = any(fnmatchcase(name, pattern) for name in names)
@@ -194,6 +196,16 @@ def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | Non
         layout.dtype,
         (*open, (Axis(0, OUTPUTS),)),
     )
+
+
+def check_levels(source: Source) -> None:
+    """Raises ValueError where layers that must be of one size would be matched one by one."""
+    for groups in source.graph.level:
+        names = ", ".join(source.graph.names[group] for group in sorted(groups))
+        raise ValueError(
+            f"{names} are layers of one module and have to be of one size, and matching may let them grow apart; make "
+            "each layer a module of its own"
+        )
 
 
 def examples_of(data: Dataset, samples: Tensor) -> Tensor:

@@ -29,11 +29,11 @@ _BOUND = Gate(max_weight=10.0)  # of a client's examples, in medians of all clie
 class Matched(Matches):
     """Rows in one order of neurons, such that their plain mean is the matched average.
 
-    The groups of neurons in the rows are matched one after the other, each with the earlier ones in their places. An
-    entry that a client does not have, because it lacks a neuron, becomes the mean of those that have it: nothing for a
-    mean, and no outlier for a robust rule behind this stage. Weights of outputs are averaged by class, in proportion to
-    the examples that clients have of it: a row becomes M_c + n p_jc (W_jc - M_c), M_c = sum_j p_jc W_jc. All rows get
-    the weight 1. Each client is told the places of its neurons.
+    The groups of neurons in the rows are matched one after the other, each with the earlier ones in their places. What
+    would make a neuron that a client lacks becomes the mean of those that have it: nothing for a mean, and no outlier
+    for a robust rule behind this stage. From a neuron that it lacks a client's weight is zero. Weights of outputs are
+    averaged by class, in proportion to the examples that clients have of it: a row becomes M_c + n p_jc (W_jc - M_c),
+    M_c = sum_j p_jc W_jc. All rows get the weight 1. Each client is told the places of its neurons.
 
     A neuron that only a liar has is no outlier to any rule, as nobody else has one to compare: `support` drops neurons
     that few clients have. Their place is -1.
@@ -153,7 +153,9 @@ def _filled(
 ) -> list[Tensor]:
     """One tensor of each client, so that the plain mean of all is the average over those that have an entry."""
     n, dtype = len(tensors), tensors[0].dtype
-    have = [present(tensor, axes, place) for tensor, place in zip(tensors, places, strict=True)]
+    # from a neuron that it lacks a client has a weight of zero, as in its own network
+    made = [axis for axis in axes if axis.makes]
+    have = [present(tensor, made, place) for tensor, place in zip(tensors, places, strict=True)]
     count = torch.stack([h.expand_as(tensors[0]) if h.dim() else h for h in have]).sum(dim=0)
     total = torch.stack([t * h for t, h in zip(tensors, have, strict=True)]).sum(dim=0)
     mean = torch.where(count > 0, total / count.clamp(min=1), 0.0).to(dtype)
