@@ -63,8 +63,9 @@ def test_published_numbers_are_of_recipes_and_of_the_text() -> None:
 
 @pytest.mark.parametrize(("recipe", "numbers"), [("fedma-epochs", ["1", "4"]), ("fedma-clients", ["5", "10"])])
 def test_a_sweep_has_a_line_for_each_number(tmp_path: Path, recipe: str, numbers: list[str]) -> None:
-    (table,) = ran(recipe, tmp_path)["tables"]
+    table, sizes = ran(recipe, tmp_path)["tables"]
     rows = rows_of(table)
+    assert all(row["FedMA"] > row["FedAvg"] for row in rows_of(sizes).values())
     assert list(rows) == numbers and "FedMA" in table["header"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert rows[numbers[-1]]["FedMA"] == f"{100 * summary[-1]['accuracy']:.2f} %"

@@ -97,7 +97,8 @@ def _local(lr: float, epochs: int, batch: int, momentum: float = 0.9, weight_dec
     return px.local_training(optimizer, epochs=epochs, batch=batch, own=True)
 
 
-# table 5.3 and section 5.4.4; the text names neither batches nor the epochs of figure 5.1
+# table 5.3 and section 5.4.4; the text names neither batches nor the epochs of figure 5.1. A batch of passages is one of
+# some hundred characters; the roles with the most passages are the laptop's clients
 NETS = {
     "smoke": {"MLP": Net(px.digits(), px.mlp((16,)), 2, 4, _local(0.1, 2, 20))},
     "laptop": {
@@ -114,8 +115,8 @@ NETS = {
             px.shakespeare(roles=24),
             px.char_lstm(width=64),
             3,
-            24,
-            _local(0.8, 5, 4, momentum=0.0),
+            12,
+            _local(0.8, 10, 2, momentum=0.0),
             gamma=0.001,
             last=None,
             uneven=px.by_owner(),

@@ -12,7 +12,7 @@ from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short
 from phalanx.report.federated_curves import STYLES
 from phalanx.report.plots import figure, save, tidy
-from phalanx.report.sheet import Sheet
+from phalanx.report.sheet import Cell, Sheet
 from phalanx.report.tables import percent
 
 UNITS = {"E": "local epochs a round (E)", "clients": "clients"}
@@ -36,14 +36,19 @@ def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
-    """A line for each number, a column for each method."""
+    """A line for each number, a column for each method: accuracies, and parameters of the network at the end."""
     methods = list(dict.fromkeys(map(short, results)))
-    rows = []
+    header = (_unit(results), *methods)
+    accuracies: list[tuple[Cell, ...]] = []
+    parameters: list[tuple[Cell, ...]] = []
     for name, runs in panels_of(results).items():
-        reached = {short(run): run.accuracy for run in runs}
-        cells = [percent(reached.get(method), 2) for method in methods]
-        rows.append((f"{_number(name):g}", *cells))
-    return [Sheet("accuracy at the end", (_unit(results), *methods), tuple(rows))]
+        found, word = {short(run): run for run in runs}, f"{_number(name):g}"
+        accuracies.append((word, *(percent(found[m].accuracy, 2) if m in found else None for m in methods)))
+        parameters.append((word, *(found[m].summary.get("parameters") if m in found else None for m in methods)))
+    return [
+        Sheet("accuracy at the end", header, tuple(accuracies)),
+        Sheet("parameters at the end", header, tuple(parameters)),
+    ]
 
 
 def _number(words: str) -> float:
