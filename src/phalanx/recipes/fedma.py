@@ -97,8 +97,8 @@ def _local(lr: float, epochs: int, batch: int, momentum: float = 0.9, weight_dec
     return px.local_training(optimizer, epochs=epochs, batch=batch, own=True)
 
 
-# table 5.3 and section 5.4.4; the text names neither batches nor the epochs of figure 5.1. A batch of passages is one of
-# some hundred characters; the roles with the most passages are the laptop's clients
+# table 5.3 and section 5.4.4; the text names neither batches nor the epochs of figure 5.1. A batch of passages is one
+# of some hundred characters; the roles with the most passages are the laptop's clients
 NETS = {
     "smoke": {"MLP": Net(px.digits(), px.mlp((16,)), 2, 4, _local(0.1, 2, 20))},
     "laptop": {

@@ -11,7 +11,8 @@ from phalanx.recipes.recipe import recipe
 from phalanx.report.federated import federated_tables, plot_methods
 
 CONTROL = "FedMA without matching"
-# found on LeNet with the seeds 0, 1 and 2: variances so small that a neuron that training has made long finds no copy, and few of those
+# found on LeNet with the seeds 0, 1 and 2: variances so small that a neuron that training has made long finds no copy,
+# and few of those
 CALIBRATED = px.bbp(gamma=0.1, sigma=0.1, bias_mean=0.0, average="plain")
 
 
