@@ -1,0 +1,184 @@
+"""A SuperLink and SuperNodes on this machine, with free ports and a home of their own; leaves no process behind."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.worlds.launch import environment
+
+NAME = "here"  # of the connection in Flower's configuration
+COLOUR = re.compile(r"\x1b\[\d*m")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, "finished:completed" or "finished:failed", and the log of its ServerApp."""
+
+    status: str
+    log: str
+
+
+class Flower:
+    """Starts the processes on entry and kills all of them on exit.
+
+    Args:
+        folder: for Flower's home and the output of the processes, "superlink.log", "node-0.log", ...
+        nodes: SuperNodes; number i has partition-id=i.
+        limit_s: for all to be ready, and for a command of Flower.
+    """
+
+    def __init__(self, folder: Path, nodes: int, limit_s: float = 90) -> None:
+        self.folder, self.limit_s = folder, limit_s
+        self.home, self.port = folder / "flwr", free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._count = nodes
+
+    def __enter__(self) -> "Flower":
+        self.home.mkdir(parents=True)
+        address = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        (self.home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\n{address}')
+        try:
+            self._start("superlink", "flower-superlink", "--port", str(self.port))
+            self._wait("the SuperLink", self._healthy)
+            for i in range(self._count):
+                self.add(i)
+            self._wait("the SuperNodes", lambda: all(map(self.known, range(self._count))))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, i: int) -> None:
+        """Starts SuperNode i, also again after it was killed."""
+        where = ("--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()))
+        about = f"partition-id={i} num-partitions={self._count}"
+        self._start(f"node-{i}", "flower-supernode", *where, "--node-config", about)
+
+    def known(self, i: int) -> bool:
+        """Whether SuperNode i has been registered by the SuperLink."""
+        return "SuperNode ID:" in self.log(f"node-{i}")
+
+    def kill(self, i: int) -> None:
+        """SIGKILL to SuperNode i and what it has started."""
+        process = self.processes[f"node-{i}"]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def submit(self, app: Path, **config: object) -> str:
+        """Starts an app and returns the id of its run; values replace those of its [tool.flwr.app.config]."""
+        changes = self.folder / "run.toml"
+        changes.write_text("".join(f"{key.replace('_', '-')} = {json.dumps(x)}\n" for key, x in config.items()))
+        out = self._flwr("run", str(app), NAME, "--format", "json", *(("--run-config", str(changes)) if config else ()))
+        about = json.loads(out)
+        # a refusal exits with 0
+        assert about["success"], f"{app} was not started: {out}{self._ends()}"
+        return about["run-id"]
+
+    def wait(self, run_id: str, limit_s: float = 240) -> Outcome:
+        """Waits until a run has ended."""
+        # the stream of a log ends with the run
+        log = self._flwr("log", run_id, NAME, "--stream", limit_s=limit_s)
+        about = json.loads(self._flwr("ls", NAME, "--run-id", run_id, "--format", "json"))
+        return Outcome(about["runs"][0]["status"], log)
+
+    def run(self, app: Path, limit_s: float = 240, **config: object) -> Outcome:
+        """Runs an app to its end."""
+        return self.wait(self.submit(app, **config), limit_s)
+
+    def log(self, name: str) -> str:
+        """What a process, such as "node-0", has printed so far, with what its ClientApps have."""
+        return COLOUR.sub("", (self.folder / f"{name}.log").read_text(errors="replace"))
+
+    def close(self) -> None:
+        """Kills every process that has this home in its environment, whoever started it and in whichever group."""
+        while left := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._owns(pid)]:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        for process in self.processes.values():
+            process.wait()
+
+    def _owns(self, pid: int) -> bool:
+        with suppress(OSError):
+            return f"FLWR_HOME={self.home}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return False
+
+    def _start(self, name: str, program: str, *argv: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [_program(program), "--insecure", "--host", "127.0.0.1", *argv],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+            )
+
+    def _environment(self) -> dict[str, str]:
+        # Flower's programs start one another by name
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        offline = {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        }
+        ours = {"FLWR_HOME": str(self.home), "PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
+        return environment() | offline | ours
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def _wait(self, what: str, ready: Callable[[], bool]) -> None:
+        until = time.monotonic() + self.limit_s
+        while not ready():
+            assert time.monotonic() < until, f"{what} did not start within {self.limit_s} s{self._ends()}"
+            time.sleep(0.1)
+
+    def _flwr(self, *argv: str, limit_s: float | None = None) -> str:
+        with subprocess.Popen(
+            [_program("flwr"), *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self._environment(),
+        ) as command:
+            try:
+                out, _ = command.communicate(timeout=limit_s or self.limit_s)
+            except subprocess.TimeoutExpired:
+                command.kill()
+                out, _ = command.communicate()
+                raise AssertionError(f"flwr {argv} did not end in time\n{out[-4000:]}{self._ends()}") from None
+        assert command.returncode == 0, f"flwr {argv} exited {command.returncode}\n{out[-4000:]}{self._ends()}"
+        return COLOUR.sub("", out)
+
+    def _ends(self) -> str:
+        """The end of what each process has printed."""
+        return "".join(f"\n== {name}\n{self.log(name)[-2000:]}" for name in self.processes)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
