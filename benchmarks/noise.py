@@ -47,7 +47,7 @@ def gradient(rounds: int) -> tuple[Any, Any, str]:
         run = px.amend(run, path, value)
     trainer = Trainer(run, px.LocalWorld(run.workers))
     trainer.run()
-    stack, _ = trainer.work(run.phases[0], rounds)
+    stack, _ = trainer.work(rounds)
     layout = stack.layout.head
     return stack.rows[0, : layout.d].clone(), layout, repr(run)
 

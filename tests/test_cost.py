@@ -225,7 +225,7 @@ def test_the_default_schemes_are_schemes():
 def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
     """Bytes and shape of the result are those of a round in which every worker holds the same row."""
     trainer = Trainer(replace(RUN, workers=1), px.LocalWorld(1))
-    stack, _ = trainer.work(RUN.phases[0], 0)
+    stack, _ = trainer.work(0)
     stage = px.parse(scheme)
     sample = next(rehearse(trainer, stage, [stack], n))
     assert sample.effort.workers == n and min(vars(sample.effort).values()) >= 0

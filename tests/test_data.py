@@ -316,6 +316,13 @@ def test_normalising_leaves_the_data_alone():
     assert torch.equal(already, before.float())
 
 
+@pytest.mark.parametrize("owners", [torch.zeros(2, dtype=torch.int64), torch.zeros(3), torch.zeros(3, 1).long()])
+def test_owners_that_do_not_fit(owners):
+    x, y = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="toy: owners are int64, one for each of 3 training examples, got"):
+        Dataset("toy", x, y, x, y, 10, (0.0,), (1.0,), owners=owners)
+
+
 def test_images_without_labels():
     x, y = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="3 train images, but 2 labels"):

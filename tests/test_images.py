@@ -16,7 +16,7 @@ from phalanx.data.dataset import Dataset, _load
 from phalanx.data.images import Images
 from phalanx.recipes.pufferfish_imagenet import configured, hybrid
 from phalanx.score import assess
-from phalanx.train import fingerprint
+from phalanx.summary import fingerprint
 
 SIZES = [(40, 30), (17, 23), (64, 20), (9, 50), (31, 31)]
 CLASSES = ("ant", "bee", "cat")

@@ -97,7 +97,7 @@ def test_the_rows_are_those_of_training(scheme: str) -> None:
     # with BatchNorm, whose statistics travel in the row
     phase = px.phase(px.gradient(SMALL.batch), SMALL.schemes[scheme])
     trainer = Trainer(px.run(SMALL.data, SMALL.model, (phase,), workers=9, threads=SMALL.threads), px.LocalWorld(9))
-    expected = trainer.work(phase, 0)[0].rows
+    expected = trainer.work(0)[0].rows
     rows = torch.empty(9, trainer.layout.d)
     sent = SMALL._sent(scheme if scheme != "cyclic" else "mean", trainer, rows, quiet)
     if scheme != "cyclic":

@@ -44,9 +44,16 @@ COUNTS = [
     ("cnn_rand()", TEXTS, 2, 154_502 + 1_000 * 128),
     ("cnn_rand(dim=32, maps=32)", TEXTS, 2, 12_578 + 1_000 * 32),
     ("tied_lstm()", PASSAGES, 33_278, 85_962_278),
+    ("char_lstm()", phalanx.Passage(length=80, vocabulary=80), 80, 293_584),
+    ("char_lstm(embedding=21, width=257)", phalanx.Passage(length=80, vocabulary=80), 80, 310_160),
     ("transformer()", PAIRS, 9_521, 48_978_432),
 ]
-READS = {"cnn_rand": ("texts", TEXTS), "tied_lstm": ("passages", PASSAGES), "transformer": ("pairs of texts", PAIRS)}
+READS = {
+    "cnn_rand": ("texts", TEXTS),
+    "tied_lstm": ("passages", PASSAGES),
+    "char_lstm": ("passages", PASSAGES),
+    "transformer": ("pairs of texts", PAIRS),
+}
 LARGE = ["resnet50()", "wide_resnet50(stem='small')", "resnet152()", "alexnet()", "vgg19_bn()"]
 SMALL = [
     ("mlp()", (1, 8, 8)),
@@ -168,6 +175,21 @@ def test_cnn_rand_does_not_train_the_padding():
     assert gradient[0].abs().max() == 0 and gradient[7:10].abs().amax(dim=1).min() > 0
 
 
+def test_char_lstm_scores_each_character_by_those_before_it():
+    model = build("char_lstm(embedding=3, width=5)", phalanx.Passage(6, 9), num_classes=9)
+    x = torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(0))
+    out = model(x)
+    assert out.shape == (4, 6, 9)
+    later = x.clone()
+    later[:, 3:] = 8 - later[:, 3:]
+    torch.testing.assert_close(model(later)[:, :3], out[:, :3])
+    first, state = model.resume(x[:, :2], None)
+    torch.testing.assert_close(torch.cat([first, model.resume(x[:, 2:], state)[0]], dim=1), out)
+    assert [tuple(p.shape) for _, p in model.lstm.named_parameters()] == [(20, 3), (20, 5), (20,), (20,)]
+    nn.functional.cross_entropy(out.flatten(0, 1), x.flatten()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", sorted({expression.partition("(")[0] for expression, *_ in COUNTS}))
 def test_a_model_refuses_what_it_cannot_read(name):
     kind, own = READS.get(name, ("images", (3, 32, 32)))
@@ -247,6 +269,8 @@ def test_images_that_are_too_small(expression, shape, words):
         "tied_lstm(width=0)",
         "tied_lstm(layers=0)",
         "tied_lstm(dropout=1)",
+        "char_lstm(embedding=0)",
+        "char_lstm(width=0)",
         "transformer(heads=0)",
         "transformer(width=9, heads=3)",
         "transformer(width=12, heads=8)",

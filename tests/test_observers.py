@@ -11,7 +11,8 @@ import torch
 import phalanx as px
 from phalanx.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
 from phalanx.stack import Stack
-from phalanx.train import Trainer, fingerprint
+from phalanx.summary import fingerprint
+from phalanx.train import Trainer
 from tests.examples import examples, honest, round_of
 from tests.worlds.launch import run_job
 
@@ -51,7 +52,7 @@ def test_observing_changes_no_weights_and_logs_when_it_is_due():
 def test_the_numbers_are_those_of_the_gradient_before_the_scheme():
     _, lines = logged(WATCHED)
     trainer = Trainer(RUN, px.LocalWorld(4))
-    stack, _ = trainer.work(RUN.phases[0], 0)
+    stack, _ = trainer.work(0)
     for observer, worker, names in (
         (WATCHED.observers[0], 0, ["1.weight", "3.weight"]),
         (WATCHED.observers[1], 3, ["3.weight"]),

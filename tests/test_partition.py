@@ -9,8 +9,24 @@ import phalanx
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
 seeds = st.integers(0, 5)
 partitions = st.sampled_from(
-    [phalanx.iid(), phalanx.shards(1), phalanx.shards(3), phalanx.dirichlet(0.5), phalanx.dirichlet(100.0)]
+    [
+        phalanx.iid(),
+        phalanx.shards(1),
+        phalanx.shards(3),
+        phalanx.dirichlet(0.5),
+        phalanx.dirichlet(100.0),
+        phalanx.by_owner(),
+        phalanx.by_owner(least=3, drawn=True),
+        phalanx.nested(phalanx.dirichlet(0.5), pieces=2, each=2),
+        phalanx.nested(phalanx.by_owner(), pieces=1, each=3),
+        phalanx.nested(phalanx.nested(phalanx.shards(1), 2, 2), 2, 3),
+    ]
 )
+
+
+def data(y: torch.Tensor, owners: torch.Tensor | None = None) -> phalanx.Dataset:
+    x = torch.zeros(len(y), 1, 1, 1, dtype=torch.uint8)
+    return phalanx.Dataset("toy", x, y, x[:0], y[:0], 10, (0.0,), (1.0,), owners=owners)
 
 
 def split(partition, y, units, seed):
@@ -24,7 +40,10 @@ def split(partition, y, units, seed):
 def test_parts_are_disjoint_and_together_all(partition, y, units, seed):
     parts = split(partition, y, units, seed)
     assert len(parts) == units and all(len(p) >= 1 for p in parts)
-    assert torch.cat(parts).sort().values.tolist() == list(range(len(y)))
+    held = torch.cat(parts).tolist()
+    assert len(set(held)) == len(held) and set(held) <= set(range(len(y)))
+    if partition.exhaustive:
+        assert len(held) == len(y)
     again = partition.split(y.clone(), units, seed)
     assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
 
@@ -33,9 +52,10 @@ def test_parts_are_disjoint_and_together_all(partition, y, units, seed):
 def test_a_draw_deals_the_batch_as_evenly_as_possible(partition, y, units, batch, index, seed):
     assume(batch >= units and (batch <= len(y) or partition != phalanx.iid()))
     parts = split(partition, y, units, seed)
-    drawn = partition.draw(y, units, batch, index, seed)
+    drawn = partition.draw(data(y, owners=y), units, batch, index, seed)
+    assert all(torch.equal(a, b) for a, b in zip(partition.parts(data(y, owners=y), units, seed), parts, strict=True))
     assert [len(d) for d in drawn] == [batch // units + (i < batch % units) for i in range(units)]
-    again = partition.draw(y, units, batch, index, seed)
+    again = partition.draw(data(y, owners=y), units, batch, index, seed)
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
     if partition != phalanx.iid():
         assert all(set(d.tolist()) <= set(p.tolist()) for d, p in zip(drawn, parts, strict=True))
@@ -46,7 +66,7 @@ def test_iid_has_every_sample_once_in_each_epoch(n, batch, units, seed):
     assume(units <= batch <= n)
     y = torch.zeros(n, dtype=torch.int64)
     rounds = 3 * n // batch + 1
-    walk = torch.cat([torch.cat(phalanx.iid().draw(y, units, batch, i, seed)) for i in range(rounds)])
+    walk = torch.cat([torch.cat(phalanx.iid().draw(data(y), units, batch, i, seed)) for i in range(rounds)])
     for epoch in range(3):
         assert walk[epoch * n : (epoch + 1) * n].sort().values.tolist() == list(range(n))
 
@@ -55,16 +75,16 @@ def test_iid_has_every_sample_once_in_each_epoch(n, batch, units, seed):
 def test_iid_batch_does_not_depend_on_the_number_of_units(n, batch, index, seed):
     assume(batch <= n)
     y = torch.zeros(n, dtype=torch.int64)
-    whole = phalanx.iid().draw(y, 1, batch, index, seed)[0]
+    whole = phalanx.iid().draw(data(y), 1, batch, index, seed)[0]
     for units in range(2, batch + 1):
-        assert torch.equal(torch.cat(phalanx.iid().draw(y, units, batch, index, seed)), whole)
+        assert torch.equal(torch.cat(phalanx.iid().draw(data(y), units, batch, index, seed)), whole)
 
 
 @pytest.mark.parametrize("partition", [phalanx.dirichlet(0.3), phalanx.shards(2)])
 def test_a_unit_passes_through_its_own_part_in_each_of_its_epochs(partition):
     y = torch.arange(97) % 5
     parts = partition.split(y, 4, 1)
-    walks = [partition.draw(y, 4, 12, i, 1) for i in range(100)]
+    walks = [partition.draw(data(y), 4, 12, i, 1) for i in range(100)]
     for unit, part in enumerate(parts):
         walk, m = torch.cat([w[unit] for w in walks]), len(part)
         first, second = walk[:m], walk[m : 2 * m]
@@ -74,25 +94,25 @@ def test_a_unit_passes_through_its_own_part_in_each_of_its_epochs(partition):
 
 def test_a_part_smaller_than_the_share_is_repeated():
     y = torch.tensor([0, 0, 1, 1])
-    drawn = phalanx.shards(1).draw(y, 2, 10, 0, 0)
+    drawn = phalanx.shards(1).draw(data(y), 2, 10, 0, 0)
     assert [d.bincount(minlength=4).sort().values.tolist() for d in drawn] == [[0, 0, 2, 3]] * 2
 
 
 def test_seeds_epochs_and_units_shuffle_differently():
     y = torch.arange(400) % 10
     for partition in (phalanx.iid(), phalanx.shards(2), phalanx.dirichlet(1.0)):
-        first, other = (torch.cat(partition.draw(y, 4, 40, 0, seed)) for seed in (0, 1))
+        first, other = (torch.cat(partition.draw(data(y), 4, 40, 0, seed)) for seed in (0, 1))
         assert not torch.equal(first, other)
         a, b = (torch.cat(partition.split(y, 4, seed)) for seed in (0, 1))
         assert not torch.equal(a, b)
-    whole = phalanx.iid().draw(y, 1, 400, 0, 0)[0], phalanx.iid().draw(y, 1, 400, 1, 0)[0]
+    whole = phalanx.iid().draw(data(y), 1, 400, 0, 0)[0], phalanx.iid().draw(data(y), 1, 400, 1, 0)[0]
     assert not torch.equal(*whole)
 
 
 def test_writing_into_what_was_drawn_changes_nothing():
     y = torch.arange(100) % 10
     for partition in (phalanx.iid(), phalanx.shards(2)):
-        for call in (lambda p: p.draw(y, 4, 40, 0, 0), lambda p: p.split(y, 4, 0)):
+        for call in (lambda p: p.draw(data(y), 4, 40, 0, 0), lambda p: p.split(y, 4, 0)):
             want = [d.clone() for d in call(partition)]
             for d in call(partition):
                 d.zero_()
@@ -101,9 +121,10 @@ def test_writing_into_what_was_drawn_changes_nothing():
 
 def test_changed_labels_give_changed_parts():
     y = torch.arange(100) % 10
-    before = phalanx.shards(1).draw(y, 10, 10, 0, 0)
+    toy = data(y)
+    before = phalanx.shards(1).draw(toy, 10, 10, 0, 0)
     y.copy_(y.flip(0) // 2)
-    after = phalanx.shards(1).draw(y, 10, 10, 0, 0)
+    after = phalanx.shards(1).draw(toy, 10, 10, 0, 0)
     assert all(len(set(y[part].tolist())) <= 2 for part in phalanx.shards(1).split(y, 10, 0))
     assert not torch.equal(torch.cat(before), torch.cat(after))
 
@@ -157,6 +178,46 @@ def test_dirichlet_keeps_its_least_or_says_so():
         phalanx.dirichlet(1e-9).split(y, 15, 0)
 
 
+@given(st.lists(st.integers(-3, 9), min_size=1, max_size=60).map(torch.tensor), st.integers(1, 4), st.booleans(), seeds)
+def test_by_owner_gives_each_unit_the_whole_of_one_owner(owners, least, drawn, seed):
+    counts = {owner: int((owners == owner).sum()) for owner in owners.tolist()}
+    large = [owner for owner, count in counts.items() if count >= least]
+    assume(large)
+    partition, toy = phalanx.by_owner(least, drawn), data(torch.zeros_like(owners), owners)
+    parts = partition.parts(toy, len(large), seed)
+    names = [owners[part].unique().tolist() for part in parts]
+    assert sorted(names) == sorted([owner] for owner in large)
+    assert [len(part) for part in parts] == [counts[owner] for (owner,) in names]
+    assert drawn or [len(part) for part in parts] == sorted(map(len, parts), reverse=True)
+    fewer = partition.parts(toy, 1, seed)
+    assert torch.equal(fewer[0], parts[0])
+
+
+def test_the_seed_draws_the_owners():
+    owners = torch.arange(100) // 10
+    first = [tuple(owners[p[0]].item() for p in phalanx.by_owner(drawn=True).split(owners, 5, s)) for s in range(4)]
+    assert len(set(first)) > 1
+    assert all(owners[p[0]] == u for u, p in enumerate(phalanx.by_owner().split(owners, 10, 3)))
+
+
+def test_more_units_of_a_nested_partition_add_parts():
+    y = torch.arange(5000) % 10
+    partition = phalanx.nested(phalanx.dirichlet(0.5, least=10))
+    whole = partition.split(y, 25, 7)
+    assert sorted(torch.cat(whole).tolist()) == list(range(5000))
+    for units in (1, 5, 7, 10, 15, 20):
+        some = partition.split(y, units, 7)
+        assert len(some) == units and all(torch.equal(a, b) for a, b in zip(some, whole, strict=False))
+    pieces = [torch.cat(whole[i : i + 5]) for i in range(0, 25, 5)]
+    for piece in pieces:
+        # a piece looks like the whole, a part of it does not
+        assert len(piece) == 1000 and (y[piece].bincount() - 100).abs().max() < 40
+    uneven = [float(y[part].bincount(minlength=10).max()) / len(part) for part in whole]
+    assert sum(uneven) / 25 > 0.25
+    shares = [[len(part) for part in whole[i : i + 5]] for i in range(0, 25, 5)]
+    assert len({tuple(s) for s in shares}) == 5
+
+
 @pytest.mark.parametrize("y", [torch.zeros(50, dtype=torch.int64), torch.tensor([3] * 25 + [9] * 25)])
 def test_classes_that_do_not_occur(y):
     for partition in (phalanx.iid(), phalanx.dirichlet(0.5), phalanx.shards(2)):
@@ -166,16 +227,24 @@ def test_classes_that_do_not_occur(y):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda y: phalanx.iid().draw(y, 4, 3, 0, 0), "batch of 3 leaves some of 4 units without"),
-        (lambda y: phalanx.shards().draw(y, 2, 0, 0, 0), "batch of 0"),
-        (lambda y: phalanx.iid().draw(y, 0, 3, 0, 0), "at least one unit, got 0"),
-        (lambda y: phalanx.iid().draw(y, 1, 11, 0, 0), "batch of 11 is more than the 10 samples"),
-        (lambda y: phalanx.iid().draw(y[:0], 1, 1, 0, 0), "more than the 0 samples"),
+        (lambda y: phalanx.iid().draw(data(y), 4, 3, 0, 0), "batch of 3 leaves some of 4 units without"),
+        (lambda y: phalanx.shards().draw(data(y), 2, 0, 0, 0), "batch of 0"),
+        (lambda y: phalanx.iid().draw(data(y), 0, 3, 0, 0), "at least one unit, got 0"),
+        (lambda y: phalanx.iid().draw(data(y), 1, 11, 0, 0), "batch of 11 is more than the 10 samples"),
+        (lambda y: phalanx.iid().draw(data(y[:0]), 1, 1, 0, 0), "more than the 0 samples"),
         (lambda y: phalanx.iid().split(y, 11, 0), r"iid\(\) needs 11 samples for 11 units"),
         (lambda y: phalanx.iid().split(y, 0, 0), "at least one unit"),
         (lambda y: phalanx.shards(3).split(y, 4, 0), "needs 12 samples for 4 units, 3 each, and there are 10"),
         (lambda y: phalanx.dirichlet(1.0, least=6).split(y, 2, 0), "needs 12 samples"),
-        (lambda y: phalanx.dirichlet(1.0).draw(y[:0], 1, 1, 0, 0), "there are 0"),
+        (lambda y: phalanx.dirichlet(1.0).draw(data(y[:0]), 1, 1, 0, 0), "there are 0"),
+        (lambda y: phalanx.by_owner().draw(data(y), 1, 1, 0, 0), "toy does not say who owns which; choose iid"),
+        (lambda y: phalanx.nested(phalanx.by_owner()).parts(data(y), 1, 0), "toy does not say"),
+        (lambda y: phalanx.by_owner().split(y, 4, 0), "has 3 owners with 1 samples or more, and 4 units"),
+        (lambda y: phalanx.by_owner(least=4).split(y, 2, 0), "has 1 owners with 4 samples or more, and 2 units"),
+        (lambda y: phalanx.by_owner().split(y, 0, 0), "at least one unit, got 0"),
+        (lambda y: phalanx.nested(phalanx.iid(), 2, 2).split(y, 5, 0), "makes 2 x 2 = 4 parts, and there are 5 units"),
+        (lambda y: phalanx.nested(phalanx.iid(), 2, 2).split(y, 0, 0), "at least one unit, got 0"),
+        (lambda y: phalanx.nested(phalanx.iid(), 2, 6).split(y, 1, 0), r"iid\(\) needs 6 samples"),
     ],
 )
 def test_impossible_requests(call, words):
@@ -184,7 +253,17 @@ def test_impossible_requests(call, words):
 
 
 @pytest.mark.parametrize(
-    "expression", ["dirichlet(0)", "dirichlet(nan)", "dirichlet(inf)", "dirichlet(1, least=0)", "shards(0)"]
+    "expression",
+    [
+        "dirichlet(0)",
+        "dirichlet(nan)",
+        "dirichlet(inf)",
+        "dirichlet(1, least=0)",
+        "shards(0)",
+        "by_owner(least=0)",
+        "nested(iid(), pieces=0)",
+        "nested(iid(), each=0)",
+    ],
 )
 def test_fields_out_of_range(expression):
     with pytest.raises(ValueError, match=expression.partition("(")[0]):
@@ -193,4 +272,4 @@ def test_fields_out_of_range(expression):
 
 def test_index_far_into_a_run():
     y = torch.zeros(7, dtype=torch.int64)
-    assert len(phalanx.iid().draw(y, 2, 5, 10**9, 0)[0]) == 3
+    assert len(phalanx.iid().draw(data(y), 2, 5, 10**9, 0)[0]) == 3

@@ -16,7 +16,8 @@ from phalanx.pruning.chains import chains
 from phalanx.pruning.early_bird import apart, ticket_of
 from phalanx.pruning.lottery import pruned
 from phalanx.pruning.slim import slim
-from phalanx.train import Trainer, fingerprint
+from phalanx.summary import fingerprint
+from phalanx.train import Trainer
 from tests.interrupted import stopped_and_resumed
 
 RUN = (

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.checkpoint import flatten, unflatten
+from phalanx.checkpoint import flatten, own, unflatten
 from phalanx.models.model import Model
-from phalanx.train import Trainer, fingerprint, own
+from phalanx.summary import fingerprint
+from phalanx.train import Trainer
 
 RUN = (
     "run(digits(), mlp(hidden=(16,)), phases=("

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 import phalanx as px
 from phalanx.launch import leave
 from phalanx.phase import Run
+from phalanx.site import Site
 from phalanx.train import Trainer
-from phalanx.work import Site
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         # alternating, so that a busy moment of the machine hits both
         alone = bool(index % 2)
         site.key = (run.seed, index)
-        samples = run.partition.draw(trainer.data.train_y, run.workers, phase.work.batch, index, run.seed)
+        samples = phase.work.samples(run.partition, trainer.data, run.workers, index, run.seed)
         dist.barrier()
         began = time.perf_counter()
         x, y = site.batch(samples[dist.get_rank()], dist.get_rank())

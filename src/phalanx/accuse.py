@@ -57,6 +57,8 @@ class Ledger:
     lost_rounds: int = 0
     lost_groups: int = 0
     bytes_up: int = 0
+    bytes_down: int = 0
+    local_epochs: float = 0.0
     excluded: Counter[int] = field(default_factory=Counter)
     outvoted: Counter[int] = field(default_factory=Counter)
     byzantine: Counter[int] = field(default_factory=Counter)

@@ -81,7 +81,7 @@ class Attack(Stage):
             bad = [set(s) <= round.byzantine for s in stack.sources]
             return View(stack.rows, torch.tensor(bad, dtype=torch.bool), tuple(s[0] for s in stack.sources))
         rows = round.world.peek(stack.rows)
-        workers = tuple(range(len(rows)))
+        workers = round.world.workers
         return View(rows, torch.tensor([i in round.byzantine for i in workers], dtype=torch.bool), workers)
 
 

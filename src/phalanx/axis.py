@@ -38,6 +38,12 @@ class Axis:
         """The tensor as a row for each neuron. Shapes: -> (L, D)."""
         return self._unfolded(tensor).movedim(self.dim + 1, 0).reshape(self.neurons(tensor), -1)
 
+    def neurons_back(self, rows: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `neurons_first`, for a tensor of a shape. Shapes: (L, D) -> like."""
+        wide = self._unfolded(like)
+        shape = [wide.shape[self.dim + 1], *(s for dim, s in enumerate(wide.shape) if dim != self.dim + 1)]
+        return self._folded(rows.reshape(shape).movedim(0, self.dim + 1))
+
     def pick(self, tensor: Tensor, places: Tensor) -> Tensor:
         """A tensor of the neurons at these places: number l of the result is number places[l] of the given one."""
         return self._folded(self._unfolded(tensor).index_select(self.dim + 1, places.to(tensor.device)))

@@ -95,7 +95,7 @@ class Gather(Wire):
         clock = Clock()
         arrived = round.world.gather([offer.first for offer in offers], payload_limit(sent))
         clock.lap("wire_s")
-        received = self.gate.admit(open_rows(self.codec, arrived, [(worker,) for worker in range(len(arrived))], sent))
+        received = self.gate.admit(open_rows(self.codec, arrived, [(worker,) for worker in round.world.workers], sent))
         clock.lap("decode_s")
         return replace(received, arrived=received).note(clock.notes)
 
@@ -236,11 +236,11 @@ class Reduce(Stage):
         row = torch.cat(parts).to(stack.rows)
         clock.lap("decode_s")
         size = payload_bytes(coded[0])
-        notes = [*clock.notes, *(Note("bytes", worker, size) for worker in range(world.size))]
+        notes = [*clock.notes, *(Note("bytes", worker, size) for worker in world.workers)]
         merged = replace(
             stack,
             rows=row.reshape(1, -1),
-            sources=(tuple(range(world.size)),),
+            sources=(world.workers,),
             weights=every.reshape(1),
             received=True,
         )

@@ -65,7 +65,7 @@ def present(offers: Sequence[Offer], workers: Sequence[int], round: Round) -> li
 
 def check_server(scheme: Stage) -> None:
     """Raises ValueError unless a scheme can be cut into a worker's half and a server's."""
-    stages = _stages(scheme)
+    stages = stages_of(scheme)
     for stage in stages:
         if isinstance(stage, Attack) and stage.omniscient:
             raise ValueError(
@@ -82,7 +82,7 @@ def check_server(scheme: Stage) -> None:
 def worker_half(scheme: Stage, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
     """The stages before the wire, and the wire's offers."""
     state = dict(state or {})
-    for i, stage in enumerate(_stages(scheme)):
+    for i, stage in enumerate(stages_of(scheme)):
         key, inside = str(i), round.inside(i) if isinstance(scheme, Chain) else round
         before = state.get(key) if isinstance(scheme, Chain) else state
         if isinstance(stage, Wire):
@@ -106,7 +106,7 @@ def server_half(scheme: Stage, empty: Stack, state: State | None, round: Round) 
     """
     state, stack = dict(state or {}), empty
     arrived = False
-    for i, stage in enumerate(_stages(scheme)):
+    for i, stage in enumerate(stages_of(scheme)):
         inside = round.inside(i) if isinstance(scheme, Chain) else round
         if isinstance(stage, Wire):
             stack, arrived = stage.receive([], stack, inside), True
@@ -117,5 +117,6 @@ def server_half(scheme: Stage, empty: Stack, state: State | None, round: Round) 
     return stack, state
 
 
-def _stages(scheme: Stage) -> tuple[Stage, ...]:
+def stages_of(scheme: Stage) -> tuple[Stage, ...]:
+    """The stages of a chain, or the one there is."""
     return scheme.stages if isinstance(scheme, Chain) else (scheme,)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -66,8 +66,14 @@ class Cosine(Schedule):
 
 
 class Finish(Expression, ABC):
-    """Makes the optimizer of a phase and gives its learning rate in each round."""
+    """Makes the optimizer of a phase and gives its learning rate in each round.
 
+    Class attribute `installs`: the row holds values that take the place of the model's, not directions to step along.
+    """
+
+    installs: ClassVar[bool] = False
+
+    lr: float
     weight_decay: float
 
     @abstractmethod
@@ -138,3 +144,47 @@ class Adam(Finish):
 
     def rate(self, index: int, rounds: int) -> float:
         return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)
+
+
+@method("adamw", "finish")
+class AdamW(Finish):
+    """A step of torch.optim.AdamW along the row: the decay is no part of the gradient.
+
+    Args:
+        lr: learning rate, > 0.
+        weight_decay: share of a weight taken away in a step of lr = 1, >= 0.
+        schedule: factor on lr; None keeps it constant.
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017, arXiv:1711.05101, Algorithm 2.
+    """
+
+    lr: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    schedule: Schedule | None = None
+
+    def validate(self) -> None:
+        require(self.lr > 0, f"adamw needs lr > 0, got lr={self.lr}")
+        ok = 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1
+        require(ok, f"adamw needs betas in [0, 1), got {self.beta1}, {self.beta2}")
+
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+
+    def rate(self, index: int, rounds: int) -> float:
+        return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)
+
+
+@method("install", "finish")
+class Install(Finish):
+    """The aggregated row takes the place of the weights, in a model that grows where the row's layers have grown."""
+
+    installs: ClassVar[bool] = True
+    lr: ClassVar[float] = 1.0  # type: ignore[assignment]
+    weight_decay: ClassVar[float] = 0.0  # type: ignore[assignment]
+
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, 1.0)
+
+    def rate(self, index: int, rounds: int) -> float:
+        return 1.0

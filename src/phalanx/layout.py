@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from phalanx.axis import Axes
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -24,6 +26,8 @@ class Layout:
     directions (gradients, deltas) that an optimizer steps along. Momentum, clipping, noise and codecs act on directions
     only; attacks and aggregators see the whole row.
 
+    Args:
+        axes: of each tensor, in rows whose neurons stand in an order of the worker's own, which `matched` undoes.
     Raises:
         ValueError: names and shapes differ in number, or a name occurs twice.
     """
@@ -32,10 +36,13 @@ class Layout:
     shapes: tuple[torch.Size, ...]
     num_installed: int = 0
     dtype: torch.dtype = torch.float32
+    axes: tuple[Axes, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.shapes):
             raise ValueError(f"a layout needs one shape a name, got {len(self.names)} names, {len(self.shapes)} shapes")
+        if self.axes and len(self.axes) != len(self.names):
+            raise ValueError(f"a layout needs axes for every name, got {len(self.axes)} for {len(self.names)} names")
         if len(set(self.names)) != len(self.names):
             raise ValueError("a layout needs different names, and some of these are equal: " + ", ".join(self.names))
 
@@ -82,7 +89,11 @@ class Layout:
     def head(self) -> Layout:
         """The layout of the directions alone."""
         keep = len(self.names) - self.num_installed
-        return self if not self.num_installed else Layout(self.names[:keep], self.shapes[:keep], 0, self.dtype)
+        return (
+            self
+            if not self.num_installed
+            else Layout(self.names[:keep], self.shapes[:keep], 0, self.dtype, self.axes[:keep])
+        )
 
     def split(self, rows: Tensor) -> dict[str, Tensor]:
         """Named views. Shapes: (k, d) -> {name: (k, *shape)}, or (d,) -> {name: shape}."""

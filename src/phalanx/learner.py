@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from phalanx.data.shape import Shape
+from phalanx.data.shape import Shape, example
 from phalanx.layout import Layout
 from phalanx.phase import Phase, Run
 from phalanx.round import stream
+from phalanx.stack import Stack
 from phalanx.stage import State
 from phalanx.surgery import Surgery
 from phalanx.world import World
+
+if TYPE_CHECKING:
+    from phalanx.matching.graph import Graph
+
+WIDTHS = "widths"  # in the shape of a phase whose rows let the model grow: neurons of each group
 
 
 class Learner:
@@ -26,8 +33,10 @@ class Learner:
 
     def __init__(self, run: Run, shape: Shape, num_classes: int) -> None:
         self.phases, self._run, self._data = run.phases, run, (shape, num_classes)
-        self.memories: State = {}  # of the surgeries, by the number of their phase
-        self._take(self._built())
+        self.memories: State = {}  # of what changes the model's shape, by the number of its phase
+        self._originals: dict[int, nn.Module] = {}
+        self._graphs: dict[int, Graph] = {}
+        self._take(self._built("model"))
         self.optimizer = self._optimizer(0)
 
     @property
@@ -43,7 +52,7 @@ class Learner:
     @property
     def parameters(self) -> int:
         """How many are trained and not held at zero by a surgery."""
-        held = [self._surgery(past).zeros(self.model, memory) for past, memory in self.memories.items()]
+        held = [surgery.zeros(self.model, memory) for surgery, memory in self._surgeries()]
         return self.layout.stepped - max(held, default=0)
 
     def enter(self, number: int) -> None:
@@ -78,15 +87,43 @@ class Learner:
         return f"{phase.surgery.expression_name}: {before:,} trained parameters become {self.parameters:,}"
 
     def follow(self, shapes: State, weights: dict[str, Tensor]) -> bool:
-        """Takes over the server's model; returns whether its shape has changed."""
+        """Takes over the tensors of the server's model that are given; returns whether its shape has changed."""
         changed = shapes != self.shapes
         if changed:
             self.memories = {number: {"shape": shape} for number, shape in shapes.items()}
-            self._take(self._shaped(shapes))
-        self.model.load_state_dict(weights)
+            self._replace(self._shaped(shapes))
+        self.model.load_state_dict(weights, strict=False)
         return changed
 
-    def update(self, number: int, at: int, row: Tensor) -> None:
+    def update(self, number: int, at: int, result: Stack) -> None:
+        """The single row of a round, as the phase's finish has it: values to install, or directions to step along."""
+        if self.phases[number].finish.installs:
+            self._install(number, result.layout, result.rows[0])
+        else:
+            self._step(number, at, result.rows[0])
+
+    def _install(self, number: int, layout: Layout, row: Tensor) -> None:
+        """Puts a row's tensors in the model; where their layers have other widths than before, the model gets them."""
+        parts, memory = layout.split(row), dict(self.memories.get(str(number), {}))
+        made = {
+            str(axis.group): axis.neurons(parts[name])
+            for name, axes in zip(layout.names, layout.axes, strict=bool(layout.axes))
+            for axis in axes
+            if axis.makes and axis.group >= 0
+        }
+        if made:
+            # the first layer of all begins a new pass
+            before = {} if "0" in made else memory.get("shape", {}).get(WIDTHS, {})
+            memory["shape"] = {WIDTHS: {**before, **made}}
+            self.memories[str(number)] = memory
+            self._replace(self._shaped(self.shapes))
+            self.optimizer = self._optimizer(number)
+        have = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        with torch.no_grad():
+            for name, part in parts.items():
+                have[name].copy_(part)
+
+    def _step(self, number: int, at: int, row: Tensor) -> None:
         """One step along a row's directions; its installed entries become buffers."""
         phase = self.phases[number]
         clock = phase.surgery.clock(at, phase.rounds) if phase.surgery is not None else (at, phase.rounds)
@@ -102,8 +139,8 @@ class Learner:
             phase.surgery.before_step(self.model, self.memories.get(str(number), {}), phase.finish.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for past, memory in self.memories.items():
-            self._surgery(past).after_step(self.model, memory)
+        for surgery, memory in self._surgeries():
+            surgery.after_step(self.model, memory)
 
     def to_tree(self) -> dict[str, Any]:
         """For a checkpoint; `load` is the inverse."""
@@ -113,6 +150,8 @@ class Learner:
     def load(self, tree: dict[str, Any], number: int) -> None:
         """Goes on from a checkpoint within a phase."""
         self.memories = self._here(tree.get("surgery", {}))
+        self._originals.clear()
+        self._graphs.clear()
         self._take(self._shaped(self.shapes))
         self.model.load_state_dict(tree["model"])
         self.optimizer = self._optimizer(number)
@@ -131,18 +170,55 @@ class Learner:
     def _take(self, model: nn.Module) -> None:
         self.model, self.layout = model, Layout.of(model)
 
-    def _built(self) -> nn.Module:
+    def _replace(self, model: nn.Module) -> None:
+        """Another model, with the tensors of the present one whose shapes are the same."""
+        now = self.model.state_dict()
+        same = {name: now[name] for name, t in model.state_dict().items() if name in now and now[name].shape == t.shape}
+        model.load_state_dict(same, strict=False)
+        self._take(model)
+
+    def _built(self, *key: object) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream("model", self._run.seed).initial_seed())
+            torch.manual_seed(stream(*key[:1], self._run.seed, *key[1:]).initial_seed())
             model = self._run.model.build(*self._data)
         return model.to(self._run.device)
 
     def _shaped(self, shapes: State) -> nn.Module:
-        """The run's model after the surgeries that made these shapes, weights to be filled in."""
-        model = self._built()
+        """The run's model in the shape that these phases have given it, weights to be filled in."""
+        model = self._built("model")
         for number in sorted(shapes, key=int):
-            model = self._surgery(number).rebuild(model, shapes[number])
+            shape = shapes[number]
+            if WIDTHS in shape:
+                from phalanx.matching.resize import resized
+
+                model = resized(model, self.graph(int(number)), {int(g): w for g, w in shape[WIDTHS].items()})
+            else:
+                model = self._surgery(number).rebuild(model, shape)
         return model
+
+    def original(self, number: int) -> nn.Module:
+        """A model as it was shaped before a phase, one for all who fill it and use it."""
+        if number not in self._originals:
+            shapes = {past: shape for past, shape in self.shapes.items() if int(past) < number}
+            self._originals[number] = self._shaped(shapes)
+        return self._originals[number]
+
+    def first(self, unit: int) -> nn.Module:
+        """The model that a client would begin a run with by itself."""
+        return self._built("model", "client", unit)
+
+    def graph(self, number: int) -> Graph:
+        """Which neurons of a phase's original model can change places."""
+        from phalanx.matching.graph import Graph
+
+        if number not in self._graphs:
+            self._graphs[number] = Graph.of(self.original(number), example(self._data[0]).to(self._run.device))
+        return self._graphs[number]
+
+    def _surgeries(self) -> Iterator[tuple[Surgery, State]]:
+        for number, memory in self.memories.items():
+            if self.phases[int(number)].surgery is not None:
+                yield self._surgery(number), memory
 
     def _surgery(self, number: str) -> Surgery:
         surgery = self.phases[int(number)].surgery
@@ -153,3 +229,33 @@ class Learner:
         phase: Phase = self.phases[number]
         parameters = self.trained if phase.surgery is None else phase.surgery.groups(self.model)
         return phase.finish.optimizer(parameters)
+
+
+class Sources:
+    """The models that a learner has for the workers of one phase."""
+
+    def __init__(self, learner: Learner, number: int) -> None:
+        self._learner, self._number = learner, number
+
+    @property
+    def layout(self) -> Layout:
+        """Of the present model."""
+        return self._learner.layout
+
+    @property
+    def model(self) -> nn.Module:
+        """The present one."""
+        return self._learner.model
+
+    @property
+    def graph(self) -> Graph:
+        """Which neurons of the original model can change places."""
+        return self._learner.graph(self._number)
+
+    def original(self) -> nn.Module:
+        """A model in the size that the clients' own ones have, for the caller to fill."""
+        return self._learner.original(self._number)
+
+    def first(self, unit: int) -> dict[str, Tensor]:
+        """The weights that a client would begin with by itself."""
+        return dict(self._learner.first(unit).state_dict())

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Literal, TypeVar
 
 from phalanx.attack import Nobody, Threat
+from phalanx.crossing import Wire, stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
@@ -16,7 +17,8 @@ from phalanx.finish import Finish, Sgd
 from phalanx.models.model import Model
 from phalanx.observers.observer import Observer
 from phalanx.registry import suggest
-from phalanx.stage import Stage, check_scheme
+from phalanx.selection import Everyone, Selection
+from phalanx.stage import Matches, Stage, check_scheme
 from phalanx.surgery import Surgery
 from phalanx.work import Work
 
@@ -31,6 +33,7 @@ class Phase(Expression):
         finish: what is done with that row.
         rounds: >= 0.
         surgery: what becomes of the network on the way, such as `pufferfish()`; None leaves it.
+        clients: which workers take part in a round.
     """
 
     work: Work
@@ -38,9 +41,37 @@ class Phase(Expression):
     finish: Finish = Sgd()
     rounds: int = 200
     surgery: Surgery | None = None
+    clients: Selection = Everyone()
 
     def validate(self) -> None:
         require(self.rounds >= 0, f"phase needs rounds >= 0, got rounds={self.rounds}")
+        require(
+            not (self.finish.installs and self.surgery is not None),
+            f"a phase whose rows are installed has no surgery, got {self.surgery!r}; make it a phase of its own",
+        )
+
+    def check(self, n: int) -> None:
+        """Raises ValueError unless n workers can carry it out."""
+        count = self.clients.count(n)
+        check_scheme(self.scheme, count)
+        chosen = isinstance(self.clients, Everyone)
+        require(
+            chosen or any(isinstance(stage, Wire) for stage in stages_of(self.scheme)),
+            f"{self.clients!r} needs rows that arrive one by one, and {self.scheme!r} sums them up on the way; "
+            "write chain(gather(codec), mean())",
+        )
+        alone = self.scheme.assign(n) is None
+        require(
+            alone or (chosen and not self.work.stateful),
+            f"{self.scheme!r} has several workers compute the same, which goes with neither {self.clients!r} nor "
+            "workers that remember something; choose a scheme without redundancy",
+        )
+        undoes = any(isinstance(stage, Matches) for stage in stages_of(self.scheme))
+        require(
+            undoes == self.work.matched,
+            "workers that send their own order of neurons need a matched(...) behind the wire, and others none; "
+            f"got {self.work!r} and {self.scheme!r}",
+        )
 
 
 @method("run", "run")
@@ -95,7 +126,7 @@ class Run(Expression):
     def check(self) -> None:
         """Raises ValueError for a scheme that the number of workers cannot carry."""
         for phase in self.phases:
-            check_scheme(phase.scheme, self.workers)
+            phase.check(self.workers)
 
 
 X = TypeVar("X", bound=Expression)

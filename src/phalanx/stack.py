@@ -6,13 +6,14 @@ Legend, everywhere in the library: n workers, f tolerated Byzantine workers, k r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from phalanx.layout import Layout
+from phalanx.world import Payload
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Stack:
         gated: True while every row is known to be finite and bounded.
         erased: rows that should be here and are not; they count towards f.
         arrived: the rows as they came off the wire, for the accusation table.
+        answers: what the server tells single workers with the next round.
     """
 
     rows: Tensor
@@ -54,6 +56,7 @@ class Stack:
     erased: int = 0
     notes: tuple[Note, ...] = ()
     arrived: Stack | None = field(default=None, repr=False)
+    answers: Mapping[int, Payload] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         k = self.rows.shape[0]

@@ -73,6 +73,10 @@ class Stage(Expression, ABC):
         return None
 
 
+class Matches(Stage):
+    """A stage behind the wire that takes rows with an order of neurons each (`Layout.axes`) to one order."""
+
+
 def memory_key(worker: int | None, received: bool) -> str:
     """A row's memory in the state: "worker:3" in the process that plays worker 3, "row:3" at the server."""
     return f"{'row' if received else 'worker'}:{'all' if worker is None else worker}"

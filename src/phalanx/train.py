@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
-from collections.abc import Callable, Iterator
-from statistics import median
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,21 +17,23 @@ from phalanx.clock import PARTS
 from phalanx.crossing import check_server, server_half
 from phalanx.fault import silenced
 from phalanx.layout import Layout
-from phalanx.learner import Learner
-from phalanx.macs import macs
-from phalanx.phase import Phase, Run
+from phalanx.learner import Learner, Sources
+from phalanx.opened import Opened
+from phalanx.phase import Run
 from phalanx.precision import finite
 from phalanx.results import RunFolder
 from phalanx.round import Round
 from phalanx.score import assess
+from phalanx.selection import Part
+from phalanx.site import Site
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
 from phalanx.stop import stop_requests
-from phalanx.work import Site, rows_of
+from phalanx.summary import ROUND, number_of, summary
+from phalanx.work import rows_of
 from phalanx.world import LocalWorld, Payload, World
 
 Listener = Callable[[dict[str, Any]], None]
-ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
 
 
 class Interrupted(Exception):
@@ -54,7 +53,7 @@ def train(
         ValueError: the scheme does not fit the number of workers, before anything is computed.
         Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
     """
-    trainer = Trainer(run, world or LocalWorld(run.workers))
+    trainer = Trainer(run, world)
     trainer.run(folder, listener)
     return trainer
 
@@ -62,8 +61,9 @@ def train(
 class Trainer:
     """A run in progress: model, optimizer, stage state, ledger."""
 
-    def __init__(self, run: Run, world: World) -> None:
+    def __init__(self, run: Run, world: World | None = None) -> None:
         run.check()
+        world = world or LocalWorld(run.workers)
         if world.serves:
             for phase in run.phases:
                 check_server(phase.scheme)
@@ -81,8 +81,12 @@ class Trainer:
             observer.check(self.layout, run.workers)
         self.ledger = Ledger(run.workers)
         self.step = 0
-        self.state: State = {}
-        self._text, self._memories = repr(run), dict[str, Any]()  # of workers elsewhere, from a checkpoint
+        self.state: State = {}  # of the scheme
+        self.memories: State = {}  # of the work, by worker
+        self.answers: dict[int, Payload] = {}  # to what workers sent in the last round
+        for number, phase in enumerate(run.phases):
+            phase.work.check(Sources(self.learner, number), phase.rounds)
+        self._text, self._elsewhere = repr(run), dict[str, Any]()  # memories of workers elsewhere, from a checkpoint
         self._evaluated: tuple[int, tuple[float, float | None]] | None = None
         self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
 
@@ -102,12 +106,9 @@ class Trainer:
             folder.begin(self._text, self.world.processes)
         self._resume(folder.restore() if folder is not None else None)
         with stop_requests() as stop:
-            for index, number, at in self._rounds():
-                line = self._round(number, at, stop.is_set())
-                ended = index + 1 == self.config.rounds
-                if ended or (index + 1) % self.config.evaluate_every == 0:
-                    line["accuracy"], line["test_loss"] = self.evaluate()
-                    line["parameters"] = self.learner.parameters
+            while self.step < self.config.rounds:
+                line = self.round(stop.is_set())
+                index, ended = line["step"], self.step == self.config.rounds
                 if folder is not None:
                     folder.log(line)
                 if listener is not None:
@@ -121,33 +122,69 @@ class Trainer:
         if folder is not None:
             folder.finish(self.summary())
 
-    def _rounds(self) -> Iterator[tuple[int, int, int]]:
-        """(round of the run, number of its phase, round of the phase) for all rounds ahead; enters phases."""
-        for index in range(self.step, self.config.rounds):
-            number, at = self.phase_at(index)
-            if at == 0 and index > 0:
-                self.state = {}
-                self.learner.enter(number)
-            yield index, number, at
+    def round(self, stop: bool = False) -> dict[str, Any]:
+        """One round, and its metrics."""
+        opened = self.open()
+        line = self.close(opened, stop)
+        if self.step == self.config.rounds or self._due(opened):
+            line["accuracy"], line["test_loss"] = self.evaluate()
+            line["parameters"] = self.learner.parameters
+        return line
 
-    def _round(self, number: int, at: int, stop: bool) -> dict[str, Any]:
-        run, world, index, phase = self.config, self.world, self.step, self.config.phases[number]
-        byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
+    def _due(self, opened: Opened) -> bool:
+        """Whether the model is tested: since the last time it was whole, a round came by whose turn it was."""
+        whole = self.config.phases[opened.number].work.whole
+        before = opened.at - 1
+        while before >= 0 and not whole(before):
+            before -= 1
+        turns = range(opened.index - (opened.at - before) + 2, opened.index + 2)
+        return whole(opened.at) and any(turn % self.config.evaluate_every == 0 for turn in turns)
+
+    def open(self) -> Opened:
+        """The next round begins: whom it asks, and what becomes of the model before."""
+        run, world, index = self.config, self.world, self.step
+        number, at = self.phase_at(index)
+        if at == 0 and index > 0:
+            self.state, self.memories, self.answers = {}, {}, {}
+            self.learner.enter(number)
         began, before = time.perf_counter(), world.received_bytes
         operated = self.learner.operate(number, at, world)
         if operated:
-            self.state, self._memories = {}, {}
-        world.begin(index, self._text, self._order, self._memories)
-        stack, losses = self.work(phase, index)
+            self.state, self.memories, self._elsewhere = {}, {}, {}
+        phase = run.phases[number]
+        first = phase.work.begins(at)
+        chosen = phase.clients.at(index - at + first, run.workers, run.seed)
+        if first != at:
+            # who missed the last round has no place in what follows it
+            chosen = tuple(worker for worker in chosen if worker in self.answers)
+        byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
+        asked = phase.work.asks(Sources(self.learner, number), at)
+        model, shapes = self.model.state_dict(), self.learner.shapes
+        opened = Opened(
+            index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
+        )
+        self.ledger.bytes_down += opened.bytes_down
+        world.begin(index, self._text, opened.order, self._elsewhere)
+        return opened
+
+    def close(self, opened: Opened, stop: bool = False) -> dict[str, Any]:
+        """The round's work, exchange and update; returns its metrics."""
+        run, index, number, at = self.config, opened.index, opened.number, opened.at
+        phase, chosen, byzantine = run.phases[number], opened.chosen, opened.byzantine
+        world = self.world if len(chosen) == run.workers else Part(self.world, chosen)
+        bytes_down = opened.bytes_down
+        stack, losses = self.work(index, chosen)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
-        seen = world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
+        seen = self.world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
-        absent = frozenset[int]() if world.serves else silent
-        round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(operated))
+        absent = frozenset[int]() if world.serves else opened.silent
+        round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(opened.operated))
         observed = self._observe(stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
         try:
+            if not chosen:
+                raise TooFewRows("no worker is left of those who began this pass")
             if world.serves:
                 result, self.state = server_half(phase.scheme, stack, self.state, round)
             else:
@@ -155,77 +192,90 @@ class Trainer:
         except TooFewRows as error:
             lost, notes = str(error), error.notes
         combined = time.perf_counter()
+        self.answers = {} if result is None else dict(result.answers)
         if result is not None:
             notes, lost = self.finish(number, at, result)
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(notes, byzantine | silent, aloud=world.rank == 0)
-        measured |= zip(ROUND, (worked - began, combined - watched, ended - combined), strict=True)
+        measured = self.ledger.enter(notes, byzantine | opened.silent, aloud=world.rank == 0)
+        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
-        if before is not None and world.received_bytes is not None:
-            measured["socket_bytes"] = world.received_bytes - before
-        heard = [i for i in range(run.workers) if i not in byzantine and bool(seen[i, 1].isfinite())]
+        if opened.received is not None and world.received_bytes is not None:
+            measured["socket_bytes"] = world.received_bytes - opened.received
+        heard = [i for i in chosen if i not in byzantine and bool(seen[i, 1].isfinite())]
+        epochs = phase.work.passes(at)
+        self.ledger.local_epochs += (epochs or 0.0) * len(chosen)
         return {
             "step": index,
-            "loss": _number(seen[heard, 0].mean()) if heard else None,
+            "loss": number_of(seen[heard, 0].mean()) if heard else None,
             # a server is not stopped by what a worker says
             "stop": stop if world.serves else bool(seen[:, 1].any()),
             **measured,
+            "bytes_down": bytes_down,
             "byzantine": sorted(byzantine),
             "lost": lost,
-            **({"operated": operated} if operated else {}),
+            **({"clients": list(chosen)} if len(chosen) < run.workers else {}),
+            **({"local_epochs": epochs} if epochs is not None else {}),
+            **({"operated": opened.operated} if opened.operated else {}),
             **({"observed": observed} if observed else {}),
         }
-
-    def _order(self) -> Payload:
-        """What a worker elsewhere needs for a round."""
-        return to_payload({"shapes": self.learner.shapes, "model": dict(self.model.state_dict())})
 
     def _observe(self, stack: Stack, round: Round) -> dict[str, Any]:
         """What each observer sees this round, by its expression."""
         due = [observer for observer in self.config.observers if round.index % observer.every == 0]
         return {repr(observer): observer.look(stack, round) for observer in due}
 
-    def work(self, phase: Phase, index: int) -> tuple[Stack, Tensor]:
-        """The rows of the workers played here; what several of them would compute alike is computed once."""
-        run = self.config
+    def work(self, index: int, chosen: Sequence[int] | None = None) -> tuple[Stack, Tensor]:
+        """The rows of those workers played here who are chosen for round `index`, and losses (k,) of all played here.
+
+        What several workers would compute alike is computed once. The others have a loss of NaN.
+        """
+        number, at = self.phase_at(index)
+        run, phase = self.config, self.config.phases[number]
         allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
-        samples = run.partition.draw(self.data.train_y, allocation.num_units, phase.work.batch, index, run.seed)
-        last, key = run.model.channels_last, (run.seed, index)
-        site = Site(self.model, self.layout, self.data, run.augment, run.precision, last, key)
-        ids = self.world.ids
-        rows, losses, weights = rows_of(phase.work, site, allocation, samples, ids)
-        return Stack(rows, self.layout, tuple((w,) for w in ids), weights), losses
+        samples = phase.work.samples(run.partition, self.data, allocation.num_units, index, run.seed)
+        last, key, source = run.model.channels_last, (run.seed, index), Sources(self.learner, number)
+        layout = phase.work.layout(source, at)
+        site = Site(
+            self.model, layout, self.data, run.augment, run.precision, last, key, source, at, phase.rounds, self.answers
+        )
+        here = self.world.ids
+        ids = [worker for worker in here if chosen is None or worker in set(chosen)]
+        rows, found, weights, self.memories = rows_of(phase.work, site, allocation, samples, ids, self.memories)
+        losses = torch.full((len(here),), float("nan"), dtype=torch.float64)
+        losses[[here.index(worker) for worker in ids]] = found
+        return Stack(rows, layout, tuple((w,) for w in ids), weights), losses
 
     def finish(self, number: int, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
         """What is done with the result of a round, the notes on it, and why the update was skipped, if it was."""
         notes = result.notes
-        if result.arrived is not None:
+        if result.arrived is not None and result.arrived.layout == result.layout:
             notes += tuple(Note("outvoted", w) for w in outvoted(result.arrived, result.rows[0]))
         if not finite(result.rows):
             return notes, "the update is not finite"
-        self.learner.update(number, at, result.rows[0])
+        self.learner.update(number, at, result)
         return notes, ""
 
     def evaluate(self) -> tuple[float, float | None]:
         """Accuracy in [0, 1] and mean loss over the labels of the test set; looked at once a round."""
         if self._evaluated is None or self._evaluated[0] != self.step:
             accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
-            self._evaluated = self.step, (accuracy, _number(loss))
+            self._evaluated = self.step, (accuracy, number_of(loss))
         return self._evaluated[1]
 
     def _checkpoint(self, folder: RunFolder | None) -> None:
         """Every process gives its workers' memories; rank 0 writes them."""
-        states = [self.state]
+        states = [self.kept]
         if len(self.world.ids) < self.world.size:
-            states = [from_payload(part) for part in self.world.collect(to_payload(self.state))]
+            states = [from_payload(part) for part in self.world.collect(to_payload(self.kept))]
         if folder is None:
             return
         tree = {
             **self.learner.to_tree(),
             "state": merge(states),
+            "answers": {str(worker): answer for worker, answer in self.answers.items()},
             "ledger": self.ledger.to_json(),
         }
         folder.checkpoint(Checkpoint(self.step, self._text, tree))
@@ -237,9 +287,19 @@ class Trainer:
             return
         self.step = tree["step"]
         self.learner.load(tree, self.phase_at(max(self.step - 1, 0))[0])
-        self._memories = tree.get("state", {}) if self.world.serves else {}
-        self.state = own(tree.get("state", {}), self.world.ids)
+        self._elsewhere = tree.get("state", {}) if self.world.serves else {}
+        self.keep(own(tree.get("state", {}), self.world.ids))
+        self.answers = {int(worker): answer for worker, answer in tree.get("answers", {}).items()}
         self.ledger = Ledger.from_json(tree["ledger"])
+
+    @property
+    def kept(self) -> State:
+        """What stages and workers remember from round to round; `keep` is the inverse."""
+        return {"scheme": self.state, "work": self.memories}
+
+    def keep(self, kept: State) -> None:
+        """Takes over what stages and workers remember."""
+        self.state, self.memories = kept.get("scheme", {}), kept.get("work", {})
 
     def phase_at(self, index: int) -> tuple[int, int]:
         """The number of the phase of a round of the run, and the round's number within it."""
@@ -251,47 +311,4 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a run that has ended, as plain values."""
-        accuracy, loss = self.evaluate()
-        ledger, times = self.ledger, self.times
-        # the first rounds compile kernels and warm caches
-        later = {name: values[min(3, len(values) // 2) :] for name, values in times.items()}
-        return {
-            "accuracy": accuracy,
-            "test_loss": loss,
-            **({"perplexity": _perplexity(loss)} if self.data.test_y.dim() > 1 else {}),
-            **self.config.data.judge(self.model),
-            "rounds": self.step,
-            "lost_rounds": ledger.lost_rounds,
-            "lost_groups": ledger.lost_groups,
-            "bytes_up": ledger.bytes_up,
-            "bytes_per_worker_round": ledger.bytes_up / max(1, self.step * self.config.workers),
-            "round_s": sum(median(later[name]) for name in ROUND if later[name]),
-            **{name: median(values) if values else None for name, values in later.items()},
-            "parameters": self.learner.parameters,
-            "macs": macs(self.model, self.data.test(slice(0, 1))[0].to(self.device)).total,  # of one example
-            "accused": ledger.table(),
-            "accusation_precision": ledger.precision,
-            "accusation_recall": ledger.recall,
-            "weights_sha256": fingerprint(self.model),
-            "processes": len(self.world.processes) + 1 if self.world.serves else self.world.size // len(self.world.ids),
-            "seed": self.config.seed,
-        }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights and buffers: equal for bit-identical models."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _perplexity(loss: float | None) -> float | None:
-    return None if loss is None else _number(torch.tensor(loss, dtype=torch.float64).exp())
-
-
-def _number(x: Tensor | float) -> float | None:
-    """A float for JSON, which knows neither NaN nor infinity."""
-    value = float(x)
-    return value if math.isfinite(value) else None
+        return summary(self)

@@ -5,68 +5,70 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phalanx.allocation import Allocation
-from phalanx.data.augment import Augment
 from phalanx.data.dataset import Dataset
+from phalanx.data.partition import Partition
 from phalanx.expression import Expression, method, require
 from phalanx.layout import Layout
-from phalanx.round import stream
-from phalanx.score import cross_entropy
+from phalanx.site import Site, Source, seeded
+from phalanx.stage import State, memory_key
 from phalanx.tables import empty_rows
-
-
-@dataclass
-class Site:
-    """What every worker has: the model as of this round, the data, and how to compute.
-
-    Args:
-        key: what the random numbers of this round depend on, besides the unit.
-    """
-
-    model: nn.Module
-    layout: Layout
-    data: Dataset
-    augment: Augment | None
-    precision: str
-    channels_last: bool
-    key: tuple[object, ...] = ()
-
-    def batch(self, samples: Tensor, unit: int) -> tuple[Tensor, Tensor]:
-        """The examples and labels of a unit, as `Dataset.train` gives them, augmented under its own stream."""
-        device = next(self.model.parameters()).device
-        draws = stream("augment", *self.key, unit)
-        crops = None if self.augment is None else self.augment.crops(len(samples), draws)
-        x, y = (t.to(device) for t in self.data.train(samples, crops))
-        if self.augment is not None:
-            x = self.augment(x, draws)
-        # a copy even where one channel makes both formats one: the strides tell the convolution which kernel to take
-        return x.to(memory_format=torch.channels_last, copy=True) if self.channels_last else x, y
-
-    def loss(self, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy, mean over the labels of the batch, in the run's precision; smoothing as in `gradient`."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            scores = self.model(x)
-        return cross_entropy(scores, y, smoothing=smoothing)
-
-    def buffers(self) -> dict[str, Tensor]:
-        """The installed entries of the layout: floating-point buffers."""
-        have = dict(self.model.named_buffers())
-        return {name: have[name] for name in self.layout.installed}
 
 
 class Work(Expression, ABC):
     """Turns a unit's samples into a row."""
 
-    batch: int
+    @abstractmethod
+    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+        """Writes the row of a unit into out (d,), zeros before; leaves the model as it was.
+
+        Args:
+            memory: what the worker remembers of its last round; {} before its first.
+        Returns:
+            The loss, and the next memory.
+        """
 
     @abstractmethod
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor) -> float:
-        """Writes the row of a unit into out (d,), zeros before, and returns the loss; leaves the model as it was."""
+    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        """The samples of each unit in round `index`."""
+
+    def layout(self, source: Source, at: int) -> Layout:
+        """Of its rows in round `at` of the phase; the model's, unless it sends something else."""
+        return source.layout
+
+    def check(self, source: Source, rounds: int) -> None:
+        """Raises ValueError for a network or a number of rounds that it cannot work with."""
+        return
+
+    @property
+    def stateful(self) -> bool:
+        """Whether a worker remembers something from round to round; then nobody can compute for another."""
+        return False
+
+    @property
+    def matched(self) -> bool:
+        """Whether its rows are weights of networks whose neurons stand in an order of the worker's own."""
+        return False
+
+    def begins(self, at: int) -> int:
+        """The round in which the exchange began that round `at` goes on with; only who took part then goes on."""
+        return at
+
+    def whole(self, at: int) -> bool:
+        """Whether there is one whole model behind round `at`, which can be tested."""
+        return True
+
+    def asks(self, source: Source, at: int) -> Sequence[str] | None:
+        """The tensors of the model that a worker needs for round `at`; None needs all."""
+        return None
+
+    def passes(self, at: int) -> float | None:
+        """How often a worker goes through its samples in round `at`; None where that is not its measure."""
+        return None
 
 
 @method("gradient", "work")
@@ -87,7 +89,10 @@ class Gradient(Work):
         require(self.batch >= 1, f"gradient needs batch >= 1, got batch={self.batch}")
         require(0 <= self.smoothing < 1, f"gradient needs smoothing in [0, 1), got smoothing={self.smoothing}")
 
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor) -> float:
+    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        return partition.draw(data, units, self.batch, index, seed)
+
+    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         parts = site.layout.split(out)
         for name, parameter in site.model.named_parameters():
             # backward adds into the row itself; a parameter that the loss does not reach keeps its zeros
@@ -95,12 +100,7 @@ class Gradient(Work):
         before = {name: buffer.clone() for name, buffer in site.model.named_buffers()}
         x, y = site.batch(samples, unit)
         site.model.train()
-        seed = stream("dropout", *site.key, unit).initial_seed()
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            # torch.manual_seed would also queue a call, with its traceback, for every GPU that is not in use yet
-            torch.default_generator.manual_seed(seed)
-            if x.is_cuda:
-                torch.cuda.manual_seed(seed)
+        with seeded(x.device, "dropout", *site.key, unit):
             loss = site.loss(x, y, self.smoothing)
             loss.backward()
         for name, buffer in site.buffers().items():
@@ -109,19 +109,28 @@ class Gradient(Work):
             buffer.copy_(before[name])
         for parameter in site.model.parameters():
             parameter.grad = None
-        return float(loss.detach())
+        return float(loss.detach()), {}
 
 
 def rows_of(
-    work: Work, site: Site, allocation: Allocation, samples: Sequence[Tensor], ids: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+    work: Work,
+    site: Site,
+    allocation: Allocation,
+    samples: Sequence[Tensor],
+    ids: Sequence[int],
+    memories: State | None = None,
+) -> tuple[Tensor, Tensor, Tensor, State]:
     """Rows, mean losses and numbers of examples of some workers; a unit that several have is computed once.
 
     Shapes: -> (k, d) in the layout's dtype, (k,) and (k,) float64.
     Args:
         samples: of each unit.
         ids: the k workers.
+        memories: of the workers, where the work is stateful.
+    Returns:
+        Besides, the next memories; those of workers that are not among the k stay as they are.
     """
+    memories = dict(memories or {})
     device = next(site.model.parameters()).device
     like = torch.empty(0, dtype=site.layout.dtype, device=device)
     rows = empty_rows(len(ids), site.layout.d, like).zero_()
@@ -136,7 +145,11 @@ def rows_of(
     for unit in sorted(users):
         first = users[unit][0][0]
         row = rows[first] if scratch is None else scratch.zero_()
-        loss, count = work.row(site, unit, samples[unit], row), len(samples[unit])
+        key = memory_key(unit, received=False)
+        loss, memory = work.row(site, unit, samples[unit], row, memories.get(key, {}))
+        if memory:
+            memories[key] = memory
+        count = len(samples[unit])
         for i, share in users[unit]:
             if scratch is not None:
                 # the decoder gives the plain mean over units, whose sizes may differ by an example
@@ -145,4 +158,4 @@ def rows_of(
                 rows[i] = row
             losses[i] += loss / len(allocation.units[ids[i]])
             weights[i] += count
-    return rows, losses, weights
+    return rows, losses, weights, memories

@@ -35,6 +35,11 @@ class World(Protocol):
         ...
 
     @property
+    def workers(self) -> tuple[int, ...]:
+        """The n workers, ascending: what `gather` gives stands in this order."""
+        ...
+
+    @property
     def rank(self) -> int:
         """0 in the process that writes results."""
         ...
@@ -122,7 +127,7 @@ class LocalWorld:
     def __init__(self, n: int, ids: tuple[int, ...] | None = None) -> None:
         if n < 1:
             raise ValueError(f"a world needs at least one worker, got n={n}")
-        self.size = n
+        self.size, self.workers = n, tuple(range(n))
         self.ids = tuple(range(n)) if ids is None else ids
         self.rank = 0
         self.serves, self.received_bytes = False, None

@@ -7,7 +7,9 @@ import torch
 
 from phalanx.expression import method
 from phalanx.round import stream
-from phalanx.work import Gradient, Site
+from phalanx.site import Site
+from phalanx.stage import State
+from phalanx.work import Gradient
 
 
 @method("unlike", "work")
@@ -22,10 +24,12 @@ class Unlike(Gradient):
     ranks: tuple[int, ...] = ()
     size: float = 1e-7
 
-    def row(self, site: Site, unit: int, samples: torch.Tensor, out: torch.Tensor) -> float:
-        loss = super().row(site, unit, samples, out)
+    def row(
+        self, site: Site, unit: int, samples: torch.Tensor, out: torch.Tensor, memory: State
+    ) -> tuple[float, State]:
+        loss, memory = super().row(site, unit, samples, out, memory)
         out += noise(out, self.ranks, self.size, *site.key, unit)
-        return loss
+        return loss, memory
 
 
 def noise(row: torch.Tensor, ranks: tuple[int, ...], size: float, *key: object) -> torch.Tensor:

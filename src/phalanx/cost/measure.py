@@ -25,6 +25,7 @@ from phalanx.round import Round
 from phalanx.stack import Stack
 from phalanx.stage import Stage, State, TooFewRows, check_scheme
 from phalanx.train import Trainer
+from phalanx.work import Gradient
 from phalanx.world import World
 from phalanx.worlds.group import GroupWorld
 from phalanx.worlds.lines import GroupLines, Kind, Recorder
@@ -64,8 +65,15 @@ def num_units(scheme: Stage, n: int) -> int:
 
 
 def share(run: Run) -> int:
-    """Examples of one worker in a step of a run's first phase, were no work done twice."""
-    return max(1, run.phases[0].work.batch // run.workers)
+    """Examples of one worker in a step of a run's first phase, were no work done twice.
+
+    Raises:
+        ValueError: its workers do not send gradients.
+    """
+    work = run.phases[0].work
+    if not isinstance(work, Gradient):
+        raise ValueError(f"a step of gradient(...) is what is measured, and the run's workers do {work!r}")
+    return max(1, work.batch // run.workers)
 
 
 def measure(
@@ -141,7 +149,7 @@ def _work(trainer: Trainer, table: Table, repeats: int) -> tuple[list[Stack], fl
         index = len(spent)
         table.ready()
         began = time.perf_counter()
-        stack, _ = trainer.work(phase, index)
+        stack, _ = trainer.work(index)
         worked = time.perf_counter()
         spent += table.slowest([worked - began])
         stacks = [*stacks[-1:], stack]

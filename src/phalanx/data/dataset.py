@@ -28,14 +28,16 @@ class Dataset:
     share the tensors: never write into them.
 
     Shapes: train_x (N, C, H, W) uint8 or `Images`, (N, L) int64 or pairs of texts (N, 2, L) int64; train_y (N,) int64,
-        or (N, L) where every token has a label; and the same for the test part, in which L may differ.
+        or (N, L) where every token has a label; and the same for the test part, in which L may differ; owners (N,).
     Args:
         mean: of each channel, as a fraction of `levels`; () for texts.
         std: of each channel, as a fraction of `levels`; () for texts.
         levels: the level that stands for 1.
         vocabulary: ids that tokens can have; None says that the examples are images.
+        owners: whom each training example belongs to, such as a speaker, for `by_owner()`; None when nobody knows.
     Raises:
-        ValueError: examples and labels differ in number, or are neither images nor token ids below `vocabulary`.
+        ValueError: examples, labels and owners differ in number, or examples are neither images nor token ids below
+            `vocabulary`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Dataset:
     std: tuple[float, ...] = ()
     levels: int = 255
     vocabulary: int | None = None
+    owners: Tensor | None = None
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
@@ -60,6 +63,10 @@ class Dataset:
             require(
                 len(x.shape) != 3 or y.dim() == 2, f"{self.name}: pairs of texts need {part} labels (N, L), got {have}"
             )
+        if self.owners is not None:
+            count, have = len(self.train_y), f"{tuple(self.owners.shape)} of {self.owners.dtype}"
+            ok = self.owners.shape == (count,) and self.owners.dtype == torch.int64
+            require(ok, f"{self.name}: owners are int64, one for each of {count} training examples, got {have}")
 
     def _check(self, part: str, x: Tensor | Images) -> None:
         shape = tuple(x.shape)

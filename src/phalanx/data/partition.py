@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from phalanx.data.dataset import Dataset
 from phalanx.expression import Expression, method, require
 from phalanx.round import stream
 
@@ -22,32 +24,51 @@ MAX_DRAWS = 100
 
 
 class Partition(Expression, ABC):
-    """A way to share samples among units."""
+    """A way to share samples among units.
+
+    Class attribute `exhaustive`: the units' parts are together all samples, however many units there are.
+    """
+
+    exhaustive: ClassVar[bool] = True
 
     @abstractmethod
-    def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        """The samples that each unit owns: disjoint, none empty, together all.
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        """The samples that each unit owns: disjoint, none empty, together all where the partition is `exhaustive`.
 
         Shapes: (N,), or (N, L) where every token has a label -> units index vectors.
+        Args:
+            values: of each sample, as `values` gives them: its label, or its owner.
         Raises:
             ValueError: there are fewer samples than units need, or it cannot share out labels of tokens.
         """
 
-    def draw(self, labels: Tensor, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
+    def values(self, data: Dataset) -> Tensor:
+        """What the parts depend on: the labels of the training part. Shapes: (N,) or (N, L)."""
+        return data.train_y
+
+    def parts(self, data: Dataset, units: int, seed: int) -> tuple[Tensor, ...]:
+        """The training samples that each unit owns, split once in a process: never write into them.
+
+        Shapes: -> units index vectors.
+        Raises:
+            ValueError: as `split`.
+        """
+        return _parts(self, _Values(self.values(data)), units, seed)
+
+    def draw(self, data: Dataset, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
         """The samples of each unit in round `index`, from its own part, which it shuffles anew in each of its epochs.
 
         A part smaller than a unit's share of the batch is passed through more than once.
 
-        Shapes: (N,) or (N, L) -> units index vectors, together `batch` long; the first batch % units are one longer.
+        Shapes: -> units index vectors, together `batch` long; the first batch % units are one longer.
         Args:
             batch: samples of all units together.
         Raises:
             ValueError: the batch leaves a unit without a sample.
         """
         _check_batch(batch, units)
-        parts = _parts(self, _Labels(labels), units, seed)
         drawn = []
-        for unit, part in enumerate(parts):
+        for unit, part in enumerate(self.parts(data, units, seed)):
             share = batch // units + (unit < batch % units)
             drawn.append(part[_walk(len(part), index * share, share, ("unit", seed, unit))])
         return tuple(drawn)
@@ -61,13 +82,13 @@ class Iid(Partition):
     crosses an epoch's end takes the rest of one order and the start of the next.
     """
 
-    def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        _check_units(self, len(labels), units)
-        return _shuffled(len(labels), ("split", seed)).clone().tensor_split(units)
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        _check_units(self, len(values), units)
+        return _shuffled(len(values), ("split", seed)).clone().tensor_split(units)
 
-    def draw(self, labels: Tensor, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
+    def draw(self, data: Dataset, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
         _check_batch(batch, units)
-        n = len(labels)
+        n = len(data.train_y)
         require(batch <= n, f"a batch of {batch} is more than the {n} samples there are; lower the batch")
         return _walk(n, index * batch, batch, ("iid", seed)).tensor_split(units)
 
@@ -96,16 +117,16 @@ class Dirichlet(Partition):
         require(0 < self.alpha <= 1e6, f"dirichlet needs alpha in (0, 1e6], got alpha={self.alpha}")
         require(self.least >= 1, f"dirichlet needs least >= 1, got least={self.least}")
 
-    def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        _check_labels(self, labels)
-        _check_units(self, len(labels), units, self.least)
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        _check_labels(self, values)
+        _check_units(self, len(values), units, self.least)
         for draw in range(MAX_DRAWS):
-            owner = self._owners(labels, units, seed, draw)
+            owner = self._owners(values, units, seed, draw)
             sizes = owner.bincount(minlength=units)
             if int(sizes.min()) >= self.least:
                 return owner.argsort(stable=True).split(sizes.tolist())
         raise ValueError(
-            f"{self!r} leaves some of the {units} units with fewer than {self.least} of {len(labels)} samples in each "
+            f"{self!r} leaves some of the {units} units with fewer than {self.least} of {len(values)} samples in each "
             f"of {MAX_DRAWS} draws; raise alpha, or lower least or the number of units"
         )
 
@@ -144,13 +165,99 @@ class Shards(Partition):
     def validate(self) -> None:
         require(self.per_unit >= 1, f"shards needs per_unit >= 1, got per_unit={self.per_unit}")
 
-    def split(self, labels: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        _check_labels(self, labels)
-        _check_units(self, len(labels), units, self.per_unit)
-        shuffled = _shuffled(len(labels), ("split", seed))
-        pieces = shuffled[labels[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        _check_labels(self, values)
+        _check_units(self, len(values), units, self.per_unit)
+        shuffled = _shuffled(len(values), ("split", seed))
+        pieces = shuffled[values[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
         dealt = torch.randperm(len(pieces), generator=stream("shards", seed)).reshape(units, self.per_unit)
         return tuple(torch.cat([pieces[i] for i in hand]) for hand in dealt.tolist())
+
+
+@method("by_owner", "partition")
+class ByOwner(Partition):
+    """Every unit gets the samples of one owner, such as a speaker, as the data say who that is.
+
+    Samples of owners beyond the number of units belong to nobody.
+
+    Args:
+        least: samples that an owner has to have, >= 1; owners with fewer are left out.
+        drawn: owners in an order that the seed draws; else those with the most samples come first.
+    Raises:
+        ValueError: the data have no owners, or there are fewer of them than units.
+    Source: the natural partition of Caldas et al., LEAF: A Benchmark for Federated Settings, 2018, arXiv:1812.01097.
+    """
+
+    exhaustive: ClassVar[bool] = False
+
+    least: int = 1
+    drawn: bool = False
+
+    def validate(self) -> None:
+        require(self.least >= 1, f"by_owner needs least >= 1, got least={self.least}")
+
+    def values(self, data: Dataset) -> Tensor:
+        if data.owners is None:
+            raise ValueError(
+                f"{self!r} gives a unit the samples of one owner, and {data.name} does not say who owns which; choose "
+                "iid() or dirichlet(0.5)"
+            )
+        return data.owners
+
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        _check_units(self, len(values), units)
+        owners, counts = values.unique(return_counts=True)
+        owners, counts = owners[counts >= self.least], counts[counts >= self.least]
+        sentence = (
+            f"{self!r} has {len(owners)} owners with {self.least} samples or more, and {units} units need one each"
+        )
+        require(len(owners) >= units, sentence)
+        shuffled = torch.randperm(len(owners), generator=stream("owners", seed))
+        order = shuffled if self.drawn else counts.argsort(descending=True, stable=True)
+        return tuple((values == owner).nonzero().flatten() for owner in owners[order[:units]])
+
+
+@method("nested", "partition")
+class Nested(Partition):
+    """The samples in equal pieces of one distribution, each of them shared out again; the first parts go to the units.
+
+    The parts do not depend on the number of units: more units add data, `each` of them a whole piece. What no unit has
+    belongs to nobody.
+
+    Args:
+        inner: how a piece is shared out.
+        pieces: >= 1.
+        each: parts of a piece, >= 1.
+    Raises:
+        ValueError: there are more units than parts, or a piece cannot be shared out so.
+    Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, the data efficiency of
+        section 4: 25 parts of CIFAR-10.
+    """
+
+    exhaustive: ClassVar[bool] = False
+
+    inner: Partition
+    pieces: int = 5
+    each: int = 5
+
+    def validate(self) -> None:
+        ok = self.pieces >= 1 and self.each >= 1
+        require(ok, f"nested needs pieces and each >= 1, got pieces={self.pieces}, each={self.each}")
+
+    def values(self, data: Dataset) -> Tensor:
+        return self.inner.values(data)
+
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        _check_units(self, len(values), units)
+        total = self.pieces * self.each
+        require(
+            units <= total, f"{self!r} makes {self.pieces} x {self.each} = {total} parts, and there are {units} units"
+        )
+        parts: list[Tensor] = []
+        for number, piece in enumerate(Iid().split(values, self.pieces, seed)[: -(-units // self.each)]):
+            own_seed = stream("nested", seed, number).initial_seed()
+            parts += [piece[part] for part in self.inner.split(values[piece], self.each, own_seed)]
+        return tuple(parts[:units])
 
 
 def _check_units(partition: Partition, n: int, units: int, each: int = 1) -> None:
@@ -185,8 +292,8 @@ def _walk(n: int, start: int, count: int, key: tuple[object, ...]) -> Tensor:
     return torch.cat(pieces)
 
 
-class _Labels:
-    """Labels as a key of the cache: equal when their values are."""
+class _Values:
+    """Labels or owners as a key of the cache: equal when their values are."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -196,9 +303,9 @@ class _Labels:
         return hash(self.digest)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Labels) and self.digest == other.digest
+        return isinstance(other, _Values) and self.digest == other.digest
 
 
 @lru_cache(maxsize=4)
-def _parts(partition: Partition, labels: _Labels, units: int, seed: int) -> tuple[Tensor, ...]:
-    return partition.split(labels.values, units, seed)
+def _parts(partition: Partition, values: _Values, units: int, seed: int) -> tuple[Tensor, ...]:
+    return partition.split(values.values, units, seed)

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 PADDING, UNKNOWN = 0, 1
 START, END = 2, 3  # before and behind each of a pair of texts
 UNSCORED = -100  # the label of a token that is not scored; cross_entropy leaves it out by itself
@@ -47,3 +50,10 @@ class Pairs:
 
 
 Shape = tuple[int, int, int] | Tokens | Passage | Pairs  # channels, height and width of an image, or what a text is
+
+
+def example(shape: Shape) -> Tensor:
+    """Two examples of a shape, all zeros. Shapes: -> (2, C, H, W), (2, L) or (2, 2, L)."""
+    if isinstance(shape, tuple):
+        return torch.zeros(2, *shape)
+    return torch.zeros((2, 2, shape.length) if isinstance(shape, Pairs) else (2, shape.length), dtype=torch.int64)

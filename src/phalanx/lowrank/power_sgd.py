@@ -91,11 +91,11 @@ class PowerSgd(Stage):
         merged = replace(
             stack,
             rows=cast(torch.cat([row, plain[""].to(row)]), layout.dtype).reshape(1, -1),
-            sources=(tuple(range(world.size)),),
+            sources=(world.workers,),
             weights=every.reshape(1),
             received=True,
         )
-        sizes = [Note("bytes", worker, sent + sent_right + 8) for worker in range(world.size)]
+        sizes = [Note("bytes", worker, sent + sent_right + 8) for worker in world.workers]
         return merged.note([*clock.notes, *sizes]), state
 
     def _worth(self, shape: torch.Size) -> bool:

@@ -30,9 +30,10 @@ from phalanx.measurement import Measurement
 from phalanx.measurements.large_rows import large_rows
 from phalanx.models.model import Model
 from phalanx.phase import Phase, Run
+from phalanx.site import Site
 from phalanx.stage import Chain, chain, check_scheme
 from phalanx.train import Trainer
-from phalanx.work import Gradient, Site
+from phalanx.work import Gradient
 from phalanx.world import LocalWorld
 
 Told = Callable[[str], None]
@@ -174,7 +175,7 @@ class IterationCost(Measurement):
         allocation, run = self._allocation(name), trainer.config
         units = allocation.num_units
         told(f"{units} gradients of {self.batch // units} examples")
-        samples = run.partition.draw(trainer.data.train_y, units, self.batch, 0, self.seed)
+        samples = run.partition.draw(trainer.data, units, self.batch, 0, self.seed)
         layout, channels_last = trainer.layout, self.model.channels_last
         site = Site(trainer.model, layout, trainer.data, None, run.precision, channels_last, (self.seed, 0))
         spent = cluster.compute(run.phases[0].work, site, allocation, samples, rows)

@@ -19,9 +19,10 @@ from phalanx.codec import Gather
 from phalanx.crossing import Offer, Wire, worker_half
 from phalanx.layout import Layout
 from phalanx.round import Round
+from phalanx.site import Site
 from phalanx.stack import Stack
 from phalanx.stage import Chain
-from phalanx.work import Site, Work
+from phalanx.work import Work
 from phalanx.world import LocalWorld, payload_bytes
 
 X = TypeVar("X")
@@ -45,11 +46,11 @@ def compute(work: Work, site: Site, allocation: Allocation, samples: Sequence[Te
     A unit that several workers have is computed once.
     """
     scratch = torch.zeros(site.layout.d)
-    work.row(site, 0, samples[0], scratch)  # the first one of a shape chooses its kernels
+    work.row(site, 0, samples[0], scratch, {})  # the first one of a shape chooses its kernels
     spent = []
     for unit, mine in enumerate(samples):
         scratch.zero_()
-        _, seconds = timed(lambda unit=unit, mine=mine: work.row(site, unit, mine, scratch), 1)
+        _, seconds = timed(lambda unit=unit, mine=mine: work.row(site, unit, mine, scratch, {}), 1)
         spent.append(seconds)
         for worker in range(len(rows)):
             if allocation.unit(worker) == unit:

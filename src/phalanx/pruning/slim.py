@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.pruning.chains import chains
+from phalanx.shapes import tell_shapes
 
 Kept = Mapping[str, Sequence[int]]  # by the name of a BatchNorm: its channels that stay, ascending
 Cuts = dict[str, dict[int, Tensor]]  # by the name of a parameter or buffer: what stays of a dimension
@@ -30,13 +31,7 @@ def slim(model: nn.Module, kept: Kept) -> nn.Module:
         tensor = getattr(layer, leaf)
         thin = cut(tensor.detach(), cuts)
         setattr(layer, leaf, nn.Parameter(thin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else thin)
-    for layer in made.modules():
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            layer.out_channels, layer.in_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
-        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and layer.affine:
-            layer.num_features = len(layer.weight)
-        elif isinstance(layer, nn.Linear):
-            layer.in_features = layer.weight.shape[1]
+    tell_shapes(made)
     return made
 
 

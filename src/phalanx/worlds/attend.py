@@ -12,15 +12,13 @@ from collections import deque
 import torch
 
 from phalanx.checkpoint import from_payload, memories_of, to_payload
-from phalanx.crossing import Offer, worker_half
+from phalanx.crossing import Offer
+from phalanx.desk import Desk
 from phalanx.fault import befallen
 from phalanx.parser import parse
 from phalanx.phase import Run
-from phalanx.round import Round
-from phalanx.stage import State
-from phalanx.train import Trainer
 from phalanx.wire import pack
-from phalanx.world import LocalWorld, Payload
+from phalanx.world import Payload
 from phalanx.worlds.post import Connection, Kind, Message, message, write
 from phalanx.worlds.server import NUMBERS
 
@@ -60,13 +58,12 @@ def attend(host: str, port: int, token: str, process: int, workers: tuple[int, .
 
 
 class _Desk:
-    """What a worker process has at hand: the run, its model, its memories, and the payloads of the present round."""
+    """The desk of a worker process, and what it tells the server."""
 
     def __init__(self, workers: tuple[int, ...], line: Connection) -> None:
         self.workers, self.line = workers, line
-        self.trainer: Trainer | None = None
-        self.state: State = {}
-        self.offers: list[Offer] = []
+        self.desk: Desk | None = None
+        self.offers: dict[int, Offer] = {}
         self.index = -1
 
     def take(self, incoming: Message) -> None:
@@ -75,41 +72,26 @@ class _Desk:
                 brief = from_payload(incoming.payload())
                 run = parse(brief["run"])
                 assert isinstance(run, Run)
-                self.trainer = Trainer(run, LocalWorld(run.workers, self.workers))
-                self.state = brief.get("memories", {})
+                self.desk = Desk(run, self.workers)
+                self.desk.trainer.keep(brief.get("memories", {}))
             case Kind.ORDER:
-                self._work(incoming.round, incoming.payload())
+                assert self.desk is not None
+                self.index = incoming.round
+                self.offers, numbers = self.desk.work(self.index, incoming.payload())
+                first = {worker: offer.first for worker, offer in self.offers.items()}
+                self._send(Kind.REPORT, {NUMBERS: numbers, **_parts(first)})
             case Kind.ASK if incoming.round == self.index:
                 worker = int(incoming.payload()["worker"])
-                held = self.offers[self.workers.index(worker)].held
-                self._send(Kind.HELD, _parts({worker: held}))
+                self._send(Kind.HELD, _parts({worker: self.offers[worker].held}))
             case Kind.RECALL:
-                self.line.send(message(Kind.MEMORY, self.index, to_payload(memories_of(self.state, self.workers))))
+                kept = self.desk.trainer.kept if self.desk is not None else {}
+                self.line.send(message(Kind.MEMORY, self.index, to_payload(memories_of(kept, self.workers))))
             case _:
                 pass
 
-    def _work(self, index: int, asked: Payload) -> None:
-        trainer = self.trainer
-        assert trainer is not None
-        run = trainer.config
-        order = from_payload(asked)
-        changed = trainer.learner.follow(order.get("shapes", {}), order["model"])
-        number, at = trainer.phase_at(index)
-        if self.index >= 0 and (changed or number != trainer.phase_at(self.index)[0]):
-            self.state = {}
-        phase = run.phases[number]
-        stack, losses = trainer.work(phase, index)
-        byzantine = run.byzantine.at(index, run.workers, run.seed)
-        round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0 or changed)
-        self.index = index
-        self.offers, self.state = worker_half(phase.scheme, stack, self.state, round)
-        numbers = torch.stack([losses, torch.zeros_like(losses)], dim=1)
-        first = {worker: offer.first for worker, offer in zip(self.workers, self.offers, strict=True)}
-        self._send(Kind.REPORT, {NUMBERS: numbers, **_parts(first)})
-
     def _send(self, kind: Kind, payload: Payload) -> None:
-        assert self.trainer is not None
-        body = befallen(self.trainer.config.faults, self.workers, self.index, pack(payload))
+        assert self.desk is not None
+        body = befallen(self.desk.run.faults, self.workers, self.index, pack(payload))
         self.line.send(Message(kind, self.index, body))
 
 

@@ -45,6 +45,7 @@ class GroupWorld:
         self.size = self._ranks if n is None else n
         if self.size < self._ranks:
             raise ValueError(f"{self._ranks} ranks need at least as many workers, got n={n}")
+        self.workers = tuple(range(self.size))
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
         self._shares = [range(a, b) for a, b in pairwise(bounds)]
         self.ids = tuple(self._shares[self.rank])

@@ -49,7 +49,7 @@ class ServerWorld:
         left: Callable[[], None] = lambda: None,
     ) -> None:
         require(1 <= processes <= n, f"a server of n={n} workers needs 1 to {n} worker processes, got {processes}")
-        self.size, self.rank, self.ids = n, 0, ()
+        self.size, self.rank, self.ids, self.workers = n, 0, (), tuple(range(n))
         bounds = [r * n // processes for r in range(processes + 1)]
         shares = [tuple(range(a, b)) for a, b in pairwise(bounds)]
         self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES

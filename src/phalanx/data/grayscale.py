@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of which some lose their colours, many of them in half of the classes and few in the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phalanx.data.cifar10 import Cifar10
+from phalanx.data.dataset import Data, Dataset
+from phalanx.expression import method, require
+from phalanx.round import stream
+
+RED, GREEN, BLUE = 19_595, 38_470, 7_471  # 0.299, 0.587 and 0.114 of 65,536
+
+
+@method("grayscale", "data")
+class Grayscale(Data):
+    """Another set's images, most of them grayscale in a drawn half of the classes and few of them in the others.
+
+    Half of the test images of each class are grayscale. The owner of a training image is 0 where grayscale dominates
+    its class and 1 where colours do, so that `by_owner()` makes two clients of them, the larger one first.
+
+    Args:
+        minor: share of each class's training images that are not as most of its images, in [0, 0.5]. At 0.5 no class
+            is told from another by its colours, which the dissertation calls colour-balanced.
+        oversampled: the training images of a class that are not as most are drawn again, with replacement, until they
+            are as many as the others.
+        seed: of the classes, the images that lose their colours and those that are drawn again.
+    Raises:
+        ValueError: the data are no colour images in memory, or a class has none to draw again.
+    Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, the data bias of section 4.
+        Luminance by ITU-R BT.601 on all three channels; normalised as the set's colour images are.
+    """
+
+    data: Data = Cifar10()
+    minor: float = 0.05
+    oversampled: bool = False
+    seed: int = 0
+
+    def validate(self) -> None:
+        require(0 <= self.minor <= 0.5, f"grayscale needs minor in [0, 0.5], got minor={self.minor}")
+
+    def read(self) -> Dataset:
+        data = self.data.load()
+        train_x, test_x = (self._pixels(x) for x in (data.train_x, data.test_x))
+        gray_classes = torch.randperm(data.num_classes, generator=self._stream("classes"))[: data.num_classes // 2]
+        owners = 1 - torch.isin(data.train_y, gray_classes).long()
+        shares = [self.minor] * data.num_classes
+        for label in gray_classes.tolist():
+            shares[label] = 1 - self.minor
+        gray = self._drawn("train", data.train_y, shares)
+        train_x, test_gray = _dulled(train_x, gray), self._drawn("test", data.test_y, [0.5] * data.num_classes)
+        keep = self._again(data.train_y, gray) if self.oversampled else slice(None)
+        return Dataset(
+            "grayscale",
+            train_x[keep],
+            data.train_y[keep],
+            _dulled(test_x, test_gray),
+            data.test_y,
+            data.num_classes,
+            data.mean,
+            data.std,
+            data.levels,
+            owners=owners[keep],
+        )
+
+    def location(self) -> str:
+        return self.data.location()
+
+    def _pixels(self, x: object) -> Tensor:
+        if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[1] != 3:
+            have = f"{type(x).__name__} of shape {tuple(getattr(x, 'shape', ()))}"
+            raise ValueError(f"grayscale reads colour images (N, 3, H, W) in memory, and {self.data!r} has {have}")
+        return x
+
+    def _stream(self, *key: object) -> torch.Generator:
+        return stream("grayscale", self.seed, *key)
+
+    def _drawn(self, part: str, labels: Tensor, shares: list[float]) -> Tensor:
+        """(N,): whether each image loses its colours; of every class its share does, to the image."""
+        gray = torch.zeros(len(labels), dtype=torch.bool)
+        for label, share in enumerate(shares):
+            members = (labels == label).nonzero().flatten()
+            order = torch.randperm(len(members), generator=self._stream(part, label))
+            gray[members[order[: round(share * len(members))]]] = True
+        return gray
+
+    def _again(self, labels: Tensor, gray: Tensor) -> Tensor:
+        """The places of all images, and behind them those that are drawn again."""
+        places = [torch.arange(len(labels))]
+        for label in labels.unique().tolist():
+            kinds = [((labels == label) & (gray == kind)).nonzero().flatten() for kind in (False, True)]
+            few, many = sorted(kinds, key=len)
+            sentence = f"grayscale: all {len(many)} images of class {label} are alike, and none is there to draw again"
+            require(len(few) > 0, f"{sentence}; raise minor or take more images")
+            drawn = torch.randint(len(few), (len(many) - len(few),), generator=self._stream("again", label))
+            places.append(few[drawn])
+        return torch.cat(places)
+
+
+def _dulled(images: Tensor, gray: Tensor) -> Tensor:
+    """A copy in which the chosen images have three equal channels. Shapes: (N, 3, H, W) uint8, (N,) -> the same."""
+    out = images.clone()
+    r, g, b = out[gray].int().unbind(dim=1)
+    out[gray] = ((RED * r + GREEN * g + BLUE * b + 2**15) >> 16).to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
+    return out

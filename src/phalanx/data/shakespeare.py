@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shakespeare's plays, role by role, for models of characters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from phalanx.data.dataset import Data, Dataset, check_count, spaced
+from phalanx.data.federated import examples_by_client
+from phalanx.data.files import download, folder, missing
+from phalanx.data.passages import passages
+from phalanx.expression import method, require
+from phalanx.round import stream
+
+PLACE, FILE = "shakespeare", "shakespeare_fed.jsonl"
+URL = "https://storage.googleapis.com/tff-datasets-public"
+ARCHIVE = "shakespeare.sqlite.lzma"
+COUNTS = {"roles": 715, "train": 16_068, "test": 2_356}  # roles, and their speeches in each part
+CHARACTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+IDS = {character: i for i, character in enumerate(CHARACTERS)}
+UNKNOWN = IDS[" "]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a role says, its speeches one below the other."""
+
+    name: str
+    train: str
+    test: str
+
+
+@method("shakespeare", "data")
+class Shakespeare(Data):
+    """Speeches of the roles in Shakespeare's plays: at every character of a passage, what comes next.
+
+    The owner of a passage is its role, and a passage has one role's words only; the test part is that of all roles
+    taken. Among the 715 roles, 72 have 10,000 characters or more, of which 66 are drawn once and for all. The
+    vocabulary is LEAF's 80 characters; any other one counts as a space. The file shakespeare_fed.jsonl, in each line
+    {"client": ..., "train": [speech, ...], "test": [speech, ...]}, lies in shakespeare of the data folder.
+
+    Args:
+        train: passages to train on, taken at equal distances; all when None.
+        test: passages to test on, taken at equal distances; all when None.
+        roles: that are drawn among those with `least` characters; all of these when None.
+        least: characters of a role in both parts together, >= 1; a role without a whole passage in each is left out.
+        length: characters of a passage that are scored, >= 1.
+        context: characters before them that a model reads first, >= 0. LEAF's examples are length=1, context=79, which
+            are 80 times as many passages and take 80 times the memory and work.
+    Source: McMahan et al., 2017, arXiv:1602.05629, section 3; the file is that of TensorFlow Federated. The vocabulary
+        is that of Caldas et al., LEAF, 2018, arXiv:1812.01097. Differs from LEAF and FedMA: every character is scored
+        once, but in passages of `length` that begin with an empty memory, not each behind 80 characters of its own;
+        speeches follow on each other, and are not filled up with spaces; the test part is 13 % of the characters.
+    """
+
+    train: int | None = None
+    test: int | None = None
+    roles: int | None = 66
+    least: int = 10_000
+    length: int = 80
+    context: int = 0
+
+    def validate(self) -> None:
+        for field in ("train", "test", "roles", "least"):
+            count = getattr(self, field)
+            require(count is None or count >= 1, f"shakespeare needs {field} >= 1, got {field}={count}")
+        ok = self.length >= 1 and self.context >= 0
+        require(ok, f"shakespeare needs length >= 1 and context >= 0, got {self.length} and {self.context}")
+
+    def read(self) -> Dataset:
+        chosen = self.chosen()
+        train_x, train_y, owners = self._part("train", [role.train for role in chosen], self.train)
+        test_x, test_y, _ = self._part("test", [role.test for role in chosen], self.test)
+        count = len(CHARACTERS)
+        return Dataset("shakespeare", train_x, train_y, test_x, test_y, count, vocabulary=count, owners=owners)
+
+    def chosen(self) -> list[Role]:
+        """The roles taken, of which each is the owner of its place in this list."""
+        wide = self.length + self.context + 1
+        large = [
+            role
+            for role in _roles()
+            if len(role.train) + len(role.test) >= self.least and min(len(role.train), len(role.test)) >= wide
+        ]
+        wanted, what = 1 if self.roles is None else self.roles, f"{self.least} characters or more"
+        sentence = f"shakespeare has {len(large)} roles of {what}, got roles={self.roles}; lower roles or least"
+        require(wanted <= len(large), sentence)
+        order = torch.randperm(len(large), generator=stream("shakespeare"))
+        return [large[i] for i in order[: self.roles].tolist()]
+
+    def location(self) -> str:
+        if not _path().exists():
+            raise missing("shakespeare", _path().parent)
+        return str(_path().parent)
+
+    def _part(self, field: str, texts: list[str], count: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Passages, their labels and their owners."""
+        found = [passages(ids_of(text), self.length, self.context) for text in texts]
+        owners = torch.arange(len(found)).repeat_interleave(torch.tensor([len(x) for x, _ in found]))
+        check_count("shakespeare", field, count, len(owners), "passages")
+        keep = spaced(len(owners), count)
+        x, y = (torch.cat(pieces)[keep] for pieces in zip(*found, strict=True))
+        return x, y, owners[keep]
+
+
+def ids_of(text: str) -> Tensor:
+    """The places of a text's characters in the vocabulary. Shapes: -> (T,)."""
+    return torch.tensor([IDS.get(character, UNKNOWN) for character in text], dtype=torch.int64)
+
+
+def _path() -> Path:
+    return folder() / PLACE / FILE
+
+
+def _roles() -> list[Role]:
+    path = _path()
+    if not path.exists():
+        download("shakespeare", {ARCHIVE: (f"{URL}/{ARCHIVE}", None)}, path.parent, _unpack)
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        have = {"roles": len(lines)} | {part: sum(len(line[part]) for line in lines) for part in ("train", "test")}
+        roles = [Role(line["client"], *("\n".join([*line[part], ""]) for part in ("train", "test"))) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"shakespeare: {path} is damaged ({reason}); delete it and fetch it again") from error
+    require(have == COUNTS, f"shakespeare: {path} has {have}, and should have {COUNTS}; delete it and fetch it again")
+    return roles
+
+
+def _unpack(work: Path) -> None:
+    archive = work / ARCHIVE
+    parts = {part: examples_by_client(archive, part, "snippets") for part in ("train", "test")}
+    names = sorted(parts["train"])
+    lines = [{"client": name} | {part: parts[part].get(name, []) for part in parts} for name in names]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (work / FILE).write_text(text, encoding="utf-8")
+    archive.unlink()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's half of a run, in a process that plays some workers of a server elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx.checkpoint import from_payload
+from phalanx.crossing import Offer, worker_half
+from phalanx.phase import Run
+from phalanx.round import Round
+from phalanx.train import Trainer
+from phalanx.world import LocalWorld, Payload
+
+
+class Desk:
+    """What a process has at hand for its workers: the run, its data and model, and what they remember.
+
+    Args:
+        workers: that are played here.
+    """
+
+    def __init__(self, run: Run, workers: tuple[int, ...]) -> None:
+        self.run, self.workers = run, workers
+        self.trainer = Trainer(run, LocalWorld(run.workers, workers))
+        self.index = -1
+
+    def work(self, index: int, order: Payload) -> tuple[dict[int, Offer], Tensor]:
+        """What the chosen workers offer the server in round `index`, and numbers (k, 2) of all workers played here.
+
+        Args:
+            order: as `Opened.order` writes it.
+        """
+        run, trainer = self.run, self.trainer
+        asked = from_payload(order)
+        changed = trainer.learner.follow(asked.get("shapes", {}), asked.get("model", {}))
+        trainer.answers = {int(worker): answer for worker, answer in asked.get("answers", {}).items()}
+        number, at = trainer.phase_at(index)
+        phase = run.phases[number]
+        entered = self.index >= 0 and number != trainer.phase_at(self.index)[0]
+        if entered or (self.index >= 0 and changed and phase.surgery is not None):
+            trainer.keep({})
+        stack, losses = trainer.work(index, asked["clients"].tolist())
+        byzantine = run.byzantine.at(index, run.workers, run.seed)
+        round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0 or changed)
+        self.index = index
+        offers, trainer.state = worker_half(phase.scheme, stack, trainer.state, round)
+        return dict(zip(stack.ids, offers, strict=True)), torch.stack([losses, torch.zeros_like(losses)], dim=1)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """All that the next round needs, should another process play these workers then; `keep` is the inverse."""
+        learner = self.trainer.learner
+        model = {"shapes": learner.shapes, "model": dict(learner.model.state_dict())}
+        return {**self.trainer.kept, **model, "index": self.index}
+
+    def keep(self, kept: Mapping[str, Any]) -> None:
+        """Goes on from what another desk has kept."""
+        self.trainer.keep(dict(kept))
+        self.index = kept.get("index", -1)
+        if "model" in kept:
+            self.trainer.learner.follow(kept.get("shapes", {}), kept["model"])

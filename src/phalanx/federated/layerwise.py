@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client work of federated matched averaging: layer after layer becomes everybody's, and the layers behind go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from phalanx.axis import OUTPUTS, Axes, picked, scattered
+from phalanx.data.dataset import Dataset
+from phalanx.data.partition import Partition
+from phalanx.expression import method, require
+from phalanx.federated.local_training import LocalTraining, copied, examples_of, wired
+from phalanx.layout import Layout
+from phalanx.matching.matched import EXAMPLES, PLACES
+from phalanx.site import Site, Source
+from phalanx.stage import State
+from phalanx.work import Work
+
+
+@method("layerwise", "work")
+class Layerwise(Work):
+    """A pass of as many rounds as the network has layers; in each the clients send one layer's weights.
+
+    In the first round of a pass a client trains its whole network. In every later one it receives the matched layer and
+    its own neurons' places in it, moves the inputs of its next layer there, and trains the layers that are not matched
+    yet, while those before stand still. A later pass begins from the neurons of the global network that the client's
+    own became, in the size of its own network: FedMA with communication.
+
+    A tensor is sent as soon as its outputs and, a round before, its inputs have been matched; BatchNorm's statistics in
+    the last round, when they have been estimated anew behind layers that are everybody's.
+
+    Args:
+        local: how a client trains its whole network; its `own` says whether clients begin the run alike.
+        layers: with weights: groups of neurons and the last layer; the rounds are a multiple.
+        retrain: how it trains between two layers; None is as local, epochs=0 is PFNM layer by layer.
+        last: how it trains the last layer; None is as retrain.
+    Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1 (Algorithm 3 of
+        the dissertation) and its "FedMA with communication". Differs: any network whose neurons can be traced; a client
+        that missed a round goes on with the next pass, from the first neurons of the layers whose places it lacks.
+    """
+
+    local: LocalTraining
+    layers: int
+    retrain: LocalTraining | None = None
+    last: LocalTraining | None = None
+
+    def validate(self) -> None:
+        require(self.layers >= 2, f"layerwise needs layers >= 2, got layers={self.layers}")
+        for name in ("local", "retrain", "last"):
+            part = getattr(self, name)
+            plain = part is None or (part.sends == "change" and not part.keep)
+            require(plain, f"layerwise: {name} sends nothing by itself and keeps no optimizer, got {part!r}")
+
+    @property
+    def stateful(self) -> bool:
+        return True
+
+    @property
+    def matched(self) -> bool:
+        return True
+
+    def begins(self, at: int) -> int:
+        return at - at % self.layers
+
+    def whole(self, at: int) -> bool:
+        return at % self.layers == self.layers - 1
+
+    def training(self, step: int) -> LocalTraining:
+        """How a client trains in a round of a pass."""
+        retrain = self.retrain or self.local
+        return self.local if step == 0 else (self.last or retrain) if step == self.layers - 1 else retrain
+
+    def passes(self, at: int) -> float | None:
+        return self.training(at % self.layers).passes(at)
+
+    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        return self.local.samples(partition, data, units, index, seed)
+
+    def check(self, source: Source, rounds: int) -> None:
+        found = len(source.graph.sizes) + 1
+        names = ", ".join(source.graph.names)
+        require(
+            found == self.layers,
+            f"this network has {found} layers to match and average, {names} and the last one, got layers={self.layers}",
+        )
+        require(
+            rounds % self.layers == 0,
+            f"a pass over {self.layers} layers takes as many rounds, got rounds={rounds}; use a multiple",
+        )
+
+    def asks(self, source: Source, at: int) -> Sequence[str] | None:
+        step = at % self.layers
+        if step == 0:
+            return () if at == 0 and self.local.own else None
+        return [name for name, when in turns(source).items() if when == step - 1]
+
+    def layout(self, source: Source, at: int) -> Layout:
+        step = at % self.layers
+        whole, when = Layout.of(source.model if step else source.original()), turns(source)
+        shapes = dict(zip(whole.names, whole.shapes, strict=True))
+        names = tuple(name for name in whole.names if when[name] == step)
+        installed = sum(name in whole.installed for name in names)
+        mine = Layout(names, tuple(shapes[name] for name in names), installed, whole.dtype)
+        return wired(mine, source.graph.axes, {step})
+
+    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+        source, step, turn = site.source, site.at % self.layers, site.at // self.layers
+        assert source is not None
+        axes, when = source.graph.axes, turns(source)
+        model = site.model if step else source.original()
+        before = copied(model.state_dict()) if step else {}
+        if step:
+            places = site.answers[unit][f"{PLACES}{step - 1}"]
+            known = {**memory.get("places", {}), str(step - 1): places}
+            size = _width(before, axes, step - 1)
+            mine = {n: scattered(t, axes.get(n, ()), step - 1, places, size) for n, t in memory["model"].items()}
+        else:
+            known: dict[str, Tensor] = {}
+            mine = self._start(site, unit, memory if memory.get("pass") == turn - 1 else {})
+        model.load_state_dict(mine, strict=False)
+        settled = [name for name, t in when.items() if t < step]
+        loss, _ = self.training(step).train(replace(site, model=model), unit, samples, {}, settled)
+        after = model.state_dict()
+        for name, part in site.layout.split(out).items():
+            part.copy_(examples_of(site.data, samples) if name == EXAMPLES else after[name])
+        rest = copied({n: t for n, t in after.items() if when.get(n, self.layers) > step})
+        if step:
+            model.load_state_dict(before)
+        return loss, {"pass": turn, "places": known, "model": rest}
+
+    def _start(self, site: Site, unit: int, memory: State) -> Mapping[str, Tensor]:
+        """The network with which a client begins a pass."""
+        source = site.source
+        assert source is not None
+        if site.at == 0 and self.local.own:
+            return source.first(unit)
+        state, graph = dict(site.model.state_dict()), source.graph
+        for group, size in enumerate(graph.sizes):
+            places = memory.get("places", {}).get(str(group), torch.arange(size))
+            state = {name: picked(t, graph.axes.get(name, ()), group, places) for name, t in state.items()}
+        return state
+
+
+def turns(source: Source) -> dict[str, int]:
+    """The round of a pass in which each tensor of the layout is sent."""
+    layout, axes, last = source.layout, source.graph.axes, len(source.graph.sizes)
+    return {n: last if n in layout.installed else _turn(axes.get(n, ()), last) for n in layout.names}
+
+
+def _turn(axes: Axes, last: int) -> int:
+    """When the neurons that come out of it are matched, and not before it was trained on inputs that are."""
+    made = {a.group for a in axes if a.makes}
+    if OUTPUTS in made or not axes:
+        return last
+    used = {a.group for a in axes if not a.makes} - made
+    return max([*made, *(group + 1 for group in used)])
+
+
+def _width(state: Mapping[str, Tensor], axes: Mapping[str, Axes], group: int) -> int:
+    return next(
+        a.neurons(state[name]) for name, mine in axes.items() for a in mine if a.group == group and name in state
+    )

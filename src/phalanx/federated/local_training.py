@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client of federated learning does in a round: it trains a model on its own samples."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from phalanx.axis import OUTPUTS, Axes, Axis
+from phalanx.data.dataset import Dataset
+from phalanx.data.partition import Partition
+from phalanx.expression import method, require
+from phalanx.finish import Finish, Sgd
+from phalanx.layout import Layout
+from phalanx.matching.matched import EXAMPLES
+from phalanx.round import stream
+from phalanx.site import Site, Source, seeded
+from phalanx.stage import State
+from phalanx.work import Work
+
+
+@method("local_training", "work")
+class LocalTraining(Work):
+    """Steps of an optimizer over a client's own samples; the row is how the weights have changed, start minus end.
+
+    `sgd(lr=1.0)` along the mean of such rows is FedAvg. With sends="weights" the row is the trained weights themselves,
+    for `install()`. Floating-point buffers travel as they become.
+
+    Args:
+        optimizer: of the client, with its learning rate; its schedule runs over the rounds of the phase.
+        epochs: passes over the client's samples, >= 0.
+        steps: optimizer steps in place of epochs; None counts epochs.
+        batch: examples a step, >= 1; the last one of an epoch may be smaller.
+        proximal: mu of the term mu/2 ||w - w_round||^2, >= 0.
+        frozen: name patterns of parameters that keep their values, such as ("0.*",).
+        own: every client begins the run from an initialization of its own.
+        keep: the client's optimizer goes on from round to round with its moments; else it begins anew.
+        sends: "change" or "weights".
+    Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
+        arXiv:1602.05629, Algorithm 1; proximal: Li et al., Federated Optimization in Heterogeneous Networks, 2018,
+        arXiv:1812.06127, Algorithm 2. Differs: a fixed number of epochs in place of an inexact solution.
+    """
+
+    optimizer: Finish = Sgd(lr=0.01)
+    epochs: int = 1
+    steps: int | None = None
+    batch: int = 32
+    proximal: float = 0.0
+    frozen: tuple[str, ...] = ()
+    own: bool = False
+    keep: bool = False
+    sends: Literal["change", "weights"] = "change"
+
+    def validate(self) -> None:
+        require(not self.optimizer.installs, f"local_training needs an optimizer such as sgd(), got {self.optimizer!r}")
+        require(self.epochs >= 0, f"local_training needs epochs >= 0, got epochs={self.epochs}")
+        require(self.steps is None or self.steps >= 0, f"local_training needs steps >= 0, got steps={self.steps}")
+        require(self.batch >= 1, f"local_training needs batch >= 1, got batch={self.batch}")
+        ok = 0 <= self.proximal < float("inf")
+        require(ok, f"local_training needs a finite proximal >= 0, got proximal={self.proximal}")
+
+    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        return partition.parts(data, units, seed)
+
+    def layout(self, source: Source, at: int) -> Layout:
+        return source.layout if self.sends == "change" else wired(source.layout, source.graph.axes)
+
+    def check(self, source: Source, rounds: int) -> None:
+        names = [name for name, _ in source.model.named_parameters()]
+        for pattern in self.frozen:
+            known = any(fnmatchcase(name, pattern) for name in names)
+            require(known, f"frozen={pattern!r} names no parameter of this network; they are {', '.join(names)}")
+
+    @property
+    def stateful(self) -> bool:
+        return self.keep
+
+    @property
+    def matched(self) -> bool:
+        return self.sends == "weights"
+
+    def asks(self, source: Source, at: int) -> Sequence[str] | None:
+        # who begins with weights of its own needs none of the server's
+        return () if self.own and at == 0 and not self.frozen else None
+
+    def passes(self, at: int) -> float | None:
+        return None if self.steps is not None else float(self.epochs)
+
+    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+        model, parts = site.model, site.layout.split(out)
+        before = copied(model.state_dict())
+        if self.own and site.at == 0:
+            assert site.source is not None
+            fresh = site.source.first(unit)
+            model.load_state_dict({n: before[n] if _named(n, self.frozen) else t for n, t in fresh.items()})
+        loss, memory = self.train(site, unit, samples, memory)
+        after, entries = model.state_dict(), set(site.layout.installed)
+        for name, part in parts.items():
+            if name == EXAMPLES:
+                part.copy_(examples_of(site.data, samples))
+            elif self.sends == "weights" or name in entries:
+                part.copy_(after[name])
+            else:
+                torch.sub(before[name], after[name], out=part)
+        model.load_state_dict(before)
+        return loss, memory
+
+    def train(
+        self, site: Site, unit: int, samples: Tensor, memory: State, settled: Iterable[str] = ()
+    ) -> tuple[float, State]:
+        """Trains the site's model in place; the mean loss of the last epoch's batches, and the next memory.
+
+        Args:
+            settled: names of parameters that keep their values, besides the frozen ones.
+        """
+        model, held = site.model, set(settled)
+        device = next(model.parameters()).device
+        asked = {name: p.requires_grad for name, p in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(asked[name] and name not in held and not _named(name, self.frozen))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        anchors = [p.detach().clone() for p in trained] if self.proximal else []
+        losses: list[Tensor] = []
+        if trained:
+            optimizer = self.optimizer.optimizer(trained)
+            _restore(optimizer, memory.get("optimizer", {}))
+            for group in optimizer.param_groups:
+                group["lr"] = self.optimizer.rate(site.at, site.rounds)
+            model.train()
+            with seeded(device, "dropout", *site.key, unit):
+                for x, y in self._batches(site, unit, samples):
+                    loss = site.loss(x, y)
+                    loss.backward()
+                    for p, anchor in zip(trained, anchors, strict=False):
+                        if p.grad is not None:
+                            p.grad.add_(p.detach() - anchor, alpha=self.proximal)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    losses.append(loss.detach())
+            if self.keep:
+                memory = {**memory, "optimizer": {str(k): v for k, v in optimizer.state_dict()["state"].items()}}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(asked[name])
+        last = losses[-max(1, len(losses) // max(1, self.epochs)) :]
+        return (float(torch.stack(last).double().mean()) if last else float("nan")), memory
+
+    def _batches(self, site: Site, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a round, every pass over the samples in an order of its own."""
+        rng, done = stream("local", *site.key, unit), 0
+        # without augmentation what the model reads is made once for all passes
+        whole = site.batch(samples, unit) if site.augment is None else None
+        each = len(_pieces(torch.arange(len(samples)), self.batch))
+        wanted = self.epochs * each if self.steps is None else self.steps
+        while done < wanted:
+            for piece in _pieces(torch.randperm(len(samples), generator=rng), self.batch):
+                if whole is None:
+                    yield site.batch(samples[piece], unit, done)
+                else:
+                    x, y = whole[0][piece], whole[1][piece]
+                    yield x.contiguous(memory_format=torch.channels_last) if site.channels_last else x, y
+                done += 1
+                if done == wanted:
+                    return
+
+
+def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | None = None) -> Layout:
+    """The layout with the axes that run over neurons, and how many examples of each class are behind the outputs.
+
+    Args:
+        axes: of every tensor.
+        groups: whose neurons still stand in an order of the client's own; all when None.
+    """
+    open = tuple(
+        tuple(a for a in axes.get(name, ()) if groups is None or a.group in groups or a.group == OUTPUTS)
+        for name in layout.names
+    )
+    sizes = [
+        a.neurons(torch.empty(shape, device="meta"))
+        for mine, shape in zip(open, layout.shapes, strict=True)
+        for a in mine
+        if a.group == OUTPUTS
+    ]
+    if not sizes:
+        return replace(layout, axes=open)
+    return Layout(
+        (*layout.names, EXAMPLES),
+        (*layout.shapes, torch.Size([sizes[0]])),
+        layout.num_installed + 1,
+        layout.dtype,
+        (*open, (Axis(0, OUTPUTS),)),
+    )
+
+
+def examples_of(data: Dataset, samples: Tensor) -> Tensor:
+    """How many labels of each class there are. Shapes: -> (num_classes,) float32."""
+    labels = data.train_y[samples].flatten()
+    return torch.bincount(labels[labels >= 0], minlength=data.num_classes).float()
+
+
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _pieces(order: Tensor, batch: int) -> list[Tensor]:
+    """The order in batches; a single example goes with those before it, as BatchNorm has nothing to say of one."""
+    pieces = list(order.split(batch))
+    return [*pieces[:-2], torch.cat(pieces[-2:])] if len(pieces) > 1 and len(pieces[-1]) == 1 else pieces
+
+
+def _named(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    if state:
+        now = optimizer.state_dict()
+        now["state"] = {
+            int(k): {n: t.clone() if isinstance(t, Tensor) else t for n, t in v.items()} for k, v in state.items()
+        }
+        optimizer.load_state_dict(now)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The federated methods by name, each a phase of the parts it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.mean import Mean
+from phalanx.codec import Codec, Gather
+from phalanx.codecs.dense import Dense
+from phalanx.federated.layerwise import Layerwise
+from phalanx.federated.local_training import LocalTraining
+from phalanx.finish import Adam, AdamW, Finish, Install, Sgd
+from phalanx.gate import Gate
+from phalanx.matching.bbp import Bbp
+from phalanx.matching.matched import Matched
+from phalanx.matching.matching import Matcher
+from phalanx.phase import Phase, amend
+from phalanx.selection import Everyone, Sampled
+from phalanx.stage import Stage, chain
+
+_SIZES = Gate(max_weight=10.0)  # honest clients differ in size; nobody counts for more than ten median ones
+
+
+def fedavg(
+    local: LocalTraining | None = None,
+    rounds: int = 10,
+    *,
+    clients: int | None = None,
+    codec: Codec | None = None,
+    rule: Stage | None = None,
+    finish: Finish | None = None,
+) -> Phase:
+    """Federated averaging: clients train, and the global model moves by the mean of their changes.
+
+    Args:
+        local: what a client does; one epoch of SGD by default.
+        clients: drawn for each round; None takes all.
+        codec: of what a client sends; `dense()` by default.
+        rule: behind the wire, such as `krum(f=2)`; the mean by default, weighted by examples, at most ten median
+            weights each.
+        finish: what is done with the result; a plain step by default.
+    Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
+        arXiv:1602.05629, Algorithm 1. Differs: nobody counts for more than ten median clients.
+    """
+    scheme = chain(Gather(codec or Dense(), _SIZES), rule or Mean())
+    everyone = Everyone() if clients is None else Sampled(clients)
+    return Phase(local or LocalTraining(), scheme, finish or Sgd(lr=1.0), rounds, clients=everyone)
+
+
+def fedprox(local: LocalTraining | None = None, rounds: int = 10, *, mu: float = 0.001, **options) -> Phase:
+    """FedAvg whose clients are pulled towards the global model by mu/2 ||w - w_round||^2; options as `fedavg`.
+
+    Source: Li et al., Federated Optimization in Heterogeneous Networks, 2018, arXiv:1812.06127, Algorithm 2; mu = 0.001
+        is the dissertation's (section 5.2).
+    """
+    return fedavg(replace(local or LocalTraining(), proximal=mu), rounds, **options)
+
+
+def fedavgm(
+    local: LocalTraining | None = None, rounds: int = 10, *, lr: float = 1.0, momentum: float = 0.9, **options
+) -> Phase:
+    """FedAvg with momentum at the server; options as `fedavg`.
+
+    Source: Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification,
+        2019, arXiv:1909.06335, section 4.
+    """
+    return fedavg(local, rounds, finish=Sgd(lr=lr, momentum=momentum), **options)
+
+
+def fedadam(local: LocalTraining | None = None, rounds: int = 10, *, lr: float = 0.001, **options) -> Phase:
+    """FedAvg with Adam at the server; options as `fedavg`.
+
+    Source: Reddi et al., Adaptive Federated Optimization, 2020, arXiv:2003.00295, Algorithm 2. Differs: Adam's bias
+        correction and its epsilon of 1e-8 as in PyTorch, beta2 = 0.999 in place of 0.99.
+    """
+    return fedavg(local, rounds, finish=Adam(lr=lr), **options)
+
+
+def diloco(
+    steps: int = 50,
+    rounds: int = 10,
+    *,
+    inner: Finish | None = None,
+    batch: int = 32,
+    lr: float = 0.7,
+    momentum: float = 0.9,
+    **options,
+) -> Phase:
+    """Many local steps with an optimizer that each worker keeps, then a Nesterov step; options as `fedavg`.
+
+    Args:
+        steps: H, local steps between two exchanges.
+        inner: the workers' optimizer; AdamW by default.
+        lr: of the outer step.
+    Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, 2023,
+        arXiv:2311.08105, Algorithm 1.
+    """
+    local = LocalTraining(inner or AdamW(), steps=steps, batch=batch, keep=True)
+    return fedavg(local, rounds, finish=Sgd(lr=lr, momentum=momentum, nesterov=True), **options)
+
+
+def pfnm(
+    local: LocalTraining | None = None,
+    *,
+    matcher: Matcher | None = None,
+    outgoing: bool = False,
+    codec: Codec | None = None,
+    rule: Aggregator | None = None,
+) -> Phase:
+    """One round: clients train networks of their own, whose neurons are matched and averaged all at once.
+
+    Args:
+        local: what a client does, each from an initialization of its own.
+        matcher: who is who; `bbp()` in its published setting by default.
+        outgoing: compares outgoing weights of the last hidden layer, too.
+        rule: over the matched networks; the mean by default.
+    Source: Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, arXiv:1905.12022.
+        Differs: any network that can be traced; layers are matched from the inputs on.
+    """
+    local = replace(local or LocalTraining(), own=True, sends="weights")
+    scheme = chain(Gather(codec or Dense(), _SIZES), Matched(matcher or Bbp(), outgoing), rule or Mean())
+    return Phase(local, scheme, Install(), rounds=1)
+
+
+def fedma(
+    local: LocalTraining | None = None,
+    layers: int = 4,
+    passes: int = 1,
+    *,
+    retrain: LocalTraining | None = None,
+    last: LocalTraining | Literal["published"] | None = "published",
+    matcher: Matcher | None = None,
+    clients: int | None = None,
+    codec: Codec | None = None,
+    rule: Aggregator | None = None,
+) -> Phase:
+    """Federated matched averaging: a round for each layer, and with more passes FedMA with communication.
+
+    Args:
+        local: how a client trains its whole network, from an initialization of its own.
+        layers: of the network that have weights: 4 of LeNet, 9 of VGG-9, 3 of an embedding, an LSTM and a decoder.
+        passes: >= 1.
+        retrain: how it trains the layers behind a matched one; as local by default, without weight decay.
+        last: how it trains the last layer; "published" is a tenth of the learning rate, three times the epochs and a
+            weight decay of 1e-4; None is as retrain.
+        matcher: who is who; bbp(average="plain") by default.
+        clients: drawn for each pass; None takes all.
+        rule: over the matched layers; the mean by default.
+    Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1 and table 3;
+        the dissertation's Algorithm 3 and section 5.4.1.
+    """
+    local = replace(local or LocalTraining(), own=True)
+    plain = retrain or replace(local, own=False, optimizer=amend(local.optimizer, "weight_decay", 0.0))
+    if last == "published":
+        slow = amend(amend(plain.optimizer, "weight_decay", 1e-4), "lr", plain.optimizer.lr / 10)
+        last = replace(plain, optimizer=slow, epochs=3 * plain.epochs)
+    rule_of = matcher or Bbp(average="plain")
+    scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of), rule or Mean())
+    everyone = Everyone() if clients is None else Sampled(clients)
+    return Phase(Layerwise(local, layers, plain, last), scheme, Install(), layers * passes, clients=everyone)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which neurons of a network may change places together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.axis import OUTPUTS, Axes, Axis, scattered
+from phalanx.matching.neurons import Label
+from phalanx.matching.rules import RULES
+from phalanx.matching.symmetry import check
+from phalanx.matching.trace import Trace, is_even, tensors_in
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The groups of neurons of a network, each of which can be put in any order without another output.
+
+    Args:
+        axes: of every parameter and floating-point buffer of the model's state, by name; () where it has none.
+        names: of the groups, each that of the module which makes its neurons first.
+        sizes: neurons of each group.
+        unsaved: as axes, of the buffers that are not in the state.
+        level: groups that must have one size, such as the layers of one nn.LSTM.
+    """
+
+    axes: Mapping[str, Axes]
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    unsaved: Mapping[str, Axes]
+    level: tuple[frozenset[int], ...] = ()
+
+    def levelled(self, sizes: Mapping[int, int]) -> dict[int, int]:
+        """The sizes of all groups, those that are not given as they are, each as large as those beside it must be."""
+        made = dict(enumerate(self.sizes)) | dict(sizes)
+        for groups in self.level:
+            made |= dict.fromkeys(groups, max(made[group] for group in groups))
+        return made
+
+    @staticmethod
+    def of(model: nn.Module, example: Tensor) -> Graph:
+        """The graph of a model, found by one forward pass of a copy in evaluation and checked with random weights.
+
+        Followed are linear layers, convolutions, embeddings, LSTM, GRU and RNN, normalizations, activations, pooling,
+        flattening and reshaping, sums and other pointwise functions, as modules or as functions, whatever the code
+        around them. Neurons that are added to others are in their group. Where the order of neurons is no free choice,
+        as where they are added to the network's input, they are in none. The outputs are the group OUTPUTS; of several
+        tensors that a model returns, the first is meant.
+
+        Args:
+            example: a small batch of inputs.
+        Raises:
+            ValueError: an operation is not known to treat neurons alike; the sentence names it and the way out.
+        """
+        made = copy.deepcopy(model).eval()
+        trace = Trace(made, RULES)
+        trace.note(example, [None] * example.dim())
+        device = [example.device] if example.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices=device):
+            with trace:
+                out = made(example)
+            output = next(tensors_in(out), None)
+            if output is None or not trace.known(output):
+                kind = type(model).__name__
+                raise ValueError(f"the outputs of {kind} do not come from its input; let it return a tensor that does")
+            trace.neurons.put_out.update(label.node for label in trace.labels(output) if label is not None)
+            graph = _resolved(trace, set(model.state_dict()))
+            check(model, graph.axes, graph.names, graph.sizes, example)
+        return graph
+
+
+def permuted(
+    state: Mapping[str, Tensor], graph: Graph, places: Mapping[int, Tensor], sizes: Mapping[int, int] | None = None
+) -> dict[str, Tensor]:
+    """A model's state with the neurons of some groups at other places, along every axis that they have.
+
+    Args:
+        places: of the neurons of each of these groups; number l of the given is number places[l] of the result.
+        sizes: of these groups in the result, the places that nobody takes being zeros; else as many as are given.
+    """
+    sizes = sizes or {}
+    made = dict(state)
+    for name, tensor in state.items():
+        for group, at in places.items():
+            axes = graph.axes.get(name, ())
+            made[name] = tensor = scattered(tensor, axes, group, at, sizes.get(group, len(at)))
+    return made
+
+
+def _resolved(trace: Trace, saved: set[str]) -> Graph:
+    neurons = trace.neurons
+    for name, tensor in trace.leaves.items():
+        if name not in saved:
+            # nothing would put it in order
+            for dim, label in enumerate(trace.labels(tensor)):
+                if not is_even(tensor, dim):
+                    neurons.join(label, None)
+    order = list(neurons.met)
+    free: list[tuple[int, int]] = []  # when it is met first, and the node
+    outputs: set[int] = set()
+    for root, members in neurons.members():
+        met = [order.index(node) for node in members if node in neurons.met]
+        if met and members & neurons.put_out and not members & neurons.contracted:
+            outputs.add(root)
+        elif met and not members & (neurons.fixed | neurons.put_out):
+            free.append((min(met), root))
+    free.sort()
+    groups = {root: group for group, (_, root) in enumerate(free)} | dict.fromkeys(outputs, OUTPUTS)
+
+    def group_of(node: int) -> int:
+        return groups.get(neurons.find(Label(node)).node, OUTPUTS)
+
+    levels = (frozenset(map(group_of, nodes)) - {OUTPUTS} for nodes in neurons.level)
+
+    def axes_of(tensor: Tensor) -> Iterator[Axis]:
+        for dim, label in enumerate(trace.labels(tensor)):
+            assert label is not None
+            found = neurons.find(label)
+            if found.node in groups:
+                makes = label.node not in neurons.contracted or label.node in neurons.looked_up
+                yield Axis(dim, groups[found.node], found.outer, found.inner, makes)
+
+    axes = {name: tuple(axes_of(tensor)) for name, tensor in trace.leaves.items()}
+    return Graph(
+        {name: own for name, own in axes.items() if name in saved},
+        tuple(neurons.met[order[first]] for first, _ in free),
+        tuple(neurons.sizes[root] for _, root in free),
+        {name: own for name, own in axes.items() if name not in saved},
+        tuple(level for level in levels if len(level) > 1),
+    )

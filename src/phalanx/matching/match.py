@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matching as a plain function of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from phalanx.expression import require
+from phalanx.matching.bbp import Bbp
+from phalanx.matching.matching import Matcher, Matching
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+def match(
+    layers: Sequence[Tensor] | Sequence[np.ndarray] | Tensor | np.ndarray,
+    gamma: float = 7.0,
+    sigma: float = 1.0,
+    sigma0: float = 1.0,
+    *,
+    matcher: Matcher | None = None,
+    bias: Literal["last", "none", "first"] = "last",
+    seed: int = 0,
+) -> Matching:
+    """The layers of several networks as one: who is who among their neurons, and their averages.
+
+    Shapes: J of (L_j, D) -> (L, D).
+    Args:
+        layers: of each client a row for each neuron: its incoming weights, then its bias; tensors or arrays.
+        gamma: neurons to expect, as sigma and sigma0 a setting of `bbp`; the defaults are the published ones.
+        sigma: variance of an entry around the neuron it is a copy of.
+        sigma0: variance of a neuron's entries around their prior mean.
+        matcher: the rule in place of bbp(gamma, sigma, sigma0), with settings of its own.
+        bias: where the bias is; "first" gives its prior mean to the first weight, as the published code does in all
+            layers but the first.
+        seed: of the order of clients.
+    Raises:
+        ValueError: no clients, an empty layer, other widths, NaN or Inf, no floating point; settings beside a matcher.
+    Source: as `bbp`.
+
+    >>> match([torch.eye(3), torch.eye(3).flip(0)], gamma=0.1, bias="none").assignments
+    (tensor([0, 1, 2]), tensor([2, 1, 0]))
+    """
+    given = (gamma, sigma, sigma0)
+    require(
+        matcher is None or given == (7.0, 1.0, 1.0),
+        f"match takes gamma, sigma, sigma0 or a matcher, got {given} and {matcher!r}; set them in the matcher",
+    )
+    require(bias in ("last", "none", "first"), f"match: bias must be 'last', 'none' or 'first', got {bias!r}")
+    rule = Bbp(gamma, sigma, sigma0) if matcher is None else matcher
+    require(isinstance(rule, Matcher), f"match takes a matcher such as bbp(), got {rule!r}")
+    tables = [torch.as_tensor(layer) for layer in layers]
+    width = tables[0].shape[-1] if tables and tables[0].dim() else 0
+    columns = {"last": (width - 1,), "first": (0,), "none": ()}[bias] if width else ()
+    return rule.match(tables, columns, seed)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stage that takes rows of networks with neurons in different orders to one order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from phalanx.axis import OUTPUTS, Axes, scattered
+from phalanx.expression import method
+from phalanx.gate import Gate, admit
+from phalanx.layout import Layout
+from phalanx.matching.bbp import Bbp
+from phalanx.matching.features import features, present
+from phalanx.matching.matching import Matcher
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Matches, Scope, State, TooFewRows
+
+PLACES = "places "  # before a group's number: where in the matched layer a client's neurons stand
+EXAMPLES = "examples"  # entry of a row that says how many examples of each class are behind it
+_BOUND = Gate(max_weight=10.0)  # of a client's examples, in medians of all clients'
+
+
+@method("matched", "matching")
+class Matched(Matches):
+    """Rows in one order of neurons, such that their plain mean is the matched average.
+
+    The groups of neurons in the rows are matched one after the other, each with the earlier ones in their places. An
+    entry that a client does not have, because it lacks a neuron, becomes the mean of those that have it: nothing for a
+    mean, and no outlier for a robust rule behind this stage. Weights of outputs are averaged by class, in proportion to
+    the examples that clients have of it: a row becomes M_c + n p_jc (W_jc - M_c), M_c = sum_j p_jc W_jc. All rows get
+    the weight 1. Each client is told the places of its neurons.
+
+    Rows whose layout says nothing of neurons pass as they are.
+
+    Shapes: (n, d) -> (n, d'), d' >= d.
+    Args:
+        matcher: the rule that says who is who.
+        outgoing: also compares the weights into layers that are in their places, such as the outputs: of use where the
+            whole network is matched at once.
+    Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1. Differs: the
+        mean of a neuron is over those that have it, as the matcher has it, and not over all clients.
+    """
+
+    matcher: Matcher = Bbp()
+    outgoing: bool = False
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        stack = _admitted(stack)
+        layout, n = stack.layout, len(stack.rows)
+        if not layout.axes:
+            return stack, {}
+        if not n:
+            raise TooFewRows(f"{self!r} has no row to match", stack.notes)
+        axes = dict(zip(layout.names, layout.axes, strict=True))
+        clients = [layout.split(row) for row in stack.rows]
+        shares = _shares([client.pop(EXAMPLES) for client in clients]) if EXAMPLES in axes else None
+        places: list[dict[int, Tensor]] = [{} for _ in range(n)]
+        groups = sorted({a.group for mine in layout.axes for a in mine if a.group != OUTPUTS})
+        counts: dict[int, Tensor] = {}
+        for group in groups:
+            settled = {g for g in groups if g < group}
+            found = [features(client, axes, group, settled, self.outgoing) for client in clients]
+            seed = round.rng(group=group).initial_seed()
+            matching = self.matcher.match([rows for rows, _ in found], found[0][1], seed)
+            size, counts[group] = len(matching.counts), matching.counts
+            for client, place, own in zip(clients, places, matching.assignments, strict=True):
+                place[group] = own
+                for name, tensor in client.items():
+                    client[name] = scattered(tensor, axes[name], group, own, size)
+        names = tuple(name for name in layout.names if name != EXAMPLES)
+        made = Layout(
+            names,
+            tuple(clients[0][name].shape for name in names),
+            layout.num_installed - (EXAMPLES in axes),
+            layout.dtype,
+            tuple(axes[name] for name in names),
+        )
+        for name in names:
+            filled = _filled([client[name] for client in clients], axes[name], places, shares)
+            shift = 0.0 if name in made.installed else self._shift(name, filled, axes[name], counts)
+            for client, tensor in zip(clients, filled, strict=True):
+                client[name] = tensor + shift
+        rows = torch.stack([made.join(client) for client in clients])
+        sources = [source[0] for source in stack.sources]
+        answers = {w: {f"{PLACES}{g}": at for g, at in place.items()} for w, place in zip(sources, places, strict=True)}
+        ones = torch.ones(n, dtype=torch.float64)
+        return replace(stack, rows=rows, layout=made, weights=ones, answers=answers), {}
+
+    def _shift(self, name: str, tensors: Sequence[Tensor], axes: Axes, counts: Mapping[int, Tensor]) -> Tensor | float:
+        """From the plain mean of a tensor to what the matcher calls the average of its neurons."""
+        made = [axis for axis in axes if axis.makes and axis.group in counts]
+        if len(made) != 1 or any(axis.group == made[0].group for axis in axes if not axis.makes):
+            return 0.0
+        mean = torch.stack(list(tensors)).mean(dim=0)
+        rows = made[0].neurons_first(mean)
+        biases = range(rows.shape[1]) if mean.dim() == 1 and name.rpartition(".")[2].startswith("bias") else ()
+        return made[0].neurons_back(self.matcher.posterior(rows, counts[made[0].group], tuple(biases)), mean) - mean
+
+
+def _admitted(stack: Stack) -> Stack:
+    """Through the gate, and without clients that claim absurd numbers of examples."""
+    stack = admit(stack)
+    if EXAMPLES not in stack.layout.names or not stack.layout.axes:
+        return stack
+    counts = stack.layout.split(stack.rows)[EXAMPLES].double()
+    negative = {i: "a negative number of examples" for i in (counts < 0).any(dim=1).nonzero().flatten().tolist()}
+    stack = stack.erase(negative)
+    totals = stack.layout.split(stack.rows)[EXAMPLES].double().sum(dim=1)
+    bounded = _BOUND.admit(replace(stack, weights=totals))
+    kept = dict(zip(bounded.sources, bounded.weights.tolist(), strict=True))
+    rows = bounded.rows.clone()
+    part = bounded.layout.split(rows)[EXAMPLES]
+    part.mul_((torch.tensor([kept[s] for s in bounded.sources]) / part.double().sum(dim=1)).to(part)[:, None])
+    weights = dict(zip(stack.sources, stack.weights.tolist(), strict=True))
+    return replace(bounded, rows=rows, weights=torch.tensor([weights[s] for s in bounded.sources], dtype=torch.float64))
+
+
+def _shares(examples: Sequence[Tensor]) -> Tensor:
+    """The share of each client in the examples of each class; equal where nobody has any. Shapes: -> (n, classes)."""
+    counts = torch.stack(list(examples)).double()
+    total = counts.sum(dim=0)
+    return torch.where(total > 0, counts / total.clamp(min=1e-300), 1 / len(counts))
+
+
+def _filled(
+    tensors: Sequence[Tensor], axes: Axes, places: Sequence[Mapping[int, Tensor]], shares: Tensor | None
+) -> list[Tensor]:
+    """One tensor of each client, so that the plain mean of all is the average over those that have an entry."""
+    n, dtype = len(tensors), tensors[0].dtype
+    have = [present(tensor, axes, place) for tensor, place in zip(tensors, places, strict=True)]
+    count = torch.stack([h.expand_as(tensors[0]) if h.dim() else h for h in have]).sum(dim=0)
+    total = torch.stack([t * h for t, h in zip(tensors, have, strict=True)]).sum(dim=0)
+    mean = torch.where(count > 0, total / count.clamp(min=1), 0.0).to(dtype)
+    classes = next((axis for axis in axes if axis.group == OUTPUTS), None)
+    if shares is None or classes is None:
+        return [torch.where(h > 0, t, mean) for t, h in zip(tensors, have, strict=True)]
+    shape = [-1 if dim == classes.dim else 1 for dim in range(tensors[0].dim())]
+    spread = [share.repeat_interleave(classes.inner).repeat(classes.outer).reshape(shape) for share in shares]
+    weights = [s.to(t) * h for s, t, h in zip(spread, tensors, have, strict=True)]
+    whole = torch.stack([w.expand_as(mean) for w in weights]).sum(dim=0)
+    average = torch.stack([w * t for w, t in zip(weights, tensors, strict=True)]).sum(dim=0)
+    middle = torch.where(whole > 0, average / whole.clamp(min=1e-30), mean)
+    pulls = [n * torch.where(whole > 0, w / whole.clamp(min=1e-30), 0.0) for w in weights]
+    return [(middle + pull * (t - middle)).to(dtype) for pull, t in zip(pulls, tensors, strict=True)]

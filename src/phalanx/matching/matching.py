@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which neurons of several networks are one neuron, and the layer that averages them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import Expression, require
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A layer matched over J clients: L global neurons, client j with L_j of its own, rows of D entries.
+
+    Args:
+        global_rows: (L, D) in the clients' dtype, averaged by the rule; in the order in which neurons appear when the
+            clients with most neurons come first.
+        assignments: for each client (L_j,) int64: the global neuron of each local one, no two alike.
+        counts: (L,) int64, clients behind each global neuron, >= 1.
+        objective: of the rule, higher is better; comparable between matchings of the same layers by the same rule.
+        sweeps: passes over all clients after the first one.
+    """
+
+    global_rows: Tensor
+    assignments: tuple[Tensor, ...]
+    counts: Tensor
+    objective: float
+    sweeps: int
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What a rule finds: a label for each neuron of each client, equal where they are one neuron."""
+
+    labels: tuple[Tensor, ...]
+    objective: float = 0.0
+    sweeps: int = 0
+
+
+class Matcher(Expression, ABC):
+    """A rule that matches neurons: layers of J clients -> one layer and who is who in it."""
+
+    @abstractmethod
+    def assign(self, layers: Sequence[Tensor], bias_columns: Sequence[int], seed: int) -> Assigned:
+        """The rule itself, on layers that passed the checks of `match`."""
+
+    @abstractmethod
+    def posterior(self, mean: Tensor, counts: Tensor, bias_columns: Sequence[int] = ()) -> Tensor:
+        """What the rule calls the average of neurons, from the plain means of those that have them.
+
+        Shapes: (L, D), (L,) -> (L, D).
+        """
+
+    def match(self, layers: Sequence[Tensor], bias_columns: Sequence[int] = (), seed: int = 0) -> Matching:
+        """The layers of J clients as one layer.
+
+        Shapes: J of (L_j, D) -> (L, D), at least the largest L_j and at most their sum.
+        Args:
+            layers: a row for each neuron: what it computes from, such as its incoming weights and its bias.
+            bias_columns: of the D entries those that are biases.
+            seed: of the order in which clients are matched again; nothing else is random.
+        Raises:
+            ValueError: no clients, a layer without neurons or entries, other widths, NaN or Inf, no floating point.
+        """
+        layers = checked(layers, bias_columns, self.expression_name)
+        found = self.assign(layers, bias_columns, seed)
+        labels = numbered(found.labels)
+        counts = torch.bincount(torch.cat(labels))
+        sums = layers[0].new_zeros(len(counts), layers[0].shape[1], dtype=torch.float64)
+        for layer, label in zip(layers, labels, strict=True):
+            sums.index_add_(0, label.to(sums.device), layer.double())
+        mean = sums / counts[:, None].to(sums.device)
+        dtype = reduce(torch.promote_types, (layer.dtype for layer in layers))
+        rows = self.posterior(mean, counts, bias_columns).to(dtype)
+        return Matching(rows, labels, counts, found.objective, found.sweeps)
+
+
+def checked(layers: Sequence[Tensor], bias_columns: Sequence[int], name: str) -> list[Tensor]:
+    """The layers without their graphs, if a rule can match them."""
+    require(len(layers) > 0, f"{name} needs at least one client, got none")
+    layers = [layer.detach() for layer in layers]
+    for j, layer in enumerate(layers):
+        shape = tuple(layer.shape)
+        require(layer.dim() == 2, f"{name} takes layers of shape (neurons, entries), got {shape} from client {j}")
+        require(layer.numel() > 0, f"{name} needs neurons and entries, got a layer of shape {shape} from client {j}")
+        require(
+            layer.shape[1] == layers[0].shape[1],
+            f"{name} needs neurons of one width, got {shape[1]} entries from client {j} "
+            f"and {layers[0].shape[1]} from client 0",
+        )
+        require(
+            layer.is_floating_point(),
+            f"{name} takes floating-point layers, got {layer.dtype} from client {j}; convert it first",
+        )
+        # a square that overflows would make every match worth as much as any other
+        finite = layer.double().square().sum(dim=1).isfinite()
+        if not finite.all():
+            neuron = int(finite.logical_not().nonzero()[0])
+            raise ValueError(f"{name}: neuron {neuron} of client {j} has NaN, Inf or entries beyond 1e150")
+    width = layers[0].shape[1]
+    require(
+        len(set(bias_columns)) == len(bias_columns) and all(0 <= c < width for c in bias_columns),
+        f"{name}: bias_columns must be different columns from 0 to {width - 1}, got {tuple(bias_columns)}",
+    )
+    return layers
+
+
+def by_size(layers: Sequence[Tensor]) -> list[int]:
+    """The clients, those with most neurons first."""
+    return sorted(range(len(layers)), key=lambda j: -len(layers[j]))
+
+
+def numbered(labels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same partition, its labels numbered as they appear, clients with most neurons first."""
+    order = by_size(labels)
+    _, first, places = _unique(torch.cat([labels[j] for j in order]))
+    rank = torch.empty_like(first)
+    rank[first.argsort()] = torch.arange(len(first))
+    parts = rank[places].split([len(labels[j]) for j in order])
+    return tuple(part for _, part in sorted(zip(order, parts, strict=True), key=lambda pair: pair[0]))
+
+
+def _unique(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The labels once each, where each appears first, and the place of every entry among them."""
+    values, places = labels.unique(return_inverse=True)
+    first = torch.full_like(values, len(labels)).scatter_reduce_(0, places, torch.arange(len(labels)), "amin")
+    return values, first, places

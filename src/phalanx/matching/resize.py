@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network with more or fewer neurons."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.axis import Axes
+from phalanx.matching.graph import Graph
+from phalanx.matching.trace import named_tensors
+from phalanx.shapes import tell_shapes
+
+
+def resized(model: nn.Module, graph: Graph, sizes: Mapping[int, int]) -> nn.Module:
+    """A copy of a model whose groups have these sizes: the first neurons are those of the model, further ones zeros.
+
+    Raises:
+        ValueError: a size is below 1, of a group that the graph does not have, or unlike one that it must be like.
+    """
+    for group, size in sizes.items():
+        if not 0 <= group < len(graph.sizes) or size < 1:
+            raise ValueError(f"groups 0 to {len(graph.sizes) - 1} can have sizes >= 1, got {size} for group {group}")
+    uneven = [group for group, size in graph.levelled(sizes).items() if size != sizes.get(group, graph.sizes[group])]
+    if uneven:
+        names = ", ".join(graph.names[group] for group in uneven)
+        raise ValueError(f"{names} must be as large as the layers beside them; give graph.levelled(sizes)")
+    made = copy.deepcopy(model)
+    axes = {**graph.axes, **graph.unsaved}
+    new: dict[int, Tensor] = {}  # by the old tensor's identity, for it may be tied
+    old = dict(named_tensors(made))
+    for name, tensor in old.items():
+        if any(axis.group in sizes for axis in axes[name]):
+            if id(tensor) not in new:
+                fitting = _fitted(tensor.detach(), axes[name], sizes)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                new[id(tensor)] = nn.Parameter(fitting, tensor.requires_grad) if is_parameter else fitting
+            path, _, leaf = name.rpartition(".")
+            setattr(made.get_submodule(path), leaf, new[id(tensor)])
+    tell_shapes(made)
+    return made
+
+
+def _fitted(tensor: Tensor, axes: Axes, sizes: Mapping[int, int]) -> Tensor:
+    for axis in axes:
+        if axis.group in sizes:
+            first = torch.arange(min(sizes[axis.group], axis.neurons(tensor)))
+            tensor = axis.scatter(axis.pick(tensor, first), first, sizes[axis.group])
+    return tensor

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The partition of all neurons that a model likes best: each client in turn is taken out and matched again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from phalanx.matching.buffet import Buffet
+from phalanx.matching.matching import Assigned, by_size, numbered
+from phalanx.matching.normal import Normal
+from phalanx.round import stream
+
+Room = Callable[[int, int], int]  # (L_j, L) -> new neurons that a client may open
+
+
+class Pool:
+    """The global neurons while clients come and go: for each the sum of w - mean over its copies, and their number."""
+
+    def __init__(self, layers: Sequence[Tensor], mean: Tensor) -> None:
+        self.layers, self.mean = layers, mean
+        self.ends = torch.tensor([len(layer) for layer in layers]).cumsum(0).tolist()
+        self.labels = torch.full((self.ends[-1],), -1)
+        self.sums = mean.new_zeros(0, len(mean))
+        self.counts = torch.zeros(0, dtype=torch.int64)
+
+    def rows(self, j: int) -> Tensor:
+        """(L_j, D) of client j, as float64."""
+        return self.layers[j].double() - self.mean
+
+    def of(self, j: int) -> Tensor:
+        """The labels of client j, to read and to write."""
+        return self.labels[self.ends[j] - len(self.layers[j]) : self.ends[j]]
+
+    def take(self, j: int, rows: Tensor) -> None:
+        """Client j is out, and neurons that only it had are gone."""
+        mine = self.of(j)
+        self.counts[mine] -= 1
+        self.sums.index_add_(0, mine.to(self.sums.device), rows, alpha=-1)
+        mine.fill_(-1)
+        alive = self.counts > 0
+        if not alive.all():
+            # one place behind the end, for the -1 of those that are out
+            moved = torch.cat([alive.cumsum(0) - 1, torch.tensor([-1])])
+            self.labels = moved[self.labels]
+            self.counts, self.sums = self.counts[alive], self.sums[alive.to(self.sums.device)]
+
+    def put(self, j: int, rows: Tensor, labels: Tensor) -> None:
+        """Client j is in, at these global neurons; those beyond L are new."""
+        opened = max(int(labels.max()) + 1 - len(self.counts), 0)
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(opened)])
+        self.counts[labels] += 1
+        self.sums = torch.cat([self.sums, self.sums.new_zeros(opened, self.sums.shape[1])])
+        self.sums.index_add_(0, labels.to(self.sums.device), rows)
+        self.of(j).copy_(labels)
+
+    def centre(self, mean: Tensor) -> None:
+        """The same sums around another mean."""
+        self.sums += self.counts[:, None].to(self.sums.device) * (self.mean - mean)
+        self.mean = mean
+
+    def alone(self) -> Tensor:
+        """(J,) neurons that only client j has."""
+        single = (self.counts == 1)[self.labels].long()
+        return torch.stack([part.sum() for part in single.tensor_split(self.ends[:-1])])
+
+    def squares(self) -> Tensor:
+        """(D,) squares of w - mean, summed over all copies."""
+        return torch.stack([self.rows(j).square().sum(dim=0) for j in range(len(self.layers))]).sum(dim=0)
+
+    def partition(self) -> tuple[Tensor, ...]:
+        """The labels of each client."""
+        return numbered([self.of(j) for j in range(len(self.layers))])
+
+
+def search(
+    layers: Sequence[Tensor],
+    model: Normal,
+    prior: Buffet,
+    room: Room,
+    sweeps: int,
+    seed: int,
+    estimate: Callable[[Pool], Normal] | None = None,
+) -> Assigned:
+    """The best partition met by one pass over the clients and sweeps that take each out and match it again.
+
+    A rematch is the best place of a client's neurons given all others. A sweep that ends where it began is the last.
+
+    Args:
+        room: bound on new neurons.
+        sweeps: at most.
+        seed: of the order of clients in each sweep.
+        estimate: a new model from the partition, after every pass.
+    """
+    pool = Pool(layers, model.mean)
+    for j in by_size(layers):
+        rematch(pool, j, model, prior, room)
+    best = None
+    done = 0
+    before: Tensor | None = None
+    while True:
+        if estimate is not None:
+            model = estimate(pool)
+            pool.centre(model.mean)
+        labels = pool.partition()
+        value = objective(pool, model, prior)
+        if best is None or value > best.objective:
+            best = Assigned(labels, value)
+        whole = torch.cat(labels)
+        if done == sweeps or (before is not None and before.equal(whole)):
+            return Assigned(best.labels, best.objective, done)
+        before = whole
+        for j in torch.randperm(len(layers), generator=stream("matching", seed, done)).tolist():
+            rematch(pool, j, model, prior, room)
+        done += 1
+
+
+def rematch(pool: Pool, j: int, model: Normal, prior: Buffet, room: Room) -> None:
+    """Client j at the places that are best while all others stay."""
+    rows = pool.rows(j)
+    if int(pool.of(j)[0]) >= 0:
+        pool.take(j, rows)
+    gains = gain_table(pool, rows, model, prior, room)
+    _, columns = linear_sum_assignment(gains.numpy(), maximize=True)
+    labels = torch.from_numpy(columns)
+    # the k-th new neuron is the k-th row's that opens one
+    opens = labels >= len(pool.counts)
+    labels[opens] = len(pool.counts) + torch.arange(int(opens.sum()))
+    pool.put(j, rows, labels)
+
+
+def gain_table(pool: Pool, rows: Tensor, model: Normal, prior: Buffet, room: Room) -> Tensor:
+    """What each neuron of a client is worth at each global neuron, then at each that it may open, up to what only its
+    row decides. Shapes: (L_j, L + K)."""
+    num, known = len(rows), len(pool.counts)
+    # enough columns for every row, whatever the bound
+    most = max(room(num, known), num - known)
+    counts = pool.counts.to(rows.device)
+    joined = model.gains(rows, pool.sums, counts).cpu() + prior.joining(pool.counts)
+    nobody = model.gains(rows, rows.new_zeros(1, rows.shape[1]), counts.new_zeros(1)).cpu()
+    return torch.cat([joined, nobody + prior.opening(most)], dim=1)
+
+
+def objective(pool: Pool, model: Normal, prior: Buffet) -> float:
+    """The model's and the prior's value of the partition."""
+    counts = pool.counts.to(pool.sums.device)
+    return model.evidence(pool.sums, counts, pool.squares()) + prior.value(pool.counts, pool.alone())

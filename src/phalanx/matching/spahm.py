@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matching with the variances that the neurons themselves show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from phalanx.expression import method, require
+from phalanx.matching.buffet import Buffet
+from phalanx.matching.matching import Assigned, Matcher, by_size
+from phalanx.matching.normal import Normal
+from phalanx.matching.search import Pool, search
+
+FLOOR = 1e-10  # of a variance, as a share of the neurons' mean variance
+
+
+@method("spahm", "matcher")
+class Spahm(Matcher):
+    """Neurons that are likely copies of one are one, under Gaussians whose variances are estimated entry by entry.
+
+    The gains are those of bbp(popularity=2, cap=None, log_determinant=True). After every pass over the clients, with L
+    global neurons of n_i copies and means m_i, and N neurons in all,
+
+        mu0 = mean_i m_i,  sigma = sum |w - m_i|^2 / (N - L),  sigma0 = var_i m_i - sigma mean_i(1 / n_i).
+
+    The data decide how many global neurons there are, and entries that say nothing count for little. The average is the
+    plain one. The objective is the log probability doubled; a new estimate can lower it.
+
+    Shapes: J of (L_j, D) -> (L, D).
+    Args:
+        gamma: neurons to expect; matters little beside the data.
+        sweeps: at most.
+    Raises:
+        ValueError: gamma not above 0, and what `match` raises.
+    Source: Yurochkin et al., Statistical Model Aggregation via Parameter Matching, 2019, arXiv:1911.00218, section 4.
+        Differs: the first variances come from the better half of the best pairs of two clients; floors are shares of
+        the mean variance; the average is not drawn towards mu0 by sigma / (n sigma0 + sigma), which needs the
+        estimates and is small where neurons match.
+    """
+
+    gamma: float = 7.0
+    sweeps: int = 10
+
+    def validate(self) -> None:
+        require(0 < self.gamma < math.inf, f"spahm needs gamma > 0, got gamma={self.gamma}")
+        require(self.sweeps >= 0, f"spahm needs sweeps >= 0, got sweeps={self.sweeps}")
+
+    def assign(self, layers: Sequence[Tensor], bias_columns: Sequence[int], seed: int) -> Assigned:
+        prior = Buffet(self.gamma, 2, None, len(layers))
+        return search(layers, first_guess(layers), prior, room, self.sweeps, seed, estimated)
+
+    def posterior(self, mean: Tensor, counts: Tensor, bias_columns: Sequence[int] = ()) -> Tensor:
+        return mean
+
+
+def room(num: int, known: int) -> int:
+    """K_max = min(L_j, max(2 L_j - L, 1))."""
+    return min(num, max(2 * num - known, 1))
+
+
+def first_guess(layers: Sequence[Tensor]) -> Normal:
+    """Variances from the better half of the best pairs of the two clients with most neurons; one client is no pair."""
+    wide = [layer.double() for layer in layers]
+    rows = torch.cat(wide)
+    total = rows.var(dim=0, correction=0)
+    first, second = (wide[j] for j in (by_size(layers) * 2)[:2])
+    distances = torch.cdist(first, second)
+    left, right = linear_sum_assignment(distances.cpu().numpy())
+    left, right = torch.from_numpy(left), torch.from_numpy(right)
+    nearest = distances[left, right].argsort()[: (len(left) + 1) // 2].cpu()
+    sigma = (first[left[nearest]] - second[right[nearest]]).square().mean(dim=0) / 2
+    return _floored(rows.mean(dim=0), sigma, total - sigma, total)
+
+
+def estimated(pool: Pool) -> Normal:
+    """The moments of the present partition."""
+    n = pool.counts.to(pool.sums.device).double()[:, None]
+    means = pool.sums / n
+    squares = pool.squares()
+    copies = n.sum() - len(n)
+    sigma = (squares - (n * means.square()).sum(dim=0)) / copies.clamp(min=1)
+    sigma0 = means.var(dim=0, correction=0) - sigma * (1 / n).mean()
+    return _floored(pool.mean + means.mean(dim=0), sigma, sigma0, squares / n.sum())
+
+
+def _floored(mean: Tensor, sigma: Tensor, sigma0: Tensor, total: Tensor) -> Normal:
+    floor = float(FLOOR * total.mean()) or 1.0
+    return Normal(mean, sigma.clamp(min=floor), sigma0.clamp(min=floor), log_determinant=True)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A forward pass that notes which dimensions run over which neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Never
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from phalanx.matching.neurons import Label, Labels, Neurons
+
+Rule = Callable[..., None]  # of the trace, what a function returned, and its arguments
+_WAY = "write it with layers, activations, pooling, sums and flattening, or leave it out of the matched model"
+
+
+class Trace(TorchFunctionMode):
+    """While it is entered, every function of torch that is called on the model's tensors is followed by its rule.
+
+    Args:
+        model: in evaluation; hooks are put on it, so give a copy.
+        rules: by the name of a function, without underscores around it.
+    """
+
+    def __init__(self, model: nn.Module, rules: dict[str, Rule]) -> None:
+        super().__init__()
+        self.neurons = Neurons()
+        self.leaves: dict[str, Tensor] = dict(named_tensors(model))
+        self.func: Callable[..., Any] = torch.relu  # that runs, and the tensors which it is given
+        self.given: list[Tensor] = []
+        self._rules = rules
+        self._labels: dict[int, tuple[Tensor, Labels]] = {}  # holds the tensors, so that no identity is used twice
+        self._traps: dict[int, str] = {}
+        self._kind = type(model).__name__
+        self._where: list[str] = [""]
+        for tensor in self.leaves.values():
+            if not self.known(tensor):
+                self.note(tensor, tuple(self.neurons.new(size) for size in tensor.shape))
+        self._born = len(self.neurons.sizes)
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda _, args, name=name: self._where.append(name))
+            module.register_forward_hook(lambda _, args, out: self._where.__delitem__(-1))
+
+    @property
+    def where(self) -> str:
+        """The module that is running; the model's class where it is the model itself."""
+        return self._where[-1] or self._kind
+
+    def note(self, tensor: Tensor, labels: Iterable[Label | None], trap: str = "") -> None:
+        """Remembers the labels of a tensor; with a trap, whatever uses it is refused in this sentence."""
+        labels = tuple(labels)
+        assert len(labels) == tensor.dim()
+        self._labels[id(tensor)] = tensor, labels
+        self._traps[id(tensor)] = trap
+
+    def known(self, tensor: Tensor) -> bool:
+        """Whether it depends on the network's input or its parameters."""
+        return id(tensor) in self._labels
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """What is remembered of a tensor."""
+        return self._labels[id(tensor)][1] if self.known(tensor) else (None,) * tensor.dim()
+
+    def binds(self, tensor: Tensor, dim: int) -> bool:
+        """Whether the order along a dimension matters; not in a constant whose entries are all equal along it."""
+        return self.known(tensor) or not is_even(tensor, dim)
+
+    def tie(self, label: Label | None, tensor: Tensor, dim: int) -> None:
+        """Joins a label with the dimension of a tensor that has its size."""
+        if self.binds(tensor, dim):
+            self.neurons.join(label, self.labels(tensor)[dim])
+
+    def broadcast(self, shape: Sequence[int], tensors: Sequence[Tensor]) -> Labels:
+        """The labels of a result of this shape; operands that share a dimension share its order."""
+        found: list[Label | None] = []
+        for dim in range(-len(shape), 0):
+            here = [t for t in tensors if t.dim() >= -dim and t.shape[dim] == shape[dim] and self.binds(t, dim)]
+            labels = [self.labels(tensor)[dim] for tensor in here]
+            for label in labels[1:]:
+                self.neurons.join(labels[0], label)
+            ranked = [
+                (label.node >= self._born, isinstance(tensor, nn.Parameter), label)
+                for tensor, label in zip(here, labels, strict=True)
+                if label is not None
+            ]
+            # that of an activation, or of a weight rather than its mask
+            found.append(max(ranked, key=lambda rank: rank[:2])[2] if ranked else None)
+        return tuple(found)
+
+    def made(self, label: Label | None, part: str = "") -> Label | None:
+        """The output of the module that is running: a new node in the order of `label`."""
+        if label is None:
+            return None
+        found = self.neurons.find(label)
+        fresh = self.neurons.new(found.outer * self.neurons.sizes[found.node] * found.inner)
+        self.neurons.join(fresh, label)
+        self.neurons.met[fresh.node] = self.where + part
+        return fresh
+
+    def whole(self, label: Label) -> Label:
+        """The same dimension in terms of the smallest neurons that are known to be in it."""
+        found = self.neurons.find(label)
+        fresh = self.neurons.new(self.neurons.sizes[found.node])
+        self.neurons.join(fresh, Label(found.node))
+        return Label(fresh.node, found.outer, found.inner)
+
+    def maker(self, label: Label | None) -> str:
+        """The layer that made the neurons of a dimension; empty where it has none."""
+        root = None if label is None else self.neurons.find(label).node
+        return next(
+            (name for node, name in self.neurons.met.items() if self.neurons.find(Label(node)).node == root), ""
+        )
+
+    def refuse(self, what: str, way: str = _WAY) -> Never:
+        """Raises the sentence for what cannot be followed."""
+        raise ValueError(f"the graph of {self._kind} ends at {self.where}: {what}; {way}")
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.func, self.given, name = func, list(tensors_in((args, kwargs))), name_of(func)
+        made = list(tensors_in(out))
+        touched = any(map(self.known, self.given)) and (made or name == "__setitem__")
+        if not touched or name.startswith("new_") or name.endswith("_like"):
+            return out  # a constant, or no tensor
+        for tensor in self.given:
+            if self._traps.get(id(tensor)):
+                self.refuse(self._traps[id(tensor)])
+        if any(label for tensor in self.given for label in self.labels(tensor)):
+            rule = self._rules.get(name.strip("_"))
+            if rule is None:
+                self.refuse(f"{name} is no function that is known to treat neurons alike")
+            rule(self, out, *args, **kwargs)
+        else:
+            for tensor in made:
+                self.note(tensor, [None] * tensor.dim())
+        return out
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """A function's name, or that of the attribute which it reads."""
+    owner = getattr(func, "__self__", None)
+    return owner.__name__ if func.__name__ == "__get__" and owner is not None else func.__name__
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of floating point, under every name that they have."""
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        yield from ((name, tensor) for name, tensor in named if tensor.is_floating_point())
+
+
+def tensors_in(given: Any) -> Iterator[Tensor]:
+    """The tensors of nested tuples, lists and dictionaries."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, tuple | list | dict):
+        for item in given.values() if isinstance(given, dict) else given:
+            yield from tensors_in(item)
+
+
+def is_even(tensor: Tensor, dim: int) -> bool:
+    """Whether all entries along a dimension are equal, so that their order does not matter."""
+    return tensor.shape[dim] == 0 or torch.equal(tensor, tensor.narrow(dim, 0, 1).expand_as(tensor))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which workers take part in a round, and a world of those alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx.expression import Expression, method, require
+from phalanx.round import stream
+from phalanx.world import BadPayload, Payload, World
+
+
+class Selection(Expression, ABC):
+    """A way to choose the workers of a round."""
+
+    @abstractmethod
+    def count(self, n: int) -> int:
+        """How many of n workers take part.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+
+    @abstractmethod
+    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
+        """The workers of round `index`, ascending; the same in every process."""
+
+
+@method("everyone", "selection")
+class Everyone(Selection):
+    """All workers, in every round."""
+
+    def count(self, n: int) -> int:
+        return n
+
+    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
+        return tuple(range(n))
+
+
+@method("sampled", "selection")
+class Sampled(Selection):
+    """`clients` workers drawn anew for each round, without replacement; each is as likely as any other.
+
+    Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
+        arXiv:1602.05629, Algorithm 1. As published, with the run's own stream of random numbers.
+    """
+
+    clients: int
+
+    def validate(self) -> None:
+        require(self.clients >= 1, f"sampled needs clients >= 1, got clients={self.clients}")
+
+    def count(self, n: int) -> int:
+        require(self.clients <= n, f"sampled({self.clients}) needs at least {self.clients} workers, got n={n}")
+        return self.clients
+
+    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
+        order = torch.randperm(n, generator=stream("clients", seed, index))
+        return tuple(sorted(order[: self.count(n)].tolist()))
+
+
+class Part:
+    """A world's workers who take part in a round; of the others nothing is sent and nothing is missed.
+
+    Args:
+        workers: ascending.
+    """
+
+    def __init__(self, world: World, workers: tuple[int, ...]) -> None:
+        self._world, self.workers = world, workers
+        self.size = len(workers)
+        self.ids = tuple(worker for worker in world.ids if worker in set(workers))
+        self.rank, self.serves = world.rank, world.serves
+
+    def __repr__(self) -> str:
+        return f"Part({self._world!r}, {self.workers})"
+
+    @property
+    def processes(self) -> list[dict[str, Any]]:
+        return self._world.processes
+
+    @property
+    def received_bytes(self) -> int | None:
+        return self._world.received_bytes
+
+    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
+        self._world.begin(index, run, model, memories)
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        return self._world.tell(self._spread(numbers))[list(self.workers)]
+
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        arrived = self._world.gather(self._all(payloads), limit_bytes)
+        return [arrived[worker] for worker in self.workers]
+
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        return self._world.fetch(self._all(payloads), workers, limit_bytes)
+
+    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+        return self._world.mean(self._spread(x), self._spread(weights), total)
+
+    def peek(self, x: Tensor) -> Tensor:
+        return self._world.peek(self._spread(x))[list(self.workers)]
+
+    def collect(self, payload: Payload) -> list[Payload]:
+        return self._world.collect(payload)
+
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        return self._world.share(tree)
+
+    def leave(self) -> None:
+        self._world.leave()
+
+    def _all(self, payloads: Sequence[Payload | None]) -> list[Payload | None]:
+        """One for each worker that this process plays; a server plays none."""
+        have = dict(zip(self.ids, payloads, strict=True))
+        return [have.get(worker) for worker in self._world.ids]
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Zeros for the workers played here that take no part. Shapes: (k, ...) -> (k', ...)."""
+        if self.ids == self._world.ids:
+            return x
+        out = x.new_zeros((len(self._world.ids), *x.shape[1:]))
+        out[[self._world.ids.index(worker) for worker in self.ids]] = x
+        return out

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local training of clients, who takes part, FedAvg and its kin, and matched averaging layer by layer."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import phalanx as px
+from phalanx.axis import OUTPUTS, Axis
+from phalanx.expression import method
+from phalanx.layout import Layout
+from phalanx.learner import Sources
+from phalanx.models.model import Model
+from phalanx.stack import Stack
+from phalanx.summary import fingerprint
+from phalanx.train import Trainer
+from tests.interrupted import stopped_and_resumed
+
+LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=1, batch=20)
+OWN = px.local_training(px.sgd(0.1, momentum=0.9), epochs=2, batch=20, own=True)
+MATCHED = px.bbp(average="plain")
+
+
+def run(phase, workers=4, model=None, **options):
+    phases = phase if isinstance(phase, tuple) else (phase,)
+    options = {"partition": px.iid(), "evaluate_every": 1, "seed": 1} | options
+    return px.run(px.digits(), model or px.mlp((16,)), phases, workers=workers, **options)
+
+
+def trained(*args, **options):
+    lines = []
+    trainer = px.train(run(*args, **options), listener=lines.append)
+    return trainer, lines
+
+
+def state(trainer):
+    return trainer.model.state_dict()
+
+
+@method("normed", "model", listed=False)
+class Normed(Model):
+    """Convolutions with BatchNorm and a residual connection."""
+
+    def build(self, shape, num_classes):
+        return Residual(num_classes)
+
+
+class Residual(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.inner, self.back = nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.back(self.inner(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def test_one_full_step_of_everyone_is_a_gradient_step():
+    n = len(px.digits().load().train_y)
+    local = px.local_training(px.sgd(0.2), batch=n)
+    federated, _ = trained(px.fedavg(local, rounds=3), workers=3)
+    plain, _ = trained(px.phase(px.gradient(n), px.parse("chain(gather(dense()), mean())"), px.sgd(0.2), 3), workers=3)
+    for name, tensor in state(plain).items():
+        torch.testing.assert_close(state(federated)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_weighs_clients_by_their_examples():
+    partition = px.dirichlet(0.5, least=10)
+    trainer = Trainer(run(px.fedavg(LOCAL, rounds=1), partition=partition))
+    start = {name: t.clone() for name, t in state(trainer).items()}
+    sizes = torch.tensor([float(len(p)) for p in partition.parts(trainer.data, 4, 1)])
+    stack, losses = trainer.work(0)
+    assert stack.weights.tolist() == sizes.tolist() and losses.isfinite().all()
+    trainer.run()
+    change = (sizes / sizes.sum()) @ stack.rows
+    for name, part in trainer.layout.split(change).items():
+        torch.testing.assert_close(start[name] - state(trainer)[name], part, rtol=1e-4, atol=1e-6)
+
+
+def test_a_liar_about_its_examples_is_named():
+    scheme = "chain(gather(dense(), gate=gate(max_weight=10.0), forge=malformed('{}')), mean())"
+    for how in ("weight", "negative_weight"):
+        phase = px.phase(LOCAL, px.parse(scheme.format(how)), px.sgd(1.0), 2)
+        trainer, lines = trained(phase, byzantine=px.fixed((2,)))
+        assert all("weight" in line["excluded"]["2"] for line in lines)
+        assert trainer.ledger.table()[0]["worker"] == 2
+
+
+def test_the_proximal_term_pulls_towards_the_global_model():
+    far, near, nearer = (
+        Trainer(run(px.fedprox(LOCAL, 1, mu=mu))).work(0)[0].rows.norm(dim=1) for mu in (0.0, 0.3, 3.0)
+    )
+    assert (nearer < near).all() and (near < far).all()
+    same = Trainer(run(px.fedavg(LOCAL, 1))).work(0)[0].rows
+    assert Trainer(run(px.fedprox(LOCAL, 1, mu=0.0))).work(0)[0].rows.equal(same)
+
+
+def test_the_proximal_gradient_is_the_formula():
+    n = len(px.digits().load().train_y)
+    lr, mu = 0.1, 0.5
+    two = px.local_training(px.sgd(lr), epochs=2, batch=n, proximal=mu)
+    moved = Trainer(run(px.fedavg(two, 1), workers=1)).work(0)[0].rows[0]
+    plain = px.local_training(px.sgd(lr), epochs=2, batch=n)
+    other = Trainer(run(px.fedavg(plain, 1), workers=1)).work(0)[0].rows[0]
+    first = Trainer(run(px.fedavg(px.local_training(px.sgd(lr), batch=n), 1), workers=1)).work(0)[0].rows[0]
+    # w2 = w1 - lr (g(w1) + mu (w1 - w0)), and the rows are w0 - w
+    torch.testing.assert_close(moved, other - lr * mu * first, rtol=1e-4, atol=1e-7)
+
+
+def test_frozen_parameters_stay_and_unknown_patterns_are_refused():
+    local = px.local_training(px.sgd(0.1), frozen=("1.*",))
+    trainer = Trainer(run(px.fedavg(local, 1)))
+    parts = trainer.layout.split(trainer.work(0)[0].rows)
+    assert not parts["1.weight"].any() and parts["3.weight"].any()
+    assert all(p.requires_grad for p in trainer.model.parameters())
+    with pytest.raises(ValueError, match=r"frozen='conv\*' names no parameter of this network; they are 1.weight"):
+        Trainer(run(px.fedavg(px.local_training(frozen=("conv*",)), 1)))
+
+
+def test_clients_with_their_own_beginnings_forget_the_global_one():
+    first = trained(px.fedavg(OWN, 1))[0]
+    model = run(px.fedavg(OWN, 1)).model.build((1, 8, 8), 10)
+    trainer = Trainer(run(px.fedavg(OWN, 1)))
+    trainer.model.load_state_dict(model.state_dict())
+    trainer.run()
+    for name, tensor in state(first).items():
+        torch.testing.assert_close(state(trainer)[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_work_leaves_the_model_and_the_random_numbers_as_they_were():
+    for phase in (px.fedavg(OWN, 2), px.pfnm(OWN), px.fedma(OWN, layers=2)):
+        trainer = Trainer(run(phase))
+        before, drawn = {n: t.clone() for n, t in state(trainer).items()}, torch.get_rng_state()
+        trainer.work(0)
+        assert all(t.equal(before[n]) for n, t in state(trainer).items()) and torch.get_rng_state().equal(drawn)
+
+
+def test_no_epochs_change_nothing_and_steps_count():
+    assert not Trainer(run(px.fedavg(px.local_training(epochs=0), 1))).work(0)[0].rows.any()
+    whole = Trainer(run(px.fedavg(px.local_training(px.sgd(0.1), epochs=3, batch=50), 1), workers=9)).work(0)[0].rows
+    each = math.ceil(1437 / 9 / 50)
+    counted = px.local_training(px.sgd(0.1), steps=3 * each, batch=50)
+    assert Trainer(run(px.fedavg(counted, 1), workers=9)).work(0)[0].rows.equal(whole)
+
+
+def test_a_single_example_at_the_end_of_an_epoch_joins_the_batch_before():
+    local = px.local_training(px.sgd(0.1), batch=1436)
+    _, lines = trained(px.fedavg(local, 2), workers=1, model=Normed())
+    assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_buffers_travel_as_they_become():
+    trainer, _ = trained(px.fedavg(LOCAL, 2), model=Normed())
+    assert state(trainer)["norm.running_mean"].abs().sum() > 0
+    assert state(trainer)["norm.num_batches_tracked"].dtype == torch.int64
+
+
+def test_drawn_clients_are_the_only_ones_who_work():
+    phase = px.fedavg(LOCAL, 6, clients=3)
+    trainer, lines = trained(phase, workers=9)
+    chosen = [line["clients"] for line in lines]
+    assert all(len(set(c)) == 3 and c == sorted(c) for c in chosen) and len({tuple(c) for c in chosen}) > 1
+    row = (trainer.layout.d + 2) * 4
+    assert all(line["bytes_up"] == 3 * row for line in lines)
+    assert all(line["bytes_down"] == 3 * 4 * trainer.layout.d for line in lines)
+    assert not any(line["excluded"] for line in lines)
+    again, _ = trained(phase, workers=9)
+    assert fingerprint(again.model) == fingerprint(trainer.model)
+
+
+def test_every_client_is_drawn_equally_often():
+    counts = torch.zeros(10)
+    for index in range(600):
+        counts[list(px.sampled(3).at(index, 10, 5))] += 1
+    # 600 draws of 3 in 10: a standard deviation of 11.2
+    assert (counts - 180).abs().max() < 5 * 11.2
+
+
+def test_what_drawn_clients_cannot_do_is_refused():
+    with pytest.raises(ValueError, match=r"sampled\(9\) needs at least 9 workers, got n=4"):
+        Trainer(run(px.fedavg(LOCAL, 1, clients=9)))
+    with pytest.raises(ValueError, match="sums them up on the way"):
+        Trainer(run(px.phase(LOCAL, px.parse("reduce(dense())"), clients=px.sampled(2))))
+    with pytest.raises(ValueError, match="several workers compute the same"):
+        vote = px.parse("chain(vote(dense(), r=2), mean())")
+        Trainer(run(px.phase(LOCAL, vote, clients=px.sampled(2))))
+    with pytest.raises(ValueError, match="workers that remember something"):
+        vote = px.parse("chain(vote(dense(), r=2), mean())")
+        Trainer(run(px.phase(px.local_training(keep=True), vote)))
+
+
+@pytest.mark.parametrize("rule", ["median()", "krum(f=1)", "trimmed_mean(f=1)"])
+def test_robust_rules_and_codecs_stand_behind_and_before_the_wire(rule):
+    codec = px.parse("qsgd(bits=4)")
+    phase = px.fedavg(LOCAL, 12, rule=px.parse(rule), codec=codec)
+    spoiled = px.phase(LOCAL, px.chain(px.reverse(100.0), *phase.scheme.stages), phase.finish, 12)
+    trainer, lines = trained(spoiled, workers=6, byzantine=px.fixed((3,)))
+    assert lines[-1]["accuracy"] > 0.8
+    assert lines[0]["bytes_up"] < 6 * 4 * trainer.layout.d / 4
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        px.fedavgm(LOCAL, 8, lr=0.5),
+        px.fedadam(LOCAL, 8, lr=0.03),
+        px.diloco(8, 8, inner=px.adamw(0.003), batch=32),
+        px.fedprox(LOCAL, 8),
+        px.pfnm(px.local_training(px.sgd(0.1, momentum=0.9), epochs=5, batch=20), matcher=px.bbp(average="plain")),
+        px.fedma(px.local_training(px.sgd(0.05, momentum=0.9), epochs=5, batch=20), layers=2),
+    ],
+    ids=lambda phase: repr(phase.finish)[:20] + repr(phase.work)[:20],
+)
+def test_methods_learn(phase):
+    trainer, lines = trained(phase)
+    assert lines[-1]["accuracy"] > 0.6
+    assert px.parse(repr(trainer.config)) == trainer.config
+
+
+def test_a_kept_optimizer_has_its_moments_in_the_next_round():
+    both = []
+    for keep in (True, False):
+        local = px.local_training(px.adamw(0.01), steps=3, keep=keep)
+        trainer = Trainer(run(px.fedavg(local, 2)))
+        trainer.round()
+        both.append(trainer.work(1)[0].rows)
+    assert not both[0].equal(both[1])
+
+
+STATEFUL = {
+    "diloco": px.diloco(3, 6, inner=px.adamw(0.003)),
+    "fedma": px.fedma(OWN, layers=2, passes=3),
+    "fedavg": px.fedavg(OWN, 6, clients=2),
+    "codec": px.fedavg(LOCAL, 6, codec=px.parse("error_feedback(top_k(0.1))")),
+}
+
+
+@pytest.mark.parametrize("label", STATEFUL)
+@pytest.mark.parametrize("stop_at", [0, 2, 3])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, label, stop_at):
+    options = {"checkpoint_every": 2}
+    whole, _ = trained(STATEFUL[label], **options)
+    assert fingerprint(stopped_and_resumed(run(STATEFUL[label], **options), tmp_path, stop_at).model) == fingerprint(
+        whole.model
+    )
+
+
+def test_one_client_alone_is_matched_to_itself():
+    trainer, _ = trained(px.fedma(OWN, layers=2), workers=1)
+    alone = Trainer(run(px.fedma(OWN, layers=2), workers=1))
+    site_rows = alone.work(0)[0].rows[0]
+    assert trainer.layout.d == alone.layout.d
+    first = alone.config.phases[0].work.layout(_source(alone), 0).split(site_rows)
+    torch.testing.assert_close(state(trainer)["1.weight"], first["1.weight"])
+
+
+def _source(trainer):
+    return Sources(trainer.learner, 0)
+
+
+def test_equal_clients_without_retraining_become_that_client():
+    local = px.local_training(px.sgd(0.1), epochs=0, batch=20)
+    still = px.fedma(local, layers=2, retrain=local, last=None)
+    shared = px.phase(
+        px.layerwise(local, 2, local, local),
+        px.parse("chain(gather(dense()), matched(bbp(gamma=1e-9, average='plain')), mean())"),
+        px.install(),
+        2,
+    )
+    assert still.work.local.own and not shared.work.local.own
+    trainer = Trainer(run(shared, workers=5))
+    before = {n: t.clone() for n, t in state(trainer).items()}
+    trainer.run()
+    for name, tensor in before.items():
+        torch.testing.assert_close(state(trainer)[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [px.mlp((12, 9)), px.lenet((3, 4), 10), px.vgg9(0.05, 0.0), Normed()], ids=repr)
+def test_a_pass_sends_every_tensor_once_and_grows_the_model(model):
+    data = px.digits() if not isinstance(model, px.lenet) else None
+    if data is None:
+        pytest.skip("digits are too small for LeNet; its pass runs on MNIST")
+    layers = len(Trainer(run(px.fedavg(LOCAL, 1), model=model)).learner.graph(0).sizes) + 1
+    trainer, lines = trained(px.fedma(OWN, layers=layers, passes=2), model=model, workers=3)
+    assert [line["accuracy"] is not None if "accuracy" in line else False for line in lines] == (
+        [False] * (layers - 1) + [True]
+    ) * 2
+    assert trainer.learner.parameters >= Trainer(run(px.fedavg(LOCAL, 1), model=model)).learner.parameters
+    original = Trainer(run(px.fedavg(LOCAL, 1), model=model))
+    work, source = trainer.config.phases[0].work, _source(trainer)
+    sent = [name for at in range(layers) for name in work.layout(source, at).names if name != "examples"]
+    assert sorted(sent) == sorted(original.layout.names)
+    assert lines[0]["bytes_down"] == 0 and lines[layers]["bytes_down"] > 0
+    # in a later pass the whole model goes down once, and a layer with its places in each round
+    assert lines[1]["bytes_down"] < lines[layers]["bytes_down"]
+
+
+def test_a_client_that_fails_within_a_pass_is_out_until_the_next():
+    phase = px.fedma(OWN, layers=2, passes=3)
+    _, lines = trained(phase, faults=(px.parse("crash(worker=2, at=2)"),))
+    assert [line.get("clients") for line in lines] == [None, None, None, [0, 1, 3], None, [0, 1, 3]]
+    assert "2" in lines[2]["excluded"] and lines[-1]["accuracy"] > 0.3
+
+
+def test_who_failed_in_a_pass_is_back_in_the_next():
+    scheme = px.parse("chain(gather(dense(), forge=malformed('missing')), matched(bbp(average='plain')), mean())")
+    work = px.fedma(OWN, layers=2, passes=4).work
+    _, lines = trained(px.phase(work, scheme, px.install(), 8), byzantine=px.drawn(1, every=2))
+    for first, second in zip(lines[::2], lines[1::2], strict=True):
+        (out,) = first["byzantine"]
+        assert list(first["excluded"]) == [str(out)] and second["clients"] == [w for w in range(4) if w != out]
+    assert len({line["byzantine"][0] for line in lines}) > 1 and lines[-1]["accuracy"] > 0.3
+
+
+def test_nobody_left_loses_the_round_and_says_so():
+    faults = tuple(px.parse(f"crash(worker={w}, at=0)") for w in range(4))
+    trainer, lines = trained(px.fedma(OWN, layers=2, passes=1), faults=faults)
+    assert "no row" in lines[0]["lost"] and "no worker is left" in lines[1]["lost"] and trainer.ledger.lost_rounds == 2
+
+
+def test_wrong_numbers_of_layers_and_rounds_are_told():
+    with pytest.raises(ValueError, match=r"this network has 2 layers to match and average, .* got layers=4"):
+        Trainer(run(px.fedma(OWN)))
+    with pytest.raises(ValueError, match="a pass over 2 layers takes as many rounds, got rounds=3"):
+        phase = px.fedma(OWN, layers=2)
+        Trainer(run(px.phase(phase.work, phase.scheme, phase.finish, 3)))
+    with pytest.raises(ValueError, match=r"need a matched\(...\) behind the wire"):
+        Trainer(
+            run(px.phase(px.fedma(OWN, layers=2).work, px.parse("chain(gather(dense()), mean())"), px.install(), 2))
+        )
+    with pytest.raises(ValueError, match=r"need a matched\(...\) behind the wire"):
+        Trainer(run(px.phase(LOCAL, px.parse("chain(gather(dense()), matched(), mean())"))))
+
+
+def rows_of_a_layer(n=4, neurons=5):
+    """Permuted copies of one layer, or of a last layer with examples, as a received stack."""
+    rng = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(neurons, 3, generator=rng), torch.randn(neurons, generator=rng)
+    layout = Layout(
+        ("a.weight", "a.bias", "a.running_mean"),
+        (weight.shape, bias.shape, bias.shape),
+        1,
+        axes=((Axis(0, 0),), (Axis(0, 0),), (Axis(0, 0),)),
+    )
+    orders = [torch.randperm(neurons, generator=rng) for _ in range(n)]
+    rows = torch.stack(
+        [layout.join({"a.weight": weight[o], "a.bias": bias[o], "a.running_mean": bias[o]}) for o in orders]
+    )
+    return Stack.of(rows, layout), orders, {"a.weight": weight, "a.bias": bias, "a.running_mean": bias}
+
+
+@pytest.mark.parametrize("rule", ["mean()", "median()", "krum(f=1)"])
+def test_permuted_copies_of_a_layer_are_one_layer_behind_any_rule(rule):
+    stack, orders, truth = rows_of_a_layer(n=7)
+    matcher = px.parse("matched(bbp(gamma=1.0, sigma=0.01, average='plain', log_determinant=True))")
+    out, _ = matcher(stack, None, px.Round())
+    one, _ = px.parse(rule)(out, None, px.Round())
+    parts = out.layout.split(one.rows[0])
+    inverse = out.answers[0]["places 0"]
+    for name, tensor in truth.items():
+        torch.testing.assert_close(parts[name][inverse], tensor[orders[0]], rtol=1e-5, atol=1e-6)
+    assert out.weights.tolist() == [1.0] * 7 and set(out.answers) == set(range(7))
+
+
+def test_the_posterior_mean_shrinks_as_published():
+    stack, _, _ = rows_of_a_layer()
+    plain, posterior = (
+        px.parse(f"chain(matched(bbp(gamma=1e-9, average='{a}')), mean())")(stack, None, px.Round())[0]
+        for a in ("plain", "posterior")
+    )
+    weights = [x.layout.split(x.rows[0])["a.weight"] for x in (plain, posterior)]
+    torch.testing.assert_close(weights[1], weights[0] * 4 / 5, rtol=1e-5, atol=1e-6)
+    biases = [x.layout.split(x.rows[0])["a.bias"] for x in (plain, posterior)]
+    torch.testing.assert_close(biases[1], (0.1 + 4 * biases[0]) / 5, rtol=1e-5, atol=1e-6)
+    means = [x.layout.split(x.rows[0])["a.running_mean"] for x in (plain, posterior)]
+    assert means[0].equal(means[1])
+
+
+def last_layers(examples):
+    n, classes = examples.shape
+    rng = torch.Generator().manual_seed(3)
+    weights, biases = torch.randn(n, classes, 4, generator=rng), torch.randn(n, classes, generator=rng)
+    axis = (Axis(0, OUTPUTS),)
+    shapes = (weights.shape[1:], biases.shape[1:], biases.shape[1:])
+    layout = Layout(("b.weight", "b.bias", "examples"), shapes, 1, axes=(axis, axis, axis))
+    rows = layout.join({"b.weight": weights, "b.bias": biases, "examples": examples})
+    return Stack.of(rows, layout), weights, biases
+
+
+def test_outputs_are_averaged_by_class():
+    examples = torch.tensor([[3.0, 0.0, 5.0], [1.0, 0.0, 0.0], [4.0, 0.0, 7.0]])
+    stack, weights, biases = last_layers(examples)
+    out, _ = px.parse("chain(matched(), mean())")(stack, None, px.Round())
+    share = torch.where(examples.sum(0) > 0, examples / examples.sum(0).clamp(min=1), 1 / 3)
+    parts = out.layout.split(out.rows[0])
+    torch.testing.assert_close(parts["b.weight"], (share[:, :, None] * weights).sum(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts["b.bias"], (share * biases).sum(0), rtol=1e-5, atol=1e-6)
+    assert out.layout.names == ("b.weight", "b.bias")
+
+
+def test_who_claims_absurd_numbers_of_examples_is_out_or_bounded():
+    examples = torch.tensor([[5.0, 5.0], [5.0, 5.0], [5.0, 5.0], [1e12, 1e12], [-1.0, 5.0], [50000.0 / 200, 0.0]])
+    stack, weights, _ = last_layers(examples)
+    out, _ = px.parse("matched()")(stack, None, px.Round())
+    named = {note.worker: note.reason for note in out.notes if note.kind == "excluded"}
+    assert set(named) == {3, 4} and "negative number of examples" in named[4] and "claimed weight" in named[3]
+    one, _ = px.mean()(out, None, px.Round())
+    share = torch.tensor([5.0, 5.0, 5.0, 100.0]) / 115
+    expected = (share[:, None] * weights[[0, 1, 2, 5], 0]).sum(0)
+    torch.testing.assert_close(one.layout.split(one.rows[0])["b.weight"][0], expected, rtol=1e-5, atol=1e-5)
