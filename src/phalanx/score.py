@@ -39,7 +39,7 @@ def cross_entropy(
 
 @torch.no_grad()
 def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> tuple[float, float]:
-    """Accuracy in [0, 1] and mean cross-entropy over the labels of the test part, in evaluation mode.
+    """Accuracy in [0, 1] and mean cross-entropy over the labels of the test part, in evaluation mode; NaN without one.
 
     Args:
         precision: "bf16" for bfloat16 autocast.
@@ -55,4 +55,4 @@ def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str
         right += int((scores.argmax(dim=-1) == y).sum())
         loss += float(cross_entropy(scores, y, "sum"))
         scored += int((y >= 0).sum())
-    return right / scored, loss / scored
+    return (right / scored, loss / scored) if scored else (math.nan, math.nan)

@@ -87,7 +87,7 @@ class Trainer:
         for number, phase in enumerate(run.phases):
             phase.work.check(Sources(self.learner, number), phase.rounds)
         self._text, self._elsewhere = repr(run), dict[str, Any]()  # memories of workers elsewhere, from a checkpoint
-        self._evaluated: tuple[int, tuple[float, float | None]] | None = None
+        self._evaluated: tuple[int, tuple[float | None, float | None]] | None = None
         self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
 
     @property
@@ -145,7 +145,7 @@ class Trainer:
         run, world, index = self.config, self.world, self.step
         number, at = self.phase_at(index)
         if at == 0 and index > 0:
-            self.state, self.memories, self.answers = {}, {}, {}
+            self.state, self.memories, self.answers, self._elsewhere = {}, {}, {}, {}
             self.learner.enter(number)
         began, before = time.perf_counter(), world.received_bytes
         operated = self.learner.operate(number, at, world)
@@ -164,7 +164,7 @@ class Trainer:
             index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
         )
         self.ledger.bytes_down += opened.bytes_down
-        world.begin(index, self._text, opened.order, self._elsewhere)
+        world.begin(opened, self._text, self._elsewhere)
         return opened
 
     def close(self, opened: Opened, stop: bool = False) -> dict[str, Any]:
@@ -258,15 +258,17 @@ class Trainer:
         self.learner.update(number, at, result)
         return notes, ""
 
-    def evaluate(self) -> tuple[float, float | None]:
-        """Accuracy in [0, 1] and mean loss over the labels of the test set; looked at once a round."""
+    def evaluate(self) -> tuple[float | None, float | None]:
+        """Accuracy in [0, 1] and mean loss over the labels of the test set, None without one; looked at once a round."""
         if self._evaluated is None or self._evaluated[0] != self.step:
             accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
-            self._evaluated = self.step, (accuracy, number_of(loss))
+            self._evaluated = self.step, (number_of(accuracy), number_of(loss))
         return self._evaluated[1]
 
     def _checkpoint(self, folder: RunFolder | None) -> None:
         """Every process gives its workers' memories; rank 0 writes them."""
+        if self.world.serves and folder is None:
+            return
         states = [self.kept]
         if len(self.world.ids) < self.world.size:
             states = [from_payload(part) for part in self.world.collect(to_payload(self.kept))]

@@ -1,64 +1,48 @@
-"""Flower's own processes on this machine."""
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on Flower's strategy, ClientApp and records, without its processes."""
+
+import json
+import math
 
 import pytest
+import torch
 
-from tests.worlds.flower_processes import Flower
+pytest.importorskip("flwr", reason="Flower is not installed: pip install phalanx-train[flower]")
 
-pytest.importorskip("flwr")
-pytestmark = pytest.mark.processes
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-APP = """
-[project]
-name = "mirror"
-version = "0.1.0"
-description = "sends an array to every client and back"
-license = { text = "Apache-2.0" }
+import phalanx as px
+from phalanx.flower import Patience, client_app, server_app, strategy
+from phalanx.flower.client import STATE
+from phalanx.summary import fingerprint
+from tests.worlds.flower_grid import LocalGrid
+from tests.worlds.test_federated import LOCAL, OWN, RUNS, run
 
-[tool.flwr.app]
-publisher = "phalanx"
-
-[tool.flwr.app.components]
-serverapp = "mirror.app:server"
-clientapp = "mirror.app:client"
-
-[tool.flwr.app.config]
-text = "nothing"
-"""
-
-CODE = """
-from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-
-client = ClientApp()
-server = ServerApp()
+SHORT = Patience(join_s=0.2, first_s=0.5, least_s=0.2, factor=2.0)
+AFTER = Patience(join_s=60.0, first_s=60.0, least_s=30.0, factor=10.0)
 
 
-@client.query()
-def answer(message, context):
-    print("client", context.node_config["partition-id"], "answers")
-    return Message(message.content, reply_to=message)
+def conducted(run, grid=None, patience=AFTER, spoils=None, **options):
+    grid = grid or LocalGrid(client_app(run), run.workers, spoils)
+    return strategy(run, patience=patience, poll_s=0.01, **options).start(grid)
 
 
-@server.main()
-def main(grid, context):
-    array = Array("uint8", (3,), "bytes", b"abc")
-    content = RecordDict({"order": ArrayRecord({"packed": array})})
-    replies = grid.send_and_receive([Message(content, node, "query") for node in grid.get_node_ids()], timeout=60)
-    print("replies", [reply.content["order"]["packed"].data for reply in replies], context.run_config["text"])
-"""
+SAME = {label: run for label, run in RUNS.items() if not run.faults} | {
+    "fedavg, bf16": run(px.fedavg(LOCAL, 3, codec=px.parse("half(precision='bf16')"))),
+    "fedavg, error feedback": run(px.fedavg(LOCAL, 4, codec=px.parse("error_feedback(top_k(0.1))"))),
+    "local momentum": run(
+        px.phase(LOCAL, px.parse("chain(momentum(0.5), gather(qsgd(bits=4)), mean())"), px.sgd(1.0), 3)
+    ),
+    "fedavg, then fedma": px.run(
+        px.digits(), px.mlp((16,)), (px.fedavg(LOCAL, 2), px.fedma(OWN, layers=2, passes=2)), workers=4, seed=5
+    ),
+}
 
 
-def test_runs_an_app_and_leaves_no_process_behind(tmp_path):
-    app = tmp_path / "app"
-    (app / "mirror").mkdir(parents=True)
-    (app / "pyproject.toml").write_text(APP)
-    (app / "mirror" / "__init__.py").write_text("")
-    (app / "mirror" / "app.py").write_text(CODE)
-    with Flower(tmp_path, nodes=2) as flower:
-        outcome = flower.run(app, limit_s=120, text='a "word" = (1, 2)')
-        assert outcome.status == "finished:completed", outcome.log
-        assert "replies [b'abc', b'abc'] a \"word\" = (1, 2)" in outcome.log
-        assert "client 1 answers" in flower.log("node-1")
-        processes = list(flower.processes.values())
-    assert all(process.poll() is not None for process in processes)
+@pytest.mark.parametrize("label", SAME)
+def test_same_bits_as_the_simulation(label):
+    simulated = px.train(SAME[label]).summary()
+    outcome = conducted(SAME[label])
+    for key in ("weights_sha256", "bytes_up", "bytes_down", "accuracy", "local_epochs"):
+        assert outcome.summary[key] == simulated[key]
+    assert not any(line["excluded"] for line in outcome.rounds)
