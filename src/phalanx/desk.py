@@ -67,7 +67,8 @@ class Desk:
         """All that the next round needs, should another process play these workers then; `keep` is the inverse."""
         learner = self.trainer.learner
         number, at = self.trainer.phase_at(self.index + 1)
-        asked = self.run.phases[number].work.asks(Sources(learner, number), at)
+        over = self.index + 1 == self.run.rounds
+        asked = None if over else self.run.phases[number].work.asks(Sources(learner, number), at)
         # what the server sends by itself need not be kept
         model = {} if asked is None else {n: t for n, t in learner.model.state_dict().items() if n not in set(asked)}
         return {**self.trainer.kept, "shapes": learner.shapes, "model": model, "index": self.index}

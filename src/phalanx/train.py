@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class Trainer:
         if folder is not None:
             folder.begin(self._text, self.world.processes)
         self._resume(folder.restore() if folder is not None else None)
-        with stop_requests() as stop:
+        with stop_requests() as stop, folder or nullcontext():
             while self.step < self.config.rounds:
                 line = self.round(stop.is_set())
                 index, ended = line["step"], self.step == self.config.rounds
@@ -116,8 +117,6 @@ class Trainer:
                 if ended or line["stop"] or (index + 1) % self.config.checkpoint_every == 0:
                     self._checkpoint(folder)
                 if line["stop"] and not ended:
-                    if folder is not None:
-                        folder.close()
                     raise Interrupted(f"stopped after round {index + 1} of {self.config.rounds}")
         if folder is not None:
             folder.finish(self.summary())
