@@ -258,7 +258,7 @@ class Trainer:
         return notes, ""
 
     def evaluate(self) -> tuple[float | None, float | None]:
-        """Accuracy in [0, 1] and mean loss over the labels of the test set, None without one; looked at once a round."""
+        """Accuracy in [0, 1] and mean loss over the test set's labels, None without a test set; once a round."""
         if self._evaluated is None or self._evaluated[0] != self.step:
             accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
             self._evaluated = self.step, (number_of(accuracy), number_of(loss))

@@ -90,7 +90,9 @@ class LocalGrid(Grid):
             reply = self.app(message, context)
         except Exception as error:
             return Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
-        spoil = self.spoils.get(context.node_config["partition-id"]) if message.metadata.message_type == "train" else None
+        spoil = (
+            self.spoils.get(context.node_config["partition-id"]) if message.metadata.message_type == "train" else None
+        )
         return copy.deepcopy(reply) if spoil is None else spoil(copy.deepcopy(reply))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

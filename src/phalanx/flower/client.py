@@ -33,7 +33,7 @@ from phalanx.flower.records import (
     RunSource,
     array,
     array_of_bytes,
-    payload_of,
+    carried,
     run_of,
 )
 from phalanx.phase import Run
@@ -73,18 +73,20 @@ def client_app(run: RunSource = None, *, mods: Sequence[Mod] = ()) -> ClientApp:
 
 
 def _train(run: Run, message: Message, context: Context) -> RecordDict:
-    worker, about, order = int(context.node_config[WORKER]), message.content[ABOUT], message.content[ORDER]
+    worker, about = int(context.node_config[WORKER]), message.content[ABOUT]
     require(0 <= worker < run.workers, f"the run's workers are 0 to {run.workers - 1}, got {WORKER}={worker}")
     same = about[RUN] == repr(run)
     require(same, f"the server's run differs from this client's: {about[RUN]} is not {run!r}")
-    index = int(about[ROUND])
+    index = about[ROUND]
+    assert isinstance(index, int)
     desk = _desk(run)
     desk.seat((worker,))
     kept = _remembered(context)
     if MEMORY in message.content:
-        kept = from_payload(payload_of(message.content[MEMORY][PACKED].data))
+        kept = from_payload(carried(message.content, MEMORY))
     desk.keep(kept)
-    offers, numbers = desk.work(index, {**payload_of(order[SHARED].data), **payload_of(order[OWN].data)})
+    order = {**carried(message.content, ORDER, SHARED), **carried(message.content, ORDER, OWN)}
+    offers, numbers = desk.work(index, order)
     offer = offers[worker].first
     remembers = bool(memories_of(desk.trainer.kept, (worker,)))
     metrics: dict[str, Any] = {LOSS: float(numbers[0, 0]), REMEMBERS: int(remembers)}
@@ -109,7 +111,7 @@ def _remembered(context: Context) -> dict[str, Any]:
     """What this node has kept in this run; runs of one series share a state."""
     if STATE not in context.state:
         return {}
-    kept = from_payload(payload_of(context.state[STATE][PACKED].data))
+    kept = from_payload(carried(context.state, STATE))
     return kept if kept.pop("run_id", None) == str(context.run_id) else {}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from phalanx.codec import WEIGHT
@@ -34,7 +34,9 @@ def run_of(source: RunSource, config: Mapping[str, Any]) -> Run:
         ValueError: it is none of these.
     """
     if source is None and RUN not in config:
-        raise ValueError('an app without a run reads the expression under "run" of [tool.flwr.app.config]; write it there')
+        raise ValueError(
+            'an app without a run reads the expression under "run" of [tool.flwr.app.config]; write it there'
+        )
     found = source(config) if callable(source) else str(config[RUN]) if source is None else source
     run = parse(found) if isinstance(found, str) else found
     if not isinstance(run, Run):
@@ -50,6 +52,18 @@ def array(payload: Payload) -> Array:
 def array_of_bytes(packed: Tensor) -> Array:
     """Bytes as they are: Flower looks at neither dtype nor shape of what it carries."""
     return Array("uint8", (packed.numel(),), "phalanx", packed.numpy().tobytes())
+
+
+def carried(content: RecordDict, record: str, key: str = PACKED) -> Payload:
+    """The payload in an array of a message or a state.
+
+    Raises:
+        BadPayload: there is none.
+    """
+    found = content.get(record)
+    if not isinstance(found, ArrayRecord) or key not in found:
+        raise BadPayload(f"no array {key!r} in a record {record!r}")
+    return payload_of(found[key].data)
 
 
 def payload_of(data: bytes) -> Payload:

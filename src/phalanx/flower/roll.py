@@ -47,7 +47,7 @@ class Node:
 
 
 class Roll:
-    """The nodes that are there. A node is asked once which worker it plays; the first to claim one has it while it is there.
+    """The nodes that are there, each asked once which worker it plays; the first that claims one has it.
 
     Args:
         n: workers.
@@ -91,7 +91,9 @@ class Roll:
         else:
             self._strangers.add(node)
             most = self._n - 1
-            log.warning("node %d takes no part: its %s is %.*r, and workers are 0 to %d", node, WORKER, TEXT, claim, most)
+            log.warning(
+                "node %d takes no part: its %s is %.*r, and workers are 0 to %d", node, WORKER, TEXT, claim, most
+            )
 
     @property
     def present(self) -> dict[int, Node]:

@@ -25,7 +25,7 @@ from phalanx.flower.records import (
     SHARED,
     Report,
     array,
-    payload_of,
+    carried,
     report_of,
 )
 from phalanx.flower.roll import Node, Roll, log
@@ -165,9 +165,7 @@ class FlowerWorld:
         """What the replies of this round brought."""
         assert not payloads
         found = [self._reports.get(worker) for worker in self.workers]
-        return [
-            r.payload(limit_bytes) if isinstance(r, Report) else r or BadPayload("nothing arrived") for r in found
-        ]
+        return [r.payload(limit_bytes) if isinstance(r, Report) else r or BadPayload("nothing arrived") for r in found]
 
     def collect(self, payload: Payload) -> list[Payload]:
         """This process's payload, and the memories of every client that has some and answers in time."""
@@ -179,7 +177,7 @@ class FlowerWorld:
             # one that cannot be read is as lost as that of a dead client
             with suppress(ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 if isinstance(reply, Message):
-                    tree = from_payload(payload_of(reply.content[MEMORY][PACKED].data))
+                    tree = from_payload(carried(reply.content, MEMORY))
                     answers.append(to_payload(memories_of(tree, (node.worker,))))
 
         self._wait(nodes, lambda: self._patience.stretched(self._usual_s), enter)

@@ -1,5 +1,12 @@
-"""A SuperLink and SuperNodes on this machine, with free ports and a home of their own; leaves no process behind."""
+# SPDX-License-Identifier: Apache-2.0
+"""A SuperLink and SuperNodes on this machine, with free ports and a home of their own; leaves no process behind.
 
+python -m phalanx.flower.local examples/flower
+"""
+
+from __future__ import annotations
+
+import argparse
 import json
 import os
 import re
@@ -7,14 +14,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import tomllib
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.worlds.launch import environment
+from phalanx.expression import require
 
 NAME = "here"  # of the connection in Flower's configuration
 COLOUR = re.compile(r"\x1b\[\d*m")
@@ -35,15 +44,22 @@ class Flower:
         folder: for Flower's home and the output of the processes, "superlink.log", "node-0.log", ...
         nodes: SuperNodes; number i has partition-id=i.
         limit_s: for all to be ready, and for a command of Flower.
+        environment: of the processes, besides what Flower needs; this process's when None.
     """
 
-    def __init__(self, folder: Path, nodes: int, limit_s: float = 90) -> None:
-        self.folder, self.limit_s = folder, limit_s
+    def __init__(
+        self, folder: Path, nodes: int, limit_s: float = 90, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder, self.limit_s, self._surroundings = (
+            folder,
+            limit_s,
+            os.environ if environment is None else environment,
+        )
         self.home, self.port = folder / "flwr", free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._count = nodes
 
-    def __enter__(self) -> "Flower":
+    def __enter__(self) -> Flower:
         self.home.mkdir(parents=True)
         address = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
         (self.home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\n{address}')
@@ -84,7 +100,7 @@ class Flower:
         out = self._flwr("run", str(app), NAME, "--format", "json", *(("--run-config", str(changes)) if config else ()))
         about = json.loads(out)
         # a refusal exits with 0
-        assert about["success"], f"{app} was not started: {out}{self._ends()}"
+        require(about["success"], f"{app} was not started: {out}{self._ends()}")
         return about["run-id"]
 
     def wait(self, run_id: str, limit_s: float = 240) -> Outcome:
@@ -104,7 +120,11 @@ class Flower:
 
     def close(self) -> None:
         """Kills every process that has this home in its environment, whoever started it and in whichever group."""
-        while left := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._owns(pid)]:
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        # those that lead a group of their own leave with their parents; where there is a list, none is left to chance
+        while left := [int(p.name) for p in Path("/proc").glob("[0-9]*") if self._owns(int(p.name))]:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -129,14 +149,14 @@ class Flower:
 
     def _environment(self) -> dict[str, str]:
         # Flower's programs start one another by name
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{self._surroundings.get('PATH', '')}"
         offline = {
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         }
         ours = {"FLWR_HOME": str(self.home), "PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
-        return environment() | offline | ours
+        return {**self._surroundings, **offline, **ours}
 
     def _healthy(self) -> bool:
         try:
@@ -148,7 +168,8 @@ class Flower:
     def _wait(self, what: str, ready: Callable[[], bool]) -> None:
         until = time.monotonic() + self.limit_s
         while not ready():
-            assert time.monotonic() < until, f"{what} did not start within {self.limit_s} s{self._ends()}"
+            if time.monotonic() > until:
+                raise TimeoutError(f"{what} did not start within {self.limit_s} s{self._ends()}")
             time.sleep(0.1)
 
     def _flwr(self, *argv: str, limit_s: float | None = None) -> str:
@@ -164,8 +185,9 @@ class Flower:
             except subprocess.TimeoutExpired:
                 command.kill()
                 out, _ = command.communicate()
-                raise AssertionError(f"flwr {argv} did not end in time\n{out[-4000:]}{self._ends()}") from None
-        assert command.returncode == 0, f"flwr {argv} exited {command.returncode}\n{out[-4000:]}{self._ends()}"
+                raise TimeoutError(f"flwr {argv} did not end in time\n{out[-4000:]}{self._ends()}") from None
+        if command.returncode:
+            raise RuntimeError(f"flwr {argv} exited {command.returncode}\n{out[-4000:]}{self._ends()}")
         return COLOUR.sub("", out)
 
     def _ends(self) -> str:
@@ -182,3 +204,35 @@ def free_port() -> int:
 
 def _program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
+
+
+def main() -> None:
+    """Starts Flower for an app, runs it, prints the log of its ServerApp and stops everything."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("app", type=Path, help="folder with a pyproject.toml")
+    parser.add_argument("--clients", type=int, help='SuperNodes; "clients" of [tool.flwr.app.config] by default')
+    parser.add_argument("--limit", type=float, default=3600, help="seconds until the run is given up")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a value of the run config")
+    given = parser.parse_args()
+    config = tomllib.loads((given.app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    changes = dict(_change(text, config) for text in given.set)
+    clients = given.clients or {**config, **changes}.get("clients")
+    if clients is None:
+        parser.error('how many clients? give --clients, or "clients" in [tool.flwr.app.config]')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with tempfile.TemporaryDirectory() as folder, Flower(Path(folder), clients) as flower:
+        outcome = flower.run(given.app.resolve(), given.limit, **changes)
+    print(outcome.log)
+    print(outcome.status)
+    sys.exit(outcome.status != "finished:completed")
+
+
+def _change(text: str, config: Mapping[str, object]) -> tuple[str, object]:
+    """A change of the run config, of the type that the value has there."""
+    key, equals, value = text.partition("=")
+    require(bool(equals) and key in config, f"--set {text}: write KEY=VALUE; the keys are {', '.join(config)}")
+    return key, value if isinstance(config[key], str) else json.loads(value)
+
+
+if __name__ == "__main__":
+    main()
