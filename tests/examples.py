@@ -66,6 +66,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "iteration_cost(digits(), mlp(hidden=(4,)), workers=5, s=1, batch=10)",
         "iteration_cost(digits(), mlp(hidden=()), workers=6, s=2, batch=6, attacks=(nan(),), memory_bytes=0)",
     ),
+    "layerwise": (
+        "layerwise(local_training(epochs=2, own=True), layers=4, last=local_training(sgd(lr=0.001), epochs=6))",
+    ),
+    "local_training": (
+        "local_training(adamw(), steps=5, keep=True)",
+        "local_training(epochs=0, proximal=0.1, frozen=('0.*',), sends='weights')",
+    ),
     "krum": ("krum(f=2)", "krum(f=0)"),
     "early_bird": ("early_bird(ratio=0.3, every=2, window=1, distance=1.0, sparsity=0)",),
     "lottery": ("lottery(every=3)", "lottery(every=3, rate=0.5, rewind=2, among='layer', classifier=False)"),
@@ -96,6 +103,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "repetition": ("repetition(r=5)",),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shakespeare": ("shakespeare(train=500, test=100, roles=None, least=20000, length=1, context=79)",),
+    "sampled": ("sampled(clients=3)",),
     "shards": ("shards(per_unit=3)",),
     "sign": ("sign(scaled=True)",),
     "spahm": ("spahm(gamma=1.0, sweeps=3)",),

@@ -320,7 +320,11 @@ def test_who_failed_in_a_pass_is_back_in_the_next():
 def test_nobody_left_loses_the_round_and_says_so():
     faults = tuple(px.parse(f"crash(worker={w}, at=0)") for w in range(4))
     trainer, lines = trained(px.fedma(OWN, layers=2, passes=1), faults=faults)
-    assert "no row" in lines[0]["lost"] and "no worker is left" in lines[1]["lost"] and trainer.ledger.lost_rounds == 2
+    assert (
+        "at least 1 rows" in lines[0]["lost"]
+        and "no worker is left" in lines[1]["lost"]
+        and trainer.ledger.lost_rounds == 2
+    )
 
 
 def test_wrong_numbers_of_layers_and_rounds_are_told():
@@ -413,3 +417,29 @@ def test_who_claims_absurd_numbers_of_examples_is_out_or_bounded():
     share = torch.tensor([5.0, 5.0, 5.0, 100.0]) / 115
     expected = (share[:, None] * weights[[0, 1, 2, 5], 0]).sum(0)
     torch.testing.assert_close(one.layout.split(one.rows[0])["b.weight"][0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_neurons_that_few_clients_have_can_be_dropped():
+    stack, orders, truth = rows_of_a_layer(n=4)
+    rows = stack.rows.clone()
+    rows[3] = 50 * torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(9))
+    rule = "matched(bbp(gamma=1.0, sigma=0.01, average='plain', log_determinant=True), support={})"
+    grown, fitted = (px.parse(rule.format(k))(stack.with_rows(rows), None, px.Round())[0] for k in (1, 2))
+    assert grown.layout.shapes[1] == (10,) and fitted.layout.shapes[1] == (5,)
+    assert fitted.answers[3]["places 0"].tolist() == [-1] * 5
+    out = fitted.layout.split(px.median()(fitted, None, px.Round())[0].rows[0])
+    for name, tensor in truth.items():
+        torch.testing.assert_close(out[name][fitted.answers[0]["places 0"]], tensor[orders[0]], rtol=1e-5, atol=1e-6)
+    with pytest.raises(px.TooFewRows, match="at least 5 rows"):
+        px.parse("matched(support=5)")(stack, None, px.Round())
+
+
+def test_a_pass_stands_a_liar_behind_a_codec_with_support_and_a_robust_rule():
+    local = px.local_training(px.sgd(0.05, momentum=0.9), epochs=4, batch=20)
+    both = []
+    for support, rule in ((1, px.mean()), (3, px.median())):
+        phase = px.fedma(local, layers=2, passes=2, codec=px.parse("qsgd(bits=8)"), rule=rule, support=support)
+        lying = px.phase(phase.work, px.chain(px.constant(-100.0), *phase.scheme.stages), phase.finish, phase.rounds)
+        _, lines = trained(lying, workers=7, byzantine=px.fixed((2, 4)))
+        both.append(lines[-1]["accuracy"])
+    assert both[1] > 0.8 and both[1] > both[0] + 0.2

@@ -80,10 +80,10 @@ from phalanx.data.images import Images as Images
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
-from phalanx.data.partition import ByOwner as by_owner
+from phalanx.data.partial import ByOwner as by_owner
+from phalanx.data.partial import Nested as nested
 from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
-from phalanx.data.partition import Nested as nested
 from phalanx.data.partition import Partition as Partition
 from phalanx.data.partition import Shards as shards
 from phalanx.data.shakespeare import Shakespeare as shakespeare
@@ -133,11 +133,13 @@ from phalanx.lowrank.watch import stable_ranks as stable_ranks
 from phalanx.macs import Macs as Macs
 from phalanx.macs import macs as macs
 from phalanx.matching.bbp import Bbp as bbp
+from phalanx.matching.graph import Graph as Graph
 from phalanx.matching.identity import Identity as identity
 from phalanx.matching.match import match as match
 from phalanx.matching.matched import Matched as matched
 from phalanx.matching.matching import Matcher as Matcher
 from phalanx.matching.matching import Matching as Matching
+from phalanx.matching.models import match_models as match_models
 from phalanx.matching.spahm import Spahm as spahm
 from phalanx.measurement import Measurement as Measurement
 from phalanx.measurements.factorization import StepCost as step_cost
@@ -166,6 +168,7 @@ from phalanx.models.vgg import Vgg19Bn as vgg19_bn
 from phalanx.observers.observer import Observer as Observer
 from phalanx.observers.spectrum import Spectrum as spectrum
 from phalanx.observers.variance import Variance as variance
+from phalanx.outer import Outer as outer
 from phalanx.parser import parse as parse
 from phalanx.phase import Phase as phase
 from phalanx.phase import Run as run

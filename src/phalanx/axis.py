@@ -49,12 +49,17 @@ class Axis:
         return self._folded(self._unfolded(tensor).index_select(self.dim + 1, places.to(tensor.device)))
 
     def scatter(self, tensor: Tensor, places: Tensor, size: int) -> Tensor:
-        """A tensor of `size` neurons, zeros but for those given: number places[l] of the result is number l."""
-        wide = self._unfolded(tensor)
+        """A tensor of `size` neurons, zeros but for those given: number places[l] of the result is number l.
+
+        Neurons whose place is -1 are dropped.
+        """
+        wide, places = self._unfolded(tensor), places.to(tensor.device)
+        if bool((places < 0).any()):
+            kept = (places >= 0).nonzero().flatten()
+            wide, places = wide.index_select(self.dim + 1, kept), places[kept]
         shape = list(wide.shape)
         shape[self.dim + 1] = size
-        made = wide.new_zeros(shape).index_copy_(self.dim + 1, places.to(tensor.device), wide)
-        return self._folded(made)
+        return self._folded(wide.new_zeros(shape).index_copy_(self.dim + 1, places, wide))
 
     def _unfolded(self, tensor: Tensor) -> Tensor:
         return tensor.unflatten(self.dim, (self.outer, self.neurons(tensor), self.inner))

@@ -146,7 +146,7 @@ class Exchange:
         seed: int = 0,
         warmup: int = 0,
     ) -> None:
-        self.courier = Courier(scheme, world or _default_world(), byzantine, seed, warmup)
+        self.courier = Courier(scheme, world or default_world(), byzantine, seed, warmup)
         self.model, self.layout = model, Layout.of(model)
 
     @torch.no_grad()
@@ -210,7 +210,8 @@ def as_scheme(scheme: Stage | str) -> Stage:
     return made
 
 
-def _default_world() -> World:
+def default_world() -> World:
+    """The processes of the default process group, one worker each."""
     from phalanx.worlds.group import GroupWorld
 
     return GroupWorld()

@@ -131,13 +131,10 @@ class Trainer:
         return line
 
     def _due(self, opened: Opened) -> bool:
-        """Whether the model is tested: since the last time it was whole, a round came by whose turn it was."""
-        whole = self.config.phases[opened.number].work.whole
-        before = opened.at - 1
-        while before >= 0 and not whole(before):
-            before -= 1
-        turns = range(opened.index - (opened.at - before) + 2, opened.index + 2)
-        return whole(opened.at) and any(turn % self.config.evaluate_every == 0 for turn in turns)
+        """Whether the model is whole, and a round's turn to test it came since the exchange began."""
+        work, every = self.config.phases[opened.number].work, self.config.evaluate_every
+        first = opened.index - opened.at + work.begins(opened.at)
+        return work.whole(opened.at) and (opened.index + 1) // every > first // every
 
     def open(self) -> Opened:
         """The next round begins: whom it asks, and what becomes of the model before."""

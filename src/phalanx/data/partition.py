@@ -83,7 +83,7 @@ class Iid(Partition):
     """
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        _check_units(self, len(values), units)
+        check_units(self, len(values), units)
         return _shuffled(len(values), ("split", seed)).clone().tensor_split(units)
 
     def draw(self, data: Dataset, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
@@ -119,7 +119,7 @@ class Dirichlet(Partition):
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
         _check_labels(self, values)
-        _check_units(self, len(values), units, self.least)
+        check_units(self, len(values), units, self.least)
         for draw in range(MAX_DRAWS):
             owner = self._owners(values, units, seed, draw)
             sizes = owner.bincount(minlength=units)
@@ -167,100 +167,15 @@ class Shards(Partition):
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
         _check_labels(self, values)
-        _check_units(self, len(values), units, self.per_unit)
+        check_units(self, len(values), units, self.per_unit)
         shuffled = _shuffled(len(values), ("split", seed))
         pieces = shuffled[values[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
         dealt = torch.randperm(len(pieces), generator=stream("shards", seed)).reshape(units, self.per_unit)
         return tuple(torch.cat([pieces[i] for i in hand]) for hand in dealt.tolist())
 
 
-@method("by_owner", "partition")
-class ByOwner(Partition):
-    """Every unit gets the samples of one owner, such as a speaker, as the data say who that is.
-
-    Samples of owners beyond the number of units belong to nobody.
-
-    Args:
-        least: samples that an owner has to have, >= 1; owners with fewer are left out.
-        drawn: owners in an order that the seed draws; else those with the most samples come first.
-    Raises:
-        ValueError: the data have no owners, or there are fewer of them than units.
-    Source: the natural partition of Caldas et al., LEAF: A Benchmark for Federated Settings, 2018, arXiv:1812.01097.
-    """
-
-    exhaustive: ClassVar[bool] = False
-
-    least: int = 1
-    drawn: bool = False
-
-    def validate(self) -> None:
-        require(self.least >= 1, f"by_owner needs least >= 1, got least={self.least}")
-
-    def values(self, data: Dataset) -> Tensor:
-        if data.owners is None:
-            raise ValueError(
-                f"{self!r} gives a unit the samples of one owner, and {data.name} does not say who owns which; choose "
-                "iid() or dirichlet(0.5)"
-            )
-        return data.owners
-
-    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        _check_units(self, len(values), units)
-        owners, counts = values.unique(return_counts=True)
-        owners, counts = owners[counts >= self.least], counts[counts >= self.least]
-        sentence = (
-            f"{self!r} has {len(owners)} owners with {self.least} samples or more, and {units} units need one each"
-        )
-        require(len(owners) >= units, sentence)
-        shuffled = torch.randperm(len(owners), generator=stream("owners", seed))
-        order = shuffled if self.drawn else counts.argsort(descending=True, stable=True)
-        return tuple((values == owner).nonzero().flatten() for owner in owners[order[:units]])
-
-
-@method("nested", "partition")
-class Nested(Partition):
-    """The samples in equal pieces of one distribution, each of them shared out again; the first parts go to the units.
-
-    The parts do not depend on the number of units: more units add data, `each` of them a whole piece. What no unit has
-    belongs to nobody.
-
-    Args:
-        inner: how a piece is shared out.
-        pieces: >= 1.
-        each: parts of a piece, >= 1.
-    Raises:
-        ValueError: there are more units than parts, or a piece cannot be shared out so.
-    Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, the data efficiency of
-        section 4: 25 parts of CIFAR-10.
-    """
-
-    exhaustive: ClassVar[bool] = False
-
-    inner: Partition
-    pieces: int = 5
-    each: int = 5
-
-    def validate(self) -> None:
-        ok = self.pieces >= 1 and self.each >= 1
-        require(ok, f"nested needs pieces and each >= 1, got pieces={self.pieces}, each={self.each}")
-
-    def values(self, data: Dataset) -> Tensor:
-        return self.inner.values(data)
-
-    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        _check_units(self, len(values), units)
-        total = self.pieces * self.each
-        require(
-            units <= total, f"{self!r} makes {self.pieces} x {self.each} = {total} parts, and there are {units} units"
-        )
-        parts: list[Tensor] = []
-        for number, piece in enumerate(Iid().split(values, self.pieces, seed)[: -(-units // self.each)]):
-            own_seed = stream("nested", seed, number).initial_seed()
-            parts += [piece[part] for part in self.inner.split(values[piece], self.each, own_seed)]
-        return tuple(parts[:units])
-
-
-def _check_units(partition: Partition, n: int, units: int, each: int = 1) -> None:
+def check_units(partition: Partition, n: int, units: int, each: int = 1) -> None:
+    """Raises ValueError unless there are units and `each` of the n samples for every one."""
     require(units >= 1, f"{partition!r} needs at least one unit, got {units}")
     need = units * each
     require(n >= need, f"{partition!r} needs {need} samples for {units} units, {each} each, and there are {n}")

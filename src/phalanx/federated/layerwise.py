@@ -15,6 +15,7 @@ from phalanx.data.partition import Partition
 from phalanx.expression import method, require
 from phalanx.federated.local_training import LocalTraining, copied, examples_of, wired
 from phalanx.layout import Layout
+from phalanx.matching.features import present
 from phalanx.matching.matched import EXAMPLES, PLACES
 from phalanx.site import Site, Source
 from phalanx.stage import State
@@ -139,10 +140,28 @@ class Layerwise(Work):
         if site.at == 0 and self.local.own:
             return source.first(unit)
         state, graph = dict(site.model.state_dict()), source.graph
-        for group, size in enumerate(graph.sizes):
-            places = memory.get("places", {}).get(str(group), torch.arange(size))
-            state = {name: picked(t, graph.axes.get(name, ()), group, places) for name, t in state.items()}
-        return state
+        known = memory.get("places", {})
+        places = {
+            group: _taken(known.get(str(group), torch.arange(size)), _width(state, graph.axes, group))
+            for group, size in enumerate(graph.sizes)
+        }
+        for group, own in places.items():
+            state = {n: picked(t, graph.axes.get(n, ()), group, own.clamp(min=0)) for n, t in state.items()}
+        if all(bool((own >= 0).all()) for own in places.values()):
+            return state
+        # neurons that are nobody's any more begin anew
+        fresh, there = source.first(unit), {group: (own >= 0).nonzero().flatten() for group, own in places.items()}
+        has = {n: present(t, graph.axes.get(n, ()), there) for n, t in state.items()}
+        return {n: torch.where(has[n] > 0, t, fresh[n]) for n, t in state.items()}
+
+
+def _taken(places: Tensor, size: int) -> Tensor:
+    """The places, and others that nobody of the client's has for neurons without one, as far as there are `size`."""
+    places = torch.where(places < size, places, -1)
+    free = sorted(set(range(size)) - set(places.tolist()))
+    lost = (places < 0).nonzero().flatten()[: len(free)]
+    places[lost] = torch.tensor(free[: len(lost)], dtype=places.dtype)
+    return places
 
 
 def turns(source: Source) -> dict[str, int]:

@@ -133,6 +133,7 @@ def fedma(
     retrain: LocalTraining | None = None,
     last: LocalTraining | Literal["published"] | None = "published",
     matcher: Matcher | None = None,
+    support: int = 1,
     clients: int | None = None,
     codec: Codec | None = None,
     rule: Aggregator | None = None,
@@ -147,6 +148,7 @@ def fedma(
         last: how it trains the last layer; "published" is a tenth of the learning rate, three times the epochs and a
             weight decay of 1e-4; None is as retrain.
         matcher: who is who; bbp(average="plain") by default.
+        support: clients that have to have a neuron for it to stay; above f it keeps what f liars have alone out.
         clients: drawn for each pass; None takes all.
         rule: over the matched layers; the mean by default.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1 and table 3;
@@ -158,6 +160,6 @@ def fedma(
         slow = amend(amend(plain.optimizer, "weight_decay", 1e-4), "lr", plain.optimizer.lr / 10)
         last = replace(plain, optimizer=slow, epochs=3 * plain.epochs)
     rule_of = matcher or Bbp(average="plain")
-    scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of), rule or Mean())
+    scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of, support=support), rule or Mean())
     everyone = Everyone() if clients is None else Sampled(clients)
     return Phase(Layerwise(local, layers, plain, last), scheme, Install(), layers * passes, clients=everyone)

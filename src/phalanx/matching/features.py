@@ -90,7 +90,8 @@ def present(tensor: Tensor, axes: Iterable[Axis], places: Mapping[int, Tensor]) 
     made = tensor.new_ones(())
     for axis in axes:
         if axis.group in places:
-            flags = tensor.new_zeros(axis.neurons(tensor)).index_fill_(0, places[axis.group].to(tensor.device), 1.0)
+            at = places[axis.group].to(tensor.device)
+            flags = tensor.new_zeros(axis.neurons(tensor)).index_fill_(0, at[at >= 0], 1.0)
             shape = [-1 if dim == axis.dim else 1 for dim in range(tensor.dim())]
             made = made * flags.repeat_interleave(axis.inner).repeat(axis.outer).reshape(shape)
     return made

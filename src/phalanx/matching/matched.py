@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phalanx.axis import OUTPUTS, Axes, scattered
-from phalanx.expression import method
+from phalanx.expression import method, require
 from phalanx.gate import Gate, admit
 from phalanx.layout import Layout
 from phalanx.matching.bbp import Bbp
@@ -35,6 +35,9 @@ class Matched(Matches):
     the examples that clients have of it: a row becomes M_c + n p_jc (W_jc - M_c), M_c = sum_j p_jc W_jc. All rows get
     the weight 1. Each client is told the places of its neurons.
 
+    A neuron that only a liar has is no outlier to any rule, as nobody else has one to compare: `support` drops neurons
+    that few clients have. Their place is -1.
+
     Rows whose layout says nothing of neurons pass as they are.
 
     Shapes: (n, d) -> (n, d'), d' >= d.
@@ -42,24 +45,36 @@ class Matched(Matches):
         matcher: the rule that says who is who.
         outgoing: also compares the weights into layers that are in their places, such as the outputs: of use where the
             whole network is matched at once.
+        support: clients that have to have a neuron for it to stay, >= 1; above f it keeps what f liars have alone out.
+    Raises:
+        ValueError: fewer rows than `support`.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1. Differs: the
         mean of a neuron is over those that have it, as the matcher has it, and not over all clients.
     """
 
     matcher: Matcher = Bbp()
     outgoing: bool = False
+    support: int = 1
+
+    def validate(self) -> None:
+        require(self.support >= 1, f"matched needs support >= 1, got support={self.support}")
 
     @property
     def scope(self) -> Scope:
         return "vector"
+
+    def rows_out(self, n: int) -> int:
+        if n < self.support:
+            raise TooFewRows(f"{self!r} needs at least {self.support} rows to match, got n={n}")
+        return n
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         stack = _admitted(stack)
         layout, n = stack.layout, len(stack.rows)
         if not layout.axes:
             return stack, {}
-        if not n:
-            raise TooFewRows(f"{self!r} has no row to match", stack.notes)
+        if n < self.support:
+            raise TooFewRows(f"{self!r} needs at least {self.support} rows to match, got n={n}", stack.notes)
         axes = dict(zip(layout.names, layout.axes, strict=True))
         clients = [layout.split(row) for row in stack.rows]
         shares = _shares([client.pop(EXAMPLES) for client in clients]) if EXAMPLES in axes else None
@@ -71,11 +86,13 @@ class Matched(Matches):
             found = [features(client, axes, group, settled, self.outgoing) for client in clients]
             seed = round.rng(group=group).initial_seed()
             matching = self.matcher.match([rows for rows, _ in found], found[0][1], seed)
-            size, counts[group] = len(matching.counts), matching.counts
+            kept = matching.counts >= min(self.support, int(matching.counts.max()))
+            counts[group] = matching.counts[kept]
+            size, numbers = len(counts[group]), torch.where(kept, kept.cumsum(0) - 1, -1)
             for client, place, own in zip(clients, places, matching.assignments, strict=True):
-                place[group] = own
+                place[group] = numbers[own]
                 for name, tensor in client.items():
-                    client[name] = scattered(tensor, axes[name], group, own, size)
+                    client[name] = scattered(tensor, axes[name], group, place[group], size)
         names = tuple(name for name in layout.names if name != EXAMPLES)
         made = Layout(
             names,

@@ -39,8 +39,9 @@ def refined(
 ) -> tuple[Tensor, ...]:
     """A matching in which each client has its neurons at the same places in an order of less `spread`.
 
-    Clients in turn, each against the mean of the others, until nothing changes: a quadratic assignment problem, solved
-    approximately by Frank-Wolfe steps over doubly stochastic matrices. An order is taken only if the spread falls.
+    First every client in turn against the mean of those before it, then against that of all others, until nothing
+    changes: a quadratic assignment problem, solved approximately by Frank-Wolfe steps over doubly stochastic matrices.
+    The given matching is kept if that found none of less spread.
 
     Shapes: J of (L_j, D), of (K, L_j, L_j) and of (L_j,) -> J of (L_j,).
     Args:
@@ -51,20 +52,16 @@ def refined(
         Graph Matching, 2015, arXiv:1112.5507. Differs: an entry weighs by the clients that share it.
     """
     parts, places = _parts(layers, squares), [at.cpu() for at in assignments]
-    for _ in range(sweeps if len(parts) > 1 else 0):
+    everybody = range(len(parts))
+    for sweep in range(sweeps + 1 if len(parts) > 1 else 0):
         before = list(places)
-        for j, at in enumerate(places):
-            others = [k for k in range(len(parts)) if k != j]
-            mean = averaged([parts[k] for k in others], _AXES, [{0: places[k]} for k in others], {0: size})
-            have = torch.zeros(len(parts), size, dtype=torch.float64)
-            for k in others:
-                have[k, places[k]] = 1
-            target = {name: picked(tensor, _AXES[name], 0, at) for name, tensor in mean.items()}
-            order = _order(parts[j], target, have[:, at].sum(0), have[:, at].T @ have[:, at])
-            places[j] = torch.empty_like(at).index_copy_(0, order, at)
-        if all(map(torch.equal, before, places)):
+        for j in everybody[1:] if sweep == 0 else everybody:
+            others = [k for k in everybody if k < j or (sweep > 0 and k != j)]
+            places[j] = _rearranged(parts, places, j, others, size)
+        if sweep > 0 and all(map(torch.equal, before, places)):
             break
-    return tuple(places)
+    better = spread(layers, squares, places, size) < spread(layers, squares, assignments, size)
+    return tuple(places) if better else tuple(assignments)
 
 
 def spread(layers: Sequence[Tensor], squares: Sequence[Tensor], assignments: Sequence[Tensor], size: int) -> float:
@@ -84,6 +81,19 @@ def spread(layers: Sequence[Tensor], squares: Sequence[Tensor], assignments: Seq
 def _parts(layers: Sequence[Tensor], squares: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     pairs = zip(layers, squares, strict=True)
     return [{"rows": rows.detach().cpu().double(), "squares": square.detach().cpu().double()} for rows, square in pairs]
+
+
+def _rearranged(
+    parts: Sequence[Mapping[str, Tensor]], places: Sequence[Tensor], j: int, others: Sequence[int], size: int
+) -> Tensor:
+    """Client j's neurons at its places, in the order that suits the mean of some others."""
+    at = places[j]
+    mean = averaged([parts[k] for k in others], _AXES, [{0: places[k]} for k in others], {0: size})
+    have = torch.stack([torch.zeros(size, dtype=torch.float64).index_fill_(0, places[k], 1) for k in others])[:, at]
+    order = _order(
+        parts[j], {name: picked(t, _AXES[name], 0, at) for name, t in mean.items()}, have.sum(0), have.T @ have
+    )
+    return torch.empty_like(at).index_copy_(0, order, at)
 
 
 def _order(own: Mapping[str, Tensor], mean: Mapping[str, Tensor], have: Tensor, both: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A federated round of the simulation against the bare local training in it.
+
+python benchmarks/federated.py [--json FILE]
+
+100 of 1,000 clients with 60 MNIST images each train LeNet for one epoch. `bare` is the same number of the same steps in
+a loop that does nothing else; `alternating` takes turns, so that a busy moment of the machine hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import phalanx as px
+from phalanx.results import about
+from phalanx.train import Trainer
+
+CLIENTS, CHOSEN, IMAGES, BATCH = 1000, 100, 60, 20
+
+
+def run() -> px.run:
+    """The run whose rounds are timed."""
+    local = px.local_training(px.sgd(0.01, momentum=0.9), epochs=1, batch=BATCH)
+    return px.run(
+        px.mnist(),
+        px.lenet(),
+        (px.fedavg(local, 1000, clients=CHOSEN),),
+        workers=CLIENTS,
+        partition=px.iid(),
+        threads=1,
+    )
+
+
+def bare(trainer: Trainer, seed: int) -> None:
+    """The forward and backward passes and steps of a round, on tensors that lie ready."""
+    model, chosen = trainer.model, range(seed, seed + CHOSEN)
+    parts = trainer.config.partition.parts(trainer.data, CLIENTS, 0)
+    model.train()
+    for client in chosen:
+        optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9)
+        x, y = trainer.data.train(parts[client])
+        x = x.to(memory_format=torch.channels_last)
+        for piece in torch.arange(len(x)).split(BATCH):
+            F.cross_entropy(model(x[piece].contiguous(memory_format=torch.channels_last)), y[piece]).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Seconds of a round and of the local training in it."""
+    trainer = Trainer(run())
+    times: dict[str, list[float]] = {"round_s": [], "bare_s": []}
+    for index in range(rounds + 1):
+        for name, act in (
+            ("round_s", lambda: trainer.close(trainer.open())),
+            ("bare_s", lambda i=index: bare(trainer, i)),
+        ):
+            began = time.perf_counter()
+            act()
+            times[name].append(time.perf_counter() - began)
+    return {name: median(values[1:]) for name, values in times.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    found = measure(asked.rounds)
+    found["ratio"] = found["round_s"] / found["bare_s"]
+    print(f"{CHOSEN} of {CLIENTS} clients, {IMAGES} images, LeNet, one thread, medians of {asked.rounds} rounds")
+    print(f"round {found['round_s']:.2f} s, bare local training {found['bare_s']:.2f} s, {found['ratio']:.2f} times")
+    if asked.json:
+        asked.json.write_text(json.dumps({"measured": found, "about": about()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many local steps between two exchanges, in the user's own training loop: DiLoCo.
+
+outer = phalanx.outer(model, "chain(gather(qsgd(bits=4)), mean())", every=50)
+for x, y in batches:
+    loss_function(model(x), y).backward()
+    optimizer.step()                # of this process alone, with its own moments
+    optimizer.zero_grad()
+    outer()                         # every 50th time: the changes of all processes make one outer step
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from phalanx.attack import Threat
+from phalanx.exchange import Courier, default_world
+from phalanx.expression import require
+from phalanx.finish import Finish, Sgd
+from phalanx.layout import Layout
+from phalanx.parser import parse
+from phalanx.stage import Stage
+from phalanx.world import World
+
+
+class Outer:
+    """Every so many local steps, moves all processes' models to one place: an outer step along their mean change.
+
+    The row is the weights of the last outer step minus those of now; floating-point buffers travel in it and are
+    installed. Where an exchange is lost, everybody goes back to the last outer step.
+
+    Args:
+        model: a plain module, the same on every process.
+        scheme: a stage or its expression; robust rules and codecs as everywhere.
+        every: H, local steps between two exchanges, >= 1.
+        finish: the outer optimizer or its expression; Nesterov's momentum by default.
+        world: a GroupWorld over the default process group when None.
+        byzantine, seed: as for `Courier`, which is the attribute `courier` and holds the state.
+    Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv:2311.08105,
+        Algorithm 1; lr = 0.7 and momentum = 0.9 as there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scheme: Stage | str = "chain(gather(dense()), mean())",
+        every: int = 50,
+        finish: Finish | str | None = None,
+        *,
+        world: World | None = None,
+        byzantine: Threat | None = None,
+        seed: int = 0,
+    ) -> None:
+        require(every >= 1, f"outer steps come every >= 1 local steps, got every={every}")
+        made = parse(finish) if isinstance(finish, str) else finish or Sgd(lr=0.7, momentum=0.9, nesterov=True)
+        if not isinstance(made, Finish) or made.installs:
+            raise ValueError(f"{made!r} is no outer optimizer; write one such as sgd(lr=0.7, momentum=0.9)")
+        self.model, self.every, self.steps = model, every, 0
+        self.layout = Layout.of(model)
+        self.courier = Courier(scheme, world or default_world(), byzantine, seed)
+        self._finish = made
+        self._start = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = made.optimizer(list(self._start.values()))
+
+    @torch.no_grad()
+    def __call__(self, weight: float = 1.0) -> dict[str, Any] | None:
+        """Counts a local step; exchanges when it is time, and then returns the round's measurements.
+
+        Args:
+            weight: examples behind this process's steps.
+        Returns:
+            None between two exchanges; else what `Exchange` returns.
+        """
+        self.steps += 1
+        if self.steps % self.every:
+            return None
+        have = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        changes = {n: self._start[n] - have[n] if n in self._start else have[n] for n in self.layout.names}
+        index = self.courier.index
+        row, measured = self.courier.carry(self.layout.join(changes), self.layout, index=index, weight=weight)
+        self.courier.index += 1
+        if row is not None:
+            for name, part in self.layout.split(row).items():
+                if name in self._start:
+                    self._start[name].grad = part.view_as(self._start[name]).clone()
+                else:
+                    have[name].copy_(part)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._finish.rate(index, index + 1)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        for name, start in self._start.items():
+            have[name].copy_(start)
+        return measured
+
+    def state_dict(self) -> dict[str, Any]:
+        """This process's part of the user's checkpoint, beside the model's and the inner optimizer's."""
+        start = {name: p.detach().clone() for name, p in self._start.items()}
+        return {
+            "courier": self.courier.state_dict(),
+            "steps": self.steps,
+            "start": start,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken; ValueError if it was taken from another scheme."""
+        self.courier.load_state_dict(saved["courier"])
+        self.steps = saved["steps"]
+        with torch.no_grad():
+            for name, p in self._start.items():
+                p.copy_(saved["start"][name])
+        self._optimizer.load_state_dict(saved["optimizer"])
