@@ -23,7 +23,7 @@ def run(config: Mapping[str, Any]) -> px.run:
         workers=config["clients"],
         partition=px.dirichlet(alpha=1.0),
         evaluate_every=1,
-        checkpoint_every=1,
+        checkpoint_every=2,
     )
 
 

@@ -266,7 +266,8 @@ class Trainer:
         if self.world.serves and folder is None:
             return
         states = [self.kept]
-        if len(self.world.ids) < self.world.size:
+        # where a run has ended nobody goes on from what workers elsewhere remember
+        if len(self.world.ids) < self.world.size and self.step < self.config.rounds:
             states = [from_payload(part) for part in self.world.collect(to_payload(self.kept))]
         if folder is None:
             return

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs on Flower's strategy, ClientApp and records, without its processes."""
 
+import importlib
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -340,6 +343,15 @@ def test_what_does_not_fit_is_refused():
         strategy(run(px.phase(px.gradient(), px.parse("chain(vote(dense(), r=3), mean())"))))
     with pytest.raises(ValueError, match="not by a strategy around it"):
         strategy(PLAIN).configure_train(1, ArrayRecord(), ConfigRecord(), LocalGrid(client_app(PLAIN), 0))
+
+
+def test_without_flower_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    monkeypatch.delitem(sys.modules, "phalanx.flower")
+    with pytest.raises(ImportError, match=r"pip install phalanx-train\[flower\]"):
+        importlib.import_module("phalanx.flower")
+    script = "import phalanx, sys; sys.exit('flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_mods_stand_around_the_training():
