@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 import phalanx as px
 from phalanx.flower import Patience, client_app, server_app, strategy
-from phalanx.flower.client import STATE
+from phalanx.flower.client import STATE, _desks
 from phalanx.flower.records import array, payload_of
 from phalanx.summary import fingerprint
 from tests.test_federated import Normed
@@ -52,6 +52,18 @@ def test_same_bits_as_the_simulation(label):
     for key in ("weights_sha256", "bytes_up", "bytes_down", "accuracy", "local_epochs"):
         assert outcome.summary[key] == simulated[key]
     assert not any(line["excluded"] for line in outcome.rounds)
+
+
+@pytest.mark.parametrize(
+    "label", ["fedma of some", "fedavg, error feedback", "diloco, compressed", "fedavg, then fedma"]
+)
+def test_nothing_but_the_state_need_last_from_message_to_message(label):
+    def forgets(reply):
+        _desks.clear()
+        return reply
+
+    outcome = conducted(SAME[label], spoils=dict.fromkeys(range(6), forgets))
+    assert outcome.summary["weights_sha256"] == fingerprint(px.train(SAME[label]).model)
 
 
 def test_integer_buffers_keep_their_dtype():
@@ -168,11 +180,14 @@ STATEFUL = {
     "diloco": run(px.diloco(3, 4, inner=px.adamw(0.003), clients=4)),
     "fedma": run(px.fedma(OWN, layers=2, passes=2)),
     "codec": run(px.fedavg(LOCAL, 4, codec=px.parse("error_feedback(top_k(0.1))"))),
+    "two phases": replace(
+        run(px.fedavg(LOCAL, 2)), phases=(px.fedavg(LOCAL, 2, codec=px.parse("error_feedback(top_k(0.1))")),) * 2
+    ),
 }
 
 
 @pytest.mark.parametrize("label", STATEFUL)
-@pytest.mark.parametrize("stop_at", [0, 2])
+@pytest.mark.parametrize("stop_at", [1, 2])
 def test_a_run_goes_on_from_its_folder_to_the_same_bits(tmp_path, label, stop_at):
     every = replace(STATEFUL[label], checkpoint_every=1)
     whole = conducted(every)

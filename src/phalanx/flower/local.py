@@ -48,7 +48,7 @@ class Flower:
     """
 
     def __init__(
-        self, folder: Path, nodes: int, limit_s: float = 90, environment: Mapping[str, str] | None = None
+        self, folder: Path, nodes: int, limit_s: float = 300, environment: Mapping[str, str] | None = None
     ) -> None:
         self.folder, self.limit_s, self._surroundings = (
             folder,
