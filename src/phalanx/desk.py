@@ -11,6 +11,8 @@ from torch import Tensor
 
 from phalanx.checkpoint import from_payload
 from phalanx.crossing import Offer, worker_half
+from phalanx.federated.local_training import copied
+from phalanx.learner import Sources
 from phalanx.phase import Run
 from phalanx.round import Round
 from phalanx.train import Trainer
@@ -27,7 +29,16 @@ class Desk:
     def __init__(self, run: Run, workers: tuple[int, ...]) -> None:
         self.run, self.workers = run, workers
         self.trainer = Trainer(run, LocalWorld(run.workers, workers))
+        self._first = copied(self.trainer.model.state_dict())
         self.index = -1
+
+    def seat(self, workers: tuple[int, ...]) -> None:
+        """Becomes the desk of other workers, as if it were new; the data stays."""
+        self.workers, self.index = workers, -1
+        self.trainer.world = LocalWorld(self.run.workers, workers)
+        self.trainer.answers = {}
+        self.trainer.keep({})
+        self.trainer.learner.follow({}, self._first)
 
     def work(self, index: int, order: Payload) -> tuple[dict[int, Offer], Tensor]:
         """What the chosen workers offer the server in round `index`, and numbers (k, 2) of all workers played here.
@@ -55,12 +66,16 @@ class Desk:
     def kept(self) -> dict[str, Any]:
         """All that the next round needs, should another process play these workers then; `keep` is the inverse."""
         learner = self.trainer.learner
-        model = {"shapes": learner.shapes, "model": dict(learner.model.state_dict())}
-        return {**self.trainer.kept, **model, "index": self.index}
+        number, at = self.trainer.phase_at(self.index + 1)
+        over = self.index + 1 == self.run.rounds
+        asked = None if over else self.run.phases[number].work.asks(Sources(learner, number), at)
+        # what the server sends by itself need not be kept
+        model = {} if asked is None else {n: t for n, t in learner.model.state_dict().items() if n not in set(asked)}
+        return {**self.trainer.kept, "shapes": learner.shapes, "model": model, "index": self.index}
 
     def keep(self, kept: Mapping[str, Any]) -> None:
         """Goes on from what another desk has kept."""
         self.trainer.keep(dict(kept))
         self.index = kept.get("index", -1)
-        if "model" in kept:
-            self.trainer.learner.follow(kept.get("shapes", {}), kept["model"])
+        if self.index >= 0:
+            self.trainer.learner.follow(kept.get("shapes", {}), kept.get("model", {}))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from phalanx.checkpoint import to_payload
+from phalanx.checkpoint import flatten, to_payload
 from phalanx.stage import State
 from phalanx.world import Payload, payload_bytes
 
@@ -46,10 +46,17 @@ class Opened:
 
     def order(self, worker: int | None = None) -> Payload:
         """What workers elsewhere need for the round: all that anybody needs, or no more than one of them asks for."""
-        model = self.model if worker is None else self._needed
-        answers = {str(w): answer for w, answer in self.answers.items() if worker in (None, w)}
+        return {**self.shared(whole=worker is None), **self.told(worker)}
+
+    def shared(self, whole: bool = False) -> Payload:
+        """The part of an order that is the same for all: the tensors that the round asks for, or the whole model."""
+        model = self.model if whole else self._needed
         chosen = torch.tensor(self.chosen, dtype=torch.int64)
-        return to_payload({"shapes": self.shapes, "model": dict(model), "answers": answers, "clients": chosen})
+        return to_payload({"shapes": self.shapes, "model": dict(model), "clients": chosen})
+
+    def told(self, worker: int | None = None) -> Payload:
+        """The part that differs: what the server answers a worker, or every one."""
+        return flatten({"answers": {str(w): a for w, a in self.answers.items() if worker in (None, w)}})[0]
 
     @property
     def bytes_down(self) -> int:

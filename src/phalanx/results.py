@@ -38,6 +38,12 @@ class RunFolder:
         self._writer = _events(self.path / "events") if tensorboard else None
         self._metrics: Any = None
 
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def begin(self, run: str, processes: Sequence[dict[str, Any]] = ()) -> None:
         """Writes the configuration, unless the folder holds it already.
 

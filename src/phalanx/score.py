@@ -39,7 +39,7 @@ def cross_entropy(
 
 
 def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> tuple[float, float]:
-    """Accuracy in [0, 1] and mean cross-entropy over the labels of the test part, in evaluation mode.
+    """Accuracy in [0, 1] and mean cross-entropy over the labels of the test part, in evaluation mode; NaN without one.
 
     Args:
         precision: "bf16" for bfloat16 autocast.
@@ -49,7 +49,7 @@ def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str
         right += int((scores.argmax(dim=-1) == y).sum())
         loss += float(cross_entropy(scores, y, "sum"))
         count += int((y >= 0).sum())
-    return right / count, loss / count
+    return (right / count, loss / count) if count else (math.nan, math.nan)
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from phalanx.expression import Expression, method, require
 from phalanx.round import stream
 from phalanx.world import BadPayload, Payload, World
+
+if TYPE_CHECKING:
+    from phalanx.opened import Opened
 
 
 class Selection(Expression, ABC):
@@ -134,8 +137,8 @@ class Part:
     def received_bytes(self) -> int | None:
         return self._world.received_bytes
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
-        self._world.begin(index, run, model, memories)
+    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+        self._world.begin(opened, run, memories)
 
     def tell(self, numbers: Tensor) -> Tensor:
         return self._world.tell(self._spread(numbers))[list(self.workers)]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from phalanx.data.dataset import Dataset
+from phalanx.data.shape import example
 from phalanx.macs import macs
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         "accuracy": accuracy,
         "test_loss": loss,
         **({"perplexity": _perplexity(loss)} if trainer.data.test_y.dim() > 1 else {}),
-        **trainer.config.data.judge(trainer.model),
+        **(trainer.config.data.judge(trainer.model) if len(trainer.data.test_y) else {}),
         **({"examined": trainer.examine()} if trainer.config.exams else {}),
         "rounds": trainer.step,
         "lost_rounds": ledger.lost_rounds,
@@ -42,7 +44,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         **{name: median(values) if values else None for name, values in later.items()},
         "parameters": trainer.learner.parameters,
         **({"widths": trainer.learner.widths} if trainer.learner.widths else {}),
-        "macs": macs(trainer.model, trainer.data.test(slice(0, 1))[0].to(trainer.device)).total,  # of one example
+        "macs": macs(trainer.model, _example(trainer.data).to(trainer.device)).total,
         "accused": ledger.table(),
         "accusation_precision": ledger.precision,
         "accusation_recall": ledger.recall,
@@ -52,6 +54,11 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         else trainer.world.size // len(trainer.world.ids),
         "seed": trainer.config.seed,
     }
+
+
+def _example(data: Dataset) -> Tensor:
+    """One example, a text in the length of the first one that is tested."""
+    return data.test(slice(0, 1))[0] if len(data.test_y) else example(data.shape)[:1]
 
 
 def fingerprint(model: nn.Module) -> str:

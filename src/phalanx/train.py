@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -91,7 +92,7 @@ class Trainer:
         for number, phase in enumerate(run.phases):
             phase.work.check(Sources(self.learner, number), phase.rounds)
         self._text, self._elsewhere = repr(run), dict[str, Any]()  # memories of workers elsewhere, from a checkpoint
-        self._evaluated: tuple[int, tuple[float, float | None]] | None = None
+        self._evaluated: tuple[int, tuple[float | None, float | None]] | None = None
         self._examined: tuple[int, dict[str, Any]] | None = None
         self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
 
@@ -110,7 +111,7 @@ class Trainer:
         if folder is not None:
             folder.begin(self._text, self.world.processes)
         self._resume(folder.restore() if folder is not None else None)
-        with stop_requests() as stop:
+        with stop_requests() as stop, folder or nullcontext():
             while self.step < self.config.rounds:
                 line = self.round(stop.is_set())
                 index, ended = line["step"], self.step == self.config.rounds
@@ -121,8 +122,6 @@ class Trainer:
                 if ended or line["stop"] or (index + 1) % self.config.checkpoint_every == 0:
                     self._checkpoint(folder)
                 if line["stop"] and not ended:
-                    if folder is not None:
-                        folder.close()
                     raise Interrupted(f"stopped after round {index + 1} of {self.config.rounds}")
         if folder is not None:
             folder.finish(self.summary())
@@ -149,7 +148,7 @@ class Trainer:
         run, world, index = self.config, self.world, self.step
         number, at = self.phase_at(index)
         if at == 0 and index > 0:
-            self.state, self.memories, self.answers = {}, {}, {}
+            self.state, self.memories, self.answers, self._elsewhere = {}, {}, {}, {}
             self.learner.enter(number)
         began, before = time.perf_counter(), world.received_bytes
         operated = self.learner.operate(number, at, world)
@@ -168,7 +167,7 @@ class Trainer:
             index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
         )
         self.ledger.bytes_down += opened.bytes_down
-        world.begin(index, self._text, opened.order, self._elsewhere)
+        world.begin(opened, self._text, self._elsewhere)
         return opened
 
     def close(self, opened: Opened, stop: bool = False) -> dict[str, Any]:
@@ -268,11 +267,11 @@ class Trainer:
         self.learner.update(number, at, result)
         return notes, ""
 
-    def evaluate(self) -> tuple[float, float | None]:
-        """Accuracy in [0, 1] and mean loss over the labels of the test set; looked at once a round."""
+    def evaluate(self) -> tuple[float | None, float | None]:
+        """Accuracy in [0, 1] and mean loss over the test set's labels, None without a test set; once a round."""
         if self._evaluated is None or self._evaluated[0] != self.step:
             accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
-            self._evaluated = self.step, (accuracy, number_of(loss))
+            self._evaluated = self.step, (number_of(accuracy), number_of(loss))
         return self._evaluated[1]
 
     def examine(self) -> dict[str, Any]:
@@ -286,8 +285,11 @@ class Trainer:
 
     def _checkpoint(self, folder: RunFolder | None) -> None:
         """Every process gives its workers' memories; rank 0 writes them."""
+        if self.world.serves and folder is None:
+            return
         states = [self.kept]
-        if len(self.world.ids) < self.world.size:
+        # where a run has ended nobody goes on from what workers elsewhere remember
+        if len(self.world.ids) < self.world.size and self.step < self.config.rounds:
             states = [from_payload(part) for part in self.world.collect(to_payload(self.kept))]
         if folder is None:
             return

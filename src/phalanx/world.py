@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from phalanx.precision import wide
+
+if TYPE_CHECKING:
+    from phalanx.opened import Opened
 
 Payload = dict[str, Tensor]
 
@@ -59,10 +62,11 @@ class World(Protocol):
         """What reached this process's sockets so far; None where nobody counts."""
         ...
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
+    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
         """A round begins: gives the model to workers that are elsewhere.
 
         Args:
+            opened: whom the round asks, and what they need.
             run: its expression, for those that do not know it yet.
             memories: workers' memories from a checkpoint, for the same.
         """
@@ -150,7 +154,7 @@ class LocalWorld:
         share = (weights / total).to(x.device, wide(x.dtype))
         return (share @ x.to(share.dtype)).to(x.dtype)
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
+    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
         pass
 
     def tell(self, numbers: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -100,6 +100,11 @@ class Dataset:
             return c, h, w
         kind = Pairs if len(self.train_x.shape) == 3 else Tokens if self.train_y.dim() == 1 else Passage
         return kind(self.train_x.shape[-1], self.vocabulary)
+
+    def untested(self) -> Dataset:
+        """The same without its test part, for a process that tests nothing."""
+        x = torch.empty((0, *self.test_x.shape[1:]), dtype=torch.uint8 if self.vocabulary is None else torch.int64)
+        return replace(self, test_x=x, test_y=self.test_y[:0])
 
     def train(self, samples: Tensor | slice, crops: Sequence[Crop] | None = None) -> tuple[Tensor, Tensor]:
         """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to train on.

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,9 @@ from phalanx.precision import wide
 from phalanx.wire import Shelf, pack, unpack
 from phalanx.world import BadPayload, Payload
 from phalanx.worlds.lines import GroupLines, Lines
+
+if TYPE_CHECKING:
+    from phalanx.opened import Opened
 
 RECENT, SLACK_BYTES = 4, 4096  # gathers whose sizes differ by no more let the next one do with a single trip
 
@@ -106,7 +109,7 @@ class GroupWorld:
         self._lines.all_reduce(local)
         return local.to(x.device)
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
+    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
         """Nothing: every process has the model."""
 
     def tell(self, numbers: Tensor) -> Tensor:

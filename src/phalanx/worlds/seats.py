@@ -23,6 +23,11 @@ _HELLO_BYTES, _HELLO_S = 4096, 5.0
 _LONGEST_REST = 64  # rounds
 
 
+def rests(lates: int) -> int:
+    """Rounds in which who was late so often in a row is not waited for; one more, which the next one takes off."""
+    return min(2 ** (lates - 1), _LONGEST_REST) + 1
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a server waits for its workers, in seconds.
@@ -46,6 +51,22 @@ class Patience:
     def __post_init__(self) -> None:
         ok = min(self.join_s, self.first_s, self.least_s) > 0 and self.factor > 1
         require(ok, f"a server's patience is above 0 s and its factor above 1, got {self}")
+
+    def round_s(self, times: Sequence[float], awaited: int, first: bool) -> float:
+        """How long a round waits, from its beginning.
+
+        Args:
+            times: seconds after which workers have reported so far.
+            awaited: workers, or processes of them, that the round waits for.
+            first: whether it is the run's first round.
+        """
+        if first or 2 * len(times) <= awaited:
+            return self.first_s
+        return self.stretched(statistics.median(times))
+
+    def stretched(self, usual_s: float) -> float:
+        """How long to wait for what usually takes so long."""
+        return max(self.least_s, self.factor * usual_s)
 
 
 @dataclass(eq=False)
@@ -138,8 +159,7 @@ class Seats:
     def late(self, seat: Seat) -> None:
         """Nothing has come from a seat in time."""
         seat.lates += 1
-        # one more than rounds to rest: the next round begins with taking one off
-        seat.rests = min(2 ** (seat.lates - 1), _LONGEST_REST) + 1
+        seat.rests = rests(seat.lates)
         if not seat.gone:
             seat.gone = f"no answer within {time.monotonic() - self._began:.1f} s"
 
@@ -147,18 +167,13 @@ class Seats:
     def deadline(self) -> float:
         """Until when this round waits for reports."""
         awaited = sum(seat.awaited for seat in self.all)
-        if self._first or 2 * len(self._times) <= awaited:
-            return self._began + self.patience.first_s
-        return self._began + self._stretched(statistics.median(self._times))
+        return self._began + self.patience.round_s(self._times, awaited, self._first)
 
     @property
     def answer_deadline(self) -> float:
         """Until when a question that is asked now waits for its answer."""
         now = time.monotonic()
-        return now + (self.patience.first_s if self._first else self._stretched(now - self._began))
-
-    def _stretched(self, usual_s: float) -> float:
-        return max(self.patience.least_s, self.patience.factor * usual_s)
+        return now + (self.patience.first_s if self._first else self.patience.stretched(now - self._began))
 
     def next(self, until: float) -> tuple[Seat, Message | None] | None:
         """The next message, or the end of a connection (None in its place); None when the time is over.

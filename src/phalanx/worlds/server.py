@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from phalanx.wire import Shelf
 from phalanx.world import BadPayload, Payload, payload_bytes
 from phalanx.worlds.post import Kind, Message, message
 from phalanx.worlds.seats import Patience, Seat, Seats
+
+if TYPE_CHECKING:
+    from phalanx.opened import Opened
 
 NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its payloads
 _SLACK_BYTES = 1 << 20
@@ -72,11 +75,11 @@ class ServerWorld:
         """What reached this process's sockets so far."""
         return self.seats.received_bytes
 
-    def begin(self, index: int, run: str, model: Callable[[], Payload], memories: dict[str, Any]) -> None:
+    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
         """Sends every process the model of a round; one that is behind gets it when it is ready."""
+        index, weights = opened.index, opened.order()
         self._index, self._first, self._numbers = index, {}, {}
         self.seats.begin()
-        weights = model()
         size = payload_bytes(weights)
         # a codec may lengthen a row, and what it sends is looked at before it is believed
         self._limit = max(len(seat.workers) for seat in self.seats.all) * (_SLACK_BYTES + 16 * size)

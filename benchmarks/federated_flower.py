@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds of a federated round: Flower's simulation (Ray) beside this library's and bare local training.
+
+    PHALANX_DATA=... python benchmarks/federated_flower.py --workers 1000 --clients 100 --rounds 4
+
+Every client has 60 images of MNIST and trains LeNet on them for an epoch in batches of 20. The first round is left out:
+it compiles, and starts Flower's actors. Rounds in Flower carry this library's client and strategy, so that all three
+compute the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+
+import phalanx as px
+from phalanx.summary import ROUND
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1000, help="clients that there are (default 1000)")
+    parser.add_argument("--clients", type=int, default=100, help="clients of a round (default 100)")
+    parser.add_argument("--rounds", type=int, default=4, help="the first one is left out (default 4)")
+    parser.add_argument("--actors", type=int, default=os.cpu_count() or 1, help="processes of Ray, with a core each")
+    return parser.parse_args(argv)
+
+
+def asked(workers: int, clients: int, rounds: int) -> px.run:
+    """The run that is timed."""
+    local = px.local_training(px.sgd(lr=0.05), epochs=1, batch=20)
+    data = px.mnist(train=60 * workers, test=1000)
+    return px.run(data, px.lenet(), (px.fedavg(local, rounds, clients=clients),), workers=workers, evaluate_every=1000)
+
+
+def seconds_of(lines: list[dict]) -> float:
+    """Of a round, behind the first one."""
+    return median(sum(line[part] for part in ROUND) for line in lines[1:])
+
+
+def ours(run: px.run) -> float:
+    """Seconds of a round in this library's simulation."""
+    lines: list[dict] = []
+    px.train(run, listener=lines.append)
+    return seconds_of(lines)
+
+
+def bare(run: px.run, clients: int) -> float:
+    """Seconds of the same steps in a plain PyTorch loop, without rows, schemes or results."""
+    data = run.data.load()
+    parts = run.partition.parts(data, run.workers, run.seed)
+    model = run.model.build(data.shape, data.num_classes)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    began = time.perf_counter()
+    for samples in parts[:clients]:
+        model.load_state_dict(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        x, y = data.train(samples)
+        for piece in torch.randperm(len(x)).split(20):
+            F.cross_entropy(model(x[piece]), y[piece]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return time.perf_counter() - began
+
+
+def in_flower(run: px.run, actors: int) -> tuple[float, float]:
+    """Seconds of a round in Flower's simulation, and of all that comes before the first."""
+    from flwr.simulation import run_simulation
+
+    from phalanx.flower import client_app, server_app
+
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": actors}}
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        server = server_app(run, folder=folder, evaluate=False, poll_s=0.01)
+        run_simulation(server, client_app(run), run.workers, backend_config=resources)
+        lines = px.RunFolder(Path(folder)).metrics()
+    whole = sum(line[part] for line in lines for part in ROUND)
+    assert not any(line["excluded"] for line in lines), lines
+    return seconds_of(lines), time.perf_counter() - began - whole
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints seconds and ratios."""
+    given = arguments(argv)
+    run = asked(given.workers, given.clients, given.rounds)
+    ours(replace(run, phases=(replace(run.phases[0], rounds=2),)))  # compiles
+    alone = median(bare(run, given.clients) for _ in range(3))
+    here = ours(run)
+    there, start = in_flower(run, given.actors)
+    print(f"{given.clients} of {given.workers} clients, LeNet, 60 images each, {run.threads} thread(s)")
+    print(f"  bare local training       {alone:8.3f} s a round")
+    print(f"  this library's simulation {here:8.3f} s a round, {here / alone:.2f} times bare")
+    print(
+        f"  Flower's simulation       {there:8.3f} s a round, {there / here:.2f} times ours on {given.actors} processes"
+    )
+    print(f"  before Flower's first and after its last round {start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

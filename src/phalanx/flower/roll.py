@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of Flower's nodes plays which worker."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from phalanx.flower.mail import arrived, push
+from phalanx.flower.records import METRICS, TEXT, WORKER, error_of
+from phalanx.world import BadPayload
+from phalanx.worlds.seats import rests
+
+log = logging.getLogger("flwr.phalanx")  # shown wherever Flower's own lines are
+
+
+@dataclass(eq=False)
+class Node:
+    """A node of Flower that plays a worker.
+
+    Args:
+        lates: rounds in a row in which it was late.
+        rests: rounds in which it is not waited for.
+        briefed: whether it has the tensors of the model that no further order repeats.
+        remembers: whether it has memories that a checkpoint should hold.
+    """
+
+    id: int
+    worker: int
+    lates: int = 0
+    rests: int = 0
+    briefed: bool = False
+    remembers: bool = False
+
+    def late(self) -> None:
+        """Nothing has come from it in time."""
+        self.lates += 1
+        self.rests = rests(self.lates)
+
+    def reported(self, remembers: bool) -> None:
+        """It has answered an order in time."""
+        self.lates, self.rests, self.briefed, self.remembers = 0, 0, True, remembers
+
+
+class Roll:
+    """The nodes that are there, each asked once which worker it plays; the first that claims one has it.
+
+    Args:
+        n: workers.
+        wait_s: for an answer; a node that gave none may be asked again.
+    """
+
+    def __init__(self, n: int, grid: Grid, wait_s: float) -> None:
+        self._n, self._grid, self._wait_s = n, grid, wait_s
+        self._nodes: dict[int, Node] = {}
+        self._asked: dict[str, int] = {}
+        self._strangers: set[int] = set()
+        self._failed: set[int] = set()
+        self._here: set[int] = set()
+
+    def call(self, again: bool = False) -> dict[int, Node]:
+        """The present node of each worker that has one; asks those that are new, and does not wait for them.
+
+        Args:
+            again: asks those too whose answer failed.
+        """
+        if again:
+            self._failed.clear()
+        self._here = set(self._grid.get_node_ids())
+        known = set(self._nodes) | self._strangers | self._failed | set(self._asked.values())
+        new = sorted(self._here - known)
+        ids = push(self._grid, [Message(RecordDict(), node, "query", ttl=self._wait_s) for node in new])
+        self._asked |= {i: node for i, node in zip(ids, new, strict=True) if i is not None}
+        for message_id, reply in arrived(self._grid, self._asked).items():
+            self._enter(self._asked.pop(message_id), reply)
+        return self.present
+
+    def _enter(self, node: int, reply: Message | BadPayload) -> None:
+        if isinstance(reply, BadPayload) or reply.has_error():
+            self._failed.add(node)
+            why = str(reply) if isinstance(reply, BadPayload) else error_of(reply)
+            log.warning("node %d did not tell its %s: %s", node, WORKER, why)
+            return
+        claim = _claim(reply)
+        if isinstance(claim, int) and 0 <= claim < self._n:
+            self._nodes[node] = Node(node, claim)
+        else:
+            self._strangers.add(node)
+            most = self._n - 1
+            log.warning(
+                "node %d takes no part: its %s is %.*r, and workers are 0 to %d", node, WORKER, TEXT, claim, most
+            )
+
+    @property
+    def present(self) -> dict[int, Node]:
+        """The node of each worker that has one, as of the last call."""
+        found: dict[int, Node] = {}
+        for node in self._nodes.values():
+            if node.id in self._here:
+                found.setdefault(node.worker, node)
+        return dict(sorted(found.items()))
+
+
+def _claim(reply: Message) -> Any:
+    metrics = reply.content.get(METRICS)
+    claim = metrics.get(WORKER) if isinstance(metrics, MetricRecord) else None
+    return None if isinstance(claim, bool) else claim

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workers of a run as nodes of Flower; none of them can stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from phalanx.checkpoint import from_payload, memories_of, to_payload
+from phalanx.flower.mail import arrived, push
+from phalanx.flower.records import (
+    ABOUT,
+    MEMORY,
+    ORDER,
+    OWN,
+    PACKED,
+    ROUND,
+    RUN,
+    SHARED,
+    Report,
+    array,
+    carried,
+    report_of,
+)
+from phalanx.flower.roll import Node, Roll, log
+from phalanx.world import BadPayload, Payload
+from phalanx.worlds.seats import Patience
+
+if TYPE_CHECKING:
+    from phalanx.opened import Opened
+
+
+class FlowerWorld:
+    """n workers, each a node of Flower that answers an order with its payload.
+
+    A client that crashes, hangs, leaves, raises, or sends what no client writes is an erasure, with the reason in the
+    results; the run goes on.
+
+    Args:
+        n: workers.
+        grid: of the ServerApp.
+        patience: how long to wait.
+        poll_s: between two looks for replies.
+    """
+
+    serves = True
+
+    def __init__(self, n: int, grid: Grid, patience: Patience, poll_s: float = 0.2) -> None:
+        self.size, self.rank, self.ids, self.workers = n, 0, (), tuple(range(n))
+        self.received_bytes = None
+        self._grid, self._patience, self._poll_s = grid, patience, poll_s
+        self.roll = Roll(n, grid, patience.first_s)
+        self._nodes: dict[int, Node] = {}
+        self._asked: dict[str, Node] = {}
+        self._reports: dict[int, Report | BadPayload] = {}
+        self._seen: set[int] = set()  # workers that have answered an order of this process
+        self._began, self._first, self._usual_s = 0.0, True, patience.first_s
+
+    def __repr__(self) -> str:
+        return f"FlowerWorld({self.size})"
+
+    def join(self, least: int = 1) -> None:
+        """Waits until every worker has a node, or the patience for that is over.
+
+        Raises:
+            ValueError: fewer than `least` have one.
+        """
+        until = time.monotonic() + self._patience.join_s
+        while len(self.roll.call()) < self.size and time.monotonic() < until:
+            time.sleep(self._poll_s)
+        found = self.roll.present
+        if len(found) < least:
+            raise ValueError(
+                f"{len(found)} of {self.size} workers have a node after {self._patience.join_s:g} s, and the run needs "
+                f"{least}; start SuperNodes with partition-id from 0 to {self.size - 1}, or wait longer (join_s)"
+            )
+        if missing := [worker for worker in self.workers if worker not in found]:
+            log.warning("no node has partition-id %s; the run begins without", ", ".join(map(str, missing)))
+
+    @property
+    def processes(self) -> list[dict[str, Any]]:
+        """The worker and the id of each node that plays one."""
+        return [{"workers": [worker], "node": node.id} for worker, node in self.roll.present.items()]
+
+    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+        """Sends every chosen worker its order."""
+        self._began, self._reports, self._asked = time.monotonic(), {}, {}
+        self._nodes = {w: node for w, node in self.roll.call(again=True).items() if w in set(opened.chosen)}
+        for worker in opened.chosen:
+            if worker not in self._nodes:
+                self._reports[worker] = BadPayload(f"no node has partition-id {worker}")
+        for node in self._nodes.values():
+            node.rests = max(0, node.rests - 1)
+        needed = array(opened.shared())
+        whole = array(opened.shared(whole=True)) if opened.index and opened.asked is not None else needed
+        messages = []
+        for worker, node in self._nodes.items():
+            # equal arrays are sent to Flower's SuperLink once
+            order = {SHARED: needed if node.briefed else whole, OWN: array(opened.told(worker))}
+            content = RecordDict({ORDER: ArrayRecord(order), ABOUT: ConfigRecord({ROUND: opened.index, RUN: run})})
+            if worker not in self._seen and (memory := memories_of(memories, (worker,))):
+                content[MEMORY] = ArrayRecord({PACKED: array(to_payload(memory))})
+            messages.append(self._message(content, node, "train", str(opened.index + 1)))
+        self._send(messages, list(self._nodes.values()))
+
+    def _message(self, content: RecordDict, node: Node, kind: str, group: str = "") -> Message:
+        # an order that nobody waits for any more need not be carried out
+        return Message(content, node.id, kind, ttl=self._patience.first_s, group_id=group)
+
+    def _send(self, messages: list[Message], nodes: list[Node]) -> None:
+        self._asked = {}
+        for node, message_id in zip(nodes, push(self._grid, messages), strict=True):
+            if message_id is None:
+                self._reports[node.worker] = BadPayload("Flower did not accept the message to it")
+            else:
+                self._asked[message_id] = node
+
+    def tell(self, numbers: Tensor) -> Tensor:
+        """Waits for the replies; NaN for those that have not come in time. Shapes: (0, m) -> (n, m)."""
+        times = list[float]()
+        awaited = [node for node in self._asked.values() if not node.rests] or list(self._asked.values())
+        table = numbers.new_full((self.size, numbers.shape[1]), float("nan"))
+
+        def enter(node: Node, reply: Message | BadPayload) -> None:
+            report = reply if isinstance(reply, BadPayload) else report_of(reply)
+            self._reports[node.worker] = report
+            times.append(time.monotonic() - self._began)
+            if isinstance(report, Report):
+                node.reported(report.remembers)
+                self._seen.add(node.worker)
+                table[node.worker] = 0.0
+                table[node.worker, 0] = report.loss
+
+        late = self._wait(awaited, lambda: self._patience.round_s(times, len(awaited), self._first), enter)
+        waited = time.monotonic() - self._began
+        for node in late:
+            self._reports[node.worker] = BadPayload(f"no answer within {waited:.1f} s")
+            if node in awaited:
+                node.late()
+        self._first, self._usual_s = False, waited
+        return table
+
+    def _wait(
+        self, awaited: Sequence[Node], wait_s: Callable[[], float], enter: Callable[[Node, Message | BadPayload], None]
+    ) -> list[Node]:
+        """Takes replies as they come until all that are awaited are there, or the time is over; who is late."""
+        while any(node in self._asked.values() for node in awaited):
+            # what came while a slow reply was read is not late
+            over = time.monotonic() - self._began > wait_s()
+            for message_id, reply in arrived(self._grid, self._asked).items():
+                enter(self._asked.pop(message_id), reply)
+            if over:
+                break
+            if self._asked:
+                time.sleep(self._poll_s)
+        return list(self._asked.values())
+
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        """What the replies of this round brought."""
+        assert not payloads
+        found = [self._reports.get(worker) for worker in self.workers]
+        return [r.payload(limit_bytes) if isinstance(r, Report) else r or BadPayload("nothing arrived") for r in found]
+
+    def collect(self, payload: Payload) -> list[Payload]:
+        """This process's payload, and the memories of every client that has some and answers in time."""
+        nodes = [node for node in self.roll.call().values() if node.remembers]
+        answers, self._began = [payload], time.monotonic()
+        self._send([self._message(RecordDict(), node, "query.memory") for node in nodes], nodes)
+
+        def enter(node: Node, reply: Message | BadPayload) -> None:
+            # one that cannot be read is as lost as that of a dead client
+            with suppress(ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                if isinstance(reply, Message):
+                    tree = from_payload(carried(reply.content, MEMORY))
+                    answers.append(to_payload(memories_of(tree, (node.worker,))))
+
+        self._wait(nodes, lambda: self._patience.stretched(self._usual_s), enter)
+        return answers
+
+    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree as it is: no other process runs the server's half."""
+        return tree
+
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        """Never called: the strategy refuses what needs it."""
+        raise AssertionError("a client of Flower holds nothing back")
+
+    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+        """Never called: `check_server` refuses what needs it."""
+        raise AssertionError("a server has no all-reduce")
+
+    def peek(self, x: Tensor) -> Tensor:
+        """Never called: `check_server` refuses what needs it."""
+        raise AssertionError("a server sees what is sent, not what workers compute")
+
+    def leave(self) -> None:
+        """Nothing: nodes stay, for other runs."""
