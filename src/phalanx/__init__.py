@@ -213,8 +213,8 @@ from phalanx.stage import RowStage as RowStage
 from phalanx.stage import Stage as Stage
 from phalanx.stage import TooFewRows as TooFewRows
 from phalanx.stage import chain as chain
+from phalanx.stop import Interrupted as Interrupted
 from phalanx.surgery import Surgery as Surgery
-from phalanx.train import Interrupted as Interrupted
 from phalanx.train import train as train
 from phalanx.work import Gradient as gradient
 from phalanx.work import Work as Work

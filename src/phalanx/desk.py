@@ -50,9 +50,9 @@ class Desk:
         asked = from_payload(order)
         changed = trainer.learner.follow(asked.get("shapes", {}), asked.get("model", {}))
         trainer.answers = {int(worker): answer for worker, answer in asked.get("answers", {}).items()}
-        number, at = trainer.phase_at(index)
+        number, at = run.phase_at(index)
         phase = run.phases[number]
-        entered = self.index >= 0 and number != trainer.phase_at(self.index)[0]
+        entered = self.index >= 0 and number != run.phase_at(self.index)[0]
         if entered or (self.index >= 0 and changed and phase.surgery is not None):
             trainer.keep({})
         stack, losses = trainer.work(index, asked["clients"].tolist())
@@ -66,7 +66,7 @@ class Desk:
     def kept(self) -> dict[str, Any]:
         """All that the next round needs, should another process play these workers then; `keep` is the inverse."""
         learner = self.trainer.learner
-        number, at = self.trainer.phase_at(self.index + 1)
+        number, at = self.run.phase_at(self.index + 1)
         over = self.index + 1 == self.run.rounds
         asked = None if over else self.run.phases[number].work.asks(Sources(learner, number), at)
         # what the server sends by itself need not be kept

@@ -135,6 +135,14 @@ class Run(Expression):
         """Rounds of all phases together."""
         return sum(phase.rounds for phase in self.phases)
 
+    def phase_at(self, index: int) -> tuple[int, int]:
+        """The number of the phase of a round of the run, and the round's number within it."""
+        for number, phase in enumerate(self.phases):
+            if index < phase.rounds:
+                return number, index
+            index -= phase.rounds
+        return len(self.phases) - 1, index
+
     def check(self) -> None:
         """Raises ValueError for a scheme that the number of workers cannot carry."""
         for phase in self.phases:

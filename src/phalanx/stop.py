@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class Interrupted(Exception):
+    """The run was asked to stop; its folder holds all that a resume needs."""
+
+
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one acts as ever."""

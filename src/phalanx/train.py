@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
-from phalanx.allocation import Allocation
 from phalanx.checkpoint import Checkpoint, from_payload, merge, own, to_payload
 from phalanx.clock import PARTS
 from phalanx.crossing import check_server, server_half
@@ -23,24 +22,19 @@ from phalanx.layout import Layout
 from phalanx.learner import Learner, Sources
 from phalanx.opened import Opened
 from phalanx.phase import Run
+from phalanx.played import round_of, site_of
 from phalanx.precision import finite
 from phalanx.results import RunFolder
 from phalanx.round import Round
 from phalanx.score import assess
 from phalanx.selection import Part
-from phalanx.site import Site
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
-from phalanx.stop import stop_requests
+from phalanx.stop import Interrupted, stop_requests
 from phalanx.summary import ROUND, number_of, summary
-from phalanx.work import rows_of
 from phalanx.world import LocalWorld, Payload, World
 
 Listener = Callable[[dict[str, Any]], None]
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its folder holds all that a resume needs."""
 
 
 def train(
@@ -146,7 +140,7 @@ class Trainer:
     def open(self) -> Opened:
         """The next round begins: whom it asks, and what becomes of the model before."""
         run, world, index = self.config, self.world, self.step
-        number, at = self.phase_at(index)
+        number, at = self.config.phase_at(index)
         if at == 0 and index > 0:
             self.state, self.memories, self.answers, self._elsewhere = {}, {}, {}, {}
             self.learner.enter(number)
@@ -233,29 +227,16 @@ class Trainer:
     def work(self, index: int, chosen: Sequence[int] | None = None) -> tuple[Stack, Tensor]:
         """The rows of those workers played here who are chosen for round `index`, and losses (k,) of all played here.
 
-        What several workers would compute alike is computed once. The others have a loss of NaN.
+        Workers that are not chosen have a loss of NaN.
         """
-        number, at = self.phase_at(index)
-        run, phase = self.config, self.config.phases[number]
-        allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
-        units, foes = allocation.num_units, run.byzantine.at(index, run.workers, run.seed)
-        samples = list(phase.work.samples(run.partition, self.data, units, index, run.seed))
-        works = dict.fromkeys(range(units), phase.work)
-        if phase.adversary is not None:
-            theirs = phase.adversary.samples(run.partition, self.data, units, index, run.seed)
-            for worker in foes:
-                works[worker], samples[worker] = phase.adversary, theirs[worker]
-        last, key, source = run.model.channels_last, (run.seed, index), Sources(self.learner, number)
-        layout = phase.work.layout(source, at)
-        site = Site(
-            self.model, layout, self.data, run.augment, run.precision, last, key, source, at, phase.rounds, self.answers
-        )
+        number, at = self.config.phase_at(index)
+        site = site_of(self.config, Sources(self.learner, number), self.data, index, at, self.answers)
         here = self.world.ids
         ids = [worker for worker in here if chosen is None or worker in set(chosen)]
-        rows, found, weights, self.memories = rows_of(works, site, allocation, samples, ids, self.memories)
+        rows, found, weights, self.memories = round_of(self.config, site, index, ids, self.memories)
         losses = torch.full((len(here),), float("nan"), dtype=torch.float64)
         losses[[here.index(worker) for worker in ids]] = found
-        return Stack(rows, layout, tuple((w,) for w in ids), weights), losses
+        return Stack(rows, site.layout, tuple((w,) for w in ids), weights), losses
 
     def finish(self, number: int, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
         """What is done with the result of a round, the notes on it, and why the update was skipped, if it was."""
@@ -307,7 +288,7 @@ class Trainer:
         if not tree:
             return
         self.step = tree["step"]
-        self.learner.load(tree, self.phase_at(max(self.step - 1, 0))[0])
+        self.learner.load(tree, self.config.phase_at(max(self.step - 1, 0))[0])
         self._elsewhere = tree.get("state", {}) if self.world.serves else {}
         self.keep(own(tree.get("state", {}), self.world.ids))
         self.answers = {int(worker): answer for worker, answer in tree.get("answers", {}).items()}
@@ -321,14 +302,6 @@ class Trainer:
     def keep(self, kept: State) -> None:
         """Takes over what stages and workers remember."""
         self.state, self.memories = kept.get("scheme", {}), kept.get("work", {})
-
-    def phase_at(self, index: int) -> tuple[int, int]:
-        """The number of the phase of a round of the run, and the round's number within it."""
-        for number, phase in enumerate(self.config.phases):
-            if index < phase.rounds:
-                return number, index
-            index -= phase.rounds
-        return len(self.config.phases) - 1, index
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a run that has ended, as plain values."""

@@ -17,8 +17,8 @@ from phalanx.commands.common import STOPPED, Json, Only, Scale, Seed, Settings, 
 from phalanx.launch import Team, team
 from phalanx.report import tables
 from phalanx.request import requested
+from phalanx.stop import Interrupted
 from phalanx.study import Study, StudyFolder, conduct
-from phalanx.train import Interrupted
 
 
 @said
