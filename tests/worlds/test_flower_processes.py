@@ -90,7 +90,8 @@ def test_bad_clients_and_a_dead_node_are_named_and_the_run_ends(tmp_path):
     for line in (first, *later):
         assert all(words[worker] in line["excluded"][worker] for worker in words)
     assert len(later) == 2 and "5" not in first["excluded"] and all("5" in line["excluded"] for line in later)
-    assert "client 5 excluded: no answer within" in outcome.log
+    # by our deadline, or by Flower's word where a round takes longer than a minute
+    assert re.search("round 2: client 5 excluded: (no answer within|Flower's error 5|no node)", outcome.log)
     assert px.RunFolder(results).summary["accuracy"] > 0.7
 
 
