@@ -207,3 +207,30 @@ def test_a_backdoor_gets_in_where_nobody_defends_and_is_measured():
 def test_a_seed_fixes_the_attack():
     shas = {fingerprint(px.train(poisoned_run()).model) for _ in range(2)}
     assert len(shas) == 1
+
+
+def test_replacement_leaves_what_is_installed_and_is_refused_by_a_server():
+    layout = px.Layout(("w", "running_mean"), (torch.Size([2]), torch.Size([2])), 1)
+    stack = Stack.of(torch.ones(3, 4), layout)
+    out, _ = px.replacement(5.0)(stack, None, px.Round(byzantine=frozenset({1}), world=px.LocalWorld(3)))
+    assert out.rows[1].tolist() == [5, 5, 1, 1] and out.rows[0].tolist() == [1, 1, 1, 1]
+    from phalanx.crossing import check_server
+
+    check_server(px.parse("chain(replacement(boost=3.0), gather(dense()), mean())"))
+    with pytest.raises(ValueError, match="the examples of all workers"):
+        check_server(px.parse("chain(replacement(), gather(dense()), mean())"))
+
+
+def test_an_adversary_that_cannot_work_is_told_before_the_first_round():
+    def with_foe(foe):
+        return px.phase(LOCAL, px.fedavg(LOCAL).scheme, px.sgd(1.0), 2, adversary=foe)
+
+    for foe, sentence in (
+        (px.poisoned(px.local_training(frozen=("nothing",)), EDGES, px.digits(), clean=1), "names no parameter"),
+        (px.poisoned(LOCAL, EDGES, px.digits(), clean=1, amount=10**6), "wants 1000000 edge cases"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Trainer(run(with_foe(foe), byzantine=px.fixed((0,))))
+    matched = px.fedma(LOCAL, layers=2)
+    with pytest.raises(ValueError, match="beside clients that send changes"):
+        Trainer(run(px.phase(matched.work, matched.scheme, matched.finish, 2, adversary=LOCAL)))

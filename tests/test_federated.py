@@ -459,3 +459,88 @@ def test_a_pass_stands_a_liar_behind_a_codec_with_support_and_a_robust_rule():
         _, lines = trained(lying, workers=7, byzantine=px.fixed((2, 4)))
         both.append(lines[-1]["accuracy"])
     assert both[1] > 0.8 and both[1] > both[0] + 0.2
+
+
+def lost_at(*rounds):
+    """FedMA of two hidden layers whose rounds at these places have no row."""
+
+    class Lossy(px.LocalWorld):
+        def gather(self, payloads, limit_bytes):
+            self.count = getattr(self, "count", -1) + 1
+            gone = [px.BadPayload("nothing arrived")] * len(payloads)
+            return gone if self.count in rounds else super().gather(payloads, limit_bytes)
+
+    lines = []
+    made = run(px.fedma(OWN, layers=3, passes=3), model=px.mlp((12, 9)), workers=3)
+    trainer = px.train(made, Lossy(3), listener=lines.append)
+    return trainer, [line["accuracy"] for line in lines if "accuracy" in line]
+
+
+def test_a_round_that_is_lost_in_a_pass_gives_the_model_of_before_back():
+    _, whole = lost_at()
+    trainer, lost = lost_at(4)
+    assert lost[0] == whole[0] and lost[1] == lost[0] and lost[2] > 0.8
+    assert trainer.ledger.lost_rounds == 2
+
+
+def test_a_pass_that_is_lost_is_lost_after_a_resume_too(tmp_path):
+    local = px.local_training(px.sgd(0.1, momentum=0.9), batch=20, own=True)
+    scheme = "chain(gather(dense(), forge=malformed('missing')), matched(bbp(average='plain'), support=4), mean())"
+    work = px.fedma(local, layers=2, passes=3).work
+    phase = px.phase(work, px.parse(scheme), px.install(), 6)
+    options = {"byzantine": px.drawn(1, every=3), "workers": 4, "checkpoint_every": 1}
+    whole, _ = trained(phase, **options)
+    assert whole.ledger.lost_rounds > 0
+    again = stopped_and_resumed(run(phase, **options), tmp_path, 2)
+    assert fingerprint(again.model) == fingerprint(whole.model)
+
+
+def test_clients_begin_the_run_on_their_own_and_not_every_phase():
+    once, lines = trained((px.fedavg(OWN, 4), px.fedavg(OWN, 1)))
+    assert lines[-1]["accuracy"] > lines[-2]["accuracy"] - 0.05
+    behind, lines = trained((px.fedma(OWN, layers=2), px.fedavg(OWN, 2)))
+    assert lines[-1]["accuracy"] > lines[1]["accuracy"] - 0.05
+    assert behind.learner.widths and once.ledger.lost_rounds == 0
+
+
+def test_a_pass_behind_a_pass_begins_from_the_grown_network(tmp_path):
+    two = (px.fedma(OWN, layers=2), px.fedma(OWN, layers=2))
+    whole, _ = trained(two, checkpoint_every=1)
+    again = stopped_and_resumed(run(two, checkpoint_every=1), tmp_path, 1)
+    assert fingerprint(again.model) == fingerprint(whole.model)
+    assert again.learner.widths == whole.learner.widths
+
+
+def test_the_first_phase_that_has_rounds_has_its_own_optimizer():
+    local = px.local_training(px.sgd(0.1))
+    empty, _ = trained((px.fedavg(local, 0), px.fedadam(local, 2)))
+    plain, _ = trained(px.fedadam(local, 2))
+    assert fingerprint(empty.model) == fingerprint(plain.model)
+
+
+def test_what_was_sent_in_a_lost_round_stays_sent():
+    class Lossy(px.LocalWorld):
+        def gather(self, payloads, limit_bytes):
+            return [px.BadPayload("nothing arrived")] * len(payloads)
+
+    trainer = px.train(run(px.fedavg(LOCAL, 1, codec=px.parse("error_feedback(top_k(0.1))"))), Lossy(4))
+    assert trainer.ledger.lost_rounds == 1 and len(trainer.state["0"]) == 4
+
+
+def test_a_client_without_its_memory_leaves_a_pass_out():
+    from phalanx.desk import Desk
+
+    made = run(px.fedma(OWN, layers=2), workers=2)
+    trainer = Trainer(made)
+    opened = trainer.open()
+    trainer.close(opened)
+    opened = trainer.open()
+    offers, _ = Desk(made, (0, 1)).work(1, opened.order())
+    assert offers == {}
+
+
+def test_absent_attackers_are_no_missed_accusations():
+    phase = px.fedavg(LOCAL, 6)
+    made = px.phase(LOCAL, phase.scheme, phase.finish, 6, clients=px.infiltrated(3, (0,), every=3))
+    trainer = px.train(run(made, workers=6, byzantine=px.fixed((0,))))
+    assert trainer.ledger.attacks == 2 and trainer.ledger.byzantine[0] == 2

@@ -130,3 +130,9 @@ def test_what_is_no_outer_optimizer_is_refused():
         alone(finish="install()")
     with pytest.raises(ValueError, match="got every=0"):
         alone(every=0)
+
+
+def test_a_schedule_that_needs_an_end_is_refused():
+    with pytest.raises(ValueError, match="outer steps have no end"):
+        alone(finish="sgd(lr=0.7, schedule=cosine())")
+    alone(finish="sgd(lr=0.7, schedule=decay(by=0.99))")

@@ -45,10 +45,17 @@ class View:
 class Attack(Stage):
     """A stage that rewrites the rows of Byzantine workers and leaves the others alone.
 
-    Class attribute `omniscient`: the attack looks at all workers' rows.
+    Class attributes `omniscient`: the attack looks at all workers' rows; `directions_only`: values that are installed,
+    such as BatchNorm statistics, stay as they are.
     """
 
     omniscient: ClassVar[bool] = False
+    directions_only: ClassVar[bool] = False
+
+    @property
+    def asks_all(self) -> bool:
+        """Whether it has to know something of all workers, which a worker of a server's job does not."""
+        return self.omniscient
 
     @abstractmethod
     def forge(
@@ -72,7 +79,8 @@ class Attack(Stage):
         if not mine:
             return stack, state
         rows = stack.rows.clone()
-        rows[mine] = forged.to(rows.dtype).expand(len(mine), -1)
+        cut = stack.layout.stepped if self.directions_only else stack.layout.d
+        rows[mine, :cut] = forged.to(rows.dtype).expand(len(mine), -1)[:, :cut]
         return stack.with_rows(rows), state
 
     @staticmethod

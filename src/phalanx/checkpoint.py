@@ -106,6 +106,14 @@ def from_payload(payload: Payload) -> dict[str, Any]:
     return unflatten({k: t for k, t in payload.items() if k != _PLAIN}, plain)
 
 
+def copied_tree(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with tensors of its own."""
+    return {
+        key: copied_tree(x) if isinstance(x, dict) else x.detach().clone() if isinstance(x, Tensor) else x
+        for key, x in tree.items()
+    }
+
+
 def merge(trees: list[dict[str, Any]]) -> dict[str, Any]:
     """The union of nested dictionaries; where several have a leaf, the first one's counts."""
     out: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from phalanx.attack import Attack
 from phalanx.clock import Clock
 from phalanx.round import Round
 from phalanx.stack import Stack
-from phalanx.stage import Chain, Stage, State
+from phalanx.stage import Chain, Stage, State, TooFewRows
 from phalanx.world import Payload
 
 
@@ -67,9 +67,9 @@ def check_server(scheme: Stage) -> None:
     """Raises ValueError unless a scheme can be cut into a worker's half and a server's."""
     stages = stages_of(scheme)
     for stage in stages:
-        if isinstance(stage, Attack) and stage.omniscient:
+        if isinstance(stage, Attack) and stage.asks_all:
             raise ValueError(
-                f"{stage!r} sees the rows of all workers, which no process of a server's job has; "
+                f"{stage!r} sees the rows or the examples of all workers, which no process of a server's job has; "
                 "run it in the simulation or under torchrun without a server"
             )
     if not any(isinstance(stage, Wire) for stage in stages):
@@ -111,7 +111,13 @@ def server_half(scheme: Stage, empty: Stack, state: State | None, round: Round) 
         if isinstance(stage, Wire):
             stack, arrived = stage.receive([], stack, inside), True
         elif arrived:
-            stack, after = stage(stack, state.get(str(i)), inside)
+            try:
+                stack, after = stage(stack, state.get(str(i)), inside)
+            except TooFewRows as error:
+                if error.state:
+                    state[str(i)] = error.state
+                error.state = state
+                raise
             if after:
                 state[str(i)] = after
     return stack, state

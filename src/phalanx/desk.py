@@ -15,6 +15,7 @@ from phalanx.federated.local_training import copied
 from phalanx.learner import Sources
 from phalanx.phase import Run
 from phalanx.round import Round
+from phalanx.stage import memory_key
 from phalanx.train import Trainer
 from phalanx.world import LocalWorld, Payload
 
@@ -55,7 +56,9 @@ class Desk:
         entered = self.index >= 0 and number != run.phase_at(self.index)[0]
         if entered or (self.index >= 0 and changed and phase.surgery is not None):
             trainer.keep({})
-        stack, losses = trainer.work(index, asked["clients"].tolist())
+        memories = {w: trainer.memories.get(memory_key(w, received=False), {}) for w in self.workers}
+        able = [w for w in asked["clients"].tolist() if w in memories and phase.work.ready(at, memories[w])]
+        stack, losses = trainer.work(index, able)
         byzantine = run.byzantine.at(index, run.workers, run.seed)
         round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0 or changed)
         self.index = index
@@ -68,7 +71,7 @@ class Desk:
         learner = self.trainer.learner
         number, at = self.run.phase_at(self.index + 1)
         over = self.index + 1 == self.run.rounds
-        asked = None if over else self.run.phases[number].work.asks(Sources(learner, number), at)
+        asked = None if over else self.run.phases[number].work.asks(Sources(learner, number, self.index + 1), at)
         # what the server sends by itself need not be kept
         model = {} if asked is None else {n: t for n, t in learner.model.state_dict().items() if n not in set(asked)}
         return {**self.trainer.kept, "shapes": learner.shapes, "model": model, "index": self.index}

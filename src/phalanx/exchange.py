@@ -92,6 +92,7 @@ class Courier:
             lost = "" if finite(result.rows) else "the aggregate is not finite"
         except TooFewRows as error:
             lost, notes = str(error), error.notes
+            self.state = merge([error.state or {}, self.state])
         self.ledger.lost_rounds += bool(lost)
         measured = self.ledger.enter(notes, byzantine, aloud=self.world.rank == 0)
         return (None if result is None or lost else result.rows[0]), {**measured, "lost": lost}

@@ -34,10 +34,11 @@ class Learner:
     def __init__(self, run: Run, shape: Shape, num_classes: int) -> None:
         self.phases, self._run, self._data = run.phases, run, (shape, num_classes)
         self.memories: State = {}  # of what changes the model's shape, by the number of its phase
-        self._originals: dict[int, nn.Module] = {}
-        self._graphs: dict[int, Graph] = {}
+        # by the shapes that earlier phases have given the model
+        self._originals: dict[str, nn.Module] = {}
+        self._graphs: dict[str, Graph] = {}
         self._take(self._built("model"))
-        self.optimizer = self._optimizer(0)
+        self.optimizer = self._optimizer(run.phase_at(0)[0])
 
     @property
     def shapes(self) -> State:
@@ -160,8 +161,6 @@ class Learner:
     def load(self, tree: dict[str, Any], number: int) -> None:
         """Goes on from a checkpoint within a phase."""
         self.memories = self._here(tree.get("surgery", {}))
-        self._originals.clear()
-        self._graphs.clear()
         self._take(self._shaped(self.shapes))
         self.model.load_state_dict(tree["model"])
         self.optimizer = self._optimizer(number)
@@ -208,10 +207,11 @@ class Learner:
 
     def original(self, number: int) -> nn.Module:
         """A model as it was shaped before a phase, one for all who fill it and use it."""
-        if number not in self._originals:
-            shapes = {past: shape for past, shape in self.shapes.items() if int(past) < number}
-            self._originals[number] = self._shaped(shapes)
-        return self._originals[number]
+        past = {earlier: shape for earlier, shape in self.shapes.items() if int(earlier) < number}
+        key = repr(sorted(past.items()))
+        if key not in self._originals:
+            self._originals[key] = self._shaped(past)
+        return self._originals[key]
 
     def first(self, unit: int) -> nn.Module:
         """The model that a client would begin a run with by itself."""
@@ -221,9 +221,10 @@ class Learner:
         """Which neurons of a phase's original model can change places."""
         from phalanx.matching.graph import Graph
 
-        if number not in self._graphs:
-            self._graphs[number] = Graph.of(self.original(number), example(self._data[0]).to(self._run.device))
-        return self._graphs[number]
+        key = repr(sorted((past, shape) for past, shape in self.shapes.items() if int(past) < number))
+        if key not in self._graphs:
+            self._graphs[key] = Graph.of(self.original(number), example(self._data[0]).to(self._run.device))
+        return self._graphs[key]
 
     def _surgeries(self) -> Iterator[tuple[Surgery, State]]:
         for number, memory in self.memories.items():
@@ -242,10 +243,10 @@ class Learner:
 
 
 class Sources:
-    """The models that a learner has for the workers of one phase."""
+    """The models that a learner has for the workers of one phase, in round `index` of the run."""
 
-    def __init__(self, learner: Learner, number: int) -> None:
-        self._learner, self._number = learner, number
+    def __init__(self, learner: Learner, number: int, index: int = 0) -> None:
+        self._learner, self._number, self.begins = learner, number, index == 0
 
     @property
     def layout(self) -> Layout:

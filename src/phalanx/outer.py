@@ -19,7 +19,7 @@ from torch import nn
 from phalanx.attack import Threat
 from phalanx.exchange import Courier, default_world
 from phalanx.expression import require
-from phalanx.finish import Finish, Sgd
+from phalanx.finish import Decay, Finish, Sgd
 from phalanx.layout import Layout
 from phalanx.parser import parse
 from phalanx.stage import Stage
@@ -58,12 +58,18 @@ class Outer:
         made = parse(finish) if isinstance(finish, str) else finish or Sgd(lr=0.7, momentum=0.9, nesterov=True)
         if not isinstance(made, Finish) or made.installs:
             raise ValueError(f"{made!r} is no outer optimizer; write one such as sgd(lr=0.7, momentum=0.9)")
+        schedule = getattr(made, "schedule", None)
+        require(
+            schedule is None or isinstance(schedule, Decay),
+            f"outer steps have no end that {schedule!r} could plan for; use decay(...) or none",
+        )
         self.model, self.every, self.steps = model, every, 0
         self.layout = Layout.of(model)
         self.courier = Courier(scheme, world or default_world(), byzantine, seed)
         self._finish = made
         self._start = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = made.optimizer(list(self._start.values()))
+        self._buffers = {n: b.clone() for n, b in model.named_buffers() if n in self.layout.installed}
 
     @torch.no_grad()
     def __call__(self, weight: float = 1.0) -> dict[str, Any] | None:
@@ -87,18 +93,18 @@ class Outer:
                 if name in self._start:
                     self._start[name].grad = part.view_as(self._start[name]).clone()
                 else:
-                    have[name].copy_(part)
+                    self._buffers[name].copy_(part)
             for group in self._optimizer.param_groups:
                 group["lr"] = self._finish.rate(index, index + 1)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-        for name, start in self._start.items():
+        for name, start in {**self._start, **self._buffers}.items():
             have[name].copy_(start)
         return measured
 
     def state_dict(self) -> dict[str, Any]:
         """This process's part of the user's checkpoint, beside the model's and the inner optimizer's."""
-        start = {name: p.detach().clone() for name, p in self._start.items()}
+        start = {name: p.detach().clone() for name, p in {**self._start, **self._buffers}.items()}
         return {
             "courier": self.courier.state_dict(),
             "steps": self.steps,
@@ -111,6 +117,6 @@ class Outer:
         self.courier.load_state_dict(saved["courier"])
         self.steps = saved["steps"]
         with torch.no_grad():
-            for name, p in self._start.items():
+            for name, p in {**self._start, **self._buffers}.items():
                 p.copy_(saved["start"][name])
         self._optimizer.load_state_dict(saved["optimizer"])

@@ -63,6 +63,11 @@ class Phase(Expression):
             f"{self.clients!r} needs rows that arrive one by one, and {self.scheme!r} sums them up on the way; "
             "write chain(gather(codec), mean())",
         )
+        require(
+            self.adversary is None or not (self.work.matched or self.adversary.matched),
+            f"work of an adversary's own goes beside clients that send changes, got {self.adversary!r} beside "
+            f"{self.work!r}",
+        )
         alone = self.scheme.assign(n) is None
         require(
             alone or self.adversary is None,

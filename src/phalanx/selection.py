@@ -123,7 +123,8 @@ class Part:
     def __init__(self, world: World, workers: tuple[int, ...]) -> None:
         self._world, self.workers = world, workers
         self.size = len(workers)
-        self.ids = tuple(worker for worker in world.ids if worker in set(workers))
+        asked = set(workers)
+        self.ids = tuple(worker for worker in world.ids if worker in asked)
         self.rank, self.serves = world.rank, world.serves
 
     def __repr__(self) -> str:

@@ -40,6 +40,11 @@ class Source(Protocol):
         """Which neurons of the original model can change places."""
         ...
 
+    @property
+    def begins(self) -> bool:
+        """Whether this is the first round of the run."""
+        ...
+
     def original(self) -> nn.Module:
         """A model in the size that the clients' own ones have, for the caller to fill."""
         ...

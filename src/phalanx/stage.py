@@ -32,12 +32,13 @@ def widest(scopes: Iterable[Scope]) -> Scope:
 class TooFewRows(ValueError):
     """A rule is left with fewer rows than it needs: an error before a run, a skipped update within one.
 
-    `notes` holds what was noted of the round until then: who is missing, and why.
+    `notes` holds what was noted of the round until then: who is missing, and why. `state` is what the stages until then
+    remember: what was sent stays sent.
     """
 
-    def __init__(self, sentence: str, notes: tuple[Note, ...] = ()) -> None:
+    def __init__(self, sentence: str, notes: tuple[Note, ...] = (), state: State | None = None) -> None:
         super().__init__(sentence)
-        self.notes = notes
+        self.notes, self.state = notes, state
 
 
 class Stage(Expression, ABC):
@@ -127,7 +128,13 @@ class Chain(Stage):
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         state = dict(state or {})
         for i, stage in enumerate(self.stages):
-            stack, inner = stage(stack, state.get(str(i)), round.inside(i))
+            try:
+                stack, inner = stage(stack, state.get(str(i)), round.inside(i))
+            except TooFewRows as error:
+                if error.state:
+                    state[str(i)] = error.state
+                error.state = state
+                raise
             if inner:
                 state[str(i)] = inner
         return stack, state

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
-from phalanx.checkpoint import Checkpoint, from_payload, merge, own, to_payload
+from phalanx.checkpoint import Checkpoint, copied_tree, from_payload, merge, own, to_payload
 from phalanx.clock import PARTS
 from phalanx.crossing import check_server, server_half
 from phalanx.exam import Sitting
@@ -83,8 +83,11 @@ class Trainer:
         self.state: State = {}  # of the scheme
         self.memories: State = {}  # of the work, by worker
         self.answers: dict[int, Payload] = {}  # to what workers sent in the last round
+        self.before: dict[str, Any] = {}  # the learner when a pass of several rounds began
         for number, phase in enumerate(run.phases):
-            phase.work.check(Sources(self.learner, number), phase.rounds)
+            self._check(number)
+            if phase.surgery is not None or phase.finish.installs:
+                break  # what comes behind it is of a shape that nobody knows yet
         self._text, self._elsewhere = repr(run), dict[str, Any]()  # memories of workers elsewhere, from a checkpoint
         self._evaluated: tuple[int, tuple[float | None, float | None]] | None = None
         self._examined: tuple[int, dict[str, Any]] | None = None
@@ -131,6 +134,15 @@ class Trainer:
                 line["examined"] = self.examine()
         return line
 
+    def _check(self, number: int) -> None:
+        """Raises ValueError for a phase that cannot work with the network as it is, or whose adversary cannot."""
+        phase, run = self.config.phases[number], self.config
+        for work in (phase.work, phase.adversary):
+            if work is not None:
+                work.check(Sources(self.learner, number), phase.rounds)
+        if phase.adversary is not None:
+            phase.adversary.samples(run.partition, self.data, run.workers, 0, run.seed)
+
     def _due(self, opened: Opened) -> bool:
         """Whether the model is whole, and a round's turn to test it came since the exchange began."""
         work, every = self.config.phases[opened.number].work, self.config.evaluate_every
@@ -144,6 +156,7 @@ class Trainer:
         if at == 0 and index > 0:
             self.state, self.memories, self.answers, self._elsewhere = {}, {}, {}, {}
             self.learner.enter(number)
+            self._check(number)
         began, before = time.perf_counter(), world.received_bytes
         operated = self.learner.operate(number, at, world)
         if operated:
@@ -155,7 +168,9 @@ class Trainer:
             # who missed the last round has no place in what follows it
             chosen = tuple(worker for worker in chosen if worker in self.answers)
         byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
-        asked = phase.work.asks(Sources(self.learner, number), at)
+        if first == at and not phase.work.whole(at):
+            self.before = copied_tree(self.learner.to_tree())
+        asked = phase.work.asks(Sources(self.learner, number, index), at)
         model, shapes = self.model.state_dict(), self.learner.shapes
         opened = Opened(
             index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
@@ -188,14 +203,21 @@ class Trainer:
                 result, self.state = phase.scheme(stack, self.state, round)
         except TooFewRows as error:
             lost, notes = str(error), error.notes
+            self.state = error.state or self.state
         combined = time.perf_counter()
-        self.answers = {} if result is None else dict(result.answers)
         if result is not None:
             notes, lost = self.finish(number, at, result)
+        self.answers = {} if result is None or lost else dict(result.answers)
+        if self.before and (lost or phase.work.whole(at)):
+            if lost:
+                # what a pass has begun to put in the model is no model
+                self.learner.load(self.before, number)
+            self.before = {}
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(notes, byzantine | opened.silent, aloud=world.rank == 0)
+        bad = (byzantine | opened.silent) & set(chosen)
+        measured = self.ledger.enter(notes, bad, aloud=world.rank == 0)
         measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
@@ -230,9 +252,10 @@ class Trainer:
         Workers that are not chosen have a loss of NaN.
         """
         number, at = self.config.phase_at(index)
-        site = site_of(self.config, Sources(self.learner, number), self.data, index, at, self.answers)
+        site = site_of(self.config, Sources(self.learner, number, index), self.data, index, at, self.answers)
         here = self.world.ids
-        ids = [worker for worker in here if chosen is None or worker in set(chosen)]
+        asked = set(here if chosen is None else chosen)
+        ids = [worker for worker in here if worker in asked]
         rows, found, weights, self.memories = round_of(self.config, site, index, ids, self.memories)
         losses = torch.full((len(here),), float("nan"), dtype=torch.float64)
         losses[[here.index(worker) for worker in ids]] = found
@@ -278,6 +301,7 @@ class Trainer:
             **self.learner.to_tree(),
             "state": merge(states),
             "answers": {str(worker): answer for worker, answer in self.answers.items()},
+            "before": self.before,
             "ledger": self.ledger.to_json(),
         }
         folder.checkpoint(Checkpoint(self.step, self._text, tree))
@@ -292,6 +316,7 @@ class Trainer:
         self._elsewhere = tree.get("state", {}) if self.world.serves else {}
         self.keep(own(tree.get("state", {}), self.world.ids))
         self.answers = {int(worker): answer for worker, answer in tree.get("answers", {}).items()}
+        self.before = tree.get("before", {})
         self.ledger = Ledger.from_json(tree["ledger"])
 
     @property

@@ -58,6 +58,10 @@ class Work(Expression, ABC):
         """The round in which the exchange began that round `at` goes on with; only who took part then goes on."""
         return at
 
+    def ready(self, at: int, memory: State) -> bool:
+        """Whether a worker that remembers this can do its part in round `at`; one that has lost its memory may not."""
+        return True
+
     def whole(self, at: int) -> bool:
         """Whether there is one whole model behind round `at`, which can be tested."""
         return True

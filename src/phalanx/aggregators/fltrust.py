@@ -22,7 +22,8 @@ class Fltrust(Aggregator):
 
     Shapes: (n, d) -> (1, d).
     Args:
-        root: the worker that the server plays; it has to take part in every round.
+        root: the worker that stands for the server, with data that it trusts; it has to take part in every round, and a
+            round without it is lost.
     Raises:
         ValueError: the root row is missing, or points where no other does.
     Source: Cao et al., FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping, 2020,

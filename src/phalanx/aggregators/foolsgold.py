@@ -54,7 +54,7 @@ class Foolsgold(Aggregator):
             state[key] = remember(past[i], before, head)
         weights = _weights(inner_products(past, None), self.kappa)
         if not weights.any():
-            raise TooFewRows("foolsgold: all clients look alike, and no weight is left", stack.notes)
+            raise TooFewRows("foolsgold: all clients look alike, and no weight is left", stack.notes, state)
         share = torch.from_numpy(weights / weights.sum())
         return stack.one(mix_one(share, stack.rows)), state
 

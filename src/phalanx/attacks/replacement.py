@@ -19,6 +19,8 @@ from phalanx.stage import State
 class Replacement(Attack):
     """Byzantine rows times `boost`: with n_S / n_i and silent honest clients FedAvg installs the attacker's model.
 
+    That holds where weights are believed, `gate(weights="trusted")`; a gate that bounds them weakens the attack.
+
     Several attackers of a round share the factor, as if they were one with the examples of all.
 
     Args:
@@ -27,9 +29,13 @@ class Replacement(Attack):
         2020, arXiv:2007.05084, section 3.
     """
 
-    omniscient: ClassVar[bool] = False
+    directions_only: ClassVar[bool] = True
 
     boost: float | None = None
+
+    @property
+    def asks_all(self) -> bool:
+        return self.boost is None
 
     def validate(self) -> None:
         ok = self.boost is None or 0 < self.boost < float("inf")

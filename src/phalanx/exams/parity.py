@@ -37,7 +37,8 @@ class Parity(Exam):
         for worker in asked:
             mine = parts[worker][: self.most]
             x, y = sitting.data.train(mine)
-            right = sitting.labels(x) == y
-            accuracy[str(worker)] = share(right.flatten())
-        least, most = min(accuracy.values()), max(accuracy.values())
-        return {"accuracy": accuracy, "least": least, "ratio": least / most if most else None}
+            right = (sitting.labels(x) == y)[y >= 0]
+            accuracy[str(worker)] = share(right)
+        known = [rate for rate in accuracy.values() if rate is not None]
+        least, most = min(known, default=None), max(known, default=None)
+        return {"accuracy": accuracy, "least": least, "ratio": least / most if least is not None and most else None}

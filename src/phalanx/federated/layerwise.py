@@ -70,6 +70,10 @@ class Layerwise(Work):
     def whole(self, at: int) -> bool:
         return at % self.layers == self.layers - 1
 
+    def ready(self, at: int, memory: State) -> bool:
+        turn, step = divmod(at, self.layers)
+        return step == 0 or (memory.get("pass"), memory.get("step")) == (turn, step - 1)
+
     def training(self, step: int) -> LocalTraining:
         """How a client trains in a round of a pass."""
         retrain = self.retrain or self.local
@@ -97,7 +101,7 @@ class Layerwise(Work):
     def asks(self, source: Source, at: int) -> Sequence[str] | None:
         step = at % self.layers
         if step == 0:
-            return () if at == 0 and self.local.own else None
+            return () if source.begins and self.local.own else None
         return [name for name, when in turns(source).items() if when == step - 1]
 
     def layout(self, source: Source, at: int) -> Layout:
@@ -132,13 +136,13 @@ class Layerwise(Work):
         rest = copied({n: t for n, t in after.items() if when.get(n, self.layers) > step})
         if step:
             model.load_state_dict(before)
-        return loss, {"pass": turn, "places": known, "model": rest}
+        return loss, {"pass": turn, "step": step, "places": known, "model": rest}
 
     def _start(self, site: Site, unit: int, memory: State) -> Mapping[str, Tensor]:
         """The network with which a client begins a pass."""
         source = site.source
         assert source is not None
-        if site.at == 0 and self.local.own:
+        if source.begins and self.local.own:
             return source.first(unit)
         state, graph = dict(site.model.state_dict()), source.graph
         known = memory.get("places", {})

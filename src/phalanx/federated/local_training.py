@@ -91,7 +91,7 @@ class LocalTraining(Work):
 
     def asks(self, source: Source, at: int) -> Sequence[str] | None:
         # who begins with weights of its own needs none of the server's
-        return () if self.own and at == 0 and not self.frozen else None
+        return () if self.own and source.begins and not self.frozen else None
 
     def passes(self, at: int) -> float | None:
         return None if self.steps is not None else float(self.epochs)
@@ -99,8 +99,7 @@ class LocalTraining(Work):
     def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         model, parts = site.model, site.layout.split(out)
         before = copied(model.state_dict())
-        if self.own and site.at == 0:
-            assert site.source is not None
+        if self.own and site.source is not None and site.source.begins:
             fresh = site.source.first(unit)
             model.load_state_dict({n: before[n] if _named(n, self.frozen) else t for n, t in fresh.items()})
         loss, memory = self.train(site, unit, samples, memory)

@@ -158,7 +158,8 @@ def fedma(
     plain = retrain or replace(local, own=False, optimizer=amend(local.optimizer, "weight_decay", 0.0))
     if last == "published":
         slow = amend(amend(plain.optimizer, "weight_decay", 1e-4), "lr", plain.optimizer.lr / 10)
-        last = replace(plain, optimizer=slow, epochs=3 * plain.epochs)
+        steps = None if plain.steps is None else 3 * plain.steps
+        last = replace(plain, optimizer=slow, epochs=3 * plain.epochs, steps=steps)
     rule_of = matcher or Bbp(average="plain")
     scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of, support=support), rule or Mean())
     everyone = Everyone() if clients is None else Sampled(clients)

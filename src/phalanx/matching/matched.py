@@ -136,7 +136,8 @@ def _admitted(stack: Stack) -> Stack:
     kept = dict(zip(bounded.sources, bounded.weights.tolist(), strict=True))
     rows = bounded.rows.clone()
     part = bounded.layout.split(rows)[EXAMPLES]
-    part.mul_((torch.tensor([kept[s] for s in bounded.sources]) / part.double().sum(dim=1)).to(part)[:, None])
+    believed = torch.tensor([kept[s] for s in bounded.sources], dtype=torch.float64, device=part.device)
+    part.mul_((believed / part.double().sum(dim=1)).to(part)[:, None])
     weights = dict(zip(stack.sources, stack.weights.tolist(), strict=True))
     return replace(bounded, rows=rows, weights=torch.tensor([weights[s] for s in bounded.sources], dtype=torch.float64))
 

@@ -121,7 +121,8 @@ def defences(size: Size) -> dict[str, tuple[Stage, float]]:
 def _phases(size: Size, rule: Stage, attack: str, radius: float) -> tuple[Phase, Phase]:
     quiet = px.fedavg(size.local, size.before, clients=size.clients)
     wire, _ = quiet.scheme.stages  # type: ignore[attr-defined]
-    stages = [px.replacement()] if attack == "PGD + replacement" else []
+    # the bounded weight of one client among those of a round
+    stages = [px.replacement(float(size.clients))] if attack == "PGD + replacement" else []
     foe = size.local
     if attack != "black-box":
         ball = px.ball(radius / size.clients if stages else radius)
