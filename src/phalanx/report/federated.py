@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short
-from phalanx.report.plots import COLOURS, GREY, figure, save, tidy
+from phalanx.report.plots import GREY, figure, save, tidy
 from phalanx.report.sheet import Cell, Sheet
 from phalanx.report.tables import percent
 from phalanx.results import RunFolder
+
+# by the first word of a method's name; what makes no network out of several is grey
+COLOURS = {"one-shot": "#56B4E9", "FedAvg": "#0072B2", "FedProx": "#009E73", "PFNM": "#CC79A7", "FedMA": "#D55E00"}
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,18 @@ def plot_methods(results: Sequence[Result], title: str, path: Path) -> None:
     most = max((len(lines) for lines in panels.values()), default=1)
     made = figure(6.2 * across, (0.34 * most + 1.1) * down + 0.5)
     axes: Any = made.subplots(down, across, squeeze=False)
-    colours = _colours([line.name for lines in panels.values() for line in lines])
     for ax, (name, lines) in zip(axes.flat, panels.items(), strict=False):
-        _bars(ax, lines, colours)
+        _bars(ax, lines)
         ax.set_title(name, loc="left", fontsize=11)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     save(made, title, path)
 
 
-def _bars(ax: Any, lines: Sequence[Line], colours: dict[str, str]) -> None:
+def _bars(ax: Any, lines: Sequence[Line]) -> None:
     for place, line in enumerate(lines):
         height = 100 * (line.accuracy or 0.0)
-        ax.barh(place, height, color=colours[line.name], height=0.66)
+        ax.barh(place, height, color=COLOURS.get(re.split("[ ,]", line.name)[0], GREY), height=0.66)
         ax.plot([100 * a for a in line.each], [place] * len(line.each), "o", color="#333333", markersize=3, alpha=0.6)
         words = "-" if line.accuracy is None else f"{height:.1f}"
         at = max([height, *(100 * a for a in line.each)])
@@ -111,20 +114,6 @@ def _bars(ax: Any, lines: Sequence[Line], colours: dict[str, str]) -> None:
     ax.set_xlabel("test accuracy (%)")
     tidy(ax)
     ax.grid(visible=False, axis="y")
-
-
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    """What is no method of averaging in grey, all else in a colour by the first word of its name."""
-    families = iter(COLOURS * len(names))
-    found: dict[str, str] = {}
-    by_word: dict[str, str] = {}
-    for name in names:
-        word = name.split(",")[0].split()[0]
-        if word in ("local", "ensemble"):
-            found[name] = GREY
-        else:
-            found[name] = by_word[word] if word in by_word else by_word.setdefault(word, next(families))
-    return found
 
 
 def federated_tables(results: Sequence[Result]) -> list[Sheet]:

@@ -11,16 +11,15 @@ from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short
-from phalanx.report.federated import federated_tables, lines_of
+from phalanx.report.federated import COLOURS, federated_tables, lines_of
 from phalanx.report.plots import GREY, figure, save, tidy
 from phalanx.report.sheet import Cell, Sheet
 from phalanx.report.tables import percent
 from phalanx.results import RunFolder
 
 STYLES: dict[str, dict[str, Any]] = {
-    "FedAvg": {"color": "#0072B2", "marker": "o"},
-    "FedProx": {"color": "#009E73", "marker": "s"},
-    "FedMA": {"color": "#D55E00", "marker": "D"},
+    name: {"color": COLOURS[name], "marker": marker}
+    for name, marker in (("FedAvg", "o"), ("FedProx", "s"), ("FedMA", "D"))
 }
 # tables 5.1 and 5.2: accuracy in per cent, the best E, and growth
 PUBLISHED: dict[str, dict[str, tuple[float, int | None, float]]] = {
