@@ -13,7 +13,7 @@ from phalanx.report.sweep import plot_sweep, sweep_tables
 
 EACH = 5  # clients that come with a piece of the data
 # the network, how many pieces there are, and epochs of a client
-STEPS = {"smoke": ("MLP", 2, 2), "laptop": ("VGG-9", 5, 4), "paper": ("VGG-9", 5, 20)}
+STEPS = {"smoke": ("MLP", 2, 2), "laptop": ("LeNet", 5, 5), "paper": ("VGG-9", 5, 20)}
 
 
 @recipe("fedma-clients", plot=plot_sweep, tables=sweep_tables)
