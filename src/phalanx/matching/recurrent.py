@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from phalanx.axis import Axes, Axis, picked
+from phalanx.matching.assignment import assigned
 from phalanx.matching.features import averaged, axes_in
 
 # L_j neurons of client j among L places, D entries of a neuron, K square matrices such as the gates of an LSTM
@@ -138,7 +138,7 @@ def _descend(p: Tensor, linear: Tensor, left: Tensor, right: Tensor, steps: int 
 
 def _least(cost: Tensor) -> Tensor:
     """The permutation matrix of least cost."""
-    rows, columns = linear_sum_assignment(cost.numpy())
+    rows, columns = assigned(cost.numpy())
     made = torch.zeros_like(cost)
     made[rows, columns] = 1
     return made

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from phalanx.matching.assignment import assigned
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.matching import Assigned, by_size, numbered
 from phalanx.matching.normal import Normal
@@ -124,7 +124,7 @@ def rematch(pool: Pool, j: int, model: Normal, prior: Buffet, room: Room) -> Non
     if int(pool.of(j)[0]) >= 0:
         pool.take(j, rows)
     gains = gain_table(pool, rows, model, prior, room)
-    _, columns = linear_sum_assignment(gains.numpy(), maximize=True)
+    _, columns = assigned(gains.numpy(), maximize=True)
     labels = torch.from_numpy(columns)
     # the k-th new neuron is the k-th row's that opens one
     opens = labels >= len(pool.counts)

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from phalanx.expression import method, require
+from phalanx.matching.assignment import assigned
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.matching import Assigned, Matcher, by_size
 from phalanx.matching.normal import Normal
@@ -70,7 +70,7 @@ def first_guess(layers: Sequence[Tensor]) -> Normal:
     total = rows.var(dim=0, correction=0)
     first, second = (wide[j] for j in (by_size(layers) * 2)[:2])
     distances = torch.cdist(first, second)
-    left, right = linear_sum_assignment(distances.cpu().numpy())
+    left, right = assigned(distances.cpu().numpy())
     left, right = torch.from_numpy(left), torch.from_numpy(right)
     nearest = distances[left, right].argsort()[: (len(left) + 1) // 2].cpu()
     sigma = (first[left[nearest]] - second[right[nearest]]).square().mean(dim=0) / 2
