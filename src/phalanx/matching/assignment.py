@@ -7,7 +7,7 @@ import numpy as np
 
 
 def assigned(table: np.ndarray, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Rows, and the column of each, in the assignment of least or greatest sum. Shapes: (m, n) -> (min(m, n),) twice."""
+    """Rows, and their columns, of the assignment of least or greatest sum. Shapes: (m, n) -> (min(m, n),) each."""
     from scipy.optimize import linear_sum_assignment
 
     return linear_sum_assignment(table, maximize=maximize)
