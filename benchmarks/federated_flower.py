@@ -77,11 +77,14 @@ def in_flower(run: px.run, actors: int) -> tuple[float, float]:
     from flwr.simulation import run_simulation
 
     from phalanx.flower import client_app, server_app
+    from phalanx.worlds.seats import Patience
 
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": actors}}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        server = server_app(run, folder=folder, evaluate=False, poll_s=0.01)
+        # every node is asked for its number once, by actors that start one after the other
+        patience = Patience(join_s=600.0, first_s=600.0)
+        server = server_app(run, folder=folder, evaluate=False, poll_s=0.01, patience=patience)
         run_simulation(server, client_app(run), run.workers, backend_config=resources)
         lines = px.RunFolder(Path(folder)).metrics()
     whole = sum(line[part] for line in lines for part in ROUND)
