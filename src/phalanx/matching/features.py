@@ -106,7 +106,7 @@ def averaged(
 
 
 def present(tensor: Tensor, axes: Iterable[Axis], places: Mapping[int, Tensor]) -> Tensor:
-    """Ones where a tensor has both neurons of an entry, zeros elsewhere; of a shape that broadcasts to the tensor's.
+    """Ones where a tensor has the neurons of an entry along these axes, zeros elsewhere; broadcasts to its shape.
 
     Args:
         tensor: whose neurons stand at these places already.

@@ -152,7 +152,7 @@ def _shares(examples: Sequence[Tensor]) -> Tensor:
 def _filled(
     tensors: Sequence[Tensor], axes: Axes, places: Sequence[Mapping[int, Tensor]], shares: Tensor | None
 ) -> list[Tensor]:
-    """One tensor of each client, so that the plain mean of all is the average over those that have an entry."""
+    """One tensor of each client, so that the plain mean of all is that of those with the neuron an entry makes."""
     n, dtype = len(tensors), tensors[0].dtype
     # from a neuron that it lacks a client has a weight of zero, as in its own network
     made = [axis for axis in axes if axis.makes]
