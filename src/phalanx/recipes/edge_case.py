@@ -156,7 +156,7 @@ def attacked(size: Size, rule: Stage, attack: str, radius: float) -> Run:
 
 @recipe("edge-case-mnist", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_mnist(scale: str) -> dict[str, Run]:
-    """Task 2: handwritten sevens of another style are called ones; three kinds of attack, and none, against twelve rules."""
+    """Task 2: sevens of another handwriting are called ones; no attack and three attacks against twelve rules."""
     size = SIZES[scale]
     made: dict[str, Run] = {}
     for name, (rule, radius) in defences(size).items():
