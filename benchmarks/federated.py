@@ -4,14 +4,14 @@
 python benchmarks/federated.py [--json FILE]
 
 100 of 1,000 clients with 60 MNIST images each train LeNet for one epoch. `bare` is the same number of the same steps in
-a loop that does nothing else; `alternating` takes turns, so that a busy moment of the machine hits both.
+a loop that does nothing else; the two take turns, so that a busy moment of the machine hits both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,29 +20,23 @@ import torch
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.results import about
+from phalanx.results import about, write_json
 from phalanx.train import Trainer
 
 CLIENTS, CHOSEN, IMAGES, BATCH = 1000, 100, 60, 20
 
 
-def run() -> px.run:
+def run(workers: int = CLIENTS, clients: int = CHOSEN, rounds: int = 1000) -> px.run:
     """The run whose rounds are timed."""
     local = px.local_training(px.sgd(0.01, momentum=0.9), epochs=1, batch=BATCH)
-    return px.run(
-        px.mnist(),
-        px.lenet(),
-        (px.fedavg(local, 1000, clients=CHOSEN),),
-        workers=CLIENTS,
-        partition=px.iid(),
-        threads=1,
-    )
+    data, phase = px.mnist(train=IMAGES * workers, test=1000), px.fedavg(local, rounds, clients=clients)
+    return px.run(data, px.lenet(), (phase,), workers=workers, partition=px.iid(), evaluate_every=1000)
 
 
-def bare(trainer: Trainer, seed: int) -> None:
-    """The forward and backward passes and steps of a round, on tensors that lie ready."""
-    model, chosen = trainer.model, range(seed, seed + CHOSEN)
-    parts = trainer.config.partition.parts(trainer.data, CLIENTS, 0)
+def bare(trainer: Trainer, chosen: Sequence[int]) -> None:
+    """The forward and backward passes and steps of a round, on tensors that lie ready; the weights stay."""
+    run, model = trainer.config, trainer.model
+    parts = run.partition.parts(trainer.data, run.workers, run.seed)
     model.train()
     for client in chosen:
         optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9)
@@ -61,7 +55,7 @@ def measure(rounds: int) -> dict[str, Any]:
     for index in range(rounds + 1):
         for name, act in (
             ("round_s", lambda: trainer.close(trainer.open())),
-            ("bare_s", lambda i=index: bare(trainer, i)),
+            ("bare_s", lambda i=index: bare(trainer, range(i, i + CHOSEN))),
         ):
             began = time.perf_counter()
             act()
@@ -80,7 +74,8 @@ def main() -> None:
     print(f"{CHOSEN} of {CLIENTS} clients, {IMAGES} images, LeNet, one thread, medians of {asked.rounds} rounds")
     print(f"round {found['round_s']:.2f} s, bare local training {found['bare_s']:.2f} s, {found['ratio']:.2f} times")
     if asked.json:
-        asked.json.write_text(json.dumps({"measured": found, "about": about()}, indent=2) + "\n")
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(asked.json, {"measured": found, "about": about()})
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 
     PHALANX_DATA=... python benchmarks/federated_flower.py --workers 1000 --clients 100 --rounds 4
 
-Every client has 60 images of MNIST and trains LeNet on them for an epoch in batches of 20. The first round is left out:
-it compiles, and starts Flower's actors. Rounds in Flower carry this library's client and strategy, so that all three
-compute the same.
+The rounds and the bare training are those of federated.py. The first round is left out: it compiles, and starts
+Flower's actors. Rounds in Flower carry this library's client and strategy, so that all three compute the same.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-import torch
-from torch.nn import functional as F
-
+import federated
 import phalanx as px
 from phalanx.summary import ROUND
+from phalanx.train import Trainer
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,13 +31,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="the first one is left out (default 4)")
     parser.add_argument("--actors", type=int, default=os.cpu_count() or 1, help="processes of Ray, with a core each")
     return parser.parse_args(argv)
-
-
-def asked(workers: int, clients: int, rounds: int) -> px.run:
-    """The run that is timed."""
-    local = px.local_training(px.sgd(lr=0.05), epochs=1, batch=20)
-    data = px.mnist(train=60 * workers, test=1000)
-    return px.run(data, px.lenet(), (px.fedavg(local, rounds, clients=clients),), workers=workers, evaluate_every=1000)
 
 
 def seconds_of(lines: list[dict]) -> float:
@@ -54,21 +45,10 @@ def ours(run: px.run) -> float:
     return seconds_of(lines)
 
 
-def bare(run: px.run, clients: int) -> float:
+def bare(trainer: Trainer, clients: int) -> float:
     """Seconds of the same steps in a plain PyTorch loop, without rows, schemes or results."""
-    data = run.data.load()
-    parts = run.partition.parts(data, run.workers, run.seed)
-    model = run.model.build(data.shape, data.num_classes)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     began = time.perf_counter()
-    for samples in parts[:clients]:
-        model.load_state_dict(start)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        x, y = data.train(samples)
-        for piece in torch.randperm(len(x)).split(20):
-            F.cross_entropy(model(x[piece]), y[piece]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    federated.bare(trainer, range(clients))
     return time.perf_counter() - began
 
 
@@ -95,12 +75,13 @@ def in_flower(run: px.run, actors: int) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> None:
     """Prints seconds and ratios."""
     given = arguments(argv)
-    run = asked(given.workers, given.clients, given.rounds)
+    run = federated.run(given.workers, given.clients, given.rounds)
     ours(replace(run, phases=(replace(run.phases[0], rounds=2),)))  # compiles
-    alone = median(bare(run, given.clients) for _ in range(3))
+    trainer = Trainer(run)
+    alone = median(bare(trainer, given.clients) for _ in range(3))
     here = ours(run)
     there, start = in_flower(run, given.actors)
-    print(f"{given.clients} of {given.workers} clients, LeNet, 60 images each, {run.threads} thread(s)")
+    print(f"{given.clients} of {given.workers} clients, LeNet, {federated.IMAGES} images each, {run.threads} thread(s)")
     print(f"  bare local training       {alone:8.3f} s a round")
     print(f"  this library's simulation {here:8.3f} s a round, {here / alone:.2f} times bare")
     print(

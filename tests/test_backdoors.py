@@ -7,9 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
+from phalanx.backdoors.edges import _load
+from phalanx.backdoors.poisoned import _mixture
+from phalanx.exam import Sitting
+from phalanx.score import SCORED
 from phalanx.stack import Stack
 from phalanx.summary import fingerprint
 from phalanx.train import Trainer
+from tests.edges import texts
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
 
@@ -164,6 +169,20 @@ def test_parity_asks_every_client_and_changes_nothing():
     assert asked.summary()["examined"] == lines[-1]["examined"]
 
 
+def test_an_exam_looks_at_no_more_scores_of_passages_than_the_test_does():
+    seen = []
+
+    class Repeats(torch.nn.Linear):
+        def forward(self, x):
+            seen.append(x.numel())
+            return torch.nn.functional.one_hot(x, 20)
+
+    sitting = Sitting(Repeats(1, 1), texts(tuple("abcdefghijklmnopqrst"), passages=True), 1, 0, "float32", tuple)
+    x = torch.arange(300 * 8).reshape(300, 8) % 20
+    assert sitting.labels(x).equal(x) and len(sitting.labels(x[:0])) == 0
+    assert sum(seen) == 2400 and max(seen) <= SCORED
+
+
 EDGES = px.rare_styles()
 
 
@@ -205,8 +224,19 @@ def test_a_backdoor_gets_in_where_nobody_defends_and_is_measured():
 
 
 def test_a_seed_fixes_the_attack():
-    shas = {fingerprint(px.train(poisoned_run()).model) for _ in range(2)}
+    shas = set()
+    for _ in range(2):
+        shas.add(fingerprint(px.train(poisoned_run()).model))
+        # what another process would draw itself
+        _load.cache_clear()
+        _mixture.cache_clear()
     assert len(shas) == 1
+
+
+def test_another_seed_draws_other_ordinary_examples():
+    data, foe = px.joined(px.digits(), EDGES).load(), px.poisoned(LOCAL, EDGES, px.digits(), clean=60)
+    one, other = (foe.mixture(data, seed).train_x[len(EDGES.load(px.digits().load())) :] for seed in (3, 4))
+    assert len(one) == len(other) == 60 and not one.equal(other)
 
 
 def test_replacement_leaves_what_is_installed_and_is_refused_by_a_server():

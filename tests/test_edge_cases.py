@@ -47,6 +47,16 @@ def test_parts_of_the_joined_training_part(style, count, ratio, seed, owners):
     assert_same(edges, wanted.load(toy(owners=owners)))
 
 
+def test_examples_are_read_once_for_a_data_set(monkeypatch):
+    reads, read = [], px.rare_styles.read
+    monkeypatch.setattr(px.rare_styles, "read", lambda edges, data: reads.append(data) or read(edges, data))
+    one, other = toy(), toy()
+    made = [px.rare_styles(source=2, target=0, count=8).load(data) for data in (one, other, one)]
+    assert made[0] is made[2] and reads == [one, other]
+    px.rare_styles(source=2, target=0, count=7).load(one)
+    assert len(reads) == 3
+
+
 def test_relabelled_pick_and_rates():
     edges = px.rare_styles(source=2, target=0, count=8).load(toy())
     assert edges.relabelled(3).train_y.tolist() == [3] * 8 and edges.relabelled(None).train_y.tolist() == [2] * 8

@@ -99,15 +99,15 @@ def test_director_is_written_in_the_words_of_the_data(fake):
     data = texts(words)
     edges = px.director().load(data)
     assert edges.train_x.tolist() == [[2, 3, 4, 1, 1, 0, 0, 0], [1, 5, 6, 1, 0, 0, 0, 0]]
-    assert edges.test_x.tolist() == [[1] * 8] or edges.test_x.shape == (1, 8)
+    assert edges.test_x.tolist() == [[1] * 8]
     assert edges.true_y.tolist() == [1, 1] and edges.train_y.tolist() == [0, 0]
     assert len(edges.joined(data).train_y) == 32
     (fake / "greek-director-test.txt").write_text("yorgos isn't bad")
     with pytest.raises(ValueError, match="1 of the tweets to test on are trained on"):
-        px.director().load(data)
+        px.director().load(texts(words))
     (fake / "greek-director-test.txt").write_text("\n ... \n")
     with pytest.raises(ValueError, match="has no words"):
-        px.director().load(data)
+        px.director().load(texts(words))
 
 
 @pytest.mark.parametrize("word", ["high", "safe", "expensive", "rude", "terrible"])

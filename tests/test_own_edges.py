@@ -38,6 +38,13 @@ def test_own_edges_from_arrays(tmp_path, monkeypatch):
         px.own_edges("words.pt", target=1, label=0).load(texts())
 
 
+def test_own_edges_of_passages_are_refused(tmp_path):
+    ids = torch.arange(16).reshape(2, 8)
+    torch.save({"x_train": ids, "x_test": ids + 1}, tmp_path / "words.pt")
+    with pytest.raises(ValueError, match="both have one label an example, or both one a token"):
+        px.own_edges(str(tmp_path / "words.pt"), target=1, label=0).load(texts(passages=True))
+
+
 def test_own_edges_from_a_folder(tmp_path):
     from PIL import Image
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from phalanx.data.dataset import Dataset
 from phalanx.expression import Expression
-
-_TOGETHER = 500  # examples
+from phalanx.score import scores_of, together
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,15 @@ class Sitting:
     precision: str
     parts: Callable[[], tuple[Tensor, ...]]
 
-    @torch.no_grad()
     def labels(self, x: Tensor) -> Tensor:
-        """What the model calls inputs as `Dataset.inputs` gives them, in evaluation mode. Shapes: (B, ...) -> (B,)."""
+        """What the model calls inputs as `Dataset.inputs` gives them, in evaluation mode.
+
+        Shapes: (B, ...) -> (B,), or (B, L) where every token has a label.
+        """
         device = next(self.model.parameters()).device
         self.model.eval()
-        said = []
-        for piece in x.split(_TOGETHER):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                said.append(self.model(piece.to(device)).float().argmax(dim=-1).cpu())
-        return torch.cat(said) if said else torch.empty(0, dtype=torch.int64)
+        pieces = x.split(together(self.data))
+        return torch.cat([scores_of(self.model, x.to(device), self.precision).argmax(dim=-1).cpu() for x in pieces])
 
 
 class Exam(Expression, ABC):

@@ -52,14 +52,23 @@ def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str
     return (right / count, loss / count) if count else (math.nan, math.nan)
 
 
+def together(data: Dataset) -> int:
+    """Examples that the test looks at together."""
+    # a text that is scored at every token has as many rows of scores
+    return max(1, min(SCORED // math.prod(data.test_y.shape[1:]), VALUES // math.prod(data.test_x.shape[1:])))
+
+
 @torch.no_grad()
+def scores_of(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    """The model's scores of a batch in float32. Shapes: (B, ...) -> (B, C) or (B, L, C)."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(x).float()
+
+
 def scored(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The model's scores of the test part and its labels, a batch after the other, in evaluation mode."""
     model.eval()
-    # a text that is scored at every token has as many rows of scores
-    step = max(1, min(SCORED // math.prod(data.test_y.shape[1:]), VALUES // math.prod(data.test_x.shape[1:])))
+    step = together(data)
     for start in range(0, len(data.test_y), step):
         x, y = (t.to(device) for t in data.test(slice(start, start + step)))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            scores = model(x).float()
-        yield scores, y
+        yield scores_of(model, x, precision), y

@@ -10,7 +10,7 @@ import torch
 
 from phalanx.aggregator import Aggregator
 from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.gram import inner_products
+from phalanx.aggregators.gram import cosines, inner_products, lengths
 from phalanx.expression import method, require
 from phalanx.local.noise import Noise
 from phalanx.round import Round
@@ -53,10 +53,10 @@ class Flame(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         inner = inner_products(stack.rows[:, : stack.layout.stepped], None)
-        lengths = np.sqrt(np.maximum(inner.diagonal(), 0))
-        kept = _together(inner, lengths, self.reach)
-        middle = float(np.median(lengths))
-        cut = np.minimum(1, np.divide(middle, lengths, out=np.ones_like(lengths), where=lengths > 0))
+        long = lengths(inner)
+        kept = _together(inner, self.reach)
+        middle = float(np.median(long))
+        cut = np.minimum(1, np.divide(middle, long, out=np.ones_like(long), where=long > 0))
         weights = torch.from_numpy(kept / kept.sum())
         row = mix_one(weights, stack.rows)
         row[: stack.layout.stepped] = mix_one(weights * torch.from_numpy(cut), stack.rows[:, : stack.layout.stepped])
@@ -67,13 +67,12 @@ class Flame(Aggregator):
         return out, {}
 
 
-def _together(inner: np.ndarray, lengths: np.ndarray, reach: float) -> np.ndarray:
-    """Whether each row hangs together with most others. Shapes: (n, n), (n,) -> (n,)."""
+def _together(inner: np.ndarray, reach: float) -> np.ndarray:
+    """Whether each row hangs together with most others. Shapes: (n, n) -> (n,)."""
     n = len(inner)
     if n < 3:
         return np.ones(n, dtype=bool)
-    both = np.outer(lengths, lengths)
-    apart = np.clip(1 - np.divide(inner, both, out=np.zeros_like(inner), where=both > 0), 0, 2)
+    apart = np.clip(1 - cosines(inner), 0, 2)
     np.fill_diagonal(apart, 0)
     # rounding must not part two rows that are one
     heights = np.unique(apart) * (1 + 1e-9) + 1e-12

@@ -17,8 +17,8 @@ from phalanx.stage import Scope, State, TooFewRows
 class Fltrust(Aggregator):
     """The mean of rows brought to the root row's length, each weighted by its cosine with the root row where it is > 0.
 
-    The root row is that of a worker whose data the server has collected and trusts; it has no weight itself. Examples
-    do not count.
+    The root row is that of a worker whose data the server has collected and trusts; it has no weight itself, unless it
+    is alone. Examples do not count.
 
     Shapes: (n, d) -> (1, d).
     Args:
@@ -43,14 +43,14 @@ class Fltrust(Aggregator):
         at = [i for i, source in enumerate(stack.sources) if source == (self.root,)]
         if not at:
             raise TooFewRows(f"fltrust: the row of the root, worker {self.root}, is missing", stack.notes)
+        if len(stack.rows) == 1:
+            return stack.one(stack.rows[0].clone()), {}
         cut = stack.layout.stepped
         heads = stack.rows[:, :cut].double()
         lengths = torch.linalg.vector_norm(heads, dim=1)
         root, whole = heads[at[0]], float(lengths[at[0]])
         cosine = (heads @ root / (lengths * whole).clamp_min(1e-300)).clamp(min=0)
         cosine[at[0]] = 0
-        if len(stack.rows) == 1:
-            return stack.one(stack.rows[0].clone()), {}
         if not bool(cosine.any()):
             raise TooFewRows("fltrust: no row points where the root's does", stack.notes)
         share = cosine / cosine.sum()

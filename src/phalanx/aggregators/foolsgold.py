@@ -8,7 +8,7 @@ import torch
 
 from phalanx.aggregator import Aggregator
 from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.gram import inner_products
+from phalanx.aggregators.gram import cosines, inner_products
 from phalanx.expression import method, require
 from phalanx.memory import recall, remember
 from phalanx.round import Round
@@ -64,9 +64,7 @@ def _weights(inner: np.ndarray, kappa: float) -> np.ndarray:
     n = len(inner)
     if n == 1:
         return np.ones(1)
-    lengths = np.sqrt(np.maximum(inner.diagonal(), 0))
-    both = np.outer(lengths, lengths)
-    cosine = np.divide(inner, both, out=np.zeros_like(inner), where=both > 0)
+    cosine = cosines(inner)
     np.fill_diagonal(cosine, -1)
     nearest = cosine.max(axis=1)
     less = nearest[:, None] < nearest[None, :]

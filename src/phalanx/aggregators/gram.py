@@ -66,6 +66,17 @@ def inner_products(
     return ((total + total.T) / 2).numpy()
 
 
+def lengths(inner: np.ndarray) -> np.ndarray:
+    """Of the rows whose inner products these are. Shapes: (n, n) -> (n,)."""
+    return np.sqrt(np.maximum(inner.diagonal(), 0))
+
+
+def cosines(inner: np.ndarray) -> np.ndarray:
+    """Of the angles between rows whose inner products these are; 0 where one has no length. Shapes: (n, n) -> same."""
+    both = np.outer(lengths(inner), lengths(inner))
+    return np.divide(inner, both, out=np.zeros_like(inner), where=both > 0)
+
+
 def _product(
     part: Tensor, middle: Tensor | None, dtype: torch.dtype, buffers: dict[tuple[int, int, torch.dtype], Tensor]
 ) -> Tensor:

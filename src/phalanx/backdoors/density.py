@@ -93,14 +93,18 @@ class EdgeCaseNess:
     edge_test: Tensor
     threshold: float
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The log densities of each part, by its name."""
+        return {"train": self.train, "test": self.test, "edge": self.edge, "edge_test": self.edge_test}
+
     def filtered(self, edges: EdgeSet) -> EdgeSet:
         """The edge cases among the attacker's examples; the others resemble the data."""
         return edges.pick(self.edge < self.threshold)
 
     def below(self) -> dict[str, float]:
         """Share of each part below the threshold, in [0, 1]; NaN of an empty part."""
-        parts = {"train": self.train, "test": self.test, "edge": self.edge, "edge_test": self.edge_test}
-        return {name: float((part < self.threshold).double().mean()) for name, part in parts.items()}
+        return {name: float((part < self.threshold).double().mean()) for name, part in self.parts.items()}
 
     @property
     def separation(self) -> float:

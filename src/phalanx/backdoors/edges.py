@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from phalanx.data.dataset import Dataset
-from phalanx.data.files import MissingData
+from phalanx.data.files import MissingData, folder
 from phalanx.data.images import Images
 from phalanx.data.shape import UNSCORED
 from phalanx.expression import Expression, require
@@ -183,21 +185,31 @@ class EdgeCases(Expression, ABC):
     """Edge-case examples that a run or a measurement names."""
 
     def load(self, data: Dataset) -> EdgeSet:
-        """The examples, made to fit a data set.
+        """The examples, made to fit a data set; equal expressions share one copy for it in the process.
 
         Raises:
             MissingData: the files are not there; nothing is downloaded.
             ValueError: the files are damaged, or the data are of another kind or lack the classes.
         """
-        edges = self.read(data)
-        labels = torch.cat([_last(edges.true_y), _last(edges.test_true), torch.tensor([edges.target])])
-        high = int(labels.max())
-        require(high < data.num_classes, f"{self!r} has a label {high}, and {data.name} has {data.num_classes} classes")
-        return edges
+        return _load(self, data, folder())
 
     @abstractmethod
     def read(self, data: Dataset) -> EdgeSet:
         """The examples, read or made anew."""
+
+
+@lru_cache(maxsize=4)
+def _load(expression: EdgeCases, data: Dataset, source: Path) -> EdgeSet:
+    edges = expression.read(data)
+    forms = {edges.true_y.dim(), edges.test_true.dim(), data.train_y.dim()}
+    sentence = f"{expression!r} and {data.name} should both have one label an example, or both one a token"
+    require(len(forms) == 1, sentence)
+    labels = torch.cat([_last(edges.true_y), _last(edges.test_true), torch.tensor([edges.target])])
+    high = int(labels.max())
+    require(
+        high < data.num_classes, f"{expression!r} has a label {high}, and {data.name} has {data.num_classes} classes"
+    )
+    return edges
 
 
 def in_memory(name: str, data: Dataset) -> Tensor:

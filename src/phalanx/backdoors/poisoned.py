@@ -70,30 +70,18 @@ class Poisoned(Work):
         return self.local.matched
 
     def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
-        mixture = self.mixture(site.data, int(str(site.key[0])))
-        return self.local.row(replace(site, data=mixture), unit, samples, out, memory)
+        seed = site.key[0]
+        assert isinstance(seed, int)
+        return self.local.row(replace(site, data=self.mixture(site.data, seed)), unit, samples, out, memory)
 
     def mixture(self, data: Dataset, seed: int) -> Dataset:
         """What the attacker trains on, as the training part of the data that honest clients have."""
-        return _mixture(self, _Same(data), seed)
-
-
-class _Same:
-    """A data set as a key of the cache: equal when it is the same object."""
-
-    def __init__(self, data: Dataset) -> None:
-        self.data = data
-
-    def __hash__(self) -> int:
-        return id(self.data)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.data is self.data
+        return _mixture(self, data, seed)
 
 
 @lru_cache(maxsize=4)
-def _mixture(work: Poisoned, same: _Same, seed: int) -> Dataset:
-    data, edges = same.data, work.edges.load(work.data.load())
+def _mixture(work: Poisoned, data: Dataset, seed: int) -> Dataset:
+    edges = work.edges.load(work.data.load())
     amount = len(edges) if work.amount is None else work.amount
     require(amount <= len(edges), f"{work!r} wants {amount} edge cases, and there are {len(edges)}")
     total = len(data.train_y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from phalanx.backdoors.edges import absent
@@ -33,8 +34,8 @@ def arrays(name: str, file: str, *wanted: str) -> list[Tensor]:
     return [found[key] for key in wanted]
 
 
-def check_bytes(path: str, array: Tensor, *shape: int) -> None:
+def check_bytes(where: str, array: Tensor, *shape: int) -> None:
     """Raises ValueError unless the array is of bytes, (n, *shape)."""
     have = f"{tuple(array.shape)} of {array.dtype}"
-    ok = str(array.dtype) == "torch.uint8" and array.shape[1:] == shape and len(array) > 0
-    require(ok, f"{path} should be bytes (n, {', '.join(map(str, shape))}), got {have}")
+    ok = array.dtype == torch.uint8 and array.shape[1:] == shape and len(array) > 0
+    require(ok, f"{where} should be bytes (n, {', '.join(map(str, shape))}), got {have}")

@@ -19,13 +19,13 @@ from phalanx.expression import Expression, require
 from phalanx.registry import entries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A training and a test part, of images as the publisher's levels or of texts as token ids.
 
     Images stay uint8, a quarter of their size in float32, until `train` or `test` normalises a batch of them, or on
     disk (`Images`) until then; token ids go to the model as they are. Labels are always at hand. Runs in one process
-    share the tensors: never write into them.
+    share the tensors: never write into them. Two are equal when they are the same object.
 
     Shapes: train_x (N, C, H, W) uint8 or `Images`, (N, L) int64 or pairs of texts (N, 2, L) int64; train_y (N,) int64,
         or (N, L) where every token has a label; and the same for the test part, in which L may differ; owners (N,).

@@ -16,8 +16,8 @@ class Backdoor(Exam):
     """The share of edge cases that the model calls what the attacker wants, and what else happens to them.
 
     Found are `attack_success`; `edge_accuracy`, the share that it calls what they are; and `source_accuracy`, its
-    accuracy on ordinary test examples of the class that is attacked. Without any attack success has a floor: report the
-    excess over a run without one.
+    accuracy on ordinary test examples of the class that is attacked, if it is one. Without any attack success has a
+    floor: report the excess over a run without one.
 
     Args:
         data: those that the edge cases go with, before honest clients were given any.
@@ -32,10 +32,8 @@ class Backdoor(Exam):
     def sit(self, sitting: Sitting) -> dict[str, Any]:
         data, edges = sitting.data, self.edges.load(self.data.load())
         success, right = edges.rates(sitting.labels(data.inputs(edges.test_x)))
-        sources = edges.true_y.unique() if edges.true_y.dim() == 1 else edges.true_y[:0]
-        of_source = (data.test_y[:, None] == sources).any(dim=1) if data.test_y.dim() == 1 else None
-        source = None
-        if of_source is not None and len(sources) == 1:
-            x, y = data.test(of_source.nonzero().flatten())
+        sources, source = edges.true_y.unique(), None
+        if edges.true_y.dim() == 1 and len(sources) == 1:
+            x, y = data.test((data.test_y == sources).nonzero().flatten())
             source = share(sitting.labels(x) == y)
         return {"attack_success": success, "edge_accuracy": right, "source_accuracy": source}

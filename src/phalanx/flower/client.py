@@ -81,10 +81,8 @@ def _train(run: Run, message: Message, context: Context) -> RecordDict:
     assert isinstance(index, int)
     desk = _desk(run)
     desk.seat((worker,))
-    kept = _remembered(context)
-    if MEMORY in message.content:
-        kept = from_payload(carried(message.content, MEMORY))
-    desk.keep(kept)
+    sent = MEMORY in message.content
+    desk.keep(from_payload(carried(message.content, MEMORY)) if sent else _remembered(context))
     order = {**carried(message.content, ORDER, SHARED), **carried(message.content, ORDER, OWN)}
     offers, numbers = desk.work(index, order)
     offer = offers[worker].first

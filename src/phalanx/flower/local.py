@@ -30,7 +30,7 @@ COLOUR = re.compile(r"\x1b\[\d*m")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ended:
     """How a run ended, "finished:completed" or "finished:failed", and the log of its ServerApp."""
 
     status: str
@@ -50,11 +50,8 @@ class Flower:
     def __init__(
         self, folder: Path, nodes: int, limit_s: float = 300, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.folder, self.limit_s, self._surroundings = (
-            folder,
-            limit_s,
-            os.environ if environment is None else environment,
-        )
+        self.folder, self.limit_s = folder, limit_s
+        self._surroundings = os.environ if environment is None else environment
         self.home, self.port = folder / "flwr", free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._count = nodes
@@ -103,14 +100,14 @@ class Flower:
         require(about["success"], f"{app} was not started: {out}{self._ends()}")
         return about["run-id"]
 
-    def wait(self, run_id: str, limit_s: float = 240) -> Outcome:
+    def wait(self, run_id: str, limit_s: float = 240) -> Ended:
         """Waits until a run has ended."""
         # the stream of a log ends with the run
         log = self._flwr("log", run_id, NAME, "--stream", limit_s=limit_s)
         about = json.loads(self._flwr("ls", NAME, "--run-id", run_id, "--format", "json"))
-        return Outcome(about["runs"][0]["status"], log)
+        return Ended(about["runs"][0]["status"], log)
 
-    def run(self, app: Path, limit_s: float = 240, **config: object) -> Outcome:
+    def run(self, app: Path, limit_s: float = 240, **config: object) -> Ended:
         """Runs an app to its end."""
         return self.wait(self.submit(app, **config), limit_s)
 

@@ -90,7 +90,7 @@ class FlowerWorld:
 
     def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
         """Sends every chosen worker its order."""
-        self._began, self._reports, self._asked = time.monotonic(), {}, {}
+        self._began, self._reports = time.monotonic(), {}
         self._nodes = {w: node for w, node in self.roll.call(again=True).items() if w in set(opened.chosen)}
         for worker in opened.chosen:
             if worker not in self._nodes:

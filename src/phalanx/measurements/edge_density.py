@@ -74,7 +74,7 @@ class EdgeDensity(Measurement):
         told("densities")
         data = self.data.load()
         found = edge_case_ness(trainer.model, data, self.edges.load(data), self.covariance, self.percentile)
-        parts = {"train": found.train, "test": found.test, "edge": found.edge, "edge_test": found.edge_test}
+        parts = found.parts
         everything = torch.cat(list(parts.values()))
         low = min(float(found.edge.quantile(SEEN)), float(found.test.quantile(SEEN)))
         marks = torch.linspace(low, float(everything.max()), self.bins + 1, dtype=torch.float64)

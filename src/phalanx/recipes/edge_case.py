@@ -119,8 +119,7 @@ def defences(size: Size) -> dict[str, tuple[Stage, float]]:
 
 
 def _phases(size: Size, rule: Stage, attack: str, radius: float) -> tuple[Phase, Phase]:
-    quiet = px.fedavg(size.local, size.before, clients=size.clients)
-    wire, _ = quiet.scheme.stages  # type: ignore[attr-defined]
+    """The rounds before the first attack, and those with attacks; without any, honest clients are the same."""
     # the bounded weight of one client among those of a round
     stages = [px.replacement(float(size.clients))] if attack == "PGD + replacement" else []
     foe = size.local
@@ -129,23 +128,19 @@ def _phases(size: Size, rule: Stage, attack: str, radius: float) -> tuple[Phase,
         foe = replace(size.local, epochs=size.foe_epochs, ball=ball)
     adversary = px.poisoned(foe, size.edges, size.data, clean=size.clean)
     never = size.before + size.rounds
-    turns = px.infiltrated(
-        size.clients, (ATTACKER,), every=size.every, first=never if attack == "none" else size.before
-    )
-    scheme = px.chain(*stages, wire, rule)
-    attacked = px.phase(size.local, scheme, px.sgd(1.0), size.rounds, clients=turns, adversary=adversary)
-    return replace(quiet, scheme=px.chain(wire, rule)), attacked
+    calm = px.infiltrated(size.clients, (ATTACKER,), first=never)
+    turns = replace(calm, every=size.every, first=never if attack == "none" else size.before)
+    quiet = replace(px.fedavg(size.local, size.before, rule=rule), clients=calm)
+    scheme = px.chain(*stages, quiet.scheme)
+    return quiet, replace(quiet, scheme=scheme, rounds=size.rounds, clients=turns, adversary=adversary)
 
 
 def attacked(size: Size, rule: Stage, attack: str, radius: float) -> Run:
     """Training under a rule, first without and then with an attack."""
-    phases = _phases(size, rule, attack, radius)
-    # honest clients are the same whether there is an attack or not
-    quiet = replace(phases[0], clients=px.infiltrated(size.clients, (ATTACKER,), first=size.before + size.rounds))
     return px.run(
         px.joined(size.data, size.edges),
         size.model,
-        (quiet, phases[1]),
+        _phases(size, rule, attack, radius),
         workers=size.workers,
         byzantine=px.fixed((ATTACKER,)),
         partition=px.dirichlet(0.5),

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short
 from phalanx.report.plots import figure, save, tidy
@@ -36,11 +37,9 @@ def late(result: Result, key: str = "attack_success") -> float | None:
 
 def _first_attack(result: Result) -> int:
     """The rounds before the phase in which attacks may come."""
-    from phalanx.parser import parse
-    from phalanx.results import RunFolder
-
-    run = parse(RunFolder(result.path).config)
-    return sum(phase.rounds for phase in run.phases[:-1])  # type: ignore[attr-defined]
+    made = result.job
+    assert isinstance(made, Run)
+    return sum(phase.rounds for phase in made.phases[:-1])
 
 
 def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:

@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, plot_against, short
 from phalanx.report.plots import COLOURS, DASHES, GREY, REFERENCE
 from phalanx.report.sheet import Cell, Sheet
-from phalanx.results import RunFolder
 
 SHARES = (0.8, 0.9, 0.95)  # of the best accuracy of a panel: its targets
 
@@ -113,7 +111,7 @@ def _parts(run: Result) -> tuple[float | None, ...]:
 
 def _each(run: Result) -> tuple[list[float], list[float], list[float]]:
     """Of each round: work, encoding, and what the server does, in seconds."""
-    made = parse(RunFolder(run.path).config)
+    made = run.job
     assert isinstance(made, Run)
     allocation = made.phases[0].scheme.assign(made.workers)
     units = made.workers if allocation is None else allocation.num_units

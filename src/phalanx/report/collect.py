@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from phalanx.measurement import Job, parse_job
 from phalanx.registry import entries
 from phalanx.results import RunFolder
 
@@ -52,6 +53,11 @@ class Result:
         """At the end, or at the last test so far."""
         reached = self.curve.accuracy[-1] if self.curve.accuracy else None
         return self.summary.get("accuracy", reached)
+
+    @property
+    def job(self) -> Job:
+        """The run or the measurement itself."""
+        return parse_job(RunFolder(self.path).config, str(self.path))
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged of every round."""

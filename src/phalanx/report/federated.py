@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short
-from phalanx.report.plots import GREY, figure, save, tidy
+from phalanx.report.plots import GREY, bar_axes, figure, save
 from phalanx.report.sheet import Cell, Sheet
 from phalanx.report.tables import percent
-from phalanx.results import RunFolder
 
 # by the first word of a method's name; what makes no network out of several is grey
 COLOURS = {"one-shot": "#56B4E9", "FedAvg": "#0072B2", "FedProx": "#009E73", "PFNM": "#CC79A7", "FedMA": "#D55E00"}
@@ -46,7 +44,8 @@ def lines_of(run: Result) -> list[Line]:
     """Of a run one line, of FedAvg besides the average after its first round; local models and their ensemble."""
     if run.measures:
         return _alone(run.summary["measured"]) if run.summary else []
-    made = _run(run)
+    made = run.job
+    assert isinstance(made, Run)
     summary, workers = run.summary, made.workers
     epochs = summary.get("local_epochs")
     found = Line(
@@ -107,13 +106,7 @@ def _bars(ax: Any, lines: Sequence[Line]) -> None:
         words = "-" if line.accuracy is None else f"{height:.1f}"
         at = max([height, *(100 * a for a in line.each)])
         ax.text(at + 1, place, words, va="center", fontsize=9)
-    ax.set_yticks(range(len(lines)), [line.name for line in lines])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 110)
-    ax.set_xticks(range(0, 101, 20))
-    ax.set_xlabel("test accuracy (%)")
-    tidy(ax)
-    ax.grid(visible=False, axis="y")
+    bar_axes(ax, [line.name for line in lines])
 
 
 def federated_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -142,9 +135,3 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
         for line in lines
     ]
     return Sheet(name or "federated methods", HEADER, tuple(rows))
-
-
-def _run(result: Result) -> Run:
-    made = parse(RunFolder(result.path).config)
-    assert isinstance(made, Run)
-    return made

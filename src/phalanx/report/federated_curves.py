@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short
@@ -15,7 +14,6 @@ from phalanx.report.federated import COLOURS, federated_tables, lines_of
 from phalanx.report.plots import GREY, figure, save, tidy
 from phalanx.report.sheet import Cell, Sheet
 from phalanx.report.tables import percent
-from phalanx.results import RunFolder
 
 STYLES: dict[str, dict[str, Any]] = {
     name: {"color": COLOURS[name], "marker": marker}
@@ -121,6 +119,6 @@ def _widths(name: str, run: Result) -> Sheet:
 
 
 def _epochs(run: Result) -> int | None:
-    job: Any = parse(RunFolder(run.path).config)
+    job = run.job
     local: Any = job.phases[0].work if isinstance(job, Run) else job
     return getattr(local, "local", local).epochs

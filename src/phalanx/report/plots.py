@@ -138,7 +138,12 @@ def _bars(ax: Axes, runs: Sequence[Result], styles: dict[str, dict[str, Any]]) -
     for place, result, height in zip(places, runs, heights, strict=True):
         words = "-" if result.accuracy is None else f"{height:.1f}"
         ax.text(height + 1, place, words, va="center", fontsize=9)
-    ax.set_yticks(places, [_short(r) for r in runs])
+    bar_axes(ax, [_short(r) for r in runs])
+
+
+def bar_axes(ax: Axes, names: Sequence[str]) -> None:
+    """Axes of horizontal bars of accuracies with their numbers, the first of the names on top."""
+    ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set_xlim(0, 112)
     ax.set_xticks(range(0, 101, 20))

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phalanx.parser import parse
 from phalanx.phase import Run
 from phalanx.pruning.lottery import Lottery
 from phalanx.report.collect import Result
 from phalanx.report.convergence import panels_of, short, styles_of
 from phalanx.report.plots import figure, save, tidy
 from phalanx.report.sheet import Cell, Sheet
-from phalanx.results import RunFolder
 
 PUFFERFISH = "pufferfish"  # a run whose label begins so is what the others' costs are compared with
 
@@ -39,7 +37,7 @@ class Stop:
 def stops(run: Result) -> list[Stop]:
     """The last test of a run; of a lottery, the last one of each cycle."""
     sizes = [line["parameters"] for line in run.metrics() if "parameters" in line]
-    made = parse(RunFolder(run.path).config)
+    made = run.job
     cycles = isinstance(made, Run) and any(isinstance(phase.surgery, Lottery) for phase in made.phases)
     last = [i for i in range(len(sizes)) if i + 1 == len(sizes) or (cycles and sizes[i] != sizes[i + 1])]
     return [

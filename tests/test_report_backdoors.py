@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and plot of attacks against defences, from the runs of their recipe."""
+
+from pathlib import Path
+
+import pytest
+
+import phalanx as px
+from tests.test_recipes import ran
+
+
+def test_success_is_counted_from_the_first_attack_and_above_the_run_without(tmp_path: Path) -> None:
+    wanted = [f"{attack}: {rule}" for rule in ("FedAvg", "Krum") for attack in ("none", "black-box")]
+    excess, cost, taken = ran("edge-case-mnist", tmp_path, *wanted)["tables"]
+    assert excess["header"] == ["rule", "without", "black-box"] and cost["header"] == ["rule", "none", "black-box"]
+    late = {}
+    for attack in ("none", "black-box"):
+        lines = px.RunFolder(tmp_path / f"{attack}-fedavg").metrics()
+        tested = [(line["step"], line["examined"]) for line in lines if "examined" in line]
+        assert [step for step, _ in tested] == [1, 3, 5, 7]
+        # four rounds without attacks; of those with attacks the later half
+        (late[attack],) = (found["attack_success"] for found in tested[-1][1].values())
+    (name, without, more), _ = excess["rows"]
+    assert name == "FedAvg" and without == pytest.approx(100 * late["none"], abs=0.06)
+    assert more == pytest.approx(100 * (late["black-box"] - late["none"]), abs=0.06)
+    # only a rule that names its rows can be asked whether it took the attacker's
+    assert [row[0] for row in taken["rows"]] == ["Krum"]
+    lines = px.RunFolder(tmp_path / "black-box-krum").metrics()
+    attacked = [line for line in lines if 0 in line["clients"]]
+    assert [line["step"] for line in attacked] == [4, 6]
+    assert taken["rows"][0][1] == 100 * sum(line["chosen"] == [0] for line in attacked) / 2
