@@ -226,7 +226,8 @@ class Learner:
 
     def _before(self, number: int) -> State:
         """The shapes that phases before this one have given the model, in their order."""
-        return {past: self.shapes[past] for past in sorted(self.shapes, key=int) if int(past) < number}
+        shapes = self.shapes
+        return {past: shapes[past] for past in sorted(shapes, key=int) if int(past) < number}
 
     def _surgeries(self) -> Iterator[tuple[Surgery, State]]:
         for number, memory in self.memories.items():
