@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.checkpoint import from_payload
+from phalanx.checkpoint import copied_tree, from_payload
 from phalanx.crossing import Offer, worker_half
-from phalanx.federated.local_training import copied
 from phalanx.learner import Sources
 from phalanx.phase import Run
 from phalanx.round import Round
@@ -30,7 +29,7 @@ class Desk:
     def __init__(self, run: Run, workers: tuple[int, ...]) -> None:
         self.run, self.workers = run, workers
         self.trainer = Trainer(run, LocalWorld(run.workers, workers))
-        self._first = copied(self.trainer.model.state_dict())
+        self._first = copied_tree(self.trainer.model.state_dict())
         self.index = -1
 
     def seat(self, workers: tuple[int, ...]) -> None:

@@ -161,7 +161,7 @@ class Exchange:
             notice, which rank 0 logs as a warning, and lost, why the gradients were set to zero.
         """
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        have = dict(self.model.named_buffers())
+        have = self.layout.tensors(self.model)
         buffers = {name: have[name] for name in self.layout.installed}
         parts = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
         joined = self.layout.join({**parts, **buffers})

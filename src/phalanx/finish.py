@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -75,14 +75,26 @@ class Finish(Expression, ABC):
 
     lr: float
     weight_decay: float
+    schedule: Schedule | None
 
     @abstractmethod
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         """A fresh optimizer of parameters, or of groups of them as PyTorch's optimizers take them."""
 
-    @abstractmethod
     def rate(self, index: int, rounds: int) -> float:
         """The learning rate in round `index` of a phase of `rounds`."""
+        return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer remembers of its steps, as a tree of its own tensors; `set_moments` is the inverse."""
+    return {str(number): own for number, own in optimizer.state_dict()["state"].items()}
+
+
+def set_moments(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
+    """Lets a fresh optimizer go on from moments, whose tensors become its own."""
+    state = {int(number): own for number, own in tree.items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 @method("sgd", "finish")
@@ -103,18 +115,14 @@ class Sgd(Finish):
     schedule: Schedule | None = None
 
     def validate(self) -> None:
-        require(self.lr > 0, f"sgd needs lr > 0, got lr={self.lr}")
+        _check_rates(self)
         require(0 <= self.momentum < 1, f"sgd needs momentum in [0, 1), got momentum={self.momentum}")
-        require(self.weight_decay >= 0, f"sgd needs weight_decay >= 0, got weight_decay={self.weight_decay}")
         require(self.momentum > 0 or not self.nesterov, "sgd needs momentum > 0 for nesterov=True")
 
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
-
-    def rate(self, index: int, rounds: int) -> float:
-        return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)
 
 
 @method("adam", "finish")
@@ -134,16 +142,10 @@ class Adam(Finish):
     schedule: Schedule | None = None
 
     def validate(self) -> None:
-        require(self.lr > 0, f"adam needs lr > 0, got lr={self.lr}")
-        require(
-            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"adam needs betas in [0, 1), got {self.beta1}, {self.beta2}"
-        )
+        _check_adaptive(self)
 
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
-
-    def rate(self, index: int, rounds: int) -> float:
-        return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)
 
 
 @method("adamw", "finish")
@@ -164,15 +166,10 @@ class AdamW(Finish):
     schedule: Schedule | None = None
 
     def validate(self) -> None:
-        require(self.lr > 0, f"adamw needs lr > 0, got lr={self.lr}")
-        ok = 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1
-        require(ok, f"adamw needs betas in [0, 1), got {self.beta1}, {self.beta2}")
+        _check_adaptive(self)
 
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
-
-    def rate(self, index: int, rounds: int) -> float:
-        return self.lr * (self.schedule.factor(index, rounds) if self.schedule else 1.0)
 
 
 @method("install", "finish")
@@ -182,9 +179,19 @@ class Install(Finish):
     installs: ClassVar[bool] = True
     lr: ClassVar[float] = 1.0  # type: ignore[assignment]
     weight_decay: ClassVar[float] = 0.0  # type: ignore[assignment]
+    schedule: ClassVar[None] = None  # type: ignore[assignment]
 
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, 1.0)
 
-    def rate(self, index: int, rounds: int) -> float:
-        return 1.0
+
+def _check_rates(finish: Finish) -> None:
+    name, lr, decay = finish.expression_name, finish.lr, finish.weight_decay
+    require(lr > 0, f"{name} needs lr > 0, got lr={lr}")
+    require(decay >= 0, f"{name} needs weight_decay >= 0, got weight_decay={decay}")
+
+
+def _check_adaptive(finish: Adam | AdamW) -> None:
+    _check_rates(finish)
+    name, betas = finish.expression_name, (finish.beta1, finish.beta2)
+    require(all(0 <= beta < 1 for beta in betas), f"{name} needs betas in [0, 1), got {betas[0]}, {betas[1]}")

@@ -95,6 +95,11 @@ class Layout:
             else Layout(self.names[:keep], self.shapes[:keep], 0, self.dtype, self.axes[:keep])
         )
 
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The parameters and buffers of a model that have these names, themselves."""
+        have = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return {name: have[name] for name in self.names}
+
     def split(self, rows: Tensor) -> dict[str, Tensor]:
         """Named views. Shapes: (k, d) -> {name: (k, *shape)}, or (d,) -> {name: shape}."""
         if rows.shape[-1] != self.d:

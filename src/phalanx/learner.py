@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.data.shape import Shape, example
+from phalanx.finish import moments, set_moments
 from phalanx.layout import Layout
 from phalanx.phase import Phase, Run
 from phalanx.round import stream
@@ -129,10 +130,9 @@ class Learner:
             self.memories[str(number)] = memory
             self._replace(self._shaped(self.shapes))
             self.optimizer = self._optimizer(number)
-        have = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         with torch.no_grad():
-            for name, part in parts.items():
-                have[name].copy_(part)
+            for name, tensor in layout.tensors(self.model).items():
+                tensor.copy_(parts[name])
 
     def _step(self, number: int, at: int, row: Tensor) -> None:
         """One step along a row's directions; its installed entries become buffers."""
@@ -155,8 +155,8 @@ class Learner:
 
     def to_tree(self) -> dict[str, Any]:
         """For a checkpoint; `load` is the inverse."""
-        optimizer = {str(k): v for k, v in self.optimizer.state_dict()["state"].items()}
-        return {"model": dict(self.model.state_dict()), "optimizer": optimizer, "surgery": self.memories}
+        model = dict(self.model.state_dict())
+        return {"model": model, "optimizer": moments(self.optimizer), "surgery": self.memories}
 
     def load(self, tree: dict[str, Any], number: int) -> None:
         """Goes on from a checkpoint within a phase."""
@@ -164,9 +164,7 @@ class Learner:
         self._take(self._shaped(self.shapes))
         self.model.load_state_dict(tree["model"])
         self.optimizer = self._optimizer(number)
-        now = self.optimizer.state_dict()
-        now["state"] = {int(k): v for k, v in tree.get("optimizer", {}).items()}
-        self.optimizer.load_state_dict(now)
+        set_moments(self.optimizer, tree.get("optimizer", {}))
 
     def _here(self, tree: State) -> State:
         """The tensors of a memory on the device of the run."""
@@ -207,8 +205,8 @@ class Learner:
 
     def original(self, number: int) -> nn.Module:
         """A model as it was shaped before a phase, one for all who fill it and use it."""
-        past = {earlier: shape for earlier, shape in self.shapes.items() if int(earlier) < number}
-        key = repr(sorted(past.items()))
+        past = self._before(number)
+        key = repr(past)
         if key not in self._originals:
             self._originals[key] = self._shaped(past)
         return self._originals[key]
@@ -221,10 +219,15 @@ class Learner:
         """Which neurons of a phase's original model can change places."""
         from phalanx.matching.graph import Graph
 
-        key = repr(sorted((past, shape) for past, shape in self.shapes.items() if int(past) < number))
+        key = repr(self._before(number))
         if key not in self._graphs:
             self._graphs[key] = Graph.of(self.original(number), example(self._data[0]).to(self._run.device))
         return self._graphs[key]
+
+    def _before(self, number: int) -> State:
+        """The shapes that phases before this one have given the model, in their order."""
+        shapes = self.shapes
+        return {past: shapes[past] for past in sorted(shapes, key=int) if int(past) < number}
 
     def _surgeries(self) -> Iterator[tuple[Surgery, State]]:
         for number, memory in self.memories.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Opened:
         """The part that differs: what the server answers a worker, or every one."""
         return flatten({"answers": {str(w): a for w, a in self.answers.items() if worker in (None, w)}})[0]
 
-    @property
+    @cached_property
     def bytes_down(self) -> int:
         """Of the tensors that all chosen workers need."""
         each = payload_bytes(dict(self._needed))

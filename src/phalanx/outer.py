@@ -58,10 +58,9 @@ class Outer:
         made = parse(finish) if isinstance(finish, str) else finish or Sgd(lr=0.7, momentum=0.9, nesterov=True)
         if not isinstance(made, Finish) or made.installs:
             raise ValueError(f"{made!r} is no outer optimizer; write one such as sgd(lr=0.7, momentum=0.9)")
-        schedule = getattr(made, "schedule", None)
         require(
-            schedule is None or isinstance(schedule, Decay),
-            f"outer steps have no end that {schedule!r} could plan for; use decay(...) or none",
+            made.schedule is None or isinstance(made.schedule, Decay),
+            f"outer steps have no end that {made.schedule!r} could plan for; use decay(...) or none",
         )
         self.model, self.every, self.steps = model, every, 0
         self.layout = Layout.of(model)
@@ -83,8 +82,8 @@ class Outer:
         self.steps += 1
         if self.steps % self.every:
             return None
-        have = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        changes = {n: self._start[n] - have[n] if n in self._start else have[n] for n in self.layout.names}
+        have = self.layout.tensors(self.model)
+        changes = {n: self._start[n] - t if n in self._start else t for n, t in have.items()}
         index = self.courier.index
         row, measured = self.courier.carry(self.layout.join(changes), self.layout, index=index, weight=weight)
         self.courier.index += 1

@@ -57,9 +57,9 @@ class Phase(Expression):
         """Raises ValueError unless n workers can carry it out."""
         count = self.clients.count(n)
         check_scheme(self.scheme, count)
-        chosen = isinstance(self.clients, Everyone)
+        everyone = isinstance(self.clients, Everyone)
         require(
-            chosen or any(isinstance(stage, Wire) for stage in stages_of(self.scheme)),
+            everyone or any(isinstance(stage, Wire) for stage in stages_of(self.scheme)),
             f"{self.clients!r} needs rows that arrive one by one, and {self.scheme!r} sums them up on the way; "
             "write chain(gather(codec), mean())",
         )
@@ -75,7 +75,7 @@ class Phase(Expression):
             "attack on rows before the wire, such as reverse()",
         )
         require(
-            alone or (chosen and not self.work.stateful),
+            alone or (everyone and not self.work.stateful),
             f"{self.scheme!r} has several workers compute the same, which goes with neither {self.clients!r} nor "
             "workers that remember something; choose a scheme without redundancy",
         )

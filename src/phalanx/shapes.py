@@ -3,12 +3,30 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
-def tell_shapes(model: nn.Module) -> None:
+def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts tensors of other shapes in the places of those of these names, and tells the layers.
+
+    A parameter stays a parameter, and a tensor of several names one tensor, if all of them are given.
+    """
+    places = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tensors}
+    old = {name: getattr(*place) for name, place in places.items()}
+    new: dict[int, Tensor] = {}  # by the old tensor's identity
+    for name, place in places.items():
+        was, tensor = old[name], tensors[name].detach()
+        if id(was) not in new:
+            new[id(was)] = nn.Parameter(tensor, was.requires_grad) if isinstance(was, nn.Parameter) else tensor
+        setattr(*place, new[id(was)])
+    _tell_shapes(model)
+
+
+def _tell_shapes(model: nn.Module) -> None:
     """Sets what the layers of a model say of their sizes, such as `in_features`, to those of their tensors."""
     for layer in model.modules():
         if isinstance(layer, _ConvNd):

@@ -99,11 +99,6 @@ class Site:
             scores = self.model(x)
         return cross_entropy(scores, y, smoothing=smoothing)
 
-    def buffers(self) -> dict[str, Tensor]:
-        """The installed entries of the layout: floating-point buffers."""
-        have = dict(self.model.named_buffers())
-        return {name: have[name] for name in self.layout.installed}
-
 
 @contextmanager
 def seeded(device: torch.device, *key: object) -> Iterator[None]:

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
-from phalanx.checkpoint import Checkpoint, copied_tree, from_payload, merge, own, to_payload
+from phalanx.checkpoint import copied_tree
 from phalanx.clock import PARTS
 from phalanx.crossing import check_server, server_half
 from phalanx.exam import Sitting
 from phalanx.fault import silenced
 from phalanx.layout import Layout
 from phalanx.learner import Learner, Sources
+from phalanx.observers.observer import looked
 from phalanx.opened import Opened
 from phalanx.phase import Run
 from phalanx.played import round_of, site_of
 from phalanx.precision import finite
 from phalanx.results import RunFolder
+from phalanx.resume import checkpoint, resume
 from phalanx.round import Round
 from phalanx.score import assess
 from phalanx.selection import Part
@@ -69,7 +71,7 @@ class Trainer:
         if world.size != run.workers:
             raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
         torch.set_num_threads(run.threads)
-        self.config, self.world, self.device = run, world, torch.device(run.device)
+        self.config, self.text, self.world, self.device = run, repr(run), world, torch.device(run.device)
         self.data = run.data.load()
         if run.augment is not None:
             run.augment.check(self.data.shape)
@@ -82,13 +84,13 @@ class Trainer:
         self.step = 0
         self.state: State = {}  # of the scheme
         self.memories: State = {}  # of the work, by worker
+        self.elsewhere: State = {}  # of workers that other processes play, from a checkpoint
         self.answers: dict[int, Payload] = {}  # to what workers sent in the last round
         self.before: dict[str, Any] = {}  # the learner when a pass of several rounds began
         for number, phase in enumerate(run.phases):
             self._check(number)
             if phase.surgery is not None or phase.finish.installs:
                 break  # what comes behind it is of a shape that nobody knows yet
-        self._text, self._elsewhere = repr(run), dict[str, Any]()  # memories of workers elsewhere, from a checkpoint
         self._evaluated: tuple[int, tuple[float | None, float | None]] | None = None
         self._examined: tuple[int, dict[str, Any]] | None = None
         self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
@@ -106,8 +108,8 @@ class Trainer:
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
         """All rounds that are not done yet."""
         if folder is not None:
-            folder.begin(self._text, self.world.processes)
-        self._resume(folder.restore() if folder is not None else None)
+            folder.begin(self.text, self.world.processes)
+        resume(self, folder.restore() if folder is not None else None)
         with stop_requests() as stop, folder or nullcontext():
             while self.step < self.config.rounds:
                 line = self.round(stop.is_set())
@@ -117,7 +119,7 @@ class Trainer:
                 if listener is not None:
                     listener(line)
                 if ended or line["stop"] or (index + 1) % self.config.checkpoint_every == 0:
-                    self._checkpoint(folder)
+                    checkpoint(self, folder)
                 if line["stop"] and not ended:
                     raise Interrupted(f"stopped after round {index + 1} of {self.config.rounds}")
         if folder is not None:
@@ -154,13 +156,13 @@ class Trainer:
         run, world, index = self.config, self.world, self.step
         number, at = self.config.phase_at(index)
         if at == 0 and index > 0:
-            self.state, self.memories, self.answers, self._elsewhere = {}, {}, {}, {}
+            self.state, self.memories, self.answers, self.elsewhere = {}, {}, {}, {}
             self.learner.enter(number)
             self._check(number)
         began, before = time.perf_counter(), world.received_bytes
         operated = self.learner.operate(number, at, world)
         if operated:
-            self.state, self.memories, self._elsewhere = {}, {}, {}
+            self.state, self.memories, self.elsewhere = {}, {}, {}
         phase = run.phases[number]
         first = phase.work.begins(at)
         chosen = phase.clients.at(index - at + first, run.workers, run.seed)
@@ -176,7 +178,7 @@ class Trainer:
             index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
         )
         self.ledger.bytes_down += opened.bytes_down
-        world.begin(opened, self._text, self._elsewhere)
+        world.begin(opened, self.text, self.elsewhere)
         return opened
 
     def close(self, opened: Opened, stop: bool = False) -> dict[str, Any]:
@@ -184,14 +186,13 @@ class Trainer:
         run, index, number, at = self.config, opened.index, opened.number, opened.at
         phase, chosen, byzantine = run.phases[number], opened.chosen, opened.byzantine
         world = self.world if len(chosen) == run.workers else Part(self.world, chosen)
-        bytes_down = opened.bytes_down
         stack, losses = self.work(index, chosen)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
         seen = self.world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
         worked = time.perf_counter()
         absent = frozenset[int]() if world.serves else opened.silent
         round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(opened.operated))
-        observed = self._observe(stack, round)
+        observed = looked(run.observers, stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
         try:
@@ -232,7 +233,7 @@ class Trainer:
             # a server is not stopped by what a worker says
             "stop": stop if world.serves else bool(seen[:, 1].any()),
             **measured,
-            "bytes_down": bytes_down,
+            "bytes_down": opened.bytes_down,
             "byzantine": sorted(byzantine),
             "lost": lost,
             **({"clients": list(chosen)} if len(chosen) < run.workers else {}),
@@ -240,11 +241,6 @@ class Trainer:
             **({"operated": opened.operated} if opened.operated else {}),
             **({"observed": observed} if observed else {}),
         }
-
-    def _observe(self, stack: Stack, round: Round) -> dict[str, Any]:
-        """What each observer sees this round, by its expression."""
-        due = [observer for observer in self.config.observers if round.index % observer.every == 0]
-        return {repr(observer): observer.look(stack, round) for observer in due}
 
     def work(self, index: int, chosen: Sequence[int] | None = None) -> tuple[Stack, Tensor]:
         """The rows of those workers played here who are chosen for round `index`, and losses (k,) of all played here.
@@ -286,38 +282,6 @@ class Trainer:
             sitting = Sitting(self.model, self.data, run.workers, run.seed, run.precision, parts)
             self._examined = self.step, {repr(exam): exam.sit(sitting) for exam in run.exams}
         return self._examined[1]
-
-    def _checkpoint(self, folder: RunFolder | None) -> None:
-        """Every process gives its workers' memories; rank 0 writes them."""
-        if self.world.serves and folder is None:
-            return
-        states = [self.kept]
-        # where a run has ended nobody goes on from what workers elsewhere remember
-        if len(self.world.ids) < self.world.size and self.step < self.config.rounds:
-            states = [from_payload(part) for part in self.world.collect(to_payload(self.kept))]
-        if folder is None:
-            return
-        tree = {
-            **self.learner.to_tree(),
-            "state": merge(states),
-            "answers": {str(worker): answer for worker, answer in self.answers.items()},
-            "before": self.before,
-            "ledger": self.ledger.to_json(),
-        }
-        folder.checkpoint(Checkpoint(self.step, self._text, tree))
-
-    def _resume(self, point: Checkpoint | None) -> None:
-        """Rank 0 has read the checkpoint; every process takes the whole of it but other workers' memories."""
-        tree = self.world.share({"step": point.step, **point.tree} if point is not None else {})
-        if not tree:
-            return
-        self.step = tree["step"]
-        self.learner.load(tree, self.config.phase_at(max(self.step - 1, 0))[0])
-        self._elsewhere = tree.get("state", {}) if self.world.serves else {}
-        self.keep(own(tree.get("state", {}), self.world.ids))
-        self.answers = {int(worker): answer for worker, answer in tree.get("answers", {}).items()}
-        self.before = tree.get("before", {})
-        self.ledger = Ledger.from_json(tree["ledger"])
 
     @property
     def kept(self) -> State:

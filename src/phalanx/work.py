@@ -107,8 +107,9 @@ class Gradient(Work):
         with seeded(x.device, "dropout", *site.key, unit):
             loss = site.loss(x, y, self.smoothing)
             loss.backward()
-        for name, buffer in site.buffers().items():
-            parts[name].copy_(buffer)
+        tensors = site.layout.tensors(site.model)
+        for name in site.layout.installed:
+            parts[name].copy_(tensors[name])
         for name, buffer in site.model.named_buffers():
             buffer.copy_(before[name])
         for parameter in site.model.parameters():

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from phalanx.axis import OUTPUTS, Axes, picked, scattered
+from phalanx.checkpoint import copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.expression import method, require
-from phalanx.federated.local_training import LocalTraining, check_levels, copied, examples_of, wired
+from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
 from phalanx.layout import Layout
 from phalanx.matching.features import present
 from phalanx.matching.matched import EXAMPLES, PLACES
@@ -106,7 +107,7 @@ class Layerwise(Work):
 
     def layout(self, source: Source, at: int) -> Layout:
         step = at % self.layers
-        whole, when = Layout.of(source.model if step else source.original()), turns(source)
+        whole, when = source.layout if step else Layout.of(source.original()), turns(source)
         shapes = dict(zip(whole.names, whole.shapes, strict=True))
         names = tuple(name for name in whole.names if when[name] == step)
         installed = sum(name in whole.installed for name in names)
@@ -118,7 +119,7 @@ class Layerwise(Work):
         assert source is not None
         axes, when = source.graph.axes, turns(source)
         model = site.model if step else source.original()
-        before = copied(model.state_dict()) if step else {}
+        before = copied_tree(model.state_dict()) if step else {}
         if step:
             places = site.answers[unit][f"{PLACES}{step - 1}"]
             known = {**memory.get("places", {}), str(step - 1): places}
@@ -133,7 +134,7 @@ class Layerwise(Work):
         after = model.state_dict()
         for name, part in site.layout.split(out).items():
             part.copy_(examples_of(site.data, samples) if name == EXAMPLES else after[name])
-        rest = copied({n: t for n, t in after.items() if when.get(n, self.layers) > step})
+        rest = copied_tree({n: t for n, t in after.items() if when.get(n, self.layers) > step})
         if step:
             model.load_state_dict(before)
         return loss, {"pass": turn, "step": step, "places": known, "model": rest}

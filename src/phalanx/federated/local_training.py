@@ -6,17 +6,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from phalanx.axis import OUTPUTS, Axes, Axis
+from phalanx.checkpoint import copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.expression import method, require
 from phalanx.federated.ball import Ball
-from phalanx.finish import Finish, Sgd
+from phalanx.finish import Finish, Sgd, moments, set_moments
 from phalanx.layout import Layout
 from phalanx.matching.matched import EXAMPLES
 from phalanx.round import stream
@@ -98,7 +99,7 @@ class LocalTraining(Work):
 
     def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         model, parts = site.model, site.layout.split(out)
-        before = copied(model.state_dict())
+        before = copied_tree(model.state_dict())
         if self.own and site.source is not None and site.source.begins:
             fresh = site.source.first(unit)
             model.load_state_dict({n: before[n] if _named(n, self.frozen) else t for n, t in fresh.items()})
@@ -132,7 +133,8 @@ class LocalTraining(Work):
         losses: list[Tensor] = []
         if trained:
             optimizer = self.optimizer.optimizer(trained)
-            _restore(optimizer, memory.get("optimizer", {}))
+            if "optimizer" in memory:
+                set_moments(optimizer, copied_tree(memory["optimizer"]))
             for group in optimizer.param_groups:
                 group["lr"] = self.optimizer.rate(site.at, site.rounds)
             model.train()
@@ -149,7 +151,7 @@ class LocalTraining(Work):
                     if self.ball is not None and (ends or len(losses) % self.ball.every == 0):
                         self.ball.project(trained, start, site.at)
             if self.keep:
-                memory = {**memory, "optimizer": {str(k): v for k, v in optimizer.state_dict()["state"].items()}}
+                memory = {**memory, "optimizer": moments(optimizer)}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(asked[name])
         last = losses[-max(1, len(losses) // max(1, self.epochs)) :]
@@ -218,11 +220,6 @@ def examples_of(data: Dataset, samples: Tensor) -> Tensor:
     return torch.bincount(labels[labels >= 0], minlength=data.num_classes).float()
 
 
-def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of their own."""
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
 def _pieces(order: Tensor, batch: int) -> list[Tensor]:
     """The order in batches; a single example goes with those before it, as BatchNorm has nothing to say of one."""
     pieces = list(order.split(batch))
@@ -231,12 +228,3 @@ def _pieces(order: Tensor, batch: int) -> list[Tensor]:
 
 def _named(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    if state:
-        now = optimizer.state_dict()
-        now["state"] = {
-            int(k): {n: t.clone() if isinstance(t, Tensor) else t for n, t in v.items()} for k, v in state.items()
-        }
-        optimizer.load_state_dict(now)

@@ -119,15 +119,15 @@ def by_size(layers: Sequence[Tensor]) -> list[int]:
 def numbered(labels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The same partition, its labels numbered as they appear, clients with most neurons first."""
     order = by_size(labels)
-    _, first, places = _unique(torch.cat([labels[j] for j in order]))
+    first, places = _firsts(torch.cat([labels[j] for j in order]))
     rank = torch.empty_like(first)
     rank[first.argsort()] = torch.arange(len(first))
     parts = rank[places].split([len(labels[j]) for j in order])
     return tuple(part for _, part in sorted(zip(order, parts, strict=True), key=lambda pair: pair[0]))
 
 
-def _unique(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The labels once each, where each appears first, and the place of every entry among them."""
+def _firsts(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each label, ascending, appears first, and the place of every entry among them."""
     values, places = labels.unique(return_inverse=True)
     first = torch.full_like(values, len(labels)).scatter_reduce_(0, places, torch.arange(len(labels)), "amin")
-    return values, first, places
+    return first, places

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phalanx.axis import Axes
 from phalanx.matching.graph import Graph
 from phalanx.matching.trace import named_tensors
-from phalanx.shapes import tell_shapes
+from phalanx.shapes import replace_tensors
 
 
 def resized(model: nn.Module, graph: Graph, sizes: Mapping[int, int]) -> nn.Module:
@@ -30,17 +30,8 @@ def resized(model: nn.Module, graph: Graph, sizes: Mapping[int, int]) -> nn.Modu
         raise ValueError(f"{names} must be as large as the layers beside them; give graph.levelled(sizes)")
     made = copy.deepcopy(model)
     axes = {**graph.axes, **graph.unsaved}
-    new: dict[int, Tensor] = {}  # by the old tensor's identity, for it may be tied
-    old = dict(named_tensors(made))
-    for name, tensor in old.items():
-        if any(axis.group in sizes for axis in axes[name]):
-            if id(tensor) not in new:
-                fitting = _fitted(tensor.detach(), axes[name], sizes)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                new[id(tensor)] = nn.Parameter(fitting, tensor.requires_grad) if is_parameter else fitting
-            path, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(path), leaf, new[id(tensor)])
-    tell_shapes(made)
+    old = {name: t for name, t in named_tensors(made) if any(axis.group in sizes for axis in axes[name])}
+    replace_tensors(made, {name: _fitted(tensor.detach(), axes[name], sizes) for name, tensor in old.items()})
     return made
 
 

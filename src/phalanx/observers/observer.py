@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,11 @@ class Observer(Expression, ABC):
         Every process calls it with the rows that it holds, (k, d), and may exchange through round.world; what rank 0
         returns counts.
         """
+
+
+def looked(observers: Sequence[Observer], stack: Stack, round: Round) -> dict[str, Any]:
+    """What each of those whose turn it is sees this round, by its expression."""
+    return {repr(observer): observer.look(stack, round) for observer in observers if round.index % observer.every == 0}
 
 
 class LayerObserver(Observer):

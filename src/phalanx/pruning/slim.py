@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.pruning.chains import chains
-from phalanx.shapes import tell_shapes
+from phalanx.shapes import replace_tensors
 
 Kept = Mapping[str, Sequence[int]]  # by the name of a BatchNorm: its channels that stay, ascending
 Cuts = dict[str, dict[int, Tensor]]  # by the name of a parameter or buffer: what stays of a dimension
@@ -25,13 +25,8 @@ def slim(model: nn.Module, kept: Kept) -> nn.Module:
         ValueError: as `cuts_of`.
     """
     made = copy.deepcopy(model)
-    for name, cuts in cuts_of(model, kept).items():
-        path, _, leaf = name.rpartition(".")
-        layer = made.get_submodule(path)
-        tensor = getattr(layer, leaf)
-        thin = cut(tensor.detach(), cuts)
-        setattr(layer, leaf, nn.Parameter(thin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else thin)
-    tell_shapes(made)
+    tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    replace_tensors(made, {name: cut(tensors[name], cuts) for name, cuts in cuts_of(model, kept).items()})
     return made
 
 
