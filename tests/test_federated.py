@@ -353,6 +353,13 @@ class Letters(px.Data):
         return "memory"
 
 
+def test_a_rule_before_the_rows_are_matched_is_refused():
+    phase = px.fedma(OWN, layers=2)
+    wire, match, rule = phase.scheme.stages
+    with pytest.raises(ValueError, match=r"\[bucketing\(size=2\)\] compares rows in different orders"):
+        Trainer(run(px.phase(phase.work, px.chain(wire, px.bucketing(2), match, rule), phase.finish, 2)))
+
+
 def test_layers_of_one_module_cannot_grow_apart():
     lstm = px.tied_lstm(width=4, layers=2, dropout=0.0)
     for phase in (px.fedma(OWN, layers=4), px.pfnm(OWN)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, TypeVar
 
+from phalanx.aggregator import Aggregator
 from phalanx.attack import Nobody, Threat
 from phalanx.crossing import Wire, stages_of
 from phalanx.data.augment import Augment
@@ -79,12 +80,15 @@ class Phase(Expression):
             f"{self.scheme!r} has several workers compute the same, which goes with neither {self.clients!r} nor "
             "workers that remember something; choose a scheme without redundancy",
         )
-        undoes = any(isinstance(stage, Matches) for stage in stages_of(self.scheme))
+        stages = stages_of(self.scheme)
+        places = [i for i, stage in enumerate(stages) if isinstance(stage, Matches)]
         require(
-            undoes == self.work.matched,
+            bool(places) == self.work.matched,
             "workers that send their own order of neurons need a matched(...) behind the wire, and others none; "
             f"got {self.work!r} and {self.scheme!r}",
         )
+        early = [stage for stage in stages[: places[0] if places else 0] if isinstance(stage, Aggregator)]
+        require(not early, f"{early} compares rows in different orders of neurons; put it behind matched(...)")
 
 
 @method("run", "run")
