@@ -127,6 +127,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "spahm": ("spahm(gamma=1.0, sweeps=3)",),
     "spread": ("spread(count=3)",),
     "step_cost": ("step_cost(network='resnet18-cifar', batch=2, precision='bf16', repeats=1)",),
+    "tailored": ("tailored(median())", "tailored(krum(f=0))"),
+    "trained": (
+        "trained(run(digits(), mlp(hidden=(4,)), phases=(phase(gradient(), reduce(dense()), rounds=2),), workers=1))",
+    ),
     "svd_cost": ("svd_cost(network='vgg19-cifar', svd='auto', repeats=1)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),
     "top_k": ("top_k(ratio=0.2)", "top_k(ratio=1.0)"),

@@ -67,9 +67,25 @@ def test_flame_keeps_the_cluster_of_most_and_cuts_to_the_median_norm():
     rows = torch.cat([honest, other])
     middle = float(np.median(rows.norm(dim=1)))
     cut = honest * (middle / honest.norm(dim=1)).clamp(max=1)[:, None]
-    outcome = px.flame(noise=0.0).outcome(rows)
+    outcome = px.flame(noise=0.0, reach=1.25).outcome(rows)
     torch.testing.assert_close(outcome.rows[0], cut.mean(0))
     assert sorted(note.worker for note in outcome.notes if note.kind == "chosen") == list(range(7))
+
+
+@given(st.integers(5, 20), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_flame_keeps_what_the_published_clustering_keeps(n, seed):
+    from sklearn.cluster import HDBSCAN
+
+    rows = torch.cat([directions(n - n // 4, spread=1.5, seed=seed), -2 * directions(n // 4, seed=seed)])
+    apart = np.array([[max(0.0, 1 - cosine(a, b)) for b in rows] for a in rows])
+    np.fill_diagonal(apart, 0)
+    published = HDBSCAN(
+        min_cluster_size=n // 2 + 1, min_samples=1, allow_single_cluster=True, metric="precomputed", copy=True
+    )
+    labels = published.fit(apart).labels_
+    kept = [note.worker for note in px.flame(noise=0.0).outcome(rows).notes if note.kind == "chosen"]
+    assert sorted(kept) == np.flatnonzero(labels == 0).tolist()
 
 
 def test_flame_adds_noise_of_the_median_norm():

@@ -137,10 +137,12 @@ def test_a_file_and_an_expression_are_the_same_run(tmp_path) -> None:
         requested(str(tmp_path))
 
 
-def ran(recipe: str, folder: Path, *only: str) -> dict:
+def ran(recipe: str, folder: Path, *only: str, seed: int = 0) -> dict:
     """What a recipe prints at scale smoke, and its plot is there."""
     chosen = [word for label in only for word in ("--only", label)]
-    result = CliRunner().invoke(app, ["run", recipe, "--scale", "smoke", "--out", str(folder), "--json", *chosen])
+    result = CliRunner().invoke(
+        app, ["run", recipe, "--scale", "smoke", "--seed", str(seed), "--out", str(folder), "--json", *chosen]
+    )
     assert result.exit_code == 0, (result.output, result.exception)
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
     printed = json.loads(result.stdout)

@@ -2,24 +2,26 @@
 """Tables and plot of attacks against defences, from the runs of their recipe."""
 
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
 import phalanx as px
+from phalanx.report.backdoors import backdoor_tables, cells, excess
+from phalanx.report.collect import collect
 from tests.test_recipes import ran
 
 
-def test_success_is_counted_from_the_first_attack_and_above_the_run_without(tmp_path: Path) -> None:
+def test_success_is_counted_late_and_above_the_run_without(tmp_path: Path) -> None:
     wanted = [f"{attack}: {rule}" for rule in ("FedAvg", "Krum") for attack in ("none", "black-box")]
     excess, cost, taken = ran("edge-case-mnist", tmp_path, *wanted)["tables"]
     assert excess["header"] == ["rule", "without", "black-box"] and cost["header"] == ["rule", "none", "black-box"]
     late = {}
     for attack in ("none", "black-box"):
         lines = px.RunFolder(tmp_path / f"{attack}-fedavg").metrics()
-        tested = [(line["step"], line["examined"]) for line in lines if "examined" in line]
+        tested = [(line["step"], *line["examined"].values()) for line in lines if "examined" in line]
         assert [step for step, _ in tested] == [1, 3, 5, 7]
-        # four rounds without attacks; of those with attacks the later half
-        (late[attack],) = (found["attack_success"] for found in tested[-1][1].values())
+        late[attack] = sum(found["attack_success"] for step, found in tested if step >= 4) / 2
     (name, without, more), _ = excess["rows"]
     assert name == "FedAvg" and without == pytest.approx(100 * late["none"], abs=0.06)
     assert more == pytest.approx(100 * (late["black-box"] - late["none"]), abs=0.06)
@@ -27,5 +29,18 @@ def test_success_is_counted_from_the_first_attack_and_above_the_run_without(tmp_
     assert [row[0] for row in taken["rows"]] == ["Krum"]
     lines = px.RunFolder(tmp_path / "black-box-krum").metrics()
     attacked = [line for line in lines if 0 in line["clients"]]
-    assert [line["step"] for line in attacked] == [4, 6]
-    assert taken["rows"][0][1] == 100 * sum(line["chosen"] == [0] for line in attacked) / 2
+    assert [line["step"] for line in attacked] == [0, 2, 4, 6]
+    assert taken["rows"][0][1] == 100 * sum(line["chosen"] == [0] for line in attacked) / 4
+
+
+def test_seeds_are_paired_and_averaged(tmp_path: Path) -> None:
+    wanted = ["none: FedAvg", "black-box: FedAvg"]
+    for seed in (0, 1):
+        ran("edge-case-mnist", tmp_path / str(seed), *wanted, seed=seed)
+    results = collect([tmp_path / "0", tmp_path / "1"])
+    above, spread, _ = backdoor_tables(results)
+    found = cells(results)
+    each: list[float] = [
+        excess(found["black-box", "FedAvg"][seed], found["none", "FedAvg"][seed]) or 0.0 for seed in (0, 1)
+    ]
+    assert above.rows[0][2] == round(100 * mean(each), 1) and spread.rows[0][1] == round(100 * stdev(each), 1)

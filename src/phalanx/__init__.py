@@ -44,6 +44,7 @@ from phalanx.attacks.mimic import Mimic as mimic
 from phalanx.attacks.nan import Nan as nan
 from phalanx.attacks.replacement import Replacement as replacement
 from phalanx.attacks.reverse import Reverse as reverse
+from phalanx.attacks.tailored import Tailored as tailored
 from phalanx.audit import Audit as audit
 from phalanx.audit import Finding as Finding
 from phalanx.backdoors.ardis import Ardis as ardis
@@ -186,6 +187,7 @@ from phalanx.models.resnet import Resnet18 as resnet18
 from phalanx.models.resnet import Resnet50 as resnet50
 from phalanx.models.resnet import Resnet152 as resnet152
 from phalanx.models.resnet import WideResnet50 as wide_resnet50
+from phalanx.models.trained import Trained as trained
 from phalanx.models.transformer import Transformer as transformer
 from phalanx.models.vgg import Vgg9 as vgg9
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn

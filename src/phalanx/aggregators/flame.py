@@ -29,14 +29,14 @@ class Flame(Aggregator):
     Shapes: (n, d) -> (1, d), n > 2f.
     Args:
         noise: of the result, in median norms, >= 0; 0 adds none.
-        reach: >= 1; higher shuts out fewer honest clients that are unlike, and fewer attackers.
+        reach: >= 1, which is as published; higher shuts out fewer honest clients that are unlike, and fewer attackers.
     Source: Nguyen et al., FLAME: Taming Backdoors in Federated Learning, 2021, arXiv:2101.02281, Algorithm 1.
-        Differs: single linkage where the paper has HDBSCAN, which with a least size of n/2 + 1 can find one cluster
-        only, and keeps of it the rows that part last.
+        As published at reach=1: HDBSCAN with a least size of n/2 + 1 can find one cluster only, of which it keeps the
+        rows that part last, and single linkage finds these.
     """
 
     noise: float = 0.001
-    reach: float = 1.25
+    reach: float = 1.0
 
     requirement: ClassVar[str] = "n > 2f"
 

@@ -3,19 +3,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from phalanx.phase import Run
 from phalanx.report.collect import Result
-from phalanx.report.convergence import panels_of, short
 from phalanx.report.plots import figure, save, tidy
 from phalanx.report.sheet import Sheet
 
-LATE = 0.5  # share of the tested rounds at the end over which rates are averaged
 QUIET = "none"
+Cells = dict[tuple[str, str], dict[int, Result]]  # by attack and rule, then by seed
+
+
+def cells(results: Sequence[Result]) -> Cells:
+    """Runs labelled "attack: rule", or "attack: rule, seed 1", in the order of the labels."""
+    found: Cells = {}
+    for result in results:
+        attack, _, rule = re.sub(r", seed \d+$", "", result.name).rpartition(": ")
+        found.setdefault((attack, rule), {})[result.job.seed] = result
+    return found
 
 
 def rates(result: Result, key: str = "attack_success") -> list[tuple[int, float]]:
@@ -28,81 +37,119 @@ def rates(result: Result, key: str = "attack_success") -> list[tuple[int, float]
     return found
 
 
-def late(result: Result, key: str = "attack_success") -> float | None:
-    """The mean over the later half of the attacked rounds that were tested."""
-    begins = _first_attack(result)
-    values = [value for at, value in rates(result, key) if at > begins]
-    return mean(values[int(LATE * len(values)) :]) if values else None
-
-
-def _first_attack(result: Result) -> int:
-    """The rounds before the phase in which attacks may come."""
+def window(result: Result) -> tuple[int, int]:
+    """The later half of the rounds in which attacks may come, of all rounds where none may: behind a, up to b."""
     made = result.job
     assert isinstance(made, Run)
-    return sum(phase.rounds for phase in made.phases[:-1])
+    hit = [i for i, phase in enumerate(made.phases) if phase.adversary is not None]
+    before = sum(phase.rounds for phase in made.phases[: hit[0] if hit else 0])
+    return before + (made.rounds - before) // 2, made.rounds
 
 
-def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:
-    """Excess of attack success over a run without an attack, accuracies, and how often the attacker's row was taken."""
-    panels = panels_of(results)
-    attacks = [name for name in panels if name != QUIET]
-    by = {(attack, short(run)): run for attack, runs in panels.items() for run in runs}
-    defences = list(dict.fromkeys(map(short, results)))
-    excess, cost, taken = [], [], []
-    for defence in defences:
-        quiet = by.get((QUIET, defence))
-        floor = late(quiet) if quiet is not None else None
-        runs = [by.get((attack, defence)) for attack in attacks]
-        gained = [None if run is None else late(run) for run in runs]
-        excess.append((defence, _percent(floor), *(_percent(_less(g, floor)) for g in gained)))
-        reached = [None if run is None else run.accuracy for run in (quiet, *runs)]
-        cost.append((defence, *map(_percent, reached)))
-        taken.append((defence, *(None if run is None else _percent(_chosen(run)) for run in runs)))
-    sheets = [
-        Sheet("attack success, points above the run without an attack", ("rule", "without", *attacks), tuple(excess)),
-        Sheet("main accuracy at the end (%)", ("rule", QUIET, *attacks), tuple(cost)),
-    ]
-    if any(cell is not None for row in taken for cell in row[1:]):
-        rows = tuple(row for row in taken if any(cell is not None for cell in row[1:]))
-        title = "attacks in which the rule took the attacker's row (%)"
-        sheets.append(Sheet(title, ("rule", *attacks), rows))
-    return sheets
+def within(points: Sequence[tuple[int, float]], rounds: tuple[int, int]) -> float | None:
+    """The mean of those behind a and up to b."""
+    values = [value for at, value in points if rounds[0] < at <= rounds[1]]
+    return mean(values) if values else None
 
 
-def plot_backdoors(results: Sequence[Result], title: str, path: Path) -> None:
-    """Attack success by round, a panel for each attack, a line for each rule."""
-    panels = panels_of(results)
-    columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    made = figure(6.2 * columns, 3.8 * lines)
-    axes: Any = made.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
-    defences = list(dict.fromkeys(map(short, results)))
-    for i, (attack, runs) in enumerate(panels.items()):
-        ax = axes[i // columns][i % columns]
-        for run in runs:
-            points = rates(run)
-            style = "-" if defences.index(short(run)) < 10 else "--"
-            colour = f"C{defences.index(short(run)) % 10}"
-            ax.plot([x for x, _ in points], [100 * y for _, y in points], style, color=colour, label=short(run), lw=1.3)
-        ax.set_title("no attack" if attack == QUIET else attack, fontsize=10)
-        ax.set_ylabel("attack success (%)")
-        ax.set_xlabel("round")
-        tidy(ax)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    save(made, title, path)
+def excess(run: Result, quiet: Result | None, key: str = "attack_success") -> float | None:
+    """How much higher a rate is in a run's window than in the run without an attack in the same rounds."""
+    if quiet is None:
+        return None
+    rounds = window(run)
+    got, floor = (within(rates(each, key), rounds) for each in (run, quiet))
+    return None if got is None or floor is None else got - floor
 
 
-def _chosen(result: Result) -> float | None:
+def main_accuracy(run: Result, rounds: tuple[int, int] | None = None) -> float | None:
+    """The mean test accuracy of its window, or of other rounds."""
+    return within(list(zip(run.curve.rounds, run.curve.accuracy, strict=True)), rounds or window(run))
+
+
+def taken(result: Result) -> float | None:
     """Of the rounds with Byzantine workers, those in which a rule that names its rows named one of theirs."""
     seen = [line for line in result.metrics() if set(line.get("clients", line["byzantine"])) & set(line["byzantine"])]
     told = [bool(set(line["chosen"]) & set(line["byzantine"])) for line in seen if "chosen" in line]
     return mean(told) if told else None
 
 
-def _less(x: float | None, y: float | None) -> float | None:
-    return None if x is None or y is None else x - y
+def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:
+    """Excess of attack success over a run without an attack, accuracies, and how often the attacker's row was taken.
+
+    Means over the seeds; each seed's attack is compared with the same seed's run without one.
+    """
+    found = cells(results)
+    attacks = list(dict.fromkeys(attack for attack, _ in found if attack != QUIET))
+    rules = list(dict.fromkeys(rule for _, rule in found))
+    above, spread, cost, rows_taken = [], [], [], []
+    for rule in rules:
+        quiet = found.get((QUIET, rule), {})
+        floors = [within(rates(run), window(run)) for run in quiet.values()]
+        gains, accuracies, shares = [], [], []
+        for attack in attacks:
+            runs = found.get((attack, rule), {})
+            gains.append([excess(run, quiet.get(seed)) for seed, run in runs.items()])
+            accuracies.append([main_accuracy(run) for run in runs.values()])
+            shares.append([taken(run) for run in runs.values()])
+        above.append((rule, _mean(floors), *map(_mean, gains)))
+        spread.append((rule, *map(_spread, gains)))
+        cost.append((rule, _mean([main_accuracy(run) for run in quiet.values()]), *map(_mean, accuracies)))
+        rows_taken.append((rule, *map(_mean, shares)))
+    n = max(map(len, found.values()), default=0)
+    over = f", mean of {n} seeds" if n > 1 else ""
+    title = f"attack success, points above the run without an attack{over}"
+    sheets = [
+        Sheet(title, ("rule", "without", *attacks), tuple(above)),
+        Sheet(f"main accuracy (%){over}", ("rule", QUIET, *attacks), tuple(cost)),
+    ]
+    if n > 1:
+        sheets.insert(1, Sheet("its standard deviation over the seeds", ("rule", *attacks), tuple(spread)))
+    if any(cell is not None for row in rows_taken for cell in row[1:]):
+        rows = tuple(row for row in rows_taken if any(cell is not None for cell in row[1:]))
+        words = "attacks in which the rule took the attacker's row (%)"
+        sheets.append(Sheet(words, ("rule", *attacks), rows))
+    return sheets
 
 
-def _percent(x: float | None) -> float | None:
-    return None if x is None else round(100 * x, 1)
+def plot_backdoors(results: Sequence[Result], title: str, path: Path) -> None:
+    """Attack success by round, a panel for each attack, a line for each rule; means over the seeds."""
+    found = cells(results)
+    attacks = list(dict.fromkeys(attack for attack, _ in found))
+    rules = list(dict.fromkeys(rule for _, rule in found))
+    columns = min(2, len(attacks))
+    lines = -(-len(attacks) // columns)
+    made = figure(6.2 * columns, 3.8 * lines)
+    axes: Any = made.subplots(lines, columns, squeeze=False, sharey=True)
+    for i, attack in enumerate(attacks):
+        ax = axes[i // columns][i % columns]
+        for k, rule in enumerate(rules):
+            points = _mean_curve(list(found.get((attack, rule), {}).values()))
+            style = "-" if k < 10 else "--"
+            ax.plot([x for x, _ in points], [100 * y for _, y in points], style, color=f"C{k % 10}", label=rule, lw=1.3)
+        ax.set_title("no attack" if attack == QUIET else attack, fontsize=10)
+        ax.set_ylabel("attack success (%)")
+        ax.set_xlabel("round")
+        tidy(ax)
+    for i in range(len(attacks), lines * columns):
+        axes[i // columns][i % columns].axis("off")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    save(made, title, path)
+
+
+def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float]]:
+    """Of rounds in which all were tested."""
+    curves = [dict(rates(run)) for run in runs]
+    shared = sorted(set.intersection(*map(set, curves))) if curves else []
+    return [(at, mean(curve[at] for curve in curves)) for at in shared]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """In percent, of what is known."""
+    known = [value for value in values if value is not None]
+    return round(100 * mean(known), 1) if known else None
+
+
+def _spread(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(100 * stdev(known), 1) if len(known) > 1 else None

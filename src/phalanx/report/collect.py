@@ -59,6 +59,11 @@ class Result:
         """The run or the measurement itself."""
         return parse_job(RunFolder(self.path).config, str(self.path))
 
+    @property
+    def name(self) -> str:
+        """The label in its own study."""
+        return _label(self.path)
+
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged of every round."""
         return RunFolder(self.path).metrics()

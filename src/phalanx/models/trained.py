@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network that another run has trained."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.data.files import folder
+from phalanx.expression import method, require
+from phalanx.models.model import Model, Shape
+from phalanx.phase import Run
+from phalanx.results import RunFolder, versions
+
+
+@method("trained", "model")
+class Trained(Model):
+    """The network that a run ends with, trained at its first use and kept; every seed of the outer run begins with it.
+
+    The run's folder lies under trained/ in the folder of the data sets, named by a hash of the run and of the versions
+    that can change a number. Processes that want it at once wait for the one that trains; one that is stopped goes on
+    from its checkpoint the next time.
+
+    Args:
+        run: a whole run; what it does to the shape of its model, by surgery or matching, is refused.
+    """
+
+    run: Run
+
+    def validate(self) -> None:
+        self.run.check()
+        for phase in self.run.phases:
+            plain = phase.surgery is None and not phase.finish.installs
+            require(plain, f"trained needs phases that keep the shape of their model, got {phase!r}")
+
+    @property
+    def channels_last(self) -> bool:  # type: ignore[override]
+        return self.run.model.channels_last
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        data = self.run.data.load()
+        have, want = (data.shape, data.num_classes), (shape, num_classes)
+        require(have == want, f"{self.run.data!r} has {have} inputs and classes, and the data of this run {want}")
+        model = self.run.model.build(shape, num_classes)
+        model.load_state_dict(_weights(self.run, str(folder())))
+        return model
+
+
+@lru_cache(maxsize=4)
+def _weights(run: Run, root: str) -> dict[str, Tensor]:
+    from blake3 import blake3
+    from filelock import FileLock
+
+    # imported here, because training knows models
+    from phalanx.train import train
+
+    key = blake3(repr((repr(run), sorted(versions().items()))).encode()).hexdigest()[:24]
+    place = Path(root) / "trained" / key
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(place / "lock")):
+            kept = RunFolder(place)
+            if kept.summary is None:
+                print(f"training the model that {run.model!r} begins with, once, in {place}", file=sys.stderr)
+                threads = torch.get_num_threads()
+                train(run, folder=kept)
+                torch.set_num_threads(threads)
+            point = kept.restore()
+    except OSError as error:
+        raise ValueError(f"{place} cannot be written ({error}); set PHALANX_DATA to a folder that can") from None
+    assert point is not None
+    return point.tree["model"]

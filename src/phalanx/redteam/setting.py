@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A federated setting under attack: what is learned, who attacks how, and what stands against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import phalanx as px
+from phalanx.attack import Attack
+from phalanx.backdoors.edges import EdgeCases
+from phalanx.data.dataset import Data
+from phalanx.data.partition import Partition
+from phalanx.exam import Exam
+from phalanx.federated.local_training import LocalTraining
+from phalanx.models.model import Model
+from phalanx.phase import Phase, Run
+from phalanx.stage import Stage
+
+ATTACKER = 0  # the adversary's worker
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a grid share.
+
+    Args:
+        data: before honest clients are given edge cases.
+        model: that the first attacked round begins with; `trained(...)` makes it a good one.
+        workers: honest ones and the attacker, of whom `clients` take part in a round.
+        local: how honest clients train.
+        epochs: of the attacker where it knows the protocol.
+        norm: of an honest client's change, the median, of which balls and thresholds are multiples.
+        rounds: of a run whose attacker comes every `every` rounds.
+        often: rounds of a run whose attacker comes in each.
+        clean: ordinary examples in the attacker's mixture.
+        amount: edge cases in it; None takes all.
+        held: data with the edge cases that honest clients hold; None is `data` joined with none of them.
+        partition: who has what of `held`.
+        exams: besides that of the backdoor.
+    """
+
+    data: Data
+    edges: EdgeCases
+    model: Model
+    workers: int
+    clients: int
+    local: LocalTraining
+    epochs: int
+    norm: float
+    rounds: int
+    every: int
+    often: int
+    clean: int = 0
+    amount: int | None = None
+    held: Data | None = None
+    partition: Partition = field(default_factory=lambda: px.dirichlet(0.5))
+    evaluate_every: int = 2
+    precision: str = "float32"
+    exams: tuple[Exam, ...] = ()
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A rule behind the wire.
+
+    Args:
+        radius: of the ball in which an attacker who knows the rule trains.
+    """
+
+    rule: Stage
+    radius: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the adversary goes about it.
+
+    Args:
+        inside: trains within a ball that the defence lets pass, longer than honest clients do.
+        boosted: sends its change times the clients of a round, from a ball smaller by as much.
+        knows: fits what it sends to the rule and to the honest rows, which it sees.
+        often: comes in every round.
+    """
+
+    inside: bool = False
+    boosted: bool = False
+    knows: bool = False
+    often: bool = False
+
+
+ATTACKS: Mapping[str, Plan | None] = {
+    NONE: None,
+    "black-box": Plan(),
+    "PGD": Plan(inside=True),
+    "PGD + replacement": Plan(inside=True, boosted=True),
+    "adaptive": Plan(inside=True, knows=True),
+    "black-box, every round": Plan(often=True),
+    "PGD, every round": Plan(inside=True, often=True),
+    "adaptive, every round": Plan(inside=True, knows=True, often=True),
+}
+
+
+def standard(norm: float, f: int = 1) -> dict[str, Defence]:
+    """The rules that every setting is tried with.
+
+    Args:
+        norm: of an honest client's change, the median.
+        f: attackers of a round.
+    """
+    return {
+        "FedAvg": Defence(px.mean(), 2 * norm),
+        "norm clipping": Defence(px.chain(px.clip(2 * norm), px.mean()), 2 * norm),
+        "tight norm clipping": Defence(px.chain(px.clip(norm), px.mean()), norm),
+        "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.002)), 2 * norm),
+        "RFA": Defence(px.geometric_median(), norm),
+        "trimmed mean": Defence(px.trimmed_mean(f=f), norm),
+        "median": Defence(px.median(), norm),
+        "Multi-Krum": Defence(px.multi_krum(f=f), norm),
+        "Krum": Defence(px.krum(f=f), 0.4 * norm),
+        "NNM + trimmed mean": Defence(px.chain(px.nnm(f=f), px.trimmed_mean(f=f)), norm),
+        "centered clipping": Defence(px.centered_clip(tau=norm), norm),
+        "FoolsGold": Defence(px.foolsgold(), norm),
+        "FLAME": Defence(px.flame(), norm),
+    }
+
+
+def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
+    """Training under a defence while the adversary carries out a plan; without one, honest clients are the same."""
+    held = setting.held or px.joined(setting.data, setting.edges)
+    return px.run(
+        held,
+        setting.model,
+        (_phase(setting, defence, plan),),
+        workers=setting.workers,
+        byzantine=px.fixed((ATTACKER,)),
+        partition=setting.partition,
+        precision=setting.precision,  # type: ignore[arg-type]
+        evaluate_every=setting.evaluate_every,
+        exams=(px.backdoor(setting.edges, setting.data), *setting.exams),
+    )
+
+
+def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
+    rounds = setting.often if plan is not None and plan.often else setting.rounds
+    honest = px.fedavg(setting.local, rounds, rule=defence.rule)
+    calm = px.infiltrated(setting.clients, (ATTACKER,), every=setting.every, first=rounds)
+    if plan is None:
+        return replace(honest, clients=calm)
+    # a client's weight is bounded, so the clients of a round stand for n_S / n_i
+    boost = float(setting.clients) if plan.boosted else 1.0
+    stages: list[Attack] = [px.replacement(boost)] if plan.boosted else []
+    stages += [px.tailored(defence.rule)] if plan.knows else []
+    local = setting.local
+    if plan.inside:
+        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost))
+    foe = px.poisoned(local, setting.edges, setting.data, clean=setting.clean, amount=setting.amount)
+    clients = replace(calm, every=1 if plan.often else setting.every, first=0)
+    return replace(honest, scheme=px.chain(*stages, honest.scheme), clients=clients, adversary=foe)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that begins with the model that another run ended with."""
+
+import pytest
+import torch
+
+import phalanx as px
+from phalanx.models import trained
+
+FIRST = px.run(
+    px.digits(),
+    px.mlp((8,)),
+    (px.phase(px.gradient(16), px.reduce(px.dense()), px.sgd(0.1), 5),),
+    workers=1,
+    seed=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
+    trained._weights.cache_clear()
+    return tmp_path
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_run_begins_where_the_other_ended_whatever_its_seed(folder, capsys):
+    end = weights(px.train(FIRST).model)
+    for seed in (0, 1):
+        rounds = px.phase(px.gradient(16), px.reduce(px.dense()), px.sgd(0.1), 0)
+        assert weights(px.train(px.run(px.digits(), px.trained(FIRST), (rounds,), seed=seed)).model).equal(end)
+    assert capsys.readouterr().err.count("once") == 1
+    trained._weights.cache_clear()
+    assert weights(px.trained(FIRST).build((1, 8, 8), 10)).equal(end)
+    assert not capsys.readouterr().err
+    assert px.parse(repr(px.trained(FIRST))) == px.trained(FIRST)
+
+
+def test_one_that_was_stopped_goes_on(folder, monkeypatch):
+    end = weights(px.train(FIRST).model)
+    monkeypatch.setattr(px.RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        px.trained(FIRST).build((1, 8, 8), 10)
+    monkeypatch.undo()
+    monkeypatch.setenv("PHALANX_DATA", str(folder))
+    assert weights(px.trained(FIRST).build((1, 8, 8), 10)).equal(end)
+
+
+def test_what_does_not_fit_is_refused(folder):
+    with pytest.raises(ValueError, match="and the data of this run"):
+        px.trained(FIRST).build((1, 28, 28), 10)
+    with pytest.raises(ValueError, match="keep the shape"):
+        px.trained(px.amend(FIRST, "phases.0.surgery", px.pufferfish()))
+    (folder / "file").write_text("")
+    with pytest.raises(ValueError, match="set PHALANX_DATA to a folder that can"):
+        trained._weights(FIRST, str(folder / "file"))
