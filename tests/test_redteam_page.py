@@ -67,13 +67,13 @@ def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
     assert not read.met & {"script", "link", "img", "iframe", "object", "embed", "a"}
     assert not re.search(r"https?:|//\w|src=|href=|@import|url\(", text)
     for words in (
-        "2 of 3 rules" if False else "3 rules under attack",
+        "3 rules under attack",
         "9 of 9 runs have ended",
         "One seed (0)",
         "Threat model",
         "median (0.0 points of main accuracy at most)",
         "knows the rule",
-        "in every 2th round",
+        "in one round of 2",
         "0 % of",
         f"phalanx audit --resume {tmp_path}",
     ):

@@ -64,6 +64,6 @@ def _often(phase: Phase) -> str:
     clients = phase.clients
     if isinstance(clients, Infiltrated):
         count = len(clients.attackers)
-        turn = "in every round" if clients.every == 1 else f"in every {clients.every}th round"
+        turn = "in every round" if clients.every == 1 else f"in one round of {clients.every}"
         return f"{count} client{'s' if count > 1 else ''} of {clients.clients} in a round, {turn}"
     return "in every round, as all clients" if isinstance(clients, Everyone) else f"whenever drawn by {clients!r}"
