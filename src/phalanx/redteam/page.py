@@ -77,10 +77,9 @@ def _outcome(found: Findings) -> Markup:
         parts = [joined([_badge(word), f" {words.count(word)} "]) for word in CLASSES if word in words]
         lines.insert(0, tag("p", f"{len(judged)} rules under attack: ", *parts, class_="big"))
     if found.missing:
-        named = "; ".join(found.missing[:12]) + (
-            f"; and {len(found.missing) - 12} more" if len(found.missing) > 12 else ""
+        lines.append(
+            tag("p", tag("b", "Not finished. "), f"What follows lacks: {some(found.missing, 12)}.", class_="warning")
         )
-        lines.append(tag("p", tag("b", "Not finished. "), f"What follows lacks: {named}.", class_="warning"))
     return tag("section", *lines, *([_policies(found.outcomes)] if found.outcomes else []))
 
 
@@ -92,15 +91,20 @@ def _seeds(found: Findings) -> str:
 
 
 def _policies(outcomes: Sequence[Outcome]) -> Markup:
-    words = {True: "fails", False: "holds", None: "not known"}
-    rows = []
+    said = {True: (BROKEN, "fails"), False: (SURVIVES, "holds"), None: (UNKNOWN, "not known")}
+    items = []
     for outcome in outcomes:
-        where = "; ".join(f"{case.attack}: {case.rule} ({case.seen})" for case in outcome.decisive)
-        kind = {True: "broken", False: "survives", None: "unknown"}[outcome.fails]
-        rows.append(
-            (outcome.policy.text, tag("td", words[outcome.fails], class_=kind), where, str(outcome.policy.code))
-        )
-    return table(("fail if", "policy", "where", "exit code"), rows)
+        word, name = said[outcome.fails]
+        cases = [f"{case.attack}: {case.rule} ({case.seen})" for case in outcome.decisive]
+        where = f" {some(cases, 4)}." if cases else ""
+        policy = tag("code", f"fail if {outcome.policy.text}")
+        items.append(tag("li", policy, " ", _badge(word, name), f" exit code {outcome.policy.code}.{where}"))
+    return tag("ul", *items)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
 
 
 def _verdicts(found: Findings) -> Iterator[Markup]:
@@ -234,8 +238,8 @@ def _sheet(sheet: Sheet) -> Iterator[Markup]:
     yield table(sheet.header, sheet.words(), sheet.title)
 
 
-def _badge(word: str) -> Markup:
-    return tag("span", word, class_=f"badge {CLASSES[word]}")
+def _badge(word: str, shown: str = "") -> Markup:
+    return tag("span", shown or word, class_=f"badge {CLASSES[word]}")
 
 
 def _pair(name: str, words: str) -> tuple[Markup, Markup]:
