@@ -93,7 +93,7 @@ def test_names_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_an_unfinished_grid_has_a_report_that_says_so(tmp_path: Path, share: float) -> None:
     said = dict(list(logged().items())[: int(share * len(GRID))])
-    found = findings(tmp_path, GRID, said, order=Order("made", policies=("excess > 0.1",)))
+    found = audit(tmp_path, GRID, said, order=Order("made", policies=("excess > 0.1",))).write()
     read = Reader(page(found))
     assert "Not finished." in read.words and "not known" in read.words
     assert all(label in read.words for label in found.missing)

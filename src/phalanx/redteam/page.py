@@ -17,7 +17,6 @@ from phalanx.redteam.sheets import attacks_of, costs, fairness, gained
 from phalanx.redteam.threat import adversary, rule, situation
 from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
 from phalanx.report.backdoors import QUIET, cell_of, cells, rates
-from phalanx.report.sheet import Sheet
 
 CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "costly", SURVIVES: "survives"}
 
@@ -44,7 +43,10 @@ def _sections(found: Findings) -> Iterator[Markup]:
     yield _section("Threat model", *_threat(found))
     yield _section("How far the backdoor got", *_curves(found))
     yield _section("Who was shut out", *_fairness(found))
-    yield _section("What the rules cost", *_sheet(costs(found.standings)), tag("p", PLAIN, class_="note"))
+    cost = costs(found.standings)
+    yield _section(
+        "What the rules cost", table(cost.header, cost.words(), cost.title), tag("p", PLAIN, class_="note")
+    )
     yield _section("What was tried", *_tried(found))
     yield _section("What this is not", tag("p", PURPOSE))
 
@@ -188,7 +190,7 @@ def _points(runs) -> list[tuple[int, float, float, float]]:
 
 def _fairness(found: Findings) -> Iterator[Markup]:
     sheet = fairness(found.standings)
-    yield from _sheet(sheet)
+    yield table(sheet.header, sheet.words())
     yield tag("p", NO_CHOICE, class_="note")
     if all(row[4] is None for row in sheet.rows):
         yield tag(
@@ -232,10 +234,6 @@ def _first_runs(found: Findings) -> dict[tuple[str, str], Run]:
     for label, run in found.study.runs.items():
         runs.setdefault(cell_of(label), run)
     return runs
-
-
-def _sheet(sheet: Sheet) -> Iterator[Markup]:
-    yield table(sheet.header, sheet.words(), sheet.title)
 
 
 def _badge(word: str, shown: str = "") -> Markup:
