@@ -34,7 +34,7 @@ def mixed(mine: Setting, total: int, part: float) -> Setting:
 def edge_case_mnist_sweeps(scale: str) -> dict[str, Run]:
     """Task 2: shares of the edge cases in honest hands, frequencies and pools of attackers, mixtures, persistence."""
     mine = setting(scale)
-    rules = standard(mine.norm)
+    rules = standard(mine.norm, mine.workers)
     plain, clipped = rules["FedAvg"], rules["norm clipping"]
     # the published sevens; of rare styles as many
     total, holders = 66, {"smoke": 10, "laptop": 60, "paper": 60}[scale]

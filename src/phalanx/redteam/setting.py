@@ -70,10 +70,13 @@ class Defence:
 
     Args:
         radius: of the ball in which an attacker who knows the rule trains.
+        root: samples of all labels that the server has, as a worker of its own who takes part in every round; its
+            number is the setting's `workers`.
     """
 
     rule: Stage
     radius: float
+    root: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,12 @@ ATTACKS: Mapping[str, Plan | None] = {
 }
 
 
-def standard(norm: float, f: int = 1) -> dict[str, Defence]:
+def standard(norm: float, workers: int, f: int = 1) -> dict[str, Defence]:
     """The rules that every setting is tried with.
 
     Args:
         norm: of an honest client's change, the median.
+        workers: of the setting.
         f: attackers of a round.
     """
     return {
@@ -135,6 +139,7 @@ def standard(norm: float, f: int = 1) -> dict[str, Defence]:
         "centered clipping": Defence(px.centered_clip(tau=norm), norm),
         "FoolsGold": Defence(px.foolsgold(), norm),
         "FLAME": Defence(px.flame(), norm),
+        "FLTrust, 100 samples": Defence(px.fltrust(root=workers), norm, root=100),
     }
 
 
@@ -145,9 +150,9 @@ def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
         held,
         setting.model,
         (_phase(setting, defence, plan),),
-        workers=setting.workers,
+        workers=setting.workers + bool(defence.root),
         byzantine=px.drawn(plan.pool) if plan is not None and plan.pool else px.fixed((ATTACKER,)),
-        partition=setting.partition,
+        partition=px.reserved(setting.partition, defence.root) if defence.root else setting.partition,
         precision=setting.precision,  # type: ignore[arg-type]
         evaluate_every=setting.evaluate_every,
         exams=(px.backdoor(setting.edges, setting.data), *setting.exams),
@@ -159,7 +164,7 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     honest = px.fedavg(setting.local, rounds, rule=defence.rule)
     calm = px.infiltrated(setting.clients, (ATTACKER,), every=setting.every, first=rounds)
     if plan is None:
-        return replace(honest, clients=calm)
+        return replace(honest, clients=_with_root(calm, defence))
     # a client's weight is bounded, so the clients of a round stand for n_S / n_i
     boost = float(setting.clients) if plan.boosted else 1.0
     stages: list[Attack] = [px.replacement(boost)] if plan.boosted else []
@@ -171,4 +176,8 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     clients: Selection = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
     if plan.pool:
         clients = px.sampled(setting.clients)
-    return replace(honest, scheme=px.chain(*stages, honest.scheme), clients=clients, adversary=foe)
+    return replace(honest, scheme=px.chain(*stages, honest.scheme), clients=_with_root(clients, defence), adversary=foe)
+
+
+def _with_root(clients: Selection, defence: Defence) -> Selection:
+    return px.always(clients) if defence.root else clients
