@@ -74,6 +74,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "backdoor": ("backdoor(rare_styles(), digits())",),
     "poisoned": ("poisoned(local_training(), rare_styles(), digits(), clean=10, amount=3)",),
+    "always": ("always(sampled(clients=2))", "always(infiltrated(clients=2), last=2)"),
+    "reserved": ("reserved(iid(), amount=5)",),
     "ball": ("ball(radius=2.0)", "ball(radius=0.5, every=3, decay=0.99, norm='linf', each='tensor')"),
     "infiltrated": ("infiltrated(clients=4)", "infiltrated(clients=3, attackers=(1, 2), every=1, first=2, rounds=9)"),
     "replacement": ("replacement(boost=3.0)",),
