@@ -44,9 +44,7 @@ def _sections(found: Findings) -> Iterator[Markup]:
     yield _section("How far the backdoor got", *_curves(found))
     yield _section("Who was shut out", *_fairness(found))
     cost = costs(found.standings)
-    yield _section(
-        "What the rules cost", table(cost.header, cost.words(), cost.title), tag("p", PLAIN, class_="note")
-    )
+    yield _section("What the rules cost", table(cost.header, cost.words(), cost.title), tag("p", PLAIN, class_="note"))
     yield _section("What was tried", *_tried(found))
     yield _section("What this is not", tag("p", PURPOSE))
 

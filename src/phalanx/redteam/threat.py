@@ -9,7 +9,7 @@ from phalanx.backdoors.joined import Joined
 from phalanx.backdoors.poisoned import Poisoned
 from phalanx.crossing import Wire, stages_of
 from phalanx.phase import Phase, Run
-from phalanx.selection import Everyone, Infiltrated
+from phalanx.selection import Always, Everyone, Infiltrated
 
 
 def situation(run: Run) -> list[tuple[str, str]]:
@@ -65,7 +65,7 @@ def rule(run: Run) -> str:
 
 
 def _often(phase: Phase) -> str:
-    clients = phase.clients
+    clients = phase.clients.others if isinstance(phase.clients, Always) else phase.clients
     if isinstance(clients, Infiltrated):
         count = len(clients.attackers)
         turn = "in every round" if clients.every == 1 else f"in one round of {clients.every}"
