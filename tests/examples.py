@@ -13,6 +13,7 @@ from phalanx.stage import Stage, State
 
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "adaptive_clip": ("adaptive_clip(of='median', factor=1.5)",),
     "alie": ("alie(z=1.5)", "alie(z=-1)"),
     "athens": ("athens(word='high', count=5, tests=3, city='Paris', seed=1)",),
     "atomo": (

@@ -3,6 +3,7 @@
 
 from phalanx import ddp as ddp
 from phalanx.aggregator import Aggregator as Aggregator
+from phalanx.aggregators.adaptive_clip import AdaptiveClip as adaptive_clip
 from phalanx.aggregators.bucketing import Bucketing as bucketing
 from phalanx.aggregators.bulyan import Bulyan as bulyan
 from phalanx.aggregators.centered_clip import CenteredClip as centered_clip
