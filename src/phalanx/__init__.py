@@ -113,6 +113,7 @@ from phalanx.data.shape import Tokens as Tokens
 from phalanx.data.wikitext2 import Wikitext2 as wikitext2
 from phalanx.ddp import register as ddp_hook
 from phalanx.exam import Exam as Exam
+from phalanx.exams.after_pruning import AfterPruning as after_pruning
 from phalanx.exams.backdoor import Backdoor as backdoor
 from phalanx.exams.parity import Parity as parity
 from phalanx.exchange import Exchange as exchange
@@ -202,6 +203,7 @@ from phalanx.phase import Run as run
 from phalanx.phase import amend as amend
 from phalanx.pruning.early_bird import EarlyBird as early_bird
 from phalanx.pruning.lottery import Lottery as lottery
+from phalanx.pruning.prune import Prune as prune
 from phalanx.results import RunFolder as RunFolder
 from phalanx.round import Round as Round
 from phalanx.selection import Everyone as everyone

@@ -29,6 +29,7 @@ from phalanx.results import RunFolder
 from phalanx.resume import checkpoint, resume
 from phalanx.round import Round
 from phalanx.score import assess
+from phalanx.secure import LEAST
 from phalanx.selection import Part
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
@@ -65,7 +66,7 @@ class Trainer:
         world = world or LocalWorld(run.workers)
         if world.serves:
             for phase in run.phases:
-                check_server(phase.scheme)
+                check_server(phase.scheme, phase.secure)
             if run.observers:
                 raise ValueError("observers see rows before the wire, and a server does not; run them in a simulation")
         if world.size != run.workers:
@@ -202,9 +203,11 @@ class Trainer:
                 result, self.state = server_half(phase.scheme, stack, self.state, round)
             else:
                 result, self.state = phase.scheme(stack, self.state, round)
+            if phase.secure and len(result.sources[0]) < LEAST:
+                raise TooFewRows(f"one row has arrived, and secure=True sums {LEAST} or more", result.notes)
         except TooFewRows as error:
             lost, notes = str(error), error.notes
-            self.state = error.state or self.state
+            result, self.state = None, error.state or self.state
         combined = time.perf_counter()
         if result is not None:
             notes, lost = self.finish(number, at, result)
