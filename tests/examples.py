@@ -106,6 +106,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "momentum": ("momentum(beta=0.0)",),
     "multi_krum": ("multi_krum(f=2)", "multi_krum(f=2, m=3)"),
     "nested": ("nested(dirichlet(alpha=0.5))", "nested(shards(), pieces=2, each=3)"),
+    "norms": ("norms(every=2, arrived=True)",),
     "nnm": ("nnm(f=2)",),
     "noise": ("noise(std=0.1)",),
     "own_edges": ("own_edges(root='planes.npz', target=9, label=0)",),

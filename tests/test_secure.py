@@ -41,9 +41,7 @@ def test_the_sum_is_that_of_a_server_who_sees_all_and_believes_all(clients):
     for a, b in zip(seen.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert [line.get("clients") for line in lines] == [line.get("clients") for line in others]
-    assert [line["bytes_up"] for line in lines] == [line["bytes_up"] - 8 * (clients or 6) for line in others] or (
-        lines[0]["bytes_up"] == others[0]["bytes_up"]
-    )
+    assert [line["bytes_up"] for line in lines] == [line["bytes_up"] for line in others]
 
 
 def test_fedavg_has_a_secure_form():
@@ -143,7 +141,7 @@ def test_a_secure_run_goes_on_with_the_same_bits(tmp_path):
     whole = px.train(made)
 
     def stop(line):
-        if line["step"] == 1:
+        if line["step"] == 0:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(px.Interrupted):

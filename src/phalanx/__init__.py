@@ -193,6 +193,7 @@ from phalanx.models.vgg import Vgg9 as vgg9
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn
 from phalanx.models.vgg import Vgg13Bn as vgg13_bn
 from phalanx.models.vgg import Vgg19Bn as vgg19_bn
+from phalanx.observers.norms import Norms as norms
 from phalanx.observers.observer import Observer as Observer
 from phalanx.observers.spectrum import Spectrum as spectrum
 from phalanx.observers.variance import Variance as variance

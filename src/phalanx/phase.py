@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from phalanx.aggregator import Aggregator
 from phalanx.attack import Nobody, Threat
+from phalanx.codec import Gather
 from phalanx.crossing import stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
@@ -162,6 +163,10 @@ class Run(Expression):
             not (secure and self.observers),
             f"{self.observers} look at single rows, and secure=True shows nobody but their sum; take the observers out",
         )
+        for observer in self.observers:
+            for phase in self.phases if observer.arrived else ():
+                shown = any(isinstance(stage, Gather) for stage in stages_of(phase.scheme))
+                require(shown, f"{observer!r} looks at rows that gather(...) brings, and {phase.scheme!r} has none")
 
 
 X = TypeVar("X", bound=Expression)

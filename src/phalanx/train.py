@@ -67,7 +67,7 @@ class Trainer:
         if world.serves:
             for phase in run.phases:
                 check_server(phase.scheme, phase.secure)
-            if run.observers:
+            if not all(observer.arrived for observer in run.observers):
                 raise ValueError("observers see rows before the wire, and a server does not; run them in a simulation")
         if world.size != run.workers:
             raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
@@ -193,7 +193,7 @@ class Trainer:
         worked = time.perf_counter()
         absent = frozenset[int]() if world.serves else opened.silent
         round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(opened.operated))
-        observed = looked(run.observers, stack, round)
+        observed = looked([observer for observer in run.observers if not observer.arrived], stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
         try:
@@ -209,6 +209,9 @@ class Trainer:
             lost, notes = str(error), error.notes
             result, self.state = None, error.state or self.state
         combined = time.perf_counter()
+        if result is not None and result.arrived is not None:
+            observed |= looked([observer for observer in run.observers if observer.arrived], result.arrived, round)
+        seen_s = time.perf_counter() - combined
         if result is not None:
             notes, lost = self.finish(number, at, result)
         self.answers = {} if result is None or lost else dict(result.answers)
@@ -222,7 +225,7 @@ class Trainer:
         self.ledger.lost_rounds += bool(lost)
         bad = (byzantine | opened.silent) & set(chosen)
         measured = self.ledger.enter(notes, bad, aloud=world.rank == 0)
-        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined), strict=True)
+        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined - seen_s), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
         if opened.received is not None and world.received_bytes is not None:
