@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import phalanx as px
 from phalanx.attack import Attack
 from phalanx.backdoors.edges import EdgeCases
+from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Partition
 from phalanx.exam import Exam
@@ -38,6 +39,7 @@ class Setting:
         amount: edge cases in it; None takes all.
         held: data with the edge cases that honest clients hold; None is `data` joined with none of them.
         partition: who has what of `held`.
+        augment: of all clients' examples.
         exams: besides that of the backdoor.
     """
 
@@ -58,6 +60,7 @@ class Setting:
     partition: Partition = field(default_factory=lambda: px.dirichlet(0.5))
     evaluate_every: int = 2
     precision: str = "float32"
+    augment: Augment | None = None
     exams: tuple[Exam, ...] = ()
 
 
@@ -136,6 +139,7 @@ def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
         workers=setting.workers,
         byzantine=px.fixed((ATTACKER,)),
         partition=setting.partition,
+        augment=setting.augment,
         precision=setting.precision,  # type: ignore[arg-type]
         evaluate_every=setting.evaluate_every,
         exams=(px.backdoor(setting.edges, setting.data), *setting.exams),
