@@ -69,7 +69,7 @@ def scaled(scale: str) -> Setting:
 def edge_case_fairness(scale: str) -> dict[str, Run]:
     """Figures 8.5 and 8.6: how rules treat honest clients who hold edge cases, with and without an attacker."""
     mine = scaled(scale)
-    rules = standard(mine.norm)
+    rules = standard(mine.norm, mine.workers)
     return {
         f"{attack}: {name}": attacked(mine, rules[name], ATTACKS[attack])
         for attack in (NONE, "black-box")

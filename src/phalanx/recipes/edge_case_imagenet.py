@@ -63,7 +63,7 @@ def edge_case_imagenet(scale: str) -> dict[str, Run]:
         evaluate_every=10,
         augment=px.resized_crop_flip(),
     )
-    rules = standard(mine.norm)
+    rules = standard(mine.norm, mine.workers)
     return {
         f"{attack}: {name}": attacked(mine, rules[name], ATTACKS[attack])
         for attack in (NONE, "black-box")

@@ -146,9 +146,9 @@ def words(scale: str) -> Setting:
     )
 
 
-def rules(scale: str, norm: float) -> dict[str, Defence]:
+def rules(scale: str, mine: Setting) -> dict[str, Defence]:
     """All that are tried in the paper's scale, and fewer below."""
-    known = standard(norm)
+    known = standard(mine.norm, mine.workers)
     return known if scale == "paper" else {name: known[name] for name in RULES}
 
 
@@ -156,7 +156,7 @@ def rules(scale: str, norm: float) -> dict[str, Defence]:
 def edge_case_sentiment(scale: str) -> dict[str, Run]:
     """Task 4: praise of one director is called negative by an LSTM; rules against black-box and white-box attackers."""
     mine = sentiment(scale)
-    defences = rules(scale, mine.norm)
+    defences = rules(scale, mine)
     if scale == "paper":
         # one radius passes all published defences
         defences = {name: replace(rule, radius=1.0) for name, rule in defences.items()}
@@ -173,7 +173,7 @@ def edge_case_sentiment(scale: str) -> dict[str, Run]:
 def edge_case_text(scale: str) -> dict[str, Run]:
     """Task 5: five sentences on Athens are ended with a bad word by a next-word LSTM; rules against attackers."""
     mine = words(scale)
-    defences = rules(scale, mine.norm)
+    defences = rules(scale, mine)
     by_word = {word: replace(mine, edges=replace(mine.edges, word=word)) for word in OTHERS}
     # the run without an attack is asked for all five words
     quiet = replace(mine, exams=tuple(px.backdoor(each.edges, mine.data) for each in by_word.values()))
