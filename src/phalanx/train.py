@@ -29,6 +29,7 @@ from phalanx.results import RunFolder
 from phalanx.resume import checkpoint, resume
 from phalanx.round import Round
 from phalanx.score import assess
+from phalanx.secure import LEAST
 from phalanx.selection import Part
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
@@ -65,8 +66,8 @@ class Trainer:
         world = world or LocalWorld(run.workers)
         if world.serves:
             for phase in run.phases:
-                check_server(phase.scheme)
-            if run.observers:
+                check_server(phase.scheme, phase.secure)
+            if not all(observer.arrived for observer in run.observers):
                 raise ValueError("observers see rows before the wire, and a server does not; run them in a simulation")
         if world.size != run.workers:
             raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
@@ -192,7 +193,7 @@ class Trainer:
         worked = time.perf_counter()
         absent = frozenset[int]() if world.serves else opened.silent
         round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(opened.operated))
-        observed = looked(run.observers, stack, round)
+        observed = looked([observer for observer in run.observers if not observer.arrived], stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
         try:
@@ -202,10 +203,15 @@ class Trainer:
                 result, self.state = server_half(phase.scheme, stack, self.state, round)
             else:
                 result, self.state = phase.scheme(stack, self.state, round)
+            if phase.secure and len(result.sources[0]) < LEAST:
+                raise TooFewRows(f"one row has arrived, and secure=True sums {LEAST} or more", result.notes)
         except TooFewRows as error:
             lost, notes = str(error), error.notes
-            self.state = error.state or self.state
+            result, self.state = None, error.state or self.state
         combined = time.perf_counter()
+        if result is not None and result.arrived is not None:
+            observed |= looked([observer for observer in run.observers if observer.arrived], result.arrived, round)
+        seen_s = time.perf_counter() - combined
         if result is not None:
             notes, lost = self.finish(number, at, result)
         self.answers = {} if result is None or lost else dict(result.answers)
@@ -219,7 +225,7 @@ class Trainer:
         self.ledger.lost_rounds += bool(lost)
         bad = (byzantine | opened.silent) & set(chosen)
         measured = self.ledger.enter(notes, bad, aloud=world.rank == 0)
-        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined), strict=True)
+        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined - seen_s), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
         if opened.received is not None and world.received_bytes is not None:

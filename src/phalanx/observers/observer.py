@@ -20,10 +20,13 @@ from phalanx.stack import Stack
 class Observer(Expression, ABC):
     """Looks at the workers' rows before the scheme in rounds 0, every, 2 every, ..., and changes nothing.
 
+    One with `arrived` is shown the rows as `gather` brings them to the server, in the rounds that are not lost.
+
     What it returns is logged in metrics.jsonl under "observed", by the observer's expression.
     """
 
     every: int
+    arrived: bool = False
 
     def validate(self) -> None:
         require(self.every >= 1, f"{self.expression_name} needs every >= 1 round, got every={self.every}")
