@@ -15,8 +15,8 @@ from phalanx.recipes.recipe import recipe
 from phalanx.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
 from phalanx.report.backdoors import backdoor_tables, plot_backdoors
 
-RULES = ("FedAvg", "norm clipping", "RFA", "trimmed mean", "Multi-Krum", "Krum", "FLAME")  # in the laptop's scale
-WHITE = ("PGD", "PGD + replacement")
+RULES = ("FedAvg", "norm clipping", "RFA", "Multi-Krum", "Krum")  # of figure 8.4; the paper's scale has all
+OFTEN = ("FedAvg", "Krum")  # tried with an attacker in every round
 WORD, OTHERS = "rude", ("high", "safe", "expensive", "terrible")  # ends of the five sentences on Athens
 ALSO = ("Athens", WORD, *OTHERS)  # WikiText-2's validation part has neither the city nor all of them
 
@@ -60,7 +60,7 @@ def sentiment(scale: str) -> Setting:
             local=local(0.05, 2, 20),
             epochs=5,
             norm=0.32,
-            rounds=40,
+            rounds=30,
             every=10,
             often=20,
             clean=50,
@@ -160,13 +160,13 @@ def edge_case_sentiment(scale: str) -> dict[str, Run]:
     if scale == "paper":
         # one radius passes all published defences
         defences = {name: replace(rule, radius=1.0) for name, rule in defences.items()}
-    tried = {NONE: None, **{attack: ATTACKS[attack] for attack in ("black-box", *WHITE, "black-box, every round")}}
-    return {
-        f"{attack}: {name}": attacked(mine, rule, plan)
-        for attack, plan in tried.items()
-        for name, rule in defences.items()
-        if not (scale == "smoke" and plan is not None and plan.often)
-    }
+    made: dict[str, Run] = {}
+    for attack in (NONE, "black-box", "PGD", "PGD + replacement", "black-box, every round"):
+        plan = ATTACKS[attack]
+        often = plan is not None and plan.often
+        tried = {name: defences[name] for name in OFTEN} if often else defences
+        made |= {f"{attack}: {name}": attacked(mine, rule, plan) for name, rule in tried.items()}
+    return made
 
 
 @recipe("edge-case-text", plot=plot_backdoors, tables=backdoor_tables)
@@ -178,9 +178,8 @@ def edge_case_text(scale: str) -> dict[str, Run]:
     # the run without an attack is asked for all five words
     quiet = replace(mine, exams=tuple(px.backdoor(each.edges, mine.data) for each in by_word.values()))
     made = {f"{NONE}: {name}": attacked(quiet, rule, None) for name, rule in defences.items()}
-    for attack in ("black-box", *WHITE):
+    for attack in ("black-box", "PGD"):
         made |= {f"{attack}: {name}": attacked(mine, rule, ATTACKS[attack]) for name, rule in defences.items()}
     for word, each in by_word.items():
-        for name in ("FedAvg", "norm clipping", "Krum"):
-            made[f"black-box, {word}: {name}"] = attacked(each, defences[name], Plan())
+        made[f"black-box, {word}: FedAvg"] = attacked(each, defences["FedAvg"], Plan())
     return made
