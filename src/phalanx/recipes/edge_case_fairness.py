@@ -27,6 +27,7 @@ def setting(
     training: LocalTraining,
     norm: float,
     rounds: int,
+    evaluate_every: int,
 ) -> Setting:
     """An attacker in every round, and `holders` of the honest clients with edge cases that have their right labels."""
     return Setting(
@@ -43,6 +44,7 @@ def setting(
         often=rounds,
         held=px.joined(data, edges),
         partition=px.dealt(px.dirichlet(0.5, least=20), clients=holders, first=ATTACKER + 1),
+        evaluate_every=evaluate_every,
         exams=(px.parity(),),
     )
 
@@ -51,18 +53,17 @@ def scaled(scale: str) -> Setting:
     """The setting in a scale: a third of the edge cases are the attacker's, the others honest clients'."""
     if scale == "smoke":
         edges = px.shared(px.rare_styles(), 1 / 3, attacker=22)
-        return setting(
-            px.digits(), edges, started(px.digits(), px.mlp((32,)), 60), 12, 8, 2, local(0.1, 2, 10), norm=0.8, rounds=4
-        )
+        model = started(px.digits(), px.mlp((32,)), 60)
+        return setting(px.digits(), edges, model, 12, 8, 2, local(0.1, 2, 10), 0.8, rounds=4, evaluate_every=2)
     edges = px.shared(px.ardis(), 1 / 3, attacker=22)
     if scale == "laptop":
         small = px.lenet(channels=(16, 32), hidden=128)
         model = started(px.mnist(train=1500, test=2000), small, 141)
         data = px.mnist(train=1500, test=1000)
-        return setting(data, edges, model, 20, 12, 2, local(0.02, 2, 32), norm=0.3, rounds=30)
+        return setting(data, edges, model, 20, 12, 2, local(0.02, 2, 32), 0.3, rounds=30, evaluate_every=5)
     # figure 8.6: 91 honest clients in every round, one of them with edge cases, and an attacker for 50 rounds
     model = started(px.mnist(train=1500), px.lenet(), 141)
-    return setting(px.mnist(), edges, model, 91, 91, 1, local(0.1, 5, 32), norm=0.75, rounds=50)
+    return setting(px.mnist(), edges, model, 91, 91, 1, local(0.1, 5, 32), 0.75, rounds=50, evaluate_every=5)
 
 
 @recipe("edge-case-fairness", plot=plot_fairness, tables=fairness_tables)

@@ -22,9 +22,10 @@ ALSO = ("Athens", WORD, *OTHERS)  # WikiText-2's validation part has neither the
 
 
 def begun(data: Data, model: Model, rounds: int, batch: int, finish: Finish, clip: float) -> Model:
-    """A model that one worker has trained on all data."""
+    """A model that one worker has trained on all data, another one for each seed."""
     phase = px.phase(px.gradient(batch), px.chain(px.clip(clip), px.reduce(px.dense())), finish, rounds)
-    return px.trained(px.run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds))
+    first = px.run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
+    return px.trained(first, drawn=True)
 
 
 def sentiment(scale: str) -> Setting:
