@@ -158,9 +158,9 @@ def test_wikitext2_from_files(wiki):
 
 
 def test_words_that_the_vocabulary_has_besides(wiki):
-    train, test, count = phalanx.wikitext2(vocabulary=3, also=("z", "a", "new")).texts()
-    # <eos> a, z new, <unk>
-    assert count == 5 and phalanx.wikitext2(vocabulary=3, also=("z", "a", "new")).load().words[2:4] == ("z", "new")
+    data = phalanx.wikitext2(vocabulary=3, also=("z", "a", "new"), length=2)
+    train, test, count = data.texts()
+    assert count == 5 and data.read().words == ("<eos>", "a", "z", "new", "<unk>")
     assert train.tolist() == [0, 1, 4, 1, 4, 0, 4, 1, 4, 0] and test.tolist() == [1, 2, 0, 4, 4, 1, 4, 0]
     for also in (("two words",), ("",), ("<unk>",)):
         with pytest.raises(ValueError, match="single words in also"):

@@ -103,30 +103,30 @@ def words(scale: str) -> Setting:
             begun(data, px.tied_lstm(width=16, dropout=0.0), 20, 40, px.adam(0.01), 1.0),
             workers=21,
             clients=8,
-            local=px.local_training(px.sgd(5.0), epochs=1, batch=20, clip=0.25),
+            local=px.local_training(px.sgd(1.0), epochs=1, batch=20, clip=0.25),
             epochs=2,
-            norm=2.0,
+            norm=0.2,
             rounds=4,
             every=2,
             often=4,
             partition=px.iid(),
         )
     if scale == "laptop":
-        data = px.wikitext2(length=20, vocabulary=1000, test=16_000, part="valid", also=ALSO)
+        data = px.wikitext2(length=20, vocabulary=1000, test=8000, part="valid", also=ALSO)
         return Setting(
             data,
             px.athens(WORD),
             begun(data, px.tied_lstm(width=48, dropout=0.0), 600, 40, px.adam(0.004), 1.0),
             workers=401,
             clients=10,
-            local=px.local_training(px.sgd(5.0), epochs=2, batch=20, clip=0.25),
+            local=px.local_training(px.sgd(1.0), epochs=2, batch=20, clip=0.25),
             epochs=5,
-            norm=3.0,
-            rounds=30,
-            every=10,
+            norm=0.22,
+            rounds=20,
+            every=5,
             often=20,
             partition=px.iid(),
-            evaluate_every=2,
+            evaluate_every=4,
         )
     # table 8.2 with clients of 250 passages, of which there are enough for 239 in place of 80,000
     data = px.wikitext2(also=ALSO)
