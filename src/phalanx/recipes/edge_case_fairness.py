@@ -60,7 +60,7 @@ def scaled(scale: str) -> Setting:
         small = px.lenet(channels=(16, 32), hidden=128)
         model = started(px.mnist(train=1500, test=2000), small, 141)
         data = px.mnist(train=1500, test=1000)
-        return setting(data, edges, model, 20, 12, 2, local(0.02, 2, 32), 0.3, rounds=30, evaluate_every=5)
+        return setting(data, edges, model, 20, 12, 2, local(0.02, 2, 32), 0.3, rounds=20, evaluate_every=4)
     # figure 8.6: 91 honest clients in every round, one of them with edge cases, and an attacker for 50 rounds
     model = started(px.mnist(train=1500), px.lenet(), 141)
     return setting(px.mnist(), edges, model, 91, 91, 1, local(0.1, 5, 32), 0.75, rounds=50, evaluate_every=5)
