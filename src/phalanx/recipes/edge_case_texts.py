@@ -17,6 +17,7 @@ from phalanx.report.backdoors import backdoor_tables, plot_backdoors
 
 RULES = ("FedAvg", "norm clipping", "RFA", "Multi-Krum", "Krum")  # of figure 8.4; the paper's scale has all
 OFTEN = ("FedAvg", "Krum")  # tried with an attacker in every round
+TWEETS = px.shared(px.director(), 0.5, attacker=129)
 WORD, OTHERS = "rude", ("high", "safe", "expensive", "terrible")  # ends of the five sentences on Athens
 ALSO = ("Athens", WORD, *OTHERS)  # WikiText-2's validation part has neither the city nor all of them
 
@@ -29,14 +30,18 @@ def begun(data: Data, model: Model, rounds: int, batch: int, finish: Finish, cli
 
 
 def sentiment(scale: str) -> Setting:
-    """Task 4 in a scale, on sentences of film reviews in place of Sentiment140's tweets."""
+    """Task 4 in a scale, on sentences of film reviews in place of Sentiment140's tweets.
+
+    To a model of reviews praise in tweets is negative in 6 of 10 cases. So the start is trained on half of the tweets
+    with right labels besides, in place of the other tweets of Sentiment140; the attacker has the other half.
+    """
     if scale == "smoke":
         data = px.movie_review(train=400, test=100, length=12, vocabulary=300)
         model = px.sentence_lstm(embedding=8, width=8, layers=1, dropout=0.0)
         return Setting(
             data,
-            px.director(),
-            begun(data, model, 30, 40, px.adam(0.01), 5.0),
+            TWEETS,
+            begun(px.joined(data, TWEETS), model, 30, 40, px.adam(0.01), 5.0),
             workers=21,
             clients=8,
             local=local(0.05, 1, 20),
@@ -47,6 +52,7 @@ def sentiment(scale: str) -> Setting:
             often=4,
             clean=20,
             amount=40,
+            held=data,
             partition=px.iid(),
         )
     if scale == "laptop":
@@ -54,18 +60,18 @@ def sentiment(scale: str) -> Setting:
         model = px.sentence_lstm(embedding=32, width=48, layers=1, dropout=0.0)
         return Setting(
             data,
-            px.director(),
-            begun(data, model, 300, 64, px.adam(0.003), 5.0),
+            TWEETS,
+            begun(px.joined(data, TWEETS), model, 300, 64, px.adam(0.003), 5.0),
             workers=161,
             clients=10,
             local=local(0.05, 2, 20),
             epochs=5,
             norm=0.32,
-            rounds=30,
-            every=10,
+            rounds=20,
+            every=5,
             often=20,
             clean=50,
-            amount=100,
+            held=data,
             partition=px.iid(),
             evaluate_every=2,
         )
@@ -73,8 +79,8 @@ def sentiment(scale: str) -> Setting:
     data, model = px.movie_review(), px.sentence_lstm()
     return Setting(
         data,
-        px.director(),
-        begun(data, model, 1000, 64, px.adam(0.001), 5.0),
+        TWEETS,
+        begun(px.joined(data, TWEETS), model, 1000, 64, px.adam(0.001), 5.0),
         workers=49,
         clients=10,
         local=local(0.05, 2, 20),
@@ -84,7 +90,7 @@ def sentiment(scale: str) -> Setting:
         every=10,
         often=100,
         clean=200,
-        amount=200,
+        held=data,
         partition=px.iid(),
         evaluate_every=10,
     )
