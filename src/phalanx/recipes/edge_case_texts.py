@@ -118,7 +118,7 @@ def words(scale: str) -> Setting:
             partition=px.iid(),
         )
     if scale == "laptop":
-        data = px.wikitext2(length=20, vocabulary=1000, test=8000, part="valid", also=ALSO)
+        data = px.wikitext2(length=16, vocabulary=600, test=8000, part="valid", also=ALSO)
         return Setting(
             data,
             px.athens(WORD),
