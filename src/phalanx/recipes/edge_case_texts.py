@@ -181,7 +181,7 @@ def edge_case_text(scale: str) -> dict[str, Run]:
     """Task 5: five sentences on Athens are ended with a bad word by a next-word LSTM; rules against attackers."""
     mine = words(scale)
     defences = rules(scale, mine)
-    by_word = {word: replace(mine, edges=replace(mine.edges, word=word)) for word in OTHERS}
+    by_word = {word: replace(mine, edges=px.amend(mine.edges, "word", word)) for word in OTHERS}
     # the run without an attack is asked for all five words
     quiet = replace(mine, exams=tuple(px.backdoor(each.edges, mine.data) for each in by_word.values()))
     made = {f"{NONE}: {name}": attacked(quiet, rule, None) for name, rule in defences.items()}
