@@ -95,12 +95,12 @@ def plot_fairness(results: Sequence[Result], title: str, path: Path) -> None:
     parts: dict[str, dict[str, Callable[[str], list[float]]]] = {
         "accuracy parity ratio": {a: lambda rule, a=a: _values(found, a, rule, parity) for a in attacks},
         "accuracy on edge cases": {a: lambda rule, a=a: _values(found, a, rule, edge_accuracy) for a in attacks},
-        f"rows taken, {last}": {
+        f"rows taken by rules that name them, {last}": {
             WHO[role]: lambda rule, role=role: _values(found, last, rule, lambda run: chosen(run, role))
             for role in ROLES
         },
     }
-    made = figure(14, 1.6 + 0.5 * len(rules))
+    made = figure(14, 2.0 + 0.5 * len(rules))
     axes: Any = made.subplots(1, len(parts), sharey=True)
     for ax, (name, bars) in zip(axes, parts.items(), strict=True):
         for k, (label, of) in enumerate(bars.items()):
@@ -117,10 +117,11 @@ def plot_fairness(results: Sequence[Result], title: str, path: Path) -> None:
             )
         ax.set_title(name, loc="left", fontsize=11)
         ax.set_xlabel("%")
-        ax.legend(frameon=False, fontsize=8)
         tidy(ax)
     axes[0].set_yticks(range(len(rules)), rules)
     axes[0].invert_yaxis()
+    for ax, place in ((axes[0], "outside lower left"), (axes[-1], "outside lower right")):
+        made.legend(*ax.get_legend_handles_labels(), loc=place, ncols=3, frameon=False, fontsize=9)
     save(made, title, path)
 
 
