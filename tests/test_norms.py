@@ -72,8 +72,13 @@ def test_several_processes_see_the_same(tmp_path):
 @pytest.mark.processes
 def test_a_server_sees_what_arrives(tmp_path):
     made = run("chain(gather(dense()), median())", observers=(px.norms(arrived=True),))
-    there = run_job(7, "job_server.py", {"runs": {"norms": repr(made)}}, tmp_path)["norms"]
-    assert [line["observed"] for line in there["metrics"]] == [line["observed"] for line in logged(made)[1]]
+    task = {"runs": {"norms": repr(made)}, "patience": {"least_s": 10.0, "factor": 5.0}}
+    lines = run_job(7, "job_server.py", task, tmp_path)["norms"]["metrics"]
+    # on a busy machine a worker may be late, and is named
+    shown = [(line, line["observed"][repr(made.observers[0])]) for line in lines if not line["lost"]]
+    assert shown
+    for line, norms in shown:
+        assert set(norms) == set(map(str, line["clients"])) - set(line["excluded"]) and all(norms.values())
 
 
 EDGES = px.shared(px.rare_styles(), ratio=0.25, attacker=10)

@@ -152,7 +152,7 @@ def test_a_secure_run_goes_on_with_the_same_bits(tmp_path):
 
 @pytest.mark.processes
 def test_processes_without_a_client_of_the_round_take_part_in_the_sum(tmp_path):
-    runs = {text: run(secured(text, 2), workers=4) for text in ("chain(reduce(dense()))", "power_sgd(rank=1)")}
+    runs = {text: run(secured(text, 2), workers=4, seed=3) for text in ("chain(reduce(dense()))", "power_sgd(rank=1)")}
     there = run_job(2, "job_train.py", {"runs": {label: repr(made) for label, made in runs.items()}}, tmp_path)
     for label, made in runs.items():
         trainer, lines = logged(made)

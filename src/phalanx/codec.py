@@ -242,8 +242,9 @@ class Reduce(Stage):
         mean = {}
         for key in keys:
             rows = torch.stack([p[key] for p in coded]) if coded else form[key].new_zeros((0, *form[key].shape))
-            # nothing times zero is not always zero
-            rows[silent.to(rows.device)] = 0
+            if bool(silent.any()):
+                # NaN times zero is NaN
+                rows[silent.to(rows.device)] = 0
             mean[key] = world.mean(rows, weights, every)
         clock.lap("wire_s")
         parts, _ = open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from phalanx.aggregators.mean import Mean
 from phalanx.crossing import Wire, stages_of
 from phalanx.expression import require
-from phalanx.stage import Stage
+from phalanx.stack import Stack
+from phalanx.stage import Stage, TooFewRows
 
 LEAST = 2  # rows in a sum: that of one row is the row
 
@@ -30,6 +31,12 @@ def check_secure(scheme: Stage, count: int) -> None:
         f"secure=True shows the server the sum of the rows only, and {wire!r} hands them to its gate one by one; write "
         "reduce(dense()) in place of it and mean()"
     )
+
+
+def check_sum(secure: bool, result: Stack) -> None:
+    """Raises TooFewRows where a sum that has to hide its rows is that of a single one."""
+    if secure and len(result.sources[0]) < LEAST:
+        raise TooFewRows(f"one row has arrived, and secure=True sums {LEAST} or more", result.notes)
 
 
 def _needs(stage: Stage) -> str:

@@ -29,7 +29,7 @@ from phalanx.results import RunFolder
 from phalanx.resume import checkpoint, resume
 from phalanx.round import Round
 from phalanx.score import assess
-from phalanx.secure import LEAST
+from phalanx.secure import check_sum
 from phalanx.selection import Part
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
@@ -193,24 +193,21 @@ class Trainer:
         worked = time.perf_counter()
         absent = frozenset[int]() if world.serves else opened.silent
         round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(opened.operated))
-        observed = looked([observer for observer in run.observers if not observer.arrived], stack, round)
+        observed = looked(run.observers, stack, round)
         watched = time.perf_counter()
         result, lost, notes = None, "", ()
         try:
             if not chosen:
                 raise TooFewRows("no worker is left of those who began this pass")
-            if world.serves:
-                result, self.state = server_half(phase.scheme, stack, self.state, round)
-            else:
-                result, self.state = phase.scheme(stack, self.state, round)
-            if phase.secure and len(result.sources[0]) < LEAST:
-                raise TooFewRows(f"one row has arrived, and secure=True sums {LEAST} or more", result.notes)
+            scheme = partial(server_half, phase.scheme) if world.serves else phase.scheme
+            result, self.state = scheme(stack, self.state, round)
+            check_sum(phase.secure, result)
         except TooFewRows as error:
             lost, notes = str(error), error.notes
             result, self.state = None, error.state or self.state
         combined = time.perf_counter()
         if result is not None and result.arrived is not None:
-            observed |= looked([observer for observer in run.observers if observer.arrived], result.arrived, round)
+            observed |= looked(run.observers, result.arrived, round, arrived=True)
         seen_s = time.perf_counter() - combined
         if result is not None:
             notes, lost = self.finish(number, at, result)

@@ -43,9 +43,10 @@ class Observer(Expression, ABC):
         """
 
 
-def looked(observers: Sequence[Observer], stack: Stack, round: Round) -> dict[str, Any]:
-    """What each of those whose turn it is sees this round, by its expression."""
-    return {repr(observer): observer.look(stack, round) for observer in observers if round.index % observer.every == 0}
+def looked(observers: Sequence[Observer], stack: Stack, round: Round, arrived: bool = False) -> dict[str, Any]:
+    """What each of those that look at such rows, and whose turn it is, sees this round, by its expression."""
+    turn = [observer for observer in observers if observer.arrived == arrived and round.index % observer.every == 0]
+    return {repr(observer): observer.look(stack, round) for observer in turn}
 
 
 class LayerObserver(Observer):
