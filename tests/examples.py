@@ -38,7 +38,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
     "crash": ("crash(worker=1, at=2)",),
     "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
-    "dealt": ("dealt(dirichlet(alpha=0.5), clients=2, drawn=True)",),
+    "dealt": ("dealt(dirichlet(alpha=0.5), clients=2, drawn=True, first=1)",),
     "decay": ("decay(by=0.99)",),
     "delay": ("delay(worker=1, seconds=0.5, at=1, rounds=2)",),
     "detox": (

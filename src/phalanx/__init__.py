@@ -190,9 +190,11 @@ from phalanx.models.resnet import Resnet18 as resnet18
 from phalanx.models.resnet import Resnet50 as resnet50
 from phalanx.models.resnet import Resnet152 as resnet152
 from phalanx.models.resnet import WideResnet50 as wide_resnet50
+from phalanx.models.sentence_lstm import SentenceLstm as sentence_lstm
 from phalanx.models.trained import Trained as trained
 from phalanx.models.transformer import Transformer as transformer
 from phalanx.models.vgg import Vgg9 as vgg9
+from phalanx.models.vgg import Vgg11 as vgg11
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn
 from phalanx.models.vgg import Vgg13Bn as vgg13_bn
 from phalanx.models.vgg import Vgg19Bn as vgg19_bn

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import phalanx as px
 from phalanx.attack import Attack
 from phalanx.backdoors.edges import EdgeCases
+from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Partition
 from phalanx.exam import Exam
@@ -40,6 +41,7 @@ class Setting:
         mix: whether it holds the ordinary examples that were published with the edge cases, too.
         held: data with the edge cases that honest clients hold; None is `data` joined with none of them.
         partition: who has what of `held`.
+        augment: of all clients' examples.
         exams: besides that of the backdoor.
     """
 
@@ -61,6 +63,7 @@ class Setting:
     partition: Partition = field(default_factory=lambda: px.dirichlet(0.5))
     evaluate_every: int = 2
     precision: str = "float32"
+    augment: Augment | None = None
     exams: tuple[Exam, ...] = ()
 
 
@@ -153,6 +156,7 @@ def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
         workers=setting.workers + bool(defence.root),
         byzantine=px.drawn(plan.pool) if plan is not None and plan.pool else px.fixed((ATTACKER,)),
         partition=px.reserved(setting.partition, defence.root) if defence.root else setting.partition,
+        augment=setting.augment,
         precision=setting.precision,  # type: ignore[arg-type]
         evaluate_every=setting.evaluate_every,
         exams=(px.backdoor(setting.edges, setting.data), *setting.exams),
