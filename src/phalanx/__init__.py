@@ -190,6 +190,7 @@ from phalanx.models.resnet import WideResnet50 as wide_resnet50
 from phalanx.models.trained import Trained as trained
 from phalanx.models.transformer import Transformer as transformer
 from phalanx.models.vgg import Vgg9 as vgg9
+from phalanx.models.vgg import Vgg9Conv as vgg9_conv
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn
 from phalanx.models.vgg import Vgg13Bn as vgg13_bn
 from phalanx.models.vgg import Vgg19Bn as vgg19_bn

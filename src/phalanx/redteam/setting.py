@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import phalanx as px
 from phalanx.attack import Attack
 from phalanx.backdoors.edges import EdgeCases
+from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Partition
 from phalanx.exam import Exam
@@ -38,6 +39,8 @@ class Setting:
         amount: edge cases in it; None takes all.
         held: data with the edge cases that honest clients hold; None is `data` joined with none of them.
         partition: who has what of `held`.
+        augment: of all clients' examples.
+        stays: rounds behind which the attacker comes no more; None goes on to the end.
         exams: besides that of the backdoor.
     """
 
@@ -58,6 +61,8 @@ class Setting:
     partition: Partition = field(default_factory=lambda: px.dirichlet(0.5))
     evaluate_every: int = 2
     precision: str = "float32"
+    augment: Augment | None = None
+    stays: int | None = None
     exams: tuple[Exam, ...] = ()
 
 
@@ -67,10 +72,12 @@ class Defence:
 
     Args:
         radius: of the ball in which an attacker who knows the rule trains.
+        decay: of the radius, by round.
     """
 
     rule: Stage
     radius: float
+    decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,14 @@ class Plan:
         boosted: sends its change times the clients of a round, from a ball smaller by as much.
         knows: fits what it sends to the rule and to the honest rows, which it sees.
         often: comes in every round.
+        pool: attackers among the workers, who come as the lot falls; 0 is the one who comes by the setting's rounds.
     """
 
     inside: bool = False
     boosted: bool = False
     knows: bool = False
     often: bool = False
+    pool: int = 0
 
 
 ATTACKS: Mapping[str, Plan | None] = {
@@ -134,8 +143,9 @@ def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
         setting.model,
         (_phase(setting, defence, plan),),
         workers=setting.workers,
-        byzantine=px.fixed((ATTACKER,)),
+        byzantine=px.drawn(plan.pool) if plan is not None and plan.pool else px.fixed((ATTACKER,)),
         partition=setting.partition,
+        augment=setting.augment,
         precision=setting.precision,  # type: ignore[arg-type]
         evaluate_every=setting.evaluate_every,
         exams=(px.backdoor(setting.edges, setting.data), *setting.exams),
@@ -154,7 +164,8 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     stages += [px.tailored(defence.rule)] if plan.knows else []
     local = setting.local
     if plan.inside:
-        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost))
+        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost, decay=defence.decay))
     foe = px.poisoned(local, setting.edges, setting.data, clean=setting.clean, amount=setting.amount)
-    clients = replace(calm, every=1 if plan.often else setting.every, first=0)
+    coming = replace(calm, every=1 if plan.often else setting.every, first=0, rounds=setting.stays)
+    clients = px.sampled(setting.clients) if plan.pool else coming
     return replace(honest, scheme=px.chain(*stages, honest.scheme), clients=clients, adversary=foe)
