@@ -40,5 +40,15 @@ def test_seeds_are_paired_and_averaged(tmp_path: Path) -> None:
     results = collect([tmp_path / "0", tmp_path / "1"])
     above, spread, _ = backdoor_tables(results)
     found = cells(results)
-    each = [excess(found["black-box", "FedAvg"][seed], found["none", "FedAvg"][seed]) for seed in (0, 1)]
+    each: list[float] = [
+        excess(found["black-box", "FedAvg"][seed], found["none", "FedAvg"][seed]) or 0.0 for seed in (0, 1)
+    ]
     assert above.rows[0][2] == round(100 * mean(each), 1) and spread.rows[0][1] == round(100 * stdev(each), 1)
+
+
+def test_a_sweep_has_a_line_for_each_attack_with_a_run_to_compare(tmp_path: Path) -> None:
+    half = "FedAvg, 50% with the attacker"
+    printed = ran("edge-case-mnist-sweeps", tmp_path, f"none: {half}", f"black-box: {half}", "every round: FedAvg")
+    (table,) = printed["tables"]
+    ((attack, where, success, without, gained, _, n),) = table["rows"]
+    assert (attack, where, n) == ("black-box", half, 1) and gained == pytest.approx(success - without, abs=0.11)

@@ -102,6 +102,7 @@ from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
 from phalanx.data.partial import ByOwner as by_owner
 from phalanx.data.partial import Nested as nested
+from phalanx.data.partial import Reserved as reserved
 from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
 from phalanx.data.partition import Partition as Partition
@@ -206,6 +207,7 @@ from phalanx.pruning.early_bird import EarlyBird as early_bird
 from phalanx.pruning.lottery import Lottery as lottery
 from phalanx.results import RunFolder as RunFolder
 from phalanx.round import Round as Round
+from phalanx.selection import Always as always
 from phalanx.selection import Everyone as everyone
 from phalanx.selection import Infiltrated as infiltrated
 from phalanx.selection import Sampled as sampled

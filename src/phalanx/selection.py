@@ -113,6 +113,29 @@ class Infiltrated(Selection):
         return tuple(sorted([*inside, *honest[drawn].tolist()]))
 
 
+@method("always", "selection")
+class Always(Selection):
+    """The last `last` workers in every round, such as one that the server plays, and others among the rest.
+
+    Args:
+        others: how those are chosen.
+        last: >= 1.
+    """
+
+    others: Selection
+    last: int = 1
+
+    def validate(self) -> None:
+        require(self.last >= 1, f"always needs last >= 1 worker, got last={self.last}")
+
+    def count(self, n: int) -> int:
+        require(self.last < n, f"{self!r} needs more than {self.last} workers, got n={n}")
+        return self.others.count(n - self.last) + self.last
+
+    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
+        return (*self.others.at(index, n - self.last, seed), *range(n - self.last, n))
+
+
 class Part:
     """A world's workers who take part in a round; of the others nothing is sent and nothing is missed.
 

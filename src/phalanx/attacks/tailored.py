@@ -14,7 +14,7 @@ from phalanx.layout import Layout
 from phalanx.precision import wide
 from phalanx.round import Round
 from phalanx.stack import Stack
-from phalanx.stage import Stage, State, TooFewRows
+from phalanx.stage import Scope, Stage, State, TooFewRows
 
 STEPS = range(-6, 5)  # powers of two by which a row is made shorter or longer
 
@@ -40,6 +40,10 @@ class Tailored(Attack):
     directions_only: ClassVar[bool] = True
 
     rule: Stage
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
 
     def validate(self) -> None:
         crosses = self.rule.num_wires

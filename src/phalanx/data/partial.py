@@ -98,3 +98,39 @@ class Nested(Partition):
             own_seed = stream("nested", seed, number).initial_seed()
             parts += [piece[part] for part in self.inner.split(values[piece], self.each, own_seed)]
         return tuple(parts[:units])
+
+
+@method("reserved", "partition")
+class Reserved(Partition):
+    """`amount` samples drawn from all labels alike for the last unit, and the others as an inner partition has them.
+
+    The last unit stands for a server that has collected some data of its own, as `fltrust` needs.
+
+    Args:
+        inner: how the other samples are shared out among the other units.
+        amount: >= 1.
+    Raises:
+        ValueError: nothing is left for the other units, or there are none.
+    """
+
+    inner: Partition
+    amount: int = 100
+
+    @property
+    def exhaustive(self) -> bool:  # type: ignore[override]
+        return self.inner.exhaustive
+
+    def validate(self) -> None:
+        require(self.amount >= 1, f"reserved needs amount >= 1, got amount={self.amount}")
+
+    def values(self, data: Dataset) -> Tensor:
+        return self.inner.values(data)
+
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        check_units(self, len(values), units)
+        enough = units > 1 and self.amount + units - 1 <= len(values)
+        have = f"{len(values)} samples for {units} units"
+        require(enough, f"{self!r} leaves no sample for some unit, with {have}; lower amount")
+        order = torch.randperm(len(values), generator=stream("reserved", seed))
+        mine, rest = order[: self.amount].sort().values, order[self.amount :].sort().values
+        return (*(rest[part] for part in self.inner.split(values[rest], units - 1, seed)), mine)

@@ -13,7 +13,17 @@ from phalanx.redteam.setting import ATTACKS, Defence, Setting, attacked, standar
 from phalanx.report.backdoors import backdoor_tables, plot_backdoors
 
 # rules worth a try against an attacker that comes in every round, and the plain mean beside them
-OFTEN = ("FedAvg", "tight norm clipping", "trimmed mean", "median", "Multi-Krum", "Krum", "NNM + trimmed mean", "FLAME")
+OFTEN = (
+    "FedAvg",
+    "tight norm clipping",
+    "trimmed mean",
+    "median",
+    "Multi-Krum",
+    "Krum",
+    "NNM + trimmed mean",
+    "FLAME",
+    "FLTrust, 100 samples",
+)
 
 
 def local(lr: float, epochs: int, batch: int) -> LocalTraining:
@@ -80,9 +90,9 @@ def setting(scale: str) -> Setting:
 
 @recipe("edge-case-mnist", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_mnist(scale: str) -> dict[str, Run]:
-    """Task 2: sevens of another handwriting are called ones; thirteen rules and attackers of growing knowledge."""
+    """Task 2: sevens of another handwriting are called ones; fourteen rules and attackers of growing knowledge."""
     mine = setting(scale)
-    rules = standard(mine.norm)
+    rules = standard(mine.norm, mine.workers)
     made: dict[str, Run] = {}
     for attack, plan in ATTACKS.items():
         tried: dict[str, Defence] = rules

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import phalanx as px
@@ -14,84 +13,74 @@ from phalanx.models.model import Model
 from phalanx.phase import Run
 from phalanx.recipes.edge_case import local, started
 from phalanx.recipes.edge_case import setting as digits_setting
+from phalanx.recipes.edge_case_sweeps import ATTACK, mixed
 from phalanx.recipes.recipe import recipe
 from phalanx.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
-from phalanx.report.backdoor_sweeps import NO_ATTACK, backdoor_sweep_tables, plot_backdoor_sweeps
+from phalanx.report.backdoor_sweep import plot_sweep, sweep_tables
 from phalanx.report.backdoors import plot_backdoors
 from phalanx.report.persistence import attack_tables
 
-FEW = (NONE, "black-box", "PGD + replacement", "black-box, every round")
+UNTIL = {"smoke": 6, "laptop": 20, "paper": 500}  # the round behind which no attacker comes any more
+FEW = (NONE, ATTACK, "PGD + replacement", f"{ATTACK}, every round")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What is varied, one thing at a time.
-
-    Args:
-        rounds: of every run; its attacker stays.
-        every: rounds from one attack to the next in the panels that do not vary it.
-        frequencies: in place of `every`.
-        pools: attackers among all workers.
-        widths: of the network.
-        total: examples in the attacker's mixture.
-        mixtures: shares of edge cases in it.
-        shared: edge cases of the panel in which honest clients hold some, and how many clients, by the share in percent
-            that the attacker holds.
-    """
-
-    rounds: int
-    every: int
-    frequencies: tuple[int, ...]
-    pools: tuple[int, ...]
-    widths: tuple[float, ...]
-    total: int
-    mixtures: tuple[float, ...]
-    shared: Mapping[int, tuple[EdgeCases, int]]
-
-
-GRIDS = {
-    "smoke": Grid(
-        rounds=2,
-        every=1,
-        frequencies=(1, 2),
-        pools=(2,),
-        widths=(0.5, 1),
-        total=60,
-        mixtures=(0.5, 1.0),
-        shared={100: (px.shared(px.rare_styles(), 1.0), 1), 50: (px.shared(px.rare_styles(), 0.5), 5)},
-    ),
-    "laptop": Grid(
-        rounds=20,
-        every=1,
-        frequencies=(1, 2, 10),
-        pools=(10,),
-        widths=(0.125, 0.25),
-        total=500,
-        mixtures=(0.05, 0.5, 1.0),
-        shared={p: (px.shared(px.southwest(), p / 100), k) for p, k in ((100, 1), (50, 5), (10, 19))},
-    ),
-    "paper": Grid(
-        rounds=500,
+def setting(scale: str) -> Setting:
+    """Task 1 in a scale; smoke has the digits of task 2."""
+    if scale == "smoke":
+        return digits_setting(scale)
+    if scale == "laptop":
+        # two fifths of the images, and of the published mixture: the attacker counts for two honest clients, as there
+        return Setting(
+            px.cifar10(train=20_000, test=1000, size=16),
+            px.southwest(),
+            begin(scale, 0.25),
+            workers=201,
+            clients=10,
+            local=local(0.01, 2, 32),
+            epochs=8,
+            norm=0.5,
+            rounds=30,
+            every=5,
+            often=30,
+            clean=100,
+            amount=100,
+            evaluate_every=1,
+            precision="bf16",
+        )
+    # table 8.1; three rounds between two tests and ten between two attacks, so that every distance is tested
+    return Setting(
+        px.cifar10(),
+        px.southwest(),
+        begin(scale, 1.0),
+        workers=201,
+        clients=10,
+        local=local(0.02, 2, 32),
+        epochs=2,
+        norm=1.0,
+        rounds=700,
         every=10,
-        frequencies=(1, 2, 5, 10, 20, 50, 100),
-        pools=(1, 2, 4, 6, 8, 10),
-        widths=(0.5, 1, 2),
-        total=500,
-        mixtures=(0.05, 0.1, 0.2, 0.5, 0.8, 1.0),
-        shared={
-            100: (px.southwest_honest(p=100), 1),
-            50: (px.southwest_honest(p=50), 5),
-            10: (px.southwest_honest(p=10), 19),
-        },
-    ),
-}
+        often=700,
+        clean=400,
+        amount=100,
+        evaluate_every=3,
+        augment=px.crop_flip(),
+    )
 
 
-def begun(data: Data, model: Model, rounds: int, lr: float, augment: Augment | None = None) -> Model:
-    """A network without BatchNorm that one worker has trained, with batches of 64."""
-    optimizer = px.sgd(lr, momentum=0.9, schedule=px.cosine(warmup=50))
+def begin(scale: str, width: float) -> Model:
+    """The network that the first attacked round begins with, in a width."""
+    if scale == "smoke":
+        return started(px.digits(), px.mlp((round(32 * width),)), 60)
+    if scale == "laptop":
+        return plain(px.cifar10(test=2000, size=16), px.vgg9_conv(width), 3000)
+    return plain(px.cifar10(), px.vgg9_conv(width), 8000, px.crop_flip())
+
+
+def plain(data: Data, model: Model, rounds: int, augment: Augment | None = None) -> Model:
+    """A network without BatchNorm, trained by one worker with batches of 64."""
+    optimizer = px.sgd(0.03, momentum=0.9, schedule=px.cosine(warmup=50))
     phase = px.phase(px.gradient(64), px.reduce(px.dense()), optimizer, rounds)
-    every = max(1, rounds // 6)
+    every = rounds // 6
     return px.trained(
         px.run(
             data,
@@ -106,116 +95,117 @@ def begun(data: Data, model: Model, rounds: int, lr: float, augment: Augment | N
     )
 
 
-def setting(scale: str) -> Setting:
-    """Task 1 in a scale; the attacker leaves before the end. Smoke has the digits of task 2."""
-    if scale == "smoke":
-        return replace(digits_setting("smoke"), stays=6)
-    if scale == "laptop":
-        return Setting(
-            px.cifar10(test=1000, size=16),
-            px.southwest(),
-            start(scale, 0.25),
-            workers=201,
-            clients=10,
-            local=local(0.02, 2, 32),
-            epochs=8,
-            norm=1.0,
-            rounds=30,
-            every=5,
-            often=30,
-            clean=400,
-            amount=100,
-            evaluate_every=1,
-            precision="bf16",
-            stays=20,
-        )
-    # table 8.1; three rounds between two tests and ten between two attacks, so that every distance is tested
-    return Setting(
-        px.cifar10(),
-        px.southwest(),
-        start(scale, 1.0),
-        workers=201,
-        clients=10,
-        local=local(0.02, 2, 32),
-        epochs=2,
-        norm=1.0,
-        rounds=700,
-        every=10,
-        often=700,
-        clean=400,
-        amount=100,
-        evaluate_every=3,
-        augment=px.crop_flip(),
-        stays=500,
-    )
-
-
-def start(scale: str, width: float) -> Model:
-    """The model that the first attacked round begins with, in a width."""
-    if scale == "smoke":
-        return started(px.digits(), px.mlp((round(32 * width),)), 60)
-    if scale == "laptop":
-        return begun(px.cifar10(test=2000, size=16), px.vgg9_conv(width), 3000, 0.03)
-    return begun(px.cifar10(), px.vgg9_conv(width), 8000, 0.03, px.crop_flip())
-
-
-def defences(scale: str, norm: float) -> dict[str, Defence]:
+def defences(scale: str) -> dict[str, Defence]:
     """Rules by scale; at paper scale with the published noise and balls."""
-    rules = standard(norm)
+    mine = setting(scale)
+    norm, rules = mine.norm, standard(mine.norm, mine.workers)
     if scale != "paper":
-        names = ("FedAvg", "norm clipping", "Krum") if scale == "smoke" else ("FedAvg", "norm clipping", "Multi-Krum")
-        return {name: rules[name] for name in names}
-    decay = 0.998
+        # without a rule nothing holds a white-box attacker's ball small
+        rules["FedAvg"] = replace(rules["FedAvg"], radius=10 * norm)
+        return {name: rules[name] for name in ("FedAvg", "norm clipping", "Multi-Krum")}
     return rules | {
         "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.005)), 2 * norm),
-        "RFA": Defence(px.geometric_median(), 1.5 * norm, decay),
-        "Multi-Krum": Defence(px.multi_krum(f=1), 1.5 * norm, decay),
-        "Krum": Defence(px.krum(f=1), 0.5 * norm, decay),
+        "RFA": Defence(px.geometric_median(), 1.5 * norm, decay=0.998),
+        "Multi-Krum": Defence(px.multi_krum(f=1), 1.5 * norm, decay=0.998),
+        "Krum": Defence(px.krum(f=1), 0.5 * norm, decay=0.998),
     }
 
 
 @recipe("edge-case-cifar", plot=plot_backdoors, tables=attack_tables)
 def edge_case_cifar(scale: str) -> dict[str, Run]:
     """Task 1: planes of one airline are called trucks; past which rules, and for how long without the attacker."""
-    mine = setting(scale)
-    tried = ATTACKS if scale == "paper" else {name: ATTACKS[name] for name in FEW}
-    rules = defences(scale, mine.norm)
-    return {f"{a}: {r}": attacked(mine, rule, plan) for a, plan in tried.items() for r, rule in rules.items()}
-
-
-@recipe("edge-case-cifar-sweeps", plot=plot_backdoor_sweeps, tables=backdoor_sweep_tables)
-def edge_case_cifar_sweeps(scale: str) -> dict[str, Run]:
-    """Task 1 by frequency, pool, capacity, mixture and who holds edge cases: the black box under plain averaging."""
-    grid = GRIDS[scale]
-    base = replace(setting(scale), rounds=grid.rounds, often=grid.rounds, every=grid.every, stays=None)
-    total, amount = grid.total, {share: round(share * grid.total) for share in grid.mixtures}
-    made = {f"rounds between attacks: {NO_ATTACK}": quiet(base)}
-    made |= {f"rounds between attacks: {k}": black_box(replace(base, every=k)) for k in grid.frequencies}
-    fixed = replace(base, workers=base.workers - 1)
-    made |= {f"pool of {fixed.workers} workers: {k} attack": black_box(fixed, Plan(pool=k)) for k in grid.pools}
-    for width in grid.widths:
-        sized = replace(base, model=start(scale, width))
-        made |= {f"width: {width}": black_box(sized), f"width: {width}, {NO_ATTACK}": quiet(sized)}
-    for share, edges in amount.items():
-        mixed = replace(base, amount=edges, clean=total - edges)
-        made[f"share of edge cases in the mixture: {share:.0%}"] = black_box(mixed)
-    for p, (edges, clients) in grid.shared.items():
-        made[f"share of edge cases with the attacker: {p}%"] = black_box(held(base, edges, clients))
+    mine, rules = setting(scale), defences(scale)
+    made: dict[str, Run] = {}
+    for attack, plan in (ATTACKS if scale == "paper" else {name: ATTACKS[name] for name in FEW}).items():
+        leaving = None if plan is None else replace(plan, until=UNTIL[scale])
+        made |= {f"{attack}: {name}": attacked(mine, rule, leaving) for name, rule in rules.items()}
     return made
 
 
-def held(setting: Setting, edges: EdgeCases, clients: int) -> Setting:
-    """A setting in which some honest clients hold edge cases, too; the attacker has all that are left to it."""
-    dealt = px.dealt(setting.partition, clients=clients, drawn=True)
-    joined = px.joined(setting.data, edges)
-    return replace(setting, edges=edges, amount=None, held=joined, partition=dealt)
+@dataclass(frozen=True)
+class Grid:
+    """What is varied, one thing at a time.
+
+    Args:
+        rounds: of every run.
+        every: rounds from one attack to the next where that does not vary.
+        frequencies: in place of `every`.
+        pools: attackers, as shares of all workers.
+        widths: of the network.
+        total: examples in the attacker's mixture.
+        mixtures: shares of edge cases in it.
+        held: by the share of the edge cases that the attacker has, in percent, the edge cases and the honest clients
+            who hold the others.
+    """
+
+    rounds: int
+    every: int
+    frequencies: tuple[int, ...]
+    pools: tuple[float, ...]
+    widths: tuple[float, ...]
+    total: int
+    mixtures: tuple[float, ...]
+    held: dict[int, tuple[EdgeCases, int]]
 
 
-def black_box(setting: Setting, plan: Plan | None = None) -> Run:
-    """The black box under the plain mean."""
-    return attacked(setting, standard(setting.norm)["FedAvg"], plan or Plan())
+GRIDS = {
+    "smoke": Grid(4, 1, (2,), (0.1,), (0.5, 1.0), 60, (0.5, 1.0), {50: (px.shared(px.rare_styles(), 0.5), 5)}),
+    "laptop": Grid(
+        rounds=20,
+        every=1,
+        frequencies=(1, 2, 10),
+        pools=(0.05,),
+        widths=(0.125, 0.25),
+        total=200,
+        mixtures=(0.1, 1.0),
+        held={p: (px.shared(px.southwest(), p / 100), k) for p, k in ((100, 1), (50, 5), (10, 19))},
+    ),
+    "paper": Grid(
+        rounds=500,
+        every=10,
+        frequencies=(1, 2, 5, 20, 50, 100),
+        pools=(0.005, 0.01, 0.02, 0.03, 0.05),
+        widths=(0.5, 1.0, 2.0),
+        total=500,
+        mixtures=(0.02, 0.1, 0.2, 0.5, 0.8, 1.0),
+        held={
+            100: (px.southwest_honest(p=100), 1),
+            50: (px.southwest_honest(p=50), 5),
+            10: (px.southwest_honest(p=10), 19),
+        },
+    ),
+}
 
 
-def quiet(setting: Setting) -> Run:
-    """The plain mean without an attack."""
-    return attacked(setting, standard(setting.norm)["FedAvg"], None)
+@recipe("edge-case-cifar-sweeps", plot=plot_sweep, tables=sweep_tables)
+def edge_case_cifar_sweeps(scale: str) -> dict[str, Run]:
+    """Task 1 by frequency, pool, capacity, mixture and who holds edge cases: the black box under plain averaging."""
+    grid, mine = GRIDS[scale], setting(scale)
+    mine = replace(mine, rounds=grid.rounds, often=grid.rounds, every=grid.every)
+    rule = standard(mine.norm, mine.workers)["FedAvg"]
+    made: dict[str, Run] = {}
+
+    def add(attack: str, what: str, where: Setting, plan: Plan | None) -> None:
+        made[f"{attack}: {what}"] = attacked(where, rule, plan)
+
+    add(NONE, "FedAvg", mine, None)
+    for every in grid.frequencies:
+        add("every round" if every == 1 else f"every {every} rounds", "FedAvg", mine, Plan(every=every))
+    for part in grid.pools:
+        add(f"a pool of {part:.1%}", "FedAvg", mine, Plan(pool=max(1, round(part * mine.workers))))
+    for part in grid.mixtures:
+        add(f"{part:.0%} edge cases", "FedAvg", mixed(mine, grid.total, part), Plan())
+    for width in grid.widths:
+        sized = replace(mine, model=begin(scale, width))
+        for attack, plan in ((NONE, None), (ATTACK, Plan())):
+            add(attack, f"width {width:g}", sized, plan)
+    for p, (edges, holders) in grid.held.items():
+        for attack, plan in ((NONE, None), (ATTACK, Plan())):
+            add(attack, f"{p}% with the attacker", held(mine, edges, holders), plan)
+    return made
+
+
+def held(mine: Setting, edges: EdgeCases, holders: int) -> Setting:
+    """A setting in which honest clients that are drawn hold edge cases, with right labels; the attacker has its own."""
+    dealt = px.dealt(mine.partition, holders, drawn=True)
+    return replace(mine, edges=edges, amount=None, held=px.joined(mine.data, edges), partition=dealt)

@@ -16,6 +16,7 @@ from phalanx.exam import Exam
 from phalanx.federated.local_training import LocalTraining
 from phalanx.models.model import Model
 from phalanx.phase import Phase, Run
+from phalanx.selection import Selection
 from phalanx.stage import Stage
 
 ATTACKER = 0  # the adversary's worker
@@ -37,10 +38,10 @@ class Setting:
         often: rounds of a run whose attacker comes in each.
         clean: ordinary examples in the attacker's mixture.
         amount: edge cases in it; None takes all.
+        mix: whether it holds the ordinary examples that were published with the edge cases, too.
         held: data with the edge cases that honest clients hold; None is `data` joined with none of them.
         partition: who has what of `held`.
         augment: of all clients' examples.
-        stays: rounds behind which the attacker comes no more; None goes on to the end.
         exams: besides that of the backdoor.
     """
 
@@ -57,12 +58,12 @@ class Setting:
     often: int
     clean: int = 0
     amount: int | None = None
+    mix: bool = True
     held: Data | None = None
     partition: Partition = field(default_factory=lambda: px.dirichlet(0.5))
     evaluate_every: int = 2
     precision: str = "float32"
     augment: Augment | None = None
-    stays: int | None = None
     exams: tuple[Exam, ...] = ()
 
 
@@ -72,11 +73,14 @@ class Defence:
 
     Args:
         radius: of the ball in which an attacker who knows the rule trains.
-        decay: of the radius, by round.
+        root: samples of all labels that the server has, as a worker of its own who takes part in every round; its
+            number is the setting's `workers`.
+        decay: factor on the radius after every round.
     """
 
     rule: Stage
     radius: float
+    root: int = 0
     decay: float = 1.0
 
 
@@ -88,15 +92,22 @@ class Plan:
         inside: trains within a ball that the defence lets pass, longer than honest clients do.
         boosted: sends its change times the clients of a round, from a ball smaller by as much.
         knows: fits what it sends to the rule and to the honest rows, which it sees.
-        often: comes in every round.
-        pool: attackers among the workers, who come as the lot falls; 0 is the one who comes by the setting's rounds.
+        every: rounds from one attack to the next; None is the setting's.
+        pool: attackers among all workers, who come when they are drawn, in place of the one who comes in turn.
+        until: rounds behind which no attack comes any more; None goes on to the end.
     """
 
     inside: bool = False
     boosted: bool = False
     knows: bool = False
-    often: bool = False
+    every: int | None = None
     pool: int = 0
+    until: int | None = None
+
+    @property
+    def often(self) -> bool:
+        """Whether an attacker comes in every round."""
+        return self.every == 1
 
 
 ATTACKS: Mapping[str, Plan | None] = {
@@ -105,17 +116,18 @@ ATTACKS: Mapping[str, Plan | None] = {
     "PGD": Plan(inside=True),
     "PGD + replacement": Plan(inside=True, boosted=True),
     "adaptive": Plan(inside=True, knows=True),
-    "black-box, every round": Plan(often=True),
-    "PGD, every round": Plan(inside=True, often=True),
-    "adaptive, every round": Plan(inside=True, knows=True, often=True),
+    "black-box, every round": Plan(every=1),
+    "PGD, every round": Plan(inside=True, every=1),
+    "adaptive, every round": Plan(inside=True, knows=True, every=1),
 }
 
 
-def standard(norm: float, f: int = 1) -> dict[str, Defence]:
+def standard(norm: float, workers: int, f: int = 1) -> dict[str, Defence]:
     """The rules that every setting is tried with.
 
     Args:
         norm: of an honest client's change, the median.
+        workers: of the setting.
         f: attackers of a round.
     """
     return {
@@ -132,6 +144,7 @@ def standard(norm: float, f: int = 1) -> dict[str, Defence]:
         "centered clipping": Defence(px.centered_clip(tau=norm), norm),
         "FoolsGold": Defence(px.foolsgold(), norm),
         "FLAME": Defence(px.flame(), norm),
+        "FLTrust, 100 samples": Defence(px.fltrust(root=workers), norm, root=100),
     }
 
 
@@ -142,9 +155,9 @@ def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
         held,
         setting.model,
         (_phase(setting, defence, plan),),
-        workers=setting.workers,
+        workers=setting.workers + bool(defence.root),
         byzantine=px.drawn(plan.pool) if plan is not None and plan.pool else px.fixed((ATTACKER,)),
-        partition=setting.partition,
+        partition=px.reserved(setting.partition, defence.root) if defence.root else setting.partition,
         augment=setting.augment,
         precision=setting.precision,  # type: ignore[arg-type]
         evaluate_every=setting.evaluate_every,
@@ -157,7 +170,7 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     honest = px.fedavg(setting.local, rounds, rule=defence.rule)
     calm = px.infiltrated(setting.clients, (ATTACKER,), every=setting.every, first=rounds)
     if plan is None:
-        return replace(honest, clients=calm)
+        return replace(honest, clients=_with_root(calm, defence))
     # a client's weight is bounded, so the clients of a round stand for n_S / n_i
     boost = float(setting.clients) if plan.boosted else 1.0
     stages: list[Attack] = [px.replacement(boost)] if plan.boosted else []
@@ -165,7 +178,12 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     local = setting.local
     if plan.inside:
         local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost, decay=defence.decay))
-    foe = px.poisoned(local, setting.edges, setting.data, clean=setting.clean, amount=setting.amount)
-    coming = replace(calm, every=1 if plan.often else setting.every, first=0, rounds=setting.stays)
-    clients = px.sampled(setting.clients) if plan.pool else coming
-    return replace(honest, scheme=px.chain(*stages, honest.scheme), clients=clients, adversary=foe)
+    foe = px.poisoned(local, setting.edges, setting.data, setting.clean, setting.amount, setting.mix)
+    clients: Selection = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
+    if plan.pool:
+        clients = px.sampled(setting.clients)
+    return replace(honest, scheme=px.chain(*stages, honest.scheme), clients=_with_root(clients, defence), adversary=foe)
+
+
+def _with_root(clients: Selection, defence: Defence) -> Selection:
+    return px.always(clients) if defence.root else clients

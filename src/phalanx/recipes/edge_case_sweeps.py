@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decides how well a backdoor works: who holds the edge cases, how often attackers come, what they mix in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import phalanx as px
+from phalanx.phase import Run
+from phalanx.recipes.edge_case import setting
+from phalanx.recipes.recipe import recipe
+from phalanx.redteam.setting import NONE, Defence, Plan, Setting, attacked, standard
+from phalanx.report.backdoor_sweep import plot_sweep, sweep_tables
+
+SHARES = (1.0, 0.5, 0.1)  # of the edge cases, in the attacker's hands
+ATTACK = "black-box"
+
+
+def shared_out(mine: Setting, total: int, ratio: float, holders: int) -> Setting:
+    """Honest clients hold, with right labels, what of `total` edge cases the attacker does not."""
+    edges = px.shared(mine.edges, ratio, attacker=max(1, int(ratio * total)))
+    if ratio == 1.0:
+        return replace(mine, edges=edges)
+    return replace(mine, edges=edges, held=px.joined(mine.data, edges), partition=px.dealt(mine.partition, holders))
+
+
+def mixed(mine: Setting, total: int, part: float) -> Setting:
+    """An attacker with `total` examples, a part of which are edge cases."""
+    edge = round(part * total)
+    return replace(mine, amount=edge, clean=total - edge, mix=False)
+
+
+@recipe("edge-case-mnist-sweeps", plot=plot_sweep, tables=sweep_tables)
+def edge_case_mnist_sweeps(scale: str) -> dict[str, Run]:
+    """Task 2: shares of the edge cases in honest hands, frequencies and pools of attackers, mixtures, persistence."""
+    mine = setting(scale)
+    rules = standard(mine.norm, mine.workers)
+    plain, clipped = rules["FedAvg"], rules["norm clipping"]
+    # the published sevens; of rare styles as many
+    total, holders = 66, {"smoke": 10, "laptop": 60, "paper": 60}[scale]
+    often = mine.every
+    made: dict[str, Run] = {}
+
+    def add(attack: str, what: str, where: Setting, defence: Defence, plan: Plan | None) -> None:
+        made[f"{attack}: {what}"] = attacked(where, defence, plan)
+
+    for ratio in SHARES:
+        where = shared_out(mine, total, ratio, holders)
+        for name, rule in (("FedAvg", plain), ("norm clipping", clipped)):
+            for attack, plan in ((NONE, None), (ATTACK, Plan())):
+                add(attack, f"{name}, {ratio:.0%} with the attacker", where, rule, plan)
+    add(NONE, "FedAvg", mine, plain, None)
+    for every in (1, often // 2, 2 * often):
+        add("every round" if every == 1 else f"every {every} rounds", "FedAvg", mine, plain, Plan(every=every))
+    for part in (0.02, 0.05, 0.1):
+        add(f"a pool of {part:.0%}", "FedAvg", mine, plain, Plan(pool=max(1, round(part * mine.workers))))
+    for part in (0.1, 0.3, 0.6, 1.0):
+        add(f"{part:.0%} edge cases", "FedAvg", mixed(mine, min(100, total), part), plain, Plan())
+    longer = replace(mine, rounds=2 * mine.rounds)
+    for name in ("FedAvg", "norm clipping"):
+        last = mine.rounds // 2
+        add(f"none after round {last}", f"{name}, twice as long", longer, rules[name], Plan(until=last))
+        add(NONE, f"{name}, twice as long", longer, rules[name], None)
+    return made

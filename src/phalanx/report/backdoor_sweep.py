@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks in many settings, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from phalanx.report.backdoors import QUIET, cells, excess, main_accuracy, rates, window, within
+from phalanx.report.collect import Result
+from phalanx.report.plots import figure, save, tidy
+from phalanx.report.sheet import Sheet
+
+
+def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
+    """Attack success with and without each attack, both in the later half of its rounds, and what accuracy it costs."""
+    rows = [
+        (attack, where, *map(_percent, (with_it, without, gained, lost)), n)
+        for attack, where, with_it, without, gained, lost, n in _lines(results)
+    ]
+    header = ("attack", "setting", "success (%)", "without (%)", "excess", "main accuracy lost", "n")
+    return [Sheet("attack success in the later half of the rounds", header, tuple(rows))]
+
+
+def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
+    """A bar for the excess of each attack in each setting."""
+    lines = [line for line in _lines(results) if line[4] is not None]
+    made = figure(8.5, 0.8 + 0.3 * max(len(lines), 3))
+    ax: Any = made.subplots()
+    names = [f"{attack}: {where}" for attack, where, *_ in lines]
+    ax.barh(range(len(lines)), [100 * line[4] for line in lines], color="#0b6cb0")
+    ax.set_yticks(range(len(lines)), names, fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_xlabel("attack success, points above the run without the attack")
+    tidy(ax)
+    save(made, title, path)
+
+
+def _lines(results: Sequence[Result]) -> list[tuple[Any, ...]]:
+    """Attack, setting, success, success without, excess, accuracy lost, seeds; means of what is known."""
+    found, lines = cells(results), []
+    for (attack, where), runs in found.items():
+        quiet = found.get((QUIET, where), {})
+        pairs = [(run, quiet[seed]) for seed, run in runs.items() if seed in quiet]
+        if attack == QUIET or not pairs:
+            continue
+        with_it = [within(rates(run), window(run)) for run, _ in pairs]
+        without = [within(rates(calm), window(run)) for run, calm in pairs]
+        gained = [excess(run, calm) for run, calm in pairs]
+        ends = [(main_accuracy(run), main_accuracy(calm, window(run))) for run, calm in pairs]
+        lost = [b - a for a, b in ends if a is not None and b is not None]
+        lines.append((attack, where, *map(_mean, (with_it, without, gained, lost)), len(pairs)))
+    return lines
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else round(100 * value, 1)
