@@ -39,6 +39,14 @@ def test_a_run_begins_where_the_other_ended_whatever_its_seed(folder, capsys):
     assert px.parse(repr(px.trained(FIRST))) == px.trained(FIRST)
 
 
+def test_a_seed_draws_its_own_start_and_draws_it_again(folder):
+    rounds = px.phase(px.gradient(16), px.reduce(px.dense()), px.sgd(0.1), 0)
+    drawn = px.trained(FIRST, drawn=True)
+    ends = [weights(px.train(px.run(px.digits(), drawn, (rounds,), seed=seed)).model) for seed in (0, 1, 0)]
+    assert ends[0].equal(ends[2]) and not ends[0].equal(ends[1])
+    assert len(list((folder / "trained").iterdir())) == 2
+
+
 def test_one_that_was_stopped_goes_on(folder, monkeypatch):
     end = weights(px.train(FIRST).model)
     monkeypatch.setattr(px.RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from phalanx.results import RunFolder, versions
 
 @method("trained", "model")
 class Trained(Model):
-    """The network that a run ends with, trained at its first use and kept; every seed of the outer run begins with it.
+    """The network that another run ends with, trained at its first use and kept.
 
     The run's folder lies under trained/ in the folder of the data sets, named by a hash of the run and of the versions
     that can change a number. Processes that want it at once wait for the one that trains; one that is stopped goes on
@@ -27,9 +28,12 @@ class Trained(Model):
 
     Args:
         run: a whole run; what it does to the shape of its model, by surgery or matching, is refused.
+        drawn: the seed of that run is drawn from torch's global generator, so that every seed of the outer run begins
+            with a network of its own; else all begin with the same one.
     """
 
     run: Run
+    drawn: bool = False
 
     def validate(self) -> None:
         self.run.check()
@@ -46,7 +50,8 @@ class Trained(Model):
         have, want = (data.shape, data.num_classes), (shape, num_classes)
         require(have == want, f"{self.run.data!r} has {have} inputs and classes, and the data of this run {want}")
         model = self.run.model.build(shape, num_classes)
-        model.load_state_dict(_weights(self.run, str(folder())))
+        run = replace(self.run, seed=int(torch.randint(2**31, ()))) if self.drawn else self.run
+        model.load_state_dict(_weights(run, str(folder())))
         return model
 
 

@@ -33,9 +33,10 @@ def local(lr: float, epochs: int, batch: int) -> LocalTraining:
 
 
 def started(data: Data, model: Model, rounds: int, batch: int = 32, lr: float = 0.05) -> Model:
-    """A model that one worker has trained on some data."""
+    """A model that one worker has trained on some data, another one for each seed."""
     phase = px.phase(px.gradient(batch), px.reduce(px.dense()), px.sgd(lr, momentum=0.9), rounds)
-    return px.trained(px.run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds))
+    first = px.run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
+    return px.trained(first, drawn=True)
 
 
 def setting(scale: str) -> Setting:
@@ -66,7 +67,7 @@ def setting(scale: str) -> Setting:
             local=local(0.02, 2, 32),
             epochs=10,
             norm=0.25,
-            rounds=60,
+            rounds=100,
             every=10,
             often=40,
             evaluate_every=4,

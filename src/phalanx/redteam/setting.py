@@ -131,18 +131,18 @@ def standard(norm: float, workers: int, f: int = 1) -> dict[str, Defence]:
         f: attackers of a round.
     """
     return {
-        "FedAvg": Defence(px.mean(), 2 * norm),
+        "FedAvg": Defence(px.mean(), 10 * norm),
         "norm clipping": Defence(px.chain(px.clip(2 * norm), px.mean()), 2 * norm),
         "tight norm clipping": Defence(px.chain(px.clip(norm), px.mean()), norm),
         "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.002)), 2 * norm),
-        "RFA": Defence(px.geometric_median(), norm),
+        "RFA": Defence(px.geometric_median(), 2 * norm),
         "trimmed mean": Defence(px.trimmed_mean(f=f), norm),
         "median": Defence(px.median(), norm),
         "Multi-Krum": Defence(px.multi_krum(f=f), norm),
         "Krum": Defence(px.krum(f=f), 0.4 * norm),
         "NNM + trimmed mean": Defence(px.chain(px.nnm(f=f), px.trimmed_mean(f=f)), norm),
         "centered clipping": Defence(px.centered_clip(tau=norm), norm),
-        "FoolsGold": Defence(px.foolsgold(), norm),
+        "FoolsGold": Defence(px.foolsgold(), 10 * norm),
         "FLAME": Defence(px.flame(), norm),
         "FLTrust, 100 samples": Defence(px.fltrust(root=workers), norm, root=100),
     }
