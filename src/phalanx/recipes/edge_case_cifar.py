@@ -100,10 +100,9 @@ def defences(scale: str) -> dict[str, Defence]:
     mine = setting(scale)
     norm, rules = mine.norm, standard(mine.norm, mine.workers)
     if scale != "paper":
-        # without a rule nothing holds a white-box attacker's ball small
-        rules["FedAvg"] = replace(rules["FedAvg"], radius=10 * norm)
         return {name: rules[name] for name in ("FedAvg", "norm clipping", "Multi-Krum")}
     return rules | {
+        "FedAvg": Defence(px.mean(), 2 * norm),
         "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.005)), 2 * norm),
         "RFA": Defence(px.geometric_median(), 1.5 * norm, decay=0.998),
         "Multi-Krum": Defence(px.multi_krum(f=1), 1.5 * norm, decay=0.998),
