@@ -75,11 +75,13 @@ class Defence:
         radius: of the ball in which an attacker who knows the rule trains.
         root: samples of all labels that the server has, as a worker of its own who takes part in every round; its
             number is the setting's `workers`.
+        decay: factor on the radius after every round.
     """
 
     rule: Stage
     radius: float
     root: int = 0
+    decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     stages += [px.tailored(defence.rule)] if plan.knows else []
     local = setting.local
     if plan.inside:
-        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost))
+        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost, decay=defence.decay))
     foe = px.poisoned(local, setting.edges, setting.data, setting.clean, setting.amount, setting.mix)
     clients: Selection = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
     if plan.pool:

@@ -13,6 +13,7 @@ from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.plots import figure, save, tidy
 from phalanx.report.sheet import Sheet
+from phalanx.selection import Infiltrated
 
 QUIET = "none"
 Cells = dict[tuple[str, str], dict[int, Result]]  # by attack and rule, then by seed
@@ -50,8 +51,11 @@ def window(result: Result) -> tuple[int, int]:
     made = result.job
     assert isinstance(made, Run)
     hit = [i for i, phase in enumerate(made.phases) if phase.adversary is not None]
-    before = sum(phase.rounds for phase in made.phases[: hit[0] if hit else 0])
-    return before + (made.rounds - before) // 2, made.rounds
+    first = hit[0] if hit else 0
+    before, clients = sum(phase.rounds for phase in made.phases[:first]), made.phases[first].clients
+    stays = clients.rounds if hit and isinstance(clients, Infiltrated) else None
+    after = made.rounds if stays is None else min(made.rounds, before + stays)
+    return before + (after - before) // 2, after
 
 
 def within(points: Sequence[tuple[int, float]], rounds: tuple[int, int]) -> float | None:
