@@ -93,7 +93,9 @@ def audit(
         study, order = made.folder.study, made.order
     else:
         made = None
-        study, order = audited(source or USUAL, scale, own, settings or [], only or [], seed, seeds or 1)
+        study, order = audited(
+            source or USUAL, scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
+        )
     limits = replace(order.limits, **{name: value for name, value in given.items() if value is not None})
     order = replace(order, limits=limits, judged=tuple(rule or order.judged), policies=tuple(fail_if or order.policies))
     order.check(study)
