@@ -18,12 +18,17 @@ QUIET = "none"
 Cells = dict[tuple[str, str], dict[int, Result]]  # by attack and rule, then by seed
 
 
+def cell_of(label: str) -> tuple[str, str]:
+    """Attack and rule of a run labelled "attack: rule", or "attack: rule, seed 1"."""
+    attack, _, rule = re.sub(r", seed \d+$", "", label).rpartition(": ")
+    return attack, rule
+
+
 def cells(results: Sequence[Result]) -> Cells:
-    """Runs labelled "attack: rule", or "attack: rule, seed 1", in the order of the labels."""
+    """Runs by their labels' attack and rule, in the order of the labels."""
     found: Cells = {}
     for result in results:
-        attack, _, rule = re.sub(r", seed \d+$", "", result.name).rpartition(": ")
-        found.setdefault((attack, rule), {})[result.job.seed] = result
+        found.setdefault(cell_of(result.name), {})[result.job.seed] = result
     return found
 
 
