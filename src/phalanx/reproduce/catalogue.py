@@ -8,10 +8,12 @@ from phalanx.reproduce.chapter1 import CHAPTER_1
 from phalanx.reproduce.chapter3 import CHAPTER_3
 from phalanx.reproduce.chapter4 import CHAPTER_4
 from phalanx.reproduce.chapter4_settings import CHAPTER_4_SETTINGS
+from phalanx.reproduce.chapter4_speed import CHAPTER_4_SPEED
 from phalanx.reproduce.chapter5 import CHAPTER_5
 from phalanx.reproduce.chapter6 import CHAPTER_6
 from phalanx.reproduce.chapter7 import CHAPTER_7
 from phalanx.reproduce.chapter8 import CHAPTER_8
+from phalanx.reproduce.chapter8_sweeps import CHAPTER_8_SWEEPS
 from phalanx.reproduce.item import Item
 
 CHAPTERS = {
@@ -29,10 +31,12 @@ _ALL = (
     *CHAPTER_3,
     *CHAPTER_4,
     *CHAPTER_4_SETTINGS,
+    *CHAPTER_4_SPEED,
     *CHAPTER_5,
     *CHAPTER_6,
     *CHAPTER_7,
     *CHAPTER_8,
+    *CHAPTER_8_SWEEPS,
 )
 
 

@@ -17,8 +17,8 @@ CHAPTER_1 = (
         "singular values of a convolution's gradient while ResNet-18 trains on CIFAR-10",
         PARTLY,
         "A small CNN on images of 16x16 pixels in place of ResNet-18, one layer, one seed. In the matrix that chapter "
-        "3 sends, (a b / 2, 2 k^2), the sharp decay is not there: the largest three of 18 values hold about half of the "
-        "square, and the norms are near to those of a flat spectrum. In (out, in k^2) it is. The spectrum hardly "
+        "3 sends, (a b / 2, 2 k^2), the sharp decay is not there: the largest three of 18 values hold about half of "
+        "the square, and the norms are near to those of a flat spectrum. In (out, in k^2) it is. The spectrum hardly "
         "changes during training, as in the figure. The published network has not been looked at (--scale paper).",
         parts=(Part("atomo-spectrum", 1.1),),
         rows=(

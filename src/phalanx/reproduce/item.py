@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phalanx.recipes.recipe import find
+from phalanx.recipes.recipe import SCALES, find, recipes
 from phalanx.reproduce.places import Place
 
 REPRODUCED, PARTLY, NOT, UNRUN = "reproduced", "partly", "not reproduced", "not run"
@@ -60,17 +60,23 @@ class Part:
     """Runs of a recipe.
 
     Args:
-        starts: how the labels begin; all of them when empty.
+        having: words of which a label holds one; all labels when empty.
         minutes: of one seed at laptop scale, on two cores; None if nobody has measured it.
     """
 
     recipe: str
     minutes: float | None = None
-    starts: tuple[str, ...] = ()
+    having: tuple[str, ...] = ()
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those of the recipe; none where this version has no such recipe."""
+        return next((recipe.scales for recipe in recipes() if recipe.name == self.recipe), ())
 
     def labels(self, scale: str) -> list[str]:
         """The labels of a scale."""
-        return [label for label in find(self.recipe).jobs(scale) if not self.starts or label.startswith(self.starts)]
+        labels = find(self.recipe).jobs(scale)
+        return [label for label in labels if not self.having or any(word in label for word in self.having)]
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,6 @@ class Item:
         parts: the runs that make it.
         command: what makes it where no recipe does, such as a benchmark.
         plots: images under results/; those of the parts' recipes when None.
-        section: of results/README.md; the first part's recipe when empty.
     """
 
     key: str
@@ -97,7 +102,6 @@ class Item:
     claims: tuple[Claim, ...] = ()
     command: str = ""
     plots: tuple[str, ...] | None = None
-    section: str = ""
 
     def __post_init__(self) -> None:
         assert self.state in STATES, self.state
@@ -138,6 +142,17 @@ class Item:
         return tuple(f"{part.recipe}/plot.png" for part in self.parts) if self.plots is None else self.plots
 
     @property
+    def scales(self) -> tuple[str, ...]:
+        """Those that all its recipes have, without the small ones of what takes a GPU."""
+        shared = [scale for scale in SCALES if self.parts and all(scale in part.scales for part in self.parts)]
+        return tuple(scale for scale in shared if scale == "paper" or self.state != GPU)
+
+    @property
+    def usual(self) -> str:
+        """The scale at which it is run unless told otherwise; nothing for what no recipe runs."""
+        return "laptop" if "laptop" in self.scales else "".join(self.scales[-1:])
+
+    @property
     def again(self) -> str:
         """The command that makes it again."""
-        return f"phalanx reproduce {self.key} --scale laptop" if self.parts else self.command
+        return self.command or (f"phalanx reproduce {self.key} --scale {self.usual}" if self.usual else "")

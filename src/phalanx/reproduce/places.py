@@ -162,20 +162,8 @@ class Quotient:
         return paired(self.above.find(evidence), self.below.find(evidence), operator.truediv)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One number less another, seed by seed where both are known so."""
-
-    above: Place
-    below: Place
-
-    def find(self, evidence: Evidence) -> Number | None:
-        """The difference."""
-        return paired(self.above.find(evidence), self.below.find(evidence), operator.sub)
-
-
 def paired(x: Number | None, y: Number | None, do: Callable[[float, float], float]) -> Number | None:
-    """What an operation makes of two numbers of the same seeds, or of their means."""
+    """What an operation makes of two numbers seed by seed, or of their means where no seed is shared."""
     if x is None or y is None:
         return None
     shared = sorted(set(x.seeds) & set(y.seeds))

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import hypot
 from typing import Any
 
 from phalanx.reproduce.evidence import Evidence, Number
 from phalanx.reproduce.item import PARTLY, REPRODUCED, UNRUN, Claim, Item, Row
-from phalanx.reproduce.places import paired
+from phalanx.reproduce.places import Counted, Place, paired
+
+CLOSE = 0.01  # of the published number
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ def _seeds(number: Number) -> str:
 
 def judged(item: Item, evidence: Evidence) -> list[Judged]:
     """The published order of the rows, neighbour by neighbour, and the claims."""
-    found = [Judged(f"{a.what} above {b.what}", _gap(a.measured, b.measured, evidence), a.unit) for a, b in _order(item)]
+    found = [
+        Judged(f"{a.what} above {b.what}", _gap(a.measured, b.measured, evidence), a.unit) for a, b in _order(item)
+    ]
     for claim in item.claims:
         found.append(Judged(claim.words, _claimed(claim, evidence), claim.unit))
     return found
@@ -79,8 +84,13 @@ def _order(item: Item) -> Iterator[tuple[Row, Row]]:
         yield from ((a, b) for (x, a), (y, b) in pairwise(ordered) if x > y)
 
 
-def _gap(above: Any, below: Any, evidence: Evidence) -> Number | None:
-    return paired(above.find(evidence), below.find(evidence), operator.sub)
+def _gap(above: Place, below: Place, evidence: Evidence) -> Number | None:
+    """The difference, with the spread of both where only their means are known."""
+    x, y = above.find(evidence), below.find(evidence)
+    gap = paired(x, y, operator.sub)
+    if gap is None or gap.seeds or x is None or y is None or x.stdev is None or y.stdev is None:
+        return gap
+    return replace(gap, stdev=hypot(x.stdev, y.stdev))
 
 
 def _claimed(claim: Claim, evidence: Evidence) -> Number | None:
@@ -98,24 +108,24 @@ def compared(row: Row, found: Number | None) -> str:
         return "not measured"
     if not row.same or row.published is None:
         return ""
-    spread = max(row.spread or 0.0, found.stdev or 0.0)
-    if abs(found.mean - row.published) <= spread:
-        return "within the spread" if spread else "equal"
+    off = abs(found.mean - row.published)
+    if off == 0:
+        return "equal"
+    if off <= max(row.spread or 0.0, found.stdev or 0.0):
+        return "within the spread"
+    if off < CLOSE * abs(row.published):
+        return f"within {100 * CLOSE:.0f} %"
     if row.unit in ("%", "points"):
         return f"{found.mean - row.published:+.1f} points"
     return f"{found.mean / row.published:.3g} times as much"
 
 
 def state(item: Item, evidence: Evidence) -> str:
-    """The stated state; that of an item with runs is "not run" as long as the folder of results has nothing of them."""
-    if evidence.root is None or item.state not in (PARTLY, REPRODUCED) or not item.places:
+    """The stated state; "not run" as long as a folder of results has nothing of an item that has runs."""
+    runs = [place for place in item.places if not isinstance(place, Counted)]
+    if evidence.root is None or item.state not in (PARTLY, REPRODUCED) or not runs:
         return item.state
-    return item.state if measured(item, evidence) else UNRUN
-
-
-def measured(item: Item, evidence: Evidence) -> bool:
-    """Whether any of its numbers is there."""
-    return any(place.find(evidence) is not None for place in item.places)
+    return UNRUN if all(place.find(evidence) is None for place in runs) else item.state
 
 
 def seeds(item: Item, evidence: Evidence) -> str:
