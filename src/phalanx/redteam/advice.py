@@ -51,7 +51,8 @@ def _instead(others: Sequence[Standing], judged: Sequence[Standing]) -> list[str
     if dear:
         named = ", ".join(f"{s.rule} ({s.word}, {points(_cost(s))} of main accuracy at most)" for s in dear[:3])
         return [f"No rule stood every attack within all limits. Those that no attack broke: {named}."]
-    known = [s for s in others if all(cell.number("excess") is not None for cell in s.attacked)]
+    most = max((len(s.attacked) for s in others), default=0)
+    known = [s for s in others if [cell.number("excess") is None for cell in s.attacked] == [False] * most]
     if not known:
         return ["Which rule would do better is not known yet."]
     best = min(known, key=_gain)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from phalanx.data.dataset import Data
+from phalanx.data.partition import Partition
 from phalanx.phase import Run
 from phalanx.report.collect import Result
 
@@ -53,8 +55,12 @@ class Choices:
         return mine < below * theirs
 
 
-def choices(results: Iterable[Result]) -> Choices | None:
-    """The rows taken in all rounds of some runs; None where the rule names none."""
+def choices(results: Iterable[Result], attacked: bool = True) -> Choices | None:
+    """The rows taken in all rounds of some runs; None where the rule names none.
+
+    Args:
+        attacked: whether Byzantine workers do anything; else they are honest ones.
+    """
     found = None
     for result in results:
         run = result.job
@@ -63,11 +69,8 @@ def choices(results: Iterable[Result]) -> Choices | None:
         for line in result.metrics():
             if "chosen" not in line:
                 continue
-            came, chosen, bad = (
-                set(line.get("clients", range(run.workers))),
-                set(line["chosen"]),
-                set(line["byzantine"]),
-            )
+            came, chosen = set(line.get("clients", range(run.workers))), set(line["chosen"])
+            bad = set(line["byzantine"]) if attacked else set()
             groups = (came & bad, (came - bad) & unusual, came - bad - unusual)
             seen = Choices(*(Share(len(group & chosen), len(group)) for group in groups))
             found = seen if found is None else found + seen
@@ -80,7 +83,7 @@ def holders(run: Run) -> frozenset[int]:
 
 
 @lru_cache(maxsize=16)
-def _holders(data, partition, workers: int, seed: int) -> frozenset[int]:
+def _holders(data: Data, partition: Partition, workers: int, seed: int) -> frozenset[int]:
     loaded = data.load()
     first = len(loaded.train_y) - loaded.added
     if not loaded.added:

@@ -88,7 +88,9 @@ def own_grid(run: Run, terms: Terms) -> Own:
             exams=(*begun.exams, px.backdoor(edges, begun.data)),
         )
     )
-    rules = {YOURS: Defence(behind(begun.phases[0].scheme), norm), **standard(norm)}
+    known, mine = standard(norm, run.workers), behind(begun.phases[0].scheme)
+    radius = next((rule.radius for rule in known.values() if rule.rule == mine), norm)
+    rules = {YOURS: Defence(mine, radius), **known}
     made: dict[str, Run] = {}
     left_out = []
     for name, rule in rules.items():
@@ -190,18 +192,24 @@ def _attacked(base: Run, begun: Run, edges: EdgeCases, terms: Terms, rule: Defen
     attacks: list[Stage] = [px.replacement(boost)] if boost != 1 else []
     attacks += [px.tailored(rule.rule)] if plan is not None and plan.knows else []
     scheme = chain(*stages[:place], *attacks, stages[place], rule.rule)
-    made = replace(phase, scheme=scheme, clients=_turns(phase, count, terms.every, plan))
+    clients = _turns(phase, count, terms.every, plan)
+    made = replace(phase, scheme=scheme, clients=px.always(clients) if rule.root else clients)
     if plan is not None:
         made = replace(made, adversary=_foe(phase, begun, edges, rule.radius / boost, plan))
-    return replace(base, phases=(made,))
+    run = replace(base, phases=(made,))
+    if rule.root:
+        # the server plays a worker of its own
+        run = replace(run, workers=run.workers + 1, partition=px.reserved(run.partition, rule.root))
+    return run
 
 
 def _turns(phase: Phase, count: int, every: int, plan: Plan | None) -> Selection:
     """Who takes part: the attacker in its rounds, and the same honest clients in the others with and without it."""
     if isinstance(phase.clients, Everyone):
         return phase.clients
-    every = 1 if plan is not None and plan.often else every
-    return px.infiltrated(count, (ATTACKER,), every=every, first=phase.rounds if plan is None else 0)
+    if plan is None:
+        return px.infiltrated(count, (ATTACKER,), every=every, first=phase.rounds)
+    return px.infiltrated(count, (ATTACKER,), every=plan.every or every)
 
 
 def _foe(phase: Phase, run: Run, edges: EdgeCases, radius: float, plan: Plan):

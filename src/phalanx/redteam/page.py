@@ -16,7 +16,6 @@ from phalanx.redteam.sheets import attacks_of, costs, fairness, gained
 from phalanx.redteam.threat import adversary, rule, situation
 from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
 from phalanx.report.backdoors import QUIET, cell_of, cells, rates
-from phalanx.report.sheet import Sheet
 
 CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "costly", SURVIVES: "survives"}
 
@@ -34,7 +33,8 @@ def _sections(found: Findings) -> Iterator[Markup]:
     yield _section("Threat model", *_threat(found))
     yield _section("How far the backdoor got", *_curves(found))
     yield _section("Who was shut out", *_fairness(found))
-    yield _section("What the rules cost", *_sheet(costs(found.standings)), tag("p", PLAIN, class_="note"))
+    cost = costs(found.standings)
+    yield _section("What the rules cost", table(cost.header, cost.words(), cost.title), tag("p", PLAIN, class_="note"))
     yield _section("What was tried", *_tried(found))
     yield _section("What this is not", tag("p", PURPOSE))
 
@@ -67,10 +67,9 @@ def _outcome(found: Findings) -> Markup:
         parts = [joined([_badge(word), f" {words.count(word)} "]) for word in CLASSES if word in words]
         lines.insert(0, tag("p", f"{len(judged)} rules under attack: ", *parts, class_="big"))
     if found.missing:
-        named = "; ".join(found.missing[:12]) + (
-            f"; and {len(found.missing) - 12} more" if len(found.missing) > 12 else ""
+        lines.append(
+            tag("p", tag("b", "Not finished. "), f"What follows lacks: {some(found.missing, 12)}.", class_="warning")
         )
-        lines.append(tag("p", tag("b", "Not finished. "), f"What follows lacks: {named}.", class_="warning"))
     return tag("section", *lines, *([_policies(found.outcomes)] if found.outcomes else []))
 
 
@@ -82,15 +81,20 @@ def _seeds(found: Findings) -> str:
 
 
 def _policies(outcomes: Sequence[Outcome]) -> Markup:
-    words = {True: "fails", False: "holds", None: "not known"}
-    rows = []
+    said = {True: (BROKEN, "fails"), False: (SURVIVES, "holds"), None: (UNKNOWN, "not known")}
+    items = []
     for outcome in outcomes:
-        where = "; ".join(f"{case.attack}: {case.rule} ({case.seen})" for case in outcome.decisive)
-        kind = {True: "broken", False: "survives", None: "unknown"}[outcome.fails]
-        rows.append(
-            (outcome.policy.text, tag("td", words[outcome.fails], class_=kind), where, str(outcome.policy.code))
-        )
-    return table(("fail if", "policy", "where", "exit code"), rows)
+        word, name = said[outcome.fails]
+        cases = [f"{case.attack}: {case.rule} ({case.seen})" for case in outcome.decisive]
+        where = f" {some(cases, 4)}." if cases else ""
+        policy = tag("code", f"fail if {outcome.policy.text}")
+        items.append(tag("li", policy, " ", _badge(word, name), f" exit code {outcome.policy.code}.{where}"))
+    return tag("ul", *items)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
 
 
 def _verdicts(found: Findings) -> Iterator[Markup]:
@@ -174,7 +178,7 @@ def _points(runs) -> list[tuple[int, float, float, float]]:
 
 def _fairness(found: Findings) -> Iterator[Markup]:
     sheet = fairness(found.standings)
-    yield from _sheet(sheet)
+    yield table(sheet.header, sheet.words())
     yield tag("p", NO_CHOICE, class_="note")
     if all(row[4] is None for row in sheet.rows):
         yield tag(
@@ -220,12 +224,8 @@ def _first_runs(found: Findings) -> dict[tuple[str, str], Run]:
     return runs
 
 
-def _sheet(sheet: Sheet) -> Iterator[Markup]:
-    yield table(sheet.header, sheet.words(), sheet.title)
-
-
-def _badge(word: str) -> Markup:
-    return tag("span", word, class_=f"badge {CLASSES[word]}")
+def _badge(word: str, shown: str = "") -> Markup:
+    return tag("span", shown or word, class_=f"badge {CLASSES[word]}")
 
 
 def _pair(name: str, words: str) -> tuple[Markup, Markup]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from phalanx.attacks.replacement import Replacement
 from phalanx.attacks.tailored import Tailored
+from phalanx.backdoors.joined import Joined
 from phalanx.backdoors.poisoned import Poisoned
 from phalanx.crossing import Wire, stages_of
 from phalanx.phase import Phase, Run
-from phalanx.selection import Everyone, Infiltrated
+from phalanx.selection import Always, Everyone, Infiltrated
 
 
 def situation(run: Run) -> list[tuple[str, str]]:
     """What honest clients do, as pairs of a heading and words."""
-    phase = run.phases[-1]
+    phase, data = run.phases[-1], run.data
+    apart = [("edge cases", repr(data.edges))] if isinstance(data, Joined) else []
     return [
-        ("data", repr(run.data)),
+        ("data", repr(data.data if isinstance(data, Joined) else data)),
+        *apart,
         ("who has what", repr(run.partition)),
         ("model", repr(run.model)),
         ("clients", f"{run.workers}, of whom {phase.clients.count(run.workers)} take part in a round"),
@@ -34,10 +37,11 @@ def adversary(run: Run) -> list[str]:
         edges = foe.edges.load(foe.data.load())
         amount = len(edges) if foe.amount is None else foe.amount
         said.append(
-            f"It trains on {amount} edge cases under the label {edges.target} and {foe.clean} ordinary examples, and "
-            f"obeys the protocol otherwise"
+            f"it trains on {amount} edge cases under the label {edges.target} and {foe.clean} ordinary examples"
         )
-        if foe.local.ball is not None:
+        if foe.local.ball is None:
+            said.append("it knows nothing of the rule, and trains and sends as honest clients do")
+        else:
             passes = f"{foe.local.steps} steps" if foe.local.steps is not None else f"{foe.local.epochs} epochs"
             said.append(
                 f"it trains for {passes} and keeps its weights within {foe.local.ball.radius:g} of the global model's"
@@ -61,9 +65,9 @@ def rule(run: Run) -> str:
 
 
 def _often(phase: Phase) -> str:
-    clients = phase.clients
+    clients = phase.clients.others if isinstance(phase.clients, Always) else phase.clients
     if isinstance(clients, Infiltrated):
         count = len(clients.attackers)
-        turn = "in every round" if clients.every == 1 else f"in every {clients.every}th round"
+        turn = "in every round" if clients.every == 1 else f"in one round of {clients.every}"
         return f"{count} client{'s' if count > 1 else ''} of {clients.clients} in a round, {turn}"
     return "in every round, as all clients" if isinstance(clients, Everyone) else f"whenever drawn by {clients!r}"

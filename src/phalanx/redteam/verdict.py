@@ -181,7 +181,7 @@ def judge(
         measured = _measured(run, quiet.get(seed), plain.get(seed))
         for name in NUMBERS:
             numbers[name][seed] = measured[name]
-    chosen = choices(runs.values())
+    chosen = choices(runs.values(), attack != QUIET)
     cell = Cell(attack, rule, numbers, chosen, UNKNOWN)
     word, why = _verdict(cell, limits)
     return Cell(attack, rule, numbers, chosen, word, why)
