@@ -70,6 +70,10 @@ CHAPTER_3 = (
             Row("spectral ATOMO (published s=2, measured s=24)", 3.51, _faster("spectral matrix s=24"), "x"),
             Row("QSGD 2 bit", 2.31, _faster("QSGD 2 bit"), "x"),
             Row("TernGrad", 1.45, _faster("TernGrad"), "x"),
+            *(
+                Row(f"{label}, accuracy", None, accuracy(RUN, label))
+                for label in ("SGD", "spectral matrix s=24", "QSGD 2 bit")
+            ),
         ),
         command=MEASURE,
         plots=("network/convergence-100mbit.png",),
@@ -87,8 +91,8 @@ CHAPTER_3 = (
         PARTLY,
         "A CNN of 768,042 parameters with 2 and 4 workers at 100 Mbit/s, 1 and 10 Gbit/s, under "
         "DistributedDataParallel, in place of ResNet-34 on 16 machines; two cores compute for all workers. As "
-        "published the codes trade seconds of the wire for seconds of encoding. At 1 Gbit/s and above nothing pays with "
-        "4 workers.",
+        "published the codes trade seconds of the wire for seconds of encoding. At 1 Gbit/s and above nothing pays "
+        "with 4 workers.",
         command="python benchmarks/network.py breakdown --workers 2 4 --rounds 16",
         rows=(
             Row("SGD", None, _step("no hook"), "ms"),

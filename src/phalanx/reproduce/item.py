@@ -61,7 +61,8 @@ class Part:
 
     Args:
         having: words of which a label holds one; all labels when empty.
-        minutes: of one seed at laptop scale, on two cores; None if nobody has measured it.
+        minutes: of one seed at laptop scale on two cores, those of the committed run or estimated from like runs; None if
+            not known.
     """
 
     recipe: str
@@ -154,5 +155,5 @@ class Item:
 
     @property
     def again(self) -> str:
-        """The command that makes it again."""
-        return self.command or (f"phalanx reproduce {self.key} --scale {self.usual}" if self.usual else "")
+        """The command that runs it again."""
+        return f"phalanx reproduce {self.key} --scale {self.usual}" if self.usual else self.command

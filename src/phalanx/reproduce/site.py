@@ -28,8 +28,8 @@ TITLE = "Tables and figures of the dissertation, published beside measured"
 HOW = (
     "Laptop scale means smaller networks and data than published, on two cores: the numbers themselves are comparable "
     "only where the table says so, orders and directions are comparable everywhere. n is the number of seeds; behind "
-    "+- stands one standard deviation over them, or the published one. A gap is beyond the spread when it is larger than "
-    "the standard deviation of the gap over the seeds, of which there are few."
+    "+- stands one standard deviation over them, or the published one. A gap is beyond the spread when it is larger "
+    "than the standard deviation of the gap over the seeds, of which there are few."
 )
 
 
@@ -146,7 +146,11 @@ def _again(item: Item, evidence: Evidence) -> Iterator[str]:
         time = words.duration(item.minutes)
         yield "Again: "
         yield tag("code", item.again)
-        yield f", about {time} on two cores. " if time else ". "
+        yield f", about {time} a seed on two cores. " if time else ". "
+    if item.command and item.command != item.again:
+        yield "Numbers that the recipe does not have come from "
+        yield tag("code", item.command)
+        yield ". "
     files = dict.fromkeys(f"{part.recipe}/results.json" for part in item.parts)
     for name in files:
         if evidence.root is not None and (evidence.root / name).exists():

@@ -130,7 +130,7 @@ def state(item: Item, evidence: Evidence) -> str:
 
 def seeds(item: Item, evidence: Evidence) -> str:
     """'3', '1-5': how many stand behind its numbers; nothing where none does."""
-    found = [place.find(evidence) for place in item.places]
+    found = [place.find(evidence) for place in item.places if not isinstance(place, Counted)]
     counts = sorted({number.n for number in found if number is not None and number.n})
     if not counts:
         return ""
