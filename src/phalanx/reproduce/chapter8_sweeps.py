@@ -38,7 +38,7 @@ CHAPTER_8_SWEEPS = (
         "who holds the edge cases, five tasks",
         PARTLY,
         TASK_2 + "Task 1 is smaller, too; tasks 3 to 5 are not swept. " + POINTS,
-        parts=(Part(SWEEPS, None, ("with the attacker",)), Part(PLANE_SWEEPS, None, ("with the attacker",))),
+        parts=(Part(SWEEPS, 7.0, ("with the attacker",)), Part(PLANE_SWEEPS, None, ("with the attacker",))),
         rows=(*_held(SWEEPS, MNIST_HELD), *_held(PLANE_SWEEPS, PLANES_HELD)),
         claims=tuple(
             Claim(
@@ -56,7 +56,7 @@ CHAPTER_8_SWEEPS = (
         TASK_1 + "Task 2 is swept, too. " + POINTS,
         parts=(
             Part(PLANE_SWEEPS, None, ("none: FedAvg", "round", "a pool")),
-            Part(SWEEPS, None, ("none: FedAvg", "every", "a pool")),
+            Part(SWEEPS, 6.0, ("none: FedAvg", "every", "a pool")),
         ),
         rows=(
             *(
@@ -109,7 +109,7 @@ CHAPTER_8_SWEEPS = (
         "how many edge cases an attacker mixes in, tasks 2 and 4",
         PARTLY,
         TASK_2 + "Task 4 is not swept, norms are not among the measured. " + POINTS,
-        parts=(Part(SWEEPS, None, ("none: FedAvg", "edge cases")),),
+        parts=(Part(SWEEPS, 5.0, ("none: FedAvg", "edge cases")),),
         rows=tuple(
             Row(f"{share} edge cases", None, _swept(SWEEPS, f"{share} edge cases", "FedAvg"), "points")
             for share in ("10%", "30%", "60%", "100%")
