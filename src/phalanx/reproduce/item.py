@@ -135,7 +135,7 @@ class Item:
     def places(self) -> list[Place]:
         """All places of measured numbers."""
         claimed = [place for claim in self.claims for place in (claim.above, claim.below)]
-        return [row.measured for row in self.rows] + [place for place in claimed if not isinstance(place, float)]
+        return [row.measured for row in self.rows] + [place for place in claimed if not isinstance(place, int | float)]
 
     @property
     def images(self) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def _gap(above: Place, below: Place, evidence: Evidence) -> Number | None:
 
 
 def _claimed(claim: Claim, evidence: Evidence) -> Number | None:
-    if not isinstance(claim.below, float):
+    if not isinstance(claim.below, int | float):
         return _gap(claim.above, claim.below, evidence)
     found, floor = claim.above.find(evidence), claim.below
     if found is None:
