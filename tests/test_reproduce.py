@@ -2,6 +2,7 @@
 """phalanx reproduce: catalogue, evidence, verdicts, command and site."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from typer.testing import CliRunner
 
+import phalanx as px
 from phalanx.cli import app
 from phalanx.recipes.recipe import find as recipe
 from phalanx.recipes.recipe import recipes
@@ -68,6 +70,12 @@ def test_every_table_and_figure_is_there_once() -> None:
     }
     keys = [item.key for item in items()]
     assert len(keys) == len(set(keys)) and set(keys) == wanted and set(CHAPTERS) == set(PUBLISHED)
+
+
+def test_what_a_text_names_is_there() -> None:
+    for item in items():
+        for name in re.findall(r"`phalanx\.([\w.]+)", item.why):
+            assert hasattr(px, name), (item.key, name)
 
 
 def test_recipes_and_labels_are_real() -> None:

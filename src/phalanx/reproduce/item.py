@@ -61,8 +61,8 @@ class Part:
 
     Args:
         having: words of which a label holds one; all labels when empty.
-        minutes: of one seed at laptop scale on two cores, those of the committed run or estimated from like runs; None if
-            not known.
+        minutes: of one seed at laptop scale on two cores, those of the committed run or estimated from like runs; None
+            if not known.
     """
 
     recipe: str

@@ -132,8 +132,13 @@ def _item(item: Item, evidence: Evidence) -> Iterator[Markup]:
     for image in item.images:
         if evidence.root is not None and (evidence.root / image).exists():
             yield tag("img", src=f"results/{image}", alt=f"{item.name}, measured: {item.title}", loading="lazy")
-    yield tag("p", tag("b", "What differs. "), item.why)
+    yield tag("p", tag("b", "What differs. "), *_code(item.why))
     yield tag("p", *_again(item, evidence), class_="note")
+
+
+def _code(text: str) -> list[str]:
+    """What stands between backticks as code."""
+    return [tag("code", part) if i % 2 else part for i, part in enumerate(text.split("`"))]
 
 
 def _table(sheet: Sheet) -> Markup:
