@@ -249,7 +249,10 @@ def test_a_state_waits_for_results(tmp_path: Path) -> None:
 def test_words() -> None:
     assert [words.duration(x) for x in (None, 0.1, 18.2, 65.0)] == ["", "6 s", "18 min", "1 h 5 min"]
     assert [words.number(x) for x in (None, 11_173_962, 93.4667, 0.01246)] == ["-", "11,173,962", "93.47", "0.012"]
-    assert words.number(93.4667, 0.5922) == "93.47 +- 0.59"
+    assert [words.number(93.4667, x) for x in (0.5922, 2.03, 17.2)] == ["93.47 +- 0.59", "93.47 +- 2.0", "93.47 +- 17"]
+    made = item_of(Row("x", 1.0, Of("made", "c")), Row("y", None, Of("made", "c")), Row("z", None, Of("made", "a")))
+    assert [row[0] for row in words.comparison(made, MADE).rows] == ["x (%)", "z (%)"]
+    assert words.missing(made, MADE) == "Not measured: x; y." and words.verdicts(made, MADE).rows == ()
 
 
 def test_studies_of_an_item() -> None:

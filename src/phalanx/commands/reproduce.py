@@ -150,7 +150,7 @@ def _print(item: Item, evidence: Evidence, run: Evidence | None, where: dict[str
     ):
         if sheet.rows:
             screen.print(tables.plain_table(title, sheet.header, sheet.words()))
-    for sentence in (outcome(judged(item, shown)), item.why):
+    for sentence in (outcome(judged(item, shown)), words.missing(item, shown), item.why):
         if sentence:
             screen.print(sentence, markup=False)
     for plot in where.get("plots", []):

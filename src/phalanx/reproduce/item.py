@@ -16,7 +16,7 @@ STATES = {
     NOT: "it was run, and shows something else",
     UNRUN: "a recipe or a benchmark has it; there is no committed result",
     GPU: "there is a recipe; it takes days without a GPU",
-    DATA: "there is a recipe; its data are not public, or have to be fetched by hand",
+    DATA: "its data are not at hand: not public, to be fetched by hand, or without a loader here",
     NONE: "a drawing, or a list of settings",
 }
 

@@ -23,6 +23,10 @@ a { color: var(--c0); }
 nav { font-size: .9rem; margin: 8px 0; }
 nav a { margin-right: 12px; white-space: nowrap; }
 section { scroll-margin-top: 8px; }
+td, thead th { min-width: 2.5rem; }
+td:last-child { min-width: 9rem; }
+section[id] tbody th { min-width: 8rem; }
+@media (min-width: 600px) { tbody th { max-width: 26rem; } }
 """
 TITLE = "Tables and figures of the dissertation, published beside measured"
 HOW = (
@@ -80,7 +84,7 @@ def _index(items: Sequence[Item], evidence: Evidence) -> str:
         mine = [item for item in items if item.chapter == chapter]
         rows = [_line(item, evidence) for item in mine]
         heading = tag("h2", tag("a", f"Chapter {chapter}. {title}", href=_page(chapter)))
-        chapters.append(tag("section", heading, table(("", "state", "n", "time", "what it shows"), rows)))
+        chapters.append(tag("section", heading, table(("", "state, and what it shows"), rows)))
     absent = [tag("p", "No committed results were at hand when this was built.", class_="warning")]
     return document(
         TITLE,
@@ -95,8 +99,9 @@ def _index(items: Sequence[Item], evidence: Evidence) -> str:
 
 def _line(item: Item, evidence: Evidence) -> tuple[str, ...]:
     link = tag("a", item.name, href=f"{_page(item.chapter)}#{item.key}")
-    state, n = _state(item, evidence), verdict.seeds(item, evidence)
-    return link, tag("td", state), n, words.duration(item.minutes), item.title
+    n, time = verdict.seeds(item, evidence), words.duration(item.minutes)
+    more = ", ".join(part for part in (f"n = {n}" if n else "", time) if part)
+    return link, tag("td", _state(item, evidence), " ", tag("small", more), tag("br"), item.title)
 
 
 def _state(item: Item, evidence: Evidence) -> Markup:
@@ -132,7 +137,10 @@ def _item(item: Item, evidence: Evidence) -> Iterator[Markup]:
     for image in item.images:
         if evidence.root is not None and (evidence.root / image).exists():
             yield tag("img", src=f"results/{image}", alt=f"{item.name}, measured: {item.title}", loading="lazy")
-    yield tag("p", tag("b", "What differs. "), *_code(item.why))
+    lacking = words.missing(item, evidence)
+    if lacking:
+        yield tag("p", lacking, class_="note")
+    yield tag("p", *([tag("b", "What differs. ")] if item.rows or item.parts else []), *_code(item.why))
     yield tag("p", *_again(item, evidence), class_="note")
 
 

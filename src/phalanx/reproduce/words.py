@@ -11,6 +11,8 @@ from phalanx.reproduce import verdict
 from phalanx.reproduce.evidence import Evidence, Number
 from phalanx.reproduce.item import Item
 
+NAMED = 8  # of what is missing
+
 
 def recipes(item: Item) -> str:
     """The recipes, or the command that is none."""
@@ -33,9 +35,9 @@ def number(value: float | None, spread: float | None = None) -> str:
         return "-"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    digits = 2 if abs(value) >= 10 else 3
+    digits = 2 if abs(value) >= 1 else 3
     words = f"{value:.{digits}f}".rstrip("0").rstrip(".")
-    return words if spread is None else f"{words} +- {spread:.2g}"
+    return words if spread is None else f"{words} +- {f'{spread:#.2g}'.rstrip('.')}"
 
 
 def found(measured: Number | None) -> str:
@@ -59,11 +61,13 @@ def listing(items: Sequence[Item], evidence: Evidence) -> Sheet:
 
 
 def comparison(item: Item, evidence: Evidence, run: Evidence | None = None) -> Sheet:
-    """Published beside measured, and beside a run of one's own if there is one."""
+    """Published beside measured, and beside a run of one's own if there is one; what is neither is left out."""
     own = () if run is None else ("this run", "n of it")
     rows = []
     for row in item.rows:
         committed = row.measured.find(evidence)
+        if row.published is None and committed is None and (run is None or row.measured.find(run) is None):
+            continue
         line = [f"{row.what}{f' ({row.unit})' if row.unit else ''}", number(row.published, row.spread)]
         line += [found(committed), count(committed)]
         shown = committed
@@ -72,21 +76,33 @@ def comparison(item: Item, evidence: Evidence, run: Evidence | None = None) -> S
             line += [found(shown), count(shown)]
         rows.append((*line, verdict.compared(row, shown)))
     header = ("what", "published", "measured", "n", *own, "beside the published")
+    if not any(row[-1] for row in rows):
+        return Sheet("", header[:-1], tuple(row[:-1] for row in rows))
     return Sheet("", header, tuple(rows))
 
 
 def verdicts(item: Item, evidence: Evidence) -> Sheet:
-    """What was published as higher, by how much it is so, and the verdict."""
-    rows = [
-        (each.words, "-" if each.gap is None else f"{_signed(each.gap)} {each.unit}".strip(), each.verdict)
-        for each in verdict.judged(item, evidence)
-    ]
+    """What was published as higher, by how much it is so, and the verdict; nothing where nothing was measured."""
+    found = verdict.judged(item, evidence)
+    known = any(each.gap is not None for each in found)
+    rows = [(each.words, _gap(each.gap, each.unit), each.verdict) for each in found if known]
     return Sheet("", ("published", "measured", "verdict"), tuple(rows))
 
 
-def _signed(gap: Number) -> str:
-    words = found(gap)
-    return words if gap.mean < 0 else f"+{words}"
+def missing(item: Item, evidence: Evidence) -> str:
+    """One sentence on the numbers that nobody has measured yet; nothing where there are none."""
+    lacking = [row.what for row in item.rows if row.measured.find(evidence) is None]
+    if not lacking:
+        return ""
+    more = f", and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+    return f"Not measured: {'; '.join(lacking[:NAMED])}{more}."
+
+
+def _gap(gap: Number | None, unit: str) -> str:
+    """'+13.53 points', '-'."""
+    if gap is None:
+        return "-"
+    return f"{'' if gap.mean < 0 else '+'}{found(gap)} {'points' if unit == '%' else unit}".strip()
 
 
 def plain(item: Item, evidence: Evidence) -> dict[str, Any]:
