@@ -118,7 +118,8 @@ def test_a_folder_is_run_by_one_command_at_a_time(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("phalanx.study.PATIENCE_S", 0.2)
     folder = StudyFolder.create(study("krum"), tmp_path / "study")
     with folder.held():
-        assert "is being run by another process" in sentence("run", "--resume", folder.path)
+        said = sentence("run", "--resume", folder.path)
+        assert "waiting for another process" in said and "is being run by another process" in said
     began = time.monotonic()
     with folder.held():
         assert time.monotonic() < began + 0.1

@@ -184,8 +184,6 @@ def test_every_client_is_drawn_equally_often():
 def test_what_drawn_clients_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"sampled\(9\) needs at least 9 workers, got n=4"):
         Trainer(run(px.fedavg(LOCAL, 1, clients=9)))
-    with pytest.raises(ValueError, match="sums them up on the way"):
-        Trainer(run(px.phase(LOCAL, px.parse("reduce(dense())"), clients=px.sampled(2))))
     with pytest.raises(ValueError, match="several workers compute the same"):
         vote = px.parse("chain(vote(dense(), r=2), mean())")
         Trainer(run(px.phase(LOCAL, vote, clients=px.sampled(2))))

@@ -50,7 +50,7 @@ def test_what_is_not_known_is_neither_true_nor_false(parts: list[list[Clause]], 
     ],
 )
 def test_a_wrong_policy_is_refused_in_a_sentence(text: str, words: str) -> None:
-    with pytest.raises(ValueError, match="policy|--fail-if") as caught:
+    with pytest.raises(ValueError, match=r"policy|--fail-if") as caught:
         policy(text)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 

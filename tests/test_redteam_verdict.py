@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.redteam.audit import Order
-from phalanx.redteam.choices import ENOUGH, Choices, Share, holders
+from phalanx.redteam.choices import ENOUGH, Choices, Share
 from phalanx.redteam.policy import UNKNOWN as NO_NUMBER
 from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
+from phalanx.report.selected import holders
 from tests.made_grid import SMOKE, findings, lines, run
 
 QUIET = {"none: FedAvg": run(px.mean()), "none: Krum": run(px.krum(f=1))}

@@ -24,7 +24,7 @@ from phalanx.report.sheet import Sheet
 from phalanx.results import RunFolder, about, new_folder, write_json
 from phalanx.train import Listener, train
 
-PATIENCE_S = 10.0  # for processes of a command that was killed: each ends its round first
+PATIENCE_S = 60.0  # for processes of a command that was killed: each ends its round first
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,19 @@ class StudyFolder:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 
     @contextmanager
-    def held(self) -> Iterator[int]:
+    def held(self, told: Callable[[str], None] = lambda words: None) -> Iterator[int]:
         """Keeps other commands out of the folder; gives the open file, which holds it in child processes as well.
 
+        Args:
+            told: called with a sentence if somebody else has it and has to be waited for.
         Raises:
             ValueError: somebody has it, and does not let go.
         """
         with (self.path / "lock").open("a") as file:
             until = time.monotonic() + PATIENCE_S
-            while not _locked(file.fileno()):
+            if not (free := _locked(file.fileno())):
+                told(f"waiting for another process to leave {self.path}")
+            while not (free or _locked(file.fileno())):
                 if time.monotonic() > until:
                     raise ValueError(f"{self.path} is being run by another process; wait until it ends, or stop it")
                 time.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import typer
 
@@ -34,7 +35,7 @@ def conducted(
 
     try:
         with (
-            folder.held() if folder is not None else nullcontext(-1) as lock,
+            folder.held(partial(typer.echo, err=True)) if folder is not None else nullcontext(-1) as lock,
             Progress(len(study.jobs)) if folder is not None else nullcontext() as watcher,
         ):
             if folder is not None and jobs > 1:

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
-from phalanx.data.dataset import Data
-from phalanx.data.partition import Partition
 from phalanx.phase import Run
 from phalanx.report.collect import Result
+from phalanx.report.selected import holders
 
 ENOUGH = 5.0  # rows of theirs that would have been taken at the others' rate, below which nothing is said
 
@@ -75,18 +73,3 @@ def choices(results: Iterable[Result], attacked: bool = True) -> Choices | None:
             seen = Choices(*(Share(len(group & chosen), len(group)) for group in groups))
             found = seen if found is None else found + seen
     return found
-
-
-def holders(run: Run) -> frozenset[int]:
-    """The workers that hold edge cases which honest clients were given."""
-    return _holders(run.data, run.partition, run.workers, run.seed)
-
-
-@lru_cache(maxsize=16)
-def _holders(data: Data, partition: Partition, workers: int, seed: int) -> frozenset[int]:
-    loaded = data.load()
-    first = len(loaded.train_y) - loaded.added
-    if not loaded.added:
-        return frozenset()
-    parts = partition.parts(loaded, workers, seed)
-    return frozenset(worker for worker, part in enumerate(parts) if bool((part >= first).any()))
