@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib.resources import files
 
-VOID = ("br", "meta")  # elements without an end
+VOID = ("br", "img", "meta")  # elements without an end
 
 
 class Markup(str):
@@ -49,3 +50,21 @@ def _joined(part: str | Iterable[str]) -> str:
     if isinstance(part, Markup):
         return part
     return escape(part) if isinstance(part, str) else "".join(map(_joined, part))
+
+
+def document(title: str, *body: Markup, style: str = "") -> str:
+    """A whole page that loads nothing and runs nothing, in the house's style.
+
+    Args:
+        style: rules of CSS behind those of the house.
+    """
+    house = files("phalanx.redteam").joinpath("page.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(house + style)),
+    )
+    return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", *body)), lang="en") + "\n"

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from statistics import mean
 
 from phalanx.phase import Run
 from phalanx.redteam.audit import Findings
 from phalanx.redteam.drawn import Line, panel, style
 from phalanx.redteam.gate import Outcome
-from phalanx.redteam.markup import Markup, joined, table, tag
+from phalanx.redteam.markup import Markup, document, joined, table, tag
 from phalanx.redteam.sheets import attacks_of, costs, fairness, gained
 from phalanx.redteam.threat import adversary, rule, situation
 from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
@@ -24,16 +23,7 @@ CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "cost
 def page(found: Findings) -> str:
     """The whole report."""
     title = f"Backdoor audit: {'a setting of your own' if '(' in found.order.source else found.order.source}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Markup(files("phalanx.redteam").joinpath("page.css").read_text(encoding="utf-8"))),
-    )
-    body = tag("body", tag("main", tag("h1", title), *_sections(found)))
-    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+    return document(title, tag("h1", title), *_sections(found))
 
 
 def _sections(found: Findings) -> Iterator[Markup]:
