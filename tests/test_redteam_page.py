@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.redteam.audit import Order
-from phalanx.redteam.markup import VOID, table, tag
 from phalanx.redteam.page import page
+from phalanx.report.markup import VOID, table, tag
 from tests.made_grid import RULES, audit, findings, lines, run
 
 HOSTILE = "<script>alert('x')</script> & \"more\""

@@ -11,11 +11,11 @@ from phalanx.phase import Run
 from phalanx.redteam.audit import Findings
 from phalanx.redteam.drawn import Line, panel, style
 from phalanx.redteam.gate import Outcome
-from phalanx.redteam.markup import Markup, document, joined, table, tag
 from phalanx.redteam.sheets import attacks_of, costs, fairness, gained
 from phalanx.redteam.threat import adversary, rule, situation
 from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
 from phalanx.report.backdoors import QUIET, cell_of, cells, rates
+from phalanx.report.markup import Markup, document, joined, table, tag
 
 CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "costly", SURVIVES: "survives"}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from phalanx.expression import require
-from phalanx.redteam.markup import Markup, document, table, tag
+from phalanx.report.markup import Markup, document, table, tag
 from phalanx.report.sheet import Sheet
 from phalanx.reproduce import verdict, words
 from phalanx.reproduce.catalogue import CHAPTERS
