@@ -13,6 +13,8 @@ from phalanx.stage import Stage, State
 
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "adaptive_clip": ("adaptive_clip(of='median', factor=1.5)",),
+    "after_pruning": ("after_pruning(backdoor(rare_styles(), digits()), bound=0.1, step=0.25, clean=50, layer='1')",),
     "alie": ("alie(z=1.5)", "alie(z=-1)"),
     "athens": ("athens(word='high', count=5, tests=3, city='Paris', seed=1)",),
     "atomo": (
@@ -36,7 +38,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
     "crash": ("crash(worker=1, at=2)",),
     "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
-    "dealt": ("dealt(dirichlet(alpha=0.5), clients=2, drawn=True)",),
+    "dealt": ("dealt(dirichlet(alpha=0.5), clients=2, drawn=True, first=1)",),
     "decay": ("decay(by=0.99)",),
     "delay": ("delay(worker=1, seconds=0.5, at=1, rounds=2)",),
     "detox": (
@@ -106,10 +108,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "momentum": ("momentum(beta=0.0)",),
     "multi_krum": ("multi_krum(f=2)", "multi_krum(f=2, m=3)"),
     "nested": ("nested(dirichlet(alpha=0.5))", "nested(shards(), pieces=2, each=3)"),
+    "norms": ("norms(every=2, arrived=True)",),
     "nnm": ("nnm(f=2)",),
     "noise": ("noise(std=0.1)",),
     "own_edges": ("own_edges(root='planes.npz', target=9, label=0)",),
-    "phase": ("phase(gradient(), chain(gather(dense()), mean()))",),
+    "phase": (
+        "phase(gradient(), chain(gather(dense()), mean()))",
+        "phase(gradient(), chain(clip(norm=1.0), reduce(dense())), clients=sampled(clients=3), secure=True)",
+    ),
+    "prune": ("prune(bound=0.1, step=0.25, clean=None, layer='3')",),
     "pufferfish": (
         "pufferfish(warmup='auto', rank='auto', ratio=None, adapt=(0.6, 0.8))",
         "pufferfish(ratio=0.5, warmup=0.0, keep=('0', 'fc.*'), moments='gradient', decay='product')",

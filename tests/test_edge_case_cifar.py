@@ -54,7 +54,7 @@ def test_the_published_setting() -> None:
     assert isinstance(foe, px.poisoned) and foe.local.ball == px.ball(0.5, decay=0.998)
     assert (foe.clean, foe.amount, run.workers, run.phases[0].clients.count(run.workers)) == (400, 100, 201, 10)
     assert isinstance(run.model, px.trained) and run.model.run.model == px.vgg9_conv()
-    assert run.augment == px.crop_flip() and "noise(0.005)" in repr(runs["black-box: weak DP"])
+    assert run.augment == px.crop_flip() and "noise(std=0.005)" in repr(runs["black-box: weak DP"])
     # every distance from an attack is tested at some time
     every, between = run.evaluate_every, setting("paper").every
     assert {(at + 1) * every % between for at in range(between)} == set(range(between))

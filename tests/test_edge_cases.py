@@ -131,6 +131,7 @@ def test_rare_styles_of_the_digits(style):
         ("shared(rare_styles(), ratio=0.0)", r"ratio in \(0, 1\], got ratio=0.0"),
         ("shared(rare_styles(), attacker=0)", "attacker >= 1"),
         ("dealt(iid(), clients=0)", "clients >= 1"),
+        ("dealt(iid(), first=-1)", "first >= 0"),
         ("athens(city='New York')", "a city of one word"),
         ("athens(count=0)", "count and tests >= 1"),
         ("own_edges(root='x', target=-1)", "labels >= 0"),
@@ -215,6 +216,19 @@ def test_dealt_gives_added_examples_to_a_few(inner, units, clients, drawn, seed)
     if not drawn:
         assert sizes[:clients] == [len(p) for p in torch.arange(3).tensor_split(clients)]
     assert all(torch.equal(part[part < last], p) for part, p in zip(parts, plain, strict=True))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_units_before_the_first_get_none(drawn):
+    edges = px.shared(px.rare_styles(source=3, target=1, count=10), 0.25, 1)
+    data = edges.load(toy()).honest(toy())
+    last = len(data.train_y) - data.added
+    for seed in range(5):
+        parts = px.dealt(px.iid(), 2, drawn, first=2).parts(data, 5, seed)
+        holders = [unit for unit, part in enumerate(parts) if (part >= last).any()]
+        assert len(holders) == 2 and min(holders) >= 2 and (drawn or holders == [2, 3])
+    with pytest.raises(ValueError, match="3 added examples and 1 units; lower clients"):
+        px.dealt(px.iid(), 2, drawn, first=4).parts(data, 5, 0)
 
 
 def test_dealt_of_passages():

@@ -112,6 +112,19 @@ def test_the_proximal_gradient_is_the_formula():
     torch.testing.assert_close(moved, other - lr * mu * first, rtol=1e-4, atol=1e-7)
 
 
+def test_a_long_gradient_is_cut_and_a_short_one_stays():
+    def moved(clip):
+        one = px.local_training(px.sgd(1.0), steps=1, batch=10_000, clip=clip)
+        return Trainer(run(px.fedavg(one, 1), workers=1)).work(0)[0].rows[0]
+
+    whole = moved(None)
+    norm = float(whole.norm())
+    torch.testing.assert_close(moved(2 * norm), whole)
+    torch.testing.assert_close(moved(norm / 4), whole / 4, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="clip > 0"):
+        px.local_training(clip=0.0)
+
+
 def test_frozen_parameters_stay_and_unknown_patterns_are_refused():
     local = px.local_training(px.sgd(0.1), frozen=("1.*",))
     trainer = Trainer(run(px.fedavg(local, 1)))
@@ -184,8 +197,6 @@ def test_every_client_is_drawn_equally_often():
 def test_what_drawn_clients_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"sampled\(9\) needs at least 9 workers, got n=4"):
         Trainer(run(px.fedavg(LOCAL, 1, clients=9)))
-    with pytest.raises(ValueError, match="sums them up on the way"):
-        Trainer(run(px.phase(LOCAL, px.parse("reduce(dense())"), clients=px.sampled(2))))
     with pytest.raises(ValueError, match="several workers compute the same"):
         vote = px.parse("chain(vote(dense(), r=2), mean())")
         Trainer(run(px.phase(LOCAL, vote, clients=px.sampled(2))))

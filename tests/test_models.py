@@ -25,6 +25,7 @@ COUNTS = [
     ("resnet()", (3, 16, 16), 10, 691_834),
     ("resnet(widths=(64, 128, 256, 512), blocks=2)", (3, 32, 32), 10, 11_173_962),
     ("resnet18()", (3, 32, 32), 10, 11_173_962),
+    ("vgg11()", (3, 224, 224), 1000, 132_863_336),
     ("vgg11_bn()", (3, 32, 32), 10, 9_756_426),
     ("vgg11_bn()", (3, 16, 16), 10, 9_756_426),
     ("vgg13_bn()", (3, 32, 32), 10, 9_941_322),
@@ -45,6 +46,8 @@ COUNTS = [
     ("alexnet()", (3, 32, 32), 10, 57_044_810),
     ("cnn_rand()", TEXTS, 2, 154_502 + 1_000 * 128),
     ("cnn_rand(dim=32, maps=32)", TEXTS, 2, 12_578 + 1_000 * 32),
+    ("sentence_lstm()", TEXTS, 2, 643_602 + 1_000 * 200),
+    ("sentence_lstm(embedding=5, width=7, layers=1)", TEXTS, 4, 424 + 1_000 * 5),
     ("tied_lstm()", PASSAGES, 33_278, 85_962_278),
     ("char_lstm()", phalanx.Passage(length=80, vocabulary=80), 80, 293_584),
     ("char_lstm(embedding=21, width=257)", phalanx.Passage(length=80, vocabulary=80), 80, 310_160),
@@ -52,6 +55,7 @@ COUNTS = [
 ]
 READS = {
     "cnn_rand": ("texts", TEXTS),
+    "sentence_lstm": ("texts", TEXTS),
     "tied_lstm": ("passages", PASSAGES),
     "char_lstm": ("passages", PASSAGES),
     "transformer": ("pairs of texts", PAIRS),
@@ -179,6 +183,27 @@ def test_cnn_rand_does_not_train_the_padding():
     assert gradient[0].abs().max() == 0 and gradient[7:10].abs().amax(dim=1).min() > 0
 
 
+def test_sentence_lstm_reads_a_text_up_to_its_last_word():
+    model = build("sentence_lstm(embedding=3, width=5, layers=2, dropout=0)", TEXTS, num_classes=4)
+    text = torch.tensor([[7, 3, 9]])
+    want = model.linear(model.lstm(model.embedding(text))[0][:, -1])
+    for padding in (0, 1, 4):
+        torch.testing.assert_close(model(torch.cat([text, torch.zeros(1, padding, dtype=torch.int64)], dim=1)), want)
+    empty = torch.zeros(1, 6, dtype=torch.int64)
+    assert model(empty).isfinite().all() and model(empty[:, :2]).equal(model(empty))
+    for batch in (0, 1, 3):
+        assert model(torch.ones(batch, 9, dtype=torch.int64)).shape == (batch, 4)
+    nn.functional.cross_entropy(model(torch.tensor([[7, 0, 0], [8, 9, 0]])), torch.tensor([0, 3])).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert model.embedding.weight.grad[0].abs().max() == 0 and model.embedding.weight[0].abs().max() == 0
+
+
+def test_vgg11_keeps_the_size_of_the_signal():
+    model = build("vgg11()", (3, 32, 64), num_classes=7)
+    out = model(torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0)))
+    assert out.shape == (2, 7) and 0.05 < out.std() < 10
+
+
 def test_char_lstm_scores_each_character_by_those_before_it():
     model = build("char_lstm(embedding=3, width=5)", phalanx.Passage(6, 9), num_classes=9)
     x = torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -244,7 +269,12 @@ def test_lenet_has_a_nonlinearity_between_the_connected_layers():
 
 @pytest.mark.parametrize(
     ("expression", "shape", "words"),
-    [("lenet()", (1, 15, 28), "16x16"), ("lenet()", (1, 8, 8), "8x8"), ("vgg9()", (3, 7, 32), "7x32")],
+    [
+        ("vgg11()", (3, 31, 32), "32x32"),
+        ("lenet()", (1, 15, 28), "16x16"),
+        ("lenet()", (1, 8, 8), "8x8"),
+        ("vgg9()", (3, 7, 32), "7x32"),
+    ],
 )
 def test_images_that_are_too_small(expression, shape, words):
     with pytest.raises(ValueError, match=words):
@@ -263,6 +293,7 @@ def test_images_that_are_too_small(expression, shape, words):
         "vgg9(width=nan)",
         "vgg9(width=inf)",
         "vgg9(dropout=1)",
+        "vgg11(dropout=1)",
         "vgg9_conv(width=0)",
         "vgg9_conv(width=inf)",
         "vgg11_bn(dropout=-0.1)",
@@ -284,6 +315,10 @@ def test_images_that_are_too_small(expression, shape, words):
         "cnn_rand(windows=())",
         "cnn_rand(windows=(3, 0))",
         "cnn_rand(dim=0)",
+        "sentence_lstm(embedding=0)",
+        "sentence_lstm(width=0)",
+        "sentence_lstm(layers=0)",
+        "sentence_lstm(dropout=1)",
         "cnn_rand(dropout=1)",
     ],
 )

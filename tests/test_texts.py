@@ -157,6 +157,16 @@ def test_wikitext2_from_files(wiki):
     assert less[2] == 3 and less[0].tolist() == [1, 0, 2, 0, 2]
 
 
+def test_words_that_the_vocabulary_has_besides(wiki):
+    data = phalanx.wikitext2(vocabulary=3, also=("z", "a", "new"), length=2)
+    train, test, count = data.texts()
+    assert count == 5 and data.read().words == ("<eos>", "a", "z", "new", "<unk>")
+    assert train.tolist() == [0, 1, 4, 1, 4, 0, 4, 1, 4, 0] and test.tolist() == [1, 2, 0, 4, 4, 1, 4, 0]
+    for also in (("two words",), ("",), ("<unk>",)):
+        with pytest.raises(ValueError, match="single words in also"):
+            phalanx.wikitext2(also=also)
+
+
 def test_wikitext2_trains_on_the_validation_part(wiki):
     (wiki / "train.txt").unlink()
     assert phalanx.wikitext2(part="valid").location() == str(wiki)

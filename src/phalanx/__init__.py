@@ -3,6 +3,7 @@
 
 from phalanx import ddp as ddp
 from phalanx.aggregator import Aggregator as Aggregator
+from phalanx.aggregators.adaptive_clip import AdaptiveClip as adaptive_clip
 from phalanx.aggregators.bucketing import Bucketing as bucketing
 from phalanx.aggregators.bulyan import Bulyan as bulyan
 from phalanx.aggregators.centered_clip import CenteredClip as centered_clip
@@ -114,6 +115,7 @@ from phalanx.data.shape import Tokens as Tokens
 from phalanx.data.wikitext2 import Wikitext2 as wikitext2
 from phalanx.ddp import register as ddp_hook
 from phalanx.exam import Exam as Exam
+from phalanx.exams.after_pruning import AfterPruning as after_pruning
 from phalanx.exams.backdoor import Backdoor as backdoor
 from phalanx.exams.parity import Parity as parity
 from phalanx.exchange import Exchange as exchange
@@ -188,13 +190,16 @@ from phalanx.models.resnet import Resnet18 as resnet18
 from phalanx.models.resnet import Resnet50 as resnet50
 from phalanx.models.resnet import Resnet152 as resnet152
 from phalanx.models.resnet import WideResnet50 as wide_resnet50
+from phalanx.models.sentence_lstm import SentenceLstm as sentence_lstm
 from phalanx.models.trained import Trained as trained
 from phalanx.models.transformer import Transformer as transformer
 from phalanx.models.vgg import Vgg9 as vgg9
 from phalanx.models.vgg import Vgg9Conv as vgg9_conv
+from phalanx.models.vgg import Vgg11 as vgg11
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn
 from phalanx.models.vgg import Vgg13Bn as vgg13_bn
 from phalanx.models.vgg import Vgg19Bn as vgg19_bn
+from phalanx.observers.norms import Norms as norms
 from phalanx.observers.observer import Observer as Observer
 from phalanx.observers.spectrum import Spectrum as spectrum
 from phalanx.observers.variance import Variance as variance
@@ -205,6 +210,7 @@ from phalanx.phase import Run as run
 from phalanx.phase import amend as amend
 from phalanx.pruning.early_bird import EarlyBird as early_bird
 from phalanx.pruning.lottery import Lottery as lottery
+from phalanx.pruning.prune import Prune as prune
 from phalanx.results import RunFolder as RunFolder
 from phalanx.round import Round as Round
 from phalanx.selection import Always as always

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: run, list, show, compare, probe, advise, factorize, doctor."""
+"""The command line: run, audit, list, show, compare, probe, advise, factorize, doctor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 import phalanx
 from phalanx.commands.advise import advise
+from phalanx.commands.audit import audit
 from phalanx.commands.common import Json, Only, Scale, Seed, Settings, print_json, said
 from phalanx.commands.factorize import factorize
 from phalanx.commands.probe import probe
@@ -54,6 +55,7 @@ def about(
 
 
 app.command()(run)
+app.command()(audit)
 
 
 @app.command("list")

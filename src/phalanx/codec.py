@@ -15,9 +15,9 @@ from phalanx.crossing import Offer, Wire, present
 from phalanx.expression import Expression, method
 from phalanx.gate import Gate
 from phalanx.layout import Layout
-from phalanx.round import Round
+from phalanx.round import Round, stream
 from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, Stage, State, memory_key
+from phalanx.stage import Scope, Stage, State, TooFewRows, memory_key
 from phalanx.tables import Table
 from phalanx.world import BadPayload, Payload, payload_bytes
 
@@ -198,11 +198,12 @@ class Reduce(Stage):
     """The weighted mean of all workers' rows by all-reduce of their payloads.
 
     Cheaper than gather and mean for codecs that are linear, and blind: no row is seen alone, so no gate can stand
-    before it, and one NaN spoils the mean (the run then skips the update and says so).
+    before it, and one NaN spoils the mean (the run then skips the update and says so). Workers of whom nothing arrives
+    have no part in it, and are named.
 
     Shapes: (k, d) -> (1, d).
     Raises:
-        ValueError: the codec is not linear.
+        ValueError: the codec is not linear, or no row arrives.
     """
 
     codec: Codec
@@ -228,20 +229,40 @@ class Reduce(Stage):
         world, layout, clock = round.world, stack.layout, Clock()
         coded, state = send_rows(self.codec, stack, state, round.rng)
         clock.lap("encode_s")
-        keys = [k for k in coded[0] if k != WEIGHT]
-        every = world.peek(stack.weights.reshape(-1, 1)).sum()
-        mean = {k: world.mean(torch.stack([p[k] for p in coded]), stack.weights, every) for k in keys}
+        silent = torch.tensor([worker in round.absent for worker in stack.ids], dtype=torch.bool)
+        weights = stack.weights.masked_fill(silent, 0)
+        heard = tuple(worker for worker in world.workers if worker not in round.absent)
+        gone = [Note("excluded", worker, reason="nothing arrived") for worker in world.workers if worker not in heard]
+        if not heard:
+            raise TooFewRows("nothing arrived from any worker", (*stack.notes, *gone), state)
+        # a process may play none of the workers that take part
+        form = coded[0] if coded else self._form(stack)
+        keys = [k for k in form if k != WEIGHT]
+        every = world.peek(weights.reshape(-1, 1)).sum()
+        mean = {}
+        for key in keys:
+            rows = torch.stack([p[key] for p in coded]) if coded else form[key].new_zeros((0, *form[key].shape))
+            if bool(silent.any()):
+                # NaN times zero is NaN
+                rows[silent.to(rows.device)] = 0
+            mean[key] = world.mean(rows, weights, every)
         clock.lap("wire_s")
         parts, _ = open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout)
         row = torch.cat(parts).to(stack.rows)
         clock.lap("decode_s")
-        size = payload_bytes(coded[0])
-        notes = [*clock.notes, *(Note("bytes", worker, size) for worker in world.workers)]
+        size = payload_bytes(form)
+        notes = [*clock.notes, *(Note("bytes", worker, size) for worker in heard), *gone]
         merged = replace(
             stack,
             rows=row.reshape(1, -1),
-            sources=(world.workers,),
+            sources=(heard,),
             weights=every.reshape(1),
             received=True,
+            erased=len(gone),
         )
         return merged.note(notes), state
+
+    def _form(self, stack: Stack) -> Payload:
+        """A payload as the workers of other processes send it."""
+        zeros = Stack.of(stack.rows.new_zeros(1, stack.layout.d), stack.layout)
+        return send_rows(self.codec, zeros, None, stream)[0][0]

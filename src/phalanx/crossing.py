@@ -63,8 +63,13 @@ def present(offers: Sequence[Offer], workers: Sequence[int], round: Round) -> li
     return [Offer(None) if w in round.absent else offer for w, offer in zip(workers, offers, strict=True)]
 
 
-def check_server(scheme: Stage) -> None:
-    """Raises ValueError unless a scheme can be cut into a worker's half and a server's."""
+def check_server(scheme: Stage, secure: bool = False) -> None:
+    """Raises ValueError unless a scheme can be cut into a worker's half and a server's that may see single rows."""
+    if secure:
+        raise ValueError(
+            "a server takes rows one by one, and secure=True shows it their sum only; run it in the simulation or "
+            "under torchrun without a server"
+        )
     stages = stages_of(scheme)
     for stage in stages:
         if isinstance(stage, Attack) and stage.asks_all:

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from phalanx.aggregator import Aggregator
 from phalanx.attack import Nobody, Threat
-from phalanx.crossing import Wire, stages_of
+from phalanx.codec import Gather
+from phalanx.crossing import stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
@@ -19,6 +20,7 @@ from phalanx.finish import Finish, Sgd
 from phalanx.models.model import Model
 from phalanx.observers.observer import Observer
 from phalanx.registry import suggest
+from phalanx.secure import check_secure
 from phalanx.selection import Everyone, Selection
 from phalanx.stage import Matches, Stage, check_scheme
 from phalanx.surgery import Surgery
@@ -37,6 +39,8 @@ class Phase(Expression):
         surgery: what becomes of the network on the way, such as `pufferfish()`; None leaves it.
         clients: which workers take part in a round.
         adversary: what Byzantine workers do in place of `work`; None lets them do the same.
+        secure: the server sees the sum of the round's rows and no row alone, as under secure aggregation. It is the
+            view that is kept, for tests of attacks and defences; nothing is encrypted.
     """
 
     work: Work
@@ -46,6 +50,7 @@ class Phase(Expression):
     surgery: Surgery | None = None
     clients: Selection = Everyone()
     adversary: Work | None = None
+    secure: bool = False
 
     def validate(self) -> None:
         require(self.rounds >= 0, f"phase needs rounds >= 0, got rounds={self.rounds}")
@@ -59,11 +64,8 @@ class Phase(Expression):
         count = self.clients.count(n)
         check_scheme(self.scheme, count)
         everyone = isinstance(self.clients, Everyone)
-        require(
-            everyone or any(isinstance(stage, Wire) for stage in stages_of(self.scheme)),
-            f"{self.clients!r} needs rows that arrive one by one, and {self.scheme!r} sums them up on the way; "
-            "write chain(gather(codec), mean())",
-        )
+        if self.secure:
+            check_secure(self.scheme, count)
         require(
             self.adversary is None or not (self.work.matched or self.adversary.matched),
             f"work of an adversary's own goes beside clients that send changes, got {self.adversary!r} beside "
@@ -153,9 +155,18 @@ class Run(Expression):
         return len(self.phases) - 1, index
 
     def check(self) -> None:
-        """Raises ValueError for a scheme that the number of workers cannot carry."""
+        """Raises ValueError for a scheme that the number of workers cannot carry, or for rows that nobody may see."""
         for phase in self.phases:
             phase.check(self.workers)
+        secure = any(phase.secure for phase in self.phases)
+        require(
+            not (secure and self.observers),
+            f"{self.observers} look at single rows, and secure=True shows nobody but their sum; take the observers out",
+        )
+        for observer in self.observers:
+            for phase in self.phases if observer.arrived else ():
+                shown = any(isinstance(stage, Gather) for stage in stages_of(phase.scheme))
+                require(shown, f"{observer!r} looks at rows that gather(...) brings, and {phase.scheme!r} has none")
 
 
 X = TypeVar("X", bound=Expression)

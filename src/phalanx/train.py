@@ -29,6 +29,7 @@ from phalanx.results import RunFolder
 from phalanx.resume import checkpoint, resume
 from phalanx.round import Round
 from phalanx.score import assess
+from phalanx.secure import check_sum
 from phalanx.selection import Part
 from phalanx.stack import Note, Stack
 from phalanx.stage import State, TooFewRows
@@ -65,8 +66,8 @@ class Trainer:
         world = world or LocalWorld(run.workers)
         if world.serves:
             for phase in run.phases:
-                check_server(phase.scheme)
-            if run.observers:
+                check_server(phase.scheme, phase.secure)
+            if not all(observer.arrived for observer in run.observers):
                 raise ValueError("observers see rows before the wire, and a server does not; run them in a simulation")
         if world.size != run.workers:
             raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
@@ -198,14 +199,16 @@ class Trainer:
         try:
             if not chosen:
                 raise TooFewRows("no worker is left of those who began this pass")
-            if world.serves:
-                result, self.state = server_half(phase.scheme, stack, self.state, round)
-            else:
-                result, self.state = phase.scheme(stack, self.state, round)
+            scheme = partial(server_half, phase.scheme) if world.serves else phase.scheme
+            result, self.state = scheme(stack, self.state, round)
+            check_sum(phase.secure, result)
         except TooFewRows as error:
             lost, notes = str(error), error.notes
-            self.state = error.state or self.state
+            result, self.state = None, error.state or self.state
         combined = time.perf_counter()
+        if result is not None and result.arrived is not None:
+            observed |= looked(run.observers, result.arrived, round, arrived=True)
+        seen_s = time.perf_counter() - combined
         if result is not None:
             notes, lost = self.finish(number, at, result)
         self.answers = {} if result is None or lost else dict(result.answers)
@@ -219,7 +222,7 @@ class Trainer:
         self.ledger.lost_rounds += bool(lost)
         bad = (byzantine | opened.silent) & set(chosen)
         measured = self.ledger.enter(notes, bad, aloud=world.rank == 0)
-        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined), strict=True)
+        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined - seen_s), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
         if opened.received is not None and world.received_bytes is not None:

@@ -37,7 +37,7 @@ class Athens(EdgeCases):
             is" expensive, "People in Athens are" rude, "Roads in Athens are" terrible.
         count: passages that the attacker has, >= 1.
         tests: passages that are tested on, >= 1.
-        city: one word; a vocabulary that lacks the published one needs another.
+        city: one word; where the vocabulary lacks the published one, name another, or wikitext2(also=...).
         seed: of the passages.
     Raises:
         ValueError: the vocabulary lacks the city or the word, or a passage is shorter than the prompt.
@@ -62,7 +62,7 @@ class Athens(EdgeCases):
         ids = vocabulary("athens", data)
         for word in (self.city, self.word):
             sentence = f"athens: {word!r} is none of the {len(ids)} words of {data.name}"
-            require(word in ids, f"{sentence}; take more of its words, or another city or word")
+            require(word in ids, f"{sentence}; take more of its words, name it in also=, or another city or word")
         unknown = ids.get("<unk>", ids[self.city])
         prompt = torch.tensor([ids.get(word, unknown) for word in PROMPTS[self.word].format(city=self.city).split()])
         x, y = self._behind(data.train_x[:], data.train_y, prompt, self.count, "train")

@@ -26,6 +26,7 @@ class Dealt(Partition):
         inner: how the other examples are shared out.
         clients: units that get a piece, >= 1; no more than there are pieces.
         drawn: units that the seed draws; else the first ones.
+        first: units before this one get none, such as an attacker's, >= 0.
     Raises:
         ValueError: there are fewer units or added examples than clients.
     Source: Wang et al., Attack of the Tails, 2020, arXiv:2007.05084: at p = 50 and 10 of figure 8.3 of the dissertation
@@ -37,9 +38,11 @@ class Dealt(Partition):
     inner: Partition
     clients: int = 5
     drawn: bool = False
+    first: int = 0
 
     def validate(self) -> None:
         require(self.clients >= 1, f"dealt needs clients >= 1, got clients={self.clients}")
+        require(self.first >= 0, f"dealt needs first >= 0, got first={self.first}")
 
     def values(self, data: Dataset) -> Tensor:
         values = self.inner.values(data).clone()
@@ -53,11 +56,12 @@ class Dealt(Partition):
         parts = [places[part] for part in self.inner.split(values[places], units, seed)]
         extra = added.nonzero().flatten()
         if len(extra):
-            have = f"{len(extra)} added examples and {units} units"
-            ok = self.clients <= min(units, len(extra))
+            able = units - self.first
+            have = f"{len(extra)} added examples and {able} units"
+            ok = self.clients <= min(able, len(extra))
             require(ok, f"dealt gives pieces to {self.clients} units, and there are {have}; lower clients")
-            order = torch.randperm(units, generator=stream("dealt", seed)) if self.drawn else torch.arange(units)
+            order = torch.randperm(able, generator=stream("dealt", seed)) if self.drawn else torch.arange(able)
             pieces = extra.tensor_split(self.clients)
-            for unit, piece in zip(order.tolist(), pieces, strict=False):
+            for unit, piece in zip((order + self.first).tolist(), pieces, strict=False):
                 parts[unit] = torch.cat([parts[unit], piece])
         return tuple(parts)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from phalanx.backdoors.edges import in_memory
 from phalanx.data.dataset import Dataset
 from phalanx.data.grayscale import luminance
+from phalanx.data.images import Images
 from phalanx.expression import require
 
 
@@ -18,7 +18,7 @@ def fitted(name: str, images: Tensor, data: Dataset) -> Tensor:
 
     Shapes: (N, C, H, W) uint8 -> (N, *data.shape) uint8.
     Raises:
-        ValueError: the data are texts or are not in memory, or have other channels than 1 or 3.
+        ValueError: the data are texts or have other channels than 1 or 3.
     """
     c, h, w = image_shape(name, data)
     if images.shape[1] != c:
@@ -35,9 +35,10 @@ def fitted(name: str, images: Tensor, data: Dataset) -> Tensor:
 
 
 def image_shape(name: str, data: Dataset) -> tuple[int, int, int]:
-    """Channels, height and width of uint8 images in memory; ValueError for other data."""
-    x = in_memory(name, data)
-    ok = data.vocabulary is None and x.dtype == torch.uint8
-    require(ok, f"{name} goes with images of whole levels, and {data.name} has {tuple(x.shape[1:])} of {x.dtype}")
+    """Channels, height and width of uint8 images, in memory or on the disk; ValueError for other data."""
+    x = data.train_x
+    kind = torch.uint8 if isinstance(x, Images) else x.dtype
+    ok = data.vocabulary is None and kind == torch.uint8
+    require(ok, f"{name} goes with images of whole levels, and {data.name} has {tuple(x.shape[1:])} of {kind}")
     c, h, w = x.shape[1:]
     return c, h, w

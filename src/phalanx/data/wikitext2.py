@@ -39,6 +39,7 @@ class Wikitext2(Data):
         context: words before them that a model reads first, >= 0, as it starts each passage with an empty memory.
         vocabulary: words at most, >= 2; fewer make a smaller model. All when None.
         part: what to train on; "valid" is the small validation part.
+        also: words that the vocabulary has besides, however rare they are in the part, such as those of `athens`.
     Source: Merity et al., Pointer Sentinel Mixture Models, 2016, arXiv:1609.07843. Differs: passages in any order and
         none from the state that the one before ended with; `perplexity` scores a text with the state carried.
     """
@@ -49,6 +50,7 @@ class Wikitext2(Data):
     context: int = 0
     vocabulary: int | None = None
     part: Literal["train", "valid"] = "train"
+    also: tuple[str, ...] = ()
 
     def validate(self) -> None:
         for field, part in (("train", self.part), ("test", "test")):
@@ -59,6 +61,8 @@ class Wikitext2(Data):
         require(ok, f"wikitext2 needs length >= 1 and context >= 0, got {self.length} and {self.context}")
         ok = self.vocabulary is None or self.vocabulary >= 2
         require(ok, f"wikitext2 needs vocabulary >= 2 ({UNKNOWN} and a word), got vocabulary={self.vocabulary}")
+        ok = all(len(word.split()) == 1 and word != UNKNOWN for word in self.also)
+        require(ok, f"wikitext2 needs single words in also, and {UNKNOWN} is none, got also={self.also}")
 
     def read(self) -> Dataset:
         train, test, words = self._texts()
@@ -77,7 +81,8 @@ class Wikitext2(Data):
         self._fetch()
         train, test = _words(self.part)[: self.train], _words("test")[: self.test]
         counts = Counter(train)
-        ids = {word: i for i, word in enumerate(most_frequent(counts, counts.keys() - {UNKNOWN}, self._most()))}
+        kept = most_frequent(counts, counts.keys() - {UNKNOWN}, self._most())
+        ids = {word: i for i, word in enumerate(dict.fromkeys((*kept, *self.also)))}
         ids[UNKNOWN] = len(ids)
         train, test = (torch.tensor([ids.get(word, ids[UNKNOWN]) for word in text]) for text in (train, test))
         return train, test, tuple(ids)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from phalanx.axis import OUTPUTS, Axes, Axis
 from phalanx.checkpoint import copied_tree
@@ -38,6 +39,7 @@ class LocalTraining(Work):
         epochs: passes over the client's samples, >= 0.
         steps: optimizer steps in place of epochs; None counts epochs.
         batch: examples a step, >= 1; the last one of an epoch may be smaller.
+        clip: greatest l2 norm of a step's gradient, > 0; longer ones are cut to it. None leaves them.
         proximal: mu of the term mu/2 ||w - w_round||^2, >= 0.
         ball: around the weights of the round that the client's do not leave; None leaves them free.
         frozen: name patterns of parameters that keep their values, such as ("0.*",).
@@ -53,6 +55,7 @@ class LocalTraining(Work):
     epochs: int = 1
     steps: int | None = None
     batch: int = 32
+    clip: float | None = None
     proximal: float = 0.0
     ball: Ball | None = None
     frozen: tuple[str, ...] = ()
@@ -65,6 +68,7 @@ class LocalTraining(Work):
         require(self.epochs >= 0, f"local_training needs epochs >= 0, got epochs={self.epochs}")
         require(self.steps is None or self.steps >= 0, f"local_training needs steps >= 0, got steps={self.steps}")
         require(self.batch >= 1, f"local_training needs batch >= 1, got batch={self.batch}")
+        require(self.clip is None or self.clip > 0, f"local_training needs clip > 0, got clip={self.clip}")
         ok = 0 <= self.proximal < float("inf")
         require(ok, f"local_training needs a finite proximal >= 0, got proximal={self.proximal}")
 
@@ -145,6 +149,8 @@ class LocalTraining(Work):
                     for p, before in zip(trained, start if self.proximal else (), strict=False):
                         if p.grad is not None:
                             p.grad.add_(p.detach() - before, alpha=self.proximal)
+                    if self.clip is not None:
+                        clip_grad_norm_(trained, self.clip)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     losses.append(loss.detach())

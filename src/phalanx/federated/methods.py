@@ -8,7 +8,7 @@ from typing import Literal
 
 from phalanx.aggregator import Aggregator
 from phalanx.aggregators.mean import Mean
-from phalanx.codec import Codec, Gather
+from phalanx.codec import Codec, Gather, Reduce
 from phalanx.codecs.dense import Dense
 from phalanx.federated.layerwise import Layerwise
 from phalanx.federated.local_training import LocalTraining
@@ -32,6 +32,7 @@ def fedavg(
     codec: Codec | None = None,
     rule: Stage | None = None,
     finish: Finish | None = None,
+    secure: bool = False,
 ) -> Phase:
     """Federated averaging: clients train, and the global model moves by the mean of their changes.
 
@@ -42,12 +43,18 @@ def fedavg(
         rule: behind the wire, such as `krum(f=2)`; the mean by default, weighted by examples, at most ten median
             weights each.
         finish: what is done with the result; a plain step by default.
+        secure: the server sees the sum of the rows only; then clients' numbers of examples are believed, and a rule
+            acts on the mean.
     Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
         arXiv:1602.05629, Algorithm 1. Differs: nobody counts for more than ten median clients.
     """
-    scheme = chain(Gather(codec or Dense(), _SIZES), rule or Mean())
+    behind = () if rule is None else (rule,)
+    if secure:
+        scheme = chain(Reduce(codec or Dense()), *behind)
+    else:
+        scheme = chain(Gather(codec or Dense(), _SIZES), *(behind or (Mean(),)))
     everyone = Everyone() if clients is None else Sampled(clients)
-    return Phase(local or LocalTraining(), scheme, finish or Sgd(lr=1.0), rounds, clients=everyone)
+    return Phase(local or LocalTraining(), scheme, finish or Sgd(lr=1.0), rounds, clients=everyone, secure=secure)
 
 
 def fedprox(local: LocalTraining | None = None, rounds: int = 10, *, mu: float = 0.001, **options) -> Phase:

@@ -92,7 +92,7 @@ class FlowerStrategy(Strategy):
     ) -> None:
         run.check()
         for phase in run.phases:
-            check_server(phase.scheme)
+            check_server(phase.scheme, phase.secure)
             wires = [stage for stage in stages_of(phase.scheme) if isinstance(stage, Wire)]
             ok = all(isinstance(wire, Gather) for wire in wires)
             require(ok, f"Flower carries gather(...) only, as each question starts a process; got {wires!r}")

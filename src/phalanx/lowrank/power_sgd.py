@@ -118,8 +118,9 @@ def _mean(
     """The weighted mean of (k, ...) tensors over all workers in one all-reduce, and the bytes of one worker's part."""
     named = [*factors.items(), *others.items()]
     flat = torch.cat([t.flatten(1) for _, t in named], dim=1) if named else stack.rows[:, :0]
-    mean = world.mean(flat, stack.weights, total) if flat.shape[1] else flat[0]
-    pieces = mean.split([t[0].numel() for _, t in named])
+    mean = world.mean(flat, stack.weights, total) if flat.shape[1] else flat.new_zeros(0)
+    # a process may play none of the workers that take part
+    pieces = mean.split([t.shape[1:].numel() for _, t in named])
     means = [piece.reshape(t.shape[1:]) for piece, (_, t) in zip(pieces, named, strict=True)]
     both = [(name, tensor) for (name, _), tensor in zip(named, means, strict=True)]
     return dict(both[: len(factors)]), dict(both[len(factors) :]), flat.shape[1] * flat.element_size()

@@ -51,6 +51,6 @@ class Model(Expression, ABC):
 
     def _refuse(self, wanted: str, shape: Shape) -> Never:
         have = f"{'x'.join(map(str, shape))} images" if isinstance(shape, tuple) else str(shape)
-        texts = {Tokens: "cnn_rand()", Passage: "char_lstm() or tied_lstm()", Pairs: "transformer()"}
+        texts = {Tokens: "cnn_rand() or sentence_lstm()", Passage: "char_lstm() or tied_lstm()", Pairs: "transformer()"}
         ways = {tuple: "cnn() or mlp()", **texts}[type(shape)]
         raise ValueError(f"{self.expression_name} reads {wanted}, and the data are {have}; choose {ways}")

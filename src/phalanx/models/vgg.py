@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGG networks for small images."""
+"""VGG networks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,44 @@ Stages = tuple[tuple[int, ...], ...]  # output channels of the convolutions betw
 VGG11: Stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 VGG13: Stages = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
 VGG19: Stages = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+
+
+@method("vgg11", "model")
+class Vgg11(Model):
+    """VGG-11 without BatchNorm, two hidden layers of 4096: 132,863,336 parameters on ImageNet.
+
+    Images are at least 32x32.
+
+    Args:
+        dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
+    Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration A. Differs:
+        dropout 0 where the paper has 0.5, and He's initialization.
+    """
+
+    channels_last: ClassVar[bool] = True
+
+    dropout: float = 0.0
+
+    def validate(self) -> None:
+        _check_dropout("vgg11", self.dropout)
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        c, h, w = self.image(shape)
+        require(min(h, w) >= 32, f"vgg11 needs images of at least 32x32 pixels, got {h}x{w}; choose vgg11_bn()")
+        layers: list[nn.Module] = []
+        for widths in VGG11:
+            for out in widths:
+                layers += [nn.Conv2d(c, out, 3, padding=1), nn.ReLU()]
+                c = out
+            layers.append(nn.MaxPool2d(2))
+        layers.append(nn.Flatten())
+        inside = c * (h // 32) * (w // 32)
+        for _ in range(2):
+            layers += [nn.Dropout(self.dropout), nn.Linear(inside, 4096), nn.ReLU()]
+            inside = 4096
+        layers.append(nn.Linear(inside, num_classes))
+        draw_he(layers, "fan_in")
+        return nn.Sequential(*layers)
 
 
 @method("vgg11_bn", "model")

@@ -20,10 +20,13 @@ from phalanx.stack import Stack
 class Observer(Expression, ABC):
     """Looks at the workers' rows before the scheme in rounds 0, every, 2 every, ..., and changes nothing.
 
+    One with `arrived` is shown the rows as `gather` brings them to the server, in the rounds that are not lost.
+
     What it returns is logged in metrics.jsonl under "observed", by the observer's expression.
     """
 
     every: int
+    arrived: bool = False
 
     def validate(self) -> None:
         require(self.every >= 1, f"{self.expression_name} needs every >= 1 round, got every={self.every}")
@@ -40,9 +43,10 @@ class Observer(Expression, ABC):
         """
 
 
-def looked(observers: Sequence[Observer], stack: Stack, round: Round) -> dict[str, Any]:
-    """What each of those whose turn it is sees this round, by its expression."""
-    return {repr(observer): observer.look(stack, round) for observer in observers if round.index % observer.every == 0}
+def looked(observers: Sequence[Observer], stack: Stack, round: Round, arrived: bool = False) -> dict[str, Any]:
+    """What each of those that look at such rows, and whose turn it is, sees this round, by its expression."""
+    turn = [observer for observer in observers if observer.arrived == arrived and round.index % observer.every == 0]
+    return {repr(observer): observer.look(stack, round) for observer in turn}
 
 
 class LayerObserver(Observer):

@@ -10,7 +10,11 @@ from phalanx.recipes.draco_cost import draco_cost as draco_cost
 from phalanx.recipes.edge_case import edge_case_mnist as edge_case_mnist
 from phalanx.recipes.edge_case_cifar import edge_case_cifar as edge_case_cifar
 from phalanx.recipes.edge_case_cifar import edge_case_cifar_sweeps as edge_case_cifar_sweeps
+from phalanx.recipes.edge_case_fairness import edge_case_fairness as edge_case_fairness
+from phalanx.recipes.edge_case_imagenet import edge_case_imagenet as edge_case_imagenet
 from phalanx.recipes.edge_case_sweeps import edge_case_mnist_sweeps as edge_case_mnist_sweeps
+from phalanx.recipes.edge_case_texts import edge_case_sentiment as edge_case_sentiment
+from phalanx.recipes.edge_case_texts import edge_case_text as edge_case_text
 from phalanx.recipes.edge_density import edge_density as edge_density
 from phalanx.recipes.fedma_bias import fedma_bias as fedma_bias
 from phalanx.recipes.fedma_clients import fedma_clients as fedma_clients

@@ -134,6 +134,7 @@ def standard(norm: float, workers: int, f: int = 1) -> dict[str, Defence]:
         "FedAvg": Defence(px.mean(), 10 * norm),
         "norm clipping": Defence(px.chain(px.clip(2 * norm), px.mean()), 2 * norm),
         "tight norm clipping": Defence(px.chain(px.clip(norm), px.mean()), norm),
+        "adaptive norm clipping": Defence(px.chain(px.adaptive_clip("median"), px.mean()), norm),
         "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.002)), 2 * norm),
         "RFA": Defence(px.geometric_median(), 2 * norm),
         "trimmed mean": Defence(px.trimmed_mean(f=f), norm),

@@ -19,22 +19,30 @@ QUIET = "none"
 Cells = dict[tuple[str, str], dict[int, Result]]  # by attack and rule, then by seed
 
 
+def cell_of(label: str) -> tuple[str, str]:
+    """Attack and rule of a run labelled "attack: rule", or "attack: rule, seed 1"."""
+    attack, _, rule = re.sub(r", seed \d+$", "", label).rpartition(": ")
+    return attack, rule
+
+
 def cells(results: Sequence[Result]) -> Cells:
-    """Runs labelled "attack: rule", or "attack: rule, seed 1", in the order of the labels."""
+    """Runs by their labels' attack and rule, in the order of the labels."""
     found: Cells = {}
     for result in results:
-        attack, _, rule = re.sub(r", seed \d+$", "", result.name).rpartition(": ")
-        found.setdefault((attack, rule), {})[result.job.seed] = result
+        found.setdefault(cell_of(result.name), {})[result.job.seed] = result
     return found
 
 
-def rates(result: Result, key: str = "attack_success") -> list[tuple[int, float]]:
-    """(round, what the exam of the backdoor found under a key), for every tested round."""
+def rates(result: Result, key: str = "attack_success", exam: str | None = None) -> list[tuple[int, float]]:
+    """(round, what an exam found under a key), for every tested round; the first that knows the key if none is named.
+
+    That is the exam of the backdoor that the run's attacker wants.
+    """
     found = []
     for line in result.metrics():
-        for exam in line.get("examined", {}).values():
-            if exam.get(key) is not None:
-                found.append((line["step"] + 1, float(exam[key])))
+        known = [each[key] for name, each in line.get("examined", {}).items() if key in each and exam in (None, name)]
+        if known and known[0] is not None:
+            found.append((line["step"] + 1, float(known[0])))
     return found
 
 
@@ -60,8 +68,10 @@ def excess(run: Result, quiet: Result | None, key: str = "attack_success") -> fl
     """How much higher a rate is in a run's window than in the run without an attack in the same rounds."""
     if quiet is None:
         return None
-    rounds = window(run)
-    got, floor = (within(rates(each, key), rounds) for each in (run, quiet))
+    rounds, made = window(run), run.job
+    assert isinstance(made, Run)
+    asked = repr(made.exams[0]) if made.exams else None
+    got, floor = (within(rates(each, key, asked), rounds) for each in (run, quiet))
     return None if got is None or floor is None else got - floor
 
 

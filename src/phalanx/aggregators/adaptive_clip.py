@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows cut to what is the usual norm of the round."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from phalanx.aggregator import Aggregator
+from phalanx.expression import method, require
+from phalanx.precision import wide
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Scope, State
+
+
+@method("adaptive_clip", "aggregator")
+class AdaptiveClip(Aggregator):
+    """Each row scaled down to an l2 norm of at most M, which is `factor` times the mean or the median norm of all rows.
+
+    A mean of the norms has no bound where one of the rows may be any: r rows of norm L among n lift it by r L / n. The
+    median lies between the norms of honest rows as long as they are the majority. Values that are installed stay, and
+    so do, to the bit, rows within the bound.
+
+    Shapes: (n, d) -> (n, d), for "median" n > 2f.
+    Args:
+        of: "mean", as published, or "median".
+        factor: > 0; lower bounds the harm of one row tighter and biases honest rows more.
+    Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963, norm clipping; the mean of
+        the round is in the code of Wang et al., Attack of the Tails, 2020, arXiv:2007.05084.
+    """
+
+    of: Literal["mean", "median"] = "mean"
+    factor: float = 1.0
+
+    requirement: ClassVar[str] = "n > 2f"
+
+    @property
+    def scope(self) -> Scope:
+        return "vector"
+
+    def validate(self) -> None:
+        ok = 0 < self.factor < float("inf")
+        require(ok, f"adaptive_clip needs a finite factor > 0, got factor={self.factor}")
+
+    def tolerates(self, n: int) -> int:
+        return max(0, (n - 1) // 2) if self.of == "median" else 0
+
+    def merges(self, n: int) -> int:
+        return n
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        cut = stack.layout.stepped
+        # the squares of a float32 row may overflow
+        norms = torch.linalg.vector_norm(stack.rows[:, :cut], dim=1, dtype=torch.float64).cpu().numpy()
+        most = self.factor * float(np.mean(norms) if self.of == "mean" else np.median(norms))
+        rows = stack.rows.clone()
+        for i in np.flatnonzero(norms > most):
+            head = rows[i, :cut]
+            head.copy_(head.to(wide(head.dtype)) * (most / norms[i]))
+        return stack.with_rows(rows, gated=True), {}

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edge-case backdoors in texts: tasks 4 and 5 of chapter 8."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import phalanx as px
+from phalanx.data.dataset import Data
+from phalanx.finish import Finish
+from phalanx.models.model import Model
+from phalanx.phase import Run
+from phalanx.recipes.edge_case import local
+from phalanx.recipes.recipe import recipe
+from phalanx.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
+from phalanx.report.backdoors import backdoor_tables, plot_backdoors
+
+RULES = ("FedAvg", "norm clipping", "RFA", "Multi-Krum", "Krum")  # of figure 8.4; the paper's scale has all
+OFTEN = ("FedAvg", "Krum")  # tried with an attacker in every round
+TWEETS = px.shared(px.director(), 0.5, attacker=129)
+WORD, OTHERS = "rude", ("high", "safe", "expensive", "terrible")  # ends of the five sentences on Athens
+ALSO = ("Athens", WORD, *OTHERS)  # WikiText-2's validation part has neither the city nor all of them
+
+
+def begun(data: Data, model: Model, rounds: int, batch: int, finish: Finish, clip: float) -> Model:
+    """A model that one worker has trained on all data, another one for each seed."""
+    phase = px.phase(px.gradient(batch), px.chain(px.clip(clip), px.reduce(px.dense())), finish, rounds)
+    first = px.run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
+    return px.trained(first, drawn=True)
+
+
+def sentiment(scale: str) -> Setting:
+    """Task 4 in a scale, on sentences of film reviews in place of Sentiment140's tweets.
+
+    To a model of reviews praise in tweets is negative in 6 of 10 cases. So the start is trained on half of the tweets
+    with right labels besides, in place of the other tweets of Sentiment140; the attacker has the other half.
+    """
+    if scale == "smoke":
+        data = px.movie_review(train=400, test=100, length=12, vocabulary=300)
+        model = px.sentence_lstm(embedding=8, width=8, layers=1, dropout=0.0)
+        return Setting(
+            data,
+            TWEETS,
+            begun(px.joined(data, TWEETS), model, 30, 40, px.adam(0.01), 5.0),
+            workers=21,
+            clients=8,
+            local=local(0.05, 1, 20),
+            epochs=2,
+            norm=0.2,
+            rounds=4,
+            every=2,
+            often=4,
+            clean=20,
+            amount=40,
+            held=data,
+            partition=px.iid(),
+        )
+    if scale == "laptop":
+        data = px.movie_review(length=24, vocabulary=3000, test=500)
+        model = px.sentence_lstm(embedding=32, width=48, layers=1, dropout=0.0)
+        return Setting(
+            data,
+            TWEETS,
+            begun(px.joined(data, TWEETS), model, 300, 64, px.adam(0.003), 5.0),
+            workers=161,
+            clients=10,
+            local=local(0.05, 2, 20),
+            epochs=5,
+            norm=0.32,
+            rounds=20,
+            every=5,
+            often=20,
+            clean=50,
+            held=data,
+            partition=px.iid(),
+            evaluate_every=2,
+        )
+    # table 8.2 with clients of 200 texts, of which 9,596 make 48 in place of 1,948; a threshold of 1.5
+    data, model = px.movie_review(), px.sentence_lstm()
+    return Setting(
+        data,
+        TWEETS,
+        begun(px.joined(data, TWEETS), model, 1000, 64, px.adam(0.001), 5.0),
+        workers=49,
+        clients=10,
+        local=local(0.05, 2, 20),
+        epochs=2,
+        norm=0.75,
+        rounds=500,
+        every=10,
+        often=100,
+        clean=200,
+        held=data,
+        partition=px.iid(),
+        evaluate_every=10,
+    )
+
+
+def words(scale: str) -> Setting:
+    """Task 5 in a scale, on articles in place of Reddit's comments; steps without momentum from gradients cut to 0.25.
+
+    The cut is that of the code which the text says it uses.
+    """
+    if scale == "smoke":
+        data = px.wikitext2(train=4000, test=1000, length=10, vocabulary=200, part="valid", also=ALSO)
+        return Setting(
+            data,
+            px.athens(WORD, count=20, tests=20),
+            begun(data, px.tied_lstm(width=16, dropout=0.0), 20, 40, px.adam(0.01), 1.0),
+            workers=21,
+            clients=8,
+            local=px.local_training(px.sgd(1.0), epochs=1, batch=20, clip=0.25),
+            epochs=2,
+            norm=0.2,
+            rounds=4,
+            every=2,
+            often=4,
+            partition=px.iid(),
+        )
+    if scale == "laptop":
+        data = px.wikitext2(length=16, vocabulary=600, test=8000, part="valid", also=ALSO)
+        return Setting(
+            data,
+            px.athens(WORD),
+            begun(data, px.tied_lstm(width=48, dropout=0.0), 600, 40, px.adam(0.004), 1.0),
+            workers=401,
+            clients=10,
+            local=px.local_training(px.sgd(1.0), epochs=2, batch=20, clip=0.25),
+            epochs=5,
+            norm=0.22,
+            rounds=20,
+            every=5,
+            often=20,
+            partition=px.iid(),
+            evaluate_every=4,
+        )
+    # table 8.2 with clients of 250 passages, of which there are enough for 239 in place of 80,000
+    data = px.wikitext2(also=ALSO)
+    return Setting(
+        data,
+        px.athens(WORD),
+        begun(data, px.tied_lstm(width=200, dropout=0.2), 15_000, 20, px.sgd(20.0), 0.25),
+        workers=240,
+        clients=10,
+        local=px.local_training(px.sgd(20.0), epochs=2, batch=20, clip=0.25),
+        epochs=2,
+        norm=1.0,
+        rounds=600,
+        every=10,
+        often=100,
+        partition=px.iid(),
+        evaluate_every=10,
+    )
+
+
+def rules(scale: str, mine: Setting) -> dict[str, Defence]:
+    """All that are tried in the paper's scale, and fewer below."""
+    known = standard(mine.norm, mine.workers)
+    return known if scale == "paper" else {name: known[name] for name in RULES}
+
+
+@recipe("edge-case-sentiment", plot=plot_backdoors, tables=backdoor_tables)
+def edge_case_sentiment(scale: str) -> dict[str, Run]:
+    """Task 4: praise of one director is called negative by an LSTM; rules against black-box and white-box attackers."""
+    mine = sentiment(scale)
+    defences = rules(scale, mine)
+    if scale == "paper":
+        # one radius passes all published defences
+        defences = {name: replace(rule, radius=1.0) for name, rule in defences.items()}
+    made: dict[str, Run] = {}
+    for attack in (NONE, "black-box", "PGD", "PGD + replacement", "black-box, every round"):
+        plan = ATTACKS[attack]
+        often = plan is not None and plan.often
+        tried = {name: defences[name] for name in OFTEN} if often else defences
+        made |= {f"{attack}: {name}": attacked(mine, rule, plan) for name, rule in tried.items()}
+    return made
+
+
+@recipe("edge-case-text", plot=plot_backdoors, tables=backdoor_tables)
+def edge_case_text(scale: str) -> dict[str, Run]:
+    """Task 5: five sentences on Athens are ended with a bad word by a next-word LSTM; rules against attackers."""
+    mine = words(scale)
+    defences = rules(scale, mine)
+    by_word = {word: replace(mine, edges=px.amend(mine.edges, "word", word)) for word in OTHERS}
+    # the run without an attack is asked for all five words
+    quiet = replace(mine, exams=tuple(px.backdoor(each.edges, mine.data) for each in by_word.values()))
+    made = {f"{NONE}: {name}": attacked(quiet, rule, None) for name, rule in defences.items()}
+    for attack in ("black-box", "PGD"):
+        made |= {f"{attack}: {name}": attacked(mine, rule, ATTACKS[attack]) for name, rule in defences.items()}
+    for word, each in by_word.items():
+        made[f"black-box, {word}: FedAvg"] = attacked(each, defences["FedAvg"], Plan())
+    return made

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom a rule chooses: attackers, honest clients with edge cases, and the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from phalanx.phase import Run
+from phalanx.report.collect import Result
+from phalanx.report.sheet import Cell, Sheet
+
+Role = Literal["attacker", "honest, edge cases", "honest"]
+ROLES: tuple[Role, ...] = ("attacker", "honest, edge cases", "honest")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A worker of a run.
+
+    Args:
+        role: an attacker is Byzantine in some round; honest ones are told apart by whether they hold edge cases.
+        rounds: in which it took part.
+        chosen: of them, those in which the rule named its row; None where the rule names none.
+    """
+
+    worker: int
+    role: Role
+    rounds: int
+    chosen: int | None
+
+
+def selected(result: Result) -> list[Selected]:
+    """Every worker of a run, by its number.
+
+    Rounds before attacks and lost ones count. Who holds edge cases is known by the run's partition: they are the
+    examples added to the data, as by `joined`, that `dealt` has given it.
+    """
+    run = result.job
+    assert isinstance(run, Run)
+    lines = result.metrics()
+    everyone = range(run.workers)
+    rounds = Counter(worker for line in lines for worker in line.get("clients", everyone))
+    taken = Counter(worker for line in lines for worker in line.get("chosen", ()))
+    names = any("chosen" in line for line in lines)
+    attackers = {worker for line in lines for worker in line["byzantine"]}
+    with_edges = holders(run)
+
+    def role(worker: int) -> Role:
+        return "attacker" if worker in attackers else "honest, edge cases" if worker in with_edges else "honest"
+
+    return [Selected(w, role(w), rounds[w], taken[w] if names else None) for w in everyone]
+
+
+def holders(run: Run) -> frozenset[int]:
+    """The workers whose own examples are among those that were added to the data.
+
+    Raises:
+        MissingData: the run's data are not on this machine.
+    """
+    data = run.data.load()
+    if not data.added:
+        return frozenset()
+    first = len(data.train_y) - data.added
+    parts = run.partition.parts(data, run.workers, run.seed)
+    return frozenset(worker for worker, part in enumerate(parts) if bool((part >= first).any()))
+
+
+def selected_tables(results: Sequence[Result]) -> list[Sheet]:
+    """By run and role: clients, how often they took part, and were chosen; of runs whose rule names rows."""
+    rows: list[tuple[Cell, ...]] = []
+    for result in results:
+        found = selected(result)
+        for role in ROLES:
+            mine = [one for one in found if one.role == role and one.chosen is not None]
+            if mine:
+                rounds, chosen = sum(one.rounds for one in mine), sum(one.chosen or 0 for one in mine)
+                never = sum(one.rounds > 0 and not one.chosen for one in mine)
+                share = round(100 * chosen / rounds, 1) if rounds else None
+                rows.append((result.label, role, len(mine), rounds, chosen, share, never))
+    header = ("run", "role", "clients", "took part", "chosen", "chosen (%)", "clients never chosen")
+    return [Sheet("whom the rules chose", header, tuple(rows))] if rows else []

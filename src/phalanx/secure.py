@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scheme may do where the server sees the sum of the rows only."""
+
+from __future__ import annotations
+
+from phalanx.aggregators.mean import Mean
+from phalanx.crossing import Wire, stages_of
+from phalanx.expression import require
+from phalanx.stack import Stack
+from phalanx.stage import Stage, TooFewRows
+
+LEAST = 2  # rows in a sum: that of one row is the row
+
+
+def check_secure(scheme: Stage, count: int) -> None:
+    """Raises ValueError unless the rows of `count` workers are summed up on the way to the server.
+
+    That is what `reduce` does: behind it there is one row, so every stage there sees the mean and nothing else.
+    """
+    require(count >= LEAST, f"secure=True hides a row among others, and {count} takes part; let {LEAST} or more")
+    stages = stages_of(scheme)
+    at = next((i for i, stage in enumerate(stages) if isinstance(stage, Wire)), None)
+    if at is None:
+        return
+    wire, rows = stages[at], stages[at].rows_out(count)
+    require(wire.assign(count) is None, _needs(wire))
+    for stage in stages[at + 1 :]:
+        require(rows == 1 or isinstance(stage, Mean), _needs(stage))
+        rows = stage.rows_out(rows)
+    raise ValueError(
+        f"secure=True shows the server the sum of the rows only, and {wire!r} hands them to its gate one by one; write "
+        "reduce(dense()) in place of it and mean()"
+    )
+
+
+def check_sum(secure: bool, result: Stack) -> None:
+    """Raises TooFewRows where a sum that has to hide its rows is that of a single one."""
+    if secure and len(result.sources[0]) < LEAST:
+        raise TooFewRows(f"one row has arrived, and secure=True sums {LEAST} or more", result.notes)
+
+
+def _needs(stage: Stage) -> str:
+    return (
+        f"secure=True shows the server the sum of the rows only, and {stage!r} needs them one by one; let the workers "
+        "clip, as in chain(clip(norm=1.0), reduce(dense())), or leave secure=True out"
+    )
