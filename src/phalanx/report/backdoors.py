@@ -109,8 +109,9 @@ def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:
         spread.append((rule, *map(_spread, gains)))
         cost.append((rule, _mean([main_accuracy(run) for run in quiet.values()]), *map(_mean, accuracies)))
         rows_taken.append((rule, *map(_mean, shares)))
-    n = max(map(len, found.values()), default=0)
-    over = f", mean of {n} seeds" if n > 1 else ""
+    counts = sorted({len(runs) for runs in found.values()}) or [0]
+    n = counts[-1]
+    over = "" if n < 2 else f", mean of {n} seeds" if len(counts) == 1 else f", means of {counts[0]} to {n} seeds"
     title = f"attack success, points above the run without an attack{over}"
     sheets = [
         Sheet(title, ("rule", "without", *attacks), tuple(above)),
