@@ -162,6 +162,7 @@ def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
         augment=setting.augment,
         precision=setting.precision,  # type: ignore[arg-type]
         evaluate_every=setting.evaluate_every,
+        observers=(px.norms(arrived=True),),
         exams=(px.backdoor(setting.edges, setting.data), *setting.exams),
     )
 
