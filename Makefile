@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types tests bench clean
+.PHONY: demo test lint types tests bench site clean
 
 demo: $(STAMP)
 	$(BIN)/phalanx run quickstart
@@ -34,5 +34,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/noise.py
 
+site: $(STAMP)
+	$(BIN)/phalanx reproduce --report --out site
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

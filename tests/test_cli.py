@@ -15,7 +15,7 @@ from phalanx.cli import app
 from phalanx.registry import kinds
 from phalanx.request import requested
 
-COMMANDS = ("run", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
+COMMANDS = ("run", "reproduce", "audit", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
 
 

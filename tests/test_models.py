@@ -31,6 +31,8 @@ COUNTS = [
     ("vgg13_bn()", (3, 32, 32), 10, 9_941_322),
     ("vgg13_bn()", (3, 32, 32), 100, 9_987_492),
     ("vgg9()", (3, 32, 32), 10, 3_491_530),
+    ("vgg9_conv()", (3, 32, 32), 10, 9_225_610),
+    ("vgg9_conv()", (3, 16, 16), 10, 9_225_610),
     # the dissertation's 20,560,330 and the biases of 5,504 maps
     ("vgg19_bn()", (3, 32, 32), 10, 20_560_330 + 5_504),
     ("vgg19_bn(bias=False)", (3, 32, 32), 10, 20_560_330),
@@ -71,6 +73,8 @@ SMALL = [
     ("resnet18()", (1, 8, 8)),
     ("vgg9(width=0.1)", (3, 16, 16)),
     ("vgg9(width=0.1)", (1, 9, 8)),
+    ("vgg9_conv(width=0.1)", (3, 16, 16)),
+    ("vgg9_conv(width=0.1)", (1, 5, 40)),
     ("vgg11_bn()", (3, 16, 16)),
     ("vgg13_bn()", (1, 8, 8)),
 ]
@@ -290,6 +294,8 @@ def test_images_that_are_too_small(expression, shape, words):
         "vgg9(width=inf)",
         "vgg9(dropout=1)",
         "vgg11(dropout=1)",
+        "vgg9_conv(width=0)",
+        "vgg9_conv(width=inf)",
         "vgg11_bn(dropout=-0.1)",
         "vgg13_bn(dropout=nan)",
         "vgg19_bn(dropout=1.0)",

@@ -52,3 +52,19 @@ def test_a_sweep_has_a_line_for_each_attack_with_a_run_to_compare(tmp_path: Path
     (table,) = printed["tables"]
     ((attack, where, success, without, gained, _, n),) = table["rows"]
     assert (attack, where, n) == ("black-box", half, 1) and gained == pytest.approx(success - without, abs=0.11)
+
+
+def test_what_is_left_of_an_attack_is_told_behind_the_last_one(tmp_path: Path) -> None:
+    long = "FedAvg, twice as long"
+    printed = ran("edge-case-mnist-sweeps", tmp_path, f"none: {long}", f"none after round 4: {long}")
+    _, faded = printed["tables"]
+    ((attack, where, soon, later, *rest, n),) = faded["rows"]
+    assert (attack, where, n) == ("none after round 4", long, 1)
+    success = {}
+    for label in ("none", "none-after-round-4"):
+        lines = px.RunFolder(tmp_path / f"{label}-fedavg-twice-as-long").metrics()
+        tested = {line["step"] + 1: next(iter(line["examined"].values())) for line in lines if "examined" in line}
+        success[label] = [100 * found["attack_success"] for at, found in tested.items() if 3 < at <= 13]
+    # the last attack is that of the third round
+    assert soon == pytest.approx(mean(success["none-after-round-4"]) - mean(success["none"]), abs=0.06)
+    assert later is not None and rest == [None, None, None]

@@ -194,6 +194,7 @@ from phalanx.models.sentence_lstm import SentenceLstm as sentence_lstm
 from phalanx.models.trained import Trained as trained
 from phalanx.models.transformer import Transformer as transformer
 from phalanx.models.vgg import Vgg9 as vgg9
+from phalanx.models.vgg import Vgg9Conv as vgg9_conv
 from phalanx.models.vgg import Vgg11 as vgg11
 from phalanx.models.vgg import Vgg11Bn as vgg11_bn
 from phalanx.models.vgg import Vgg13Bn as vgg13_bn

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: run, list, show, compare, probe, advise, factorize, doctor."""
+"""The command line: run, reproduce, audit, list, show, compare, probe, advise, factorize, doctor."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import typer
 
 import phalanx
 from phalanx.commands.advise import advise
+from phalanx.commands.audit import audit
 from phalanx.commands.common import Json, Only, Scale, Seed, Settings, print_json, said
 from phalanx.commands.factorize import factorize
 from phalanx.commands.probe import probe
+from phalanx.commands.reproduce import reproduce
 from phalanx.commands.run import run
 from phalanx.launch import leave
 from phalanx.registry import entries, kinds, suggest
@@ -54,6 +56,8 @@ def about(
 
 
 app.command()(run)
+app.command()(reproduce)
+app.command()(audit)
 
 
 @app.command("list")

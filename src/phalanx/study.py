@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,9 @@ from phalanx.report.measured import measured_tables, no_plot
 from phalanx.report.plots import plot_study
 from phalanx.report.sheet import Sheet
 from phalanx.results import RunFolder, about, new_folder, write_json
-from phalanx.train import train
+from phalanx.train import Listener, train
+
+PATIENCE_S = 60.0  # for processes of a command that was killed: each ends its round first
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ class Study:
 class StudyFolder:
     """The files of a study.
 
-    ``study.json`` what is run, versions, machine, commit; a run folder for each label; at the end ``summary.json``, a
-    list of the runs' labels and summaries, ``plot.png``, and ``tables.json`` where the recipe reports more.
+    ``study.json`` what is run, versions, machine, commit; ``lock``, held while somebody runs it; a run folder for each
+    label; at the end ``summary.json``, a list of the runs' labels and summaries, ``plot.png``, and ``tables.json``
+    where the recipe reports more.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -104,6 +109,25 @@ class StudyFolder:
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 
+    @contextmanager
+    def held(self, told: Callable[[str], None] = lambda words: None) -> Iterator[int]:
+        """Keeps other commands out of the folder; gives the open file, which holds it in child processes as well.
+
+        Args:
+            told: called with a sentence if somebody else has it and has to be waited for.
+        Raises:
+            ValueError: somebody has it, and does not let go.
+        """
+        with (self.path / "lock").open("a") as file:
+            until = time.monotonic() + PATIENCE_S
+            if not (free := _locked(file.fileno())):
+                told(f"waiting for another process to leave {self.path}")
+            while not (free or _locked(file.fileno())):
+                if time.monotonic() > until:
+                    raise ValueError(f"{self.path} is being run by another process; wait until it ends, or stop it")
+                time.sleep(0.1)
+            yield file.fileno()
+
     def run_path(self, label: str) -> Path:
         """The folder of a run."""
         return self.path / slug(label)
@@ -112,10 +136,14 @@ class StudyFolder:
         """Labels of the jobs that have ended."""
         return [label for label in study.jobs if (self.run_path(label) / "summary.json").exists()]
 
+    def summary(self, label: str) -> dict[str, Any] | None:
+        """The summary of a job, once it has ended."""
+        return RunFolder(self.run_path(label)).summary
+
     def results(self, study: Study) -> list[dict[str, Any]]:
         """Label, folder and summary of every job that has ended."""
         return [
-            {"label": label, "folder": str(self.run_path(label)), **(RunFolder(self.run_path(label)).summary or {})}
+            {"label": label, "folder": str(self.run_path(label)), **(self.summary(label) or {})}
             for label in self.finished(study)
         ]
 
@@ -142,18 +170,27 @@ class StudyFolder:
         return ", ".join([*words, f"seed {' '.join(map(str, seeds))}"])
 
 
+def _locked(file: int) -> bool:
+    """Whether the file is now locked for this process and its children."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Watcher(Protocol):
-    """Who is told how a study goes on."""
+    """Who is told how a study goes on; several jobs may go on at a time."""
 
     def begin(self, label: str, job: Job) -> None:
         """A run or a measurement starts or goes on."""
         ...
 
-    def round(self, line: dict[str, Any]) -> None:
+    def round(self, label: str, line: dict[str, Any]) -> None:
         """A round has ended, with these metrics."""
         ...
 
-    def told(self, words: str) -> None:
+    def told(self, label: str, words: str) -> None:
         """A measurement says what comes next."""
         ...
 
@@ -184,23 +221,41 @@ def conduct(
         if label not in finished:
             if watcher is not None:
                 watcher.begin(label, job)
-            if isinstance(job, Run):
-                world = team.world(job.workers)
-                try:
-                    train(job, world, target, watcher.round if watcher is not None else None)
-                finally:
-                    world.leave()
-            else:
-                team.agree(partial(_measure, job, target, watcher))
+            perform(
+                job,
+                team,
+                target,
+                None if watcher is None else partial(watcher.round, label),
+                None if watcher is None else partial(watcher.told, label),
+            )
         if watcher is not None and target is not None:
             watcher.end(label, target.summary or {})
 
 
-def _measure(job: Measurement, target: RunFolder | None, watcher: Watcher | None) -> dict[str, Any]:
+def perform(
+    job: Job, team: Team, target: RunFolder | None, listener: Listener | None, told: Callable[[str], None] | None
+) -> None:
+    """Trains or measures one job, from where its folder has it.
+
+    Args:
+        listener: called with each round's metrics.
+        told: called with a few words on what a measurement does next.
+    """
+    if isinstance(job, Run):
+        world = team.world(job.workers)
+        try:
+            train(job, world, target, listener)
+        finally:
+            world.leave()
+    else:
+        team.agree(partial(_measure, job, target, told or (lambda words: None)))
+
+
+def _measure(job: Measurement, target: RunFolder | None, told: Callable[[str], None]) -> dict[str, Any]:
     began = time.perf_counter()
     if target is not None:
         target.begin(repr(job))
-    found = job.measure(watcher.told if watcher is not None else lambda words: None)
+    found = job.measure(told)
     summary = {"measured": found, "seconds": time.perf_counter() - began, "seed": job.seed}
     if target is not None:
         target.finish(summary)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from phalanx.expression import require
 from phalanx.recipes.recipe import SCALES
 
 FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
@@ -26,7 +27,15 @@ Settings = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field in every run that has it; may be repeated."),
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Only the run of this label; may be repeated.")]
+Jobs = Annotated[int, typer.Option(metavar="N", help="Runs or measurements at a time, each in a process of its own.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every run.")]
+
+
+def check_jobs(jobs: int) -> None:
+    """Raises ValueError unless this process may do so many jobs at a time."""
+    require(jobs >= 1, f"--jobs takes a number of processes >= 1, got {jobs}")
+    alone = jobs == 1 or "RANK" not in os.environ
+    require(alone, f"--jobs {jobs} and torchrun both start processes; leave one of them out")
 
 
 def said(command: Callable[P, None]) -> Callable[P, None]:

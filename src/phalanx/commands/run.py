@@ -7,18 +7,19 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from phalanx.commands.common import STOPPED, Json, Only, Scale, Seed, Settings, print_json, said
+from phalanx.commands.common import Jobs, Json, Only, Scale, Seed, Settings, check_jobs, print_json, said
+from phalanx.commands.conducted import conducted
 from phalanx.launch import Team, team
 from phalanx.report import tables
 from phalanx.request import requested
-from phalanx.stop import Interrupted
-from phalanx.study import Study, StudyFolder, conduct
+from phalanx.study import Study, StudyFolder
 
 
 @said
@@ -37,6 +38,7 @@ def run(
     deadline: Annotated[
         float, typer.Option(metavar="SECONDS", help="A server waits at least so long for a worker.")
     ] = 2.0,
+    jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
     """Does every run or measurement of a recipe, and ends with a table, a plot and a folder.
@@ -48,17 +50,20 @@ def run(
       phalanx run quickstart
       phalanx run quickstart --scale smoke --set finish.lr=0.05 --seed 1
       phalanx run quickstart --only krum --only median --set "byzantine=drawn(3)"
+      phalanx run robust-mnist --jobs 8
       phalanx run --resume runs/2026-01-31-120000-quickstart
       torchrun --nproc-per-node 4 -m phalanx run robust-mnist
       torchrun --nproc-per-node 10 -m phalanx run quickstart --server --set workers=9
     """
+    check_jobs(jobs)
     with _processes(server, deadline) as processes:
         if processes is None:
             return
         ticket = processes.agree(lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume))
         study = Study.from_json(ticket["study"])
         folder = StudyFolder(ticket["folder"]) if processes.rank == 0 else None
-        _conduct(study, folder, ticket["finished"], processes, tensorboard)
+        again = partial(_again, processes, jobs)
+        conducted(study, folder, ticket["finished"], again, processes, jobs, tensorboard)
         if folder is not None:
             _report(study, folder, as_json)
 
@@ -111,28 +116,10 @@ def _open(
     return {"study": study.to_json(), "folder": str(folder.path), "finished": folder.finished(study)}
 
 
-def _conduct(study: Study, folder: StudyFolder | None, finished: list[str], processes: Team, tensorboard: bool) -> None:
-    from phalanx.report.progress import Progress
-
-    try:
-        with Progress(len(study.jobs)) if folder is not None else nullcontext() as watcher:
-            conduct(study, finished, processes, folder, watcher, tensorboard)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        if folder is not None:
-            typer.echo(f"{stop or 'stopped'}; go on with\n  {_again(folder, processes)}", err=True)
-        raise typer.Exit(STOPPED) from None
-    except Exception:
-        if folder is not None:
-            typer.echo(
-                f"the study stopped early; when the cause is gone, go on with\n  {_again(folder, processes)}", err=True
-            )
-        raise
-
-
-def _again(folder: StudyFolder, processes: Team) -> str:
+def _again(processes: Team, jobs: int, folder: StudyFolder) -> str:
     """The command that resumes."""
     if processes.size == 1 and processes.server is None:
-        return f"phalanx run --resume {shlex.quote(str(folder.path))}"
+        return f"phalanx run --resume {shlex.quote(str(folder.path))}{f' --jobs {jobs}' if jobs > 1 else ''}"
     local = os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))
     serving = " --server" if processes.server is not None else ""
     return f"torchrun --nproc-per-node {local} -m phalanx run --resume {shlex.quote(str(folder.path))}{serving}"

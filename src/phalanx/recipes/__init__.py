@@ -8,6 +8,8 @@ from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox
 from phalanx.recipes.draco import draco_mnist as draco_mnist
 from phalanx.recipes.draco_cost import draco_cost as draco_cost
 from phalanx.recipes.edge_case import edge_case_mnist as edge_case_mnist
+from phalanx.recipes.edge_case_cifar import edge_case_cifar as edge_case_cifar
+from phalanx.recipes.edge_case_cifar import edge_case_cifar_sweeps as edge_case_cifar_sweeps
 from phalanx.recipes.edge_case_fairness import edge_case_fairness as edge_case_fairness
 from phalanx.recipes.edge_case_imagenet import edge_case_imagenet as edge_case_imagenet
 from phalanx.recipes.edge_case_sweeps import edge_case_mnist_sweeps as edge_case_mnist_sweeps

@@ -91,7 +91,7 @@ def setting(scale: str) -> Setting:
 
 @recipe("edge-case-mnist", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_mnist(scale: str) -> dict[str, Run]:
-    """Task 2: sevens of another handwriting are called ones; fourteen rules and attackers of growing knowledge."""
+    """Task 2: sevens of another handwriting are called ones; fifteen rules and attackers of growing knowledge."""
     mine = setting(scale)
     rules = standard(mine.norm, mine.workers)
     made: dict[str, Run] = {}

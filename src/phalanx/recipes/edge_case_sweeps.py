@@ -18,10 +18,13 @@ ATTACK = "black-box"
 
 def shared_out(mine: Setting, total: int, ratio: float, holders: int) -> Setting:
     """Honest clients hold, with right labels, what of `total` edge cases the attacker does not."""
-    edges = px.shared(mine.edges, ratio, attacker=max(1, int(ratio * total)))
+    own = max(1, int(ratio * total))
+    edges = px.shared(mine.edges, ratio, attacker=own)
     if ratio == 1.0:
         return replace(mine, edges=edges)
-    return replace(mine, edges=edges, held=px.joined(mine.data, edges), partition=px.dealt(mine.partition, holders))
+    # none has less than one
+    partition = px.dealt(mine.partition, min(holders, round(own * (1 - ratio) / ratio)))
+    return replace(mine, edges=edges, held=px.joined(mine.data, edges), partition=partition)
 
 
 def mixed(mine: Setting, total: int, part: float) -> Setting:

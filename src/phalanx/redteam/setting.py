@@ -75,11 +75,13 @@ class Defence:
         radius: of the ball in which an attacker who knows the rule trains.
         root: samples of all labels that the server has, as a worker of its own who takes part in every round; its
             number is the setting's `workers`.
+        decay: factor on the radius after every round.
     """
 
     rule: Stage
     radius: float
     root: int = 0
+    decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def standard(norm: float, workers: int, f: int = 1) -> dict[str, Defence]:
         "FedAvg": Defence(px.mean(), 10 * norm),
         "norm clipping": Defence(px.chain(px.clip(2 * norm), px.mean()), 2 * norm),
         "tight norm clipping": Defence(px.chain(px.clip(norm), px.mean()), norm),
+        "adaptive norm clipping": Defence(px.chain(px.adaptive_clip("median"), px.mean()), norm),
         "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.002)), 2 * norm),
         "RFA": Defence(px.geometric_median(), 2 * norm),
         "trimmed mean": Defence(px.trimmed_mean(f=f), norm),
@@ -175,7 +178,7 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     stages += [px.tailored(defence.rule)] if plan.knows else []
     local = setting.local
     if plan.inside:
-        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost))
+        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost, decay=defence.decay))
     foe = px.poisoned(local, setting.edges, setting.data, setting.clean, setting.amount, setting.mix)
     clients: Selection = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
     if plan.pool:

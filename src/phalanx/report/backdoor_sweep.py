@@ -8,10 +8,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from phalanx.phase import Run
 from phalanx.report.backdoors import QUIET, cells, excess, main_accuracy, rates, window, within
 from phalanx.report.collect import Result
+from phalanx.report.persistence import attacks
 from phalanx.report.plots import figure, save, tidy
 from phalanx.report.sheet import Sheet
+
+LATER = ((0, 10), (10, 20), (20, 50), (50, 100), (100, 200))  # rounds behind the last attack
 
 
 def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -21,7 +25,8 @@ def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
         for attack, where, with_it, without, gained, lost, n in _lines(results)
     ]
     header = ("attack", "setting", "success (%)", "without (%)", "excess", "main accuracy lost", "n")
-    return [Sheet("attack success in the later half of the rounds", header, tuple(rows))]
+    title = "attack success in the later half of the rounds with attacks"
+    return [Sheet(title, header, tuple(rows)), *_faded(results)]
 
 
 def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
@@ -37,6 +42,30 @@ def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
     ax.set_xlabel("attack success, points above the run without the attack")
     tidy(ax)
     save(made, title, path)
+
+
+def _faded(results: Sequence[Result]) -> list[Sheet]:
+    """What is left of the excess some rounds behind the last attack, of attackers who leave."""
+    found, rows = cells(results), []
+    for (attack, where), runs in found.items():
+        quiet = found.get((QUIET, where), {})
+        pairs = [(run, quiet[seed]) for seed, run in runs.items() if seed in quiet]
+        if attack == QUIET or not all(_leaves(run) for run in runs.values()):
+            continue
+        left = []
+        for a, b in LATER:
+            ranges = [(run, calm, (max(attacks(run)) + a, max(attacks(run)) + b)) for run, calm in pairs]
+            both = [(within(rates(run), rounds), within(rates(calm), rounds)) for run, calm, rounds in ranges]
+            left.append(_percent(_mean([x - y for x, y in both if x is not None and y is not None])))
+        rows.append((attack, where, *left, len(pairs)))
+    header = ("attack", "setting", *(f"{a} to {b} rounds later" for a, b in LATER), "n")
+    return [Sheet("excess behind the last attack", header, tuple(rows))] if rows else []
+
+
+def _leaves(run: Result) -> bool:
+    """Whether the attacker comes no more before the run ends."""
+    made = run.job
+    return isinstance(made, Run) and window(run)[1] < made.rounds and bool(attacks(run))
 
 
 def _lines(results: Sequence[Result]) -> list[tuple[Any, ...]]:

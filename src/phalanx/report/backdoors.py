@@ -13,17 +13,23 @@ from phalanx.phase import Run
 from phalanx.report.collect import Result
 from phalanx.report.plots import figure, save, tidy
 from phalanx.report.sheet import Sheet
+from phalanx.selection import Infiltrated
 
 QUIET = "none"
 Cells = dict[tuple[str, str], dict[int, Result]]  # by attack and rule, then by seed
 
 
+def cell_of(label: str) -> tuple[str, str]:
+    """Attack and rule of a run labelled "attack: rule", or "attack: rule, seed 1"."""
+    attack, _, rule = re.sub(r", seed \d+$", "", label).rpartition(": ")
+    return attack, rule
+
+
 def cells(results: Sequence[Result]) -> Cells:
-    """Runs labelled "attack: rule", or "attack: rule, seed 1", in the order of the labels."""
+    """Runs by their labels' attack and rule, in the order of the labels."""
     found: Cells = {}
     for result in results:
-        attack, _, rule = re.sub(r", seed \d+$", "", result.name).rpartition(": ")
-        found.setdefault((attack, rule), {})[result.job.seed] = result
+        found.setdefault(cell_of(result.name), {})[result.job.seed] = result
     return found
 
 
@@ -45,8 +51,11 @@ def window(result: Result) -> tuple[int, int]:
     made = result.job
     assert isinstance(made, Run)
     hit = [i for i, phase in enumerate(made.phases) if phase.adversary is not None]
-    before = sum(phase.rounds for phase in made.phases[: hit[0] if hit else 0])
-    return before + (made.rounds - before) // 2, made.rounds
+    first = hit[0] if hit else 0
+    before, clients = sum(phase.rounds for phase in made.phases[:first]), made.phases[first].clients
+    stays = clients.rounds if hit and isinstance(clients, Infiltrated) else None
+    after = made.rounds if stays is None else min(made.rounds, before + stays)
+    return before + (after - before) // 2, after
 
 
 def within(points: Sequence[tuple[int, float]], rounds: tuple[int, int]) -> float | None:
@@ -100,8 +109,9 @@ def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:
         spread.append((rule, *map(_spread, gains)))
         cost.append((rule, _mean([main_accuracy(run) for run in quiet.values()]), *map(_mean, accuracies)))
         rows_taken.append((rule, *map(_mean, shares)))
-    n = max(map(len, found.values()), default=0)
-    over = f", mean of {n} seeds" if n > 1 else ""
+    counts = sorted({len(runs) for runs in found.values()}) or [0]
+    n = counts[-1]
+    over = "" if n < 2 else f", mean of {n} seeds" if len(counts) == 1 else f", means of {counts[0]} to {n} seeds"
     title = f"attack success, points above the run without an attack{over}"
     sheets = [
         Sheet(title, ("rule", "without", *attacks), tuple(above)),

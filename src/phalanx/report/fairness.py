@@ -120,8 +120,9 @@ def plot_fairness(results: Sequence[Result], title: str, path: Path) -> None:
         tidy(ax)
     axes[0].set_yticks(range(len(rules)), rules)
     axes[0].invert_yaxis()
-    for ax, place in ((axes[0], "outside lower left"), (axes[-1], "outside lower right")):
-        made.legend(*ax.get_legend_handles_labels(), loc=place, ncols=3, frameon=False, fontsize=9)
+    for ax, place in ((axes[0], "left"), (axes[-1], "right")):
+        under: Any = f"outside lower {place}"
+        made.legend(*ax.get_legend_handles_labels(), loc=under, ncols=3, frameon=False, fontsize=9)
     save(made, title, path)
 
 

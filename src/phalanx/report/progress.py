@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -12,8 +13,18 @@ from phalanx.phase import Run
 from phalanx.report.tables import console, percent, seconds, size
 
 
+@dataclass
+class _Going:
+    """A job under way: its bar, when it began, and what it has sent and reached since."""
+
+    task: Any
+    began: float
+    sent: float = 0.0
+    accuracy: float | None = None
+
+
 class Progress:
-    """A watcher of a study that draws on stderr; without a terminal it writes the lines only.
+    """A watcher of a study that draws on stderr, a bar for each job under way; without a terminal the lines only.
 
     Args:
         total: runs of the study.
@@ -34,9 +45,8 @@ class Progress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._total, self._ended, self._task = total, 0, None
-        self._began = self._sent = 0.0
-        self._accuracy: float | None = None
+        self._total, self._ended = total, 0
+        self._going: dict[str, _Going] = {}
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -49,40 +59,45 @@ class Progress:
 
     def begin(self, label: str, job: Job) -> None:
         """A run or a measurement starts or goes on."""
-        self._began, self._sent, self._accuracy = time.perf_counter(), 0.0, None
         rounds = job.rounds if isinstance(job, Run) else None
-        self._task = self._bars.add_task(f"{label} ({self._ended + 1} of {self._total})", total=rounds, numbers="")
+        self._drop(label)
+        place = self._ended + len(self._going) + 1
+        task = self._bars.add_task(f"{label} ({place} of {self._total})", total=rounds, numbers="")
+        self._going[label] = _Going(task, time.perf_counter())
 
-    def round(self, line: dict[str, Any]) -> None:
+    def round(self, label: str, line: dict[str, Any]) -> None:
         """A round has ended, with these metrics."""
-        self._sent += line["bytes_up"]
-        self._accuracy = line.get("accuracy", self._accuracy)
+        going = self._going[label]
+        going.sent += line["bytes_up"]
+        going.accuracy = line.get("accuracy", going.accuracy)
         out = sorted({*map(int, line["excluded"]), *line["outvoted"]})
         loss = "-" if line["loss"] is None else f"{line['loss']:.4f}"
-        numbers = f"loss {loss}  accuracy {percent(self._accuracy)}  {size(self._sent)}"
+        numbers = f"loss {loss}  accuracy {percent(going.accuracy)}  {size(going.sent)}"
         if out:
             numbers += f"  out {' '.join(map(str, out))}"
-        if self._task is not None:
-            self._bars.update(self._task, completed=line["step"] + 1, numbers=numbers)
+        self._bars.update(going.task, completed=line["step"] + 1, numbers=numbers)
 
-    def told(self, words: str) -> None:
+    def told(self, label: str, words: str) -> None:
         """A measurement says what comes next."""
-        if self._task is not None:
-            self._bars.update(self._task, numbers=words)
+        self._bars.update(self._going[label].task, numbers=words)
 
     def end(self, label: str, summary: dict[str, Any]) -> None:
         """A run or a measurement has ended, now or before the study was resumed."""
         self._ended += 1
-        if self._task is None:
-            spent = "kept"
-        else:
-            self._bars.remove_task(self._task)
-            self._task, spent = None, seconds(time.perf_counter() - self._began)
+        going = self._drop(label)
+        spent = "kept" if going is None else seconds(time.perf_counter() - going.began)
         reached = "measured"
         if "measured" not in summary:
             lost = f"  {summary['lost_rounds']} rounds lost" if summary["lost_rounds"] else ""
             reached, spent = f"accuracy {percent(summary['accuracy']):>7}", f"{spent}{lost}"
         self._console.print(f"[{self._ended}/{self._total}] {label:<28} {reached}  {spent}", markup=False)
+
+    def _drop(self, label: str) -> _Going | None:
+        """No bar for a job any more."""
+        going = self._going.pop(label, None)
+        if going is not None:
+            self._bars.remove_task(going.task)
+        return going
 
 
 class Steps:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""phalanx audit: attacks against rules, a verdict on each, and a report."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phalanx.commands.common import Json, Scale, Seed, Settings, check_jobs, print_json, said
+from phalanx.commands.conducted import conducted
+from phalanx.crew import cores
+from phalanx.expression import require
+from phalanx.launch import Team
+from phalanx.recipes.recipe import slug
+from phalanx.redteam.audit import REPORT, Audit, Findings
+from phalanx.redteam.order import audited
+from phalanx.redteam.sheets import costs, fairness, verdicts
+from phalanx.report import tables
+from phalanx.results import new_folder
+from phalanx.study import StudyFolder
+
+USUAL = "edge-case-mnist"
+
+
+@said
+def audit(
+    source: Annotated[str | None, typer.Argument(metavar="[RECIPE_OR_CONFIG]")] = None,
+    scale: Scale = None,
+    edges: Annotated[
+        str | None, typer.Option(help="Of a setting of your own: what the attacker calls wrongly.")
+    ] = None,
+    every: Annotated[int | None, typer.Option(help="Of your own: rounds from one attack to the next; 10.")] = None,
+    attacker_share: Annotated[
+        float | None, typer.Option(help="Of your own: share of the edge cases that the attacker has; 0.5.")
+    ] = None,
+    norm: Annotated[float | None, typer.Option(help="Of your own: length of a client's change; else measured.")] = None,
+    settings: Settings = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="Only this attack, rule, or attack: rule; may be repeated."),
+    ] = None,
+    seed: Seed = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Every run with N seeds, from --seed on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/TIME-audit-RECIPE if left out.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on in this folder, or judge it anew.")] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", help="Runs at a time; one for each core.")] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(metavar="RULE", help="Policies and advice are about this rule; may be repeated.")
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(metavar="POLICY", help="'attack_success > 0.1 exit 4'; may be repeated.")
+    ] = None,
+    excess_limit: Annotated[float | None, typer.Option(help="More attack success gained is broken; 0.1.")] = None,
+    accuracy_limit: Annotated[float | None, typer.Option(help="More main accuracy lost is costly; 0.025.")] = None,
+    parity_limit: Annotated[float | None, typer.Option(help="More accuracy parity lost is unfair; 0.1.")] = None,
+    choice_limit: Annotated[float | None, typer.Option(help="Unusual clients taken less often is unfair; 0.5.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Attacks a federated setting before somebody else does: which rules stand backdoors, at what cost, unfair to whom.
+
+    RECIPE_OR_CONFIG is a recipe of attacks against rules (edge-case-mnist if left out), or a setting of your own: an
+    honest run(...) with local_training, or a file that holds one, with --edges. The exit code is 0; 1 or the policy's
+    own if a policy fails; 3 if a number that a policy needs is missing; 2 for wrong input.
+
+    \b
+    Examples:
+      phalanx audit --scale smoke
+      phalanx audit --scale laptop --seeds 3 --jobs 8
+      phalanx audit setting.txt --edges "own_edges('unusual', target=1)" --fail-if "attack_success > 0.1"
+      phalanx audit --only Multi-Krum --fail-if "excess > 0.1" --fail-if "accuracy_lost > 0.05 exit 4" --json
+      phalanx audit --resume runs/2026-01-31-120000-audit-edge-case-mnist
+    """
+    require("RANK" not in os.environ, "audit starts processes of its own; give --jobs, and leave torchrun out")
+    jobs = cores() if jobs is None else jobs
+    check_jobs(jobs)
+    given = {"excess": excess_limit, "accuracy": accuracy_limit, "parity": parity_limit, "choice": choice_limit}
+    own = {"edges": edges, "every": every, "attacker": attacker_share, "norm": norm}
+    own = {name: value for name, value in own.items() if value is not None}
+    if resume is not None:
+        fixed = (source, scale, settings, only, seed, seeds, out)
+        require(
+            not own and all(value is None for value in fixed),
+            f"{resume} goes on as it began; only --rule, --fail-if, the limits and --jobs may change",
+        )
+        made = Audit(StudyFolder(resume))
+        study, order = made.folder.study, made.order
+    else:
+        made = None
+        study, order = audited(
+            source or USUAL, scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
+        )
+    limits = replace(order.limits, **{name: value for name, value in given.items() if value is not None})
+    order = replace(order, limits=limits, judged=tuple(rule or order.judged), policies=tuple(fail_if or order.policies))
+    order.check(study)
+    if made is None:
+        made = Audit(StudyFolder.create(study, out or new_folder(f"audit-{slug(study.recipe)}"), sys.argv))
+        for notice in (*study.notices, *order.notes):
+            typer.echo(notice, err=True)
+    made.order = order
+    try:
+        again = partial(_again, jobs)
+        conducted(study, made.folder, made.folder.finished(study), again, Team(), jobs)
+    finally:
+        found = made.write()
+    _report(found, as_json)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _again(jobs: int, folder: StudyFolder) -> str:
+    """The command that resumes."""
+    return f"phalanx audit --resume {shlex.quote(str(folder.path))} --jobs {jobs}"
+
+
+def _report(found: Findings, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+        return
+    screen = tables.console()
+    for sheet in (verdicts(found.standings), costs(found.standings), fairness(found.standings)):
+        screen.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
+    for sentence in found.advice:
+        typer.echo(sentence)
+    for outcome in found.outcomes:
+        word = {True: "fails", False: "holds", None: "cannot be told"}[outcome.fails]
+        where = "; ".join(f"{case.attack}: {case.rule} ({case.seen})" for case in outcome.decisive)
+        typer.echo(f"policy {outcome.policy.text!r} {word}{f': {where}' if where else ''}")
+    typer.echo(f"report  {found.path / REPORT}\nfolder  {found.path}")

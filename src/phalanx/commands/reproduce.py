@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""phalanx reproduce: the tables and figures of the dissertation, published beside measured."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from phalanx.commands.common import Jobs, Json, Only, Scale, Settings, check_jobs, print_json, said
+from phalanx.commands.conducted import conducted
+from phalanx.expression import require
+from phalanx.launch import Team
+from phalanx.report import tables
+from phalanx.reproduce import words
+from phalanx.reproduce.catalogue import find, items
+from phalanx.reproduce.evidence import Evidence, results_folder
+from phalanx.reproduce.item import STATES, Item
+from phalanx.reproduce.planned import Planned, studies
+from phalanx.reproduce.verdict import judged, outcome, state
+from phalanx.study import StudyFolder
+
+
+@said
+def reproduce(
+    what: Annotated[str | None, typer.Argument(metavar="[TABLE_OR_FIGURE]")] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Every table and figure, with recipe, time and state.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Build a site of all results, in --out.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print published beside measured, and run nothing.")] = False,
+    scale: Scale = None,
+    settings: Settings = None,
+    only: Only = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of every run; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/TIME-TABLE, or site for --report.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of committed results; results if left out.")] = None,
+    jobs: Jobs = 1,
+    as_json: Json = False,
+) -> None:
+    """Runs a table or figure of the dissertation, and prints what was published beside what was measured.
+
+    TABLE_OR_FIGURE is such as table-5.1; --list names them all, and says what is reproduced and what is not.
+
+    \b
+    Examples:
+      phalanx reproduce --list
+      phalanx reproduce figure-7.6 --scale laptop
+      phalanx reproduce table-7.1 --seed 0 --seed 1 --seed 2 --jobs 2
+      phalanx reproduce table-5.1 --show
+      phalanx reproduce --resume runs/2026-01-31-120000-table-5-1
+      phalanx reproduce --report --out site
+    """
+    check_jobs(jobs)
+    require("RANK" not in os.environ, "reproduce starts processes of its own; give --jobs, and leave torchrun out")
+    _one_thing(what, listed, report, show, resume)
+    folder = results_folder(results)
+    evidence = Evidence(folder)
+    if folder is None:
+        typer.echo("no committed results are at hand; give --results PATH, the results/ of a source tree", err=True)
+    if report:
+        _build(out or Path("site"), evidence, as_json)
+    elif listed:
+        _list([find(what)] if what else items(), evidence, as_json)
+    elif show:
+        assert what is not None
+        _print(find(what), evidence, None, {}, as_json)
+    else:
+        _run(what, scale, settings or [], only or [], seed or [], out, resume, jobs, evidence, as_json)
+
+
+def _one_thing(what: str | None, listed: bool, report: bool, show: bool, resume: Path | None) -> None:
+    require(
+        bool(what) or listed or report or resume is not None,
+        "reproduce needs a table or figure, such as table-5.1, or --list, --report or --resume FOLDER",
+    )
+    wishes = [name for name, on in (("--list", listed), ("--report", report), ("--show", show)) if on]
+    require(len(wishes) <= 1, f"{' and '.join(wishes)} are different things; give one of them")
+    require(not show or bool(what), "--show needs a table or figure, such as table-5.1")
+
+
+def _run(
+    what: str | None,
+    scale: str | None,
+    settings: list[str],
+    only: list[str],
+    seeds: list[int],
+    out: Path | None,
+    resume: Path | None,
+    jobs: int,
+    evidence: Evidence,
+    as_json: bool,
+) -> None:
+    if resume is not None:
+        fixed = settings or only or seeds or out is not None or scale is not None
+        require(not fixed, f"{resume} goes on as it began; leave out --set, --only, --seed, --scale and --out")
+        planned = Planned.open(resume)
+        require(what is None or find(what) == planned.item, f"{resume} holds {planned.item.key}, not {what}")
+    else:
+        assert what is not None
+        item = find(what)
+        planned = Planned.create(item, studies(item, scale, settings, only, seeds), out, sys.argv)
+    for folder in planned.studies:
+        study = folder.study
+        conducted(study, folder, folder.finished(study), partial(_again, planned, jobs), Team(), jobs)
+        folder.finish(study)
+    where = {
+        "folder": str(planned.path),
+        "plots": [str(p) for f in planned.studies if (p := f.path / "plot.png").exists()],
+    }
+    _print(planned.item, evidence, Evidence.of_studies(planned.studies), where, as_json)
+
+
+def _again(planned: Planned, jobs: int, folder: StudyFolder) -> str:
+    """The command that resumes."""
+    more = f" --jobs {jobs}" if jobs > 1 else ""
+    return f"phalanx reproduce --resume {shlex.quote(str(planned.path))}{more}"
+
+
+def _list(wanted: list[Item], evidence: Evidence, as_json: bool) -> None:
+    if as_json:
+        print_json([words.plain(item, evidence) for item in wanted])
+        return
+    sheet = words.listing(wanted, evidence)
+    screen = tables.console()
+    screen.print(tables.plain_table("tables and figures of the dissertation", sheet.header, sheet.words()))
+    used = [state(item, evidence) for item in wanted]
+    counts = [(name, str(used.count(name)), meaning) for name, meaning in STATES.items() if name in used]
+    screen.print(tables.plain_table("states", ("state", "items", "meaning"), counts))
+    typer.echo("n is the number of seeds behind the committed numbers; the time is that of one seed on two cores")
+
+
+def _print(item: Item, evidence: Evidence, run: Evidence | None, where: dict[str, Any], as_json: bool) -> None:
+    shown = evidence if run is None else run
+    if as_json:
+        own = None if run is None else words.plain(item, run)
+        print_json({**words.plain(item, evidence), "run": own, **where})
+        return
+    screen = tables.console()
+    whose = "committed results" if run is None else "this run"
+    for title, sheet in (
+        (f"{item.name}: {item.title} ({state(item, evidence)})", words.comparison(item, evidence, run)),
+        (f"what was published, in {whose}", words.verdicts(item, shown)),
+    ):
+        if sheet.rows:
+            screen.print(tables.plain_table(title, sheet.header, sheet.words()))
+    for sentence in (outcome(judged(item, shown)), words.missing(item, shown), item.why):
+        if sentence:
+            screen.print(sentence, markup=False)
+    for plot in where.get("plots", []):
+        typer.echo(f"plot    {plot}")
+    if where:
+        typer.echo(f"folder  {where['folder']}")
+
+
+def _build(out: Path, evidence: Evidence, as_json: bool) -> None:
+    from phalanx.reproduce.site import build
+
+    made = build(out, items(), evidence)
+    if as_json:
+        print_json({"site": str(out), "pages": [str(path) for path in made]})
+    else:
+        typer.echo(f"site    {out / 'index.html'}")

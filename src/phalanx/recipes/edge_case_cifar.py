@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edge-case backdoors on CIFAR-10, task 1 of chapter 8, and what makes them stronger or weaker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import phalanx as px
+from phalanx.backdoors.edges import EdgeCases
+from phalanx.data.augment import Augment
+from phalanx.data.dataset import Data
+from phalanx.models.model import Model
+from phalanx.phase import Run
+from phalanx.recipes.edge_case import local, started
+from phalanx.recipes.edge_case import setting as digits_setting
+from phalanx.recipes.edge_case_sweeps import ATTACK, mixed
+from phalanx.recipes.recipe import recipe
+from phalanx.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
+from phalanx.report.backdoor_sweep import plot_sweep, sweep_tables
+from phalanx.report.backdoors import plot_backdoors
+from phalanx.report.persistence import attack_tables
+
+UNTIL = {"smoke": 6, "laptop": 20, "paper": 500}  # the round behind which no attacker comes any more
+FEW = (NONE, ATTACK, "PGD + replacement", f"{ATTACK}, every round")
+
+
+def setting(scale: str) -> Setting:
+    """Task 1 in a scale; smoke has the digits of task 2."""
+    if scale == "smoke":
+        return digits_setting(scale)
+    if scale == "laptop":
+        # two fifths of the images, and of the published mixture: the attacker counts for two honest clients, as there
+        return Setting(
+            px.cifar10(train=20_000, test=1000, size=16),
+            px.southwest(),
+            begin(scale, 0.25),
+            workers=201,
+            clients=10,
+            local=local(0.01, 2, 32),
+            epochs=8,
+            norm=0.5,
+            rounds=30,
+            every=5,
+            often=30,
+            clean=100,
+            amount=100,
+            evaluate_every=1,
+            precision="bf16",
+        )
+    # table 8.1; three rounds between two tests and ten between two attacks, so that every distance is tested
+    return Setting(
+        px.cifar10(),
+        px.southwest(),
+        begin(scale, 1.0),
+        workers=201,
+        clients=10,
+        local=local(0.02, 2, 32),
+        epochs=2,
+        norm=1.0,
+        rounds=700,
+        every=10,
+        often=700,
+        clean=400,
+        amount=100,
+        evaluate_every=3,
+        augment=px.crop_flip(),
+    )
+
+
+def begin(scale: str, width: float) -> Model:
+    """The network that the first attacked round begins with, in a width."""
+    if scale == "smoke":
+        return started(px.digits(), px.mlp((round(32 * width),)), 60)
+    if scale == "laptop":
+        return plain(px.cifar10(test=2000, size=16), px.vgg9_conv(width), 3000)
+    return plain(px.cifar10(), px.vgg9_conv(width), 8000, px.crop_flip())
+
+
+def plain(data: Data, model: Model, rounds: int, augment: Augment | None = None) -> Model:
+    """A network without BatchNorm, trained by one worker with batches of 64."""
+    optimizer = px.sgd(0.03, momentum=0.9, schedule=px.cosine(warmup=50))
+    phase = px.phase(px.gradient(64), px.reduce(px.dense()), optimizer, rounds)
+    every = rounds // 6
+    return px.trained(
+        px.run(
+            data,
+            model,
+            (phase,),
+            workers=1,
+            augment=augment,
+            precision="bf16",
+            evaluate_every=every,
+            checkpoint_every=rounds,
+        )
+    )
+
+
+def defences(scale: str) -> dict[str, Defence]:
+    """Rules by scale; at paper scale with the published noise and balls."""
+    mine = setting(scale)
+    norm, rules = mine.norm, standard(mine.norm, mine.workers)
+    if scale != "paper":
+        return {name: rules[name] for name in ("FedAvg", "norm clipping", "Multi-Krum")}
+    return rules | {
+        "FedAvg": Defence(px.mean(), 2 * norm),
+        "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.005)), 2 * norm),
+        "RFA": Defence(px.geometric_median(), 1.5 * norm, decay=0.998),
+        "Multi-Krum": Defence(px.multi_krum(f=1), 1.5 * norm, decay=0.998),
+        "Krum": Defence(px.krum(f=1), 0.5 * norm, decay=0.998),
+    }
+
+
+@recipe("edge-case-cifar", plot=plot_backdoors, tables=attack_tables)
+def edge_case_cifar(scale: str) -> dict[str, Run]:
+    """Task 1: planes of one airline are called trucks; past which rules, and for how long without the attacker."""
+    mine, rules = setting(scale), defences(scale)
+    made: dict[str, Run] = {}
+    for attack, plan in (ATTACKS if scale == "paper" else {name: ATTACKS[name] for name in FEW}).items():
+        leaving = None if plan is None else replace(plan, until=UNTIL[scale])
+        made |= {f"{attack}: {name}": attacked(mine, rule, leaving) for name, rule in rules.items()}
+    return made
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is varied, one thing at a time.
+
+    Args:
+        rounds: of every run.
+        every: rounds from one attack to the next where that does not vary.
+        frequencies: in place of `every`.
+        pools: attackers, as shares of all workers.
+        widths: of the network.
+        total: examples in the attacker's mixture.
+        mixtures: shares of edge cases in it.
+        held: by the share of the edge cases that the attacker has, in percent, the edge cases and the honest clients
+            who hold the others.
+    """
+
+    rounds: int
+    every: int
+    frequencies: tuple[int, ...]
+    pools: tuple[float, ...]
+    widths: tuple[float, ...]
+    total: int
+    mixtures: tuple[float, ...]
+    held: dict[int, tuple[EdgeCases, int]]
+
+
+GRIDS = {
+    "smoke": Grid(4, 1, (2,), (0.1,), (0.5, 1.0), 60, (0.5, 1.0), {50: (px.shared(px.rare_styles(), 0.5), 5)}),
+    "laptop": Grid(
+        rounds=20,
+        every=1,
+        frequencies=(1, 2, 10),
+        pools=(0.05,),
+        widths=(0.125, 0.25),
+        total=200,
+        mixtures=(0.1, 1.0),
+        held={p: (px.shared(px.southwest(), p / 100), k) for p, k in ((100, 1), (50, 5), (10, 19))},
+    ),
+    "paper": Grid(
+        rounds=500,
+        every=10,
+        frequencies=(1, 2, 5, 20, 50, 100),
+        pools=(0.005, 0.01, 0.02, 0.03, 0.05),
+        widths=(0.5, 1.0, 2.0),
+        total=500,
+        mixtures=(0.02, 0.1, 0.2, 0.5, 0.8, 1.0),
+        held={
+            100: (px.southwest_honest(p=100), 1),
+            50: (px.southwest_honest(p=50), 5),
+            10: (px.southwest_honest(p=10), 19),
+        },
+    ),
+}
+
+
+@recipe("edge-case-cifar-sweeps", plot=plot_sweep, tables=sweep_tables)
+def edge_case_cifar_sweeps(scale: str) -> dict[str, Run]:
+    """Task 1 by frequency, pool, capacity, mixture and who holds edge cases: the black box under plain averaging."""
+    grid, mine = GRIDS[scale], setting(scale)
+    mine = replace(mine, rounds=grid.rounds, often=grid.rounds, every=grid.every)
+    rule = standard(mine.norm, mine.workers)["FedAvg"]
+    made: dict[str, Run] = {}
+
+    def add(attack: str, what: str, where: Setting, plan: Plan | None) -> None:
+        made[f"{attack}: {what}"] = attacked(where, rule, plan)
+
+    add(NONE, "FedAvg", mine, None)
+    for every in grid.frequencies:
+        add("every round" if every == 1 else f"every {every} rounds", "FedAvg", mine, Plan(every=every))
+    for part in grid.pools:
+        add(f"a pool of {part:.1%}", "FedAvg", mine, Plan(pool=max(1, round(part * mine.workers))))
+    for part in grid.mixtures:
+        add(f"{part:.0%} edge cases", "FedAvg", mixed(mine, grid.total, part), Plan())
+    for width in grid.widths:
+        sized = replace(mine, model=begin(scale, width))
+        for attack, plan in ((NONE, None), (ATTACK, Plan())):
+            add(attack, f"width {width:g}", sized, plan)
+    for p, (edges, holders) in grid.held.items():
+        for attack, plan in ((NONE, None), (ATTACK, Plan())):
+            add(attack, f"{p}% with the attacker", held(mine, edges, holders), plan)
+    return made
+
+
+def held(mine: Setting, edges: EdgeCases, holders: int) -> Setting:
+    """A setting in which honest clients that are drawn hold edge cases, with right labels; the attacker has its own."""
+    dealt = px.dealt(mine.partition, holders, drawn=True)
+    return replace(mine, edges=edges, amount=None, held=px.joined(mine.data, edges), partition=dealt)

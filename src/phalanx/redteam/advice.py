@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to change, from the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Standing, points
+
+OFTEN = ", every round"  # behind the name of an attack whose attacker always comes
+
+
+def advice(standings: Sequence[Standing], judged: Sequence[Standing]) -> list[str]:
+    """Sentences, the most urgent first; each follows from numbers of the grid.
+
+    Args:
+        judged: the rules that somebody means to use.
+    """
+    said = [_about(standing) for standing in judged]
+    others = [standing for standing in standings if standing not in judged or len(judged) == len(standings)]
+    said += _instead([s for s in others if s.attacked], judged)
+    said += [sentence for standing in judged for sentence in _seldom(standing)]
+    return said
+
+
+def _about(standing: Standing) -> str:
+    tried, name = standing.attacked, standing.rule
+    by = {word: [cell.attack for cell in tried if cell.word == word] for word in (BROKEN, UNKNOWN, UNFAIR, COSTLY)}
+    if not tried:
+        return f"{name}: no attack was tried against it."
+    if by[BROKEN]:
+        more = f"; not known yet: {'; '.join(by[UNKNOWN])}" if by[UNKNOWN] else ""
+        return f"{name} does not stand {_list(by[BROKEN])}{more}. Do not deploy it against such an attacker."
+    if by[UNKNOWN]:
+        return f"{name}: nothing can be said yet about {_list(by[UNKNOWN])}. Finish the grid first."
+    if standing.word == SURVIVES:
+        return f"{name} stands all {len(tried)} attacks that were tried, within the limits of cost and fairness."
+    also = "is unfair to unusual clients" if standing.word == UNFAIR else "costs more accuracy than the limit allows"
+    return f"{name} stands all {len(tried)} attacks that were tried, but it {also}."
+
+
+def _instead(others: Sequence[Standing], judged: Sequence[Standing]) -> list[str]:
+    """The rules that stand, the cheapest first, or the one that comes closest."""
+    if len(judged) == 1 and judged[0].word == SURVIVES:
+        return []
+    standing = sorted((s for s in others if s.word == SURVIVES), key=_cost)
+    if standing:
+        named = ", ".join(f"{s.rule} ({points(_cost(s))} of main accuracy at most)" for s in standing[:3])
+        return [f"Rules that stood every attack within the limits, the cheapest first: {named}."]
+    dear = sorted((s for s in others if s.word in (COSTLY, UNFAIR)), key=_cost)
+    if dear:
+        named = ", ".join(f"{s.rule} ({s.word}, {points(_cost(s))} of main accuracy at most)" for s in dear[:3])
+        return [f"No rule stood every attack within all limits. Those that no attack broke: {named}."]
+    most = max((len(s.attacked) for s in others), default=0)
+    known = [s for s in others if [cell.number("excess") is None for cell in s.attacked] == [False] * most]
+    if not known:
+        return ["Which rule would do better is not known yet."]
+    best = min(known, key=_gain)
+    return [
+        "No rule that was tried stands every attack. "
+        f"{best.rule} comes closest: the worst attack on it gains {points(_gain(best))}. A rule behind the wire is not "
+        "enough here; limit who may take part and how often, and watch what the model says about unusual inputs."
+    ]
+
+
+def _seldom(standing: Standing) -> list[str]:
+    """Attacks that only break a rule in every round."""
+    by = {cell.attack: cell.word for cell in standing.attacked}
+    only = [
+        a for a, word in by.items() if word == BROKEN and a.endswith(OFTEN) and by.get(a[: -len(OFTEN)]) == SURVIVES
+    ]
+    if not only:
+        return []
+    return [
+        f"{standing.rule} is broken by an attacker that comes in every round and not by one that comes seldom "
+        f"({_list(only)}): let no client take part that often."
+    ]
+
+
+def _cost(standing: Standing) -> float:
+    return max((cell.number("accuracy_lost") or 0.0 for cell in standing.cells.values()), default=0.0)
+
+
+def _gain(standing: Standing) -> float:
+    return max((cell.number("excess") or 0.0 for cell in standing.attacked), default=0.0)
+
+
+def _list(names: Sequence[str]) -> str:
+    return "; ".join(names)

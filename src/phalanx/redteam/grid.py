@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of an audit: a recipe's attacks against rules, those asked for and those they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import phalanx as px
+from phalanx.exams.backdoor import Backdoor
+from phalanx.exams.parity import Parity
+from phalanx.expression import require
+from phalanx.measurement import Job
+from phalanx.phase import Run, amend
+from phalanx.recipes.recipe import slug
+from phalanx.redteam.verdict import is_plain
+from phalanx.registry import suggest
+from phalanx.report.backdoors import QUIET, cell_of
+
+ASKED = 100  # clients that the exam of parity asks, as all of thousands would take longer than the training
+
+
+def grid_of(source: str, jobs: Mapping[str, Job]) -> dict[str, Run]:
+    """The runs of a recipe that can be audited, with an exam of fairness.
+
+    Raises:
+        ValueError: they are no attacks against rules.
+    """
+    runs = {label: job for label, job in jobs.items() if isinstance(job, Run)}
+    quiet = {rule for attack, rule in map(cell_of, runs) if attack == QUIET}
+    examined = all(any(isinstance(exam, Backdoor) for exam in run.exams) for run in runs.values())
+    paired = bool(runs) and all(rule in quiet for _, rule in map(cell_of, runs))
+    require(
+        len(runs) == len(jobs) and paired and examined,
+        f"{source} cannot be audited: it needs runs labelled 'attack: rule' with an exam backdoor(...), and a run "
+        "'none: rule' for each rule, as edge-case-mnist has them",
+    )
+    return {label: fairly(run) for label, run in runs.items()}
+
+
+def fairly(run: Run) -> Run:
+    """The run with an exam of how equally it serves its clients."""
+    if any(isinstance(exam, Parity) for exam in run.exams):
+        return run
+    return replace(run, exams=(*run.exams, px.parity(ASKED if run.workers > ASKED else None)))
+
+
+def narrowed(runs: Mapping[str, Run], only: Sequence[str]) -> dict[str, Run]:
+    """The runs asked for, and those without an attack that they are compared with.
+
+    Args:
+        only: labels "attack: rule", or an attack or a rule alone; all runs when empty.
+    Raises:
+        ValueError: there is no such run.
+    """
+    if not only:
+        return dict(runs)
+    names = {label: {slug(label), *map(slug, cell_of(label))} for label in runs}
+    for wanted in only:
+        known = any(slug(wanted) in mine for mine in names.values())
+        parts = list(dict.fromkeys(part for label in runs for part in cell_of(label)))
+        require(known, f"no run, attack or rule of the grid is called {wanted!r}; {suggest(wanted, parts)}")
+    asked = {slug(wanted) for wanted in only}
+    kept = {cell_of(label) for label, mine in names.items() if mine & asked}
+    kept |= {(QUIET, rule) for _, rule in kept}
+    return {
+        label: run
+        for label, run in runs.items()
+        if cell_of(label) in kept or (cell_of(label)[0] == QUIET and is_plain(run))
+    }
+
+
+def seeded(runs: Mapping[str, Run], seeds: int) -> dict[str, Run]:
+    """Every run with so many seeds from its own on, labelled "attack: rule, seed 1" if there are several."""
+    require(seeds >= 1, f"--seeds takes a number >= 1, got {seeds}")
+    if seeds == 1:
+        return dict(runs)
+    return {
+        f"{label}, seed {run.seed + i}": amend(run, "seed", run.seed + i)
+        for i in range(seeds)
+        for label, run in runs.items()
+    }

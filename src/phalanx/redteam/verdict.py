@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a rule survives an attack, what it costs, and whom it shuts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from statistics import mean, stdev
+from typing import Any
+
+from phalanx.aggregators.mean import Mean
+from phalanx.crossing import Wire, stages_of
+from phalanx.expression import require
+from phalanx.phase import Run
+from phalanx.redteam.choices import Choices, choices
+from phalanx.report.backdoors import QUIET, cell_of, cells, excess, main_accuracy, rates, taken, window, within
+from phalanx.report.collect import Result
+
+BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES = "broken", "not known", "unfair", "costly", "survives"
+WORDS = (BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES)  # the worst first
+
+Seeded = dict[int, float | None]  # a number of each seed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beyond which a rule has failed; all in [0, 1].
+
+    Args:
+        excess: of attack success over the run without an attack; more is broken.
+        accuracy: main accuracy below the plain mean's without an attack; more is costly.
+        parity: accuracy parity ratio below the plain mean's without an attack; more is unfair.
+        choice: honest clients that hold edge cases are taken at least at this share of the others' rate, or the rule is
+            unfair.
+    """
+
+    excess: float = 0.1
+    accuracy: float = 0.025
+    parity: float = 0.1
+    choice: float = 0.5
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            require(0 <= value <= 1, f"the limit of {each.name} lies in [0, 1], got {value}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A rule under an attack, or under none.
+
+    Args:
+        numbers: by name, then by seed; see `policy.KEYS`.
+        chosen: whose rows the rule took; None where it names none.
+        word: one of WORDS.
+        why: a sentence for each limit that is passed, and for what is not known.
+    """
+
+    attack: str
+    rule: str
+    numbers: Mapping[str, Seeded]
+    chosen: Choices | None
+    word: str
+    why: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Seeds that have ended."""
+        return len(self.numbers["main_accuracy"])
+
+    def known(self, name: str) -> list[float]:
+        """A number of the seeds that have it."""
+        return [value for value in self.numbers[name].values() if value is not None]
+
+    def number(self, name: str) -> float | None:
+        """A number's mean over the seeds."""
+        return mean(self.known(name)) if self.known(name) else None
+
+    def spread(self, name: str) -> float | None:
+        """Its standard deviation over the seeds; None with fewer than two."""
+        return stdev(self.known(name)) if len(self.known(name)) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        names = list(self.numbers)
+        groups = {} if self.chosen is None else vars(self.chosen)
+        return {
+            "attack": self.attack,
+            "rule": self.rule,
+            "verdict": self.word,
+            "why": list(self.why),
+            "seeds": self.n,
+            "numbers": {name: self.number(name) for name in names},
+            "deviations": {name: self.spread(name) for name in names},
+            "rows": {name: vars(share) for name, share in groups.items()} or None,
+        }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A rule against all attacks that it was tried with.
+
+    Args:
+        cells: by attack, the run without one among them.
+    """
+
+    rule: str
+    cells: Mapping[str, Cell]
+    word: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        words = {cell.word for cell in self.cells.values()} or {UNKNOWN}
+        object.__setattr__(self, "word", next(word for word in WORDS if word in words))
+
+    @property
+    def attacked(self) -> list[Cell]:
+        """The cells with an attack."""
+        return [cell for attack, cell in self.cells.items() if attack != QUIET]
+
+    def counted(self) -> dict[str, float]:
+        """How many attacks have which verdict, by the keys of a policy."""
+        words = [cell.word for cell in self.attacked]
+        return {key: float(words.count(word)) for key, word in COUNTS.items()}
+
+    def numbers(self, cell: Cell) -> dict[str, float | None]:
+        """What a policy is asked about a cell."""
+        return {**{name: cell.number(name) for name in cell.numbers}, **self.counted()}
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"rule": self.rule, "verdict": self.word, "attacks": [c.to_json() for c in self.cells.values()]}
+
+
+COUNTS = {"broken": BROKEN, "unfair": UNFAIR, "costly": COSTLY, "unknown": UNKNOWN}
+
+
+def standings(planned: Mapping[str, Run], results: Sequence[Result], limits: Limits) -> list[Standing]:
+    """The verdicts on a grid, finished or not.
+
+    Args:
+        planned: all runs of the grid, by label.
+        results: those that there are; what has not ended is not looked at.
+    """
+    have = cells([result for result in results if result.summary])
+    grid: dict[tuple[str, str], list[Run]] = {}
+    for label, run in planned.items():
+        grid.setdefault(cell_of(label), []).append(run)
+    plain = next((rule for (attack, rule), runs in grid.items() if attack == QUIET and is_plain(runs[0])), None)
+    reference = {} if plain is None else have.get((QUIET, plain), {})
+    found: dict[str, dict[str, Cell]] = {}
+    for attack, rule in grid:
+        cell = judge(attack, rule, have.get((attack, rule), {}), have.get((QUIET, rule), {}), reference, limits)
+        found.setdefault(rule, {})[attack] = cell
+    return [Standing(rule, by) for rule, by in found.items()]
+
+
+def is_plain(run: Run) -> bool:
+    """Whether nothing but a mean stands behind the wire."""
+    stages = stages_of(run.phases[-1].scheme)
+    behind = [i for i, stage in enumerate(stages) if isinstance(stage, Wire)]
+    return bool(behind) and stages[behind[0] + 1 :] == (Mean(),)
+
+
+def judge(
+    attack: str,
+    rule: str,
+    runs: Mapping[int, Result],
+    quiet: Mapping[int, Result],
+    plain: Mapping[int, Result],
+    limits: Limits,
+) -> Cell:
+    """The verdict on a rule under an attack.
+
+    Args:
+        runs: those that have ended, by seed.
+        quiet: of the same rule without an attack.
+        plain: of the plain mean without an attack.
+    """
+    numbers: dict[str, Seeded] = {name: {} for name in NUMBERS}
+    for seed, run in runs.items():
+        measured = _measured(run, quiet.get(seed), plain.get(seed))
+        for name in NUMBERS:
+            numbers[name][seed] = measured[name]
+    chosen = choices(runs.values(), attack != QUIET)
+    cell = Cell(attack, rule, numbers, chosen, UNKNOWN)
+    word, why = _verdict(cell, limits)
+    return Cell(attack, rule, numbers, chosen, word, why)
+
+
+NUMBERS = ("attack_success", "excess", "main_accuracy", "accuracy_lost", "parity", "parity_lost", "taken")
+
+
+def _measured(run: Result, quiet: Result | None, plain: Result | None) -> dict[str, float | None]:
+    rounds = window(run)
+    accuracy, parity = main_accuracy(run), within(rates(run, "ratio"), rounds)
+    usual = None if plain is None else main_accuracy(plain, rounds)
+    usual_parity = None if plain is None else within(rates(plain, "ratio"), rounds)
+    return {
+        "attack_success": within(rates(run), rounds),
+        "excess": excess(run, quiet),
+        "main_accuracy": accuracy,
+        "accuracy_lost": _less(usual, accuracy),
+        "parity": parity,
+        "parity_lost": _less(usual_parity, parity),
+        "taken": taken(run),
+    }
+
+
+def _verdict(cell: Cell, limits: Limits) -> tuple[str, tuple[str, ...]]:
+    """The worst of what is known, and a sentence for each limit that is passed."""
+    if not cell.n:
+        return UNKNOWN, ("has not ended",)
+    found: list[tuple[str, str]] = []
+    gained, lost = cell.number("excess"), cell.number("accuracy_lost")
+    if cell.attack != QUIET and gained is None:
+        found.append((UNKNOWN, "attack success above the run without an attack is not known"))
+    if cell.attack != QUIET and gained is not None and gained > limits.excess:
+        found.append((BROKEN, f"attack success {points(gained)} above the run without an attack{_worst(cell)}"))
+    if lost is None:
+        found.append((UNKNOWN, "main accuracy beside the plain mean's is not known"))
+    elif lost > limits.accuracy:
+        found.append((COSTLY, f"main accuracy {points(lost)} below the plain mean without an attack"))
+    found += [(UNFAIR, sentence) for sentence in _unfair(cell, limits)]
+    found.sort(key=lambda each: WORDS.index(each[0]))
+    return (found[0][0] if found else SURVIVES), tuple(sentence for _, sentence in found)
+
+
+def _unfair(cell: Cell, limits: Limits) -> list[str]:
+    found = []
+    parity = cell.number("parity_lost")
+    if parity is not None and parity > limits.parity:
+        found.append(f"accuracy parity ratio {parity:.2f} below the plain mean's")
+    if cell.chosen is not None and cell.chosen.shut_out(limits.choice):
+        mine, theirs = cell.chosen.holders, cell.chosen.others
+        found.append(
+            f"of the rows of honest clients that hold edge cases {mine.taken} of {mine.came} were taken, of the other "
+            f"honest ones' {theirs.taken} of {theirs.came}"
+        )
+    return found
+
+
+def _worst(cell: Cell) -> str:
+    values = cell.known("excess")
+    return f" ({points(min(values))} to {points(max(values))} in {len(values)} seeds)" if len(values) > 1 else ""
+
+
+def points(share: float) -> str:
+    """0.314 as '31.4 points'."""
+    return f"{100 * share:.1f} points"
+
+
+def _less(x: float | None, y: float | None) -> float | None:
+    return None if x is None or y is None else x - y

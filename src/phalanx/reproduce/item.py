@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table or figure of the dissertation: what was published, and where the measured side lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phalanx.recipes.recipe import SCALES, find, recipes
+from phalanx.reproduce.places import Place
+
+REPRODUCED, PARTLY, NOT, UNRUN = "reproduced", "partly", "not reproduced", "not run"
+GPU, DATA, NONE = "needs a GPU", "needs data", "no experiment"
+STATES = {
+    REPRODUCED: "what was published is to be seen, at the scale that is named",
+    PARTLY: "some of it is to be seen, or it was run in part",
+    NOT: "it was run, and shows something else",
+    UNRUN: "a recipe or a benchmark has it; there is no committed result",
+    GPU: "there is a recipe; it takes days without a GPU",
+    DATA: "its data are not at hand: not public, to be fetched by hand, or without a loader here",
+    NONE: "a drawing, or a list of settings",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number, published and measured.
+
+    Args:
+        published: None where it stands in a figure only.
+        spread: standard deviation as published.
+        group: rows of one group and unit are compared with each other; None compares with none.
+        same: the experiment has its real size, so that the numbers themselves are comparable, not their order only.
+    """
+
+    what: str
+    published: float | None
+    measured: Place
+    unit: str = "%"
+    spread: float | None = None
+    group: str | None = ""
+    same: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a figure or the text says beyond the rows: one number is above another.
+
+    Args:
+        below: a place, or a constant.
+    """
+
+    words: str
+    above: Place
+    below: Place | float = 0.0
+    unit: str = "points"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Runs of a recipe.
+
+    Args:
+        having: words of which a label holds one; all labels when empty.
+        minutes: of one seed at laptop scale on two cores, those of the committed run or estimated from like runs; None
+            if not known.
+    """
+
+    recipe: str
+    minutes: float | None = None
+    having: tuple[str, ...] = ()
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those of the recipe; none where this version has no such recipe."""
+        return next((recipe.scales for recipe in recipes() if recipe.name == self.recipe), ())
+
+    def labels(self, scale: str) -> list[str]:
+        """The labels of a scale."""
+        labels = find(self.recipe).jobs(scale)
+        return [label for label in labels if not self.having or any(word in label for word in self.having)]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or a figure.
+
+    Args:
+        key: such as "table-5.1".
+        title: what it shows, in words of our own.
+        state: one of STATES.
+        why: what differs from what was published, and why.
+        parts: the runs that make it.
+        command: what makes it where no recipe does, such as a benchmark.
+        plots: images under results/; those of the parts' recipes when None.
+    """
+
+    key: str
+    title: str
+    state: str
+    why: str
+    parts: tuple[Part, ...] = ()
+    rows: tuple[Row, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    command: str = ""
+    plots: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.state in STATES, self.state
+        assert self.why.endswith("."), self.key
+
+    @property
+    def name(self) -> str:
+        """'Table 5.1'."""
+        return self.key.replace("-", " ").capitalize()
+
+    @property
+    def chapter(self) -> int:
+        """5 of table-5.1."""
+        return self.order[0]
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Chapter, number and kind, to sort by."""
+        kind, _, number = self.key.partition("-")
+        chapter, _, rest = number.partition(".")
+        return int(chapter), int(rest), kind
+
+    @property
+    def minutes(self) -> float | None:
+        """Of one seed at laptop scale; None where it is not known of all parts."""
+        known = [part.minutes for part in self.parts if part.minutes is not None]
+        return sum(known) if known and len(known) == len(self.parts) else None
+
+    @property
+    def places(self) -> list[Place]:
+        """All places of measured numbers."""
+        claimed = [place for claim in self.claims for place in (claim.above, claim.below)]
+        return [row.measured for row in self.rows] + [place for place in claimed if not isinstance(place, int | float)]
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Images under results/ that show it."""
+        return tuple(f"{part.recipe}/plot.png" for part in self.parts) if self.plots is None else self.plots
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those that all its recipes have, without the small ones of what takes a GPU."""
+        shared = [scale for scale in SCALES if self.parts and all(scale in part.scales for part in self.parts)]
+        return tuple(scale for scale in shared if scale == "paper" or self.state != GPU)
+
+    @property
+    def usual(self) -> str:
+        """The scale at which it is run unless told otherwise; nothing for what no recipe runs."""
+        return "laptop" if "laptop" in self.scales else "".join(self.scales[-1:])
+
+    @property
+    def again(self) -> str:
+        """The command that runs it again."""
+        return f"phalanx reproduce {self.key} --scale {self.usual}" if self.usual else self.command

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids of attacks against rules whose runs were never carried out."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import phalanx as px
+from phalanx.phase import Run
+from phalanx.recipes.edge_case import setting
+from phalanx.redteam.audit import Audit, Findings, Order
+from phalanx.redteam.grid import fairly
+from phalanx.redteam.setting import ATTACKS, Defence, Setting, attacked
+from phalanx.study import Study, StudyFolder
+
+SMOKE = replace(setting("smoke"), model=px.mlp((4,)), rounds=8, often=8, every=2)
+RULES = {"FedAvg": px.mean(), "Krum": px.krum(f=1), "median": px.median()}
+
+
+def run(rule: px.Stage, attack: str = "none", seed: int = 0, mine: Setting = SMOKE) -> Run:
+    return fairly(replace(attacked(mine, Defence(rule, 1.0), ATTACKS[attack]), seed=seed))
+
+
+def lines(
+    success: float, accuracy: float = 0.9, parity: float | None = 0.8, rounds: int = 8, **more: Any
+) -> list[dict[str, Any]]:
+    """What a run would have logged that was tested in every round: nothing gets in before the later half."""
+    examined = {} if parity is None else {"parity()": {"ratio": parity}}
+    return [
+        {
+            "step": step,
+            "loss": 0.5,
+            "byzantine": [0],
+            "clients": list(range(step % 2, 10 + step % 2)),
+            "bytes_up": 100,
+            **dict.fromkeys(("work_s", "scheme_s", "finish_s"), 0.1),
+            "accuracy": accuracy,
+            "examined": {"backdoor()": {"attack_success": success if step >= rounds // 2 else 0.0}, **examined},
+            **more,
+        }
+        for step in range(rounds)
+    ]
+
+
+def audit(
+    path: Path,
+    runs: Mapping[str, Run],
+    logged: Mapping[str, list[dict[str, Any]]],
+    order: Order | None = None,
+    **more: Any,
+) -> Audit:
+    """The folder of an audit whose runs logged this; those that logged nothing have not begun.
+
+    Args:
+        more: "unended", labels of runs that have not ended.
+    """
+    made = Audit(StudyFolder.create(Study("made", None, (), runs), path))
+    made.order = order or Order("made")
+    for label, said in logged.items():
+        folder = px.RunFolder(made.folder.run_path(label))
+        folder.begin(repr(runs[label]))
+        for line in said:
+            # by the exam of the run's own backdoor
+            examined = {
+                repr(runs[label].exams[0]) if name == "backdoor()" else name: x for name, x in line["examined"].items()
+            }
+            folder.log({**line, "examined": examined})
+        folder.close()
+        if label not in more.get("unended", ()):
+            folder.finish({"accuracy": said[-1]["accuracy"], "seed": runs[label].seed})
+    return made
+
+
+def findings(path: Path, runs: Mapping[str, Run], logged: Mapping[str, list[dict[str, Any]]], **more: Any) -> Findings:
+    return audit(path, runs, logged, **more).found()

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""phalanx audit from its first round to its exit code."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+import phalanx as px
+from tests.test_cli import phalanx, process, sentence, wait_for, weights
+
+LOCAL = px.local_training(px.sgd(0.1), batch=20)
+SETTING = px.run(
+    px.digits(),
+    px.mlp((8,)),
+    (px.fedavg(LOCAL, 6, clients=6, rule=px.multi_krum(f=1)),),
+    workers=20,
+    partition=px.dirichlet(0.5),
+    checkpoint_every=2,
+)
+EDGES = ("--edges", "rare_styles()", "--every", "2")
+SOME = ("--only", "black-box: yours", "--only", "PGD: yours")
+LABELS = ["none: yours", "black-box: yours", "PGD: yours", "none: FedAvg"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A finished audit of SETTING, one run after the other, and what it printed."""
+    folder = tmp_path_factory.mktemp("audits") / "first"
+    file = folder.with_name("setting.txt")
+    file.write_text(repr(SETTING))
+    return folder, json.loads(phalanx("audit", file, *EDGES, *SOME, "--jobs", "1", "--out", folder, "--json"))
+
+
+def test_an_audit_of_ones_own_setting(finished: tuple[Path, dict]) -> None:
+    folder, printed = finished
+    assert printed["finished"] and printed["missing"] == [] and printed["exit_code"] == 0
+    assert list(weights(folder)) == LABELS
+    (mine, plain) = printed["rules"]
+    assert [cell["attack"] for cell in mine["attacks"]] == ["none", "black-box", "PGD"] and plain["rule"] == "FedAvg"
+    numbers = mine["attacks"][1]["numbers"]
+    assert numbers["excess"] == numbers["attack_success"] - mine["attacks"][0]["numbers"]["attack_success"]
+    assert 0 < numbers["parity"] <= 1 and mine["attacks"][1]["seeds"] == 1
+    # two of the twenty hold edge cases, and the rule says whom it takes
+    assert mine["attacks"][0]["rows"]["holders"]["came"] > 0
+    assert printed["notes"][0].startswith("Balls and thresholds are multiples of")
+    assert "yours" in Path(printed["report"]).read_text() and (folder / "plot.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("policies", "code"),
+    [
+        (["main_accuracy < 0"], 0),
+        (["main_accuracy >= 0"], 1),
+        (["main_accuracy < 0", "main_accuracy >= 0 exit 9", "excess < 2"], 9),
+        # the plain mean does not say whose rows it takes, but Multi-Krum does
+        (["taken > 2"], 0),
+        (["broken > 9 or unknown > 9"], 0),
+    ],
+)
+def test_a_policy_has_its_exit_code(policies: list[str], code: int, finished: tuple[Path, dict]) -> None:
+    folder, before = finished
+    given = [word for policy in policies for word in ("--fail-if", policy)]
+    printed = json.loads(phalanx("audit", "--resume", folder, *given, "--json", "--jobs", "2", code=code))
+    assert printed["exit_code"] == code and printed["rules"] == before["rules"]
+    assert [outcome["policy"] for outcome in printed["policies"]] == policies
+
+
+def test_a_finished_audit_is_judged_anew(finished: tuple[Path, dict]) -> None:
+    folder, _ = finished
+    text = phalanx(
+        "audit", "--resume", folder, "--fail-if", "main_accuracy < 0", "--accuracy-limit", "0", "--rule", "yours"
+    )
+    assert "policy 'main_accuracy < 0' holds" in text and f"report  {folder / 'report.html'}" in text
+    assert json.loads((folder / "audit.json").read_text())["limits"]["accuracy"] == 0
+    assert "only --rule, --fail-if" in sentence("audit", "--resume", folder, "--seed", "3")
+    assert "did you mean yours" in sentence("audit", "--resume", folder, "--rule", "your")
+
+
+@pytest.mark.processes
+def test_an_audit_that_is_killed_goes_on_to_the_same_verdicts(tmp_path: Path, finished: tuple[Path, dict]) -> None:
+    first, before = finished
+    folder = tmp_path / "killed"
+    running = process("audit", repr(SETTING), *EDGES, *SOME, "--jobs", "2", "--out", folder)
+    wait_for(folder / "black-box-yours" / "checkpoint.safetensors", running)
+    running.send_signal(signal.SIGKILL)
+    running.communicate(timeout=60)
+    printed = json.loads(phalanx("audit", "--resume", folder, "--jobs", "2", "--json"))
+    assert weights(folder) == weights(first) and printed["finished"]
+    assert printed["rules"] == before["rules"]
+
+
+def test_a_recipe_is_audited_with_its_references(tmp_path: Path) -> None:
+    text = phalanx("audit", "--scale", "smoke", "--only", "black-box: median", "--jobs", "1", "--out", tmp_path / "a")
+    assert list(weights(tmp_path / "a")) == ["none: FedAvg", "none: median", "black-box: median"]
+    assert "median" in text and json.loads((tmp_path / "a" / "study.json").read_text())["recipe"] == "edge-case-mnist"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quickstart"], "quickstart cannot be audited"),
+        (["edge-case-mist"], "did you mean edge-case-mnist"),
+        (["--edges", "rare_styles()"], "--edges belongs to a run of your own"),
+        (["--fail-if", "excess > much"], "followed by a number"),
+        (["--only", "Krumm"], "did you mean Krum"),
+        (["--seeds", "0"], "--seeds takes a number >= 1"),
+        (["--excess-limit", "7"], "limit of excess"),
+        (["--jobs", "0"], "--jobs takes"),
+        ([repr(SETTING)], "needs --edges"),
+        ([repr(SETTING), "--edges", "mean()"], "takes edge cases"),
+        ([repr(SETTING), "--edges", "rare_styles()", "--scale", "smoke"], "a scale belongs to a recipe"),
+        ([repr(SETTING), *EDGES, "--attacker-share", "0"], "--attacker-share lies in"),
+        (["--resume", "absent"], "absent holds no"),
+    ],
+)
+def test_a_wrong_audit_is_refused_in_a_sentence(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = sentence("audit", *arguments)
+    assert words in said and said.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert "leave torchrun out" in sentence("audit", "--scale", "smoke")
