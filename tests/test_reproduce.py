@@ -37,8 +37,6 @@ PUBLISHED = {
     8: (3, 14),
 }
 
-needs_results = pytest.mark.skipif(not RESULTS.exists(), reason="the committed results are not here")
-
 
 def phalanx(*arguments: str | Path, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
@@ -94,7 +92,6 @@ def test_each_recipe_of_the_dissertation_belongs_to_an_item() -> None:
     assert HERE - named <= others
 
 
-@needs_results
 def test_states_say_what_the_numbers_say() -> None:
     evidence = Evidence(RESULTS)
     for item in items():
@@ -113,7 +110,6 @@ def test_states_say_what_the_numbers_say() -> None:
         assert shown in (UNRUN, GPU, DATA, NONE) or found or item.command, item.key
 
 
-@needs_results
 def test_what_has_been_measured_is_found() -> None:
     evidence, measured = Evidence(RESULTS), 0
     for item in items():
@@ -128,7 +124,6 @@ def test_what_has_been_measured_is_found() -> None:
     assert measured > 150
 
 
-@needs_results
 def test_images_of_measured_items_are_there() -> None:
     evidence = Evidence(RESULTS)
     for item in items():
@@ -368,7 +363,6 @@ def check(out: Path, made: list[Path]) -> dict[str, Page]:
     return pages
 
 
-@needs_results
 def test_the_site(tmp_path: Path) -> None:
     out = tmp_path / "site"
     phalanx("--report", "--out", out)
