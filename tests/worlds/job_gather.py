@@ -1,4 +1,4 @@
-"""Under torchrun: gathers of payloads whose sizes stay, jump, shrink, vanish or pass the limit; 3 workers."""
+"""A job: gathers of payloads whose sizes stay, jump, shrink, vanish or pass the limit; 3 workers."""
 
 import json
 import sys

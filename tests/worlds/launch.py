@@ -22,8 +22,6 @@ def environment() -> dict[str, str]:
 
 
 def torchrun(processes: int, *argv: str, limit_s: float = 240) -> str:
-    if argv[0].endswith(".py"):
-        argv = (str(HERE / "job.py"), *argv)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *argv]
     job = subprocess.Popen(
         command,
@@ -51,8 +49,18 @@ def torchrun(processes: int, *argv: str, limit_s: float = 240) -> str:
 def run_job(processes: int, script: str, task: dict[str, Any], folder: Path, limit_s: float = 240) -> Any:
     """Writes the task as JSON, runs the script in processes of the nursery, reads the JSON that it leaves."""
     (folder / "task.json").write_text(json.dumps(task))
+    forked(processes, script, str(folder), folder=folder, limit_s=limit_s)
+    return json.loads((folder / "result.json").read_text())
+
+
+def forked(processes: int, script: str, *argv: str, folder: Path, limit_s: float = 240) -> str:
+    """What a script prints in processes of the nursery.
+
+    Args:
+        folder: for what they print.
+    """
     out, err = folder / "out.txt", folder / "err.txt"
-    order = {"processes": processes, "argv": [str(HERE / script), str(folder)], "limit_s": limit_s}
+    order = {"processes": processes, "argv": [str(HERE / script), *argv], "limit_s": limit_s}
     files = {"out": str(out), "err": str(err), "environment": environment()}
     nursery = _nursery()
     assert nursery.stdin is not None and nursery.stdout is not None
@@ -61,7 +69,7 @@ def run_job(processes: int, script: str, task: dict[str, Any], folder: Path, lim
     ends = f"{out.read_text()[-2000:]}\n{err.read_text()[-6000:]}"
     assert code != TIMED_OUT, f"{script} did not end within {limit_s} s\n{ends}"
     assert code == 0, f"{script} exited {code}\n{ends}"
-    return json.loads((folder / "result.json").read_text())
+    return out.read_text()
 
 
 @cache

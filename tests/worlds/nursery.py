@@ -66,7 +66,7 @@ def fork(rank: int, size: int, port: int, argv: list[str]) -> int:
         runpy.run_path(argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     leave(code)
