@@ -180,9 +180,8 @@ def test_simulated_rounds_take_the_steps_that_were_measured(tmp_path):
         studies.append(tmp_path / str(seed))
     lines = [step("plain", 2.0), step("fast", 0.5), step(breakdown.DDP, 1.5)]
     by_seed = reach.rescaled(studies, lines, "plain")
-    assert {seed: [r.label for r in runs] for seed, runs in by_seed.items()} == dict.fromkeys(
-        (0, 1), [breakdown.DDP, "plain", "fast"]
-    )
+    labels = [breakdown.DDP, "plain", "fast"]
+    assert {seed: [r.label for r in runs] for seed, runs in by_seed.items()} == {0: labels, 1: labels}
     ddp, plain, fast = by_seed[1]
     assert (ddp.curve.seconds, plain.curve.seconds, fast.curve.seconds) == ([3, 6, 9], [4, 8, 12], [1, 2, 3])
     assert ddp.curve.accuracy == plain.curve.accuracy

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds to an accuracy, of rounds counted in a simulation and steps measured over the network.
 
-The simulation ends with the bits of the job over the network, so its accuracy after a number of rounds is the job's. What
-a step takes is measured apart from what the adversary takes for itself.
+The simulation ends with the bits of the job over the network, so its accuracy after a number of rounds is the job's.
+What the adversary takes for itself is no part of a step.
 """
 
 from __future__ import annotations

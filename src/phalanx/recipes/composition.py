@@ -134,7 +134,7 @@ def configured(size: Size, scheme: Stage, byzantine: Threat, low: bool = False) 
 
 @recipe("composition", plot=plot_convergence, tables=cluster_tables)
 def composition(scale: str) -> dict[str, Run]:
-    """A factorized model, spectrally compressed, voted by digest, aggregated by DETOX, under ALIE: all and each alone."""
+    """A factorized model, spectrally compressed, voted by digest, aggregated by DETOX under ALIE: all and each alone."""
     size = SIZES[scale]
     attack, liars, codec = px.alie(z=1.0), px.drawn(size.byzantine), spectral(size)
     dense = px.gather(px.dense())
