@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import phalanx as px
 from phalanx.attack import Threat
@@ -26,6 +29,7 @@ class Size:
     """What a scale changes.
 
     Args:
+        low: the surgery, from the ratio of its ranks to the full ones.
         batch: examples a round over all workers.
         byzantine: liars among the workers, drawn once.
         groups: of votes, each averaged before the median across them.
@@ -36,7 +40,8 @@ class Size:
     data: Data
     model: Model
     augment: Augment | None
-    surgery: Surgery
+    low: Callable[[float], Surgery]
+    ratio: float
     batch: int
     lr: float
     rounds: int
@@ -46,7 +51,7 @@ class Size:
     groups: int
     budget: float
     smallest: int = 1000
-    precision: str = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
 
 
 SIZES = {
@@ -54,7 +59,8 @@ SIZES = {
         px.digits(),
         px.cnn(channels=(8, 16, 32)),
         None,
-        px.pufferfish(warmup=0.0, first=1, ratio=0.5, keep=("0",)),
+        partial(px.pufferfish, warmup=0.0, first=1, keep=("0",)),
+        ratio=0.5,
         batch=60,
         lr=0.05,
         rounds=20,
@@ -70,7 +76,8 @@ SIZES = {
         px.cifar10(test=2000, size=16),
         px.cnn(channels=(32, 64, 256, 256)),
         px.crop_flip(pad=1),
-        px.pufferfish(warmup=0.0, first=1, ratio=0.5, keep=("0", "16")),
+        partial(px.pufferfish, warmup=0.0, first=1, keep=("0", "16")),
+        ratio=0.5,
         # small shares are where ALIE hides
         batch=120,
         lr=0.02,
@@ -87,7 +94,8 @@ SIZES = {
         px.cifar10(),
         px.resnet18(),
         px.crop_flip(),
-        px.pufferfish(),
+        px.pufferfish,
+        ratio=0.25,
         batch=1440,
         lr=0.1,
         rounds=10_000,
@@ -111,14 +119,14 @@ def spectral(size: Size) -> Codec:
     )
 
 
-def configured(size: Size, scheme: Stage, byzantine: Threat, low: bool = False) -> Run:
-    """One run; `low` factorizes the model."""
+def configured(size: Size, scheme: Stage, byzantine: Threat, surgery: Surgery | None = None) -> Run:
+    """One run; a surgery factorizes the model."""
     phase = px.phase(
         work=px.gradient(batch=size.batch),
         scheme=scheme,
         finish=px.sgd(size.lr, 0.9, schedule=px.cosine()),
         rounds=size.rounds,
-        surgery=size.surgery if low else None,
+        surgery=surgery,
     )
     return px.run(
         data=size.data,
@@ -134,8 +142,9 @@ def configured(size: Size, scheme: Stage, byzantine: Threat, low: bool = False) 
 
 @recipe("composition", plot=plot_convergence, tables=cluster_tables)
 def composition(scale: str) -> dict[str, Run]:
-    """A factorized model, spectrally compressed, voted by digest, aggregated by DETOX under ALIE: all and each alone."""
+    """A factorized model, spectrally compressed, voted by digest, aggregated by DETOX, under ALIE: all and each."""
     size = SIZES[scale]
+    low, lower = size.low(size.ratio), size.low(size.ratio / 2)
     attack, liars, codec = px.alie(z=1.0), px.drawn(size.byzantine), spectral(size)
     dense = px.gather(px.dense())
     rules = px.hierarchy(px.mean(), px.median(), groups=size.groups)
@@ -143,14 +152,15 @@ def composition(scale: str) -> dict[str, Run]:
     free = px.chain(px.reduce(px.dense()))
     return {
         "no attack: uncompressed": configured(size, free, px.nobody()),
-        "no attack: low rank": configured(size, free, px.nobody(), low=True),
+        "no attack: low rank": configured(size, free, px.nobody(), low),
         "no attack: spectral": configured(size, px.chain(px.gather(codec), px.mean()), px.nobody()),
-        "no attack: all": configured(size, whole, px.nobody(), low=True),
+        "no attack: all": configured(size, whole, px.nobody(), low),
         "ALIE: uncompressed": configured(size, px.chain(attack, dense, px.mean()), liars),
-        "ALIE: low rank": configured(size, px.chain(attack, dense, px.mean()), liars, low=True),
+        "ALIE: low rank": configured(size, px.chain(attack, dense, px.mean()), liars, low),
         "ALIE: spectral": configured(size, px.chain(attack, px.gather(codec), px.mean()), liars),
         "ALIE: median": configured(size, px.chain(attack, dense, px.median()), liars),
         "ALIE: vote": configured(size, px.chain(attack, px.vote(px.dense(), R), px.mean()), liars),
         "ALIE: DETOX": configured(size, px.chain(attack, px.vote(px.dense(), R), rules), liars),
-        "ALIE: all": configured(size, whole, liars, low=True),
+        "ALIE: all": configured(size, whole, liars, low),
+        "ALIE: all, half the rank": configured(size, whole, liars, lower),
     }
