@@ -158,13 +158,15 @@ def reach(args: argparse.Namespace) -> dict[str, Any]:
     """Time to accuracy without training over the network."""
     import json
 
+    from phalanx.phase import Run
     from phalanx.report import tables
     from phalanx.report.collect import collect
     from slow_network import breakdown, convergence
     from slow_network.reach import rescaled
 
     measured = json.loads(args.steps.read_text())
-    plain = convergence.uncompressed({result.name: result.job for result in collect(args.folders)})
+    jobs = {result.name: result.job for result in collect(args.folders)}
+    plain = convergence.uncompressed({label: job for label, job in jobs.items() if isinstance(job, Run)})
     results = rescaled(args.folders, measured["lines"], plain or "")
     found = convergence.report(results, args.target, args.baseline or breakdown.DDP)
     tables.console().print(convergence.table(found))

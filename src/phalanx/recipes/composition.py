@@ -81,7 +81,7 @@ SIZES = {
         # small shares are where ALIE hides
         batch=120,
         lr=0.02,
-        rounds=400,
+        rounds=300,
         evaluate_every=20,
         workers=15,
         byzantine=3,
