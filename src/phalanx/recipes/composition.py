@@ -31,7 +31,7 @@ class Size:
     Args:
         low: the surgery, from the ratio of its ranks to the full ones.
         batch: examples a round over all workers.
-        byzantine: liars among the workers, drawn once.
+        byzantine: liars among the workers; no two in one group of the vote but where the label says so.
         groups: of votes, each averaged before the median across them.
         budget: expected atoms of a matrix.
         smallest: entries of the smallest tensor that is compressed.
@@ -145,7 +145,8 @@ def composition(scale: str) -> dict[str, Run]:
     """A factorized model, spectrally compressed, voted by digest, aggregated by DETOX, under ALIE: all and each."""
     size = SIZES[scale]
     low, lower = size.low(size.ratio), size.low(size.ratio / 2)
-    attack, liars, codec = px.alie(z=1.0), px.drawn(size.byzantine), spectral(size)
+    attack, codec = px.alie(z=1.0), spectral(size)
+    liars, lost = px.spread(size.byzantine), px.fixed((0, 1, *range(R, R * (size.byzantine - 1), R)))
     dense = px.gather(px.dense())
     rules = px.hierarchy(px.mean(), px.median(), groups=size.groups)
     whole = px.chain(attack, px.vote(codec, R), rules)
@@ -154,7 +155,6 @@ def composition(scale: str) -> dict[str, Run]:
         "no attack: uncompressed": configured(size, free, px.nobody()),
         "no attack: low rank": configured(size, free, px.nobody(), low),
         "no attack: spectral": configured(size, px.chain(px.gather(codec), px.mean()), px.nobody()),
-        "no attack: all": configured(size, whole, px.nobody(), low),
         "ALIE: uncompressed": configured(size, px.chain(attack, dense, px.mean()), liars),
         "ALIE: low rank": configured(size, px.chain(attack, dense, px.mean()), liars, low),
         "ALIE: spectral": configured(size, px.chain(attack, px.gather(codec), px.mean()), liars),
@@ -163,4 +163,7 @@ def composition(scale: str) -> dict[str, Run]:
         "ALIE: DETOX": configured(size, px.chain(attack, px.vote(px.dense(), R), rules), liars),
         "ALIE: all": configured(size, whole, liars, low),
         "ALIE: all, half the rank": configured(size, whole, liars, lower),
+        # two liars share a group, whose vote they win
+        "ALIE, a group lost: DETOX": configured(size, px.chain(attack, px.vote(px.dense(), R), rules), lost),
+        "ALIE, a group lost: all": configured(size, whole, lost, low),
     }
