@@ -86,7 +86,7 @@ SIZES = {
         workers=15,
         byzantine=3,
         groups=3,
-        budget=16,
+        budget=24,
         precision="bf16",
     ),
     # the cluster and the liars of section 7.4.1, the model and its hybrid of section 4.4
@@ -103,17 +103,17 @@ SIZES = {
         workers=45,
         byzantine=5,
         groups=3,
-        budget=16,
+        budget=24,
     ),
 }
 
 
 def spectral(size: Size) -> Codec:
-    """Singular vectors in QSGD: what sends fewest bytes in atomo-convergence for its accuracy, of ATOMO's codes."""
+    """Singular vectors in QSGD, of more levels than in atomo-convergence: few votes are averaged, and medians taken."""
     return px.atomo(
         px.spectral("matrix"),
         budget=size.budget,
-        vectors=px.qsgd(bits=2, norm="linf"),
+        vectors=px.qsgd(bits=4, norm="linf"),
         draws="systematic",
         smallest=size.smallest,
     )
