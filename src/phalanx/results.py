@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from phalanx.checkpoint import Checkpoint, load, save, write_atomic
+from phalanx.optional import optional
 
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
 
@@ -188,9 +189,14 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if state.stdout.strip() else "") if head.returncode == 0 else None
 
 
+def event_writer() -> Any:
+    """The class that writes TensorBoard events.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    return optional("torch.utils.tensorboard", "writing events", "TensorBoard", "tensorboard").SummaryWriter
+
+
 def _events(path: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("TensorBoard events need the package: pip install phalanx-train[tensorboard]") from None
-    return SummaryWriter(str(path))
+    return event_writer()(str(path))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from phalanx.launch import Team
 from phalanx.measurement import Job, Measurement, parse_job
+from phalanx.optional import MissingPackage
 from phalanx.phase import Run
 from phalanx.recipes.recipe import nothing, recipes, slug
 from phalanx.report.collect import collect
@@ -147,8 +148,14 @@ class StudyFolder:
             for label in self.finished(study)
         ]
 
-    def finish(self, study: Study) -> tuple[list[dict[str, Any]], list[Sheet]]:
-        """Writes summary.json, plot.png and the recipe's tables, if it has any; returns the results and the tables."""
+    def finish(
+        self, study: Study, told: Callable[[str], None] = lambda words: None
+    ) -> tuple[list[dict[str, Any]], list[Sheet]]:
+        """Writes summary.json, plot.png and the recipe's tables, if it has any; returns the results and the tables.
+
+        Args:
+            told: called with a sentence if there is no plot, as the package that draws it is not installed.
+        """
         known = {r.name: r for r in recipes()}.get(study.recipe)
         plot, tables = (plot_study, nothing) if study.runs else (no_plot, measured_tables)
         if known is not None:
@@ -158,7 +165,10 @@ class StudyFolder:
         sheets = tables(curves)
         if sheets:
             write_json(self.path / "tables.json", [sheet.to_json() for sheet in sheets])
-        plot(curves, self.title(study), self.path / "plot.png")
+        try:
+            plot(curves, self.title(study), self.path / "plot.png")
+        except MissingPackage as missing:
+            told(str(missing))
         return results, sheets
 
     @staticmethod

@@ -109,7 +109,7 @@ def _run(
     for folder in planned.studies:
         study = folder.study
         conducted(study, folder, folder.finished(study), partial(_again, planned, jobs), Team(), jobs)
-        folder.finish(study)
+        folder.finish(study, partial(typer.echo, err=True))
     where = {
         "folder": str(planned.path),
         "plots": [str(p) for f in planned.studies if (p := f.path / "plot.png").exists()],

@@ -19,6 +19,7 @@ from phalanx.commands.conducted import conducted
 from phalanx.launch import Team, team
 from phalanx.report import tables
 from phalanx.request import requested
+from phalanx.results import event_writer
 from phalanx.study import Study, StudyFolder
 
 
@@ -56,6 +57,8 @@ def run(
       torchrun --nproc-per-node 10 -m phalanx run quickstart --server --set workers=9
     """
     check_jobs(jobs)
+    if tensorboard:
+        event_writer()
     with _processes(server, deadline) as processes:
         if processes is None:
             return
@@ -126,7 +129,7 @@ def _again(processes: Team, jobs: int, folder: StudyFolder) -> str:
 
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
-    results, sheets = folder.finish(study)
+    results, sheets = folder.finish(study, partial(typer.echo, err=True))
     plot = folder.path / "plot.png"
     drawn = plot.exists()
     if as_json:
