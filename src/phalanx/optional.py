@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 
-class MissingPackage(ValueError, ImportError):
+class MissingPackage(ValueError):
     """An optional package is not installed; the sentence names the extra that brings it."""
 
 

@@ -19,16 +19,27 @@ FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
 P = ParamSpec("P")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+Recipe = Annotated[
+    str | None, typer.Argument(help="Name of a recipe, a run(...) expression, or a file that holds one.")
+]
 Scale = Annotated[
-    str | None, typer.Option(help=f"{', '.join(SCALES)}: seconds, minutes, the published size; laptop if left out.")
+    str | None,
+    typer.Option(
+        metavar="SCALE", help=f"{', '.join(SCALES)}: seconds, minutes, the published size; laptop if left out."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field in every run that has it; may be repeated."),
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Only the run of this label; may be repeated.")]
-Jobs = Annotated[int, typer.Option(metavar="N", help="Runs or measurements at a time, each in a process of its own.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of every run.")]
+Jobs = Annotated[
+    int,
+    typer.Option(metavar="N", show_default=False, help="Runs at a time, each in a process of its own; 1 if left out."),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="SEED", help="Seed of every run; that of the recipe, mostly 0, if left out.")
+]
 
 
 def check_jobs(jobs: int) -> None:

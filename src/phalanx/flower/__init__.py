@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs on Flower: a strategy for its ServerApp and a ClientApp for its nodes."""
 
-from phalanx.optional import optional
-
-optional("flwr", "phalanx.flower", "Flower", "flower")
+try:
+    import flwr
+except ImportError:
+    raise ImportError("phalanx.flower needs Flower; pip install 'phalanx-train[flower]'") from None
 
 from phalanx.flower.client import client_app as client_app
 from phalanx.flower.strategy import FlowerStrategy as FlowerStrategy
