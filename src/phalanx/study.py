@@ -87,7 +87,9 @@ class StudyFolder:
             ValueError: there is something at `path` already.
         """
         chosen = Path(path) if path is not None else new_folder(slug(study.recipe))
-        if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
+        if chosen.exists() and not chosen.is_dir():
+            raise ValueError(f"{chosen} is a file; give a new folder")
+        if chosen.exists() and any(chosen.iterdir()):
             raise ValueError(f"{chosen} is not empty; go on with it by --resume {chosen}, or give a new folder")
         chosen.mkdir(parents=True, exist_ok=True)
         write_json(chosen / "study.json", {**study.to_json(), "argv": list(argv), **about()})
@@ -107,8 +109,8 @@ class StudyFolder:
             raise ValueError(f"{self.path} holds no study: there is no study.json in it{inside}")
         try:
             return Study.from_json(json.loads(file.read_text()))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); begin in a new folder") from None
 
     @contextmanager
     def held(self, told: Callable[[str], None] = lambda words: None) -> Iterator[int]:

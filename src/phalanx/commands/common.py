@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -15,6 +16,16 @@ from phalanx.expression import require
 from phalanx.recipes.recipe import SCALES
 
 FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
+
+# what is wrong with a path, and the way out
+_PLACES = {
+    errno.ENOENT: "is not there; check the path",
+    errno.EEXIST: "is a file where a folder is needed; give another path",
+    errno.ENOTDIR: "leads through a file; give another path",
+    errno.EISDIR: "is a folder where a file is needed; give another path",
+    errno.EACCES: "may not be read or written by this user; give another path, or change its rights",
+    errno.EROFS: "lies on a disk that cannot be written; give another path",
+}
 
 P = ParamSpec("P")
 
@@ -59,6 +70,9 @@ def said(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             raise
         except OSError as error:
+            words = _PLACES.get(error.errno or 0)
+            if error.filename and words:
+                _fail(f"{error.filename} {words}")
             place = f"{error.filename}: " if error.filename else ""
             _fail(f"{place}{error.strerror or error}")
         except ValueError as error:
