@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrong inputs of the command line: each ends with 2 and one sentence on stderr, and leaves nothing behind."""
 
+import errno
 import json
 import shlex
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,3 +261,22 @@ def test_studies(damage: Callable[[Path], object], command: str, sentence: str, 
     shutil.copytree(study, "broken")
     damage(Path("broken"))
     assert fits(said(*command.split()), sentence), said(*command.split())
+
+
+def test_a_port_that_is_in_use(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        job = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in job.items():
+            monkeypatch.setenv(name, value)
+        wanted = f"the processes cannot meet at 127.0.0.1:{port} ($); give another --master-port"
+        assert fits(said("run", "quickstart"), wanted)
+
+
+def test_a_folder_that_may_not_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    wanted = "out may not be read or written by this user; give another path, or change its rights"
+    assert said("run", "quickstart", "--out", "out") == wanted
