@@ -70,3 +70,9 @@ def test_the_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Pa
     assert again.read_bytes() == wheel.read_bytes()
     for file in ("tests/test_wheel.py", "benchmarks/codecs.py", "docs/pattern.md", "SECURITY.md", "Makefile"):
         assert f"{inside.name}/{file}" in names
+
+
+def test_an_editable_installation_points_to_the_source(tmp_path: Path) -> None:
+    made = Path(next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["editable"])))
+    (place,) = [text.decode() for name, text in files(made).items() if name.endswith(".pth")]
+    assert place.strip() == str(ROOT / "src")
