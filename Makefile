@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types tests processes bench site clean
+.PHONY: demo test lint types tests processes bench site dist wheel-check clean
 
 demo: $(STAMP)
 	$(BIN)/phalanx run quickstart
@@ -40,6 +40,15 @@ bench: $(STAMP)
 
 site: $(STAMP)
 	$(BIN)/phalanx reproduce --report --out site
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+# in an environment of its own, with nothing of the source tree in it
+wheel-check: dist
+	TORCH="$(TORCH)" tests/wheel_check.sh dist/*.whl $(PYTHON)
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

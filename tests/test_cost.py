@@ -377,7 +377,7 @@ def test_the_commands(tmp_path):
         (["advise", "--bandwidth", "1Gbit", "--workers", "4", "--model", "digits"], "--model takes a model"),
         (["advise", "--bandwidth", "1Gbit", "--workers", "4", "--scheme", "krum(f=1)"], "crosses the wire"),
         (["advise", "--latency", "1ms"], "give both"),
-        (["advise", "absent.json"], "absent.json: No such file"),
+        (["advise", "absent.json"], "absent.json is not there; check the path"),
         (["advise", "--check"], "needs a probe and runs"),
         (["probe", "--batch", "0"], "at least 1 example"),
         (["probe", "quikstart"], "did you mean quickstart"),

@@ -180,7 +180,7 @@ def test_subsets_that_there_are_not(root):
 
 
 def test_without_pillow(root, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ValueError, match=r"image_folder needs Pillow; pip install 'phalanx-train\[images\]'"):
         folder().load()
 

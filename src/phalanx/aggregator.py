@@ -60,7 +60,9 @@ class Aggregator(Stage):
     def _enough(self, n: int, f: int, notes: tuple[Note, ...] = ()) -> None:
         if n < max(self.least(f), 1):
             name = self.expression_name
-            raise TooFewRows(f"{name} needs {self.requirement} rows, got n={n}, f={f}", notes)
+            gone = sum(note.kind == "excluded" for note in notes)
+            why = f"{gone} were left out, missing or not finite" if gone else "take more workers or a smaller f"
+            raise TooFewRows(f"{name} needs {self.requirement} rows, got n={n}, f={f}; {why}", notes)
 
     def aggregate(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Tensor:
         """The rule applied to plain rows, as one vector (d,) of their type, dtype and device.

@@ -43,6 +43,10 @@ def encode(codec: Codec, tensor: Tensor, seed: int) -> bytes:
     >>> px.decode(px.sign(), px.encode(px.sign(), torch.tensor([0.5, -2.0]), seed=0))
     tensor([ 1., -1.])
     """
+    require(
+        isinstance(codec, Codec) and isinstance(tensor, Tensor),
+        f"encode takes a codec and a tensor, got {type(codec).__name__} and {type(tensor).__name__}",
+    )
     require(tensor.dtype in _DTYPES, f"encode takes floating-point tensors, got {tensor.dtype}; convert it first")
     row = tensor.detach().reshape(-1)
     payload, memory = codec.encode(row, _layout(tensor.shape, tensor.dtype), {}, partial(stream, "bytes", seed))

@@ -56,7 +56,7 @@ def load(path: Path) -> Checkpoint:
             # a name in the file and its tensor; the file closes before they are used
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole checkpoint: {error}") from None
+        raise ValueError(f"{path} is not a whole checkpoint ({error}); delete it to begin this run again") from None
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} holds format {about.get('format')!r}, this version reads {FORMAT!r}")
     return Checkpoint(int(about["step"]), about["run"], unflatten(tensors, json.loads(about["plain"])))

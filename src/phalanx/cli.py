@@ -12,7 +12,7 @@ import typer
 import phalanx
 from phalanx.commands.advise import advise
 from phalanx.commands.audit import audit
-from phalanx.commands.common import Json, Only, Scale, Seed, Settings, print_json, said
+from phalanx.commands.common import Json, Only, Recipe, Scale, Seed, Settings, print_json, said
 from phalanx.commands.factorize import factorize
 from phalanx.commands.probe import probe
 from phalanx.commands.reproduce import reproduce
@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Training on many machines when the network is slow or some of the machines cannot be trusted.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain text: paragraphs fill the line, and examples can be copied
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -50,7 +51,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def about(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Training on many machines when the network is slow or some of the machines cannot be trusted."""
 
@@ -63,12 +66,12 @@ app.command()(audit)
 @app.command("list")
 @said
 def list_(
-    kind: Annotated[str | None, typer.Argument()] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Such as recipes, aggregators, attacks, codecs, data, models; all if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Lists what recipes, schemes and runs are made of.
-
-    KIND is recipes, aggregators, attacks, codecs, local, data, models or another kind; all of them if left out.
 
     \b
     Examples:
@@ -112,25 +115,28 @@ def _plural(kind: str) -> str:
 @app.command()
 @said
 def show(
-    recipe: str,
+    recipe: Recipe = None,
     scale: Scale = None,
     settings: Settings = None,
     only: Only = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Prints the expression of every run or measurement of a recipe; each can be edited, kept in a file, and run.
+    """Prints the expressions behind a recipe.
 
-    RECIPE is the name of a recipe, a run(...) expression, or a file that holds one.
+    There is one for every run or measurement; each can be edited, kept in a file, and run.
 
     \b
     Examples:
       phalanx show quickstart
       phalanx show robust-mnist --scale paper --only "no attack: mean"
-      phalanx show quickstart --only krum --set rounds=10 > krum.txt && phalanx run krum.txt
+      phalanx show quickstart --only krum --set rounds=10 > krum.txt
+      phalanx run krum.txt
     """
     from phalanx.report.pretty import pretty
 
+    if recipe is None:
+        raise ValueError("show needs a recipe, such as quickstart; phalanx list recipes names them all")
     study = requested(recipe, scale, settings or [], only or [], seed)
     for notice in study.notices:
         typer.echo(notice, err=True)
@@ -144,13 +150,17 @@ def show(
 @app.command()
 @said
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    plot: Annotated[Path | None, typer.Option(help="Write accuracy against rounds, bytes and seconds here.")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Folder of a run, or of a study with all its runs.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG of accuracy against rounds, bytes and seconds here.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Puts runs side by side, finished or not.
 
-    RUN is the folder of a run, or that of a study with all its runs; measurements are left out.
+    Measurements have no curves and are left out.
 
     \b
     Examples:
@@ -160,6 +170,8 @@ def compare(
     """
     from phalanx.report.collect import collect
 
+    if not runs:
+        raise ValueError("compare needs folders of runs or of studies, such as runs/2026-01-31-120000-quickstart")
     found = collect(runs)
     results = [r for r in found if not r.measures]
     if not results:
@@ -180,7 +192,9 @@ def compare(
 @app.command()
 @said
 def doctor(as_json: Json = False) -> None:
-    """Reports versions, threads, process groups, GPU, data and folders; ends with 1 if a run cannot work here.
+    """Reports whether a run can work on this machine.
+
+    It looks at versions, threads, process groups, GPU, data and folders, and ends with 1 if a run cannot work here.
 
     \b
     Examples:

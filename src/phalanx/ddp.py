@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from phalanx.accuse import Ledger
 from phalanx.attack import Threat
 from phalanx.exchange import Courier, as_scheme
+from phalanx.expression import require
 from phalanx.layout import Layout
 from phalanx.stage import Stage, check_scheme
 from phalanx.worlds.group import GroupWorld
@@ -64,6 +65,10 @@ def register(
         RuntimeError: from backward() when an exchange failed; the group of that rank is closed then, so that the
             other ranks fail too and do not wait.
     """
+    require(
+        isinstance(model, DistributedDataParallel),
+        f"register takes a model wrapped in DistributedDataParallel, got {type(model).__name__}; wrap it first",
+    )
     stage, group = as_scheme(scheme), model.process_group
     if stage.scope == "vector":
         raise ValueError(

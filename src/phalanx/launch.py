@@ -62,7 +62,11 @@ class Team:
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """All processes of the job; under torchrun they form a process group, NCCL with a GPU for each, else gloo."""
+    """All processes of the job; under torchrun they form a process group, NCCL with a GPU for each, else gloo.
+
+    Raises:
+        ValueError: they cannot meet: the port is in use, or nobody listens there.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Team()
         return
@@ -71,7 +75,12 @@ def team() -> Iterator[Team]:
     if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         torch.cuda.set_device(local_rank)
         backend = "nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except dist.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"the processes cannot meet at {place} ({why}); give another --master-port") from None
     try:
         yield Team(dist.get_rank(), dist.get_world_size())
     finally:

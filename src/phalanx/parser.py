@@ -30,6 +30,8 @@ def parse(text: str) -> Any:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"an expression has at most {MAX_CHARACTERS} characters, got {len(text)}")
     source = text.strip()
+    if not source:
+        raise ValueError("an expression is empty; write one such as krum(f=2)")
     try:
         tree = ast.parse(source, mode="eval")
     except SyntaxError as error:

@@ -29,6 +29,9 @@ class Entry:
         return inspect.signature(self.build)
 
 
+MANY = 40  # names that an error lists; of more only the nearest
+NEAREST = 12
+
 _entries: dict[str, Entry] = {}
 
 
@@ -72,7 +75,10 @@ def choices(wanted: type | None) -> list[str]:
 
 
 def suggest(name: str, names: list[str]) -> str:
-    """'did you mean a? choose from a, b, c' for an error sentence."""
+    """'did you mean a? choose from a, b, c' for an error sentence; of very many names the nearest."""
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}choose from {', '.join(names)}"
+    if len(names) <= MANY:
+        return f"{hint}choose from {', '.join(names)}"
+    nearest = difflib.get_close_matches(name, names, n=NEAREST, cutoff=0.0)
+    return f"{hint}choose from {', '.join(nearest)}, ... ({len(names)} in all)"

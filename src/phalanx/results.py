@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from phalanx.checkpoint import Checkpoint, load, save, write_atomic
+from phalanx.optional import optional
 
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
 
@@ -74,13 +75,13 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The summary, once the run has ended."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return _document(file.read_text(), str(file)) if file.exists() else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a line cut off by a crash is left out."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text().split("\n")[:-1] if file.exists() else []
-        return [json.loads(line) for line in lines]
+        return [_document(line, f"line {i} of {file}") for i, line in enumerate(lines, 1)]
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends one round's metrics."""
@@ -156,6 +157,14 @@ def about() -> dict[str, Any]:
     }
 
 
+def _document(text: str, source: str) -> dict[str, Any]:
+    """A JSON document; `source` says in an error where it stands."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source} is damaged ({error}); delete the run's folder and resume the study") from None
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a number."""
     found = {}
@@ -188,9 +197,14 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if state.stdout.strip() else "") if head.returncode == 0 else None
 
 
+def event_writer() -> Any:
+    """The class that writes TensorBoard events.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    return optional("torch.utils.tensorboard", "writing events", "TensorBoard", "tensorboard").SummaryWriter
+
+
 def _events(path: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("TensorBoard events need the package: pip install phalanx-train[tensorboard]") from None
-    return SummaryWriter(str(path))
+    return event_writer()(str(path))

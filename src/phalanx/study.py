@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from phalanx.launch import Team
 from phalanx.lock import held
 from phalanx.measurement import Job, Measurement, parse_job
+from phalanx.optional import MissingPackage
 from phalanx.phase import Run
 from phalanx.recipes.recipe import nothing, recipes, slug
 from phalanx.report.collect import collect
@@ -86,7 +87,9 @@ class StudyFolder:
             ValueError: there is something at `path` already.
         """
         chosen = Path(path) if path is not None else new_folder(slug(study.recipe))
-        if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
+        if chosen.exists() and not chosen.is_dir():
+            raise ValueError(f"{chosen} is a file; give a new folder")
+        if chosen.exists() and any(chosen.iterdir()):
             raise ValueError(f"{chosen} is not empty; go on with it by --resume {chosen}, or give a new folder")
         chosen.mkdir(parents=True, exist_ok=True)
         write_json(chosen / "study.json", {**study.to_json(), "argv": list(argv), **about()})
@@ -106,8 +109,8 @@ class StudyFolder:
             raise ValueError(f"{self.path} holds no study: there is no study.json in it{inside}")
         try:
             return Study.from_json(json.loads(file.read_text()))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); begin in a new folder") from None
 
     def held(self, told: Callable[[str], None] = lambda words: None) -> AbstractContextManager[int]:
         """Keeps other commands out of the folder; gives the open file, as `lock.held`."""
@@ -132,8 +135,14 @@ class StudyFolder:
             for label in self.finished(study)
         ]
 
-    def finish(self, study: Study) -> tuple[list[dict[str, Any]], list[Sheet]]:
-        """Writes summary.json, plot.png and the recipe's tables, if it has any; returns the results and the tables."""
+    def finish(
+        self, study: Study, told: Callable[[str], None] = lambda words: None
+    ) -> tuple[list[dict[str, Any]], list[Sheet]]:
+        """Writes summary.json, plot.png and the recipe's tables, if it has any; returns the results and the tables.
+
+        Args:
+            told: called with a sentence if there is no plot, as the package that draws it is not installed.
+        """
         known = {r.name: r for r in recipes()}.get(study.recipe)
         plot, tables = (plot_study, nothing) if study.runs else (no_plot, measured_tables)
         if known is not None:
@@ -143,7 +152,10 @@ class StudyFolder:
         sheets = tables(curves)
         if sheets:
             write_json(self.path / "tables.json", [sheet.to_json() for sheet in sheets])
-        plot(curves, self.title(study), self.path / "plot.png")
+        try:
+            plot(curves, self.title(study), self.path / "plot.png")
+        except MissingPackage as missing:
+            told(str(missing))
         return results, sheets
 
     @staticmethod

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install phalanx-train[flower]")
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'phalanx-train[flower]'")
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused():
 def test_without_flower_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr", None)
     monkeypatch.delitem(sys.modules, "phalanx.flower")
-    with pytest.raises(ImportError, match=r"pip install phalanx-train\[flower\]"):
+    with pytest.raises(ImportError, match=r"^phalanx.flower needs Flower; pip install 'phalanx-train\[flower\]'$"):
         importlib.import_module("phalanx.flower")
     script = "import phalanx, sys; sys.exit('flwr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

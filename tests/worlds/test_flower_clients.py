@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install phalanx-train[flower]")
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'phalanx-train[flower]'")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 

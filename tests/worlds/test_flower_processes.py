@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install phalanx-train[flower]")
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'phalanx-train[flower]'")
 
 import phalanx as px
 from phalanx.flower.local import Flower

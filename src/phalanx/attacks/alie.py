@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phalanx.attack import Attack, View
-from phalanx.expression import method
+from phalanx.expression import method, require
 from phalanx.precision import wide
 from phalanx.round import Round
 from phalanx.stage import State
@@ -33,6 +34,9 @@ class Alie(Attack):
     omniscient: ClassVar[bool] = True
 
     z: float | None = None
+
+    def validate(self) -> None:
+        require(self.z is None or math.isfinite(self.z), f"alie needs a finite z, got z={self.z}")
 
     def forge(
         self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round

@@ -71,7 +71,7 @@ def circulant(n: int, s: int) -> Circulant:
         TooFewRows: n <= 2s.
     """
     if n <= 2 * s:
-        raise TooFewRows(f"cyclic needs n > 2s workers, got n={n}, s={s}")
+        raise TooFewRows(f"cyclic needs n > 2s workers, got n={n}, s={s}; take more workers or a smaller s")
     support = 2 * s + 1 + (n + 1) % 2
     degree = (n - support) // 2
     place, zeros = np.arange(support), np.arange(support, n)

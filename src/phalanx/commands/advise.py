@@ -26,12 +26,17 @@ NOTE = "Predicted is the time of a step, not how many steps are needed: biased a
 
 @said
 def advise(
-    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PROBE.json] [RUN...]")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PROBE.json] [RUN...]", help="A file of phalanx probe; run folders with --check."),
+    ] = None,
     bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Of each link: 100Mbit, 1Gbit, 12MB/s.")] = None,
     latency: Annotated[
         str | None, typer.Option(metavar="TIME", help=f"Of a message: 0.1ms; {LATENCY} if left out.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="One a process; as many as probed if left out.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="One a process; as many as probed if left out.")
+    ] = None,
     step_time: Annotated[
         str | None, typer.Option(metavar="TIME", help="Forward and backward, such as 50ms; measured if left out.")
     ] = None,
@@ -42,27 +47,30 @@ def advise(
     precision: Precision = None,
     schemes: Schemes = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help=f"Steps behind every number; {REPEATS} if left out.")
+        int | None, typer.Option(metavar="STEPS", help=f"Behind every number; {REPEATS} if left out.")
     ] = None,
     checked: Annotated[bool, typer.Option("--check", help="Compare the predictions with the RUN folders.")] = False,
     byzantine: Annotated[
-        int | None, typer.Option(metavar="Q", help="How many of the workers are Byzantine: asks about redundancy.")
+        int | None, typer.Option(metavar="Q", help="How many of the workers are Byzantine; asks about redundancy.")
     ] = None,
     r: Annotated[
-        list[int] | None, typer.Option("--r", help="Workers in a group; may be repeated; odd ones to 15 if left out.")
+        list[int] | None,
+        typer.Option("--r", metavar="R", help="Workers in a group; may be repeated; odd ones to 15 if left out."),
     ] = None,
     risk: Annotated[
-        float | None, typer.Option(help=f"Probability that is accepted; {redundancy.RISK} if left out.")
+        float | None,
+        typer.Option(metavar="SHARE", help=f"Probability that is accepted, 0 to 1; {redundancy.RISK} if left out."),
     ] = None,
     redrawn: Annotated[
         int | None, typer.Option(metavar="ROUNDS", help="Byzantine workers are drawn anew in each of so many rounds.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predicts the step time of each scheme, where it breaks even, and says whether to compress at all.
+    """Predicts step times, and whether to compress at all.
 
-    PROBE.json comes from phalanx probe. Without one, the work and the schemes are measured here, in this process, and
-    the link is what --bandwidth and --latency say. With --check, what RUN folders measured stands beside it.
+    It gives the step time of each scheme and the bandwidth at which it breaks even. Without PROBE.json the work and the
+    schemes are measured here, in this process, and the link is what --bandwidth and --latency say. With --check, what
+    RUN folders measured stands beside it.
 
     With --byzantine it says instead how much redundancy a vote needs: how many groups of r workers so many Byzantine
     ones win, and which rule over the votes stands that.
@@ -72,10 +80,12 @@ def advise(
       phalanx advise probe.json
       phalanx advise probe.json --workers 16 --bandwidth 1Gbit
       phalanx advise --bandwidth 100Mbit --workers 4 --model lenet --data mnist
-      phalanx advise --bandwidth 10Gbit --latency 50us --workers 16 --step-time 80ms --scheme "chain(power_sgd(rank=4))"
+      phalanx advise --bandwidth 10Gbit --latency 50us --workers 16 \\
+        --step-time 80ms --scheme "chain(power_sgd(rank=4))"
       phalanx advise probe.json --check runs/2026-01-31-120000-run
       phalanx advise --byzantine 5 --workers 45
-      phalanx advise --byzantine 5 --workers 45 --r 3 --r 5 --risk 0.001 --redrawn 1000 --json
+      phalanx advise --byzantine 5 --workers 45 --r 3 --r 5 --risk 0.001 \\
+        --redrawn 1000 --json
     """
     if byzantine is not None:
         asking = {"a probe": paths, "--bandwidth": bandwidth, "--latency": latency, "--step-time": step_time}
@@ -86,6 +96,8 @@ def advise(
     for option, value in (("--r", r), ("--risk", risk), ("--redrawn", redrawn)):
         if value is not None:
             raise ValueError(f"{option} belongs to a question about redundancy; add --byzantine Q")
+    repeats = REPEATS if repeats is None else repeats
+    asked.check_repeats(repeats)
     from phalanx.cost import advise as advice
     from phalanx.cost.units import duration
 
@@ -101,7 +113,7 @@ def advise(
     if runs:
         raise ValueError(f"{runs[0]} stands behind the probe; add --check to compare with runs")
     if file is None:
-        found = _measured(line, workers, work_s, options, schemes or [], repeats or REPEATS)
+        found = _measured(line, workers, work_s, options, schemes or [], repeats)
     else:
         asked.no_options(options, f"{file} says what was probed")
         found = advice.chosen(_read(file), schemes or [])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phalanx.expression import require
 from phalanx.launch import Team
 
 if TYPE_CHECKING:
@@ -21,20 +22,21 @@ MODEL, DATA, BATCH, THREADS, PRECISION = "resnet18()", "cifar10()", 64, 1, "floa
 
 Model = Annotated[str | None, typer.Option(metavar="EXPR", help=f"Model, such as lenet; {MODEL} if left out.")]
 Data = Annotated[str | None, typer.Option(metavar="EXPR", help=f"Data set, such as digits; {DATA} if left out.")]
-Batch = Annotated[int | None, typer.Option(help=f"Examples of one worker in a step; {BATCH} if left out.")]
-Threads = Annotated[int | None, typer.Option(help=f"Threads of torch in each process; {THREADS} if left out.")]
-Precision = Annotated[str | None, typer.Option(help=f"float32 or bf16; {PRECISION} if left out.")]
+Batch = Annotated[int | None, typer.Option(metavar="EXAMPLES", help=f"Of one worker in a step; {BATCH} if left out.")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", help=f"Threads of torch in each process; {THREADS} if left out.")
+]
+Precision = Annotated[str | None, typer.Option(metavar="DTYPE", help=f"float32 or bf16; {PRECISION} if left out.")]
 Schemes = Annotated[
     list[str] | None, typer.Option("--scheme", metavar="EXPR", help="A scheme; may be repeated; a choice if left out.")
 ]
-Repeats = Annotated[int, typer.Option(min=1, help="Steps behind every number.")]
+Repeats = Annotated[int, typer.Option(metavar="STEPS", show_default=False, help="Behind every number; 5 if left out.")]
 
 
 def configured(options: dict[str, Any], n: int) -> Run:
     """A run of n workers with these options."""
     from phalanx.cost.quality import PLAIN
     from phalanx.data.dataset import Data
-    from phalanx.expression import require
     from phalanx.models.model import Model
     from phalanx.parser import parse
     from phalanx.phase import Phase, Run
@@ -61,6 +63,11 @@ def schemes(texts: Sequence[str]) -> list[Stage]:
     from phalanx.exchange import as_scheme
 
     return [as_scheme(text) for text in texts or DEFAULTS]
+
+
+def check_repeats(repeats: int) -> None:
+    """Raises ValueError unless a number can be measured so often."""
+    require(repeats >= 1, f"--repeats takes a number of steps >= 1, got {repeats}")
 
 
 def no_options(options: dict[str, Any], sentence: str) -> None:

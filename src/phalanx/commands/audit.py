@@ -31,50 +31,86 @@ USUAL = "edge-case-mnist"
 
 @said
 def audit(
-    source: Annotated[str | None, typer.Argument(metavar="[RECIPE_OR_CONFIG]")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE_OR_CONFIG]", help=f"A recipe of attacks, or a setting of your own; {USUAL} if left out."
+        ),
+    ] = None,
     scale: Scale = None,
     edges: Annotated[
-        str | None, typer.Option(help="Of a setting of your own: what the attacker calls wrongly.")
+        str | None,
+        typer.Option(metavar="EXPR", help="Of a setting of your own, which needs it: what the attacker calls wrongly."),
     ] = None,
-    every: Annotated[int | None, typer.Option(help="Of your own: rounds from one attack to the next; 10.")] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(metavar="ROUNDS", help="Of your own: from one attack to the next; 10 if left out."),
+    ] = None,
     attacker_share: Annotated[
-        float | None, typer.Option(help="Of your own: share of the edge cases that the attacker has; 0.5.")
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Of your own: of the edge cases, what the attacker has, 0 to 1; 0.5 if left out."
+        ),
     ] = None,
-    norm: Annotated[float | None, typer.Option(help="Of your own: length of a client's change; else measured.")] = None,
+    norm: Annotated[
+        float | None,
+        typer.Option(metavar="LENGTH", help="Of your own: of a client's change of the weights; measured if left out."),
+    ] = None,
     settings: Settings = None,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="WHAT", help="Only this attack, rule, or attack: rule; may be repeated."),
     ] = None,
     seed: Seed = None,
-    seeds: Annotated[int | None, typer.Option(metavar="N", help="Every run with N seeds, from --seed on.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Every run with N seeds, from --seed on; 1 if left out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/TIME-audit-RECIPE if left out.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on in this folder, or judge it anew.")] = None,
-    jobs: Annotated[int | None, typer.Option(metavar="N", help="Runs at a time; one for each core.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on in this folder where it stopped, or judge it anew.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", help="Runs at a time; one for each core if left out.")
+    ] = None,
     rule: Annotated[
         list[str] | None, typer.Option(metavar="RULE", help="Policies and advice are about this rule; may be repeated.")
     ] = None,
     fail_if: Annotated[
         list[str] | None, typer.Option(metavar="POLICY", help="'attack_success > 0.1 exit 4'; may be repeated.")
     ] = None,
-    excess_limit: Annotated[float | None, typer.Option(help="More attack success gained is broken; 0.1.")] = None,
-    accuracy_limit: Annotated[float | None, typer.Option(help="More main accuracy lost is costly; 0.025.")] = None,
-    parity_limit: Annotated[float | None, typer.Option(help="More accuracy parity lost is unfair; 0.1.")] = None,
-    choice_limit: Annotated[float | None, typer.Option(help="Unusual clients taken less often is unfair; 0.5.")] = None,
+    excess_limit: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="More attack success gained is broken; 0.1 if left out."),
+    ] = None,
+    accuracy_limit: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="More main accuracy lost is costly; 0.025 if left out.")
+    ] = None,
+    parity_limit: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="More accuracy parity lost is unfair; 0.1 if left out.")
+    ] = None,
+    choice_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Unusual clients taken at less than this share of the others' rate is unfair; 0.5 if left out.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Attacks a federated setting before somebody else does: which rules stand backdoors, at what cost, unfair to whom.
+    """Attacks a federated setting, and judges each rule.
 
-    RECIPE_OR_CONFIG is a recipe of attacks against rules (edge-case-mnist if left out), or a setting of your own: an
-    honest run(...) with local_training, or a file that holds one, with --edges. The exit code is 0; 1 or the policy's
-    own if a policy fails; 3 if a number that a policy needs is missing; 2 for wrong input.
+    It says which rules stand backdoors, at what cost, and unfair to whom. A setting of your own is an honest run(...)
+    with local_training, or a file that holds one, with --edges. The exit code is 0; 1 or the policy's own if a policy
+    fails; 3 if a number that a policy needs is missing; 2 for wrong input.
 
     \b
     Examples:
       phalanx audit --scale smoke
       phalanx audit --scale laptop --seeds 3 --jobs 8
-      phalanx audit setting.txt --edges "own_edges('unusual', target=1)" --fail-if "attack_success > 0.1"
-      phalanx audit --only Multi-Krum --fail-if "excess > 0.1" --fail-if "accuracy_lost > 0.05 exit 4" --json
+      phalanx audit setting.txt --edges "own_edges('unusual', target=1)" \\
+        --fail-if "attack_success > 0.1"
+      phalanx audit --only Multi-Krum --fail-if "excess > 0.1" \\
+        --fail-if "accuracy_lost > 0.05 exit 4" --json
       phalanx audit --resume runs/2026-01-31-120000-audit-edge-case-mnist
     """
     require("RANK" not in os.environ, "audit starts processes of its own; give --jobs, and leave torchrun out")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -16,19 +17,40 @@ from phalanx.recipes.recipe import SCALES
 
 FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
 
+# what is wrong with a path, and the way out
+_PLACES = {
+    errno.ENOENT: "is not there; check the path",
+    errno.EEXIST: "is a file where a folder is needed; give another path",
+    errno.ENOTDIR: "leads through a file; give another path",
+    errno.EISDIR: "is a folder where a file is needed; give another path",
+    errno.EACCES: "may not be read or written by this user; give another path, or change its rights",
+    errno.EROFS: "lies on a disk that cannot be written; give another path",
+}
+
 P = ParamSpec("P")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+Recipe = Annotated[
+    str | None, typer.Argument(help="Name of a recipe, a run(...) expression, or a file that holds one.")
+]
 Scale = Annotated[
-    str | None, typer.Option(help=f"{', '.join(SCALES)}: seconds, minutes, the published size; laptop if left out.")
+    str | None,
+    typer.Option(
+        metavar="SCALE", help=f"{', '.join(SCALES)}: seconds, minutes, the published size; laptop if left out."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field in every run that has it; may be repeated."),
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Only the run of this label; may be repeated.")]
-Jobs = Annotated[int, typer.Option(metavar="N", help="Runs or measurements at a time, each in a process of its own.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of every run.")]
+Jobs = Annotated[
+    int,
+    typer.Option(metavar="N", show_default=False, help="Runs at a time, each in a process of its own; 1 if left out."),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="SEED", help="Seed of every run; that of the recipe, mostly 0, if left out.")
+]
 
 
 def check_jobs(jobs: int) -> None:
@@ -48,6 +70,9 @@ def said(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             raise
         except OSError as error:
+            words = _PLACES.get(error.errno or 0)
+            if error.filename and words:
+                _fail(f"{error.filename} {words}")
             place = f"{error.filename}: " if error.filename else ""
             _fail(f"{place}{error.strerror or error}")
         except ValueError as error:

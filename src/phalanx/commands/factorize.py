@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 @said
 def factorize(
-    model: Annotated[str, typer.Option(metavar="NAME", help="A network of the dissertation; see the examples.")],
-    ratio: Annotated[float | None, typer.Option(help="Of the rank to the full rank, in (0, 1]; 0.25.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Needed; one of the networks above.")] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Of the rank in the full rank, in (0, 1]; 0.25 if left out."),
+    ] = None,
     first: Annotated[
         int | None,
         typer.Option(metavar="K", help="The first K - 1 layers stay full, not those as published."),
@@ -28,15 +31,25 @@ def factorize(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here as YAML, to edit and to give back.")] = None,
     times: Annotated[
-        bool, typer.Option(help="Measure a training step of every layer on this machine; seconds to a minute.")
+        bool,
+        typer.Option("--times", help="Measure a training step of every layer on this machine; seconds to a minute."),
     ] = False,
-    batch: Annotated[int, typer.Option(help="Examples in the sample that is timed.")] = 16,
+    batch: Annotated[
+        int,
+        typer.Option(metavar="EXAMPLES", show_default=False, help="In the sample that --times uses; 16 if left out."),
+    ] = 16,
     as_json: Json = False,
 ) -> None:
-    """Shows every layer of a network with its rank, parameters and multiply-accumulates, full and factorized.
+    """Shows what a low-rank network saves, layer by layer.
 
-    Without --first and --keep the layers are those that the dissertation makes low-rank. Parameters are also shown as
-    the bytes of a gradient in float32, which a worker sends in a step.
+    Every layer stands there with its rank, parameters and multiply-accumulates, full and factorized. Without --first
+    and --keep the layers are those that the dissertation makes low-rank. Parameters are also shown as the bytes of a
+    gradient in float32, which a worker sends in a step.
+
+    \b
+    Networks:
+      vgg19-cifar, vgg19-lth, resnet18-cifar, resnet50, wide-resnet50-2,
+      lstm-wikitext2, transformer-multi30k
 
     \b
     Examples:
@@ -44,13 +57,13 @@ def factorize(
       phalanx factorize --model vgg19-cifar --first 10 --out plan.yaml
       phalanx factorize --model vgg19-cifar --times --batch 32
       phalanx factorize --model transformer-multi30k --json
-    The networks are vgg19-cifar, vgg19-lth, resnet18-cifar, resnet50, wide-resnet50-2, lstm-wikitext2 and
-    transformer-multi30k.
     """
     from phalanx.lowrank.rules import plan
     from phalanx.lowrank.times import timed
-    from phalanx.models.zoo import network
+    from phalanx.models.zoo import NETWORKS, network
 
+    if model is None:
+        raise ValueError(f"factorize needs --model; choose from {', '.join(NETWORKS)}")
     chosen = network(model)
     if first is None and not keep:
         found = chosen.hybrid(ratio)

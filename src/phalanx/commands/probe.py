@@ -11,7 +11,7 @@ import typer
 
 from phalanx.commands import asked
 from phalanx.commands.asked import Batch, Data, Model, Precision, Repeats, Schemes, Threads
-from phalanx.commands.common import Json, Only, Scale, Settings, print_json, said
+from phalanx.commands.common import Json, Only, Recipe, Scale, Settings, print_json, said
 from phalanx.launch import team
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @said
 def probe(
-    recipe: Annotated[str | None, typer.Argument()] = None,
+    recipe: Recipe = None,
     scale: Scale = None,
     settings: Settings = None,
     only: Only = None,
@@ -31,25 +31,28 @@ def probe(
     precision: Precision = None,
     schemes: Schemes = None,
     repeats: Repeats = 5,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON document that advise reads here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write here the JSON document that advise reads.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures the link between the processes of a job, the work of a step, and what each scheme costs.
+    """Measures link, work of a step and schemes, for advise.
 
-    RECIPE is the name of a recipe, a run(...) expression, or a file that holds one: its model, data, share of the batch
-    and schemes are measured. Without one, those that the options name. Without torchrun the link stays unknown.
+    What is measured are model, data, share of the batch and schemes of RECIPE, or without one those that the options
+    name. The link is that between the processes of the job; without torchrun it stays unknown.
 
     \b
     Examples:
       torchrun --nproc-per-node 4 -m phalanx probe --out probe.json
-      torchrun --nproc-per-node 4 -m phalanx probe --model lenet --data mnist --batch 32 --scheme "signum()"
-      torchrun --nnodes 2 --nproc-per-node 1 --rdzv-endpoint host:29500 -m phalanx probe quickstart --only mean
+      torchrun --nproc-per-node 4 -m phalanx probe --model lenet --data mnist \\
+        --batch 32 --scheme "signum()"
+      torchrun --nnodes 2 --nproc-per-node 1 --rdzv-endpoint host:29500 \\
+        -m phalanx probe quickstart --only mean
       phalanx probe --model mlp --data digits --json
     """
     from phalanx.cost.measure import measure, num_told
     from phalanx.parser import parse
     from phalanx.results import write_json
 
+    asked.check_repeats(repeats)
     options = {"model": model, "data": data, "batch": batch, "threads": threads, "precision": precision}
     with team() as processes:
         order = processes.agree(

@@ -28,7 +28,9 @@ from phalanx.study import StudyFolder
 
 @said
 def reproduce(
-    what: Annotated[str | None, typer.Argument(metavar="[TABLE_OR_FIGURE]")] = None,
+    what: Annotated[
+        str | None, typer.Argument(metavar="[TABLE_OR_FIGURE]", help="Such as table-5.1; --list names them all.")
+    ] = None,
     listed: Annotated[
         bool, typer.Option("--list", help="Every table and figure, with recipe, time and state.")
     ] = False,
@@ -37,16 +39,21 @@ def reproduce(
     scale: Scale = None,
     settings: Settings = None,
     only: Only = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed of every run; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/TIME-TABLE, or site for --report.")] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(metavar="SEED", help="Seed of every run; may be repeated; that of the recipe if left out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/TIME-TABLE if left out, site with --report.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Folder of committed results; results if left out.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of committed results; results/ or those installed if left out.")
+    ] = None,
     jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
-    """Runs a table or figure of the dissertation, and prints what was published beside what was measured.
+    """Runs a table or figure again: published beside measured.
 
-    TABLE_OR_FIGURE is such as table-5.1; --list names them all, and says what is reproduced and what is not.
+    The tables and figures are those of the dissertation; --list says what is reproduced and what is not.
 
     \b
     Examples:
@@ -109,7 +116,7 @@ def _run(
     for folder in planned.studies:
         study = folder.study
         conducted(study, folder, folder.finished(study), partial(_again, planned, jobs), Team(), jobs)
-        folder.finish(study)
+        folder.finish(study, partial(typer.echo, err=True))
     where = {
         "folder": str(planned.path),
         "plots": [str(p) for f in planned.studies if (p := f.path / "plot.png").exists()],

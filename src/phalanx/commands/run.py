@@ -14,36 +14,45 @@ from typing import Annotated, Any
 
 import typer
 
-from phalanx.commands.common import Jobs, Json, Only, Scale, Seed, Settings, check_jobs, print_json, said
+from phalanx.commands.common import Jobs, Json, Only, Recipe, Scale, Seed, Settings, check_jobs, print_json, said
 from phalanx.commands.conducted import conducted
 from phalanx.launch import Team, team
 from phalanx.report import tables
 from phalanx.request import requested
+from phalanx.results import event_writer
 from phalanx.study import Study, StudyFolder
 
 
 @said
 def run(
-    recipe: Annotated[str | None, typer.Argument()] = None,
+    recipe: Recipe = None,
     scale: Scale = None,
     settings: Settings = None,
     only: Only = None,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/TIME-RECIPE if left out.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results, new or empty; runs/TIME-RECIPE if left out.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped; needs no RECIPE.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")] = False,
     server: Annotated[
         bool, typer.Option("--server", help="Under torchrun: rank 0 serves, the others work and may fail.")
     ] = False,
     deadline: Annotated[
-        float, typer.Option(metavar="SECONDS", help="A server waits at least so long for a worker.")
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            show_default=False,
+            help="With --server: how long it waits for a worker at least; 2 if left out.",
+        ),
     ] = 2.0,
     jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
-    """Does every run or measurement of a recipe, and ends with a table, a plot and a folder.
+    """Trains or measures what a recipe says; ends with a table.
 
-    RECIPE is the name of a recipe, a run(...) expression, or a file that holds one; --resume needs none.
+    Every run of the recipe is done, one after the other, and the results lie in a folder with a table, a plot and all
+    that is needed to go on after a stop. phalanx list recipes names the recipes; quickstart is the one to begin with.
 
     \b
     Examples:
@@ -53,9 +62,12 @@ def run(
       phalanx run robust-mnist --jobs 8
       phalanx run --resume runs/2026-01-31-120000-quickstart
       torchrun --nproc-per-node 4 -m phalanx run robust-mnist
-      torchrun --nproc-per-node 10 -m phalanx run quickstart --server --set workers=9
+      torchrun --nproc-per-node 10 -m phalanx run quickstart --server \\
+        --set workers=9
     """
     check_jobs(jobs)
+    if tensorboard:
+        event_writer()
     with _processes(server, deadline) as processes:
         if processes is None:
             return
@@ -126,7 +138,7 @@ def _again(processes: Team, jobs: int, folder: StudyFolder) -> str:
 
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
-    results, sheets = folder.finish(study)
+    results, sheets = folder.finish(study, partial(typer.echo, err=True))
     plot = folder.path / "plot.png"
     drawn = plot.exists()
     if as_json:

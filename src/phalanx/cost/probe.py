@@ -82,7 +82,9 @@ class Probe:
         if not isinstance(plain, dict) or "schemes" not in plain or "format" not in plain:
             raise ValueError(f"{source} is no probe; write one with phalanx probe --out FILE")
         if plain["format"] != FORMAT:
-            raise ValueError(f"{source} has format {plain['format']}, and this phalanx reads format {FORMAT}")
+            raise ValueError(
+                f"{source} has format {plain['format']}, and this phalanx reads format {FORMAT}; probe again"
+            )
         try:
             run = parse(plain["run"])
             if not isinstance(run, Run):

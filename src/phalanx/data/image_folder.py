@@ -16,6 +16,7 @@ from phalanx.data.dataset import Data, Dataset, check_count, spaced
 from phalanx.data.files import MissingData, folder
 from phalanx.data.images import Box, Crop, Images
 from phalanx.expression import method, require
+from phalanx.optional import optional
 from phalanx.threads import side_by_side
 
 SHOWN, WHOLE = 224, 256  # pixels that the test sees of a shorter side of so many
@@ -155,8 +156,4 @@ class Files(Images):
 
 
 def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ValueError("image_folder needs Pillow; pip install 'phalanx-train[images]'") from None
-    return Image
+    return optional("PIL.Image", "image_folder", "Pillow", "images")

@@ -4,7 +4,7 @@
 try:
     import flwr
 except ImportError:
-    raise ImportError("phalanx.flower needs Flower: pip install phalanx-train[flower]") from None
+    raise ImportError("phalanx.flower needs Flower; pip install 'phalanx-train[flower]'") from None
 
 from phalanx.flower.client import client_app as client_app
 from phalanx.flower.strategy import FlowerStrategy as FlowerStrategy

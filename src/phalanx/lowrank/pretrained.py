@@ -64,7 +64,7 @@ def from_pretrained(folder: str | PathLike[str], model: nn.Module | Callable[[],
             # a name in the file and its tensor; the file closes before they are used
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole file: {error}") from None
+        raise ValueError(f"{path} is not a whole file ({error}); save the model again") from None
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} holds format {about.get('format')!r}, this version reads {FORMAT!r}")
     dense = model if isinstance(model, nn.Module) else model()

@@ -192,7 +192,7 @@ def _patterns(keep: Sequence[str], found: list[Layer]) -> dict[str, str]:
     for pattern in keep:
         fitting = [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")]
         if not fitting:
-            raise ValueError(f"keep={pattern!r} fits no layer; the layers are {', '.join(names)}")
+            raise ValueError(f"keep={pattern!r} fits no layer; the layers are {', '.join(names) or 'none'}")
         kept |= {name: pattern for name in fitting}
     return kept
 

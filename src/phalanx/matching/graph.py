@@ -55,18 +55,25 @@ class Graph:
         Args:
             example: a small batch of inputs.
         Raises:
-            ValueError: an operation is not known to treat neurons alike; the sentence names it and the way out.
+            ValueError: the model cannot take the example, or an operation is not known to treat neurons alike; the
+                sentence names it and the way out.
         """
         made = copy.deepcopy(model).eval()
         trace = Trace(made, RULES)
         trace.note(example, [None] * example.dim())
         device = [example.device] if example.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices=device):
-            with trace:
-                out = made(example)
+            kind = type(model).__name__
+            try:
+                with trace:
+                    out = made(example)
+            except RuntimeError as error:
+                shape = tuple(example.shape)
+                raise ValueError(
+                    f"{kind} cannot take an example of shape {shape} ({error}); give one that fits"
+                ) from error
             output = next(tensors_in(out), None)
             if output is None or not trace.known(output):
-                kind = type(model).__name__
                 raise ValueError(f"the outputs of {kind} do not come from its input; let it return a tensor that does")
             trace.neurons.put_out.update(label.node for label in trace.labels(output) if label is not None)
             graph = _resolved(trace, set(model.state_dict()))

@@ -54,7 +54,13 @@ def match(
     require(bias in ("last", "none", "first"), f"match: bias must be 'last', 'none' or 'first', got {bias!r}")
     rule = Bbp(gamma, sigma, sigma0) if matcher is None else matcher
     require(isinstance(rule, Matcher), f"match takes a matcher such as bbp(), got {rule!r}")
-    tables = [torch.as_tensor(layer) for layer in layers]
+    try:
+        tables = [torch.as_tensor(layer) for layer in layers]
+    except (TypeError, ValueError, RuntimeError):
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+        raise ValueError(
+            f"match takes one layer of each client, (neurons, weights), as a tensor, got {kinds}"
+        ) from None
     width = tables[0].shape[-1] if tables and tables[0].dim() else 0
     columns = {"last": (width - 1,), "first": (0,), "none": ()}[bias] if width else ()
     return rule.match(tables, columns, seed)

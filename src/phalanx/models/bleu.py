@@ -11,6 +11,7 @@ from torch import nn
 from phalanx.data.multi30k import Multi30k
 from phalanx.data.words import sentence
 from phalanx.models.translate import Translates, translate
+from phalanx.optional import optional
 
 
 def bleu(written: Sequence[str], wanted: Sequence[str]) -> float:
@@ -20,10 +21,7 @@ def bleu(written: Sequence[str], wanted: Sequence[str]) -> float:
         ValueError: there are no texts, not as many as references, or sacrebleu is not installed.
     Source: Papineni et al., BLEU, 2002, ACL; by sacrebleu (Post, 2018, arXiv:1804.08771), tokenizer 13a.
     """
-    try:
-        import sacrebleu
-    except ImportError:
-        raise ValueError("BLEU needs sacrebleu; pip install 'phalanx-train[translation]'") from None
+    sacrebleu = optional("sacrebleu", "BLEU", "sacrebleu", "translation")
     if len(written) != len(wanted) or not written:
         raise ValueError(f"BLEU needs one reference for each text, got {len(written)} texts, {len(wanted)} references")
     return float(sacrebleu.corpus_bleu(list(written), [list(wanted)], lowercase=True).score)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phalanx.optional import optional
 from phalanx.report.collect import Result
 
 if TYPE_CHECKING:
@@ -55,13 +56,17 @@ def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """An empty figure, in inches.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
+    # without pyplot: nothing global, no window, no backend to choose
+    canvas = optional("matplotlib.backends.backend_agg", "a plot", "matplotlib", "plots")
     from matplotlib.figure import Figure
 
-    # without pyplot: nothing global, no window, no backend to choose
     made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
+    canvas.FigureCanvasAgg(made)
     return made
 
 

@@ -88,7 +88,7 @@ class Evidence:
 
 
 def results_folder(given: Path | None) -> Path | None:
-    """The folder of committed results: the given one, that of the working directory, or that of the source tree.
+    """The folder of committed results: the given one, the working directory's, the source tree's or the package's.
 
     Raises:
         ValueError: the given folder holds no results.
@@ -96,7 +96,8 @@ def results_folder(given: Path | None) -> Path | None:
     if given is not None:
         require(_holds(given), f"{given} holds no results: no results.json lies in a folder of it")
         return given
-    places = (Path("results"), Path(phalanx.__file__).resolve().parents[2] / "results")
+    package = Path(phalanx.__file__).resolve().parent
+    places = (Path("results"), package.parents[1] / "results", package / "reproduce" / "results")
     return next((place for place in places if _holds(place)), None)
 
 
