@@ -15,7 +15,9 @@ from phalanx.measurements.mean_estimation import weighted_median
 from phalanx.stack import Stack
 
 F = 3
-EXACT = "bbp(gamma=1.0, sigma=0.01, average='plain', log_determinant=True)"  # finds neurons that are alike, whoever lies
+EXACT = (
+    "bbp(gamma=1.0, sigma=0.01, average='plain', log_determinant=True)"  # finds neurons that are alike, whoever lies
+)
 
 
 def layers(n: int, neurons: int, seed: int, lacking: bool = False) -> tuple[Stack, list[torch.Tensor], torch.Tensor]:
@@ -57,7 +59,9 @@ def test_a_rule_behind_matching_is_the_rule_on_networks_put_in_order_by_hand(rul
 
 
 @given(n=st.integers(1, 7), d=st.integers(1, 5), seed=st.integers(0, 999), zero=st.booleans())
-def test_the_middle_is_the_weighted_median_and_stays_it_with_itself_added(n: int, d: int, seed: int, zero: bool) -> None:
+def test_the_middle_is_the_weighted_median_and_stays_it_with_itself_added(
+    n: int, d: int, seed: int, zero: bool
+) -> None:
     rng = torch.Generator().manual_seed(seed)
     rows = torch.randint(-3, 4, (n, d), generator=rng).float()
     weights = torch.randint(0 if zero else 1, 4, (n,), generator=rng).float()
@@ -105,7 +109,7 @@ def test_with_twice_f_and_one_supporters_every_row_stays_within_what_honest_clie
     seed: int, scale: float, kind: str
 ) -> None:
     """Whatever liars send: what stands in for a missing neuron lies between honest values, and so does the median."""
-    stack, orders, own = layers(2 * F + 4, 4, seed, lacking=True)
+    stack, _, _ = layers(2 * F + 4, 4, seed, lacking=True)
     rng = torch.Generator().manual_seed(seed)
     rows, d = stack.rows.clone(), stack.layout.d
     noise = torch.randn(F, d, generator=rng)
@@ -168,8 +172,8 @@ def test_claims_of_liars_do_not_give_them_a_class(seed: int, most: float) -> Non
 
 
 def test_the_posterior_of_a_matcher_is_around_the_middle() -> None:
-    stack, orders, own = layers(7, 4, seed=4)
+    stack, _, own = layers(7, 4, seed=4)
     liars = replace(stack, rows=torch.cat([stack.rows[:1] + 1000.0, stack.rows[1:]]))
     rule = "chain(matched(bbp(gamma=1e-9, average='posterior'), support=3, middle='median'), median())"
-    out, parts = merged(liars, rule)
+    _, parts = merged(liars, rule)
     assert float(parts["a.weight"].abs().max()) < 2 * float(own.abs().max())

@@ -19,7 +19,6 @@ from phalanx.round import Round, stream
 from phalanx.stack import Stack
 from phalanx.stage import Stage, State
 
-
 Part = Literal["row", "directions", "installed"]  # of a row
 
 
