@@ -35,8 +35,8 @@ class Matched(Matches):
     The groups of neurons in the rows are matched one after the other, each with the earlier ones in their places. What
     would make a neuron that a client lacks becomes the middle of those that have it. From a neuron that it lacks a
     client's weight is zero. Weights of outputs are averaged by class, in proportion to the examples that clients have
-    of it: a row becomes M_c + n p_jc (W_jc - M_c) around the middle M_c, where each client counts p_jc. All rows get the
-    weight 1. Each client is told the places of its neurons.
+    of it: a row becomes M_c + n p_jc (W_jc - M_c) around the middle M_c, where each client counts p_jc. All rows get
+    the weight 1. Each client is told the places of its neurons.
 
     What robust rules behind this stage need: `middle="median"` and `support=2 * f + 1`. A mean in the rows of all who
     lack a neuron, or have few examples of a class, would be moved by any liar and outvote the rule. A neuron that only
@@ -154,7 +154,7 @@ def _admitted(stack: Stack) -> Stack:
 
 
 def _shares(claims: Tensor, support: int) -> Tensor:
-    """Of each client the share in the examples of each class; equal where nobody has any. Shapes: (n, classes) -> same."""
+    """The share of each client in the examples of each class; equal where nobody has any. Shapes: -> (n, classes)."""
     counts = claims.clamp(max=claims.sort(dim=0, descending=True).values[support - 1])
     total = counts.sum(dim=0)
     return torch.where(total > 0, counts / total.clamp(min=1e-300), 1 / len(counts))
