@@ -21,9 +21,9 @@ from phalanx.stage import Chain, Scope, Stage, State, join_notes, widest
 class Apart(Aggregator):
     """Directions combined by one rule, installed values such as BatchNorm statistics by another, and joined again.
 
-    `apart(krum(f=3), mean())` is what systems do that protect gradients and average statistics plainly. A robust
-    second rule looks at each part in its own scale: statistics are often larger than gradients, and a rule that
-    compares whole rows then sees little else.
+    `apart(krum(f=3), mean())` is what systems do that protect gradients and average statistics plainly. With a robust
+    second rule each part is judged in its own scale: a rule that compares whole rows hardly sees a lie in the part
+    that varies less among honest workers, mostly the statistics.
 
     Shapes: (n, d) -> (1, d).
     Args:
