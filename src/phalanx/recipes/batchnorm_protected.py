@@ -20,8 +20,8 @@ WORKERS, F = 15, 3
 
 STATISTICS = px.aimed(px.constant(value=100.0), at="installed")
 DIRECTIONS = px.aimed(px.reverse(c=10.0))
-# 30 deviations of statistics are as long as one of gradients
-HIDDEN = px.aimed(px.alie(z=30.0), at="installed")
+# deviations of statistics so small that rows hardly get longer by a hundred of them
+HIDDEN = px.aimed(px.alie(z=100.0), at="installed")
 ATTACKS: dict[str, Stage | None] = {
     "no attack": None,
     "statistics": STATISTICS,

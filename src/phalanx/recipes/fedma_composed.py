@@ -53,7 +53,7 @@ class Size:
 SIZES = {
     "smoke": Size(replace(NETS["smoke"]["MLP"], workers=7), 1),
     "laptop": Size(
-        Net(px.mnist(train=2400, test=2000), px.lenet(channels=(8, 16), hidden=32), 4, 16, _LOCAL, last=None), 3
+        Net(px.mnist(train=3200, test=2000), px.lenet(channels=(8, 16), hidden=32), 4, 16, _LOCAL, last=None), 3
     ),
     "paper": Size(NETS["paper"]["LeNet"], 3),
 }
