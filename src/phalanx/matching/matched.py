@@ -127,7 +127,7 @@ class Matched(Matches):
         made = [axis for axis in axes if axis.makes and axis.group in counts]
         if len(made) != 1 or any(axis.group == made[0].group for axis in axes if not axis.makes):
             return 0.0
-        middle, _ = _middle(tensors, [torch.ones(())] * len(tensors), self.middle)
+        middle, _ = _middle(tensors, [tensors[0].new_ones(())] * len(tensors), self.middle)
         rows = made[0].neurons_first(middle)
         biases = range(rows.shape[1]) if middle.dim() == 1 and name.rpartition(".")[2].startswith("bias") else ()
         shifted = self.matcher.posterior(rows, counts[made[0].group], tuple(biases))
