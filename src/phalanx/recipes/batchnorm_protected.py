@@ -20,7 +20,7 @@ WORKERS, F = 15, 3
 
 STATISTICS = px.aimed(px.constant(value=100.0), at="installed")
 DIRECTIONS = px.aimed(px.reverse(c=10.0))
-# deviations of statistics so small that rows hardly get longer by a hundred of them
+# a hundred deviations of statistics make a row a few times as far from the others as its gradient does
 HIDDEN = px.aimed(px.alie(z=100.0), at="installed")
 ATTACKS: dict[str, Stage | None] = {
     "no attack": None,
