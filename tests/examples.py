@@ -14,8 +14,14 @@ from phalanx.stage import Stage, State
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "adaptive_clip": ("adaptive_clip(of='median', factor=1.5)",),
+    "aimed": ("aimed(reverse(c=10.0))", "aimed(constant(), at='installed')", "aimed(alie(z=1.0), at='installed')"),
     "after_pruning": ("after_pruning(backdoor(rare_styles(), digits()), bound=0.1, step=0.25, clean=50, layer='1')",),
     "alie": ("alie(z=1.5)", "alie(z=-1)"),
+    "apart": (
+        "apart(krum(f=2), median())",
+        "apart(chain(group_vote(r=3), mean()), mean())",
+        "apart(geometric_median())",
+    ),
     "athens": ("athens(word='high', count=5, tests=3, city='Paris', seed=1)",),
     "atomo": (
         "atomo(entries(), budget=2)",

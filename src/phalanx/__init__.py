@@ -4,6 +4,7 @@
 from phalanx import ddp as ddp
 from phalanx.aggregator import Aggregator as Aggregator
 from phalanx.aggregators.adaptive_clip import AdaptiveClip as adaptive_clip
+from phalanx.aggregators.apart import Apart as apart
 from phalanx.aggregators.bucketing import Bucketing as bucketing
 from phalanx.aggregators.bulyan import Bulyan as bulyan
 from phalanx.aggregators.centered_clip import CenteredClip as centered_clip
@@ -36,6 +37,7 @@ from phalanx.attack import Fixed as fixed
 from phalanx.attack import Nobody as nobody
 from phalanx.attack import Spread as spread
 from phalanx.attack import Threat as Threat
+from phalanx.attacks.aimed import Aimed as aimed
 from phalanx.attacks.alie import Alie as alie
 from phalanx.attacks.constant import Constant as constant
 from phalanx.attacks.gaussian import Gaussian as gaussian

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from phalanx.expression import Expression, method, require
 from phalanx.round import Round, stream
 from phalanx.stack import Stack
 from phalanx.stage import Stage, State
+
+Part = Literal["row", "directions", "installed"]  # of a row
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Attack(Stage):
     def asks_all(self) -> bool:
         """Whether it has to know something of all workers, which a worker of a server's job does not."""
         return self.omniscient
+
+    @property
+    def part(self) -> Part:
+        """What of a row it rewrites."""
+        return "directions" if self.directions_only else "row"
 
     @abstractmethod
     def forge(

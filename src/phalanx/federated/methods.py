@@ -15,7 +15,7 @@ from phalanx.federated.local_training import LocalTraining
 from phalanx.finish import Adam, AdamW, Finish, Install, Sgd
 from phalanx.gate import Gate
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.matched import Matched
+from phalanx.matching.matched import Matched, Middle
 from phalanx.matching.matching import Matcher
 from phalanx.phase import Phase, amend
 from phalanx.selection import Everyone, Sampled
@@ -141,6 +141,7 @@ def fedma(
     last: LocalTraining | Literal["published"] | None = "published",
     matcher: Matcher | None = None,
     support: int = 1,
+    middle: Middle = "mean",
     clients: int | None = None,
     codec: Codec | None = None,
     rule: Aggregator | None = None,
@@ -156,6 +157,8 @@ def fedma(
             weight decay of 1e-4; None is as retrain.
         matcher: who is who; bbp(average="plain") by default.
         support: clients that have to have a neuron for it to stay; above f it keeps what f liars have alone out.
+        middle: what stands in for a neuron at clients that lack it; with f liars a robust rule needs "median", and
+            support=2 * f + 1.
         clients: drawn for each pass; None takes all.
         rule: over the matched layers; the mean by default.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1 and table 3;
@@ -168,6 +171,7 @@ def fedma(
         steps = None if plain.steps is None else 3 * plain.steps
         last = replace(plain, optimizer=slow, epochs=3 * plain.epochs, steps=steps)
     rule_of = matcher or Bbp(average="plain")
-    scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), Matched(rule_of, support=support), rule or Mean())
+    matched = Matched(rule_of, support=support, middle=middle)
+    scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), matched, rule or Mean())
     everyone = Everyone() if clients is None else Sampled(clients)
     return Phase(Layerwise(local, layers, plain, last), scheme, Install(), layers * passes, clients=everyone)

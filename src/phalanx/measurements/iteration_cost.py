@@ -98,7 +98,7 @@ class IterationCost(Measurement):
         require(len(set(self.attacks)) == len(self.attacks), "iteration_cost: two attacks are equal; keep one of them")
         for attack in self.attacks:
             require(
-                not attack.omniscient,
+                not attack.asks_all,
                 f"iteration_cost shows an attack no rows but its own, and {attack!r} sees all; choose reverse() or "
                 "constant()",
             )

@@ -4,6 +4,7 @@ from phalanx.recipes.atomo_spectrum import atomo_spectrum as atomo_spectrum
 from phalanx.recipes.atomo_tuning import atomo_tuning as atomo_tuning
 from phalanx.recipes.atomo_variance import atomo_variance as atomo_variance
 from phalanx.recipes.composition import composition as composition
+from phalanx.recipes.batchnorm_protected import batchnorm_protected as batchnorm_protected
 from phalanx.recipes.detox import detox_alie as detox_alie
 from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox_mean_estimation
 from phalanx.recipes.draco import draco_mnist as draco_mnist
@@ -19,6 +20,7 @@ from phalanx.recipes.edge_case_texts import edge_case_text as edge_case_text
 from phalanx.recipes.edge_density import edge_density as edge_density
 from phalanx.recipes.fedma_bias import fedma_bias as fedma_bias
 from phalanx.recipes.fedma_clients import fedma_clients as fedma_clients
+from phalanx.recipes.fedma_composed import fedma_composed as fedma_composed
 from phalanx.recipes.fedma_convergence import fedma_convergence as fedma_convergence
 from phalanx.recipes.fedma_convergence import fedma_epochs as fedma_epochs
 from phalanx.recipes.fedma_filters import fedma_filters as fedma_filters

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rule for directions, another for the values that are installed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from phalanx.aggregator import Aggregator
+from phalanx.aggregators.mean import Mean
+from phalanx.allocation import Allocation
+from phalanx.expression import method, require
+from phalanx.layout import Layout
+from phalanx.round import Round
+from phalanx.stack import Stack
+from phalanx.stage import Chain, Scope, Stage, State, join_notes, widest
+
+
+@method("apart", "aggregator")
+class Apart(Aggregator):
+    """Directions combined by one rule, installed values such as BatchNorm statistics by another, and joined again.
+
+    `apart(krum(f=3), mean())` is what systems do that protect gradients and average statistics plainly. With a robust
+    second rule each part is judged in its own scale: a rule that compares whole rows hardly sees a lie in the part
+    that varies less among honest workers, mostly the statistics.
+
+    Shapes: (n, d) -> (1, d).
+    Args:
+        directions: a rule, or a chain of rules, that gives one row.
+        installed: as well; it sees nothing else of the rows.
+    Raises:
+        ValueError: a rule that gives several rows, or what either raises.
+    """
+
+    directions: Stage
+    installed: Stage = Mean()
+
+    @property
+    def scope(self) -> Scope:
+        return widest((self.directions.scope, self.installed.scope))
+
+    def validate(self) -> None:
+        for stage in (self.directions, self.installed):
+            require(stage.num_wires == 0, f"apart stands behind the wire, and {stage!r} crosses one")
+
+    def tolerates(self, n: int) -> int:
+        rules = (self.directions, self.installed)
+        return min(rule.tolerates(n) if isinstance(rule, Aggregator) else 0 for rule in rules)
+
+    def rows_out(self, n: int) -> int:
+        for stage in (self.directions, self.installed):
+            rows = stage.rows_out(n)
+            require(rows == 1, f"{stage!r} gives {rows} rows where apart needs one; end it with mean() or another rule")
+        return 1
+
+    def assign(self, n: int) -> Allocation | None:
+        return Chain((self.directions, self.installed)).assign(n)
+
+    def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
+        state, layout = dict(state or {}), stack.layout
+        cut, first = layout.stepped, len(layout.names) - layout.num_installed
+        values = Layout(
+            layout.names[first:], layout.shapes[first:], layout.num_installed, layout.dtype, layout.axes[first:]
+        )
+        parts = {
+            "directions": (self.directions, replace(stack, rows=stack.rows[:, :cut], layout=layout.head)),
+            "installed": (self.installed, replace(stack, rows=stack.rows[:, cut:], layout=values)),
+        }
+        made: list[Stack] = []
+        memory: State = {}
+        for name, (rule, part) in parts.items():
+            result, after = rule(part, state.get(name), round.inside(name))
+            made.append(result)
+            if after:
+                memory[name] = after
+        return join_notes(stack.one(torch.cat([result.rows[0] for result in made])), made), memory

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedMA whose clients send codes of their weights, and of whom some lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import phalanx as px
+from phalanx.aggregator import Aggregator
+from phalanx.codec import Codec
+from phalanx.phase import Phase, Run
+from phalanx.recipes.fedma import NETS, Net
+from phalanx.recipes.recipe import recipe
+from phalanx.report.collect import Result
+from phalanx.report.convergence import short
+from phalanx.report.federated import federated_tables
+from phalanx.report.grid import grid_tables, plot_grid
+from phalanx.report.sheet import Sheet
+from phalanx.stage import Stage
+
+HONEST = "no attack"
+# who has more examples of a class counts for more in its output
+CLAIMS = px.chain(px.aimed(px.reverse(c=1.0)), px.aimed(px.reverse(c=-10.0), at="installed"))
+ATTACKS: dict[str, Stage] = {
+    "constant -100": px.constant(value=-100.0),
+    "reversed": px.reverse(c=1.0),
+    "ALIE": px.alie(z=1.0),
+    "reversed, claims tenfold": CLAIMS,
+}
+CODECS: dict[str, Codec] = {
+    "half": px.half(),
+    "QSGD 8 bit": px.qsgd(bits=8),
+    "QSGD 4 bit": px.qsgd(bits=4),
+    "TernGrad": px.terngrad(),
+    "top-k 10 %": px.top_k(ratio=0.1),
+}
+_LOCAL = px.local_training(px.sgd(0.02, momentum=0.9), epochs=4, batch=20, own=True)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a scale changes.
+
+    Args:
+        f: liars among the clients, at equal distances; the first client, with whom the matcher begins, is one.
+    """
+
+    net: Net
+    f: int
+
+
+SIZES = {
+    "smoke": Size(replace(NETS["smoke"]["MLP"], workers=7), 1),
+    "laptop": Size(
+        Net(px.mnist(train=3200, test=2000), px.lenet(channels=(8, 16), hidden=32), 4, 16, _LOCAL, last=None), 3
+    ),
+    "paper": Size(NETS["paper"]["LeNet"], 3),
+}
+
+
+def rules(f: int) -> dict[str, Aggregator]:
+    """What stands behind matching."""
+    return {
+        "median": px.median(),
+        "trimmed mean": px.trimmed_mean(f=f),
+        "geometric median": px.geometric_median(),
+        "Multi-Krum": px.multi_krum(f=f),
+    }
+
+
+def fedma(net: Net, f: int = 0, codec: Codec | None = None, rule: Aggregator | None = None) -> Phase:
+    """A pass of FedMA; with f > 0 no f liars speak for those who lack a neuron or a class."""
+    middle = "median" if f else "mean"
+    matcher = px.bbp(gamma=net.gamma, average="plain")
+    options = {"matcher": matcher, "support": 2 * f + 1, "middle": middle, "codec": codec, "rule": rule}
+    return px.fedma(net.local, net.layers, last=net.last, **options)
+
+
+def methods(net: Net, f: int) -> dict[str, Phase]:
+    """What every attack meets."""
+    guarded = {f"FedMA, {name}": fedma(net, f, rule=rule) for name, rule in rules(f).items()}
+    return {
+        "FedMA": fedma(net),
+        "FedMA, median alone": fedma(net, rule=px.median()),
+        **guarded,
+        "FedMA, QSGD 8 bit, median": fedma(net, f, px.qsgd(bits=8), px.median()),
+        "FedAvg": net.fedavg(),
+        "FedAvg, median": px.fedavg(net.local, net.layers, rule=px.median()),
+        "FedAvg, Multi-Krum": px.fedavg(net.local, net.layers, rule=px.multi_krum(f=f)),
+    }
+
+
+def tables(results: Sequence[Result]) -> list[Sheet]:
+    """Accuracies by method and attack; what each attack did to the size of the network."""
+    return [*grid_tables(results), *federated_tables([run for run in results if short(run).startswith("FedMA")])]
+
+
+@recipe("fedma-composed", plot=plot_grid, tables=tables)
+def fedma_composed(scale: str) -> dict[str, Run]:
+    """FedMA with codecs on the wire, with robust rules behind matching, and with both, against clients that lie."""
+    net, f = SIZES[scale].net, SIZES[scale].f
+    made = {f"{HONEST}: {name}": net.run(phase) for name, phase in methods(net, f).items()}
+    for name, codec in CODECS.items():
+        made[f"{HONEST}: FedMA, {name}"] = net.run(fedma(net, codec=codec))
+    for word, attack in ATTACKS.items():
+        for name, phase in methods(net, f).items():
+            # who sends changes makes no claims in them
+            if attack != CLAIMS or phase.work.matched:
+                lying = replace(phase, scheme=px.chain(attack, phase.scheme))
+                made[f"{word}: {name}"] = net.run(lying, byzantine=px.spread(f))
+    return made

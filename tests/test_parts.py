@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks on a part of the row, rules for each part, and the recipes that compare them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import phalanx as px
+from phalanx.recipes import find
+from phalanx.report.collect import Curve, Result
+from phalanx.report.grid import grid_tables, plot_grid
+from phalanx.stack import Stack
+from tests.examples import BYZANTINE, honest, round_of
+from tests.test_recipes import ran
+
+RULES = ("mean()", "median()", "krum(f=2)", "geometric_median()", "trimmed_mean(f=2)", "chain(group_vote(r=3), mean())")
+
+
+def received(stage: px.Stage, seed: int = 0) -> Stack:
+    return replace(honest(stage, seed=seed), received=True)
+
+
+@pytest.mark.parametrize("text", RULES)
+@given(seed=st.integers(0, 99), lie=st.sampled_from([0.0, 3.0, 1e6]))
+def test_each_part_is_what_its_rule_alone_makes_of_it(text: str, seed: int, lie: float) -> None:
+    rule = px.parse(text)
+    stack = received(rule, seed)
+    cut = stack.layout.stepped
+    rows = stack.rows.clone()
+    rows[list(BYZANTINE)] += lie
+    # the gate has seen the whole row before either rule sees its part
+    stack = px.gate().admit(stack.with_rows(rows))
+    out, _ = px.parse(f"apart({text}, median())")(stack, None, round_of())
+    head, tail = (Stack.of(part).rows for part in (stack.rows[:, :cut], stack.rows[:, cut:]))
+    alone, _ = rule(replace(stack, rows=head, layout=stack.layout.head), None, round_of())
+    assert out.rows[0, :cut].equal(alone.rows[0])
+    torch.testing.assert_close(out.rows[0, cut:], px.median().aggregate(tail))
+    assert out.sources == (tuple(range(len(rows))),) and out.layout == stack.layout
+
+
+def test_a_rule_for_gradients_alone_lets_poisoned_statistics_pass() -> None:
+    attack = px.aimed(px.constant(100.0), at="installed")
+    stack = replace(attack(honest(), None, round_of())[0], received=True)
+    whole, plain, both = (
+        px.parse(text)(stack, None, round_of())[0].rows[0]
+        for text in ("krum(f=3)", "apart(krum(f=3))", "apart(krum(f=3), median())")
+    )
+    cut = stack.layout.stepped
+    assert float(whole[cut:].abs().max()) < 3 and float(both[cut:].abs().max()) < 3
+    assert float(plain[cut:].min()) > 10 and plain[:cut].equal(both[:cut])
+
+
+def test_the_parts_of_an_attack_are_the_attack() -> None:
+    attack = px.reverse(c=7.0)
+    stack = honest()
+    parts = px.chain(px.aimed(attack, at="directions"), px.aimed(attack, at="installed"))
+    assert parts(stack, None, round_of())[0].rows.equal(attack(stack, None, round_of())[0].rows)
+    with pytest.raises(ValueError, match=r"replacement\(boost=2.0\) aims at directions by itself"):
+        px.aimed(px.replacement(boost=2.0))
+    with pytest.raises(ValueError, match="aims at installed by itself"):
+        px.aimed(px.aimed(attack, at="installed"))
+
+
+def test_rules_that_cannot_stand_apart_are_told() -> None:
+    with pytest.raises(ValueError, match="stands behind the wire"):
+        px.apart(px.parse("chain(gather(dense()), mean())"))
+    with pytest.raises(ValueError, match=r"nnm\(f=2\) gives 15 rows where apart needs one"):
+        px.apart(px.nnm(f=2)).rows_out(15)
+    with pytest.raises(ValueError, match="different assignments of work"):
+        px.parse("apart(chain(group_vote(r=3), mean()), chain(group_vote(r=5), mean()))").assign(15)
+
+
+def test_a_grid_has_a_line_for_each_method_and_says_what_is_missing(tmp_path: Path) -> None:
+    reached = {"none: mean": 0.95, "none: median": 0.9, "liars: mean": 0.1, "liars: vote": None}
+    runs = [
+        Result(label, tmp_path, {}, Curve([1], [1.0], [1.0], [] if accuracy is None else [accuracy]))
+        for label, accuracy in reached.items()
+    ]
+    (sheet,) = grid_tables(runs)
+    assert sheet.header == ("method", "none", "liars")
+    assert sheet.rows == (("mean", "95.0 %", "10.0 %"), ("median", "90.0 %", None), ("vote", None, None))
+    plot_grid(runs, "title", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.data
+def test_poisoned_statistics_spoil_what_is_averaged_and_not_what_is_protected(tmp_path: Path) -> None:
+    labels = ("statistics: median", "statistics: median, statistics averaged", "no attack: median")
+    (table,) = ran("batchnorm-protected", tmp_path, *labels)["tables"]
+    found = {row[0]: row[1:] for row in table["rows"]}
+    assert table["header"] == ["method", "no attack", "statistics"]
+    protected, averaged = (float(found[name][1].split()[0]) for name in ("median", "median, statistics averaged"))
+    assert protected > averaged + 20
+
+
+def test_only_the_rule_differs_between_protected_and_not() -> None:
+    runs = find("batchnorm-protected").runs("laptop")
+    for label, run in runs.items():
+        attack, _, name = label.partition(": ")
+        whole = runs[f"{attack}: {name.partition(',')[0]}"]
+        assert replace(run, phases=whole.phases) == whole
+        assert run.phases[0].scheme.stages[:-2] == whole.phases[0].scheme.stages[: len(run.phases[0].scheme.stages) - 2]
+
+
+def test_composed_phases_meet_every_attack_alike() -> None:
+    runs = find("fedma-composed").runs("laptop")
+    free = {label.partition(": ")[2]: run for label, run in runs.items() if label.startswith("no attack")}
+    for label, run in runs.items():
+        attack, _, name = label.partition(": ")
+        if attack == "no attack":
+            continue
+        assert 0 in run.byzantine.at(0, run.workers, 0)
+        (phase,), (same,) = run.phases, free[name].phases
+        assert phase.scheme.stages[-len(same.scheme.stages) :] == same.scheme.stages
+        assert replace(phase, scheme=same.scheme) == same
