@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types tests bench site clean
+.PHONY: demo test lint types tests bench site docs clean
 
 demo: $(STAMP)
 	$(BIN)/phalanx run quickstart
@@ -36,6 +36,11 @@ bench: $(STAMP)
 
 site: $(STAMP)
 	$(BIN)/phalanx reproduce --report --out site
+
+# the whole documentation with all results, in build/docs
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/_site/check.py build/docs
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
