@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import typer
+from click.testing import Result
 from typer.testing import CliRunner
 
 from phalanx.cli import app
 from phalanx.reproduce.catalogue import find as find_item
 from phalanx.request import requested
 from tests.docs_blocks import ROOT, Block
+from tests.worlds.launch import torchrun
 
-LIMIT_S = 120
 PLAIN = ("cat", "ls", "head", "echo")  # other programs that a block may run
 
 
@@ -41,11 +40,13 @@ def run(line: str, further: str = "") -> str:
     Args:
         further: options for runs of ours, to make them cheap; the page says so.
     """
+    if line.endswith("; echo $?"):
+        return _code(line.removesuffix("; echo $?"), further)
     out = ""
     for words in _steps(line):
         target = words[words.index(">") + 1] if ">" in words else None
         words = words[: words.index(">")] if target else words
-        printed = _run_one(words, shlex.split(further))
+        printed = _run_one(words, further)
         if target:
             Path(target).write_text(printed)
         else:
@@ -53,37 +54,35 @@ def run(line: str, further: str = "") -> str:
     return out
 
 
-def _run_one(words: list[str], further: list[str]) -> str:
+def _code(line: str, further: str) -> str:
+    """The exit code of a command of ours whose output goes to a file."""
+    (words,) = _steps(line)
+    result = _invoked(words[: words.index(">")], further)
+    Path(words[words.index(">") + 1]).write_text(result.stdout)
+    return f"{result.exit_code}\n"
+
+
+def _invoked(words: list[str], further: str) -> Result:
+    ours = _ours(words)
+    assert ours is not None, f"{words[0]} is no command of ours"
+    return CliRunner().invoke(app, [*ours, *shlex.split(further)])
+
+
+def _run_one(words: list[str], further: str) -> str:
     ours = _ours(words)
     if ours is not None and words[0] != "torchrun":
-        result = CliRunner(env={"COLUMNS": "100"}).invoke(app, [*ours, *further])
+        result = _invoked(words, further)
         assert result.exit_code == 0, (words, result.output, result.stderr, result.exception)
         return result.stdout
     if words[0] == "torchrun":
-        return _torchrun([*words[1:], *(further if ours is not None else [])])
+        return _torchrun([*words[1:], *(shlex.split(further) if ours is not None else [])])
     assert words[0] in PLAIN, f"{words[0]} cannot be run in a test; say <!-- not run: why --> above the block"
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def _torchrun(words: list[str]) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
-    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    job = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},
-    )
-    try:
-        out, err = job.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        job.terminate()  # the launcher ends its workers
-        out, err = job.communicate(timeout=40)
-        raise AssertionError(f"{words} did not end within {LIMIT_S} s\n{out[-2000:]}\n{err[-4000:]}") from None
-    assert job.returncode == 0, f"{words} exited {job.returncode}\n{out[-2000:]}\n{err[-6000:]}"
-    return out
+    assert words[0] == "--nproc-per-node", f"torchrun begins with --nproc-per-node here, not with {words[0]}"
+    return torchrun(int(words[1]), *words[2:])
 
 
 def check(line: str) -> None:

@@ -31,7 +31,7 @@ GROUPS = (
     Group(
         "codecs",
         "Codecs and atoms",
-        "What travels over the wire. [Codecs](../codecs.md) says which one to take, [ATOMO](../atomo.md) has the mathematics.",
+        "What travels. [Codecs](../codecs.md) says which one to take, [ATOMO](../atomo.md) has the mathematics.",
         ("codecs", "atoms", "bytestring", "lowrank.power_sgd"),
     ),
     Group("local", "Local stages", "What a worker does to its row before the wire.", ("local",)),
@@ -76,7 +76,12 @@ GROUPS = (
             *("observers", "exam", "exams", "measurement", "measurements"),
         ),
     ),
-    Group("data", "Data and models", "What runs are trained on, and how it is dealt to workers.", ("data", "models", "macs")),
+    Group(
+        "data",
+        "Data and models",
+        "What runs are trained on, and how it is dealt to workers.",
+        ("data", "models", "macs"),
+    ),
     Group(
         "federated",
         "Federated",
@@ -99,7 +104,7 @@ GROUPS = (
     Group(
         "backdoors",
         "Backdoors and theory",
-        "Attackers of federated settings. See [backdoors](../backdoors.md) and [what can be proved](../backdoor_theory.md).",
+        "Attackers of federated settings. See [backdoors](../backdoors.md) and [theory](../backdoor_theory.md).",
         ("backdoors",),
         tuple(
             f"phalanx.theory.{name}"

@@ -12,11 +12,14 @@ from phalanx.reproduce.item import STATES
 
 PLACE = "reproduced"
 HERE = "<!-- site: chapters -->"
+BACK = '<nav><a href="../results.html">Documentation</a></nav>'
 
 
 def build(results: Path, out: Path) -> list[Path]:
     """Writes the site of results into a folder; all its files."""
-    site.build(out, items(), Evidence(results))
+    for page in site.build(out, items(), Evidence(results)):
+        text = page.read_text("utf-8")
+        page.write_text(text.replace("<main>", f"<main>{BACK}", 1), "utf-8")
     return sorted(file for file in out.rglob("*") if file.is_file())
 
 
