@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>\w*) *(?P<rest>.*)$")
 SHELL = ("console", "bash", "sh")
 LANGUAGES = (*SHELL, "python", "diff", "yaml", "text")
-SAID = ("not run", "setup", "output", "needs", "data", "warns", "tested with")
+SAID = ("not run", "setup", "output", "needs", "warns")
 COMMAND = re.compile(r"(\$ )?(phalanx|torchrun|python -m phalanx|nohup phalanx|make|pip) ?")
 
 

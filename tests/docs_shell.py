@@ -34,19 +34,15 @@ def commands(block: Block) -> list[tuple[str, str]]:
     return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def run(line: str, further: str = "") -> str:
-    """What a command prints, in the present folder.
-
-    Args:
-        further: options for runs of ours, to make them cheap; the page says so.
-    """
+def run(line: str) -> str:
+    """What a command prints, in the present folder; its exit code where `; echo $?` asks for it."""
     if line.endswith("; echo $?"):
-        return _code(line.removesuffix("; echo $?"), further)
+        return _code(line.removesuffix("; echo $?"))
     out = ""
     for words in _steps(line):
         target = words[words.index(">") + 1] if ">" in words else None
         words = words[: words.index(">")] if target else words
-        printed = _run_one(words, further)
+        printed = _run_one(words)
         if target:
             Path(target).write_text(printed)
         else:
@@ -54,28 +50,28 @@ def run(line: str, further: str = "") -> str:
     return out
 
 
-def _code(line: str, further: str) -> str:
+def _code(line: str) -> str:
     """The exit code of a command of ours whose output goes to a file."""
     (words,) = _steps(line)
-    result = _invoked(words[: words.index(">")], further)
+    result = _invoked(words[: words.index(">")])
     Path(words[words.index(">") + 1]).write_text(result.stdout)
     return f"{result.exit_code}\n"
 
 
-def _invoked(words: list[str], further: str) -> Result:
+def _invoked(words: list[str]) -> Result:
     ours = _ours(words)
     assert ours is not None, f"{words[0]} is no command of ours"
-    return CliRunner().invoke(app, [*ours, *shlex.split(further)])
+    return CliRunner().invoke(app, ours)
 
 
-def _run_one(words: list[str], further: str) -> str:
+def _run_one(words: list[str]) -> str:
     ours = _ours(words)
     if ours is not None and words[0] != "torchrun":
-        result = _invoked(words, further)
+        result = _invoked(words)
         assert result.exit_code == 0, (words, result.output, result.stderr, result.exception)
         return result.stdout
     if words[0] == "torchrun":
-        return _torchrun([*words[1:], *(shlex.split(further) if ours is not None else [])])
+        return _torchrun(words[1:])
     assert words[0] in PLAIN, f"{words[0]} cannot be run in a test; say <!-- not run: why --> above the block"
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 

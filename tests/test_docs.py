@@ -27,9 +27,9 @@ def _cases() -> Iterator[Any]:
     for page in pages():
         found = blocks(page)
         if found:
-            marks = [pytest.mark.data] if any("data" in block.said for block in found) else []
+            marks: list[pytest.MarkDecorator] = []
             if any("torchrun" in b.text and b.language in SHELL and "not run" not in b.said for b in found):
-                marks += [pytest.mark.processes, pytest.mark.timeout(900)]
+                marks = [pytest.mark.processes, pytest.mark.timeout(900)]
             yield pytest.param(page, marks=marks, id=page)
 
 
@@ -95,7 +95,7 @@ def _shell(block: Block) -> str:
         docs_shell.check(line)
         if "not run" in block.said:
             continue
-        got = docs_shell.run(line, block.said.get("tested with", ""))
+        got = docs_shell.run(line)
         wanted = not expected.strip() or alike(expected, got, block.said.get("output", ""))
         assert wanted, f"{line} printed\n{got}"
         out += got
