@@ -18,6 +18,7 @@ import torch.distributed as dist
 import yaml
 
 from phalanx import registry
+from phalanx.recipes.recipe import _recipes
 from tests import docs_shell
 from tests.docs_blocks import SHELL, Block, alike, blocks, pages
 from tests.docs_setup import SETUPS
@@ -37,14 +38,17 @@ def _cases() -> Iterator[Any]:
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own, and nothing of other pages in this process."""
     monkeypatch.chdir(tmp_path)
-    kept, known, before = dict(os.environ), dict(registry._entries), torch.get_rng_state()
+    kept, before = dict(os.environ), torch.get_rng_state()
+    tables = (registry._entries, _recipes)  # a page may add a method or a recipe
+    known = [dict(table) for table in tables]
     torch.manual_seed(0)
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
     torch.set_rng_state(before)
-    registry._entries.clear()
-    registry._entries.update(known)
+    for table, entries in zip(tables, known, strict=True):
+        table.clear()
+        table.update(entries)
     os.environ.clear()
     os.environ.update(kept)
 
