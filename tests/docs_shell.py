@@ -107,7 +107,7 @@ def _check_ours(words: list[str]) -> None:
 
 
 def _check_names(command: str, asked: dict[str, Any]) -> None:
-    recipe = asked.get("recipe")
+    recipe = asked.get("recipe") or asked.get("source")
     if command in ("run", "show", "audit") and recipe and not recipe.endswith(".txt"):
         settings, only = asked.get("settings") or [], asked.get("only") or []
         requested(recipe, asked.get("scale"), settings, only if command != "audit" else [], None)

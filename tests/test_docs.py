@@ -147,6 +147,13 @@ def test_a_command_that_does_not_exist_is_an_error() -> None:
             docs_shell.check(wrong)
 
 
+def test_commands_are_run_as_a_shell_would(alone: None) -> None:
+    assert docs_shell.run("phalanx list codecs --json > codecs.json && cat codecs.json").startswith("{")
+    assert docs_shell.run("phalanx list nothing > nothing.txt; echo $?") == "2\n"
+    block = Block("page.md", 1, "console", "$ phalanx doctor \\\n  --json\n{}\n$ ls")
+    assert docs_shell.commands(block) == [("phalanx doctor --json", "{}\n"), ("ls", "")]
+
+
 def test_outputs_are_compared() -> None:
     assert alike("accuracy 95.1 %\nfolder runs/2026-01-01", "accuracy  93 % folder runs/2026-01-01", "")
     assert not alike("accuracy 95.1 %", "accuracy 9.5 %", "")
