@@ -25,7 +25,7 @@ PLAIN = ("cat", "ls", "head", "echo")  # other programs that a block may run
 
 def commands(block: Block) -> list[tuple[str, str]]:
     """The commands of a block, each with the output that stands behind it."""
-    text = re.sub(r"\\\n\s*", " ", block.text)
+    text = re.sub(r"\s*\\\n\s*", " ", block.text)
     if not re.search(r"^\$ ", text, re.M):
         lines = [line.strip() for line in text.split("\n")]
         return [(line, "") for line in lines if line and not line.startswith("#")]
