@@ -6,12 +6,13 @@ BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types tests bench site docs clean
+.PHONY: demo test lint types tests processes bench site docs clean
 
 demo: $(STAMP)
 	$(BIN)/phalanx run quickstart
 
-test: lint types tests
+# make --jobs 2 test: tests of several processes beside the others
+test: lint types tests processes
 
 $(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,7 +28,10 @@ types: $(STAMP)
 	$(BIN)/basedpyright
 
 tests: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not processes"
+
+processes: $(STAMP)
+	$(BIN)/python -m pytest -m processes tests
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/aggregators.py

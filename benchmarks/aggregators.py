@@ -15,9 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -27,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
+
+from record import keep, machine, use_threads
 
 Call = Callable[[], Any]
 
@@ -176,26 +175,6 @@ def peak(expression: str, n: int, d: int, threads: int) -> float | None:
     return float(done.stdout) if done.returncode == 0 else None
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
-    versions = {}
-    for name in ("phalanx-train", "torch", "numba", "numpy", "byzfl", "flwr"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cpu = (
-        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    )
-    return {
-        "cpu": cpu.group(1) if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-        "versions": versions,
-    }
-
-
 def report(n: int, d: int, f: int, threads: int, repeats: int, with_peaks: bool) -> dict[str, Any]:
     """All measurements of one run."""
     import torch
@@ -225,7 +204,12 @@ def report(n: int, d: int, f: int, threads: int, repeats: int, with_peaks: bool)
             "times_faster_than": {who: s / own_s for who, s in others.items()},
         }
     setting = {"rows": n, "columns": d, "f": f, "threads": threads, "repeats": repeats, "dtype": "float32"}
-    return {"setting": setting, "machine": machine(), "plain_mean_ms": 1e3 * medians[plain], "rules": measured}
+    return {
+        "setting": setting,
+        "machine": machine("phalanx-train", "torch", "numba", "numpy", "byzfl", "flwr"),
+        "plain_mean_ms": 1e3 * medians[plain],
+        "rules": measured,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -272,13 +256,10 @@ def main() -> None:
         print_peak(args.peak, args.rows, args.columns, args.threads)
         return
     # numpy's threads are set before it is imported
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(args.threads))
+    use_threads(args.threads)
     result = report(args.rows, args.columns, args.f, args.threads, args.repeats, not args.no_memory)
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(args.json, result)
 
 
 if __name__ == "__main__":

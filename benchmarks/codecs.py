@@ -13,16 +13,13 @@ of the buffers that are sent.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from record import keep, machine, use_threads
 
 Call = Callable[[], Any]
 
@@ -130,19 +127,6 @@ def timed(calls: dict[Any, Call], repeats: int) -> dict[Any, list[float]]:
     return {key: values[1:] for key, values in seconds.items()}
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
-    info = Path("/proc/cpuinfo")
-    cpu = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return {
-        "cpu": cpu.group(1) if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numba", "numpy")},
-    }
-
-
 def report(expressions: tuple[str, ...], normal: bool, threads: int, repeats: int) -> dict[str, Any]:
     """All measurements of one run."""
     import torch
@@ -186,7 +170,12 @@ def report(expressions: tuple[str, ...], normal: bool, threads: int, repeats: in
             "times_faster_than_torch": None if plain is None else plain / (encode + decode),
         }
     setting = {"entries": layout.d, "source": source, "threads": threads, "repeats": repeats, "dtype": "float32"}
-    return {"setting": setting, "machine": machine(), "clone_ms": 1e3 * medians["clone"], "codecs": measured}
+    return {
+        "setting": setting,
+        "machine": machine("torch", "numba", "numpy"),
+        "clone_ms": 1e3 * medians["clone"],
+        "codecs": measured,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -229,13 +218,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the report to this file")
     args = parser.parse_args()
     # numpy's threads are set before it is imported
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(args.threads))
+    use_threads(args.threads)
     result = report(tuple(args.codecs), args.normal, args.threads, args.repeats)
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(args.json, result)
 
 
 if __name__ == "__main__":

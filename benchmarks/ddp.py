@@ -25,6 +25,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from record import keep
+
 SCHEMES = (
     "reduce(dense())",
     "reduce(half('bf16'))",
@@ -220,9 +222,7 @@ def main() -> None:
     for label in labels:
         row = result["hooks"][label] = watched(label, args)
         print(f"{label}: {row['outcome']} after {row.get('steps', 0)} steps", flush=True)
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
+        keep(args.json, result)
     show(result)
 
 

@@ -12,7 +12,6 @@ the other, as worlds of several processes place them. Repetitions are interleave
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -31,6 +30,7 @@ from phalanx.crossing import Offer
 from phalanx.results import about
 from phalanx.stack import Stack
 from phalanx.wire import Shelf, pack, unpack
+from record import keep
 
 Call = Callable[[], Any]
 
@@ -180,9 +180,7 @@ def main() -> None:
         result |= {"workers": options.workers, "d": options.d, "milliseconds": {k: 1000 * v for k, v in middle.items()}}
         result["least_milliseconds"] = {k: 1000 * min(v) for k, v in spent.items()}
         result["faster_than_geometric_median"] = {k: median / v for k, v in middle.items()}
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(options.json, result)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.results import about
+from record import keep
 
 WORKERS, ROUNDS = 9, 400
 LATEST_S = 1.5  # of the strikes from outside; an undisturbed run takes three times as long
@@ -114,10 +115,7 @@ def main() -> None:
             result |= {"undisturbed": accuracy, "same_bits": weights == result.pop("weights_sha256")}
             results.append(result)
             print({k: v for k, v in result.items() if k not in ("plan", "error")}, result["error"], flush=True)
-            if options.json is not None:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                plain = {"good": sum(map(well, results)), "runs": results, "about": about()}
-                options.json.write_text(json.dumps(plain, indent=1) + "\n")
+            keep(options.json, {"good": sum(map(well, results)), "runs": results, "about": about()})
     good = sum(map(well, results))
     print(f"{good} of {len(results)} finished, named the right four and ended within a point")
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
 import statistics
 import time
@@ -39,6 +38,7 @@ from phalanx.data.shape import Pairs
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import network
 from phalanx.results import about
+from record import keep
 
 Call = Callable[[], Any]
 
@@ -253,9 +253,7 @@ def main() -> None:
         ms = f"{row['dense_ms']:.1f}", f"{row['low_ms']:.1f}"
         table.add_row(name, ms[0], row["dense_way"], ms[1], row["low_way"], ratio, promised)
     Console(width=150).print(table)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(options.json, result)
 
 
 if __name__ == "__main__":

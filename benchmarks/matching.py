@@ -13,7 +13,6 @@ interleaved, and the table shows their medians.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from phalanx.matching.buffet import Buffet
 from phalanx.matching.search import Pool, gain_table
 from phalanx.results import about
 from phalanx.round import stream
+from record import keep
 
 Arrays = list[np.ndarray]
 
@@ -179,9 +179,7 @@ def main() -> None:
         table.add_row(name, f"{seconds:.3f}", "" if whole is None else f"{seconds / whole:.3f}", count, sweeps)
         result["seconds"][name] = seconds
     Console(width=120).print(table)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(options.json, result)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@
     python benchmarks/network.py breakdown --rates 100mbit 1gbit 10gbit --workers 2 4 --json out.json --plot out.png
     python benchmarks/network.py advise --rates 100mbit 1gbit --workers 2 4 --json out.json
     python benchmarks/network.py convergence --rate 100mbit --workers 4 --seeds 0 1 2 --target 0.58 --out runs/slow
+    python benchmarks/network.py reach runs/seed-0 runs/seed-1 --steps breakdown.json --target 0.55
 
 `link` shows what the links carry and how near gloo's collectives come to it. `breakdown` splits the step of every
 scheme of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `advise` puts
 what `phalanx advise` predicts from a probe across the hosts beside such steps. `convergence` trains to the end and
-reports seconds to an accuracy; stopped, it goes on when started again with the same --out.
+reports seconds to an accuracy; stopped, it goes on when started again with the same --out. `reach` does so without
+training: it puts the steps of a breakdown under the rounds that simulations of the same recipe took, which end alike.
 Namespaces, links and limits are removed at the end, also after Ctrl-C; what a killed run left is removed by the next.
 """
 
@@ -61,12 +63,19 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--baseline", metavar="LABEL", help="what speed-ups refer to (default: the uncompressed run)"
     )
     convergence.add_argument("--out", type=Path, required=True, help="folder of the runs; go on in it if it exists")
+    reach = modes.add_parser("reach", help="time to a fixed accuracy, of simulated rounds and measured steps")
+    reach.add_argument("folders", nargs="+", type=Path, help="studies of the recipe, one for each seed")
+    reach.add_argument("--steps", type=Path, required=True, help="JSON of a breakdown at one rate")
+    reach.add_argument("--target", type=float, default=0.55, help="test accuracy in (0, 1) (default 0.55)")
+    reach.add_argument("--baseline", metavar="LABEL", help="what speed-ups refer to (default: plain DDP)")
+    reach.add_argument("--json", type=Path, help="write the report to this file")
+    reach.add_argument("--plot", type=Path, help="write the figure here")
     args = parser.parse_args(argv)
     for rate in getattr(args, "rates", [getattr(args, "rate", "1gbit")]):
         hosts.bits_per_s(rate)
     if args.mode == "breakdown" and not 0 <= args.dropped < args.rounds:
         raise ValueError(f"breakdown needs 0 <= dropped < rounds, got {args.dropped} and {args.rounds}")
-    if args.mode == "convergence" and not 0 < args.target < 1:
+    if args.mode in ("convergence", "reach") and not 0 < args.target < 1:
         raise ValueError(f"the target is an accuracy in (0, 1), such as 0.58, got {args.target:g}")
     return args
 
@@ -145,6 +154,31 @@ def convergence(args: argparse.Namespace) -> dict[str, Any]:
     return {"study": study.to_json(), **network, **found}
 
 
+def reach(args: argparse.Namespace) -> dict[str, Any]:
+    """Time to accuracy without training over the network."""
+    import json
+
+    from phalanx.phase import Run
+    from phalanx.report import tables
+    from phalanx.report.collect import collect
+    from slow_network import breakdown, convergence
+    from slow_network.reach import rescaled
+
+    measured = json.loads(args.steps.read_text())
+    jobs = {result.name: result.job for result in collect(args.folders)}
+    plain = convergence.uncompressed({label: job for label, job in jobs.items() if isinstance(job, Run)})
+    results = rescaled(args.folders, measured["lines"], plain or "")
+    found = convergence.report(results, args.target, args.baseline or breakdown.DDP)
+    tables.console().print(convergence.table(found))
+    line = measured["lines"][0]
+    if args.plot:
+        from slow_network.plots import plot_convergence
+
+        plot_convergence(found, f"{measured['study']['recipe']}: {line['workers']} workers, {line['rate']}", args.plot)
+    network = {"workers": line["workers"], "rate": line["rate"], "steps": measured["setting"]}
+    return {"study": measured["study"], **network, **found}
+
+
 def _say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
@@ -159,14 +193,15 @@ def main() -> None:
         signal.signal(number, _asked_to_stop)
     try:
         args = arguments()
-        hosts.check()
-        mode = {"link": link, "breakdown": breakdown, "advise": advise, "convergence": convergence}[args.mode]
-        found = mode(args)
+        modes = {"link": link, "breakdown": breakdown, "advise": advise, "convergence": convergence, "reach": reach}
+        if args.mode != "reach":
+            hosts.check()
+        found = modes[args.mode](args)
         if args.json:
             from phalanx.results import about, write_json
 
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            setting = {"delay_ms": args.delay, "load": os.getloadavg()[0], **about()}
+            setting = {"delay_ms": getattr(args, "delay", 0.0), "load": os.getloadavg()[0], **about()}
             write_json(args.json, {**found, "setting": setting})
     except ValueError as error:
         _say(f"error: {error}")

@@ -11,10 +11,11 @@ its variance adds to the noise of the batch.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
+
+from record import keep
 
 SYSTEMATIC = "draws='systematic', smallest=1000"
 CODECS = (
@@ -102,9 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     result = report(tuple(args.codecs), args.rounds, args.draws)
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(args.json, result)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from phalanx.cli import app
 from phalanx.reproduce.catalogue import find as find_item
 from phalanx.request import requested
 from tests.docs_blocks import ROOT, Block
-from tests.worlds.launch import torchrun
+from tests.worlds.launch import forked, torchrun
 
 PLAIN = ("cat", "ls", "head", "echo")  # other programs that a block may run
 
@@ -78,7 +78,10 @@ def _run_one(words: list[str]) -> str:
 
 def _torchrun(words: list[str]) -> str:
     assert words[0] == "--nproc-per-node", f"torchrun begins with --nproc-per-node here, not with {words[0]}"
-    return torchrun(int(words[1]), *words[2:])
+    processes, argv = int(words[1]), words[2:]
+    if argv[0].endswith(".py"):
+        return forked(processes, "job_page.py", str(Path.cwd()), *argv, folder=Path.cwd())
+    return torchrun(processes, *argv)
 
 
 def check(line: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import phalanx as px
 from phalanx.report.collect import collect
-from phalanx.report.selected import holders, selected, selected_tables
+from phalanx.report.selected import holders, selected
 from phalanx.summary import fingerprint
 from phalanx.train import Trainer
 from tests.examples import honest, round_of
@@ -125,8 +125,3 @@ def test_who_took_part_and_who_was_chosen(tmp_path):
         assert one.role == mine
     assert found[0].rounds == 2 and sum(one.rounds for one in found) == 30
     assert all(one.chosen is None for one in selected(median))
-    (sheet,) = selected_tables([krum, median])
-    assert sheet.rows[0][:3] == ("multi_krum", "attacker", 1)
-    assert sum(row[3] for row in sheet.rows) == 30 and {row[0] for row in sheet.rows} == {"multi_krum"}
-    assert sum(row[4] for row in sheet.rows) == sum(len(line["chosen"]) for line in lines)
-    assert selected_tables([median]) == []

@@ -150,6 +150,20 @@ def ran(recipe: str, folder: Path, *only: str, seed: int = 0) -> dict:
     return printed
 
 
+def test_all_of_the_composition_sends_least_and_names_the_liars(tmp_path: Path) -> None:
+    results = {row["label"]: row for row in ran("composition", tmp_path)["results"]}
+    sent = {label: row["bytes_per_worker_round"] for label, row in results.items()}
+    whole = {sent.pop(label) for label in list(sent) if ": all" in label}
+    assert 2 * max(whole) < min(sent.values())
+    # the mean of votes is the mean of what honest workers computed, as no group is lost
+    assert results["ALIE: vote"]["accuracy"] == pytest.approx(results["no attack: uncompressed"]["accuracy"], abs=0.05)
+    assert results["ALIE: median"]["accuracy"] < results["ALIE: DETOX"]["accuracy"] - 0.1
+    accused = {label: [line["worker"] for line in row["accused"] if line["outvoted"]] for label, row in results.items()}
+    assert accused["ALIE: vote"] == accused["ALIE: DETOX"] == accused["ALIE: all"] == [0, 4]
+    # whoever has the majority of a group names the third
+    assert accused["ALIE, a group lost: all"] == [2] and results["ALIE, a group lost: all"]["lost_groups"] == 20
+
+
 @pytest.mark.data
 def test_atomo_convergence_sends_fewer_bytes_than_sgd(tmp_path: Path) -> None:
     printed = ran("atomo-convergence", tmp_path)

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import phalanx as px
+from phalanx.parser import parse
 from phalanx.report.collect import Curve, Result
 from phalanx.request import requested
-from slow_network import breakdown, convergence, hosts, jobs, link, plots
+from phalanx.results import RunFolder
+from phalanx.study import Study
+from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +160,37 @@ def test_a_folder_takes_more_runs_but_no_other_run(tmp_path):
     assert convergence.unfinished(more, tmp_path) == list(more.runs)
     with pytest.raises(ValueError, match="holds another"):
         jobs.prepare(convergence.seeded(study, 2, seed=5), tmp_path)
+
+
+def step(label: str, seconds: float, rate: str = "100mbit") -> dict:
+    return {"workers": 2, "rate": rate, "label": label, "step_s": seconds}
+
+
+def test_simulated_rounds_take_the_steps_that_were_measured(tmp_path):
+    studies = []
+    for seed in (0, 1):
+        runs = {
+            "plain": parse(RUN.format(scheme=PLAIN)),
+            "fast": parse(RUN.format(scheme="chain(gather(half()), mean())")),
+        }
+        study = jobs.changed(Study("", None, (), {}), {k: px.amend(r, "seed", seed) for k, r in runs.items()})
+        folder = jobs.prepare(study, tmp_path / str(seed))
+        for label, run in study.runs.items():
+            px.train(run, folder=RunFolder(folder.run_path(label)))
+        studies.append(tmp_path / str(seed))
+    lines = [step("plain", 2.0), step("fast", 0.5), step(breakdown.DDP, 1.5)]
+    by_seed = reach.rescaled(studies, lines, "plain")
+    labels = [breakdown.DDP, "plain", "fast"]
+    assert {seed: [r.label for r in runs] for seed, runs in by_seed.items()} == {0: labels, 1: labels}
+    ddp, plain, fast = by_seed[1]
+    assert (ddp.curve.seconds, plain.curve.seconds, fast.curve.seconds) == ([3, 6, 9], [4, 8, 12], [1, 2, 3])
+    assert ddp.curve.accuracy == plain.curve.accuracy
+    found = convergence.report(by_seed, 0.0, breakdown.DDP)["schemes"]
+    assert found["fast"]["speed_up"]["mean"] == 3 and found["fast"]["speed_up"]["n"] == 2
+    with pytest.raises(ValueError, match="no step of 'fast' was measured"):
+        reach.rescaled(studies, lines[:1], "plain")
+    with pytest.raises(ValueError, match="one rate"):
+        reach.rescaled(studies, [*lines, step("fast", 1, "1gbit")], "plain")
 
 
 def test_figures(tmp_path):

@@ -12,7 +12,7 @@ import torch
 import phalanx as px
 from phalanx import tables
 from phalanx.codec import BadPayload, open_rows
-from phalanx.tables import LEAST_BYTES, Table, empty_rows
+from phalanx.tables import LEAST_BYTES, Table, empty_rows, together
 from phalanx.threads import side_by_side
 
 D = LEAST_BYTES // 4  # one float32 row of the least size
@@ -99,6 +99,21 @@ def test_rows_that_lie_one_after_the_other_are_not_copied(cut, most):
     source = torch.randn(4, 7)
     rows = collected([[row[:cut], row[cut:]] for row in source], 7, most)
     assert rows.data_ptr() == source.data_ptr() and torch.equal(rows, source) and rows.is_contiguous()
+
+
+def test_rows_are_put_together_without_a_copy_where_they_lie_so():
+    source = torch.randn(4, 16)
+    assert together(list(source), source[0]).data_ptr() == source.data_ptr()
+    assert torch.equal(together([source[2], source[0]], source[0]), source[[2, 0]])
+    assert together([], source[0]).shape == (0, 16)
+
+
+def test_a_sum_leaves_the_rows_of_silent_workers_as_they_are():
+    source = torch.randn(3, 16)
+    before = source.clone()
+    out, _ = px.reduce(px.dense())(px.Stack.of(source), None, px.Round(world=px.LocalWorld(3), absent=frozenset({1})))
+    assert torch.equal(source, before)
+    torch.testing.assert_close(out.rows[0], before[[0, 2]].mean(dim=0))
 
 
 wide, narrow = torch.randn(6, 16), torch.randn(6, 16, dtype=torch.float64)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import phalanx as px
+from phalanx.attacks.alie import Alie
 from phalanx.checkpoint import flatten, own, unflatten
 from phalanx.models.model import Model
 from phalanx.summary import fingerprint
@@ -130,6 +131,25 @@ def test_the_parts_of_a_round_are_timed(scheme):
         parts = [line[part] for part in ("encode_s", "wire_s", "decode_s")]
         assert min(parts) > 0 and sum(parts) <= line["scheme_s"]
     assert trainer.summary()["encode_s"] > 0
+
+
+def test_what_the_adversary_takes_for_itself_is_no_part_of_a_round(monkeypatch):
+    spent, plain, real = [0.0], Alie.forge, time.perf_counter
+
+    def thoughtful(self, *args):
+        spent[0] += 1e6
+        return plain(self, *args)
+
+    monkeypatch.setattr(Alie, "forge", thoughtful)
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + spent[0])
+    run = px.parse(text(rounds=3, scheme="chain(alie(), gather(dense()), mean())"))
+    lines = []
+    px.train(px.amend(run, "byzantine", px.fixed((2,))), listener=lines.append)
+    for line in lines[:3]:
+        assert line["attack_s"] >= 1e6
+        assert 0 < line["work_s"] + line["scheme_s"] + line["finish_s"] < 1e5
+    px.train(run, listener=lines.append)
+    assert lines[-1]["attack_s"] == 0
 
 
 def test_one_bad_row_spoils_a_blind_mean_and_the_run_says_so():

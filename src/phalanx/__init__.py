@@ -47,7 +47,6 @@ from phalanx.attacks.replacement import Replacement as replacement
 from phalanx.attacks.reverse import Reverse as reverse
 from phalanx.attacks.tailored import Tailored as tailored
 from phalanx.audit import Audit as audit
-from phalanx.audit import Finding as Finding
 from phalanx.backdoors.ardis import Ardis as ardis
 from phalanx.backdoors.athens import Athens as athens
 from phalanx.backdoors.dealt import Dealt as dealt
@@ -131,6 +130,7 @@ from phalanx.federated.methods import fedavgm as fedavgm
 from phalanx.federated.methods import fedma as fedma
 from phalanx.federated.methods import fedprox as fedprox
 from phalanx.federated.methods import pfnm as pfnm
+from phalanx.finding import Finding as Finding
 from phalanx.finish import Adam as adam
 from phalanx.finish import AdamW as adamw
 from phalanx.finish import Cosine as cosine

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.clock import PARTS
+from phalanx.clock import FORGING, PARTS
 from phalanx.precision import wide
 from phalanx.stack import Note, Stack
 
@@ -81,7 +81,7 @@ class Ledger:
         if notice and aloud:
             _log.warning("%s", notice)
         chosen = sorted({n.worker for n in notes if n.kind == "chosen" and n.worker is not None})
-        seconds = dict.fromkeys(PARTS, 0.0)
+        seconds = dict.fromkeys((*PARTS, FORGING), 0.0)
         for note in notes:
             if note.kind == "seconds":
                 seconds[note.reason] += note.value

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from phalanx.clock import FORGING, Clock
 from phalanx.expression import Expression, method, require
 from phalanx.round import Round, stream
 from phalanx.stack import Stack
@@ -47,6 +48,8 @@ class Attack(Stage):
 
     Class attributes `omniscient`: the attack looks at all workers' rows; `directions_only`: values that are installed,
     such as BatchNorm statistics, stay as they are.
+
+    How long it takes, looking included, is noted as `attack_s`, and is no part of what a round costs those it harms.
     """
 
     omniscient: ClassVar[bool] = False
@@ -70,18 +73,20 @@ class Attack(Stage):
         state = dict(state or {})
         if not round.byzantine:
             return stack, state
+        clock = Clock()
         mine = [i for i, s in enumerate(stack.sources) if s and set(s) <= round.byzantine]
         view = self._view(stack, round) if self.omniscient else None
         workers = tuple(stack.sources[i][0] for i in mine)
         # pieces of one row draw from different streams
         piece = round.inside(" ".join(stack.layout.names))
         forged, state = self.forge(stack.rows[mine], workers, view, state, piece)
-        if not mine:
-            return stack, state
-        rows = stack.rows.clone()
-        cut = stack.layout.stepped if self.directions_only else stack.layout.d
-        rows[mine, :cut] = forged.to(rows.dtype).expand(len(mine), -1)[:, :cut]
-        return stack.with_rows(rows), state
+        if mine:
+            rows = stack.rows.clone()
+            cut = stack.layout.stepped if self.directions_only else stack.layout.d
+            rows[mine, :cut] = forged.to(rows.dtype).expand(len(mine), -1)[:, :cut]
+            stack = stack.with_rows(rows)
+        clock.lap(FORGING)
+        return stack.note(clock.notes), state
 
     @staticmethod
     def _view(stack: Stack, round: Round) -> View:

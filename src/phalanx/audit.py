@@ -13,67 +13,23 @@ import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from phalanx.agreement import BUCKETS, apart, camps_of, digest, ranks_in_words, share_digests, sketch
+from phalanx.agreement import BUCKETS, apart, camps_of, digest, share_digests, sketch
 from phalanx.expression import require
+from phalanx.finding import Finding, Pair
 from phalanx.parcel import cut, unwrap, wrap
 from phalanx.replay import Answer, Loss, group_of, plain, replay, snapshot
 from phalanx.round import stream
 from phalanx.world import Payload
 from phalanx.worlds.group import GroupWorld
 
-Pair = tuple[int, int]
 _COUNTS = ("compared", "suspected", "convicted", "unsteady")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A disagreement that an audit met; the same on every rank.
-
-    Args:
-        step: call of the audit, from 0.
-        kind: "computation": a pair computed one micro-batch differently; "weights": ranks hold different parameters.
-        suspects: ranks of which at least one is wrong.
-        hosts: of the suspects, in their order.
-        culprit: the rank that others outvote, or None where no vote decides.
-        pair: the two ranks that differed; None for weights.
-        third: the rank that was asked for a third vote.
-        difference: relative Euclidean distance of the gradients or weights, or of the losses if that is larger.
-        unsteady: ranks of the pair that did not repeat their own result.
-    """
-
-    step: int
-    kind: Literal["computation", "weights"]
-    suspects: tuple[int, ...]
-    hosts: tuple[str, ...]
-    culprit: int | None
-    pair: Pair | None = None
-    third: int | None = None
-    difference: float = 0.0
-    unsteady: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        who = ", ".join(f"rank {r} on {h}" for r, h in zip(self.suspects, self.hosts, strict=True))
-        size = f"{self.difference:.1e} (relative)"
-        if self.kind == "weights":
-            rest = "the majority" if self.culprit is not None else "each other"
-            return f"step {self.step}: {who}: other weights than {rest}, apart by {size}"
-        if self.culprit is not None:
-            said = f"step {self.step}: {who} computed a micro-batch unlike two other computations of it, by {size}"
-        else:
-            said = f"step {self.step}: {who} computed one micro-batch differently, by {size}, and no vote decides"
-        if self.unsteady:
-            said += (
-                f"; {ranks_in_words(self.unsteady, 'rank')} did not repeat the own result: flaky hardware, "
-                "or kernels that are not deterministic, for which rtol is there"
-            )
-        return said
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import time
 from phalanx.stack import Note
 
 PARTS: tuple[str, ...] = ("encode_s", "wire_s", "decode_s")  # what a wire stage does, in this order
+FORGING = "attack_s"  # the adversary's own, which no part of a round counts
 
 
 class Clock:
@@ -21,7 +22,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """Ends a part: one of `PARTS`."""
+        """Ends a part: one of `PARTS`, or `FORGING`."""
         now = time.perf_counter()
         self.notes.append(Note("seconds", value=now - self._last, reason=part))
         self._last = now

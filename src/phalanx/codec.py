@@ -18,7 +18,7 @@ from phalanx.layout import Layout
 from phalanx.round import Round, stream
 from phalanx.stack import Note, Stack
 from phalanx.stage import Scope, Stage, State, TooFewRows, memory_key
-from phalanx.tables import Table
+from phalanx.tables import Table, together
 from phalanx.world import BadPayload, Payload, payload_bytes
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
@@ -241,10 +241,10 @@ class Reduce(Stage):
         every = world.peek(weights.reshape(-1, 1)).sum()
         mean = {}
         for key in keys:
-            rows = torch.stack([p[key] for p in coded]) if coded else form[key].new_zeros((0, *form[key].shape))
+            rows = together([payload[key] for payload in coded], form[key])
             if bool(silent.any()):
                 # NaN times zero is NaN
-                rows[silent.to(rows.device)] = 0
+                rows = rows.masked_fill(silent.to(rows.device).reshape(-1, 1), 0)
             mean[key] = world.mean(rows, weights, every)
         clock.lap("wire_s")
         parts, _ = open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout)

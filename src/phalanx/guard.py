@@ -7,6 +7,7 @@ the worker, and stays when the worker dies or hangs. Server and guards find each
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from phalanx.worlds.server import ServerWorld
 
 _LOOK_S = 0.1  # between two looks at a child and at the store
 _GRACE_S = 3.0  # for a worker to leave by itself when its run is over
+_NEEDED = ("numba", "torch._dynamo")  # a worker would wait for them in its first round, anew in every run
 
 
 class Jobs:
@@ -75,6 +77,8 @@ class Jobs:
         """At every other rank: a worker process for each run, until none follows."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._terminated)
+        for name in _NEEDED:
+            importlib.import_module(name)
         while place := self._wait(f"run/{self._count}"):
             told = json.loads(place)
             self._child = self._fork(told)

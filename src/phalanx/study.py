@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from phalanx.launch import Team
+from phalanx.lock import held
 from phalanx.measurement import Job, Measurement, parse_job
 from phalanx.phase import Run
 from phalanx.recipes.recipe import nothing, recipes, slug
@@ -109,24 +109,9 @@ class StudyFolder:
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 
-    @contextmanager
-    def held(self, told: Callable[[str], None] = lambda words: None) -> Iterator[int]:
-        """Keeps other commands out of the folder; gives the open file, which holds it in child processes as well.
-
-        Args:
-            told: called with a sentence if somebody else has it and has to be waited for.
-        Raises:
-            ValueError: somebody has it, and does not let go.
-        """
-        with (self.path / "lock").open("a") as file:
-            until = time.monotonic() + PATIENCE_S
-            if not (free := _locked(file.fileno())):
-                told(f"waiting for another process to leave {self.path}")
-            while not (free or _locked(file.fileno())):
-                if time.monotonic() > until:
-                    raise ValueError(f"{self.path} is being run by another process; wait until it ends, or stop it")
-                time.sleep(0.1)
-            yield file.fileno()
+    def held(self, told: Callable[[str], None] = lambda words: None) -> AbstractContextManager[int]:
+        """Keeps other commands out of the folder; gives the open file, as `lock.held`."""
+        return held(self.path, PATIENCE_S, told)
 
     def run_path(self, label: str) -> Path:
         """The folder of a run."""
@@ -168,15 +153,6 @@ class StudyFolder:
         seeds = sorted({job.seed for job in study.jobs.values()})
         words = [study.recipe, *([study.scale] if study.scale else []), *workers]
         return ", ".join([*words, f"seed {' '.join(map(str, seeds))}"])
-
-
-def _locked(file: int) -> bool:
-    """Whether the file is now locked for this process and its children."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Watcher(Protocol):

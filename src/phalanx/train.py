@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from phalanx.accuse import Ledger, outvoted
 from phalanx.checkpoint import copied_tree
-from phalanx.clock import PARTS
+from phalanx.clock import FORGING, PARTS
 from phalanx.crossing import check_server, server_half
 from phalanx.exam import Sitting
 from phalanx.fault import silenced
@@ -222,7 +222,8 @@ class Trainer:
         self.ledger.lost_rounds += bool(lost)
         bad = (byzantine | opened.silent) & set(chosen)
         measured = self.ledger.enter(notes, bad, aloud=world.rank == 0)
-        measured |= zip(ROUND, (worked - opened.began, combined - watched, ended - combined - seen_s), strict=True)
+        combined_s = combined - watched - measured[FORGING]
+        measured |= zip(ROUND, (worked - opened.began, combined_s, ended - combined - seen_s), strict=True)
         for part, values in self.times.items():
             values.append(measured[part])
         if opened.received is not None and world.received_bytes is not None:

@@ -1,4 +1,4 @@
-"""Under torchrun: the cases of task.json, each a short training with audits; results by case and rank."""
+"""A job: the cases of task.json, each a short training with audits; results by case and rank."""
 
 import json
 import logging

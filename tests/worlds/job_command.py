@@ -1,4 +1,4 @@
-"""Under torchrun: `phalanx ...` with work that some processes compute unlike; what it says comes out on stdout."""
+"""A job: `phalanx ...` with work that some processes compute unlike; what it says comes out on stdout."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Under torchrun: the same steps through the DDP hook and through `exchange`, on a model with several buckets."""
+"""A job: the same steps through the DDP hook and through `exchange`, on a model with several buckets."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Under torchrun: the cases of task.json, each on a small model with several buckets; results by case and rank."""
+"""A job: the cases of task.json, each on a small model with several buckets; results by case and rank."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Under torchrun: a loop of one's own that becomes low-rank halfway, through DDP's hook and through `exchange`."""
+"""A job: a loop of one's own that becomes low-rank halfway, through DDP's hook and through `exchange`."""
 
 import json
 import sys

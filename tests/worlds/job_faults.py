@@ -1,4 +1,4 @@
-"""Under torchrun: every scheme of task.json on the same rows; leaves results and exclusions in result.json."""
+"""A job: every scheme of task.json on the same rows; leaves results and exclusions in result.json."""
 
 import json
 import sys

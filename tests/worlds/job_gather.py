@@ -1,4 +1,4 @@
-"""Under torchrun: gathers of payloads whose sizes stay, jump, shrink, vanish or pass the limit; 3 workers."""
+"""Several processes: gathers of payloads whose sizes stay, jump, shrink, vanish or pass the limit, and some fetched."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ LIMIT = 100_000
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-world = px.GroupWorld(3)
+world = px.GroupWorld(task.get("workers", 3))
 trips = 0
 plain = dist.all_gather
 
@@ -28,6 +28,7 @@ def counted(*args, **kwargs):
 
 dist.all_gather = counted
 seen = []
+asked = task.get("asked")  # by round, who is; everyone where there is none
 for index, sizes in enumerate(task["sizes"]):
 
     def payload(worker: int, index: int = index, sizes: list[int] = sizes) -> dict[str, torch.Tensor] | None:
@@ -36,9 +37,11 @@ for index, sizes in enumerate(task["sizes"]):
         return {"x": torch.arange(sizes[worker]).add(7 * worker + index).to(torch.uint8)}
 
     trips = 0
-    arrived = world.gather([payload(w) for w in world.ids], LIMIT)
+    chosen = asked[index] if asked else list(world.workers)
+    held = [payload(w) for w in world.ids]
+    arrived = world.fetch(held, chosen, LIMIT) if asked else world.gather(held, LIMIT)
     outcome = []
-    for worker, got in enumerate(arrived):
+    for worker, got in zip(chosen, arrived, strict=True):
         sent = payload(worker)
         if isinstance(got, BadPayload):
             outcome.append(str(got))

@@ -1,4 +1,4 @@
-"""Under torchrun: trains the runs of task.json in processes that compute unlike, and leaves what they were told."""
+"""A job: trains the runs of task.json in processes that compute unlike, and leaves what they were told."""
 
 import json
 import os

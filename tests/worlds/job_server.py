@@ -1,4 +1,4 @@
-"""Under torchrun: rank 0 serves every run of task.json, each in its own folder; leaves the summaries in result.json."""
+"""A job: rank 0 serves every run of task.json, each in its own folder; leaves the summaries in result.json."""
 
 import json
 import os

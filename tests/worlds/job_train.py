@@ -1,4 +1,4 @@
-"""Under torchrun: trains the runs of task.json, each in its own folder, and leaves their summaries in result.json."""
+"""A job: trains the runs of task.json, each in its own folder, and leaves their summaries in result.json."""
 
 import json
 import os

@@ -69,12 +69,12 @@ client = client_app(mods=[spoiled])
 
 def test_bad_clients_and_a_dead_node_are_named_and_the_run_ends(tmp_path):
     local = px.local_training(px.sgd(0.1, momentum=0.9), epochs=4, batch=20)
-    run = px.run(px.digits(), px.mlp((16,)), (px.fedavg(local, 3),), workers=8, evaluate_every=1, checkpoint_every=1)
+    run = px.run(px.digits(), px.mlp((16,)), (px.fedavg(local, 3),), workers=6, evaluate_every=1, checkpoint_every=1)
     app, results = tmp_path / "app", tmp_path / "results"
     app.mkdir()
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "app.py").write_text(APP)
-    with Flower(tmp_path, nodes=8, environment=environment()) as flower:
+    with Flower(tmp_path, nodes=6, environment=environment()) as flower:
         run_id = flower.submit(app, run=repr(run), folder=str(results))
         until = time.monotonic() + 800
         while not (results / "checkpoint.safetensors").exists():

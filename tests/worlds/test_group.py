@@ -105,3 +105,17 @@ def test_payloads_of_one_size_need_one_trip_and_others_arrive_as_well(tmp_path):
     assert outcomes[8] == ["nothing arrived", "same", "same"]
     assert outcomes[9][1].endswith("at most 100000 allowed") and outcomes[9][::2] == ["same", "same"]
     assert outcomes[10:] == [["same"] * 3] * 7
+
+
+def test_those_asked_send_to_everyone_whatever_their_sizes(tmp_path):
+    sizes = [[500, 60_000, 1, 0, 3, 200_000], [0, 0, 0, 0, 0, 0], [7, -1, 7, 7, 7, 7]]
+    asked = [[1], [2], [3], [0, 3], [1, 4], [4, 2], [5], [0, 1, 2, 3, 4], []]
+    task = {"workers": 6, "sizes": [s for s in sizes for _ in asked], "asked": asked * len(sizes)}
+    ranks = run_job(4, "job_gather.py", task, tmp_path)
+    assert ranks == ranks[:1] * 4
+    outcomes = [line["outcome"] for line in ranks[0]]
+    first, empty, missing = outcomes[:9], outcomes[9:18], outcomes[18:]
+    assert first[6] == ["200019 bytes, at most 100000 allowed"]
+    assert [o for i, o in enumerate(first) if i != 6] == [["same"] * len(a) for i, a in enumerate(asked) if i != 6]
+    assert empty == [["same"] * len(a) for a in asked]
+    assert missing == [["nothing arrived" if w == 1 else "same" for w in a] for a in asked]

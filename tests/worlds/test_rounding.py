@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.worlds.launch import HERE, run_job, torchrun
+from tests.worlds.launch import forked, run_job
 
 pytestmark = pytest.mark.processes
 
@@ -162,10 +162,8 @@ def test_ones_own_loop_is_told(group):
 @pytest.mark.parametrize("server", [False, True])
 def test_the_command_line_tells(tmp_path, server):
     ranks = (SERVER if server else GROUP)["odd"]
-    out = torchrun(
-        3 + server, str(HERE / "job_command.py"), "run", text(ranks=ranks, rounds=3), "--out", str(tmp_path / "out"),
-        *["--server"] * server,
-    )  # fmt: skip
+    words = ("run", text(ranks=ranks, rounds=3), "--out", str(tmp_path / "out"), *["--server"] * server)
+    out = forked(3 + server, "job_command.py", *words, folder=tmp_path)
     (line,) = [line for line in out.splitlines() if "exact votes" in line]
     assert SENTENCE.search(line)[3] == "1e-05"
     (summary,) = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -25,11 +25,6 @@ class Atoms(Expression, ABC):
     """
 
     @property
-    def orthonormal(self) -> bool:
-        """The second moment of the estimate is sum lam^2 / p."""
-        return True
-
-    @property
     def vectors(self) -> bool:
         """The parts are vectors, of which a product is made: each can be coded by an unbiased codec of its own."""
         return False

@@ -83,9 +83,9 @@ class Bbp(Matcher):
         mean = self._mean(like, bias_columns)
         return Normal(mean, mean.new_tensor([self.sigma]), mean.new_tensor([self.sigma0]), self.log_determinant)
 
-    def room(self, num: int, known: int) -> int:
+    def room(self, num_rows: int, known: int) -> int:
         """K_max = min(L_j, max(limit - L, 1))."""
-        return num if self.limit is None else min(num, max(self.limit - known, 1))
+        return num_rows if self.limit is None else min(num_rows, max(self.limit - known, 1))
 
     def posterior(self, mean: Tensor, counts: Tensor, bias_columns: Sequence[int] = ()) -> Tensor:
         if self.average == "plain":

@@ -135,9 +135,9 @@ def rematch(pool: Pool, j: int, model: Normal, prior: Buffet, room: Room) -> Non
 def gain_table(pool: Pool, rows: Tensor, model: Normal, prior: Buffet, room: Room) -> Tensor:
     """What each neuron of a client is worth at each global neuron, then at each that it may open, up to what only its
     row decides. Shapes: (L_j, L + K)."""
-    num, known = len(rows), len(pool.counts)
+    num_rows, known = len(rows), len(pool.counts)
     # enough columns for every row, whatever the bound
-    most = max(room(num, known), num - known)
+    most = max(room(num_rows, known), num_rows - known)
     counts = pool.counts.to(rows.device)
     joined = model.gains(rows, pool.sums, counts).cpu() + prior.joining(pool.counts)
     nobody = model.gains(rows, rows.new_zeros(1, rows.shape[1]), counts.new_zeros(1)).cpu()

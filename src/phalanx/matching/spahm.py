@@ -58,9 +58,9 @@ class Spahm(Matcher):
         return mean
 
 
-def room(num: int, known: int) -> int:
+def room(num_rows: int, known: int) -> int:
     """K_max = min(L_j, max(2 L_j - L, 1))."""
-    return min(num, max(2 * num - known, 1))
+    return min(num_rows, max(2 * num_rows - known, 1))
 
 
 def first_guess(layers: Sequence[Tensor]) -> Normal:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from phalanx.data.files import folder
 from phalanx.expression import method, require
+from phalanx.lock import held
 from phalanx.models.model import Model, Shape
 from phalanx.phase import Run
 from phalanx.results import RunFolder, versions
@@ -58,7 +59,6 @@ class Trained(Model):
 @lru_cache(maxsize=4)
 def _weights(run: Run, root: str) -> dict[str, Tensor]:
     from blake3 import blake3
-    from filelock import FileLock
 
     # imported here, because training knows models
     from phalanx.train import train
@@ -67,7 +67,7 @@ def _weights(run: Run, root: str) -> dict[str, Tensor]:
     place = Path(root) / "trained" / key
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(place / "lock")):
+        with held(place):
             kept = RunFolder(place)
             if kept.summary is None:
                 print(f"training the model that {run.model!r} begins with, once, in {place}", file=sys.stderr)

@@ -17,7 +17,7 @@ from phalanx.expression import require
 from phalanx.federated.local_training import LocalTraining
 from phalanx.phase import Phase, Run
 from phalanx.redteam.grid import fairly
-from phalanx.redteam.setting import ATTACKER, ATTACKS, Defence, Plan, standard
+from phalanx.redteam.setting import ATTACKER, ATTACKS, Defence, Plan, place_of_wire, smuggled, standard
 from phalanx.selection import Everyone, Selection
 from phalanx.stage import Stage, chain
 from phalanx.train import Trainer
@@ -139,9 +139,8 @@ def check(run: Run) -> None:
 
 def behind(scheme: Stage) -> Stage:
     """The rule: what stands behind the wire."""
-    stages = stages_of(scheme)
-    place = _wire(stages)
-    return stages[place + 1] if len(stages) == place + 2 else chain(*stages[place + 1 :])
+    stages = stages_of(scheme)[len(_before(scheme)) :]
+    return stages[0] if len(stages) == 1 else chain(*stages)
 
 
 def typical_norm(run: Run) -> float:
@@ -186,17 +185,15 @@ def _plans(run: Run) -> dict[str, Plan | None]:
 
 def _attacked(base: Run, begun: Run, edges: EdgeCases, terms: Terms, rule: Defence, plan: Plan | None) -> Run:
     phase = begun.phases[0]
-    stages, count = stages_of(phase.scheme), phase.clients.count(begun.workers)
-    place = _wire(stages)
-    boost = float(count) if plan is not None and plan.boosted else 1.0
-    attacks: list[Stage] = [px.replacement(boost)] if boost != 1 else []
-    attacks += [px.tailored(rule.rule)] if plan is not None and plan.knows else []
-    scheme = chain(*stages[:place], *attacks, stages[place], rule.rule)
-    clients = _turns(phase, count, terms.every, plan)
-    made = replace(phase, scheme=scheme, clients=px.always(clients) if rule.root else clients)
+    count = phase.clients.count(begun.workers)
+    scheme = chain(*_before(phase.scheme), rule.rule)
     if plan is not None:
-        made = replace(made, adversary=_foe(phase, begun, edges, rule.radius / boost, plan))
-    run = replace(base, phases=(made,))
+        boost = plan.boost(count)
+        foe = _foe(phase, begun, edges, rule.radius / boost, plan)
+        phase = replace(phase, adversary=foe)
+        scheme = smuggled(scheme, rule.rule, plan, boost)
+    clients = _turns(phase, count, terms.every, plan)
+    run = replace(base, phases=(replace(phase, scheme=scheme, clients=px.always(clients) if rule.root else clients),))
     if rule.root:
         # the server plays a worker of its own
         run = replace(run, workers=run.workers + 1, partition=px.reserved(run.partition, rule.root))
@@ -223,5 +220,7 @@ def _foe(phase: Phase, run: Run, edges: EdgeCases, radius: float, plan: Plan):
     return px.poisoned(local, edges, run.data, clean=clean)
 
 
-def _wire(stages: Sequence[Stage]) -> int:
-    return next(i for i, stage in enumerate(stages) if isinstance(stage, Wire))
+def _before(scheme: Stage) -> Sequence[Stage]:
+    """The stages up to the wire."""
+    stages = stages_of(scheme)
+    return stages[: place_of_wire(stages) + 1]

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import phalanx as px
-from phalanx.attack import Attack
 from phalanx.backdoors.edges import EdgeCases
+from phalanx.crossing import Wire, stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Partition
@@ -109,6 +109,10 @@ class Plan:
         """Whether an attacker comes in every round."""
         return self.every == 1
 
+    def boost(self, clients: int) -> float:
+        """What it multiplies its change by: its weight is bounded, so the clients of a round stand for n_S / n_i."""
+        return float(clients) if self.boosted else 1.0
+
 
 ATTACKS: Mapping[str, Plan | None] = {
     NONE: None,
@@ -173,10 +177,7 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     calm = px.infiltrated(setting.clients, (ATTACKER,), every=setting.every, first=rounds)
     if plan is None:
         return replace(honest, clients=_with_root(calm, defence))
-    # a client's weight is bounded, so the clients of a round stand for n_S / n_i
-    boost = float(setting.clients) if plan.boosted else 1.0
-    stages: list[Attack] = [px.replacement(boost)] if plan.boosted else []
-    stages += [px.tailored(defence.rule)] if plan.knows else []
+    boost = plan.boost(setting.clients)
     local = setting.local
     if plan.inside:
         local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost, decay=defence.decay))
@@ -184,7 +185,26 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     clients: Selection = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
     if plan.pool:
         clients = px.sampled(setting.clients)
-    return replace(honest, scheme=px.chain(*stages, honest.scheme), clients=_with_root(clients, defence), adversary=foe)
+    scheme = smuggled(honest.scheme, defence.rule, plan, boost)
+    return replace(honest, scheme=scheme, clients=_with_root(clients, defence), adversary=foe)
+
+
+def smuggled(scheme: Stage, rule: Stage, plan: Plan, boost: float) -> Stage:
+    """The scheme with what the adversary does to its change before the wire.
+
+    Args:
+        rule: behind the wire.
+    """
+    stages = stages_of(scheme)
+    wire = place_of_wire(stages)
+    attacks: list[Stage] = [px.replacement(boost)] if boost != 1 else []
+    attacks += [px.tailored(rule)] if plan.knows else []
+    return px.chain(*stages[:wire], *attacks, *stages[wire:])
+
+
+def place_of_wire(stages: Sequence[Stage]) -> int:
+    """Where in a chain rows are sent."""
+    return next(i for i, stage in enumerate(stages) if isinstance(stage, Wire))
 
 
 def _with_root(clients: Selection, defence: Defence) -> Selection:

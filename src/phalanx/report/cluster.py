@@ -7,7 +7,7 @@ its units. So a round takes, from what was measured here:
     work / units of the round * units of a worker + encoding / workers + decoding and rule + update
 
 Communication is left out: what a worker sends is in the table, and how long it takes depends on the network. What the
-attack computes counts with the rule.
+attack computes does not count.
 """
 
 from __future__ import annotations

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from phalanx.phase import Run
 from phalanx.report.collect import Result
-from phalanx.report.sheet import Cell, Sheet
 
 Role = Literal["attacker", "honest, edge cases", "honest"]
 ROLES: tuple[Role, ...] = ("attacker", "honest, edge cases", "honest")
@@ -66,19 +64,3 @@ def holders(run: Run) -> frozenset[int]:
     first = len(data.train_y) - data.added
     parts = run.partition.parts(data, run.workers, run.seed)
     return frozenset(worker for worker, part in enumerate(parts) if bool((part >= first).any()))
-
-
-def selected_tables(results: Sequence[Result]) -> list[Sheet]:
-    """By run and role: clients, how often they took part, and were chosen; of runs whose rule names rows."""
-    rows: list[tuple[Cell, ...]] = []
-    for result in results:
-        found = selected(result)
-        for role in ROLES:
-            mine = [one for one in found if one.role == role and one.chosen is not None]
-            if mine:
-                rounds, chosen = sum(one.rounds for one in mine), sum(one.chosen or 0 for one in mine)
-                never = sum(one.rounds > 0 and not one.chosen for one in mine)
-                share = round(100 * chosen / rounds, 1) if rounds else None
-                rows.append((result.label, role, len(mine), rounds, chosen, share, never))
-    header = ("run", "role", "clients", "took part", "chosen", "chosen (%)", "clients never chosen")
-    return [Sheet("whom the rules chose", header, tuple(rows))] if rows else []

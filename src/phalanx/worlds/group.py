@@ -18,7 +18,7 @@ from phalanx.checkpoint import from_payload, to_payload
 from phalanx.precision import wide
 from phalanx.wire import Shelf, pack, unpack
 from phalanx.world import BadPayload, Payload
-from phalanx.worlds.lines import GroupLines, Lines
+from phalanx.worlds.lines import LESS, GroupLines, Lines
 
 if TYPE_CHECKING:
     from phalanx.opened import Opened
@@ -52,7 +52,8 @@ class GroupWorld:
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
         self._shares = [range(a, b) for a, b in pairwise(bounds)]
         self.ids = tuple(self._shares[self.rank])
-        self._recent: dict[int, deque[int]] = {}  # by limit: the longest blocks of late, the same in every process
+        # by limit and number of those asked: the longest blocks of late, the same in every process
+        self._recent: dict[tuple[int, int], deque[int]] = {}
         self.serves, self.received_bytes = False, None
         self.processes: list[dict[str, Any]] = []
         self.device = self._lines.device  # where the messages lie that travel
@@ -62,6 +63,12 @@ class GroupWorld:
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         """As in the simulation, with every payload packed, carried and unpacked."""
+        return self._gather(payloads, limit_bytes, frozenset(self.workers))
+
+    def _gather(
+        self, payloads: Sequence[Payload | None], limit_bytes: int, wanted: frozenset[int]
+    ) -> list[Payload | BadPayload]:
+        """What the wanted workers send, who are the same in every process."""
         assert len(payloads) == len(self.ids)
         empty = torch.empty(0, dtype=torch.uint8)
         # a payload beyond the limit stays at home; its length says why
@@ -69,12 +76,18 @@ class GroupWorld:
         lengths = torch.tensor([len(m) for m in messages], dtype=torch.int64)
         block = torch.cat([lengths.view(torch.uint8), *(m for m in messages if len(m) <= limit_bytes)])
         # payloads of one size from round to round travel with their lengths, others behind them in a second trip
-        recent = self._recent.setdefault(limit_bytes, deque(maxlen=RECENT))
-        steady = len(recent) == RECENT and max(recent) - min(recent) <= SLACK_BYTES
+        recent = self._recent.setdefault((limit_bytes, len(wanted)), deque(maxlen=RECENT))
+        # where few are wanted, room for all would be in vain
+        few = len(wanted) < LESS * self.size
+        steady = len(recent) == RECENT and max(recent) - min(recent) <= SLACK_BYTES and not few
         heads = [8 * len(share) for share in self._shares]
         room = max(heads) + (max(recent) if steady else 0)
         arrived = self._all_gather(block[:room], [room] * self._ranks)
-        everyone = [part[:head].view(torch.int64).tolist() for part, head in zip(arrived, heads, strict=True)]
+        said = [part[:head].view(torch.int64).tolist() for part, head in zip(arrived, heads, strict=True)]
+        everyone = [
+            [length if worker in wanted else 0 for worker, length in zip(share, mine, strict=True)]
+            for share, mine in zip(self._shares, said, strict=True)
+        ]
         carried = [[length if length <= limit_bytes else 0 for length in mine] for mine in everyone]
         sizes = [head + sum(mine) for head, mine in zip(heads, carried, strict=True)]
         rest = self._all_gather(block[room:], [max(0, size - room) for size in sizes])
@@ -96,10 +109,10 @@ class GroupWorld:
     def fetch(
         self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
     ) -> list[Payload | BadPayload]:
-        """As `gather`, in which the others send nothing; an all-gather pads what a rank sends to what most send."""
-        wanted = set(workers)
+        """As `gather`, in which the others send nothing."""
+        wanted = frozenset(workers)
         asked = [p if worker in wanted else None for worker, p in zip(self.ids, payloads, strict=True)]
-        arrived = self.gather(asked, limit_bytes)
+        arrived = self._gather(asked, limit_bytes, wanted)
         return [arrived[worker] for worker in workers]
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
@@ -154,15 +167,10 @@ class GroupWorld:
         self._lines.leave()
 
     def _all_gather(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
-        """Every rank's bytes, `sizes` of them; gloo wants equal lengths, so the shorter ones travel padded."""
-        longest = max(sizes)
-        if longest == 0:
+        """Every rank's bytes, `sizes` of them."""
+        if max(sizes) == 0:
             return [message.new_empty(0).cpu() for _ in sizes]
-        mine = message.to(self.device)
-        if len(mine) < longest:
-            mine = torch.cat([mine, mine.new_zeros(longest - len(mine))])
-        blocks = self._lines.all_gather(mine)
-        return [block[:size].cpu() for block, size in zip(blocks, sizes, strict=True)]
+        return [block.cpu() for block in self._lines.all_gather_uneven(message.to(self.device), sizes)]
 
 
 def _open(message: Tensor, length: int, limit_bytes: int, room: Callable[[str, int], Tensor]) -> Payload | BadPayload:

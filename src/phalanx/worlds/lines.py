@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Kind = Literal["gather", "reduce"]  # all-gather, all-reduce
+LESS = 0.75  # of the bytes of a padded all-gather are worth a trip more
 
 
 class Lines(Protocol):
@@ -36,6 +38,10 @@ class Lines(Protocol):
 
     def all_gather(self, mine: Tensor) -> list[Tensor]:
         """Every process's tensor, by rank; all have one length."""
+        ...
+
+    def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """As `all_gather`, of tensors whose lengths differ; `sizes` are those of all processes, by rank."""
         ...
 
     def all_reduce(self, x: Tensor) -> None:
@@ -71,6 +77,13 @@ class GroupLines:
         dist.all_gather(blocks, mine, group=self._group)
         return blocks
 
+    def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        longest, whole = max(sizes), sum(sizes)
+        if whole + longest < LESS * self.size * longest:
+            return self._in_pieces(mine, sizes)
+        padded = torch.cat([mine, mine.new_zeros(longest - len(mine))]) if len(mine) < longest else mine
+        return [block[:size] for block, size in zip(self.all_gather(padded), sizes, strict=True)]
+
     def all_reduce(self, x: Tensor) -> None:
         dist.all_reduce(x, group=self._group)
 
@@ -81,6 +94,34 @@ class GroupLines:
         for work in dist.batch_isend_irecv(letters) if letters else []:
             work.wait()
         return arrived
+
+    def _in_pieces(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """All messages end to end, cut into equal pieces: first every process gets its piece, then all get all pieces.
+
+        A padded all-gather brings each process n times the longest message; this brings it their sum, and whoever has a
+        message sends it once more.
+        """
+        ends = list(accumulate(sizes))
+        each = -(-ends[-1] // self.size)
+
+        def part(owner: int, piece: int) -> tuple[int, int]:
+            start = ends[owner] - sizes[owner]
+            return max(start, piece * each), min(ends[owner], (piece + 1) * each)
+
+        def length(owner: int, piece: int) -> int:
+            low, high = part(owner, piece)
+            return max(0, high - low)
+
+        first, everyone = ends[self.rank] - sizes[self.rank], range(self.size)
+        cuts = {piece: part(self.rank, piece) for piece in everyone if length(self.rank, piece)}
+        outgoing = {piece: mine[low - first : high - first] for piece, (low, high) in cuts.items()}
+        incoming = {owner: size for owner in everyone if (size := length(owner, self.rank))}
+        own = {self.rank: outgoing.pop(self.rank)} if self.rank in outgoing else {}
+        incoming.pop(self.rank, None)
+        arrived = own | self.deliver(outgoing, incoming)
+        block = torch.cat([mine[:0], *(arrived[owner] for owner in sorted(arrived))])
+        whole = torch.cat(self.all_gather(torch.cat([block, block.new_zeros(each - len(block))])))
+        return [whole[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     def leave(self) -> None:
         # gloo closes its connections when the last reference goes
@@ -104,6 +145,9 @@ class Echo:
 
     def all_gather(self, mine: Tensor) -> list[Tensor]:
         return [mine.clone() for _ in range(self.size)]
+
+    def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [mine[:size].clone() for size in sizes]
 
     def all_reduce(self, x: Tensor) -> None:
         x *= self.size
@@ -152,6 +196,15 @@ class Recorder:
         began = time.perf_counter()
         blocks = self._lines.all_gather(mine)
         self._note("gather", mine, began)
+        return blocks
+
+    def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        began = time.perf_counter()
+        blocks = self._lines.all_gather_uneven(mine, sizes)
+        longest, whole = max(sizes), sum(sizes)
+        # an all-gather of messages of this length moves as much
+        size = min(longest, -(-(whole + longest) // self.size))
+        self.calls.append(Call("gather", size, time.perf_counter() - began))
         return blocks
 
     def all_reduce(self, x: Tensor) -> None:
