@@ -65,7 +65,7 @@ GROUPS = (
         "loops",
         "DDP, exchange, outer, audit",
         "For a training loop of your own. See the tutorial on [DDP](../tutorials/ddp.md).",
-        ("ddp", "exchange", "outer", "audit", "agreement"),
+        ("ddp", "exchange", "outer", "audit", "agreement", "finding"),
     ),
     Group(
         "runs",
