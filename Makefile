@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types tests processes bench site dist wheel-check clean
+.PHONY: demo test lint types tests processes bench site docs dist wheel-check clean
 
 demo: $(STAMP)
 	$(BIN)/phalanx run quickstart
@@ -49,6 +49,11 @@ dist: $(STAMP)
 # in an environment of its own, with nothing of the source tree in it
 wheel-check: dist
 	TORCH="$(TORCH)" tests/wheel_check.sh dist/*.whl $(PYTHON)
+
+# the whole documentation with all results, in build/docs
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/_site/check.py build/docs
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

@@ -3,8 +3,8 @@ from phalanx.recipes.atomo_convergence import atomo_convergence as atomo_converg
 from phalanx.recipes.atomo_spectrum import atomo_spectrum as atomo_spectrum
 from phalanx.recipes.atomo_tuning import atomo_tuning as atomo_tuning
 from phalanx.recipes.atomo_variance import atomo_variance as atomo_variance
-from phalanx.recipes.composition import composition as composition
 from phalanx.recipes.batchnorm_protected import batchnorm_protected as batchnorm_protected
+from phalanx.recipes.composition import composition as composition
 from phalanx.recipes.detox import detox_alie as detox_alie
 from phalanx.recipes.detox_mean_estimation import detox_mean_estimation as detox_mean_estimation
 from phalanx.recipes.draco import draco_mnist as draco_mnist

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documentation's site is made of, without building it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import phalanx
+from tests.docs_blocks import ROOT
+
+
+def part(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_site_{name}", ROOT / "docs" / "_site" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_every_export_once() -> None:
+    text = "\n".join(text for _, text in part("api").pages())
+    found = re.findall(r"^## \w+ \{ #phalanx\.(\w+) \}", text, re.M)
+    exports = [n for n, v in vars(phalanx).items() if inspect.isclass(v) or inspect.isfunction(v)]
+    assert sorted(found) == sorted(exports)
+    assert "krum(f: int)" in text and "class Stage(" in text
+
+
+def test_the_page_on_commands_has_every_command() -> None:
+    ((_, text),) = part("commands").pages()
+    for name in ("run", "reproduce", "audit", "list", "show", "compare", "probe", "advise", "factorize", "doctor"):
+        assert f"\n## phalanx {name}\n" in text
+    assert "--resume PATH" in text and "phalanx run quickstart" in text
+
+
+def test_links_out_of_the_documentation_stay_in_the_site() -> None:
+    links = part("links")
+    text = "[a](../results/README.md#x) [b](pattern.md) [c](https://a.b/c.md) [d](#e)\n```\n[f](../src/g.py)\n```\n"
+    became = links.rewritten(text, "ddp.md")
+    assert "[a](repository/results/README.md#x)" in became and "[b](pattern.md) [c](https://a.b/c.md) [d](#e)" in became
+    assert "[f](../src/g.py)" in became
+    assert links.rewritten("[a](../../results/README.md)", "howto/x.md") == "[a](../repository/results/README.md)"
+    assert links.rewritten("[a](../docs/draco.md)", "repository/results/README.md") == "[a](../../draco.md)"
+    assert links.rewritten("[a](../examples/train.py)", "x.md") == "[a](repository/examples/train.py.md)"
+
+
+def test_all_links_of_the_repository_lead_somewhere() -> None:
+    links = part("links")
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "results" / "README.md", ROOT / "README.md"]
+    for page in pages:
+        for _, target, _, _ in links.LINK.findall(
+            re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+        ):
+            if target and not re.match(r"[a-z]+:", target):
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target} does not exist"
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<a href="b.html#there">1</a><img src="c.png"><h1 id="here"></h1>')
+    (tmp_path / "b.html").write_text('<a href="a.html#here">2</a><a href="https://example.org">3</a>')
+    found = part("check").broken(tmp_path)
+    assert found == ["a.html: b.html#there has no such place", "a.html: c.png does not exist"]
+
+
+def test_docstrings_become_sections() -> None:
+    pytest.importorskip("griffe")
+    text = part("docstrings").apart(inspect.getdoc(phalanx.krum) or "")
+    assert "\n\n**Shapes:** (n, d) -> (1, d)" in text and "\n\nArgs:\n" in text and "\n\n**Source:** Blanchard" in text
