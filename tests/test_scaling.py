@@ -2,10 +2,12 @@
 """The files for several hosts: manifests fit their schemas, scripts are sound, commands are those that there are."""
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from phalanx.cli import app
+from slow_network import hosts
+from tests.test_slow_network import unable
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "scaling"
@@ -23,8 +27,18 @@ MANIFESTS = sorted((EXAMPLES / "kubernetes").glob("*.yaml"))
 SCRIPTS = [EXAMPLES / "host.sh", EXAMPLES / "train.sbatch"]
 PAGE = ROOT / "docs" / "scaling.md"
 KUBERNETES = "1.34"
+RUN = (
+    "run(digits(), mlp(hidden=()), phases=(phase(gradient(batch=8), chain(gather(dense()), mean()), rounds=600),), "
+    "workers=2, evaluate_every=600, checkpoint_every=10)"
+)
 # of `#SBATCH` lines, as `sbatch --help` has them
-SBATCH = set("job-name nodes ntasks-per-node cpus-per-task mem time requeue open-mode output signal".split())
+SBATCH = {"job-name", "nodes", "ntasks-per-node", "cpus-per-task", "mem", "time", "requeue", "open-mode", "output"}
+
+
+@pytest.fixture
+def able() -> None:
+    if (reason := unable()) is not None:
+        pytest.skip(reason)
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -136,7 +150,7 @@ def test_slurm_is_asked_for_what_it_knows():
     text = SCRIPTS[1].read_text()
     lines = re.findall(r"^#SBATCH (.*)$", text, re.M)
     options = {line.split("=")[0].removeprefix("--") for line in lines}
-    assert options == SBATCH
+    assert options == SBATCH | {"signal"}
     assert not any(line.count(" ") for line in lines)
     # slurm reads no option behind the first command
     assert text.index("\nset -euo") > text.rindex("#SBATCH")
@@ -144,7 +158,7 @@ def test_slurm_is_asked_for_what_it_knows():
 
 def test_the_commands_of_the_page_are_there():
     found = commands(blocks(PAGE))
-    assert len(found) > 5
+    assert {words[0] for words in found} == {"torchrun", "phalanx"}
     for words in found:
         check(words)
 
@@ -166,3 +180,30 @@ def test_a_host_goes_on_where_there_is_a_folder(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "study.json").touch()
     assert said().endswith(f"phalanx run --resume {tmp_path / 'run'} --json\n")
+
+
+@pytest.mark.processes
+def test_a_run_goes_on_with_the_hosts_that_are_left(able, tmp_path):
+    """Two hosts as the page has them; one is lost, and the other goes on alone to the end."""
+    folder, bin_folder = tmp_path / "run", Path(sys.executable).parent
+    environment = {**os.environ, **hosts.job_environment(), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    metrics = folder / "run" / "metrics.jsonl"
+
+    def rounds() -> int:
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    def begin(network: hosts.Hosts, rank: int, count: int) -> subprocess.Popen[bytes]:
+        command = ["bash", str(SCRIPTS[0]), str(rank), str(count), network.address(0), str(folder), RUN]
+        return network.start(rank, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+    with hosts.Hosts(2, "1gbit") as network:
+        both = [begin(network, rank, 2) for rank in (0, 1)]
+        until = time.monotonic() + 120
+        while rounds() < 20 and time.monotonic() < until:
+            time.sleep(0.05)
+        hosts.kill(network.names[1])
+        assert both[0].wait(timeout=60) != 0
+        have = rounds()
+        assert 20 <= have < 600
+        assert begin(network, 0, 1).wait(timeout=120) == 0
+    assert rounds() == 600

@@ -97,13 +97,14 @@ def plot_scaling(lines: Sequence[dict[str, Any]], title: str, path: Path) -> Non
     for ax, label in zip(panels, labels, strict=False):
         mine = [line for line in lines if line["label"] == label]
         for i, (name, key, words) in enumerate(PREDICTED):
-            points = [(line["workers"], 1e3 * line[name][key]) for line in mine if name in line]
-            ax.plot(*zip(*points, strict=True), DASHES[i], color=COLOURS[i], label=words, linewidth=1.3)
-        took = [(line["workers"], 1e3 * line["measured"]["wire_s"]) for line in mine]
-        ax.plot(*zip(*took, strict=True), "o", color="black", label="measured", markersize=5)
+            told = [line for line in mine if name in line]
+            points = [line["workers"] for line in told], [1e3 * line[name][key] for line in told]
+            ax.plot(*points, DASHES[i], color=COLOURS[i], label=words, linewidth=1.3)
+        took = [line["workers"] for line in mine], [1e3 * line["measured"]["wire_s"] for line in mine]
+        ax.plot(*took, "o", color="black", label="measured", markersize=5)
         ax.set_title(label, loc="left", fontsize=8, wrap=True)
         ax.set_ylim(bottom=0)
-        ax.set_xticks([n for n, _ in took])
+        ax.set_xticks(took[0])
         _tidy(ax)
     for ax in panels[len(labels) :]:
         ax.set_axis_off()

@@ -89,7 +89,7 @@ Points = tuple[tuple[int, float], ...]  # (bytes, seconds), ascending in bytes
 class MeasuredLink:
     """A link of which curves were measured: interpolated for that many processes, a fitted `Line` for others.
 
-    What goes to a server or comes from it is taken to meet the line of the all-gather.
+    What goes to a server or comes from it is taken to meet the line of the longer curve: it knows more of the bandwidth.
 
     Args:
         processes: that took part.
@@ -113,7 +113,8 @@ class MeasuredLink:
         return self.line(kind).seconds(kind, size, n)
 
     def line(self, kind: Traffic) -> Line:
-        return self.lines["reduce" if kind == "reduce" else "gather"]
+        longer: Kind = max(self.curves, key=lambda kind: self.curves[kind][-1][0])
+        return self.lines[kind if kind in ("gather", "reduce") else longer]
 
 
 def fit(kind: Kind, points: Sequence[tuple[int, float]], n: int) -> Line:
