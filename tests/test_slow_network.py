@@ -176,6 +176,7 @@ def test_communication_is_predicted_and_simulated_alike(server):
     carried = (6 * 90_000 if server else 5 * 50_000) / (PAYLOAD_RATIO * 1e6)
     assert told["wire_s"] == pytest.approx(carried + 0.01)
     assert told["simulated_s"] == pytest.approx(carried + 0.01, rel=0.03)
+    assert told["shared_s"] > 0.97 * carried
 
 
 def test_a_folder_takes_more_runs_but_no_other_run(tmp_path):
@@ -200,7 +201,12 @@ def test_figures(tmp_path):
     found = convergence.report({s: [result("plain", (1.0, 0.2), (2.0, 0.6))] for s in (0, 1)}, 0.5, None)
     plots.plot_convergence(found, "title", tmp_path / "c.png")
     grown = [
-        {"workers": n, "label": label, "measured": {"wire_s": 0.1 * n}, "base": {"wire_s": 0.1, "simulated_s": 0.1}}
+        {
+            "workers": n,
+            "label": label,
+            "measured": {"wire_s": 0.1 * n},
+            "base": dict.fromkeys(("wire_s", "simulated_s", "shared_s"), 0.1),
+        }
         for n in (2, 4)
         for label in ("a", "b")
     ]

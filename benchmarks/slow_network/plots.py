@@ -25,6 +25,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 PREDICTED = (
     ("base", "wire_s", "model, from few hosts"),
     ("base", "simulated_s", "simulation, from few hosts"),
+    ("base", "shared_s", "simulation of shared cores"),
     ("own", "wire_s", "model, from as many hosts"),
 )
 
@@ -104,14 +105,15 @@ def plot_scaling(lines: Sequence[dict[str, Any]], title: str, path: Path) -> Non
         ax.plot(*took, "o", color="black", label="measured", markersize=5)
         ax.set_title(label, loc="left", fontsize=8, wrap=True)
         ax.set_ylim(bottom=0)
-        ax.set_xticks(took[0])
+        ax.set_xticks(sorted({line["workers"] for line in lines}))
         _tidy(ax)
     for ax in panels[len(labels) :]:
         ax.set_axis_off()
-    figure.supxlabel("workers")
+    for ax in panels[max(0, len(labels) - wide) : len(labels)]:
+        ax.set_xlabel("workers")
     figure.supylabel("milliseconds on the wire, a step")
     handles, words = panels[0].get_legend_handles_labels()
-    figure.legend(handles, words, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, words, loc="outside lower center", ncols=5, frameon=False)
     _save(figure, title, path)
 
 

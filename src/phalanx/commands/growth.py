@@ -101,7 +101,7 @@ def sentence_of(grown: Growth) -> str:
 
     parts = []
     for first, last, scheme in grown.best:
-        name = "no compression" if scheme == PLAIN else scheme
+        name = "the uncompressed all-reduce" if scheme == PLAIN else scheme
         parts.append(f"{name} at {first}" if first == last else f"{name} from {first} to {last}")
     return f"Best: {'; '.join(parts)} workers."
 

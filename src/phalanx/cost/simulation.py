@@ -37,7 +37,7 @@ class Network:
     """
 
     def __init__(self, ratios: ArrayLike, touch_s: float = 0.0, cores: int | None = None) -> None:
-        self.ratios, self._touch_s = np.atleast_1d(np.asarray(ratios, dtype=np.float64)), touch_s
+        self.ratios, self._touch_s, self._cores = np.atleast_1d(np.asarray(ratios, dtype=np.float64)), touch_s, cores
         n = self.size = len(self.ratios)
         require(n >= 1 and bool((self.ratios > 0).all()), f"a network needs hosts with rates above zero, got {ratios}")
         require(touch_s >= 0, f"touching a message takes no negative time, got {touch_s} s")
@@ -45,6 +45,10 @@ class Network:
         self._core = np.arange(n) % (cores or n)
         self._up, self._down, self._busy = np.zeros(n), np.zeros(n), np.zeros(n)  # until when each is taken
         self.sent_bytes, self.received_bytes = np.zeros(n), np.zeros(n)
+
+    def afresh(self) -> Network:
+        """The same hosts before anything was sent."""
+        return Network(self.ratios, self._touch_s, self._cores)
 
     def carry(self, line: Line, senders: Places, receivers: Places, sizes: Floats, ready: Floats) -> Floats:
         """When messages have arrived that are ready to leave at these times.
