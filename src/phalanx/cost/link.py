@@ -89,7 +89,7 @@ Points = tuple[tuple[int, float], ...]  # (bytes, seconds), ascending in bytes
 class MeasuredLink:
     """A link of which curves were measured: interpolated for that many processes, a fitted `Line` for others.
 
-    What goes to a server or comes from it is taken to meet the line of the longer curve, which knows the bandwidth best.
+    What goes to a server or comes from it is taken to meet the line of the longer curve, which shows the bandwidth.
 
     Args:
         processes: that took part.
