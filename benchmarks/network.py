@@ -4,14 +4,17 @@
     python benchmarks/network.py link --rates 100mbit 1gbit 10gbit --workers 4
     python benchmarks/network.py breakdown --rates 100mbit 1gbit 10gbit --workers 2 4 --json out.json --plot out.png
     python benchmarks/network.py advise --rates 100mbit 1gbit --workers 2 4 --json out.json
+    python benchmarks/network.py scaling --rate 100mbit --workers 4 2 8 16 --json out.json --plot out.png
     python benchmarks/network.py convergence --rate 100mbit --workers 4 --seeds 0 1 2 --target 0.58 --out runs/slow
     python benchmarks/network.py reach runs/seed-0 runs/seed-1 --steps breakdown.json --target 0.55
 
 `link` shows what the links carry and how near gloo's collectives come to it. `breakdown` splits the step of every
 scheme of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `advise` puts
-what `phalanx advise` predicts from a probe across the hosts beside such steps. `convergence` trains to the end and
-reports seconds to an accuracy; stopped, it goes on when started again with the same --out. `reach` does so without
-training: it puts the steps of a breakdown under the rounds that simulations of the same recipe took, which end alike.
+what `phalanx advise` predicts from a probe across the hosts beside such steps. `scaling` lets the hosts grow, with
+and without a server, beside what a probe of the first number predicts and simulates; --json adds to what the file has.
+`convergence` trains to the end and reports seconds to an accuracy; stopped, it goes on when started again with the same
+--out. `reach` does so without training: it puts the steps of a breakdown under the rounds that simulations of the same
+recipe took, which end alike.
 Namespaces, links and limits are removed at the end, also after Ctrl-C; what a killed run left is removed by the next.
 """
 
@@ -54,6 +57,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     breakdown.add_argument("--dropped", type=int, default=5, help="rounds at the start that do not count (default 5)")
     advise = modes.add_parser("advise", parents=[network, many, what], help="predictions beside measured steps")
     advise.add_argument("--rounds", type=int, default=30, help="of each short run (default 30)")
+    scaling = modes.add_parser("scaling", parents=[network], help="steps of more and more hosts")
+    scaling.add_argument("--rate", default="100mbit", help="of every link, each way")
+    scaling.add_argument("--workers", nargs="+", type=int, default=[4, 2, 8, 16], help="the first number is probed")
+    scaling.add_argument("--rounds", type=int, default=24, help="of each short run (default 24)")
+    scaling.add_argument("--dropped", type=int, default=6, help="rounds at the start that do not count (default 6)")
+    scaling.add_argument("--probe", type=Path, help="predict from this one; written if there is no such file")
+    scaling.add_argument("--plot", type=Path, help="write the figure here")
     convergence = modes.add_parser("convergence", parents=[network, what], help="time to a fixed accuracy")
     convergence.add_argument("--rate", default="100mbit", help="of every link, each way")
     convergence.add_argument("--workers", type=int, default=4, help="hosts, with one worker each")
@@ -73,8 +83,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for rate in getattr(args, "rates", [getattr(args, "rate", "1gbit")]):
         hosts.bits_per_s(rate)
-    if args.mode == "breakdown" and not 0 <= args.dropped < args.rounds:
-        raise ValueError(f"breakdown needs 0 <= dropped < rounds, got {args.dropped} and {args.rounds}")
+    if args.mode in ("breakdown", "scaling") and not 0 <= args.dropped < args.rounds:
+        raise ValueError(f"{args.mode} needs 0 <= dropped < rounds, got {args.dropped} and {args.rounds}")
     if args.mode in ("convergence", "reach") and not 0 < args.target < 1:
         raise ValueError(f"the target is an accuracy in (0, 1), such as 0.58, got {args.target:g}")
     return args
@@ -127,6 +137,29 @@ def advise(args: argparse.Namespace) -> dict[str, Any]:
     lines = predictions.measure(study, args.workers, args.rates, args.delay, args.rounds, limit_s, _say)
     tables.console().print(predictions.table(lines))
     return {"study": study.to_json(), "rounds": args.rounds, "lines": lines}
+
+
+def scaling(args: argparse.Namespace) -> dict[str, Any]:
+    """Measured and predicted communication of more and more hosts; lines of an earlier report at --json are kept."""
+    import json
+    import tempfile
+
+    from phalanx.report import tables
+    from slow_network import scaling
+
+    lines = json.loads(args.json.read_text())["lines"] if args.json and args.json.exists() else []
+    with tempfile.TemporaryDirectory(prefix="phalanx-") as folder:
+        base, limit_s = args.probe or Path(folder) / "probe.json", args.limit or 900
+        rest = (args.rounds, args.dropped, base, limit_s, _say)
+        found = scaling.measure(args.workers, args.rate, args.delay, *rest)
+    kept = [line for line in lines if line["workers"] not in args.workers]
+    lines = sorted(kept + found, key=lambda line: line["workers"])
+    tables.console().print(scaling.table(lines))
+    if args.plot:
+        from slow_network.plots import plot_scaling
+
+        plot_scaling(lines, f"communication of a step at {args.rate}", args.plot)
+    return {"run": scaling.RUN, "share": scaling.SHARE, "rounds": args.rounds, "dropped": args.dropped, "lines": lines}
 
 
 def convergence(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +226,8 @@ def main() -> None:
         signal.signal(number, _asked_to_stop)
     try:
         args = arguments()
-        modes = {"link": link, "breakdown": breakdown, "advise": advise, "convergence": convergence, "reach": reach}
+        modes = {"link": link, "breakdown": breakdown, "advise": advise, "scaling": scaling}
+        modes |= {"convergence": convergence, "reach": reach}
         if args.mode != "reach":
             hosts.check()
         found = modes[args.mode](args)

@@ -14,12 +14,14 @@ import phalanx as px
 from phalanx.cli import app
 from phalanx.cost.advise import advise, chosen
 from phalanx.cost.check import check
+from phalanx.cost.growth import grow
 from phalanx.cost.link import PAYLOAD_RATIO, Line, MeasuredLink, between, fit, volume
 from phalanx.cost.measure import measure, num_units, places
 from phalanx.cost.model import BreakEven, Cost, Effort, Message, break_even, predict
 from phalanx.cost.probe import Probe
 from phalanx.cost.quality import DEFAULTS, PLAIN, quality
 from phalanx.cost.rehearse import rehearse
+from phalanx.cost.served import at_server
 from phalanx.cost.units import bandwidth, bits, duration
 from phalanx.launch import Team
 from phalanx.stage import TooFewRows, check_scheme
@@ -29,6 +31,7 @@ from phalanx.worlds.lines import Echo, Recorder
 
 CPU = torch.device("cpu")
 QSGD = "chain(gather(qsgd()), mean())"
+GIVEN = ("--bandwidth", "1Gbit", "--workers", "4", "--model", "mlp(hidden=())", "--data", "digits", "--batch", "4")
 RUN = px.parse(f"run(digits(), mlp(hidden=(16,)), phases=(phase(gradient(batch=40), {PLAIN}, rounds=6),), workers=2)")
 
 
@@ -366,6 +369,45 @@ def test_the_commands(tmp_path):
     assert "never" in alike and "not how many steps" in alike and "50 ms" in alike
 
 
+def test_steps_of_more_and_more_workers(tmp_path):
+    file, plot = tmp_path / "probe.json", tmp_path / "out" / "scaling.png"
+    vote = px.parse("chain(vote(qsgd(), r=3), mean())")
+    measured = measure(RUN, [px.parse(QSGD), vote], Team(), repeats=1, workers=4)
+    file.write_text(json.dumps(measured.to_json()))
+    asked = ["advise", str(file), "--bandwidth", "10Mbit", "--workers", "4", "--scale-to", "20"]
+    grown = json.loads(invoke(*asked, "--simulate", "--plot", str(plot), "--json"))
+    assert [column["workers"] for column in grown["scales"]] == [4, 8, 16, 20]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    for column in grown["scales"]:
+        alone = json.loads(invoke(*asked[:4], "--workers", str(column["workers"]), "--json"))
+        for row, single in zip(column["schemes"], alone["schemes"], strict=True):
+            assert {key: row[key] for key in single} == single
+            assert 0.5 < row["simulated_s"] / row["step_s"] <= 1 + 1e-9
+    d = measured.parameters
+    assert [row["rows_bytes"] for row in grown["scales"][2]["schemes"]] == [4 * d, 16 * 4 * d, 5 * 4 * d]
+    slow = json.loads(invoke(*asked, "--simulate", "--stragglers", "2", "--step-time", "1s", "--json"))
+    assert slow["scales"][0]["schemes"][0]["simulated_s"] > slow["scales"][0]["schemes"][0]["step_s"]
+    table = invoke(*asked, "--simulate", "--server")
+    assert "Best: " in table and "rows at 20" in table and table.count("simulated") == 3
+    plain = json.loads(invoke(*asked[:6], "--scheme", QSGD, "--json"))
+    served = json.loads(invoke(*asked[:6], "--server", "--scheme", QSGD, "--json"))
+    assert served["server"] and served["schemes"][0] == plain["schemes"][0] != served["schemes"][1]
+
+
+def test_a_server_s_table_names_what_it_cannot_take():
+    powers = cost("power_sgd(rank=2)", (Message("gather", 8), Message("reduce", 1e6)))
+    found, left = at_server(replace(PROBE, costs=(DENSE, CODED, powers)))
+    assert [c.served for c in found.costs] == [False, True] and left == ("power_sgd(rank=2)",)
+    assert found.costs[0] is DENSE
+
+
+def test_the_best_scheme_by_number_of_workers():
+    """A gathered code wins among few and loses among many; the all-reduce does not grow."""
+    probe = replace(PROBE, costs=(DENSE, replace(CODED, efforts=(Effort(2, 0, 0, 0, 0, 0),))))
+    grown = grow(probe, Line(0.0, 12.5e6), (2, 4, 8, 16, 64), None)
+    assert grown.best == [(2, 8, QSGD), (16, 64, PLAIN)] and grown.simulated is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -379,6 +421,13 @@ def test_the_commands(tmp_path):
         (["advise", "--latency", "1ms"], "give both"),
         (["advise", "absent.json"], "absent.json is not there; check the path"),
         (["advise", "--check"], "needs a probe and runs"),
+        (["advise", *GIVEN, "--scale-to", "4"], "a larger number, got 4"),
+        (["advise", *GIVEN, "--simulate"], "add --scale-to N"),
+        (["advise", *GIVEN, "--plot", "x.png"], "add --scale-to N"),
+        (["advise", *GIVEN, "--scale-to", "8", "--stragglers", "0.1"], "add --simulate"),
+        (["advise", *GIVEN, "--scale-to", "8", "--simulate", "--stragglers", "-1"], "a ratio >= 0"),
+        (["advise", "probe.json", "run", "--check", "--server"], "leave out --server"),
+        (["advise", "--byzantine", "1", "--workers", "9", "--scale-to", "18"], "--scale-to about step times"),
         (["probe", "--batch", "0"], "at least 1 example"),
         (["probe", "quikstart"], "did you mean quickstart"),
         (["probe", "quickstart", "--model", "lenet"], "leave out --model"),

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
+from phalanx.cost.link import PAYLOAD_RATIO, Line
+from phalanx.cost.model import Cost, Effort, Message
+from phalanx.cost.served import served
 from phalanx.parser import parse
 from phalanx.report.collect import Curve, Result
 from phalanx.request import requested
 from phalanx.results import RunFolder
 from phalanx.study import Study
-from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach
+from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach, scaling
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +155,34 @@ def test_a_short_run_is_only_tested_at_its_end():
     assert short.evaluate_every > 12 and short.checkpoint_every > 12
 
 
+def test_a_growing_job_keeps_the_share_of_a_worker_and_leaves_out_what_it_is_too_small_for():
+    for n, count in ((2, 4), (3, 5), (16, 5)):
+        runs = scaling.fitting(scaling.SCHEMES, n, 12).runs
+        assert len(runs) == count and (scaling.VOTE in runs) == (n > 2)
+        assert all(run.workers == n and run.phases[0].work.batch == 16 * n for run in runs.values())
+        assert all(run.phases[0].rounds == 12 < run.evaluate_every for run in runs.values())
+
+
+def test_a_server_s_wait_is_told_apart_from_the_work():
+    twin = {"work_s": 0.3, "encode_s": 0.1, "wire_s": 9.0}
+    parts = scaling.apart({"work_s": 1.0, "encode_s": 0.0, "wire_s": 0.5, "step_s": 1.6}, twin)
+    assert parts == {"work_s": 0.3, "encode_s": 0.1, "wire_s": pytest.approx(1.1), "step_s": 1.6}
+
+
+@pytest.mark.parametrize("server", [False, True])
+def test_communication_is_predicted_and_simulated_alike(server):
+    """Without latency nothing is hidden, and both are the bytes over the rate."""
+    efforts = (Effort(2, 0.1, 0.01, 0.2, 0.3, 0.4),)
+    cost = Cost(scaling.QSGD, "unbiased", 50_000, (Message("gather", 50_000),), efforts)
+    cost = served(cost, 10_000) if server else cost
+    line = Line(0.0, 1e6)
+    told = scaling.communication(cost, line, 6, {"work_s": 0.7})
+    carried = (6 * 90_000 if server else 5 * 50_000) / (PAYLOAD_RATIO * 1e6)
+    assert told["wire_s"] == pytest.approx(carried + 0.01)
+    assert told["simulated_s"] == pytest.approx(carried + 0.01, rel=0.03)
+    assert told["shared_s"] > 0.97 * carried
+
+
 def test_a_folder_takes_more_runs_but_no_other_run(tmp_path):
     study = jobs.with_schemes(requested(RUN.format(scheme=PLAIN)), [PLAIN])
     more = jobs.with_schemes(study, ["chain(gather(sign()), majority())"])
@@ -204,7 +235,19 @@ def test_figures(tmp_path):
     plots.plot_breakdown(lines, "title", tmp_path / "b.png")
     found = convergence.report({s: [result("plain", (1.0, 0.2), (2.0, 0.6))] for s in (0, 1)}, 0.5, None)
     plots.plot_convergence(found, "title", tmp_path / "c.png")
-    for name in ("b.png", "c.png"):
+    grown = [
+        {
+            "workers": n,
+            "label": label,
+            "measured": {"wire_s": 0.1 * n},
+            "base": dict.fromkeys(("wire_s", "simulated_s", "shared_s"), 0.1),
+        }
+        for n in (2, 4)
+        for label in ("a", "b")
+    ]
+    grown[0]["own"] = grown[0]["base"]
+    plots.plot_scaling(grown, "title", tmp_path / "s.png")
+    for name in ("b.png", "c.png", "s.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -213,6 +256,8 @@ def test_figures(tmp_path):
     [
         (["breakdown", "--rates", "fast"], "such as 100mbit"),
         (["breakdown", "--rounds", "5", "--dropped", "5"], "dropped < rounds"),
+        (["scaling", "--rate", "fast"], "such as 100mbit"),
+        (["scaling", "--rounds", "5", "--dropped", "5"], "dropped < rounds"),
         (["convergence", "--out", "x", "--target", "58"], "such as 0.58"),
     ],
 )

@@ -62,12 +62,16 @@ def prepare(study: Study, path: Path) -> StudyFolder:
     return folder
 
 
-def conduct(hosts: Hosts, study: Study, path: Path, limit_s: float) -> list[Result]:
-    """Trains what is not done yet, one worker on every host, and reads what was asked for."""
+def conduct(hosts: Hosts, study: Study, path: Path, limit_s: float, *options: str) -> list[Result]:
+    """Trains what is not done yet, one worker on every host, and reads what was asked for.
+
+    Args:
+        options: of `phalanx run`, such as "--server", which makes the first host the server.
+    """
     folder = prepare(study, path)
     unfinished = set(folder.study.runs) - set(folder.finished(folder.study))
     if unfinished:
-        argv = ("-m", "phalanx", "run", "--resume", str(path))
+        argv = ("-m", "phalanx", "run", "--resume", str(path), *options)
         try:
             hosts.torchrun(*argv, logs=path / "logs", limit_s=limit_s)
         except JobFailed:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phalanx.report.plots import COLOURS
+from phalanx.report.plots import COLOURS, DASHES
 from slow_network.breakdown import PARTS
 
 if TYPE_CHECKING:
@@ -20,6 +20,14 @@ LOOKS: dict[str, dict[str, Any]] = {
     "communication_s": {"alpha": 0.35},
     "decoding_s": {"alpha": 0.75, "hatch": "////"},
 }
+
+# what `scaling` predicts, from which probe and how
+PREDICTED = (
+    ("base", "wire_s", "model, from few hosts"),
+    ("base", "simulated_s", "simulation, from few hosts"),
+    ("base", "shared_s", "simulation of shared cores"),
+    ("own", "wire_s", "model, from as many hosts"),
+)
 
 
 def plot_breakdown(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
@@ -78,6 +86,34 @@ def plot_convergence(found: dict[str, Any], title: str, path: Path) -> None:
     ax.set_ylabel("test accuracy (%)")
     _tidy(ax)
     figure.legend(loc="outside right upper", frameon=False)
+    _save(figure, title, path)
+
+
+def plot_scaling(lines: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """A panel for each scheme: measured seconds on the wire by number of workers, and what was predicted."""
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    wide = 4
+    figure = _figure(4.2 * wide, 3.2 * -(-len(labels) // wide) + 0.8)
+    panels: Any = figure.subplots(-(-len(labels) // wide), wide, squeeze=False, sharex=True).flatten()
+    for ax, label in zip(panels, labels, strict=False):
+        mine = [line for line in lines if line["label"] == label]
+        for i, (name, key, words) in enumerate(PREDICTED):
+            told = [line for line in mine if name in line]
+            points = [line["workers"] for line in told], [1e3 * line[name][key] for line in told]
+            ax.plot(*points, DASHES[i], color=COLOURS[i], label=words, linewidth=1.3)
+        took = [line["workers"] for line in mine], [1e3 * line["measured"]["wire_s"] for line in mine]
+        ax.plot(*took, "o", color="black", label="measured", markersize=5)
+        ax.set_title(label, loc="left", fontsize=8, wrap=True)
+        ax.set_ylim(bottom=0)
+        ax.set_xticks(sorted({line["workers"] for line in lines}))
+        _tidy(ax)
+    for ax in panels[len(labels) :]:
+        ax.set_axis_off()
+    for ax in panels[max(0, len(labels) - wide) : len(labels)]:
+        ax.set_xlabel("workers")
+    figure.supylabel("milliseconds on the wire, a step")
+    handles, words = panels[0].get_legend_handles_labels()
+    figure.legend(handles, words, loc="outside lower center", ncols=5, frameon=False)
     _save(figure, title, path)
 
 

@@ -79,7 +79,8 @@ class Vote(Wire):
         check_vote("vote", self.r, self.atol, self.rtol)
 
     @property
-    def _tolerant(self) -> bool:
+    def tolerant(self) -> bool:
+        """Whether all payloads are sent and compared as rows."""
         return self.atol > 0 or self.rtol > 0
 
     def rows_out(self, n: int) -> int:
@@ -92,7 +93,7 @@ class Vote(Wire):
         group = self.assign(round.world.size).unit
         coded, state = send_rows(self.codec, stack, state, lambda worker: round.rng(group=group(worker)))
         held = forged(self.forge, coded, stack.ids, round)
-        if self._tolerant:
+        if self.tolerant:
             offers = [Offer(payload) for payload in held]
         else:
             firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in side_by_side(digest, coded)]
@@ -102,7 +103,7 @@ class Vote(Wire):
         return present(offers, stack.ids, round), state
 
     def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
-        if self._tolerant:
+        if self.tolerant:
             received = Gather(self.codec, self.gate).receive(offers, sent, round)
             return GroupVote(self.r, self.none, self.atol, self.rtol)(received, None, round)[0]
         clock = Clock()

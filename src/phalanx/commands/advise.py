@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.commands import asked, redundancy
+from phalanx.commands import asked, growth, redundancy
 from phalanx.commands.asked import Batch, Data, Model, Precision, Schemes, Threads
 from phalanx.commands.common import Json, print_json, said
 from phalanx.launch import Team
@@ -49,6 +49,20 @@ def advise(
     repeats: Annotated[
         int | None, typer.Option(metavar="STEPS", help=f"Behind every number; {REPEATS} if left out.")
     ] = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="A server takes the payloads, as in phalanx run --server.")
+    ] = False,
+    scale_to: Annotated[
+        int | None, typer.Option(metavar="N", help="Predict for more and more workers, doubling up to N.")
+    ] = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulate", help="With --scale-to: a simulation of every message beside the formulas.")
+    ] = False,
+    stragglers: Annotated[
+        float | None,
+        typer.Option(metavar="RATIO", help="With --simulate: relative deviation of a worker's forward and backward."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --scale-to: draw the steps in this PNG file.")] = None,
     checked: Annotated[bool, typer.Option("--check", help="Compare the predictions with the RUN folders.")] = False,
     byzantine: Annotated[
         int | None, typer.Option(metavar="Q", help="How many of the workers are Byzantine; asks about redundancy.")
@@ -72,6 +86,8 @@ def advise(
     schemes are measured here, in this process, and the link is what --bandwidth and --latency say. With --check, what
     RUN folders measured stands beside it.
 
+    With --scale-to it predicts for growing numbers of workers, and with --server for a parameter server.
+
     With --byzantine it says instead how much redundancy a vote needs: how many groups of r workers so many Byzantine
     ones win, and which rule over the votes stands that.
 
@@ -82,6 +98,8 @@ def advise(
       phalanx advise --bandwidth 100Mbit --workers 4 --model lenet --data mnist
       phalanx advise --bandwidth 10Gbit --latency 50us --workers 16 \\
         --step-time 80ms --scheme "chain(power_sgd(rank=4))"
+      phalanx advise probe.json --workers 16 --scale-to 1024 --simulate
+      phalanx advise probe.json --server --workers 16 --bandwidth 1Gbit
       phalanx advise probe.json --check runs/2026-01-31-120000-run
       phalanx advise --byzantine 5 --workers 45
       phalanx advise --byzantine 5 --workers 45 --r 3 --r 5 --risk 0.001 \\
@@ -90,6 +108,7 @@ def advise(
     if byzantine is not None:
         asking = {"a probe": paths, "--bandwidth": bandwidth, "--latency": latency, "--step-time": step_time}
         asking |= {"--model": model, "--data": data, "--batch": batch, "--threads": threads, "--precision": precision}
+        asking |= {"--server": server, "--scale-to": scale_to, "--simulate": simulated, "--plot": plot}
         redundancy.check_others({**asking, "--scheme": schemes, "--check": checked, "--repeats": repeats})
         redundancy.redundancy(workers, byzantine, r or [], risk, redrawn, as_json)
         return
@@ -99,6 +118,7 @@ def advise(
     repeats = REPEATS if repeats is None else repeats
     asked.check_repeats(repeats)
     from phalanx.cost import advise as advice
+    from phalanx.cost.served import at_server
     from phalanx.cost.units import duration
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -107,7 +127,9 @@ def advise(
     file, runs = (paths or [None])[0], (paths or [])[1:]
     work_s = None if step_time is None else duration(step_time)
     line = _line(bandwidth, latency)
+    growth.check_options(scale_to, simulated, stragglers, plot)
     if checked:
+        growth.check_alone(scale_to, server)
         _check(file, runs, line, as_json)
         return
     if runs:
@@ -119,6 +141,13 @@ def advise(
         found = advice.chosen(_read(file), schemes or [])
     link = _link(found, line)
     n = found.processes if workers is None else workers
+    left: tuple[str, ...] = ()
+    if server:
+        found, left = at_server(found)
+    if scale_to is not None:
+        straggling = (stragglers or 0.0) if simulated else None
+        growth.growth(found, link, (n, scale_to), work_s, straggling, plot, left, line is None, as_json)
+        return
     given = advice.advise(found, link, n, work_s)
     if as_json:
         print_json(
@@ -126,6 +155,7 @@ def advise(
                 "workers": n,
                 "link": {kind: vars(link.line(kind)) for kind in ("gather", "reduce")},
                 "measured_link": line is None,
+                "server": server,
                 "run": repr(found.run),
                 "batch": found.batch,
                 "schemes": [row.to_json() for row in given.lines],
@@ -138,7 +168,7 @@ def advise(
 
     typer.echo(f"{n} workers, {asked.words(found, link, measured=line is None)}")
     tables.console().print(tables.advice_table(given.lines))
-    typer.echo(f"\n{given.sentence}\n{NOTE}")
+    typer.echo(f"\n{given.sentence}\n{NOTE}{growth.left_words(left)}")
 
 
 def _line(bandwidth: str | None, latency: str | None) -> Line | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -89,14 +89,19 @@ def _compare(probe: Probe, link: Link, label: str, folder: RunFolder) -> Compari
     cost = next((cost for cost in probe.costs if cost.scheme == scheme), None)
     if cost is None:
         raise ValueError(f"{folder.path} ran {scheme}, which the probe did not measure; probe with --scheme '{scheme}'")
+    measured = measured_step(lines)
+    predicted = predict(cost, probe.work_s * redundancy(cost, n), link, n)
+    sent = sum(line["bytes_up"] for line in lines) / len(lines) / n
+    return Comparison(label, scheme, n, predicted, measured, cost.sent_bytes, sent)
+
+
+def measured_step(lines: Sequence[Mapping[str, Any]]) -> Step:
+    """The medians over rounds by part, from their metrics."""
     parts = {
         key: median(line[key] for line in lines) for key in ("work_s", "encode_s", "wire_s", "decode_s", "finish_s")
     }
     rule_s = median(line["scheme_s"] - line["encode_s"] - line["wire_s"] - line["decode_s"] for line in lines)
-    measured = Step(**parts, rule_s=rule_s)
-    predicted = predict(cost, probe.work_s * redundancy(cost, n), link, n)
-    sent = sum(line["bytes_up"] for line in lines) / len(lines) / n
-    return Comparison(label, scheme, n, predicted, measured, cost.sent_bytes, sent)
+    return Step(**parts, rule_s=rule_s)
 
 
 def alike(probed: Run, run: Run, where: str) -> None:

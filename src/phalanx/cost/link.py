@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a collective takes: a ring of n processes, each with a line of its own to the network."""
+"""How long messages take: a ring of n processes, or n workers and a server, each with a line of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import Protocol
+from typing import Literal, Protocol
 
 from phalanx.expression import require
 from phalanx.worlds.lines import Kind
@@ -17,29 +17,34 @@ PAYLOAD_RATIO = 1448 / 1538
 LONG_SPAN = 16  # messages of at least this part of the longest show the bandwidth
 SHORT = 2  # so many of the shortest show the latency
 
-
-def hops(kind: Kind, n: int) -> int:
-    """Messages that a process sends one after the other: n - 1 in an all-gather, 2 (n - 1) in an all-reduce."""
-    return (n - 1) if kind == "gather" else 2 * (n - 1)
+# collectives of n processes; a message of a server to each of n workers, and one of each of them to it
+Traffic = Literal[Kind, "spread", "collect"]
 
 
-def volume(kind: Kind, size: float, n: int) -> float:
-    """Bytes that a process sends, and receives at the same time, in a collective of messages of `size` bytes.
+def hops(kind: Traffic, n: int) -> int:
+    """Messages that wait for one another: n - 1 in an all-gather, 2 (n - 1) in an all-reduce, 1 at a server."""
+    return {"gather": n - 1, "reduce": 2 * (n - 1)}.get(kind, 1)
+
+
+def volume(kind: Traffic, size: float, n: int) -> float:
+    """Bytes that the busiest line carries one way, for messages of `size` bytes.
 
     A message travels once around the ring in an all-gather: (n - 1) size. In an all-reduce each of n pieces travels
-    twice around it: 2 (n - 1) / n size.
+    twice around it: 2 (n - 1) / n size. All n messages pass the line of a server: n size.
     """
-    return hops(kind, n) * (size if kind == "gather" else size / n)
+    if kind == "reduce":
+        return hops(kind, n) * size / n
+    return (hops(kind, n) if kind == "gather" else n) * size
 
 
 class Link(Protocol):
     """What joins n processes."""
 
-    def seconds(self, kind: Kind, size: float, n: int) -> float:
-        """Duration of a collective of messages of `size` bytes over n processes."""
+    def seconds(self, kind: Traffic, size: float, n: int) -> float:
+        """Duration of a collective of messages of `size` bytes over n processes, or of those of n workers."""
         ...
 
-    def line(self, kind: Kind) -> Line:
+    def line(self, kind: Traffic) -> Line:
         """The latency and bandwidth behind it."""
         ...
 
@@ -62,10 +67,10 @@ class Line:
         require(self.latency_s >= 0, f"a latency is not negative, got {self.latency_s} s")
         require(self.bandwidth > 0, f"a bandwidth is above zero, got {self.bandwidth} bytes/s")
 
-    def seconds(self, kind: Kind, size: float, n: int) -> float:
+    def seconds(self, kind: Traffic, size: float, n: int) -> float:
         return hops(kind, n) * self.latency_s + volume(kind, size, n) / (PAYLOAD_RATIO * self.bandwidth)
 
-    def line(self, kind: Kind) -> Line:
+    def line(self, kind: Traffic) -> Line:
         return self
 
     def delivered(self, size: float, trips: int = 1) -> float:
@@ -84,6 +89,8 @@ Points = tuple[tuple[int, float], ...]  # (bytes, seconds), ascending in bytes
 class MeasuredLink:
     """A link of which curves were measured: interpolated for that many processes, a fitted `Line` for others.
 
+    What goes to a server or comes from it is taken to meet the line of the longer curve, which shows the bandwidth.
+
     Args:
         processes: that took part.
         curves: points of each collective.
@@ -100,11 +107,14 @@ class MeasuredLink:
         fitted = {kind: fit(kind, points, self.processes) for kind, points in self.curves.items()}
         object.__setattr__(self, "lines", fitted)
 
-    def seconds(self, kind: Kind, size: float, n: int) -> float:
-        return between(self.curves[kind], size) if n == self.processes else self.lines[kind].seconds(kind, size, n)
+    def seconds(self, kind: Traffic, size: float, n: int) -> float:
+        if kind in ("gather", "reduce") and n == self.processes:
+            return between(self.curves[kind], size)
+        return self.line(kind).seconds(kind, size, n)
 
-    def line(self, kind: Kind) -> Line:
-        return self.lines[kind]
+    def line(self, kind: Traffic) -> Line:
+        longer: Kind = max(self.curves, key=lambda kind: self.curves[kind][-1][0])
+        return self.lines[kind if kind in ("gather", "reduce") else longer]
 
 
 def fit(kind: Kind, points: Sequence[tuple[int, float]], n: int) -> Line:

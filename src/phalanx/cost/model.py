@@ -8,32 +8,41 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from phalanx.cost.link import PAYLOAD_RATIO, Link, hops, volume
+from phalanx.cost.link import PAYLOAD_RATIO, Link, Traffic, hops, volume
 from phalanx.expression import require
-from phalanx.worlds.lines import Kind
 
 CONTROL_BYTES = 16  # the loss and the wish to stop that the processes exchange in every round
 
 
 @dataclass(frozen=True)
 class Message:
-    """A collective that a scheme calls in every step.
+    """A collective that a scheme calls in every step, or messages between a server and its workers.
 
     Args:
         bytes: of one process's message, on average.
         spread: standard deviation of these bytes between processes and steps.
+        r: workers in a group of which one sends, or is sent, a message; 1 for all workers, and in collectives.
     """
 
-    kind: Kind
+    kind: Traffic
     bytes: float
     spread: float = 0.0
+    r: int = 1
+
+    def seconds(self, link: Link, n: int) -> float:
+        """Among n workers."""
+        return link.seconds(self.kind, self.longest(n), n // self.r)
+
+    def volume(self, n: int) -> float:
+        """Bytes that the busiest line carries one way among n workers."""
+        return volume(self.kind, self.longest(n), n // self.r)
 
     def longest(self, n: int) -> float:
-        """Expected length of the longest of n messages, to which an all-gather pads the others.
+        """Expected length of the longest of n messages, to which an all-gather pads the others; else the mean.
 
         Source: Blom, Statistical Estimates and Transformed Beta-Variables, 1958, for normal lengths.
         """
-        if self.kind == "reduce" or n == 1 or self.spread == 0:
+        if self.kind != "gather" or n == 1 or self.spread == 0:
             return self.bytes
         return self.bytes + self.spread * NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
@@ -75,6 +84,16 @@ class Cost:
     sent_bytes: float
     messages: tuple[Message, ...]
     efforts: tuple[Effort, ...]
+
+    @property
+    def calls(self) -> tuple[Message, ...]:
+        """All messages of a step: a server is told losses with the payloads, processes gather them first."""
+        return self.messages if self.served else (Message("gather", CONTROL_BYTES), *self.messages)
+
+    @property
+    def served(self) -> bool:
+        """Whether a server takes the payloads."""
+        return any(message.kind == "collect" for message in self.messages)
 
     def at(self, n: int) -> Effort:
         """Effort among n workers: encoding as measured, the rest on a straight line that does not fall with n."""
@@ -119,11 +138,13 @@ def predict(cost: Cost, work_s: float, link: Link, n: int) -> Step:
         work_s: seconds of forward and backward on one worker's share of the batch.
     """
     effort = cost.at(n)
-    wire_s = sum(link.seconds(m.kind, m.longest(n), n) for m in cost.messages)
+    wire_s = [message.seconds(link, n) for message in cost.calls]
+    # processes wait for the slowest one's work in the exchange of the losses
+    waited_s = 0.0 if cost.served else wire_s.pop(0)
     return Step(
-        work_s + link.seconds("gather", CONTROL_BYTES, n),
+        work_s + waited_s,
         effort.encode_s,
-        effort.pack_s + wire_s,
+        effort.pack_s + sum(wire_s),
         effort.decode_s,
         effort.rule_s,
         effort.finish_s,
@@ -163,11 +184,10 @@ def break_even(cost: Cost, plain: Cost, work_s: tuple[float, float], link: Link,
 
 def _affine(cost: Cost, work_s: float, link: Link, n: int) -> tuple[float, float]:
     """Seconds of a step at no bandwidth limit, and bytes that a process sends in it."""
-    messages = (Message("gather", CONTROL_BYTES), *cost.messages)
     effort = cost.at(n)
     computed = effort.encode_s + effort.pack_s + effort.decode_s + effort.rule_s + effort.finish_s
-    waited = sum(hops(m.kind, n) * link.line(m.kind).latency_s for m in messages)
-    return work_s + computed + waited, sum(volume(m.kind, m.longest(n), n) for m in messages)
+    waited = sum(hops(m.kind, n) * link.line(m.kind).latency_s for m in cost.calls)
+    return work_s + computed + waited, sum(message.volume(n) for message in cost.calls)
 
 
 def check_workers(n: int) -> None:

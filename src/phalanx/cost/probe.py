@@ -14,7 +14,7 @@ Fields of the document; times in seconds, sizes in bytes, bandwidths in bytes pe
                 ``gather`` and ``reduce``: the curve ``points`` [[bytes of a process's message, seconds], ...] of the
                 collective, called through `GroupWorld.gather` and `GroupWorld.mean`, the slowest process, median;
                 ``latency_s`` and ``bandwidth``: of the ring that fits them best
-``schemes``     for each: ``scheme``, ``quality``, ``sent_bytes``, ``messages`` [{kind, bytes, spread}, ...] and
+``schemes``     for each: ``scheme``, ``quality``, ``sent_bytes``, ``messages`` [{kind, bytes, spread, r}, ...] and
                 ``efforts`` [{workers, encode_s, pack_s, decode_s, rule_s, finish_s}, ...], as in `Cost`
 ``about``       versions, machine, commit and time, as in a run's about.json
 """

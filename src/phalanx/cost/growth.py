@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a step when the workers become more and more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from phalanx.cost.advise import WORTH, Advice, advise, redundancy
+from phalanx.cost.link import Link
+from phalanx.cost.model import Cost
+from phalanx.cost.probe import Probe
+from phalanx.cost.quality import PLAIN
+from phalanx.cost.served import ENTRY_BYTES
+from phalanx.cost.simulation import simulate, straggling
+from phalanx.crossing import stages_of
+from phalanx.expression import require
+from phalanx.parser import parse
+
+SEED = 0  # of what is drawn in a simulation
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Advice for growing numbers of workers, each with the probe's share of the batch.
+
+    Args:
+        simulated: seconds of a simulated step, by number of workers and scheme; None where nothing was simulated.
+        rows_bytes: of the decoded rows that a process, or the server, holds, by number of workers and scheme.
+    """
+
+    workers: tuple[int, ...]
+    advices: tuple[Advice, ...]
+    simulated: tuple[tuple[float, ...], ...] | None
+    rows_bytes: tuple[tuple[int, ...], ...]
+
+    @property
+    def best(self) -> list[tuple[int, int, str]]:
+        """Ranges of workers, first and last, with the scheme that is best there; a tie goes to the uncompressed one."""
+        found: list[tuple[int, int, str]] = []
+        for n, advice in zip(self.workers, self.advices, strict=True):
+            first = min(advice.lines, key=lambda line: line.step.seconds)
+            name = first.cost.scheme if first.speedup >= WORTH else PLAIN
+            if found and found[-1][2] == name:
+                found[-1] = (found[-1][0], n, name)
+            else:
+                found.append((n, n, name))
+        return found
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """As plain values, one for each number of workers."""
+        columns = []
+        for i, (n, advice) in enumerate(zip(self.workers, self.advices, strict=True)):
+            schemes = []
+            for j, line in enumerate(advice.lines):
+                also = {} if self.simulated is None else {"simulated_s": self.simulated[i][j]}
+                schemes.append({**line.to_json(), **also, "rows_bytes": self.rows_bytes[i][j]})
+            columns.append({"workers": n, "schemes": schemes, "sentence": advice.sentence})
+        return columns
+
+
+def doublings(first: int, last: int) -> tuple[int, ...]:
+    """first, twice, four times and so on, and last.
+
+    Raises:
+        ValueError: last is no larger than first.
+
+    >>> doublings(4, 20)
+    (4, 8, 16, 20)
+    """
+    require(last > first, f"--scale-to goes on from {first} workers and takes a larger number, got {last}")
+    found = [first]
+    while 2 * found[-1] < last:
+        found.append(2 * found[-1])
+    return (*found, last)
+
+
+def grow(
+    probe: Probe, link: Link, workers: Sequence[int], work_s: float | None, stragglers: float | None = None
+) -> Growth:
+    """Predictions, and simulations beside them if asked for.
+
+    Args:
+        stragglers: relative standard deviation of a worker's time for forward and backward in a simulation, >= 0; None
+            to simulate nothing.
+    Raises:
+        ValueError: too few workers for a scheme, or a negative deviation.
+    """
+    require(stragglers is None or stragglers >= 0, f"--stragglers takes a ratio >= 0, got {stragglers}")
+    advices = tuple(advise(probe, link, n, work_s) for n in workers)
+    spent_s = probe.work_s if work_s is None else work_s
+    simulated = None
+    if stragglers is not None:
+        simulated = tuple(tuple(_simulated(c, spent_s, link, n, stragglers) for c in probe.costs) for n in workers)
+    rows = tuple(tuple(rows_bytes(cost, n, probe.parameters) for cost in probe.costs) for n in workers)
+    return Growth(tuple(workers), advices, simulated, rows)
+
+
+def rows_bytes(cost: Cost, n: int, parameters: int) -> int:
+    """What the rows behind the wire take as numbers of four bytes: of all workers, of all groups, or the one sum."""
+    for stage in stages_of(parse(cost.scheme)):
+        n = stage.rows_out(n)
+        if stage.num_wires:
+            break
+    return ENTRY_BYTES * n * parameters
+
+
+def _simulated(cost: Cost, work_s: float, link: Link, n: int, stragglers: float) -> float:
+    rng = np.random.default_rng(SEED)
+    works = straggling(work_s * redundancy(cost, n), stragglers, n, rng)
+    return simulate(cost, works, link, n, rng=rng).seconds
