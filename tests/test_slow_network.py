@@ -218,8 +218,9 @@ def test_simulated_rounds_take_the_steps_that_were_measured(tmp_path):
     assert ddp.curve.accuracy == plain.curve.accuracy
     found = convergence.report(by_seed, 0.0, breakdown.DDP)["schemes"]
     assert found["fast"]["speed_up"]["mean"] == 3 and found["fast"]["speed_up"]["n"] == 2
-    with pytest.raises(ValueError, match="no step of 'fast' was measured"):
-        reach.rescaled(studies, lines[:1], "plain")
+    assert [r.label for r in reach.rescaled(studies, lines[:1], "plain")[0]] == ["plain"]
+    with pytest.raises(ValueError, match="no step of any of these runs was measured; there are 'other'"):
+        reach.rescaled(studies, [step("other", 1.0)], "plain")
     with pytest.raises(ValueError, match="one rate"):
         reach.rescaled(studies, [*lines, step("fast", 1, "1gbit")], "plain")
 

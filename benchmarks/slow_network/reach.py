@@ -17,13 +17,13 @@ from slow_network.breakdown import DDP
 
 
 def rescaled(folders: Sequence[Path], lines: Sequence[Mapping[str, Any]], baseline: str) -> dict[int, list[Result]]:
-    """By seed, the runs of these folders with the seconds of the measured steps, and plain DDP's as another run.
+    """By seed, the runs of these folders whose steps were measured, in their seconds, and plain DDP's as another run.
 
     Args:
         lines: of a breakdown, at one rate and number of workers.
         baseline: label of the run whose accuracies are DDP's, too.
     Raises:
-        ValueError: the lines are of several networks, or lack a run's label.
+        ValueError: the lines are of several networks, or of no run's label.
     """
     networks = {(line["workers"], line["rate"]) for line in lines}
     if len(networks) != 1:
@@ -32,11 +32,13 @@ def rescaled(folders: Sequence[Path], lines: Sequence[Mapping[str, Any]], baseli
     by_seed: dict[int, list[Result]] = {}
     for result in collect(folders):
         if result.name not in steps:
-            raise ValueError(f"no step of {result.name!r} was measured; there are {', '.join(map(repr, steps))}")
+            continue
         runs = by_seed.setdefault(result.job.seed, [])
         if result.name == baseline and DDP in steps:
             runs.append(timed(result, DDP, steps[DDP]))
         runs.append(timed(result, result.name, steps[result.name]))
+    if not by_seed:
+        raise ValueError(f"no step of any of these runs was measured; there are {', '.join(map(repr, steps))}")
     return by_seed
 
 
