@@ -34,6 +34,11 @@ EXACT = {
     "server memory": expression("chain(gather(dense()), momentum(0.5), centered_clip())", finish="adam(lr=0.01)"),
     "group vote": expression("chain(nan(), gather(dense()), group_vote(r=3), mean())"),
     "hierarchy": expression("chain(reverse(), gather(dense()), hierarchy(mean(), median(), groups=3))"),
+    "composition": expression(
+        "chain(alie(z=1.0), vote(atomo(spectral('matrix'), budget=2, vectors=qsgd(bits=4, norm='linf'), smallest=100), "
+        "r=3), hierarchy(mean(), median(), groups=3))",
+        n=9,
+    ).replace("rounds=12", "rounds=12, surgery=pufferfish(ratio=0.5, warmup=0.0, first=1, keep=())"),
     **{
         f"malformed {how}": expression(f"chain(gather(dense(), forge=malformed('{how}')), trimmed_mean(f=1))")
         for how in ("short", "dtype", "missing", "random", "weight")
