@@ -192,16 +192,23 @@ def reach(args: argparse.Namespace) -> dict[str, Any]:
     import json
 
     from phalanx.phase import Run
+    from phalanx.registry import suggest
     from phalanx.report import tables
     from phalanx.report.collect import collect
     from slow_network import breakdown, convergence
     from slow_network.reach import rescaled
 
+    if not args.steps.is_file():
+        raise ValueError(f"{args.steps} is not there; --steps takes the JSON that breakdown wrote")
     measured = json.loads(args.steps.read_text())
     jobs = {result.name: result.job for result in collect(args.folders)}
     plain = convergence.uncompressed({label: job for label, job in jobs.items() if isinstance(job, Run)})
     results = rescaled(args.folders, measured["lines"], plain or "")
-    found = convergence.report(results, args.target, args.baseline or breakdown.DDP)
+    baseline = args.baseline or breakdown.DDP
+    labels = list(dict.fromkeys(result.label for runs in results.values() for result in runs))
+    if baseline not in labels:
+        raise ValueError(f"no measured run is labelled {baseline!r}; {suggest(baseline, labels)}")
+    found = convergence.report(results, args.target, baseline)
     tables.console().print(convergence.table(found))
     line = measured["lines"][0]
     if args.plot:

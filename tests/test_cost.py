@@ -241,6 +241,18 @@ def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
     assert sample.sent_bytes <= carried <= sample.sent_bytes + 400
 
 
+@pytest.mark.parametrize(
+    ("sizes", "bytes"),
+    # padded where pieces would save less than a quarter: six of eight have 100 bytes
+    [([100] * 8, 100), ([100, 0, 0, 0, 0, 0, 0, 0], 25), ([100] * 6 + [0] * 2, 100), ([100] * 4 + [0] * 4, 63)],
+)
+def test_lines_note_what_messages_of_unlike_lengths_move(sizes, bytes):
+    lines = Recorder(Echo(0, 8, CPU))
+    blocks = lines.all_gather_uneven(torch.zeros(100, dtype=torch.uint8), sizes)
+    assert [len(block) for block in blocks] == sizes
+    assert [(call.kind, call.bytes) for call in lines.calls] == [("gather", bytes)]
+
+
 def test_a_world_on_recorded_lines_notes_every_collective():
     lines = Recorder(Echo(0, 3, CPU))
     world = GroupWorld(lines=lines)

@@ -260,6 +260,7 @@ def test_figures(tmp_path):
         (["scaling", "--rate", "fast"], "such as 100mbit"),
         (["scaling", "--rounds", "5", "--dropped", "5"], "dropped < rounds"),
         (["convergence", "--out", "x", "--target", "58"], "such as 0.58"),
+        (["reach", "runs/x", "--steps", "nowhere.json"], "nowhere.json is not there"),
     ],
 )
 def test_errors_are_one_sentence(argv, words):

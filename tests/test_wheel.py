@@ -13,8 +13,6 @@ import phalanx as px
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"flower", "hf", "images", "plots", "tensorboard", "translation", "dev"}
 
-pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="no source tree")
-
 
 def files(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:

@@ -82,21 +82,23 @@ class Attack(Stage):
             return stack, state
         clock = Clock()
         mine = [i for i, s in enumerate(stack.sources) if s and set(s) <= round.byzantine]
-        view = self._view(stack, round) if self.omniscient else None
+        view = self.look(stack, round)
         workers = tuple(stack.sources[i][0] for i in mine)
         # pieces of one row draw from different streams
         piece = round.inside(" ".join(stack.layout.names))
         forged, state = self.forge(stack.rows[mine], workers, view, state, piece)
         if mine:
-            rows = stack.rows.clone()
-            cut = stack.layout.stepped if self.directions_only else stack.layout.d
-            rows[mine, :cut] = forged.to(rows.dtype).expand(len(mine), -1)[:, :cut]
+            rows, cut = stack.rows.clone(), stack.layout.stepped
+            aimed = {"row": slice(None), "directions": slice(cut), "installed": slice(cut, None)}[self.part]
+            rows[mine, aimed] = forged.to(rows.dtype).expand(len(mine), -1)[:, aimed]
             stack = stack.with_rows(rows)
         clock.lap(FORGING)
         return stack.note(clock.notes), state
 
-    @staticmethod
-    def _view(stack: Stack, round: Round) -> View:
+    def look(self, stack: Stack, round: Round) -> View | None:
+        """All workers' rows, for an attack that is omniscient."""
+        if not self.omniscient:
+            return None
         if stack.received:
             bad = [set(s) <= round.byzantine for s in stack.sources]
             return View(stack.rows, torch.tensor(bad, dtype=torch.bool), tuple(s[0] for s in stack.sources))

@@ -95,6 +95,12 @@ class Layout:
             else Layout(self.names[:keep], self.shapes[:keep], 0, self.dtype, self.axes[:keep])
         )
 
+    @cached_property
+    def tail(self) -> Layout:
+        """The layout of the installed values alone."""
+        first = len(self.names) - self.num_installed
+        return Layout(self.names[first:], self.shapes[first:], self.num_installed, self.dtype, self.axes[first:])
+
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """The parameters and buffers of a model that have these names, themselves."""
         have = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -220,8 +220,7 @@ class Trainer:
         ended = time.perf_counter()
         self.step += 1
         self.ledger.lost_rounds += bool(lost)
-        bad = (byzantine | opened.silent) & set(chosen)
-        measured = self.ledger.enter(notes, bad, aloud=world.rank == 0)
+        measured = self.ledger.enter(notes, (byzantine | opened.silent) & set(chosen), aloud=world.rank == 0)
         combined_s = combined - watched - measured[FORGING]
         measured |= zip(ROUND, (worked - opened.began, combined_s, ended - combined - seen_s), strict=True)
         for part, values in self.times.items():

@@ -16,14 +16,14 @@ folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 world = px.GroupWorld(task.get("workers", 3))
-trips = 0
+trips, longest = 0, 0
 plain = dist.all_gather
 
 
-def counted(*args, **kwargs):
-    global trips
-    trips += 1
-    return plain(*args, **kwargs)
+def counted(blocks, mine, **kwargs):
+    global trips, longest
+    trips, longest = trips + 1, max(longest, len(mine))
+    return plain(blocks, mine, **kwargs)
 
 
 dist.all_gather = counted
@@ -36,7 +36,7 @@ for index, sizes in enumerate(task["sizes"]):
             return None
         return {"x": torch.arange(sizes[worker]).add(7 * worker + index).to(torch.uint8)}
 
-    trips = 0
+    trips, longest = 0, 0
     chosen = asked[index] if asked else list(world.workers)
     held = [payload(w) for w in world.ids]
     arrived = world.fetch(held, chosen, LIMIT) if asked else world.gather(held, LIMIT)
@@ -47,7 +47,7 @@ for index, sizes in enumerate(task["sizes"]):
             outcome.append(str(got))
         else:
             outcome.append("same" if sent is not None and got["x"].equal(sent["x"]) else "other")
-    seen.append({"trips": trips, "outcome": outcome})
+    seen.append({"trips": trips, "longest": longest, "outcome": outcome})
 every = world.collect({"seen": torch.frombuffer(bytearray(json.dumps(seen).encode()), dtype=torch.uint8)})
 if dist.get_rank() == 0:
     ranks = [json.loads(bytes(part["seen"].tolist())) for part in every]

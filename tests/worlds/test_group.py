@@ -120,6 +120,9 @@ def test_those_asked_send_to_everyone_whatever_their_sizes(tmp_path):
     assert ranks == ranks[:1] * 4
     outcomes = [line["outcome"] for line in ranks[0]]
     first, empty, missing = outcomes[:9], outcomes[9:18], outcomes[18:]
+    # a piece for each of four processes, and no padding
+    longest = dict(zip(map(tuple, asked), (line["longest"] for line in ranks[0]), strict=False))
+    assert 15_000 < longest[1,] < 15_100 and 15_000 < longest[1, 4] < 15_100
     assert first[6] == ["200019 bytes, at most 100000 allowed"]
     assert [o for i, o in enumerate(first) if i != 6] == [["same"] * len(a) for i, a in enumerate(asked) if i != 6]
     assert empty == [["same"] * len(a) for a in asked]

@@ -11,7 +11,6 @@ from phalanx.aggregator import Aggregator
 from phalanx.aggregators.mean import Mean
 from phalanx.allocation import Allocation
 from phalanx.expression import method, require
-from phalanx.layout import Layout
 from phalanx.round import Round
 from phalanx.stack import Stack
 from phalanx.stage import Chain, Scope, Stage, State, join_notes, widest
@@ -59,13 +58,10 @@ class Apart(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         state, layout = dict(state or {}), stack.layout
-        cut, first = layout.stepped, len(layout.names) - layout.num_installed
-        values = Layout(
-            layout.names[first:], layout.shapes[first:], layout.num_installed, layout.dtype, layout.axes[first:]
-        )
+        cut = layout.stepped
         parts = {
             "directions": (self.directions, replace(stack, rows=stack.rows[:, :cut], layout=layout.head)),
-            "installed": (self.installed, replace(stack, rows=stack.rows[:, cut:], layout=values)),
+            "installed": (self.installed, replace(stack, rows=stack.rows[:, cut:], layout=layout.tail)),
         }
         made: list[Stack] = []
         memory: State = {}

@@ -48,11 +48,5 @@ class Aimed(Attack):
     ) -> tuple[Tensor, State]:
         return self.attack.forge(own, workers, view, state, round)
 
-    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
-        forged, state = self.attack(stack, state, round)
-        if forged is stack:
-            return stack, state
-        rows, cut = forged.rows.clone(), stack.layout.stepped
-        kept = slice(cut) if self.at == "installed" else slice(cut, None)
-        rows[:, kept] = stack.rows[:, kept]
-        return forged.with_rows(rows), state
+    def look(self, stack: Stack, round: Round) -> View | None:
+        return self.attack.look(stack, round)

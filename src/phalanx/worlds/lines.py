@@ -18,6 +18,12 @@ Kind = Literal["gather", "reduce"]  # all-gather, all-reduce
 LESS = 0.75  # of the bytes of a padded all-gather are worth a trip more
 
 
+def carried(sizes: Sequence[int]) -> int:
+    """Bytes that come to each process for messages of these lengths: in pieces where that is worth it, else padded."""
+    padded, pieces = len(sizes) * max(sizes), sum(sizes) + max(sizes)
+    return pieces if pieces < LESS * padded else padded
+
+
 class Lines(Protocol):
     """What joins the processes of a job; each calls the same methods in the same order."""
 
@@ -78,8 +84,8 @@ class GroupLines:
         return blocks
 
     def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        longest, whole = max(sizes), sum(sizes)
-        if whole + longest < LESS * self.size * longest:
+        longest = max(sizes)
+        if carried(sizes) < self.size * longest:
             return self._in_pieces(mine, sizes)
         padded = torch.cat([mine, mine.new_zeros(longest - len(mine))]) if len(mine) < longest else mine
         return [block[:size] for block, size in zip(self.all_gather(padded), sizes, strict=True)]
@@ -201,9 +207,8 @@ class Recorder:
     def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         began = time.perf_counter()
         blocks = self._lines.all_gather_uneven(mine, sizes)
-        longest, whole = max(sizes), sum(sizes)
         # an all-gather of messages of this length moves as much
-        size = min(longest, -(-(whole + longest) // self.size))
+        size = -(-carried(sizes) // self.size)
         self.calls.append(Call("gather", size, time.perf_counter() - began))
         return blocks
 
