@@ -47,6 +47,7 @@ def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
     text = files(wheel)[f"phalanx_train-{px.__version__}.dist-info/METADATA"].decode()
     about = Parser().parsestr(text)
     needs = about.get_all("Requires-Dist") or []
+    assert about["Metadata-Version"] == "2.4"
     assert about["Requires-Python"] == ">=3.11" and about["License-Expression"] == "Apache-2.0"
     assert set(about.get_all("Provides-Extra") or []) >= EXTRAS
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} < set(
