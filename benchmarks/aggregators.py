@@ -55,7 +55,7 @@ def rules(n: int, f: int) -> dict[str, str]:
 def own_call(expression: str, rows: Any) -> Call:
     """One round of a rule on received rows."""
     import phalanx
-    from phalanx.stack import Stack
+    from phalanx.core.stack import Stack
 
     rule = phalanx.parse(expression)
     return lambda: rule(Stack.of(rows), None, phalanx.Round())

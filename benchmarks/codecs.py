@@ -132,7 +132,7 @@ def report(expressions: tuple[str, ...], normal: bool, threads: int, repeats: in
     import torch
 
     import phalanx
-    from phalanx.world import payload_bytes
+    from phalanx.core.payload import payload_bytes
 
     torch.set_num_threads(threads)
     row, layout, source = gradient(normal)

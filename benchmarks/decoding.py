@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 import phalanx as px
-from phalanx.crossing import Offer
-from phalanx.results import about
-from phalanx.stack import Stack
-from phalanx.wire import Shelf, pack, unpack
+from phalanx.core.wire_stage import Offer
+from phalanx.training.run_folder import about
+from phalanx.core.stack import Stack
+from phalanx.core.packing import Shelf, pack, unpack
 from record import keep
 
 Call = Callable[[], Any]

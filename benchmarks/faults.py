@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from phalanx.results import about
+from phalanx.training.run_folder import about
 from record import keep
 
 WORKERS, ROUNDS = 9, 400

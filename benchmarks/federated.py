@@ -20,8 +20,8 @@ import torch
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.results import about, write_json
-from phalanx.train import Trainer
+from phalanx.training.run_folder import about, write_json
+from phalanx.training.trainer import Trainer
 
 CLIENTS, CHOSEN, IMAGES, BATCH = 1000, 100, 60, 20
 

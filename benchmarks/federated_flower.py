@@ -19,9 +19,9 @@ from statistics import median
 
 import federated
 import phalanx as px
-from phalanx.results import about, write_json
-from phalanx.summary import ROUND
-from phalanx.train import Trainer
+from phalanx.training.run_folder import about, write_json
+from phalanx.training.summary import ROUND
+from phalanx.training.trainer import Trainer
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,8 +58,8 @@ def in_flower(run: px.run, actors: int) -> tuple[float, float]:
     """Seconds of a round in Flower's simulation, and of all that comes before the first."""
     from flwr.simulation import run_simulation
 
-    from phalanx.flower import client_app, server_app
-    from phalanx.worlds.seats import Patience
+    from phalanx.integrations.flower import client_app, server_app
+    from phalanx.distributed.server.membership import Patience
 
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": actors}}
     began = time.perf_counter()

@@ -37,7 +37,7 @@ import phalanx as px
 from phalanx.data.shape import Pairs
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import network
-from phalanx.results import about
+from phalanx.training.run_folder import about
 from record import keep
 
 Call = Callable[[], Any]

@@ -28,8 +28,8 @@ from scipy.optimize import linear_sum_assignment
 import phalanx as px
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.search import Pool, gain_table
-from phalanx.results import about
-from phalanx.round import stream
+from phalanx.training.run_folder import about
+from phalanx.core.round import stream
 from record import keep
 
 Arrays = list[np.ndarray]

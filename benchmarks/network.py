@@ -92,7 +92,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def link(args: argparse.Namespace) -> dict[str, Any]:
     """What the links carry."""
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
     from slow_network.link import measure
 
     found = measure(args.rates, args.workers, args.delay)
@@ -113,7 +113,7 @@ def link(args: argparse.Namespace) -> dict[str, Any]:
 
 def breakdown(args: argparse.Namespace) -> dict[str, Any]:
     """Where a step's time goes."""
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
     from slow_network import breakdown, jobs
 
     study = jobs.with_schemes(jobs.ask(args.recipe, args.scale, args.only, args.settings), args.schemes)
@@ -129,7 +129,7 @@ def breakdown(args: argparse.Namespace) -> dict[str, Any]:
 
 def advise(args: argparse.Namespace) -> dict[str, Any]:
     """Predicted and measured time of a step."""
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
     from slow_network import jobs, predictions
 
     study = jobs.with_schemes(jobs.ask(args.recipe, args.scale, args.only, args.settings), args.schemes)
@@ -144,7 +144,7 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
     import json
     import tempfile
 
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
     from slow_network import scaling
 
     lines = json.loads(args.json.read_text())["lines"] if args.json and args.json.exists() else []
@@ -164,8 +164,8 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
 
 def convergence(args: argparse.Namespace) -> dict[str, Any]:
     """Time to accuracy."""
-    from phalanx.registry import suggest
-    from phalanx.report import tables
+    from phalanx.core.registry import suggest
+    from phalanx.tools.report import tables
     from slow_network import convergence, jobs
 
     study = jobs.with_schemes(jobs.ask(args.recipe, args.scale, args.only, args.settings), args.schemes)
@@ -191,10 +191,10 @@ def reach(args: argparse.Namespace) -> dict[str, Any]:
     """Time to accuracy without training over the network."""
     import json
 
-    from phalanx.phase import Run
-    from phalanx.registry import suggest
-    from phalanx.report import tables
-    from phalanx.report.collect import collect
+    from phalanx.training.phase import Run
+    from phalanx.core.registry import suggest
+    from phalanx.tools.report import tables
+    from phalanx.tools.report.collect import collect
     from slow_network import breakdown, convergence
     from slow_network.reach import rescaled
 
@@ -239,7 +239,7 @@ def main() -> None:
             hosts.check()
         found = modes[args.mode](args)
         if args.json:
-            from phalanx.results import about, write_json
+            from phalanx.training.run_folder import about, write_json
 
             args.json.parent.mkdir(parents=True, exist_ok=True)
             setting = {"delay_ms": getattr(args, "delay", 0.0), "load": os.getloadavg()[0], **about()}

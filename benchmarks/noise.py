@@ -40,8 +40,8 @@ CODECS = (
 def gradient(rounds: int) -> tuple[Any, Any, str]:
     """One worker's row after so many rounds of uncompressed training, its layout, and the run's expression."""
     import phalanx as px
-    from phalanx.recipes.recipe import find
-    from phalanx.train import Trainer
+    from phalanx.tools.runner.recipe import find
+    from phalanx.training.trainer import Trainer
 
     run = find("atomo-convergence").runs("laptop")["SGD"]
     for path, value in (("rounds", rounds), ("model", px.cnn()), ("data.test", 100)):
@@ -58,8 +58,8 @@ def report(expressions: tuple[str, ...], rounds: int, draws: int) -> dict[str, A
     import torch
 
     import phalanx as px
-    from phalanx.results import about
-    from phalanx.world import payload_bytes
+    from phalanx.training.run_folder import about
+    from phalanx.core.payload import payload_bytes
 
     torch.set_num_threads(1)
     row, layout, run = gradient(rounds)
@@ -83,7 +83,7 @@ def report(expressions: tuple[str, ...], rounds: int, draws: int) -> dict[str, A
 
 def show(result: dict[str, Any]) -> None:
     """The report as a table."""
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
 
     rows = [
         (text, f"{line['noise']:.3g}", tables.size(line["bytes"]), f"{line['bits_per_entry']:.2f}")

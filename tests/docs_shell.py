@@ -14,9 +14,9 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from phalanx.cli import app
-from phalanx.reproduce.catalogue import find as find_item
-from phalanx.request import requested
+from phalanx.tools.cli.app import app
+from phalanx_experiments.reproduce.catalogue import find as find_item
+from phalanx.tools.runner.request import requested
 from tests.docs_blocks import ROOT, Block
 from tests.worlds.launch import forked, torchrun
 

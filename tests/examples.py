@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 import phalanx as px
-from phalanx.registry import Entry, entries
-from phalanx.stack import Stack
-from phalanx.stage import Stage, State
+from phalanx.core.registry import Entry, entries
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Stage
+from phalanx.core.trees import State
 
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {

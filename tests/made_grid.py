@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import phalanx as px
-from phalanx.phase import Run
-from phalanx.recipes.edge_case import setting
-from phalanx.redteam.audit import Audit, Findings, Order
-from phalanx.redteam.grid import fairly
-from phalanx.redteam.setting import ATTACKS, Defence, Setting, attacked
-from phalanx.study import Study, StudyFolder
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import setting
+from phalanx.tools.redteam.audit import Audit, Findings, Order
+from phalanx.tools.redteam.grid import fairly
+from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked
+from phalanx.tools.runner.study import Study, StudyFolder
 
 SMOKE = replace(setting("smoke"), model=px.mlp((4,)), rounds=8, often=8, every=2)
 RULES = {"FedAvg": px.mean(), "Krum": px.krum(f=1), "median": px.median()}

@@ -4,7 +4,7 @@
 import torch
 
 from phalanx.matching.search import Pool
-from phalanx.round import stream
+from phalanx.core.round import stream
 
 CALIBRATED = {"bias_mean": 0.0, "log_determinant": True, "popularity": 2, "cap": None}
 

@@ -15,13 +15,13 @@ import click
 import typer
 
 import phalanx
-from phalanx.cli import app
-from phalanx.expression import Expression
-from phalanx.registry import entries
+from phalanx.tools.cli.app import app
+from phalanx.core.expression import Expression
+from phalanx.core.registry import entries
 
 FILE = Path(__file__).with_name("public_api.txt")
-PACKAGES = ("phalanx", "phalanx.theory", "phalanx.recipes")
-MODULES = ("phalanx.ddp", "phalanx.codes.odds", "phalanx.report.selected")
+PACKAGES = ("phalanx", "phalanx_experiments.theory", "phalanx_experiments.recipes")
+MODULES = ("phalanx.ddp", "phalanx.coding.odds", "phalanx.tools.report.selected")
 
 
 def surface() -> list[str]:
@@ -33,7 +33,7 @@ def surface() -> list[str]:
     for name in MODULES:
         own = [(k, v) for k, v in vars(import_module(name)).items() if getattr(v, "__module__", "") == name]
         lines += [line for k, v in own if not k.startswith("_") for line in described(f"{name}.{k}", v)]
-    lines += [f"phalanx.flower.{name}" for name in exported("phalanx.flower")]
+    lines += [f"phalanx.integrations.flower.{name}" for name in exported("phalanx.integrations.flower")]
     return [*sorted(lines), "", *notation(), "", *sorted(command_line())]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.stack import Stack
+from phalanx.core.stack import Stack
 
 RULES = st.builds(px.adaptive_clip, st.sampled_from(["mean", "median"]), st.sampled_from([0.25, 1.0, 3.0]))
 TOLERANCE = {torch.float16: 2e-3, torch.float32: 1e-6, torch.float64: 1e-12}

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 import phalanx as px
 from phalanx.aggregators.majority import Majority
-from phalanx.aggregators.shuffle import even_groups
+from phalanx.aggregators.kernels.shuffle import even_groups
 from tests.test_kernels import close, exact, make_rows, nearest_to_median, tables, working
 
 SEEDS = st.integers(0, 2**31)

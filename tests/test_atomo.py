@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import phalanx as px
-from phalanx.atoms import elias_fano
-from phalanx.world import BadPayload, payload_bytes
+from phalanx.codecs.atomo.atomo import elias_fano
+from phalanx.core.payload import BadPayload, payload_bytes
 
 DRAWS = 2000
 Z = 6.0  # standard errors

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.attacks.alie import hidden_z
-from phalanx.codec import WEIGHT
+from phalanx.core.codec import WEIGHT
 
 ROWS = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
 BAD = frozenset({1, 4})

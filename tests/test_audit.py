@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.agreement import agreement, apart, digest, sketch
-from phalanx.audit import Finding, pairs_of
-from phalanx.parcel import cut, unwrap, wrap
-from phalanx.replay import replay, snapshot
+from phalanx.distributed.determinism import agreement, apart, digest, sketch
+from phalanx.integrations.sdc import Finding, pairs_of
+from phalanx.core.pytree import cut, unwrap, wrap
+from phalanx.distributed.recompute import replay, snapshot
 
 
 class Net(nn.Module):

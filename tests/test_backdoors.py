@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.backdoors.edges import _load
 from phalanx.backdoors.poisoned import _mixture
-from phalanx.exam import Sitting
-from phalanx.score import SCORED
-from phalanx.stack import Stack
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.training.evaluator import Sitting
+from phalanx.training.score import SCORED
+from phalanx.core.stack import Stack
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 from tests.edges import texts
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
@@ -244,7 +244,7 @@ def test_replacement_leaves_what_is_installed_and_is_refused_by_a_server():
     stack = Stack.of(torch.ones(3, 4), layout)
     out, _ = px.replacement(5.0)(stack, None, px.Round(byzantine=frozenset({1}), world=px.LocalWorld(3)))
     assert out.rows[1].tolist() == [5, 5, 1, 1] and out.rows[0].tolist() == [1, 1, 1, 1]
-    from phalanx.crossing import check_server
+    from phalanx.core.wire_stage import check_server
 
     check_server(px.parse("chain(replacement(boost=3.0), gather(dense()), mean())"))
     with pytest.raises(ValueError, match="the examples of all workers"):

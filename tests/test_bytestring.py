@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.bytestring import _digest
-from phalanx.world import BadPayload
+from phalanx.core.serialization import _digest
+from phalanx.core.payload import BadPayload
 from tests.examples import DTYPES, bits, examples
 
 SHAPES = [(), (0,), (1,), (7,), (3, 4), (2, 3, 3, 3), (3, 0, 2)]

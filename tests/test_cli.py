@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.cli import app
-from phalanx.registry import kinds
-from phalanx.request import requested
+from phalanx.tools.cli.app import app
+from phalanx.core.registry import kinds
+from phalanx.tools.runner.request import requested
 
 COMMANDS = ("run", "reproduce", "audit", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
@@ -58,7 +58,7 @@ def test_version() -> None:
 
 
 def test_importing_the_library_imports_nothing_that_was_not_asked_for() -> None:
-    unasked = ("typer", "rich", "matplotlib", "sklearn", "phalanx.theory")
+    unasked = ("typer", "rich", "matplotlib", "sklearn", "phalanx_experiments.theory")
     check = f"import sys, phalanx; print([m for m in {unasked} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "[]\n"
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.precision import cast, finite
-from phalanx.world import BadPayload, payload_bytes
+from phalanx.core.precision import cast, finite
+from phalanx.core.payload import BadPayload, payload_bytes
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.codes.circulant import circulant
-from phalanx.codes.code import TooManyFaults
-from phalanx.codes.cyclic import LIMIT
+from phalanx.coding.circulant import circulant
+from phalanx.coding.code import TooManyFaults
+from phalanx.coding.cyclic import LIMIT
 from tests.examples import round_of
 
 PAIRS = [(n, s) for n in range(5, 51) for s in range(1, (n - 1) // 2 + 1)]

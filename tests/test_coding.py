@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.codecs import choice, coding, loops
-from phalanx.world import BadPayload
+from phalanx.core.payload import BadPayload
 
 
 def gamma_bits(number):

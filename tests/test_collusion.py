@@ -9,11 +9,11 @@ import torch
 import phalanx as px
 from phalanx.backdoors.edges import _load
 from phalanx.backdoors.poisoned import _mixture
-from phalanx.recipes.edge_case import setting
-from phalanx.redteam.setting import ATTACKS, attacked, standard
-from phalanx.selection import Part
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx_experiments.recipes.edge_case import setting
+from phalanx.tools.redteam.setting import ATTACKS, attacked, standard
+from phalanx.distributed.subset import Part
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
 EDGES = px.rare_styles()

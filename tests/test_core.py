@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import phalanx as px
-from phalanx.registry import register
-from phalanx.stack import Stack
-from phalanx.stage import check_scheme, join_notes, memory_key
+from phalanx.core.registry import register
+from phalanx.core.stack import Stack
+from phalanx.core.stage import check_scheme, join_notes, memory_key
 from tests.examples import LAYOUT, N, honest, round_of
 
 

@@ -11,23 +11,23 @@ import torch
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.cli import app
-from phalanx.cost.advise import advise, chosen
-from phalanx.cost.check import check
-from phalanx.cost.growth import grow
-from phalanx.cost.link import PAYLOAD_RATIO, Line, MeasuredLink, between, fit, volume
-from phalanx.cost.measure import measure, num_units, places
-from phalanx.cost.model import BreakEven, Cost, Effort, Message, break_even, predict
-from phalanx.cost.probe import Probe
-from phalanx.cost.quality import DEFAULTS, PLAIN, quality
-from phalanx.cost.rehearse import rehearse
-from phalanx.cost.served import at_server
-from phalanx.cost.units import bandwidth, bits, duration
-from phalanx.launch import Team
-from phalanx.stage import TooFewRows, check_scheme
-from phalanx.train import Trainer
-from phalanx.worlds.group import GroupWorld
-from phalanx.worlds.lines import Echo, Recorder
+from phalanx.tools.cli.app import app
+from phalanx.tools.advisor.advise import advise, chosen
+from phalanx.tools.advisor.check import check
+from phalanx.tools.advisor.growth import grow
+from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line, MeasuredLink, between, fit, volume
+from phalanx.tools.advisor.measure import measure, num_units, places
+from phalanx.tools.advisor.model import BreakEven, Cost, Effort, Message, break_even, predict
+from phalanx.tools.advisor.probe import Probe
+from phalanx.tools.advisor.quality import DEFAULTS, PLAIN, quality
+from phalanx.tools.advisor.rehearse import rehearse
+from phalanx.tools.advisor.served import at_server
+from phalanx.tools.advisor.units import bandwidth, bits, duration
+from phalanx.distributed.job import Team
+from phalanx.core.stage import TooFewRows, check_scheme
+from phalanx.training.trainer import Trainer
+from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.collectives import Echo, Recorder
 
 CPU = torch.device("cpu")
 QSGD = "chain(gather(qsgd()), mean())"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
-from phalanx import crew
-from phalanx.crew import Hand, side_by_side
-from phalanx.request import requested
-from phalanx.study import Study, StudyFolder
+from phalanx.tools.runner import process_pool as crew
+from phalanx.tools.runner.process_pool import Hand, side_by_side
+from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.study import Study, StudyFolder
 from tests.test_cli import TINY, phalanx, process, sentence, wait_for, weights
 
 pytestmark = pytest.mark.processes
@@ -115,7 +115,7 @@ def test_a_stopped_study_of_several_processes_ends_in_the_same_weights(
 
 
 def test_a_folder_is_run_by_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phalanx.study.PATIENCE_S", 0.2)
+    monkeypatch.setattr("phalanx.tools.runner.study.PATIENCE_S", 0.2)
     folder = StudyFolder.create(study("krum"), tmp_path / "study")
     with folder.held():
         said = sentence("run", "--resume", folder.path)

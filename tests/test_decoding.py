@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.aggregators.columns import PIECE
-from phalanx.codes import cyclic
-from phalanx.codes.circulant import circulant
-from phalanx.codes.code import TooManyFaults
-from phalanx.codes.projection import sweep
-from phalanx.precision import wide
+from phalanx.aggregators.kernels.columns import PIECE
+from phalanx.coding import cyclic
+from phalanx.coding.circulant import circulant
+from phalanx.coding.code import TooManyFaults
+from phalanx.coding.projection import sweep
+from phalanx.core.precision import wide
 from tests.examples import round_of
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.stack import Stack
+from phalanx.core.stack import Stack
 
 
 def rows_of(n, d=7, seed=0):

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from phalanx import registry
-from phalanx.recipes.recipe import _recipes
+from phalanx.core import registry
+from phalanx.tools.runner.recipe import _recipes
 from tests import docs_shell
 from tests.docs_blocks import SHELL, Block, alike, blocks, pages
 from tests.docs_setup import SETUPS

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
-from phalanx.recipes import find
-from phalanx.recipes.edge_case_cifar import UNTIL, setting
-from phalanx.redteam.setting import ATTACKER
-from phalanx.report.backdoors import window
-from phalanx.report.collect import collect
-from phalanx.report.persistence import attacks, right_after, since
+from phalanx_experiments.recipes import find
+from phalanx_experiments.recipes.edge_case_cifar import UNTIL, setting
+from phalanx.tools.redteam.setting import ATTACKER
+from phalanx.tools.report.backdoors import window
+from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.persistence import attacks, right_after, since
 from tests.test_recipes import ran
 
 

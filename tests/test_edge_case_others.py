@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.recipes import find
-from phalanx.report.backdoors import backdoor_tables, excess, rates, window
-from phalanx.report.collect import collect
-from phalanx.report.fairness import chosen, edge_accuracy, fairness_tables, own_accuracy, parity, plot_fairness
+from phalanx_experiments.recipes import find
+from phalanx.tools.report.backdoors import backdoor_tables, excess, rates, window
+from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.fairness import chosen, edge_accuracy, fairness_tables, own_accuracy, parity, plot_fairness
 from tests.test_recipes import ran
 
 NAMES = ("edge-case-sentiment", "edge-case-text", "edge-case-fairness", "edge-case-imagenet")

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 import phalanx as px
 from phalanx.backdoors.density import RIDGE, EdgeCaseNess, fit_mixture
-from phalanx.cli import app
-from phalanx.measurements.edge_density import counted
-from phalanx.recipes import find
-from phalanx.report.collect import collect
-from phalanx.report.edge_density import edge_density_tables, plot_edge_density
+from phalanx.tools.cli.app import app
+from phalanx_experiments.measurements.edge_density import counted
+from phalanx_experiments.recipes import find
+from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.edge_density import edge_density_tables, plot_edge_density
 
 
 def drawn(n: int, d: int, classes: int, seed: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import phalanx as px
-from phalanx.backdoors.published import published
-from phalanx.backdoors.southwest import among, numbered
+from phalanx_experiments.edge_cases.published import published
+from phalanx_experiments.edge_cases.southwest import among, numbered
 from phalanx.data.files import MissingData
 from phalanx.data.shape import UNSCORED
 from tests.edges import assert_same, images, keys, texts, toy

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.axis import OUTPUTS, Axis
-from phalanx.expression import method
-from phalanx.layout import Layout
-from phalanx.learner import Sources
+from phalanx.core.neuron_axes import OUTPUTS, Axis
+from phalanx.core.expression import method
+from phalanx.core.layout import Layout
+from phalanx.training.model_state import Sources
 from phalanx.models.model import Model
-from phalanx.stack import Stack
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.core.stack import Stack
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 from tests.interrupted import stopped_and_resumed
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=1, batch=20)
@@ -549,7 +549,7 @@ def test_what_was_sent_in_a_lost_round_stays_sent():
 
 
 def test_a_client_without_its_memory_leaves_a_pass_out():
-    from phalanx.desk import Desk
+    from phalanx.training.worker_runtime import Desk
 
     made = run(px.fedma(OWN, layers=2), workers=2)
     trainer = Trainer(made)

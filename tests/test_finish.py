@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.finish import moments, set_moments
+from phalanx.training.optim import moments, set_moments
 
 NAMES = ("sgd", "adam", "adamw")
 

@@ -15,7 +15,7 @@ import phalanx as px
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import gain_table, objective, rematch, search
-from phalanx.round import stream
+from phalanx.core.round import stream
 from tests.neurons import CALIBRATED, copies, pooled, same_partition, small
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.gate import admit
-from phalanx.stack import Stack
+from phalanx.core.gate import admit
+from phalanx.core.stack import Stack
 
 
 def gated(rows, weights=None, gate=None):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.axis import OUTPUTS, Axis
+from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.matching.graph import Graph
 from phalanx.matching.resize import resized
 from tests.shuffled import NETWORKS, CharLstm, apart, network, shuffled

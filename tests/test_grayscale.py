@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import phalanx
 from phalanx.data.dataset import Data, Dataset, _load
-from phalanx.expression import method
+from phalanx.core.expression import method
 
 
 @method("tests_colours", "data", listed=False)

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from phalanx.cli import app
+from phalanx.tools.cli.app import app
 
 COMMANDS = typer.main.get_command(app)
 assert isinstance(COMMANDS, click.Group)

@@ -14,9 +14,9 @@ from PIL import Image
 import phalanx as px
 from phalanx.data.dataset import Dataset, _load
 from phalanx.data.images import Images
-from phalanx.recipes.pufferfish_imagenet import configured, hybrid
-from phalanx.score import assess
-from phalanx.summary import fingerprint
+from phalanx_experiments.recipes.pufferfish_imagenet import configured, hybrid
+from phalanx.training.score import assess
+from phalanx.training.summary import fingerprint
 
 SIZES = [(40, 30), (17, 23), (64, 20), (9, 50), (31, 31)]
 CLASSES = ("ant", "bee", "cat")

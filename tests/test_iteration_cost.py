@@ -16,23 +16,16 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import phalanx as px
-import phalanx.measurements.one_round as cluster
-from phalanx.allocation import Allocation
-from phalanx.cli import app
-from phalanx.cost.link import PAYLOAD_RATIO, Line
-from phalanx.measurements.large_rows import large_rows
-from phalanx.recipes import find
-from phalanx.report.collect import Curve, Result
-from phalanx.report.iteration_cost import (
-    PARAMETERS,
-    PUBLISHED,
-    iteration_cost_tables,
-    measured_parts,
-    plot_iteration_cost,
-    published,
-)
-from phalanx.stage import TooFewRows
-from phalanx.train import Trainer
+import phalanx_experiments.measurements.one_round as cluster
+from phalanx.core.allocation import Allocation
+from phalanx.tools.cli.app import app
+from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
+from phalanx_experiments.measurements.large_rows import large_rows
+from phalanx_experiments.recipes import find
+from phalanx.tools.report.collect import Curve, Result
+from phalanx_experiments.figures.iteration_cost import PARAMETERS, PUBLISHED, iteration_cost_tables, measured_parts, plot_iteration_cost, published
+from phalanx.core.stage import TooFewRows
+from phalanx.training.trainer import Trainer
 
 SMALL = px.iteration_cost(px.digits(), px.cnn(channels=(4,)), workers=9, s=1, batch=18)
 GATHERED = ("mean", "geometric median", "repetition by rows", "cyclic")

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phalanx.aggregators import columns, order
-from phalanx.aggregators.columns import mix, mix_one
-from phalanx.aggregators.gram import distances, inner_products
-from phalanx.aggregators.network import BOTH, HIGH, LOW, network
+from phalanx.aggregators.kernels import columns, order
+from phalanx.aggregators.kernels.columns import mix, mix_one
+from phalanx.aggregators.kernels.gram import distances, inner_products
+from phalanx.aggregators.kernels.network import BOTH, HIGH, LOW, network
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS = ("normal", "ties", "zeros", "offset", "huge", "tiny", "clusters", "copies")

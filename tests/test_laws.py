@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.registry import entries
-from phalanx.stack import Stack
+from phalanx.core.registry import entries
+from phalanx.core.stack import Stack
 from tests.examples import (
     BYZANTINE,
     DTYPES,

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.codec import WEIGHT
-from phalanx.memory import recall
-from phalanx.stage import memory_key
-from phalanx.wire import pack, unpack
-from phalanx.world import BadPayload, payload_bytes
+from phalanx.core.codec import WEIGHT
+from phalanx.core.row_memory import recall
+from phalanx.core.stage import memory_key
+from phalanx.core.packing import pack, unpack
+from phalanx.core.payload import BadPayload, payload_bytes
 from tests.examples import (
     BYZANTINE,
     DTYPES,

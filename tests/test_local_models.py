@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.score import assess
-from phalanx.train import Trainer
+from phalanx.training.score import assess
+from phalanx.training.trainer import Trainer
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=2, batch=20)
 SMALL = px.local_models(px.digits(), px.mlp((8,)), workers=3, partition=px.dirichlet(0.5), local=LOCAL, seed=4)

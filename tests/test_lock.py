@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from phalanx.lock import held
+from phalanx.core.folder_lock import held
 
 
 def test_who_comes_second_waits_until_the_first_has_left(tmp_path):

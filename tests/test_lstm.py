@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import phalanx
-from phalanx.layout import Layout
+from phalanx.core.layout import Layout
 from phalanx.models.lstm import one_bias, perplexity
 
 

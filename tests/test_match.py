@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from matching import Published
 from phalanx.matching.search import objective
-from phalanx.round import stream
+from phalanx.core.round import stream
 from tests.neurons import CALIBRATED, copies, same_partition
 
 RULES = (px.bbp(), px.bbp(sigma=0.04, log_determinant=True, popularity=2, cap=None), px.spahm())

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.axis import OUTPUTS, Axis, scattered
-from phalanx.expression import method
+from phalanx.core.neuron_axes import OUTPUTS, Axis, scattered
+from phalanx.core.expression import method
 from phalanx.matching.features import averaged, features, known
 from phalanx.matching.graph import Graph
 from phalanx.matching.matching import Assigned, Matcher

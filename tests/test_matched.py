@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.axis import OUTPUTS, Axis
+from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.matching.matched import _middle
-from phalanx.measurements.mean_estimation import weighted_median
-from phalanx.stack import Stack
+from phalanx_experiments.measurements.mean_estimation import weighted_median
+from phalanx.core.stack import Stack
 
 F = 3
 EXACT = (

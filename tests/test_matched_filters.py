@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.train import Trainer
+from phalanx.training.trainer import Trainer
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=1, batch=50)
 SMALL = px.matched_filters(px.digits(), px.cnn(channels=(4, 6)), local=LOCAL, image=5, pairs=20, seed=3)

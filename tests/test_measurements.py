@@ -11,13 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.cli import app
-from phalanx.measurements import mean_estimation as measured
-from phalanx.recipes import find
-from phalanx.report.collect import collect
-from phalanx.report.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
-from phalanx.request import requested
-from phalanx.study import Study
+from phalanx.tools.cli.app import app
+from phalanx_experiments.measurements import mean_estimation as measured
+from phalanx_experiments.recipes import find
+from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
+from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.study import Study
 from tests.worlds.launch import torchrun
 
 SMALL = px.mean_estimation(nodes=105, byzantine=24, r=3, dims=(4, 9), groups=7, norm=30.0)

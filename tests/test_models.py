@@ -9,7 +9,7 @@ from torch import nn
 import phalanx
 from phalanx.data.shape import Shape
 from phalanx.models.resnet import Bottleneck
-from phalanx.registry import entries
+from phalanx.core.registry import entries
 
 TEXTS = phalanx.Tokens(length=9, vocabulary=1_000)
 PASSAGES = phalanx.Passage(length=9, vocabulary=33_278)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.report.collect import collect
-from phalanx.report.selected import holders, selected
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.tools.report.collect import collect
+from phalanx.tools.report.selected import holders, selected
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 from tests.examples import honest, round_of
 from tests.worlds.launch import run_job
 

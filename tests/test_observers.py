@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.observers.observer import LayerObserver
-from phalanx.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
-from phalanx.stack import Stack
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.training.observers.observer import LayerObserver
+from phalanx.training.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
+from phalanx.core.stack import Stack
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 from tests.examples import examples, honest, round_of
 from tests.worlds.launch import run_job
 

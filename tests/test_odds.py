@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.aggregators.shuffle import even_groups
-from phalanx.cli import app
-from phalanx.codes import odds
-from phalanx.codes.pairings import PAIRINGS
+from phalanx.aggregators.kernels.shuffle import even_groups
+from phalanx.tools.cli.app import app
+from phalanx.coding import odds
+from phalanx.coding.pairings import PAIRINGS
 
 SMALL = [(n, q, r) for n in (1, 2, 5, 7, 9, 10) for q in range(0, n + 1, 2) for r in range(1, n + 1)]
 TOLERATED = {pairing.name: pairing.tolerance for pairing in PAIRINGS}

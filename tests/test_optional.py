@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from phalanx.cli import app
-from phalanx.optional import MissingPackage, optional
+from phalanx.tools.cli.app import app
+from phalanx.core.optional import MissingPackage, optional
 
 TINY = ("--only", "mean", "--set", "rounds=1", "--set", "model=mlp(hidden=())", "--set", "work.batch=30")
 OPTIONAL = ("matplotlib", "tensorboard", "transformers", "flwr", "PIL", "sacrebleu")
@@ -20,8 +20,8 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-import phalanx.cli
-phalanx.cli.main()
+import phalanx.tools.cli.app
+phalanx.tools.cli.app.main()
 """
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.parser import MAX_CHARACTERS, parse_value
-from phalanx.registry import entries
+from phalanx.core.parser import MAX_CHARACTERS, parse_value
+from phalanx.core.registry import entries
 
 
 def test_round_trip():

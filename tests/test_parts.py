@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.recipes import find
-from phalanx.report.collect import Curve, Result
-from phalanx.report.grid import grid_tables, plot_grid
-from phalanx.stack import Stack
+from phalanx_experiments.recipes import find
+from phalanx.tools.report.collect import Curve, Result
+from phalanx_experiments.figures.grid import grid_tables, plot_grid
+from phalanx.core.stack import Stack
 from tests.examples import BYZANTINE, honest, round_of
 from tests.test_recipes import ran
 

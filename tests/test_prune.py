@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.exam import Sitting
-from phalanx.pruning.dormant import Pruner, before_fall, clean_samples, reader
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.training.evaluator import Sitting
+from phalanx.backdoors.dormant import Pruner, before_fall, clean_samples, reader
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 
 EDGES = px.rare_styles()
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=3, batch=20)

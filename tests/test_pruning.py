@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 import phalanx as px
 from phalanx.models.resnet import BasicBlock, Bottleneck
-from phalanx.pruning.chains import chains
-from phalanx.pruning.early_bird import apart, ticket_of
-from phalanx.pruning.lottery import pruned
-from phalanx.pruning.slim import slim
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.lowrank.pruning.chains import chains
+from phalanx.lowrank.pruning.early_bird import apart, ticket_of
+from phalanx.lowrank.pruning.lottery import pruned
+from phalanx.lowrank.pruning.slim import slim
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 from tests.interrupted import stopped_and_resumed
 
 RUN = (

@@ -6,8 +6,8 @@ import torch
 
 import phalanx as px
 from phalanx.lowrank.linear import LowRankLinear
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 from tests.interrupted import stopped_and_resumed
 from tests.worlds.launch import run_job
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.world import BadPayload, payload_bytes
+from phalanx.core.payload import BadPayload, payload_bytes
 
 DRAWS = 2000
 Z = 6.0

@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.cli import app
-from phalanx.measurement import Job
-from phalanx.phase import Run
-from phalanx.recipes import Recipe, find, recipes
-from phalanx.recipes.atomo_convergence import METHODS, RATES
-from phalanx.recipes.atomo_tuning import GRID, SIGNS
-from phalanx.recipes.recipe import slug
-from phalanx.report.cluster import shared
-from phalanx.report.collect import Curve, Result
-from phalanx.report.convergence import convergence_tables, plot_convergence, styles_of
-from phalanx.report.pretty import pretty
-from phalanx.report.sheet import Sheet
-from phalanx.report.tuning import plot_tuning, tuning_tables
-from phalanx.request import requested
+from phalanx.tools.cli.app import app
+from phalanx.tools.runner.measurement import Job
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes import Recipe, find, recipes
+from phalanx_experiments.recipes.atomo_convergence import METHODS, RATES
+from phalanx_experiments.recipes.atomo_tuning import GRID, SIGNS
+from phalanx.tools.runner.recipe import slug
+from phalanx_experiments.figures.cluster import shared
+from phalanx.tools.report.collect import Curve, Result
+from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence, styles_of
+from phalanx.tools.report.pretty import pretty
+from phalanx.tools.report.sheet import Sheet
+from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
+from phalanx.tools.runner.request import requested
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
 JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 import phalanx as px
-from phalanx.crossing import stages_of
-from phalanx.phase import Phase, Run
-from phalanx.redteam.grid import grid_of, narrowed, seeded
-from phalanx.redteam.own import YOURS, Terms, check, own_grid, typical_norm
-from phalanx.redteam.setting import ATTACKS, standard
-from phalanx.report.backdoors import cell_of
-from phalanx.report.selected import holders
+from phalanx.core.wire_stage import stages_of
+from phalanx.training.phase import Phase, Run
+from phalanx.tools.redteam.grid import grid_of, narrowed, seeded
+from phalanx.tools.redteam.own import YOURS, Terms, check, own_grid, typical_norm
+from phalanx.tools.redteam.setting import ATTACKS, standard
+from phalanx.tools.report.backdoors import cell_of
+from phalanx.tools.report.selected import holders
 
 LOCAL = px.local_training(px.sgd(0.1), batch=20)
 TERMS = Terms(px.rare_styles(), every=2, norm=0.5)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.redteam.audit import Order
-from phalanx.redteam.page import page
-from phalanx.report.markup import VOID, table, tag
+from phalanx.tools.redteam.audit import Order
+from phalanx.tools.redteam.page import page
+from phalanx.tools.report.markup import VOID, table, tag
 from tests.made_grid import RULES, audit, findings, lines, run
 
 HOSTILE = "<script>alert('x')</script> & \"more\""

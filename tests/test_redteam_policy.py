@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phalanx.redteam.policy import FAILED, KEYS, UNKNOWN, Clause, Policy, policy
+from phalanx.tools.redteam.policy import FAILED, KEYS, UNKNOWN, Clause, Policy, policy
 
 numbers = st.floats(-10, 10, allow_nan=False)
 clauses = st.builds(Clause, st.sampled_from(list(KEYS)), st.sampled_from(["<", "<=", ">", ">="]), numbers)

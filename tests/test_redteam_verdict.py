@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.redteam.audit import Order
-from phalanx.redteam.choices import ENOUGH, Choices, Share
-from phalanx.redteam.policy import UNKNOWN as NO_NUMBER
-from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
-from phalanx.report.selected import holders
+from phalanx.tools.redteam.audit import Order
+from phalanx.tools.redteam.choices import ENOUGH, Choices, Share
+from phalanx.tools.redteam.policy import UNKNOWN as NO_NUMBER
+from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
+from phalanx.tools.report.selected import holders
 from tests.made_grid import SMOKE, findings, lines, run
 
 QUIET = {"none: FedAvg": run(px.mean()), "none: Krum": run(px.krum(f=1))}

@@ -7,8 +7,8 @@ from statistics import mean, stdev
 import pytest
 
 import phalanx as px
-from phalanx.report.backdoors import backdoor_tables, cells, excess
-from phalanx.report.collect import collect
+from phalanx.tools.report.backdoors import backdoor_tables, cells, excess
+from phalanx.tools.report.collect import collect
 from tests.test_recipes import ran
 
 

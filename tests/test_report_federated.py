@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
-from phalanx.recipes import find
-from phalanx.recipes.fedma import NETS
-from phalanx.report.collect import collect
-from phalanx.report.federated_curves import PUBLISHED, WIDTHS
+from phalanx_experiments.recipes import find
+from phalanx_experiments.recipes.fedma import NETS
+from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.federated_curves import PUBLISHED, WIDTHS
 from tests.test_recipes import ran
 
 

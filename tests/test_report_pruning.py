@@ -8,11 +8,11 @@ import pytest
 
 import phalanx as px
 from phalanx.models.zoo import network
-from phalanx.recipes import find
-from phalanx.recipes.pruning import SIZES
-from phalanx.report.collect import Curve, Result
-from phalanx.report.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
-from phalanx.study import StudyFolder
+from phalanx_experiments.recipes import find
+from phalanx_experiments.recipes.pruning import SIZES
+from phalanx.tools.report.collect import Curve, Result
+from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
+from phalanx.tools.runner.study import StudyFolder
 from tests.test_recipes import ran
 
 RUNS = {name: find(name).runs("smoke") for name in ("pufferfish-vs-lth", "pufferfish-vs-ebtrain")}

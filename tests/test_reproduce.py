@@ -11,18 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.cli import app
-from phalanx.recipes.recipe import find as recipe
-from phalanx.recipes.recipe import recipes
-from phalanx.report.markup import VOID
-from phalanx.reproduce import words
-from phalanx.reproduce.catalogue import CHAPTERS, find, items
-from phalanx.reproduce.evidence import Evidence, Number, results_folder
-from phalanx.reproduce.item import DATA, GPU, NONE, NOT, PARTLY, REPRODUCED, UNRUN, Claim, Item, Part, Row
-from phalanx.reproduce.places import At, Cell, Counted, Of, Quotient
-from phalanx.reproduce.planned import Planned, studies
-from phalanx.reproduce.site import build
-from phalanx.reproduce.verdict import Judged, compared, judged, outcome, seeds, state
+from phalanx.tools.cli.app import app
+from phalanx.tools.runner.recipe import find as recipe
+from phalanx.tools.runner.recipe import recipes
+from phalanx.tools.report.markup import VOID
+from phalanx_experiments.reproduce import words
+from phalanx_experiments.reproduce.catalogue import CHAPTERS, find, items
+from phalanx_experiments.reproduce.evidence import Evidence, Number, results_folder
+from phalanx_experiments.reproduce.item import DATA, GPU, NONE, NOT, PARTLY, REPRODUCED, UNRUN, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import At, Cell, Counted, Of, Quotient
+from phalanx_experiments.reproduce.planned import Planned, studies
+from phalanx_experiments.reproduce.site import build
+from phalanx_experiments.reproduce.verdict import Judged, compared, judged, outcome, seeds, state
 
 RESULTS = Path(__file__).parents[1] / "results"
 HERE = {known.name for known in recipes()}

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.codes.ballot import by_equality
-from phalanx.codes.rounding import NEAR, rounding_notes, tolerance
-from phalanx.codes.vote import SKETCH
-from phalanx.wire import pack
+from phalanx.coding.ballot import by_equality
+from phalanx.coding.rounding import NEAR, rounding_notes, tolerance
+from phalanx.coding.vote import SKETCH
+from phalanx.core.packing import pack
 from tests.examples import round_of
 
 SCHEMES = (

@@ -17,7 +17,7 @@ import typer.main
 import yaml
 from torch.distributed.run import get_args_parser
 
-from phalanx.cli import app
+from phalanx.tools.cli.app import app
 from slow_network import hosts
 from tests.test_slow_network import unable
 

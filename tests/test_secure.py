@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.crossing import check_server
-from phalanx.stack import Stack
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.core.wire_stage import check_server
+from phalanx.core.stack import Stack
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 from tests.worlds.launch import run_job
 
 LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from phalanx.cli import app
+from phalanx.tools.cli.app import app
 from tests.sentences import RUN, fits
 
 TINY = (

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.codes.vote import DIGEST_BYTES
-from phalanx.cost.link import PAYLOAD_RATIO, Line
-from phalanx.cost.model import Cost, Effort, Message, predict
-from phalanx.cost.quality import PLAIN, quality
-from phalanx.cost.served import served
-from phalanx.cost.simulation import HALVES, WHOLE, Network, queued, simulate, straggling
+from phalanx.coding.vote import DIGEST_BYTES
+from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
+from phalanx.tools.advisor.model import Cost, Effort, Message, predict
+from phalanx.tools.advisor.quality import PLAIN, quality
+from phalanx.tools.advisor.served import served
+from phalanx.tools.advisor.simulation import HALVES, WHOLE, Network, queued, simulate, straggling
 
 QSGD = "chain(gather(qsgd()), mean())"
 VOTE = "chain(vote(qsgd(), r=3), mean())"

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
-from phalanx.cost.link import PAYLOAD_RATIO, Line
-from phalanx.cost.model import Cost, Effort, Message
-from phalanx.cost.served import served
-from phalanx.parser import parse
-from phalanx.report.collect import Curve, Result
-from phalanx.request import requested
-from phalanx.results import RunFolder
-from phalanx.study import Study
+from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
+from phalanx.tools.advisor.model import Cost, Effort, Message
+from phalanx.tools.advisor.served import served
+from phalanx.core.parser import parse
+from phalanx.tools.report.collect import Curve, Result
+from phalanx.tools.runner.request import requested
+from phalanx.training.run_folder import RunFolder
+from phalanx.tools.runner.study import Study
 from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach, scaling
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx import tables
-from phalanx.codec import BadPayload, open_rows
-from phalanx.tables import LEAST_BYTES, Table, empty_rows, together
-from phalanx.threads import side_by_side
+from phalanx.core import buffers as tables
+from phalanx.core.codec import BadPayload, open_rows
+from phalanx.core.buffers import LEAST_BYTES, Table, empty_rows, together
+from phalanx.core.parallel import side_by_side
 
 D = LEAST_BYTES // 4  # one float32 row of the least size
 

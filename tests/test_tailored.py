@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.attack import View
+from phalanx.core.attack import View
 from phalanx.attacks.tailored import STEPS
 
 RULES = (

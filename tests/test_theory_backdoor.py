@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import phalanx as px
-from phalanx.theory import adversarial_examples, backdoor_from_adversarial
+from phalanx_experiments.theory import adversarial_examples, backdoor_from_adversarial
 
 
 def network(widths, rng, bias=True, at_most_one=False):

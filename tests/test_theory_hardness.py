@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import irwinhall, norm
 
-from phalanx.theory import assignment_of, find_backdoor, hidden_pair, network_of_3sat, satisfies
+from phalanx_experiments.theory import assignment_of, find_backdoor, hidden_pair, network_of_3sat, satisfies
 
 
 @st.composite

@@ -15,10 +15,10 @@ from torch import nn
 
 import phalanx as px
 from phalanx.attacks.alie import Alie
-from phalanx.checkpoint import flatten, own, unflatten
+from phalanx.core.trees import flatten, own, unflatten
 from phalanx.models.model import Model
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 
 RUN = (
     "run(digits(), mlp(hidden=(16,)), phases=("

@@ -16,10 +16,10 @@ import phalanx as px
 from phalanx.data.dataset import Dataset
 from phalanx.data.passages import passages
 from phalanx.data.shape import END, START, UNSCORED
-from phalanx.expression import method
-from phalanx.score import assess, cross_entropy
-from phalanx.summary import fingerprint
-from phalanx.train import Trainer
+from phalanx.core.expression import method
+from phalanx.training.score import assess, cross_entropy
+from phalanx.training.summary import fingerprint
+from phalanx.training.trainer import Trainer
 
 
 @method("round_and_round", "data", listed=False)

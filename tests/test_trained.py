@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.models import trained
+from phalanx.models import pretrained as trained
 
 FIRST = px.run(
     px.digits(),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.codec import WEIGHT
-from phalanx.wire import digest, pack, unpack
-from phalanx.worlds.lines import Echo
+from phalanx.core.codec import WEIGHT
+from phalanx.core.packing import digest, pack, unpack
+from phalanx.distributed.collectives import Echo
 from tests.examples import honest, round_of
 
 N = 9

@@ -39,7 +39,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     found = files(wheel)
     assert {name for name in found if not name.startswith(about)} == wanted.keys()
     assert all(found[name] == path.read_bytes() for name, path in wanted.items())
-    assert found[f"{about}entry_points.txt"].decode() == "[console_scripts]\nphalanx = phalanx.cli:main\n"
+    assert found[f"{about}entry_points.txt"].decode() == "[console_scripts]\nphalanx = phalanx.tools.cli.app:main\n"
     assert f"{about}licenses/LICENSE" in found
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.wire import Shelf, pack, unpack
-from phalanx.world import BadPayload, payload_bytes
+from phalanx.core.packing import Shelf, pack, unpack
+from phalanx.core.payload import BadPayload, payload_bytes
 from tests.examples import BYZANTINE, LAYOUT, N, honest, received, round_of, same
 
 TENSORS = st.builds(

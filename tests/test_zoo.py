@@ -14,9 +14,9 @@ from phalanx.lowrank.rules import plan
 from phalanx.models.lstm import TiedLstm
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import NETWORKS, network
-from phalanx.recipes.pufferfish_cifar import SIZES
-from phalanx.recipes.pufferfish_imagenet import KEPT
-from phalanx.score import cross_entropy
+from phalanx_experiments.recipes.pufferfish_cifar import SIZES
+from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
+from phalanx.training.score import cross_entropy
 
 COUNTS = {
     "vgg19-cifar": (20_560_330, 8_370_634),

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from phalanx.launch import leave
+from phalanx.distributed.job import leave
 
 
 def timed(call: Callable[[], object], repeats: int) -> float:

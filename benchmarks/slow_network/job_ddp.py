@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import phalanx as px
-from phalanx.launch import leave
-from phalanx.phase import Run
-from phalanx.site import Site
-from phalanx.train import Trainer
+from phalanx.distributed.job import leave
+from phalanx.training.phase import Run
+from phalanx.training.context import Site
+from phalanx.training.trainer import Trainer
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phalanx.parser import parse
-from phalanx.phase import Run, amend
-from phalanx.report.collect import Result, collect
-from phalanx.request import requested
-from phalanx.results import about, write_json
-from phalanx.study import Study, StudyFolder
+from phalanx.core.parser import parse
+from phalanx.training.phase import Run, amend
+from phalanx.tools.report.collect import Result, collect
+from phalanx.tools.runner.request import requested
+from phalanx.training.run_folder import about, write_json
+from phalanx.tools.runner.study import Study, StudyFolder
 from slow_network.hosts import Hosts, JobFailed
 
 UNCOMPRESSED = ("chain(reduce(dense()))", "reduce(dense())")  # schemes that all-reduce the rows as they are

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phalanx.report.plots import COLOURS, DASHES
+from phalanx.tools.report.plots import COLOURS, DASHES
 from slow_network.breakdown import PARTS
 
 if TYPE_CHECKING:

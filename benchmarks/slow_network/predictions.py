@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phalanx.report import tables
-from phalanx.study import Study
+from phalanx.tools.report import tables
+from phalanx.tools.runner.study import Study
 from slow_network import jobs
 from slow_network.breakdown import shortened
 from slow_network.hosts import Hosts, JobFailed

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result, collect
+from phalanx.tools.report.collect import Result, collect
 from slow_network.breakdown import DDP
 
 

@@ -47,7 +47,7 @@ GROUPS = (
         "Redundant work. See [DRACO](../draco.md), [DETOX](../detox.md) and [votes](../votes.md).",
         ("codes",),
         tuple(
-            f"phalanx.codes.odds.{name}"
+            f"phalanx.coding.odds.{name}"
             for name in (
                 *("byzantine_votes", "expected_byzantine_votes", "probability_group_lost", "worst_votes"),
                 *("probability_above", "smallest_r", "bound_expected", "bound_votes", "theorem_73", "Asked"),
@@ -87,7 +87,7 @@ GROUPS = (
         "Federated",
         "Clients with data of their own. See the tutorial on [unlike clients](../tutorials/federated.md).",
         ("federated",),
-        ("phalanx.flower.strategy", "phalanx.flower.server_app", "phalanx.flower.client_app"),
+        ("phalanx.integrations.flower.strategy", "phalanx.integrations.flower.server_app", "phalanx.integrations.flower.client_app"),
     ),
     Group(
         "matching",
@@ -107,7 +107,7 @@ GROUPS = (
         "Attackers of federated settings. See [backdoors](../backdoors.md) and [theory](../backdoor_theory.md).",
         ("backdoors",),
         tuple(
-            f"phalanx.theory.{name}"
+            f"phalanx_experiments.theory.{name}"
             for name in (
                 *("adversarial_examples", "backdoor_from_adversarial", "Backdoor", "hidden_pair", "HiddenPair"),
                 *("network_of_3sat", "find_backdoor", "assignment_of", "satisfies"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phalanx.reproduce import site, verdict
-from phalanx.reproduce.catalogue import CHAPTERS, items
-from phalanx.reproduce.evidence import Evidence
-from phalanx.reproduce.item import STATES
+from phalanx_experiments.reproduce import site, verdict
+from phalanx_experiments.reproduce.catalogue import CHAPTERS, items
+from phalanx_experiments.reproduce.evidence import Evidence
+from phalanx_experiments.reproduce.item import STATES
 
 PLACE = "reproduced"
 HERE = "<!-- site: chapters -->"

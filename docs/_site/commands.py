@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 import typer
 
-from phalanx.cli import app
+from phalanx.tools.cli.app import app
 
 
 def pages() -> list[tuple[str, str]]:

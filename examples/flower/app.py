@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import phalanx as px
-from phalanx.flower import client_app, server_app
+from phalanx.integrations.flower import client_app, server_app
 
 
 def run(config: Mapping[str, Any]) -> px.run:

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from phalanx.flower import Patience, client_app, strategy
+from phalanx.integrations.flower import Patience, client_app, strategy
 
 RUN = 7
 SHORT = Patience(join_s=0.2, first_s=0.5, least_s=0.2, factor=2.0)

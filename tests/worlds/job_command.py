@@ -2,7 +2,7 @@
 
 import os
 
-from phalanx.cli import main
+from phalanx.tools.cli.app import main
 from tests.worlds import unlike
 
 assert unlike.Unlike

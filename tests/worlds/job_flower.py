@@ -6,7 +6,7 @@ import sys
 from flwr.simulation import run_simulation
 
 import phalanx as px
-from phalanx.flower import Patience, client_app, server_app
+from phalanx.integrations.flower import Patience, client_app, server_app
 
 if __name__ == "__main__":
     text, folder = sys.argv[1:]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import phalanx as px
-from phalanx.world import BadPayload
+from phalanx.core.payload import BadPayload
 
 LIMIT = 100_000
 folder = Path(sys.argv[1])

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 import phalanx as px
-from phalanx.guard import Jobs
-from phalanx.worlds.seats import Patience
+from phalanx.distributed.launcher import Jobs
+from phalanx.distributed.server.membership import Patience
+from phalanx.training.worker_loop import attend
 from tests.worlds.unlike import listen, noise
 
 folder = Path(sys.argv[1])
@@ -89,7 +90,7 @@ def group() -> dict[str, Any] | None:
 
 
 def server() -> dict[str, Any] | None:
-    jobs = Jobs()
+    jobs = Jobs(attend)
     if jobs.rank:
         jobs.guard()
         return None

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import phalanx as px
-from phalanx.guard import Jobs
-from phalanx.worlds.seats import Patience
+from phalanx.distributed.launcher import Jobs
+from phalanx.distributed.server.membership import Patience
+from phalanx.training.worker_loop import attend
 
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
-jobs = Jobs()
+jobs = Jobs(attend)
 if jobs.rank:
     jobs.guard()
 else:

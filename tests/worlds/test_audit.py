@@ -62,7 +62,7 @@ def test_the_first_audit_that_meets_a_faulty_rank_names_it(size, wrapped, reques
 
 
 def _rests_at(rank):
-    from phalanx.audit import pairs_of
+    from phalanx.integrations.sdc import pairs_of
 
     return next(t for t in range(3) if all(rank not in pair for pair in pairs_of(3, t)))
 

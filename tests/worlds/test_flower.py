@@ -15,9 +15,9 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'phalan
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 import phalanx as px
-from phalanx.flower import client_app, server_app, strategy
-from phalanx.flower.client import STATE, _desks
-from phalanx.summary import fingerprint
+from phalanx.integrations.flower import client_app, server_app, strategy
+from phalanx.integrations.flower.client import STATE, _desks
+from phalanx.training.summary import fingerprint
 from tests.test_federated import Normed
 from tests.worlds.flower_grid import AFTER, LocalGrid, conducted
 from tests.worlds.test_federated import LOCAL, OWN, RUNS, run
@@ -207,9 +207,9 @@ def test_what_does_not_fit_is_refused():
 
 def test_without_flower_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr", None)
-    monkeypatch.delitem(sys.modules, "phalanx.flower")
-    with pytest.raises(ImportError, match=r"^phalanx.flower needs Flower; pip install 'phalanx-train\[flower\]'$"):
-        importlib.import_module("phalanx.flower")
+    monkeypatch.delitem(sys.modules, "phalanx.integrations.flower")
+    with pytest.raises(ImportError, match=r"^phalanx.integrations.flower needs Flower; pip install 'phalanx-train\[flower\]'$"):
+        importlib.import_module("phalanx.integrations.flower")
     script = "import phalanx, sys; sys.exit('flwr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 

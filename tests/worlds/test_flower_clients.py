@@ -12,10 +12,10 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'phalan
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 import phalanx as px
-from phalanx.flower import client_app
-from phalanx.flower.records import array, payload_of
-from phalanx.flower.roll import Node
-from phalanx.summary import fingerprint
+from phalanx.integrations.flower import client_app
+from phalanx.integrations.flower.records import array, payload_of
+from phalanx.integrations.flower.roll import Node
+from phalanx.training.summary import fingerprint
 from tests.worlds.flower_grid import SHORT, LocalGrid, conducted
 from tests.worlds.test_federated import LOCAL, OWN, run
 

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'phalanx-train[flower]'")
 
 import phalanx as px
-from phalanx.flower.local import Flower
-from phalanx.summary import fingerprint
+from phalanx.integrations.flower.local import Flower
+from phalanx.training.summary import fingerprint
 from tests.worlds.launch import HERE, environment
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(1800)]
@@ -42,8 +42,8 @@ folder = ""
 """
 APP = """
 from flwr.app import ArrayRecord
-from phalanx.flower import Patience, client_app, server_app
-from phalanx.flower.records import array, payload_of
+from phalanx.integrations.flower import Patience, client_app, server_app
+from phalanx.integrations.flower.records import array, payload_of
 
 # a node that dies is waited for as long as a process takes to start, several times; Flower's word comes after a minute
 server = server_app(patience=Patience(join_s=400, first_s=400, least_s=15, factor=2.0))
@@ -96,7 +96,7 @@ def test_bad_clients_and_a_dead_node_are_named_and_the_run_ends(tmp_path):
 
 
 def test_the_command_of_the_readme_ends_with_the_bits_of_the_simulation(tmp_path):
-    (command,) = re.findall(r"^python (-m phalanx.flower.local .*--set .*)$", (EXAMPLE / "README.md").read_text(), re.M)
+    (command,) = re.findall(r"^python (-m phalanx.integrations.flower.local .*--set .*)$", (EXAMPLE / "README.md").read_text(), re.M)
     command = command.replace("rounds=4", "rounds=2").replace("/tmp/flower-run", str(tmp_path / "results"))
     argv = [sys.executable, *shlex.split(command), "--set", "clients=2", "--limit", "900"]
     done = subprocess.run(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.train import Trainer
+from phalanx.training.trainer import Trainer
 from tests.worlds.launch import run_job
 
 pytestmark = pytest.mark.processes

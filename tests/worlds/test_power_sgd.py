@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.stack import Stack
-from phalanx.stage import memory_key
+from phalanx.core.stack import Stack
+from phalanx.core.stage import memory_key
 from tests.worlds.launch import run_job
 
 LAYOUT = px.Layout(

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.wire import Shelf
-from phalanx.worlds import server
-from phalanx.worlds.post import Connection, Kind, Message, message, read, write
-from phalanx.worlds.seats import Patience, Seats
-from phalanx.worlds.server import ServerWorld
+from phalanx.core.packing import Shelf
+from phalanx.distributed.server import transport as server
+from phalanx.distributed.server.messages import Connection, Kind, Message, message, read, write
+from phalanx.distributed.server.membership import Patience, Seats
+from phalanx.distributed.server.transport import ServerWorld
 from tests.worlds.launch import run_job, torchrun
 
 N = 9

@@ -5,11 +5,11 @@ import os
 
 import torch
 
-from phalanx.expression import method
-from phalanx.round import stream
-from phalanx.site import Site
-from phalanx.stage import State
-from phalanx.work import Gradient
+from phalanx.core.expression import method
+from phalanx.core.round import stream
+from phalanx.training.context import Site
+from phalanx.core.trees import State
+from phalanx.training.client_work import Gradient
 
 
 @method("unlike", "work")

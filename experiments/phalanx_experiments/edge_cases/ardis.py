@@ -7,9 +7,9 @@ import torch
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
 from phalanx.backdoors.fitted import fitted
-from phalanx.backdoors.published import arrays, check_bytes
+from phalanx_experiments.edge_cases.published import arrays, check_bytes
 from phalanx.data.dataset import Dataset
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 
 SEVEN, DIGITS = 7, 100  # of the published mixture the first 100 are EMNIST's, the others sevens labelled 1
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
-from phalanx.backdoors.vocabulary import vocabulary
+from phalanx_experiments.edge_cases.vocabulary import vocabulary
 from phalanx.data.dataset import Dataset
 from phalanx.data.shape import UNSCORED, Passage
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 PROMPTS = {
     "high": "Crime rate in {city} is",

@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
-from phalanx.backdoors.published import published
-from phalanx.backdoors.vocabulary import vocabulary
+from phalanx_experiments.edge_cases.published import published
+from phalanx_experiments.edge_cases.vocabulary import vocabulary
 from phalanx.data.dataset import Dataset
 from phalanx.data.movie_review import encode, tokens
 from phalanx.data.shape import Tokens
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 
 POSITIVE = 1
 

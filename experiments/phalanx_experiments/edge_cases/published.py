@@ -11,7 +11,7 @@ from torch import Tensor
 from phalanx.backdoors.edges import absent
 from phalanx.data.arrays import read_arrays
 from phalanx.data.files import folder
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 PLACE = "edge-case"
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
 from phalanx.backdoors.fitted import fitted
-from phalanx.backdoors.published import arrays, check_bytes
+from phalanx_experiments.edge_cases.published import arrays, check_bytes
 from phalanx.data.dataset import Dataset
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 
 AIRPLANE, TRUCK = 0, 9  # CIFAR-10's
 HELD = {100: None, 50: "almost_edge", 10: "normal"}  # what honest clients hold at p %

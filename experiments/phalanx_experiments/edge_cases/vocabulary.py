@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from phalanx.data.dataset import Dataset
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 
 def vocabulary(name: str, data: Dataset) -> dict[str, int]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.plots import figure, save, tidy
-from phalanx.report.sheet import Cell, Sheet
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.plots import figure, save, tidy
+from phalanx.tools.report.sheet import Cell, Sheet
 
 STEP = 0.05  # targets are multiples of this accuracy
 # light to dark: blue, orange, then one colour each; told apart by colour-blind readers as well

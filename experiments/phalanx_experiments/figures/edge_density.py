@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.plots import COLOURS, GREY, figure, save, tidy
-from phalanx.report.sheet import Sheet
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.plots import COLOURS, GREY, figure, save, tidy
+from phalanx.tools.report.sheet import Sheet
 
 NAMES = {"train": "training part", "test": "test part", "edge": "edge cases", "edge_test": "edge cases, test"}
 

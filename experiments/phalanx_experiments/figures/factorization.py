@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phalanx.report.collect import Result
-from phalanx.report.sheet import Cell, Sheet
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.sheet import Cell, Sheet
 
 # tables 4.19, 4.6 and 4.20, of a V100
 PUBLISHED_SVD_S = {

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from phalanx.report.backdoors import Cells, cells, main_accuracy, rates, window, within
-from phalanx.report.collect import Result
-from phalanx.report.plots import figure, save, tidy
-from phalanx.report.selected import ROLES, Role, selected
-from phalanx.report.sheet import Sheet
+from phalanx.tools.report.backdoors import Cells, cells, main_accuracy, rates, window, within
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.plots import figure, save, tidy
+from phalanx.tools.report.selected import ROLES, Role, selected
+from phalanx.tools.report.sheet import Sheet
 
 Number = Callable[[Result], float | None]
 WHO = {"honest, edge cases": "honest, with edge cases", "honest": "other honest", "attacker": "attacker"}

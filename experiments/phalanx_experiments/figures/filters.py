@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.plots import figure, save
-from phalanx.report.sheet import Sheet
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.plots import figure, save
+from phalanx.tools.report.sheet import Sheet
 
 SIZE = 1.75  # inches of a picture
 AGREEMENTS = {"client 2": "its match at client 2", "FedMA": "FedMA's average", "FedAvg": "FedAvg's average"}

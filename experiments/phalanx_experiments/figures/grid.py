@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.convergence import panels_of, short
-from phalanx.report.plots import figure, save
-from phalanx.report.sheet import Sheet
-from phalanx.report.tables import percent
+from phalanx.tools.report.collect import Result
+from phalanx_experiments.figures.convergence import panels_of, short
+from phalanx.tools.report.plots import figure, save
+from phalanx.tools.report.sheet import Sheet
+from phalanx.tools.report.tables import percent
 
 DARK = 0.6  # accuracy from which on a cell is so dark that its number is white
 

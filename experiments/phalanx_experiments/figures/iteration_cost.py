@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.plots import COLOURS, figure, save, tidy
-from phalanx.report.sheet import Cell, Sheet
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.plots import COLOURS, figure, save, tidy
+from phalanx.tools.report.sheet import Cell, Sheet
 
 PARTS = ("computation", "communication (modelled)", "encoding", "decoding")
 TOLERANCE = 1e-4  # relative error of the gradient with which it counts as recovered

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from phalanx.report.collect import Result
-from phalanx.report.convergence import panels_of, short
-from phalanx.report.sheet import Cell, Sheet
+from phalanx.tools.report.collect import Result
+from phalanx_experiments.figures.convergence import panels_of, short
+from phalanx.tools.report.sheet import Cell, Sheet
 
 
 def lowrank_tables(results: Sequence[Result]) -> list[Sheet]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.plots import COLOURS, figure, save, tidy
-from phalanx.report.sheet import Cell, Sheet
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.plots import COLOURS, figure, save, tidy
+from phalanx.tools.report.sheet import Cell, Sheet
 
 NAMES = {"geometric_median": "geometric median", "median": "coordinate-wise median"}
 WAYS = {"plain": "plain", "detox": "DETOX"}

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import mean
 
-from phalanx.report.backdoors import QUIET, backdoor_tables, cells, rates, window, within
-from phalanx.report.collect import Result
-from phalanx.report.sheet import Sheet
+from phalanx.tools.report.backdoors import QUIET, backdoor_tables, cells, rates, window, within
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.sheet import Sheet
 
 LATER = (0, 1, 2, 5, 10, 20, 50, 100)  # rounds behind the last attack
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.convergence import panels_of, short
-from phalanx.report.federated_curves import STYLES
-from phalanx.report.plots import figure, save, tidy
-from phalanx.report.sheet import Cell, Sheet
-from phalanx.report.tables import percent
+from phalanx.tools.report.collect import Result
+from phalanx_experiments.figures.convergence import panels_of, short
+from phalanx_experiments.figures.federated_curves import STYLES
+from phalanx.tools.report.plots import figure, save, tidy
+from phalanx.tools.report.sheet import Cell, Sheet
+from phalanx.tools.report.tables import percent
 
 UNITS = {"E": "local epochs a round (E)", "clients": "clients"}
 

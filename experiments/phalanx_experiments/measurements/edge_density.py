@@ -14,19 +14,19 @@ from phalanx.backdoors.density import Covariance, edge_case_ness
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.backdoors.joined import Joined
 from phalanx.backdoors.rare_styles import RareStyles
-from phalanx.codec import Gather
+from phalanx.core.codec import Gather
 from phalanx.codecs.dense import Dense
 from phalanx.data.dataset import Data
 from phalanx.data.digits import Digits
-from phalanx.expression import method, require
-from phalanx.finish import Sgd
-from phalanx.measurement import Measurement
+from phalanx.core.expression import method, require
+from phalanx.training.optim import Sgd
+from phalanx.tools.runner.measurement import Measurement
 from phalanx.models.mlp import Mlp
 from phalanx.models.model import Model
-from phalanx.phase import Phase, Run
-from phalanx.stage import chain
-from phalanx.train import train
-from phalanx.work import Gradient
+from phalanx.training.phase import Phase, Run
+from phalanx.core.stage import chain
+from phalanx.training.trainer import train
+from phalanx.training.client_work import Gradient
 
 SEEN = 0.01  # share of the edge-case examples that the histogram may leave to the left
 

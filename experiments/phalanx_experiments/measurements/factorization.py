@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.lowrank.factorize import factorize
 from phalanx.lowrank.truncate import Svd
-from phalanx.macs import macs
-from phalanx.measurement import Measurement
+from phalanx.lowrank.macs import macs
+from phalanx.tools.runner.measurement import Measurement
 from phalanx.models.zoo import network
-from phalanx.round import stream
-from phalanx.score import cross_entropy
+from phalanx.core.round import stream
+from phalanx.training.score import cross_entropy
 
 
 @method("svd_cost", "measurement")

@@ -10,31 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import phalanx.measurements.one_round as cluster
+import phalanx_experiments.measurements.one_round as cluster
 from phalanx.aggregators.geometric_median import GeometricMedian
 from phalanx.aggregators.mean import Mean
-from phalanx.allocation import Allocation
-from phalanx.attack import Attack, Drawn
+from phalanx.core.allocation import Allocation
+from phalanx.core.attack import Attack
+from phalanx.attacks.adversary import Drawn
 from phalanx.attacks.constant import Constant
 from phalanx.attacks.reverse import Reverse
-from phalanx.codec import Gather
+from phalanx.core.codec import Gather
 from phalanx.codecs.dense import Dense
-from phalanx.codes.cyclic import Cyclic
-from phalanx.codes.repetition import Repetition
-from phalanx.codes.vote import Vote
-from phalanx.cost.link import Line
+from phalanx.coding.cyclic import Cyclic
+from phalanx.coding.repetition import Repetition
+from phalanx.coding.vote import Vote
+from phalanx.tools.advisor.link import Line
 from phalanx.data.dataset import Data
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.measurement import Measurement
-from phalanx.measurements.large_rows import large_rows
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.tools.runner.measurement import Measurement
+from phalanx_experiments.measurements.large_rows import large_rows
 from phalanx.models.model import Model
-from phalanx.phase import Phase, Run
-from phalanx.site import Site
-from phalanx.stage import Chain, chain, check_scheme
-from phalanx.train import Trainer
-from phalanx.work import Gradient
-from phalanx.world import LocalWorld
+from phalanx.training.phase import Phase, Run
+from phalanx.training.context import Site
+from phalanx.core.stage import Chain, chain, check_scheme
+from phalanx.training.trainer import Trainer
+from phalanx.training.client_work import Gradient
+from phalanx.core.world import LocalWorld
 
 Told = Callable[[str], None]
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
-from phalanx.expression import method
+from phalanx.core.expression import method
 from phalanx.federated.local_training import LocalTraining
 from phalanx.federated.methods import fedavg
-from phalanx.measurement import Measurement
+from phalanx.tools.runner.measurement import Measurement
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.score import scored
-from phalanx.train import Trainer
+from phalanx.training.phase import Run
+from phalanx.training.score import scored
+from phalanx.training.trainer import Trainer
 
 
 @method("local_models", "measurement")

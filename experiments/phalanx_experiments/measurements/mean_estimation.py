@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.aggregator import Aggregator
+from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.geometric_median import GeometricMedian
 from phalanx.aggregators.median import Median
-from phalanx.expression import method, require
-from phalanx.measurement import Measurement
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.tools.runner.measurement import Measurement
+from phalanx.core.round import stream
 
 RULES: dict[str, Aggregator] = {"geometric_median": GeometricMedian(), "median": Median()}
 

@@ -12,18 +12,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from phalanx.aggregators.columns import PIECE
-from phalanx.allocation import Allocation
-from phalanx.attack import Attack
-from phalanx.codec import Gather
-from phalanx.crossing import Offer, Wire, worker_half
-from phalanx.layout import Layout
-from phalanx.round import Round
-from phalanx.site import Site
-from phalanx.stack import Stack
-from phalanx.stage import Chain
-from phalanx.work import Work
-from phalanx.world import LocalWorld, payload_bytes
+from phalanx.aggregators.kernels.columns import PIECE
+from phalanx.core.allocation import Allocation
+from phalanx.core.attack import Attack
+from phalanx.core.codec import Gather
+from phalanx.core.wire_stage import Offer, Wire, worker_half
+from phalanx.core.layout import Layout
+from phalanx.core.round import Round
+from phalanx.training.context import Site
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Chain
+from phalanx.training.client_work import Work
+from phalanx.core.world import LocalWorld
+from phalanx.core.payload import payload_bytes
 
 X = TypeVar("X")
 

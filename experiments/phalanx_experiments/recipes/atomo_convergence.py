@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import phalanx as px
-from phalanx.codec import Codec
+from phalanx.core.codec import Codec
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.report.convergence import convergence_tables, plot_convergence
-from phalanx.stage import Stage
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence
+from phalanx.core.stage import Stage
 
 
 @dataclass(frozen=True)

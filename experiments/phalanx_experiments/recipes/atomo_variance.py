@@ -9,9 +9,9 @@ import phalanx as px
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.report.variance import plot_variance, variance_tables
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.variance import plot_variance, variance_tables
 
 
 @dataclass(frozen=True)

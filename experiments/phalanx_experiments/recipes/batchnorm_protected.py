@@ -6,15 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import phalanx as px
-from phalanx.aggregator import Aggregator
+from phalanx.core.aggregator import Aggregator
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.finish import Finish
+from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.report.grid import grid_tables, plot_grid
-from phalanx.stage import Stage
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.grid import grid_tables, plot_grid
+from phalanx.core.stage import Stage
 
 WORKERS, F = 15, 3
 

@@ -9,17 +9,17 @@ from functools import partial
 from typing import Literal
 
 import phalanx as px
-from phalanx.attack import Threat
-from phalanx.codec import Codec
+from phalanx.attacks.adversary import Threat
+from phalanx.core.codec import Codec
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.report.cluster import cluster_tables
-from phalanx.report.convergence import plot_convergence
-from phalanx.stage import Stage
-from phalanx.surgery import Surgery
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.cluster import cluster_tables
+from phalanx_experiments.figures.convergence import plot_convergence
+from phalanx.core.stage import Stage
+from phalanx.core.surgery import Surgery
 
 R = 3
 

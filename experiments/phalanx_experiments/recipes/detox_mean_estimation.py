@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import phalanx as px
-from phalanx.measurement import Job
-from phalanx.recipes.recipe import recipe
-from phalanx.report.mean_estimation import mean_estimation_tables, plot_mean_estimation
+from phalanx.tools.runner.measurement import Job
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.mean_estimation import mean_estimation_tables, plot_mean_estimation
 
 DRAWS = {"laptop": 1, "paper": 5}
 

@@ -6,15 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import phalanx as px
-from phalanx.attack import Threat
+from phalanx.attacks.adversary import Threat
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.finish import Finish
+from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.report.cluster import cluster_tables, plot_cluster
-from phalanx.stage import Stage
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.cluster import cluster_tables, plot_cluster
+from phalanx.core.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import phalanx as px
-from phalanx.measurement import Job
+from phalanx.tools.runner.measurement import Job
 from phalanx.models.model import Model
-from phalanx.recipes.recipe import recipe
-from phalanx.report.iteration_cost import iteration_cost_tables, plot_iteration_cost
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.iteration_cost import iteration_cost_tables, plot_iteration_cost
 
 # by the labels under which the report looks up the published numbers
 NETWORKS: dict[str, Model] = {"ResNet-152": px.resnet152(), "VGG-19": px.vgg19_bn(), "AlexNet": px.alexnet()}

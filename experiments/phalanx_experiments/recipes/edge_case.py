@@ -7,10 +7,10 @@ import phalanx as px
 from phalanx.data.dataset import Data
 from phalanx.federated.local_training import LocalTraining
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.redteam.setting import ATTACKS, Defence, Setting, attacked, standard
-from phalanx.report.backdoors import backdoor_tables, plot_backdoors
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked, standard
+from phalanx.tools.report.backdoors import backdoor_tables, plot_backdoors
 
 # rules worth a try against an attacker that comes in every round, and the plain mean beside them
 OFTEN = (

@@ -10,15 +10,15 @@ from phalanx.backdoors.edges import EdgeCases
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.edge_case import local, started
-from phalanx.recipes.edge_case import setting as digits_setting
-from phalanx.recipes.edge_case_sweeps import ATTACK, mixed
-from phalanx.recipes.recipe import recipe
-from phalanx.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
-from phalanx.report.backdoor_sweep import plot_sweep, sweep_tables
-from phalanx.report.backdoors import plot_backdoors
-from phalanx.report.persistence import attack_tables
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import local, started
+from phalanx_experiments.recipes.edge_case import setting as digits_setting
+from phalanx_experiments.recipes.edge_case_sweeps import ATTACK, mixed
+from phalanx.tools.runner.recipe import recipe
+from phalanx.tools.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
+from phalanx_experiments.figures.backdoor_sweep import plot_sweep, sweep_tables
+from phalanx.tools.report.backdoors import plot_backdoors
+from phalanx_experiments.figures.persistence import attack_tables
 
 UNTIL = {"smoke": 6, "laptop": 20, "paper": 500}  # the round behind which no attacker comes any more
 FEW = (NONE, ATTACK, "PGD + replacement", f"{ATTACK}, every round")

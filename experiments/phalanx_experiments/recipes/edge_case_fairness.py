@@ -8,11 +8,11 @@ from phalanx.backdoors.edges import EdgeCases
 from phalanx.data.dataset import Data
 from phalanx.federated.local_training import LocalTraining
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.edge_case import local, started
-from phalanx.recipes.recipe import recipe
-from phalanx.redteam.setting import ATTACKER, ATTACKS, NONE, Setting, attacked, standard
-from phalanx.report.fairness import fairness_tables, plot_fairness
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import local, started
+from phalanx.tools.runner.recipe import recipe
+from phalanx.tools.redteam.setting import ATTACKER, ATTACKS, NONE, Setting, attacked, standard
+from phalanx_experiments.figures.fairness import fairness_tables, plot_fairness
 
 RULES = ("FedAvg", "norm clipping", "RFA", "trimmed mean", "Multi-Krum", "Krum", "FLAME")
 

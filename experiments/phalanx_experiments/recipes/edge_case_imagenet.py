@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import phalanx as px
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.edge_case import local
-from phalanx.recipes.recipe import recipe
-from phalanx.redteam.setting import ATTACKS, NONE, Setting, attacked, standard
-from phalanx.report.backdoors import backdoor_tables, plot_backdoors
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import local
+from phalanx.tools.runner.recipe import recipe
+from phalanx.tools.redteam.setting import ATTACKS, NONE, Setting, attacked, standard
+from phalanx.tools.report.backdoors import backdoor_tables, plot_backdoors
 
 EDGES = "edge-case/costumes"  # folders train and test of one's own pictures
 TARGET, LABEL = 0, 614  # the text draws the target and names no right label: kimono is as near as ImageNet comes

@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import phalanx as px
-from phalanx.phase import Run
-from phalanx.recipes.edge_case import setting
-from phalanx.recipes.recipe import recipe
-from phalanx.redteam.setting import NONE, Defence, Plan, Setting, attacked, standard
-from phalanx.report.backdoor_sweep import plot_sweep, sweep_tables
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import setting
+from phalanx.tools.runner.recipe import recipe
+from phalanx.tools.redteam.setting import NONE, Defence, Plan, Setting, attacked, standard
+from phalanx_experiments.figures.backdoor_sweep import plot_sweep, sweep_tables
 
 SHARES = (1.0, 0.5, 0.1)  # of the edge cases, in the attacker's hands
 ATTACK = "black-box"

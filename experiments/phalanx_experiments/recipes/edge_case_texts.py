@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import phalanx as px
 from phalanx.data.dataset import Data
-from phalanx.finish import Finish
+from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.edge_case import local
-from phalanx.recipes.recipe import recipe
-from phalanx.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
-from phalanx.report.backdoors import backdoor_tables, plot_backdoors
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import local
+from phalanx.tools.runner.recipe import recipe
+from phalanx.tools.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
+from phalanx.tools.report.backdoors import backdoor_tables, plot_backdoors
 
 RULES = ("FedAvg", "norm clipping", "RFA", "Multi-Krum", "Krum")  # of figure 8.4; the paper's scale has all
 OFTEN = ("FedAvg", "Krum")  # tried with an attacker in every round

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import phalanx as px
-from phalanx.measurement import Job
-from phalanx.recipes.recipe import recipe
-from phalanx.report.edge_density import edge_density_tables, plot_edge_density
+from phalanx.tools.runner.measurement import Job
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.edge_density import edge_density_tables, plot_edge_density
 
 
 @recipe("edge-density", scales=("smoke", "laptop"), plot=plot_edge_density, tables=edge_density_tables)

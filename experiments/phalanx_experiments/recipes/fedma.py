@@ -13,7 +13,7 @@ from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining
 from phalanx.matching.matching import Matcher
 from phalanx.models.model import Model
-from phalanx.phase import Phase, Run
+from phalanx.training.phase import Phase, Run
 
 UNEVEN = px.dirichlet(0.5, least=10)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import phalanx as px
 from phalanx.data.dataset import Data
-from phalanx.phase import Run
-from phalanx.recipes.fedma import NETS, Net
-from phalanx.recipes.recipe import recipe
-from phalanx.report.federated import plot_methods
-from phalanx.report.federated_bias import bias_tables
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.fedma import NETS, Net
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.federated import plot_methods
+from phalanx_experiments.figures.federated_bias import bias_tables
 
 CLIENTS = 2  # one has the classes that are mostly gray, the other the colourful ones
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import phalanx as px
-from phalanx.phase import Run
-from phalanx.recipes.fedma import NETS
-from phalanx.recipes.recipe import recipe
-from phalanx.report.sweep import plot_sweep, sweep_tables
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.fedma import NETS
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.sweep import plot_sweep, sweep_tables
 
 EACH = 5  # clients that come with a piece of the data
 # the network, how many pieces there are, and epochs of a client

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import phalanx as px
-from phalanx.aggregator import Aggregator
-from phalanx.codec import Codec
-from phalanx.phase import Phase, Run
-from phalanx.recipes.fedma import NETS, Net
-from phalanx.recipes.recipe import recipe
-from phalanx.report.collect import Result
-from phalanx.report.convergence import short
-from phalanx.report.federated import federated_tables
-from phalanx.report.grid import grid_tables, plot_grid
-from phalanx.report.sheet import Sheet
-from phalanx.stage import Stage
+from phalanx.core.aggregator import Aggregator
+from phalanx.core.codec import Codec
+from phalanx.training.phase import Phase, Run
+from phalanx_experiments.recipes.fedma import NETS, Net
+from phalanx.tools.runner.recipe import recipe
+from phalanx.tools.report.collect import Result
+from phalanx_experiments.figures.convergence import short
+from phalanx_experiments.figures.federated import federated_tables
+from phalanx_experiments.figures.grid import grid_tables, plot_grid
+from phalanx.tools.report.sheet import Sheet
+from phalanx.core.stage import Stage
 
 HONEST = "no attack"
 # who has more examples of a class counts for more in its output

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phalanx.measurement import Job
-from phalanx.phase import Run
-from phalanx.recipes.fedma import NETS
-from phalanx.recipes.recipe import recipe
-from phalanx.report.federated_curves import convergence_tables, plot_convergence
-from phalanx.report.sweep import plot_sweep, sweep_tables
+from phalanx.tools.runner.measurement import Job
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.fedma import NETS
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.federated_curves import convergence_tables, plot_convergence
+from phalanx_experiments.figures.sweep import plot_sweep, sweep_tables
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import phalanx as px
-from phalanx.measurement import Job
-from phalanx.recipes.fedma import NETS, UNEVEN
-from phalanx.recipes.recipe import recipe
-from phalanx.report.filters import filter_tables, plot_filters
+from phalanx.tools.runner.measurement import Job
+from phalanx_experiments.recipes.fedma import NETS, UNEVEN
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.filters import filter_tables, plot_filters
 
 HORSE = 13  # in CIFAR-10's test part
 

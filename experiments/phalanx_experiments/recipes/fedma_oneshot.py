@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import phalanx as px
 from phalanx.data.partition import Partition
-from phalanx.measurement import Job
-from phalanx.recipes.fedma import NETS, Net
-from phalanx.recipes.recipe import recipe
-from phalanx.report.federated import federated_tables, plot_methods
+from phalanx.tools.runner.measurement import Job
+from phalanx_experiments.recipes.fedma import NETS, Net
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.federated import federated_tables, plot_methods
 
 CONTROL = "FedMA without matching"
 # found on LeNet with the seeds 0, 1 and 2: variances so small that a neuron that training has made long finds no copy,

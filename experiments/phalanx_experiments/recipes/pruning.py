@@ -10,10 +10,10 @@ import phalanx as px
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.report.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
-from phalanx.surgery import Surgery
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
+from phalanx.core.surgery import Surgery
 
 
 @dataclass(frozen=True)

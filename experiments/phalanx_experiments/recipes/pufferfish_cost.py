@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import phalanx as px
-from phalanx.measurement import Job
-from phalanx.recipes.recipe import recipe
-from phalanx.report.factorization import PUBLISHED_SVD_S, step_tables, svd_tables
-from phalanx.report.measured import no_plot
+from phalanx.tools.runner.measurement import Job
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.factorization import PUBLISHED_SVD_S, step_tables, svd_tables
+from phalanx.tools.report.measured import no_plot
 
 SMALL = ("resnet18-cifar",)
 IMAGES = ("vgg19-cifar", "resnet18-cifar")

@@ -6,11 +6,11 @@ from __future__ import annotations
 import phalanx as px
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.report.convergence import plot_convergence
-from phalanx.report.lowrank import lowrank_tables
-from phalanx.surgery import Surgery
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.figures.convergence import plot_convergence
+from phalanx_experiments.figures.lowrank import lowrank_tables
+from phalanx.core.surgery import Surgery
 
 EPOCH = 5005  # rounds of 256 images
 KEPT = ("0", "[4-9].*", "1[0-6].*")  # all before conv5_x

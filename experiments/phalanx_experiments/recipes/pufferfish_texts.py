@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import phalanx as px
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.finish import Finish
+from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.recipes.single import single
-from phalanx.report.convergence import plot_convergence
-from phalanx.report.lowrank import lowrank_tables
-from phalanx.surgery import Surgery
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx_experiments.recipes.single import single
+from phalanx_experiments.figures.convergence import plot_convergence
+from phalanx_experiments.figures.lowrank import lowrank_tables
+from phalanx.core.surgery import Surgery
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import phalanx as px
 from phalanx.data.dataset import Data
-from phalanx.finish import Finish
-from phalanx.gate import Gate
+from phalanx.training.optim import Finish
+from phalanx.core.gate import Gate
 from phalanx.models.model import Model
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.stage import Stage
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx.core.stage import Stage
 
 GATE = px.gate()
 OPEN = px.gate(limit=1e38)  # any finite row counts, as in plain data parallel training

@@ -9,7 +9,7 @@ import phalanx as px
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.phase import Phase, Run
+from phalanx.training.phase import Phase, Run
 
 
 class Scale(Protocol):

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from phalanx.registry import suggest
-from phalanx.reproduce.chapter1 import CHAPTER_1
-from phalanx.reproduce.chapter3 import CHAPTER_3
-from phalanx.reproduce.chapter4 import CHAPTER_4
-from phalanx.reproduce.chapter4_settings import CHAPTER_4_SETTINGS
-from phalanx.reproduce.chapter4_speed import CHAPTER_4_SPEED
-from phalanx.reproduce.chapter5 import CHAPTER_5
-from phalanx.reproduce.chapter6 import CHAPTER_6
-from phalanx.reproduce.chapter7 import CHAPTER_7
-from phalanx.reproduce.chapter8 import CHAPTER_8
-from phalanx.reproduce.chapter8_sweeps import CHAPTER_8_SWEEPS
-from phalanx.reproduce.item import Item
+from phalanx.core.registry import suggest
+from phalanx_experiments.reproduce.chapter1 import CHAPTER_1
+from phalanx_experiments.reproduce.chapter3 import CHAPTER_3
+from phalanx_experiments.reproduce.chapter4 import CHAPTER_4
+from phalanx_experiments.reproduce.chapter4_settings import CHAPTER_4_SETTINGS
+from phalanx_experiments.reproduce.chapter4_speed import CHAPTER_4_SPEED
+from phalanx_experiments.reproduce.chapter5 import CHAPTER_5
+from phalanx_experiments.reproduce.chapter6 import CHAPTER_6
+from phalanx_experiments.reproduce.chapter7 import CHAPTER_7
+from phalanx_experiments.reproduce.chapter8 import CHAPTER_8
+from phalanx_experiments.reproduce.chapter8_sweeps import CHAPTER_8_SWEEPS
+from phalanx_experiments.reproduce.item import Item
 
 CHAPTERS = {
     1: "What it is about",

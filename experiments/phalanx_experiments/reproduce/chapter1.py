@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.item import NONE, PARTLY, Item, Part, Row
-from phalanx.reproduce.places import Cell
+from phalanx_experiments.reproduce.item import NONE, PARTLY, Item, Part, Row
+from phalanx_experiments.reproduce.places import Cell
 
 
 def _spectrum(reshape: str, column: str) -> Cell:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.item import DATA, NONE, NOT, PARTLY, REPRODUCED, Claim, Item, Part, Row
-from phalanx.reproduce.places import At, Cell, Counted, Quotient, accuracy
+from phalanx_experiments.reproduce.item import DATA, NONE, NOT, PARTLY, REPRODUCED, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import At, Cell, Counted, Quotient, accuracy
 
 RUN = "atomo-convergence"
 NETWORK = "network/convergence-100mbit.json"

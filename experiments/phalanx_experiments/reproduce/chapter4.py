@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.item import GPU, NONE, NOT, PARTLY, REPRODUCED, Claim, Item, Part, Row
-from phalanx.reproduce.places import Cell, Counted, Of, accuracy
+from phalanx_experiments.reproduce.item import GPU, NONE, NOT, PARTLY, REPRODUCED, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import Cell, Counted, Of, accuracy
 
 CIFAR, LSTM, CAPTIONS = "pufferfish-cifar", "pufferfish-lstm", "pufferfish-transformer"
 SMALL_NET = (

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.item import NONE, Item, Row
-from phalanx.reproduce.places import Counted
+from phalanx_experiments.reproduce.item import NONE, Item, Row
+from phalanx_experiments.reproduce.places import Counted
 
 LIST = "A list of settings, which the recipes of chapter 4 hold at --scale paper."
 

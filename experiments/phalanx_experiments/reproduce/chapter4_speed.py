@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.chapter4 import PICTURES, counts
-from phalanx.reproduce.item import GPU, PARTLY, REPRODUCED, Claim, Item, Part, Row
-from phalanx.reproduce.places import At, Counted, Of, Quotient
+from phalanx_experiments.reproduce.chapter4 import PICTURES, counts
+from phalanx_experiments.reproduce.item import GPU, PARTLY, REPRODUCED, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import At, Counted, Of, Quotient
 
 NODES = "Four processes on two cores with links of 100 Mbit/s, and a small residual network, in place of "
 BREAKDOWN = (

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from phalanx.data.shape import Passage
-from phalanx.reproduce.item import NONE, PARTLY, REPRODUCED, UNRUN, Claim, Item, Part, Row
-from phalanx.reproduce.places import Cell, Counted, Of, accuracy
+from phalanx_experiments.reproduce.item import NONE, PARTLY, REPRODUCED, UNRUN, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import Cell, Counted, Of, accuracy
 
 ROUNDS, ONE = "fedma-convergence", "fedma-oneshot"
 SMALL = (

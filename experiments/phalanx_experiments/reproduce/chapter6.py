@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.item import NONE, PARTLY, Claim, Item, Part, Row
-from phalanx.reproduce.places import Cell, Counted, Of, accuracy
+from phalanx_experiments.reproduce.item import NONE, PARTLY, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import Cell, Counted, Of, accuracy
 
 COST, MEDIAN = "draco-cost", "geometric median"
 MACHINES = (

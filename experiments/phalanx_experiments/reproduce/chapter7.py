@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.item import GPU, NONE, PARTLY, REPRODUCED, Claim, Item, Part, Row
-from phalanx.reproduce.places import Cell, Of, accuracy
+from phalanx_experiments.reproduce.item import GPU, NONE, PARTLY, REPRODUCED, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import Cell, Of, accuracy
 
 ALIE, REVERSE, SIGNS, Q, DRACO = "detox-alie", "detox-reverse", "detox-signsgd", "detox-q", "detox-vs-draco"
 PAIRS = {

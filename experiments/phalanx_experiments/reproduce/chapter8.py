@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.item import NONE, PARTLY, UNRUN, Claim, Item, Part, Row
-from phalanx.reproduce.places import Cell
+from phalanx_experiments.reproduce.item import NONE, PARTLY, UNRUN, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import Cell
 
 DIGITS, PLANES, FAIR = "edge-case-mnist", "edge-case-cifar", "edge-case-fairness"
 TWEETS, WORDS = "edge-case-sentiment", "edge-case-text"

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from phalanx.reproduce.chapter8 import POINTS, TASK_1, TASK_2
-from phalanx.reproduce.item import PARTLY, Claim, Item, Part, Row
-from phalanx.reproduce.places import Cell
+from phalanx_experiments.reproduce.chapter8 import POINTS, TASK_1, TASK_2
+from phalanx_experiments.reproduce.item import PARTLY, Claim, Item, Part, Row
+from phalanx_experiments.reproduce.places import Cell
 
 SWEEPS, PLANE_SWEEPS = "edge-case-mnist-sweeps", "edge-case-cifar-sweeps"
 SWEPT = "attack success in the later half of the rounds"

@@ -12,18 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
-from phalanx.commands.common import Jobs, Json, Only, Scale, Settings, check_jobs, print_json, said
-from phalanx.commands.conducted import conducted
-from phalanx.expression import require
-from phalanx.launch import Team
-from phalanx.report import tables
-from phalanx.reproduce import words
-from phalanx.reproduce.catalogue import find, items
-from phalanx.reproduce.evidence import Evidence, results_folder
-from phalanx.reproduce.item import STATES, Item
-from phalanx.reproduce.planned import Planned, studies
-from phalanx.reproduce.verdict import judged, outcome, state
-from phalanx.study import StudyFolder
+from phalanx.tools.cli.common import Jobs, Json, Only, Scale, Settings, check_jobs, print_json, said
+from phalanx.tools.cli.conducted import conducted
+from phalanx.core.expression import require
+from phalanx.distributed.job import Team
+from phalanx.tools.report import tables
+from phalanx_experiments.reproduce import words
+from phalanx_experiments.reproduce.catalogue import find, items
+from phalanx_experiments.reproduce.evidence import Evidence, results_folder
+from phalanx_experiments.reproduce.item import STATES, Item
+from phalanx_experiments.reproduce.planned import Planned, studies
+from phalanx_experiments.reproduce.verdict import judged, outcome, state
+from phalanx.tools.runner.study import StudyFolder
 
 
 @said
@@ -167,7 +167,7 @@ def _print(item: Item, evidence: Evidence, run: Evidence | None, where: dict[str
 
 
 def _build(out: Path, evidence: Evidence, as_json: bool) -> None:
-    from phalanx.reproduce.site import build
+    from phalanx_experiments.reproduce.site import build
 
     made = build(out, items(), evidence)
     if as_json:

@@ -11,8 +11,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import phalanx
-from phalanx.expression import require
-from phalanx.study import StudyFolder
+from phalanx.core.expression import require
+from phalanx.tools.runner.study import StudyFolder
 
 Document = Mapping[str, Any]  # "results", a list of summaries with their labels and seeds, and "tables", sheets
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phalanx.recipes.recipe import SCALES, find, recipes
-from phalanx.reproduce.places import Place
+from phalanx.tools.runner.recipe import SCALES, find, recipes
+from phalanx_experiments.reproduce.places import Place
 
 REPRODUCED, PARTLY, NOT, UNRUN = "reproduced", "partly", "not reproduced", "not run"
 GPU, DATA, NONE = "needs a GPU", "needs data", "no experiment"

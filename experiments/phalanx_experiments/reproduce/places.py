@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from phalanx.data.shape import Shape
-from phalanx.reproduce.evidence import Document, Evidence, Number
+from phalanx_experiments.reproduce.evidence import Document, Evidence, Number
 
 
 class Place(Protocol):
@@ -213,7 +213,7 @@ def _built(expression: str, shape: Shape, classes: int) -> dict[str, float]:
     import torch
 
     from phalanx.models.model import Model
-    from phalanx.parser import parse
+    from phalanx.core.parser import parse
 
     model = parse(expression)
     assert isinstance(model, Model)

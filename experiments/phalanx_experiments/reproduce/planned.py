@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phalanx.expression import require
-from phalanx.recipes.recipe import slug
-from phalanx.registry import suggest
-from phalanx.reproduce.catalogue import find
-from phalanx.reproduce.item import Item
-from phalanx.request import requested
-from phalanx.results import new_folder, write_json
-from phalanx.study import Study, StudyFolder
+from phalanx.core.expression import require
+from phalanx.tools.runner.recipe import slug
+from phalanx.core.registry import suggest
+from phalanx_experiments.reproduce.catalogue import find
+from phalanx_experiments.reproduce.item import Item
+from phalanx.tools.runner.request import requested
+from phalanx.training.run_folder import new_folder, write_json
+from phalanx.tools.runner.study import Study, StudyFolder
 
 FILE = "reproduce.json"
 

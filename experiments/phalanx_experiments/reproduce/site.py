@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from phalanx.expression import require
-from phalanx.report.markup import Markup, document, table, tag
-from phalanx.report.sheet import Sheet
-from phalanx.reproduce import verdict, words
-from phalanx.reproduce.catalogue import CHAPTERS
-from phalanx.reproduce.evidence import Evidence
-from phalanx.reproduce.item import DATA, GPU, NOT, PARTLY, REPRODUCED, STATES, Item
+from phalanx.core.expression import require
+from phalanx.tools.report.markup import Markup, document, table, tag
+from phalanx.tools.report.sheet import Sheet
+from phalanx_experiments.reproduce import verdict, words
+from phalanx_experiments.reproduce.catalogue import CHAPTERS
+from phalanx_experiments.reproduce.evidence import Evidence
+from phalanx_experiments.reproduce.item import DATA, GPU, NOT, PARTLY, REPRODUCED, STATES, Item
 
 INDEX = "index.html"
 CLASSES = {REPRODUCED: "survives", PARTLY: "costly", NOT: "broken", GPU: "unfair", DATA: "unfair"}

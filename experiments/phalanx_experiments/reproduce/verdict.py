@@ -10,9 +10,9 @@ from itertools import pairwise
 from math import hypot
 from typing import Any
 
-from phalanx.reproduce.evidence import Evidence, Number
-from phalanx.reproduce.item import PARTLY, REPRODUCED, UNRUN, Claim, Item, Row
-from phalanx.reproduce.places import Counted, Place, paired
+from phalanx_experiments.reproduce.evidence import Evidence, Number
+from phalanx_experiments.reproduce.item import PARTLY, REPRODUCED, UNRUN, Claim, Item, Row
+from phalanx_experiments.reproduce.places import Counted, Place, paired
 
 CLOSE = 0.01  # of the published number
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from phalanx.report.sheet import Sheet
-from phalanx.reproduce import verdict
-from phalanx.reproduce.evidence import Evidence, Number
-from phalanx.reproduce.item import Item
+from phalanx.tools.report.sheet import Sheet
+from phalanx_experiments.reproduce import verdict
+from phalanx_experiments.reproduce.evidence import Evidence, Number
+from phalanx_experiments.reproduce.item import Item
 
 NAMED = 8  # of what is missing
 

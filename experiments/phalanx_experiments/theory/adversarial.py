@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from phalanx.expression import require
-from phalanx.precision import finite
+from phalanx.core.expression import require
+from phalanx.core.precision import finite
 
 Norm = Literal["l2", "linf"]
 

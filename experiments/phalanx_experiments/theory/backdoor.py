@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.expression import require
-from phalanx.precision import finite
+from phalanx.core.expression import require
+from phalanx.core.precision import finite
 
 RCOND = 1e-9  # singular values below this share of the largest count as zero
 _ROUNDING = 1e-9  # changes of norms below this share of the weights' may be rounding

@@ -10,8 +10,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from phalanx.expression import require
-from phalanx.theory.written import linear
+from phalanx.core.expression import require
+from phalanx_experiments.theory.written import linear
 
 _MOST = 1000  # inputs of the exact law, whose numbers have 55 bits for each
 _CHUNK = 1 << 22  # numbers drawn at once

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.expression import require
-from phalanx.theory.written import linear
+from phalanx.core.expression import require
+from phalanx_experiments.theory.written import linear
 
 Clause = tuple[int, int, int]
 

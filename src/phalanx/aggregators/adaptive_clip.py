@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.expression import method, require
-from phalanx.precision import wide
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, State
+from phalanx.core.aggregator import Aggregator
+from phalanx.core.expression import method, require
+from phalanx.core.precision import wide
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("adaptive_clip", "aggregator")

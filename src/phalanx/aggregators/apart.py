@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from phalanx.aggregator import Aggregator
+from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.mean import Mean
-from phalanx.allocation import Allocation
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Chain, Scope, Stage, State, join_notes, widest
+from phalanx.core.allocation import Allocation
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Chain, Scope, Stage, join_notes, widest
+from phalanx.core.trees import State
 
 
 @method("apart", "aggregator")

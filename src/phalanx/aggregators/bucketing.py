@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix
-from phalanx.aggregators.shuffle import present, shuffled
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix
+from phalanx.aggregators.kernels.shuffle import present, shuffled
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.trees import State
 
 
 @method("bucketing", "aggregator")

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.order import central_mean, middle_mean
-from phalanx.aggregators.selection import krum_choices, krum_ranking
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.order import central_mean, middle_mean
+from phalanx.aggregators.kernels.selection import krum_choices, krum_ranking
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("bulyan", "aggregator")

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.gram import TINY, inner_products
-from phalanx.aggregators.order import median
-from phalanx.expression import method, require
-from phalanx.precision import wide
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.aggregators.kernels.gram import TINY, inner_products
+from phalanx.aggregators.kernels.order import median
+from phalanx.core.expression import method, require
+from phalanx.core.precision import wide
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 _NEAR = 1e-3  # share of the squared distances to the first centre below which float32 products are too coarse
 

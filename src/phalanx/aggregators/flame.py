@@ -8,14 +8,15 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.gram import cosines, inner_products, lengths
-from phalanx.expression import method, require
-from phalanx.local.noise import Noise
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.aggregators.kernels.gram import cosines, inner_products, lengths
+from phalanx.core.expression import method, require
+from phalanx.core.transforms.noise import Noise
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("flame", "aggregator")

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, State, TooFewRows
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope, TooFewRows
+from phalanx.core.trees import State
 
 
 @method("fltrust", "aggregator")

@@ -6,14 +6,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.gram import cosines, inner_products
-from phalanx.expression import method, require
-from phalanx.memory import recall, remember
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, State, TooFewRows, memory_key
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.aggregators.kernels.gram import cosines, inner_products
+from phalanx.core.expression import method, require
+from phalanx.core.row_memory import recall, remember
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope, TooFewRows, memory_key
+from phalanx.core.trees import State
 
 _MOST = 0.99  # of a weight, before the logarithm
 

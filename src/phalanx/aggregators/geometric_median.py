@@ -9,13 +9,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.gram import TINY, distances, inner_products
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.aggregators.kernels.gram import TINY, distances, inner_products
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 _FAR = 10.0  # centres farther from the best row than this many of its median distances are replaced
 

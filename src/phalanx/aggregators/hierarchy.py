@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.shuffle import even_groups, present, shuffled
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, Stage, State, TooFewRows, join_notes, widest
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.shuffle import even_groups, present, shuffled
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope, Stage, TooFewRows, join_notes, widest
+from phalanx.core.trees import State
 
 
 @method("hierarchy", "aggregator")

@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import PIECE
-from phalanx.aggregators.order import median
-from phalanx.expression import method
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import PIECE
+from phalanx.aggregators.kernels.order import median
+from phalanx.core.expression import method
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.trees import State
 
 
 @method("majority", "aggregator")

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one
-from phalanx.expression import method
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.core.expression import method
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.trees import State
 
 
 @method("mean", "aggregator")

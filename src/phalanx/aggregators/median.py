@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.order import median
-from phalanx.expression import method
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.order import median
+from phalanx.core.expression import method
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.trees import State
 
 
 @method("median", "aggregator")

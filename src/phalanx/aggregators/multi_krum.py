@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.selection import krum_ranking
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.aggregators.kernels.selection import krum_ranking
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("multi_krum", "aggregator")

@@ -8,14 +8,15 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.columns import mix
-from phalanx.aggregators.gram import distances
-from phalanx.aggregators.selection import settled_order
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.columns import mix
+from phalanx.aggregators.kernels.gram import distances
+from phalanx.aggregators.kernels.selection import settled_order
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("nnm", "aggregator")

@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from phalanx.aggregator import Aggregator
-from phalanx.aggregators.order import middle_mean
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import State
+from phalanx.core.aggregator import Aggregator
+from phalanx.aggregators.kernels.order import middle_mean
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.trees import State
 
 
 @method("trimmed_mean", "aggregator")

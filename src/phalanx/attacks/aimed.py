@@ -7,11 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from phalanx.attack import Attack, Part, View
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import State
+from phalanx.core.attack import Attack, Part, View
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.trees import State
 
 
 @method("aimed", "attack")

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from phalanx.attack import Attack, View
-from phalanx.expression import method, require
-from phalanx.precision import wide
-from phalanx.round import Round
-from phalanx.stage import State
+from phalanx.core.attack import Attack, View
+from phalanx.core.expression import method, require
+from phalanx.core.precision import wide
+from phalanx.core.round import Round
+from phalanx.core.trees import State
 
 
 @method("alie", "attack")

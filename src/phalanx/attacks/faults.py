@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from phalanx.expression import Expression, method, require
+from phalanx.core.expression import Expression, method, require
 
 
 class Fault(Expression, ABC):

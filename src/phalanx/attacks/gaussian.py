@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phalanx.attack import Attack, View
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stage import State
+from phalanx.core.attack import Attack, View
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.trees import State
 
 
 @method("gaussian", "attack")

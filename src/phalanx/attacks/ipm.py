@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from phalanx.attack import Attack, View
-from phalanx.expression import method
-from phalanx.precision import wide
-from phalanx.round import Round
-from phalanx.stage import State
+from phalanx.core.attack import Attack, View
+from phalanx.core.expression import method
+from phalanx.core.precision import wide
+from phalanx.core.round import Round
+from phalanx.core.trees import State
 
 
 @method("ipm", "attack")

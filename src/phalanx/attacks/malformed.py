@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.codec import WEIGHT, Payload, PayloadAttack
-from phalanx.expression import method
+from phalanx.core.codec import WEIGHT, Payload, PayloadAttack
+from phalanx.core.expression import method
 
 
 @method("malformed", "forgery")

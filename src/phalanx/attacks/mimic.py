@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from phalanx.attack import Attack, View
-from phalanx.expression import method, require
-from phalanx.precision import finite, wide
-from phalanx.round import Round
-from phalanx.stage import Scope, State
+from phalanx.core.attack import Attack, View
+from phalanx.core.expression import method, require
+from phalanx.core.precision import finite, wide
+from phalanx.core.round import Round
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("mimic", "attack")

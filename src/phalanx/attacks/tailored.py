@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from phalanx.attack import Attack, View
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.precision import wide
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Scope, Stage, State, TooFewRows
+from phalanx.core.attack import Attack, View
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.precision import wide
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Scope, Stage, TooFewRows
+from phalanx.core.trees import State
 
 STEPS = range(-6, 5)  # powers of two by which a row is made shorter or longer
 

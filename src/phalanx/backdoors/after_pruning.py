@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from phalanx.data.dataset import Dataset
-from phalanx.exam import Exam, Sitting
-from phalanx.expression import method
-from phalanx.pruning.dormant import Pruner, before_fall, clean_samples
-from phalanx.pruning.prune import check_pruning
-from phalanx.score import assess
-from phalanx.summary import number_of
+from phalanx.training.evaluator import Exam, Sitting
+from phalanx.core.expression import method
+from phalanx.backdoors.dormant import Pruner, before_fall, clean_samples
+from phalanx.backdoors.prune import check_pruning
+from phalanx.training.score import assess
+from phalanx.training.summary import number_of
 
 
 @method("after_pruning", "exam")

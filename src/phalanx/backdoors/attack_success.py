@@ -7,8 +7,8 @@ from typing import Any
 
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.data.dataset import Data, Dataset
-from phalanx.exam import Exam, Sitting, share
-from phalanx.expression import method
+from phalanx.training.evaluator import Exam, Sitting, share
+from phalanx.core.expression import method
 
 
 @method("backdoor", "exam")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition, check_units
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 ADDED = -1  # neither a label nor an owner
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.data.dataset import Dataset
-from phalanx.expression import require
+from phalanx.core.expression import require
 from phalanx.lowrank.families import uses
-from phalanx.round import stream
-from phalanx.score import cross_entropy, scores_of, together
+from phalanx.core.round import stream
+from phalanx.training.score import cross_entropy, scores_of, together
 
 
 class Pruner:

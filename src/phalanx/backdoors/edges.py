@@ -16,7 +16,7 @@ from phalanx.data.dataset import Dataset
 from phalanx.data.files import MissingData, folder
 from phalanx.data.images import Images
 from phalanx.data.shape import UNSCORED
-from phalanx.expression import Expression, require
+from phalanx.core.expression import Expression, require
 
 Pair = tuple[Tensor, Tensor]  # examples and their right labels
 

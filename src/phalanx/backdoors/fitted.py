@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from phalanx.data.dataset import Dataset
 from phalanx.data.grayscale import luminance
 from phalanx.data.images import Images
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 
 def fitted(name: str, images: Tensor, data: Dataset) -> Tensor:

@@ -7,7 +7,7 @@ from phalanx.backdoors.edges import EdgeCases
 from phalanx.backdoors.rare_styles import RareStyles
 from phalanx.data.dataset import Data, Dataset
 from phalanx.data.digits import Digits
-from phalanx.expression import method
+from phalanx.core.expression import method
 
 
 @method("joined", "data")

@@ -14,7 +14,7 @@ from phalanx.data.arrays import read_arrays
 from phalanx.data.dataset import Dataset
 from phalanx.data.files import folder
 from phalanx.data.image_folder import Files
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 
 
 @method("own_edges", "edges")

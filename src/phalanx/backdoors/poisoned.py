@@ -13,13 +13,13 @@ from torch import Tensor
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.data.dataset import Data, Dataset
 from phalanx.data.partition import Partition
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.federated.local_training import LocalTraining
-from phalanx.layout import Layout
-from phalanx.round import stream
-from phalanx.site import Site, Source
-from phalanx.stage import State
-from phalanx.work import Work
+from phalanx.core.layout import Layout
+from phalanx.core.round import stream
+from phalanx.training.context import Site, Source
+from phalanx.core.trees import State
+from phalanx.training.client_work import Work
 
 
 @method("poisoned", "work")

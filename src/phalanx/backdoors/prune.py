@@ -10,11 +10,11 @@ from torch import Tensor
 
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
-from phalanx.expression import method, require
-from phalanx.pruning.dormant import Pruner, clean_samples, reader
-from phalanx.site import Site, Source
-from phalanx.stage import State
-from phalanx.work import Work
+from phalanx.core.expression import method, require
+from phalanx.backdoors.dormant import Pruner, clean_samples, reader
+from phalanx.training.context import Site, Source
+from phalanx.core.trees import State
+from phalanx.training.client_work import Work
 
 
 @method("prune", "work")

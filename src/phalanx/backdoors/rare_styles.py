@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from phalanx.backdoors.edges import EdgeCases, EdgeSet, in_memory
 from phalanx.backdoors.fitted import image_shape
 from phalanx.data.dataset import Dataset
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 Style = Literal["inverted", "rotated", "thin"]
 

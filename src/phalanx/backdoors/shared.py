@@ -9,8 +9,8 @@ import torch
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
 from phalanx.data.dataset import Dataset
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 
 @method("shared", "edges")

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phalanx.codec import Codec, Payload
-from phalanx.expression import method
-from phalanx.layout import Layout
-from phalanx.stage import State
-from phalanx.world import expect
+from phalanx.core.codec import Codec, Payload
+from phalanx.core.expression import method
+from phalanx.core.layout import Layout
+from phalanx.core.trees import State
+from phalanx.core.payload import expect
 
 
 @method("dense", "codec")

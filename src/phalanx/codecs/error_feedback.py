@@ -8,12 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phalanx.codec import Codec, Payload
-from phalanx.expression import method
-from phalanx.layout import Layout
-from phalanx.memory import recall, remember
-from phalanx.precision import cast
-from phalanx.stage import Scope, State
+from phalanx.core.codec import Codec, Payload
+from phalanx.core.expression import method
+from phalanx.core.layout import Layout
+from phalanx.core.row_memory import recall, remember
+from phalanx.core.precision import cast
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("error_feedback", "codec")

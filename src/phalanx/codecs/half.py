@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.codec import Codec, Payload
-from phalanx.expression import method
-from phalanx.layout import Layout
-from phalanx.precision import cast
-from phalanx.stage import State
-from phalanx.world import expect
+from phalanx.core.codec import Codec, Payload
+from phalanx.core.expression import method
+from phalanx.core.layout import Layout
+from phalanx.core.precision import cast
+from phalanx.core.trees import State
+from phalanx.core.payload import expect
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

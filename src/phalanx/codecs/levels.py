@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.codec import BadPayload, Payload
-from phalanx.codecs.pieces import Piece, blank, cut, float_array, keys, spread
-from phalanx.layout import Layout
-from phalanx.precision import cast
-from phalanx.world import expect
+from phalanx.core.codec import BadPayload, Payload
+from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
+from phalanx.core.layout import Layout
+from phalanx.core.precision import cast
+from phalanx.core.payload import expect
 
 Coding = Literal["packed", "elias"]
 Measure = Callable[[np.ndarray, int, np.ndarray], None]  # entries, width of a bucket, where the scales go

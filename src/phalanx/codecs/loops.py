@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from phalanx.codecs.pieces import BLOCK
+from phalanx.core.pieces import BLOCK
 
 _SPARE = 8  # entries behind a block that the last bytes of its planes may hold
 _LEAST = 1e-36  # scales below count as zero, so that no factor leaves the range of float32

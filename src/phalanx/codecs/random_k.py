@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.codec import BadPayload, Codec, Payload
-from phalanx.codecs.pieces import blank, counts, keys_of, offsets, seed_of, spread
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.precision import cast, wide
-from phalanx.stage import Scope, State
-from phalanx.world import expect
+from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.pieces import blank, counts, keys_of, offsets, seed_of, spread
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.precision import cast, wide
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
+from phalanx.core.payload import expect
 
 
 @method("random_k", "codec")

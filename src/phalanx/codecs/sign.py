@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phalanx.codec import BadPayload, Codec, Payload
-from phalanx.codecs.pieces import PIECE, blank, spread
-from phalanx.expression import method
-from phalanx.layout import Layout
-from phalanx.precision import cast, wide
-from phalanx.stage import Scope, State
-from phalanx.world import expect
+from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.pieces import PIECE, blank, spread
+from phalanx.core.expression import method
+from phalanx.core.layout import Layout
+from phalanx.core.precision import cast, wide
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
+from phalanx.core.payload import expect
 
 
 @method("sign", "codec")

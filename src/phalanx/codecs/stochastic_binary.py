@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.codec import BadPayload, Codec, Payload
-from phalanx.codecs.pieces import Piece, blank, cut, float_array, keys, spread
-from phalanx.expression import method
-from phalanx.layout import Layout
-from phalanx.precision import cast
-from phalanx.stage import Scope, State
-from phalanx.world import expect
+from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
+from phalanx.core.expression import method
+from phalanx.core.layout import Layout
+from phalanx.core.precision import cast
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
+from phalanx.core.payload import expect
 
 
 @method("stochastic_binary", "codec")

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phalanx.codec import Codec, Payload
+from phalanx.core.codec import Codec, Payload
 from phalanx.codecs.levels import Coding, decode_levels, encode_levels
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.stage import Scope, State
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("terngrad", "codec")

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from phalanx.aggregators.shuffle import even_groups
-from phalanx.allocation import Allocation
-from phalanx.expression import require
-from phalanx.round import Round
-from phalanx.stack import Note
-from phalanx.stage import TooFewRows
+from phalanx.aggregators.kernels.shuffle import even_groups
+from phalanx.core.allocation import Allocation
+from phalanx.core.expression import require
+from phalanx.core.round import Round
+from phalanx.core.stack import Note
+from phalanx.core.stage import TooFewRows
 
 
 @dataclass(frozen=True)

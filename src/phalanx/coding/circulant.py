@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from phalanx.stage import TooFewRows
+from phalanx.core.stage import TooFewRows
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from phalanx.aggregator import Aggregator
-from phalanx.allocation import Allocation
-from phalanx.stage import TooFewRows
+from phalanx.core.aggregator import Aggregator
+from phalanx.core.allocation import Allocation
+from phalanx.core.stage import TooFewRows
 
 
 class TooManyFaults(TooFewRows):

@@ -11,16 +11,17 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from phalanx.aggregators.columns import PIECE
-from phalanx.allocation import Allocation
-from phalanx.codes.circulant import Circulant, circulant
-from phalanx.codes.code import Code, TooManyFaults
-from phalanx.codes.location import Locator, Unexplained
-from phalanx.codes.projection import sweep
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, State
+from phalanx.aggregators.kernels.columns import PIECE
+from phalanx.core.allocation import Allocation
+from phalanx.coding.circulant import Circulant, circulant
+from phalanx.coding.code import Code, TooManyFaults
+from phalanx.coding.location import Locator, Unexplained
+from phalanx.coding.projection import sweep
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 LIMIT = 0.05  # relative error of the result at which a code is refused
 _SAMPLE = 32  # a first guess is made from one column in so many

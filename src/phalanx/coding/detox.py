@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 from phalanx.aggregators.hierarchy import Hierarchy
-from phalanx.codec import Codec
+from phalanx.core.codec import Codec
 from phalanx.codecs.dense import Dense
-from phalanx.codes.vote import Vote
-from phalanx.expression import require
-from phalanx.registry import register
-from phalanx.stage import Chain, Stage, chain
+from phalanx.coding.vote import Vote
+from phalanx.core.expression import require
+from phalanx.core.registry import register
+from phalanx.core.stage import Chain, Stage, chain
 
 
 def detox(r: int, inner: Stage, outer: Stage, groups: int, q: int | None = None, codec: Codec | None = None) -> Chain:

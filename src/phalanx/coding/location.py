@@ -11,7 +11,7 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from phalanx.codes.circulant import Circulant
+from phalanx.coding.circulant import Circulant
 
 TOLERANCE = 5.0  # in noise levels of a check; honest rounding stays below 1
 _SETS = 500  # of neighbours, looked at one by one

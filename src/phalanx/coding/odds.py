@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phalanx.aggregators.shuffle import even_groups
-from phalanx.expression import require
+from phalanx.aggregators.kernels.shuffle import even_groups
+from phalanx.core.expression import require
 
 Tolerance = int | Callable[[int], int | None]  # wrong votes that are harmless; of so many votes, None when too few
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.aggregators.columns import PIECE, for_each_piece
-from phalanx.precision import wide
+from phalanx.aggregators.kernels.columns import PIECE, for_each_piece
+from phalanx.core.precision import wide
 
 
 def sweep(rows: Tensor, key: int, shares: np.ndarray, sample: int = 1) -> tuple[np.ndarray, Tensor]:
@@ -23,7 +23,7 @@ def sweep(rows: Tensor, key: int, shares: np.ndarray, sample: int = 1) -> tuple[
         sample: above 1, only the first of so many equal parts of each piece of columns is looked at, as if the others
             were zero; their combination is not set.
     """
-    from phalanx.codes import loops
+    from phalanx.coding import loops
 
     n, d = rows.shape
     floats = wide(rows.dtype)

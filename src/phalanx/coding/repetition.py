@@ -9,15 +9,16 @@ from typing import ClassVar
 
 import torch
 
-from phalanx.aggregators.columns import mix_one
-from phalanx.aggregators.group_vote import GroupVote
-from phalanx.allocation import Allocation
-from phalanx.codes.ballot import vote_allocation, vote_groups
-from phalanx.codes.code import Code, TooManyFaults
-from phalanx.expression import method, require
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, State
+from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.coding.group_vote import GroupVote
+from phalanx.core.allocation import Allocation
+from phalanx.coding.ballot import vote_allocation, vote_groups
+from phalanx.coding.code import Code, TooManyFaults
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 
 @method("repetition", "aggregator")

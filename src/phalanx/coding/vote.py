@@ -12,22 +12,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.aggregators.group_vote import GroupVote
-from phalanx.agreement import BUCKETS, apart, sketch
-from phalanx.allocation import Allocation
-from phalanx.clock import Clock
-from phalanx.codec import Codec, Gather, PayloadAttack, forged, open_row, open_rows, payload_limit, send_rows
-from phalanx.codes.ballot import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
-from phalanx.codes.rounding import rounding_notes, watched
-from phalanx.crossing import Offer, Wire, present
-from phalanx.expression import method
-from phalanx.gate import Gate
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, State
-from phalanx.threads import side_by_side
-from phalanx.wire import digest
-from phalanx.world import BadPayload, Payload, expect
+from phalanx.coding.group_vote import GroupVote
+from phalanx.distributed.determinism import BUCKETS, apart, sketch
+from phalanx.core.allocation import Allocation
+from phalanx.core.clock import Clock
+from phalanx.core.codec import Codec, Gather, PayloadAttack, forged, open_row, open_rows, payload_limit, send_rows
+from phalanx.coding.ballot import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.coding.rounding import rounding_notes, watched
+from phalanx.core.wire_stage import Offer, Wire, present
+from phalanx.core.expression import method
+from phalanx.core.gate import Gate
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
+from phalanx.core.parallel import side_by_side
+from phalanx.core.packing import digest
+from phalanx.core.payload import BadPayload, Payload, expect
 
 DIGEST, DIGEST_BYTES = "digest", 32
 SKETCH = "sketch"

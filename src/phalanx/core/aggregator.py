@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.gate import Gate, admit
-from phalanx.layout import Layout
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
-from phalanx.stage import Stage, State, TooFewRows
+from phalanx.core.gate import Gate, admit
+from phalanx.core.layout import Layout
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Stage, TooFewRows
+from phalanx.core.trees import State
 
 if TYPE_CHECKING:
     Rows = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]

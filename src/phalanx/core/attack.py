@@ -7,18 +7,18 @@ after it (or as `gather(..., forge=...)`) it forges what arrives.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from phalanx.clock import FORGING, Clock
-from phalanx.expression import Expression, method, require
-from phalanx.round import Round, stream
-from phalanx.stack import Stack
-from phalanx.stage import Stage, State
+from phalanx.core.clock import FORGING, Clock
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Stage
+from phalanx.core.trees import State
 
 Part = Literal["row", "directions", "installed"]  # of a row
 
@@ -105,71 +105,3 @@ class Attack(Stage):
         rows = round.world.peek(stack.rows)
         workers = round.world.workers
         return View(rows, torch.tensor([i in round.byzantine for i in workers], dtype=torch.bool), workers)
-
-
-class Threat(Expression, ABC):
-    """Which workers are Byzantine in which round."""
-
-    @abstractmethod
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        """The Byzantine workers of round `index` among n.
-
-        Raises:
-            ValueError: more or other workers than there are.
-        """
-
-
-@method("nobody", "threat")
-class Nobody(Threat):
-    """No worker is Byzantine."""
-
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        return frozenset()
-
-
-@method("fixed", "threat")
-class Fixed(Threat):
-    """The named workers, in every round."""
-
-    workers: tuple[int, ...]
-
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        out = [w for w in self.workers if not 0 <= w < n]
-        require(not out, f"fixed names workers {out}, and there are workers 0 to {n - 1}")
-        return frozenset(self.workers)
-
-
-@method("spread", "threat")
-class Spread(Threat):
-    """`count` workers at equal distances, in every round: no two in one vote group while there are groups enough."""
-
-    count: int
-
-    def validate(self) -> None:
-        require(self.count >= 0, f"spread needs count >= 0, got count={self.count}")
-
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        require(self.count <= n, f"spread({self.count}) needs at least {self.count} workers, got n={n}")
-        return frozenset(i * n // self.count for i in range(self.count))
-
-
-@method("drawn", "threat")
-class Drawn(Threat):
-    """`count` workers drawn at random from the run's seed.
-
-    Args:
-        every: rounds after which they are drawn anew; 0 keeps them for the whole run.
-    """
-
-    count: int
-    every: int = 0
-
-    def validate(self) -> None:
-        require(self.count >= 0, f"drawn needs count >= 0, got count={self.count}")
-        require(self.every >= 0, f"drawn needs every >= 0 rounds, got every={self.every}")
-
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        require(self.count <= n, f"drawn({self.count}) needs at least {self.count} workers, got n={n}")
-        epoch = index // self.every if self.every else 0
-        order = torch.randperm(n, generator=stream("byzantine", seed, epoch))
-        return frozenset(order[: self.count].tolist())

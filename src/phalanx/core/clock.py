@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from phalanx.stack import Note
+from phalanx.core.stack import Note
 
 PARTS: tuple[str, ...] = ("encode_s", "wire_s", "decode_s")  # what a wire stage does, in this order
 FORGING = "attack_s"  # the adversary's own, which no part of a round counts

@@ -10,16 +10,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from phalanx.clock import Clock
-from phalanx.crossing import Offer, Wire, present
-from phalanx.expression import Expression, method
-from phalanx.gate import Gate
-from phalanx.layout import Layout
-from phalanx.round import Round, stream
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, Stage, State, TooFewRows, memory_key
-from phalanx.tables import Table, together
-from phalanx.world import BadPayload, Payload, payload_bytes
+from phalanx.core.clock import Clock
+from phalanx.core.wire_stage import Offer, Wire, present
+from phalanx.core.expression import Expression, method
+from phalanx.core.gate import Gate
+from phalanx.core.layout import Layout
+from phalanx.core.round import Round, stream
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope, Stage, TooFewRows, memory_key
+from phalanx.core.trees import State
+from phalanx.core.buffers import Table, together
+from phalanx.core.payload import BadPayload, Payload, payload_bytes
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
-from phalanx.registry import register
+from phalanx.core.registry import register
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-from phalanx.expression import Expression, method, require
-from phalanx.precision import wide
-from phalanx.stack import Stack
+from phalanx.core.expression import Expression, method, require
+from phalanx.core.precision import wide
+from phalanx.core.stack import Stack
 
 ABSURD = 1000.0  # a claimed weight above this many medians is no miscount but an attack or a fault
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from phalanx.axis import Axes
+from phalanx.core.neuron_axes import Axes
 
 if TYPE_CHECKING:
     from torch import nn

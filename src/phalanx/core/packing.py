@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.tables import empty_rows
-from phalanx.world import BadPayload, Payload
+from phalanx.core.buffers import empty_rows
+from phalanx.core.payload import BadPayload, Payload
 
 MAGIC = b"PHX1"
 _DTYPES = (

@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, NoReturn
 
-from phalanx.registry import Entry, lookup, suggest
+from phalanx.core.registry import Entry, lookup, suggest
 
 MAX_CHARACTERS = 20_000
 _CONSTANTS = {"inf": math.inf, "nan": math.nan}
@@ -149,6 +149,6 @@ def _expected(hint: Any) -> type | None:
     if origin in (typing.Union, types.UnionType, tuple):
         inner = [_expected(h) for h in typing.get_args(hint)]
         return next((h for h in inner if h is not None), None)
-    from phalanx.expression import Expression
+    from phalanx.core.expression import Expression
 
     return hint if isinstance(hint, type) and issubclass(hint, Expression) else None

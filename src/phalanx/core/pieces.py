@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.layout import Layout
-from phalanx.threads import side_by_side
+from phalanx.core.layout import Layout
+from phalanx.core.parallel import side_by_side
 
 BLOCK = 512  # entries whose codes are packed together
 PIECE = 1 << 18  # entries that one thread takes at a time; a megabyte stays in a second-level cache

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.world import Payload
+from phalanx.core.payload import Payload
 
 _FORM = "form as JSON"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from phalanx.world import LocalWorld, World
+from phalanx.core.world import LocalWorld, World
 
 
 def stream(*key: object) -> torch.Generator:

@@ -10,9 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from phalanx.checkpoint import flatten, to_payload
-from phalanx.stage import State
-from phalanx.world import Payload, payload_bytes
+from phalanx.core.trees import flatten, to_payload
+from phalanx.core.trees import State
+from phalanx.core.payload import Payload, payload_bytes
 
 
 @dataclass(frozen=True)

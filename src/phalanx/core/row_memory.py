@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from phalanx.layout import Layout
-from phalanx.precision import wide
+from phalanx.core.layout import Layout
+from phalanx.core.precision import wide
 
 
 def recall(memory: Mapping[str, Tensor], layout: Layout, default: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from phalanx.codec import BadPayload, Codec
-from phalanx.expression import require
-from phalanx.layout import Layout
-from phalanx.round import stream
-from phalanx.wire import pack, unpack
+from phalanx.core.codec import BadPayload, Codec
+from phalanx.core.expression import require
+from phalanx.core.layout import Layout
+from phalanx.core.round import stream
+from phalanx.core.packing import pack, unpack
 
 MAGIC = b"PHXT"
 VERSION = 1

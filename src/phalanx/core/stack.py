@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from phalanx.layout import Layout
-from phalanx.world import Payload
+from phalanx.core.layout import Layout
+from phalanx.core.payload import Payload
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from phalanx.allocation import Allocation
-from phalanx.expression import Expression, method, require
-from phalanx.layout import Layout
-from phalanx.registry import register
-from phalanx.round import Round
-from phalanx.stack import Note, Stack
+from phalanx.core.allocation import Allocation
+from phalanx.core.expression import Expression, method, require
+from phalanx.core.layout import Layout
+from phalanx.core.registry import register
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.trees import State
 
 Scope = Literal["coordinate", "tensor", "vector"]  # the least piece of a row on which a stage can run alone
-State = dict[str, Any]  # nested dictionaries with string keys; leaves are tensors, numbers or None
 
 _SCOPES: tuple[Scope, ...] = ("coordinate", "tensor", "vector")
 

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from phalanx.expression import Expression
-from phalanx.finish import Parameters
-from phalanx.stage import State
+from phalanx.core.expression import Expression
+from phalanx.core.trees import State
+
+
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 class Surgery(Expression, ABC):

@@ -7,12 +7,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from phalanx.attack import Attack
-from phalanx.clock import Clock
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Chain, Stage, State, TooFewRows
-from phalanx.world import Payload
+from phalanx.core.attack import Attack
+from phalanx.core.clock import Clock
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Chain, Stage, TooFewRows
+from phalanx.core.trees import State
+from phalanx.core.payload import Payload
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 MOST_BYTES = 2**31  # of one array; headers of hostile files claim anything
 

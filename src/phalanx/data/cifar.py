@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from phalanx.data.dataset import spaced
 from phalanx.data.files import download, extract, folder, missing
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 PIXEL_BYTES = 3 * 32 * 32
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from phalanx.data.cifar import Cifar
 from phalanx.data.dataset import Data, Dataset, check_count
-from phalanx.expression import method
+from phalanx.core.expression import method
 
 FILES = Cifar(
     name="cifar10",

@@ -10,13 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phalanx.data.files import folder
 from phalanx.data.images import Crop, Images, cut
 from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
-from phalanx.expression import Expression, require
-from phalanx.registry import entries
+from phalanx.core.expression import Expression, require
+from phalanx.core.registry import entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +160,6 @@ class Data(Expression, ABC):
         Raises:
             MissingData: they are not there; nothing is downloaded.
         """
-
-    def judge(self, model: nn.Module) -> dict[str, float]:
-        """What there is to say of a trained model besides accuracy and loss on the test part, by name."""
-        return {}
 
 
 @lru_cache(maxsize=4)

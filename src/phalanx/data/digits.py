@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 
 from phalanx.data.dataset import Data, Dataset
-from phalanx.expression import method
-from phalanx.round import stream
+from phalanx.core.expression import method
+from phalanx.core.round import stream
 
 NUM_TRAIN = 1437
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from phalanx.data.cifar10 import Cifar10
 from phalanx.data.dataset import Data, Dataset
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 RED, GREEN, BLUE = 19_595, 38_470, 7_471  # 0.299, 0.587 and 0.114 of 65,536
 

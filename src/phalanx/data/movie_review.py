@@ -14,8 +14,8 @@ from torch import Tensor
 from phalanx.data.dataset import Data, Dataset, check_count
 from phalanx.data.files import download, extract, folder, missing
 from phalanx.data.shape import PADDING, UNKNOWN
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 ARCHIVE = "rt-polaritydata.tar.gz"
 URL = f"https://www.cs.cornell.edu/people/pabo/movie-review-data/{ARCHIVE}"

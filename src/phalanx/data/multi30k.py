@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phalanx.data.dataset import Data, Dataset, check_count, spaced
 from phalanx.data.files import check_md5, download, folder, missing
 from phalanx.data.shape import END, PADDING, START, UNKNOWN, UNSCORED
 from phalanx.data.words import Language, most_frequent, words
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 
 PLACE = "multi30k"
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
@@ -113,11 +113,6 @@ class Multi30k(Data):
         if self._absent():
             raise missing("multi30k", _place())
         return str(_place())
-
-    def judge(self, model: nn.Module) -> dict[str, float]:
-        from phalanx.models.bleu import bleu_of
-
-        return {"bleu": bleu_of(model, self, self.beam)} if self.beam else {}  # type: ignore[arg-type]
 
     def _absent(self) -> list[str]:
         names = [f"{part}.{language}" for part in ("train", self.test_on) for language in ("de", "en")]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from phalanx.data.dataset import Dataset
-from phalanx.expression import Expression, method, require
-from phalanx.round import stream
+from phalanx.core.expression import Expression, method, require
+from phalanx.core.round import stream
 
 MAX_DRAWS = 100
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from phalanx.data.shape import UNSCORED
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 
 def passages(ids: Tensor, length: int, context: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ from phalanx.data.dataset import Data, Dataset, check_count, spaced
 from phalanx.data.federated import examples_by_client
 from phalanx.data.files import download, folder, missing
 from phalanx.data.passages import passages
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 PLACE, FILE = "shakespeare", "shakespeare_fed.jsonl"
 URL = "https://storage.googleapis.com/tff-datasets-public"

@@ -14,7 +14,7 @@ from phalanx.data.dataset import Data, Dataset
 from phalanx.data.files import download, folder, missing
 from phalanx.data.passages import passages
 from phalanx.data.words import most_frequent
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 
 PLACE = "wikitext-2"
 URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.parcel import unwrap, wrap
-from phalanx.replay import Loss, group_of, plain, replay, snapshot
-from phalanx.round import stream
-from phalanx.world import World
-from phalanx.worlds.group import GroupWorld
+from phalanx.core.pytree import unwrap, wrap
+from phalanx.distributed.recompute import Loss, group_of, plain, replay, snapshot
+from phalanx.core.round import stream
+from phalanx.core.world import World
+from phalanx.distributed.process_group import GroupWorld
 
 BUCKETS = 256  # sums of a sketch; its error of a distance is about 1 / sqrt(2 BUCKETS), 4 %
 _PIECE = 1 << 20  # numbers in float64 at a time, a multiple of BUCKETS

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from phalanx.world import LocalWorld, World
-from phalanx.worlds.group import GroupWorld
+from phalanx.core.world import LocalWorld, World
+from phalanx.distributed.process_group import GroupWorld
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
 

@@ -13,14 +13,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
 from torch import distributed as dist
 
-from phalanx.worlds.seats import Patience
-from phalanx.worlds.server import ServerWorld
+from phalanx.distributed.server.membership import Patience
+from phalanx.distributed.server.transport import ServerWorld
 
 _LOOK_S = 0.1  # between two looks at a child and at the store
 _GRACE_S = 3.0  # for a worker to leave by itself when its run is over
@@ -30,11 +31,14 @@ _NEEDED = ("numba", "torch._dynamo")  # a worker would wait for them in its firs
 class Jobs:
     """What the processes of a server's job know of each other, in torchrun's store.
 
+    Args:
+        attend: what a worker process does from its first to its last moment, given host, port, token, its number and
+            its workers.
     Raises:
         ValueError: not under torchrun, or with a single process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attend: Callable[[str, int, str, int, tuple[int, ...]], None]) -> None:
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
             raise ValueError(
                 "a server needs worker processes: torchrun --nproc-per-node 10 -m phalanx run RECIPE --server "
@@ -50,7 +54,7 @@ class Jobs:
         store = made.TCPStore(self._host, port, size, ours, timeout=timedelta(minutes=10), wait_for_workers=False)
         # torchrun may start a job again in the same store
         self._store = made.PrefixStore(f"phalanx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        self._count, self._child = 0, 0
+        self._attend, self._count, self._child = attend, 0, 0
 
     def open(self, workers: int, patience: Patience | None = None) -> ServerWorld:
         """At rank 0: the world of the next run, once its workers have connected."""
@@ -100,13 +104,11 @@ class Jobs:
 
     def _work(self, told: dict[str, Any]) -> NoReturn:
         """The worker's process, from its first to its last moment."""
-        from phalanx.worlds.attend import attend
-
         code = 1
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             process = self.rank - 1
-            attend(self._host, told["port"], told["token"], process, tuple(told["shares"][process]))
+            self._attend(self._host, told["port"], told["token"], process, tuple(told["shares"][process]))
             code = 0
         except ConnectionError as error:
             print(f"worker process {self.rank - 1}: no server: {error}", file=sys.stderr)

@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from phalanx.checkpoint import from_payload, to_payload
-from phalanx.precision import wide
-from phalanx.wire import Shelf, pack, unpack
-from phalanx.world import BadPayload, Payload
-from phalanx.worlds.lines import LESS, GroupLines, Lines
+from phalanx.core.trees import from_payload, to_payload
+from phalanx.core.precision import wide
+from phalanx.core.packing import Shelf, pack, unpack
+from phalanx.core.payload import BadPayload, Payload
+from phalanx.distributed.collectives import LESS, GroupLines, Lines
 
 if TYPE_CHECKING:
-    from phalanx.opened import Opened
+    from phalanx.core.round_request import Opened
 
 RECENT, SLACK_BYTES = 4, 4096  # gathers whose sizes differ by no more let the next one do with a single trip
 

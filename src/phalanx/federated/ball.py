@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.expression import Expression, method, require
+from phalanx.core.expression import Expression, method, require
 
 
 @method("ball", "constraint")

@@ -9,18 +9,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from phalanx.axis import OUTPUTS, Axes, picked, scattered
-from phalanx.checkpoint import copied_tree
+from phalanx.core.neuron_axes import OUTPUTS, Axes, picked, scattered
+from phalanx.core.trees import copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
-from phalanx.layout import Layout
+from phalanx.core.layout import Layout
 from phalanx.matching.features import present
 from phalanx.matching.matched import EXAMPLES, PLACES
-from phalanx.site import Site, Source
-from phalanx.stage import State
-from phalanx.work import Work
+from phalanx.training.context import Site, Source
+from phalanx.core.trees import State
+from phalanx.training.client_work import Work
 
 
 @method("layerwise", "work")

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from phalanx.axis import OUTPUTS, Axes, Axis
-from phalanx.checkpoint import copied_tree
+from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis
+from phalanx.core.trees import copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.federated.ball import Ball
-from phalanx.finish import Finish, Sgd, moments, set_moments
-from phalanx.layout import Layout
+from phalanx.training.optim import Finish, Sgd, moments, set_moments
+from phalanx.core.layout import Layout
 from phalanx.matching.matched import EXAMPLES
-from phalanx.round import stream
-from phalanx.site import Site, Source, seeded
-from phalanx.stage import State
-from phalanx.work import Work
+from phalanx.core.round import stream
+from phalanx.training.context import Site, Source, seeded
+from phalanx.core.trees import State
+from phalanx.training.client_work import Work
 
 
 @method("local_training", "work")

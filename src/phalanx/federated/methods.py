@@ -6,20 +6,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from phalanx.aggregator import Aggregator
+from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.mean import Mean
-from phalanx.codec import Codec, Gather, Reduce
+from phalanx.core.codec import Codec, Gather, Reduce
 from phalanx.codecs.dense import Dense
 from phalanx.federated.layerwise import Layerwise
 from phalanx.federated.local_training import LocalTraining
-from phalanx.finish import Adam, AdamW, Finish, Install, Sgd
-from phalanx.gate import Gate
+from phalanx.training.optim import Adam, AdamW, Finish, Install, Sgd
+from phalanx.core.gate import Gate
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.matched import Matched, Middle
 from phalanx.matching.matching import Matcher
-from phalanx.phase import Phase, amend
-from phalanx.selection import Everyone, Sampled
-from phalanx.stage import Stage, chain
+from phalanx.training.phase import Phase, amend
+from phalanx.training.client_sampler import Everyone, Sampled
+from phalanx.core.stage import Stage, chain
 
 _SIZES = Gate(max_weight=10.0)  # honest clients differ in size; nobody counts for more than ten median ones
 

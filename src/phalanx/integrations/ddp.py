@@ -22,13 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from phalanx.accuse import Ledger
-from phalanx.attack import Threat
-from phalanx.exchange import Courier, as_scheme
-from phalanx.expression import require
-from phalanx.layout import Layout
-from phalanx.stage import Stage, check_scheme
-from phalanx.worlds.group import GroupWorld
+from phalanx.training.accusations import Ledger
+from phalanx.attacks.adversary import Threat
+from phalanx.integrations.exchange import Courier, as_scheme
+from phalanx.core.expression import require
+from phalanx.core.layout import Layout
+from phalanx.core.stage import Stage, check_scheme
+from phalanx.distributed.process_group import GroupWorld
 
 _PATIENCE_S = 2.0  # for a thread that is told to end
 

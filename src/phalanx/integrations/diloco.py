@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from phalanx.attack import Threat
-from phalanx.exchange import Courier, default_world
-from phalanx.expression import require
-from phalanx.finish import Decay, Finish, Sgd
-from phalanx.layout import Layout
-from phalanx.parser import parse
-from phalanx.stage import Stage
-from phalanx.world import World
+from phalanx.attacks.adversary import Threat
+from phalanx.integrations.exchange import Courier, default_world
+from phalanx.core.expression import require
+from phalanx.training.optim import Decay, Finish, Sgd
+from phalanx.core.layout import Layout
+from phalanx.core.parser import parse
+from phalanx.core.stage import Stage
+from phalanx.core.world import World
 
 
 class Outer:

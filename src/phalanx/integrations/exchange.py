@@ -22,20 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.accuse import Ledger
-from phalanx.allocation import Allocation
-from phalanx.attack import Nobody, Threat
-from phalanx.checkpoint import merge
-from phalanx.codec import Reduce
+from phalanx.training.accusations import Ledger
+from phalanx.core.allocation import Allocation
+from phalanx.attacks.adversary import Nobody, Threat
+from phalanx.core.trees import merge
+from phalanx.core.codec import Reduce
 from phalanx.codecs.dense import Dense
-from phalanx.expression import require
-from phalanx.layout import Layout
-from phalanx.parser import parse
-from phalanx.precision import finite
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Stage, State, TooFewRows, check_scheme
-from phalanx.world import World
+from phalanx.core.expression import require
+from phalanx.core.layout import Layout
+from phalanx.core.parser import parse
+from phalanx.core.precision import finite
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Stage, TooFewRows, check_scheme
+from phalanx.core.trees import State
+from phalanx.core.world import World
 
 _PLAIN = Reduce(Dense())
 
@@ -213,6 +214,6 @@ def as_scheme(scheme: Stage | str) -> Stage:
 
 def default_world() -> World:
     """The processes of the default process group, one worker each."""
-    from phalanx.worlds.group import GroupWorld
+    from phalanx.distributed.process_group import GroupWorld
 
     return GroupWorld()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from phalanx.agreement import ranks_in_words
+from phalanx.distributed.determinism import ranks_in_words
 
 Pair = tuple[int, int]
 

@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from phalanx.agreement import BUCKETS, apart, camps_of, digest, share_digests, sketch
-from phalanx.expression import require
-from phalanx.finding import Finding, Pair
-from phalanx.parcel import cut, unwrap, wrap
-from phalanx.replay import Answer, Loss, group_of, plain, replay, snapshot
-from phalanx.round import stream
-from phalanx.world import Payload
-from phalanx.worlds.group import GroupWorld
+from phalanx.distributed.determinism import BUCKETS, apart, camps_of, digest, share_digests, sketch
+from phalanx.core.expression import require
+from phalanx.integrations.finding import Finding, Pair
+from phalanx.core.pytree import cut, unwrap, wrap
+from phalanx.distributed.recompute import Answer, Loss, group_of, plain, replay, snapshot
+from phalanx.core.round import stream
+from phalanx.core.payload import Payload
+from phalanx.distributed.process_group import GroupWorld
 
 _COUNTS = ("compared", "suspected", "convicted", "unsteady")
 _log = logging.getLogger(__name__)

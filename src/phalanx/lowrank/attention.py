@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
 from phalanx.lowrank.linear import LowRankLinear
-from phalanx.macs import attention_products, words_of
+from phalanx.lowrank.macs import attention_products, words_of
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 _PROJECTIONS = (*_INPUTS, "out_proj")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from phalanx.lowrank.moves import Move, Thin, moves
 from phalanx.lowrank.tangent import tangent
-from phalanx.precision import wide
+from phalanx.core.precision import wide
 
 Moments = Literal["step", "gradient", "fresh"]
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq")

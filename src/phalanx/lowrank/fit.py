@@ -6,7 +6,7 @@ from __future__ import annotations
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.families import Layer
 from phalanx.lowrank.plan import Entry, Plan
-from phalanx.registry import suggest
+from phalanx.core.registry import suggest
 
 
 def matched(found: list[Layer], names: dict[int, list[str]], plan: Plan) -> dict[str, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.merge import low_rank_layers
-from phalanx.precision import wide
+from phalanx.core.precision import wide
 
 
 @dataclass(frozen=True)

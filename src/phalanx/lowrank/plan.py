@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.table import FULL, table
-from phalanx.registry import suggest
+from phalanx.core.registry import suggest
 
 _Number = TypeVar("_Number", int, float)
 

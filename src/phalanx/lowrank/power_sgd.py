@@ -9,15 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from phalanx.clock import Clock
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.memory import recall, remember
-from phalanx.precision import cast, finite, wide
-from phalanx.round import Round, stream
-from phalanx.stack import Note, Stack
-from phalanx.stage import Scope, Stage, State, memory_key
-from phalanx.world import World
+from phalanx.core.clock import Clock
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.row_memory import recall, remember
+from phalanx.core.precision import cast, finite, wide
+from phalanx.core.round import Round, stream
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Scope, Stage, memory_key
+from phalanx.core.trees import State
+from phalanx.core.world import World
 
 _SHARED = memory_key(None, received=True)  # the right factors, the same in every process
 

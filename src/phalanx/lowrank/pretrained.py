@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.checkpoint import write_atomic
+from phalanx.core.trees import write_atomic
 from phalanx.lowrank.factorize import apply
 from phalanx.lowrank.merge import applied
 from phalanx.lowrank.plan import Plan

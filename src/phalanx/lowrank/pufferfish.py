@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phalanx.expression import method, require
-from phalanx.finish import Parameters
+from phalanx.core.expression import method, require
+from phalanx.core.surgery import Parameters
 from phalanx.lowrank.adapt import adapt
 from phalanx.lowrank.carry import Moments, carried_state
 from phalanx.lowrank.decay import factors_of, frobenius_decay
@@ -19,8 +19,8 @@ from phalanx.lowrank.merge import applied
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.rules import Rank, plan
 from phalanx.lowrank.watch import settled, stable_ranks
-from phalanx.stage import State
-from phalanx.surgery import Surgery
+from phalanx.core.trees import State
+from phalanx.core.surgery import Surgery
 
 LOOKS = 40  # of a phase, at ranks that are watched
 LATEST = 0.5  # of a phase: where a warm-up that never settles ends

@@ -16,7 +16,7 @@ from phalanx.lowrank.gru_scan import GruScan, gru_steps
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
 from phalanx.lowrank.lstm_scan import LstmScan, lstm_steps
 from phalanx.lowrank.steps import Sizes
-from phalanx.macs import words_of
+from phalanx.lowrank.macs import words_of
 
 States = tuple[Tensor, ...]  # of one layer and direction, each (B, hidden)
 

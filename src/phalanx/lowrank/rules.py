@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from phalanx.expression import require
+from phalanx.core.expression import require
 from phalanx.lowrank.automatic import automatic
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.families import Layer, layers, uses
@@ -19,7 +19,7 @@ from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.positions import positions_of
 from phalanx.lowrank.ranks import own_rank, shares_of
 from phalanx.lowrank.times import Stopwatch
-from phalanx.registry import suggest
+from phalanx.core.registry import suggest
 
 Rank = Literal["ratio", "auto"]
 

@@ -9,8 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from phalanx.precision import finite, wide
-from phalanx.round import stream
+from phalanx.core.precision import finite, wide
+from phalanx.core.round import stream
 
 _LONG = 512  # above this short side all eigenvalues take far longer than a few products with thin matrices
 _WIDTH, _PRODUCTS = 8, 12  # of the Krylov space

@@ -17,7 +17,7 @@ from phalanx.lowrank.families import Layer, layers
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.positions import modes_kept, run_sample
-from phalanx.round import stream
+from phalanx.core.round import stream
 
 _SLOWER = "slower here"
 _WARM, _REPEATS, _MOST = 2, 5, 50

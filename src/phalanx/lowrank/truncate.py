@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from phalanx.precision import finite
-from phalanx.round import stream
+from phalanx.core.precision import finite
+from phalanx.core.round import stream
 
 Svd = Literal["auto", "exact", "randomized"]
 _LONG = 512  # above this short side the eigenvectors of a Gram matrix take seconds on two cores, a projection less

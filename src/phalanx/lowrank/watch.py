@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from phalanx.expression import require
+from phalanx.core.expression import require
 from phalanx.lowrank.families import layers
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.ranks import stable_rank_of
-from phalanx.registry import suggest
+from phalanx.core.registry import suggest
 
 
 def stable_ranks(model: nn.Module, plan: Plan | Iterable[str] | None = None) -> dict[str, float]:

@@ -1,1 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Matching the neurons of networks that were trained apart."""
+
+from phalanx.core.namespace import attach
+
+__all__ = attach(__name__)  # noqa: PLE0605

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.matching import Assigned, Matcher
 from phalanx.matching.normal import Normal

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from phalanx.axis import OUTPUTS, Axes, Axis, scattered
+from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scattered
 
 
 def features(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from phalanx.axis import OUTPUTS, Axes, Axis, scattered
+from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scattered
 from phalanx.matching.neurons import Label
 from phalanx.matching.rules import RULES
 from phalanx.matching.symmetry import check

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.matching.matching import Assigned, Matcher
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from phalanx.expression import require
+from phalanx.core.expression import require
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.matching import Matcher, Matching
 

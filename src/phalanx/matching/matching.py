@@ -11,7 +11,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from phalanx.expression import Expression, require
+from phalanx.core.expression import Expression, require
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from phalanx.expression import require
+from phalanx.core.expression import require
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.features import averaged, known
 from phalanx.matching.graph import Graph, permuted

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from phalanx.axis import Axes, Axis, picked
+from phalanx.core.neuron_axes import Axes, Axis, picked
 from phalanx.matching.assignment import assigned
 from phalanx.matching.features import averaged, axes_in
 

@@ -12,7 +12,7 @@ from phalanx.matching.assignment import assigned
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.matching import Assigned, by_size, numbered
 from phalanx.matching.normal import Normal
-from phalanx.round import stream
+from phalanx.core.round import stream
 
 Room = Callable[[int, int], int]  # (L_j, L) -> new neurons that a client may open
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.matching.assignment import assigned
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.matching import Assigned, Matcher, by_size

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.axis import Axes, scattered
+from phalanx.core.neuron_axes import Axes, scattered
 from phalanx.matching.trace import tensors_in
 
 

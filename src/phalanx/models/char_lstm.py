@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.lstm import State
 from phalanx.models.model import Model, Shape
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.model import Model, Shape
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phalanx.data.passages import columns, parts
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.model import Model, Shape
 
 State = tuple[Tensor, Tensor]  # h and c of all layers, each (layers, B, width)

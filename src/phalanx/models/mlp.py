@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.model import Model, Shape
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from phalanx.data.shape import Pairs, Passage, Tokens
 from phalanx.data.shape import Shape as Shape
-from phalanx.expression import Expression
+from phalanx.core.expression import Expression
 
 
 class Model(Expression, ABC):

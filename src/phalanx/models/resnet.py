@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.model import Model, Shape
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from phalanx.data.shape import PADDING
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.model import Model, Shape
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.data.shape import PADDING
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.attention import Attention, FeedForward
 from phalanx.models.model import Model, Shape
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phalanx.data.shape import END, PADDING, START
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 # B texts, W unfinished or finished translations of each, V words
 

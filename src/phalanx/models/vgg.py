@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from phalanx.expression import method, require
+from phalanx.core.expression import method, require
 from phalanx.models.he import draw_he
 from phalanx.models.model import Model, Shape
 

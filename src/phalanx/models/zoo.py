@@ -17,7 +17,7 @@ from phalanx.models.model import Model
 from phalanx.models.resnet import Resnet18, Resnet50, WideResnet50
 from phalanx.models.transformer import Transformer
 from phalanx.models.vgg import Vgg19Bn
-from phalanx.registry import suggest
+from phalanx.core.registry import suggest
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from phalanx.data.dataset import found
-from phalanx.results import versions
+from phalanx.training.run_folder import versions
 
 
 @dataclass(frozen=True)

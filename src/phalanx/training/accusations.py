@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.clock import FORGING, PARTS
-from phalanx.precision import wide
-from phalanx.stack import Note, Stack
+from phalanx.core.clock import FORGING, PARTS
+from phalanx.core.precision import wide
+from phalanx.core.stack import Note, Stack
 
 FAR = 6.0  # robust standard deviations
 FURTHER = 1.2  # medians: rows that are nearly equal accuse nobody

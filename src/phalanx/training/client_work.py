@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from phalanx.allocation import Allocation
+from phalanx.core.allocation import Allocation
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
-from phalanx.expression import Expression, method, require
-from phalanx.layout import Layout
-from phalanx.site import Site, Source, seeded
-from phalanx.stage import State, memory_key
-from phalanx.tables import empty_rows
+from phalanx.core.expression import Expression, method, require
+from phalanx.core.layout import Layout
+from phalanx.training.context import Site, Source, seeded
+from phalanx.core.trees import State
+from phalanx.core.stage import memory_key
+from phalanx.core.buffers import empty_rows
 
 
 class Work(Expression, ABC):

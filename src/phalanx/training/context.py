@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Dataset
-from phalanx.layout import Layout
-from phalanx.round import stream
-from phalanx.score import cross_entropy
-from phalanx.world import Payload
+from phalanx.core.layout import Layout
+from phalanx.core.round import stream
+from phalanx.training.score import cross_entropy
+from phalanx.core.payload import Payload
 
 if TYPE_CHECKING:
     from phalanx.matching.graph import Graph

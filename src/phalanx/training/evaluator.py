@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.data.dataset import Dataset
-from phalanx.expression import Expression
-from phalanx.score import scores_of, together
+from phalanx.core.expression import Expression
+from phalanx.training.score import scores_of, together
 
 
 @dataclass(frozen=True)

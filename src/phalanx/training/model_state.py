@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.data.shape import Shape, example
-from phalanx.finish import moments, set_moments
-from phalanx.layout import Layout
-from phalanx.phase import Phase, Run
-from phalanx.round import stream
-from phalanx.stack import Stack
-from phalanx.stage import State
-from phalanx.surgery import Surgery
-from phalanx.world import World
+from phalanx.training.optim import moments, set_moments
+from phalanx.core.layout import Layout
+from phalanx.training.phase import Phase, Run
+from phalanx.core.round import stream
+from phalanx.core.stack import Stack
+from phalanx.core.trees import State
+from phalanx.core.surgery import Surgery
+from phalanx.core.world import World
 
 if TYPE_CHECKING:
     from phalanx.matching.graph import Graph

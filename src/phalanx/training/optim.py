@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from phalanx.expression import Expression, method, require
-
-Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+from phalanx.core.expression import Expression, method, require
+from phalanx.core.surgery import Parameters
 
 
 class Schedule(Expression, ABC):

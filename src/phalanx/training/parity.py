@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from phalanx.exam import Exam, Sitting, share
-from phalanx.expression import method, require
-from phalanx.round import stream
+from phalanx.training.evaluator import Exam, Sitting, share
+from phalanx.core.expression import method, require
+from phalanx.core.round import stream
 
 
 @method("parity", "exam")

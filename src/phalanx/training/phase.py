@@ -6,25 +6,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, TypeVar
 
-from phalanx.aggregator import Aggregator
-from phalanx.attack import Nobody, Threat
-from phalanx.codec import Gather
-from phalanx.crossing import stages_of
+from phalanx.core.aggregator import Aggregator
+from phalanx.attacks.adversary import Nobody, Threat
+from phalanx.core.codec import Gather
+from phalanx.core.wire_stage import stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
-from phalanx.exam import Exam
-from phalanx.expression import Expression, method, require
-from phalanx.fault import Fault
-from phalanx.finish import Finish, Sgd
+from phalanx.training.evaluator import Exam
+from phalanx.core.expression import Expression, method, require
+from phalanx.attacks.faults import Fault
+from phalanx.training.optim import Finish, Sgd
 from phalanx.models.model import Model
-from phalanx.observers.observer import Observer
-from phalanx.registry import suggest
-from phalanx.secure import check_secure
-from phalanx.selection import Everyone, Selection
-from phalanx.stage import Matches, Stage, check_scheme
-from phalanx.surgery import Surgery
-from phalanx.work import Work
+from phalanx.training.observers.observer import Observer
+from phalanx.core.registry import suggest
+from phalanx.training.secure_sum import check_secure
+from phalanx.training.client_sampler import Everyone, Selection
+from phalanx.core.stage import Matches, Stage, check_scheme
+from phalanx.core.surgery import Surgery
+from phalanx.training.client_work import Work
 
 
 @method("phase", "phase")

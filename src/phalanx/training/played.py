@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from phalanx.allocation import Allocation
+from phalanx.core.allocation import Allocation
 from phalanx.data.dataset import Dataset
-from phalanx.phase import Run
-from phalanx.site import Site, Source
-from phalanx.stage import State
-from phalanx.work import rows_of
-from phalanx.world import Payload
+from phalanx.training.phase import Run
+from phalanx.training.context import Site, Source
+from phalanx.core.trees import State
+from phalanx.training.client_work import rows_of
+from phalanx.core.payload import Payload
 
 
 def site_of(run: Run, source: Source, data: Dataset, index: int, at: int, answers: Mapping[int, Payload]) -> Site:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phalanx.accuse import Ledger
-from phalanx.checkpoint import Checkpoint, from_payload, merge, own, to_payload
-from phalanx.results import RunFolder
+from phalanx.training.accusations import Ledger
+from phalanx.training.checkpoint import Checkpoint
+from phalanx.core.trees import from_payload, merge, own, to_payload
+from phalanx.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from phalanx.train import Trainer
+    from phalanx.training.trainer import Trainer
 
 
 def checkpoint(trainer: Trainer, folder: RunFolder | None) -> None:

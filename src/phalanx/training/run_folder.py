@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from phalanx.checkpoint import Checkpoint, load, save, write_atomic
-from phalanx.optional import optional
+from phalanx.training.checkpoint import Checkpoint
+from phalanx.core.trees import write_atomic
+from phalanx.training.checkpoint import load, save
+from phalanx.core.optional import optional
 
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phalanx.data.dataset import Dataset
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 SCORED, VALUES = 1000, 2**24  # labels, and values of examples, that the test looks at together
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from phalanx.aggregators.mean import Mean
-from phalanx.crossing import Wire, stages_of
-from phalanx.expression import require
-from phalanx.stack import Stack
-from phalanx.stage import Stage, TooFewRows
+from phalanx.core.wire_stage import Wire, stages_of
+from phalanx.core.expression import require
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Stage, TooFewRows
 
 LEAST = 2  # rows in a sum: that of one row is the row
 

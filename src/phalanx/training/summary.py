@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.data.dataset import Dataset
+from phalanx.data.dataset import Data, Dataset
+from phalanx.data.multi30k import Multi30k
 from phalanx.data.shape import example
-from phalanx.macs import macs
+from phalanx.lowrank.macs import macs
+from phalanx.models.bleu import bleu_of
 
 if TYPE_CHECKING:
-    from phalanx.train import Trainer
+    from phalanx.training.trainer import Trainer
 
 ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
 
@@ -31,7 +33,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         "accuracy": accuracy,
         "test_loss": loss,
         **({"perplexity": _perplexity(loss)} if trainer.data.test_y.dim() > 1 else {}),
-        **(trainer.config.data.judge(trainer.model) if len(trainer.data.test_y) else {}),
+        **(_translation(trainer.config.data, trainer.model) if len(trainer.data.test_y) else {}),
         **({"examined": trainer.examine()} if trainer.config.exams else {}),
         "rounds": trainer.step,
         "lost_rounds": ledger.lost_rounds,
@@ -54,6 +56,13 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         else trainer.world.size // len(trainer.world.ids),
         "seed": trainer.config.seed,
     }
+
+
+def _translation(data: Data, model: nn.Module) -> dict[str, float]:
+    """BLEU of a model that translates, where the data set asks for it by `beam`."""
+    if not isinstance(data, Multi30k) or data.beam == 0:
+        return {}
+    return {"bleu": bleu_of(model, data, data.beam)}  # type: ignore[arg-type]
 
 
 def _example(data: Dataset) -> Tensor:

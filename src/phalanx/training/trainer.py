@@ -12,30 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.accuse import Ledger, outvoted
-from phalanx.checkpoint import copied_tree
-from phalanx.clock import FORGING, PARTS
-from phalanx.crossing import check_server, server_half
-from phalanx.exam import Sitting
-from phalanx.fault import silenced
-from phalanx.layout import Layout
-from phalanx.learner import Learner, Sources
-from phalanx.observers.observer import looked
-from phalanx.opened import Opened
-from phalanx.phase import Run
-from phalanx.played import round_of, site_of
-from phalanx.precision import finite
-from phalanx.results import RunFolder
-from phalanx.resume import checkpoint, resume
-from phalanx.round import Round
-from phalanx.score import assess
-from phalanx.secure import check_sum
-from phalanx.selection import Part
-from phalanx.stack import Note, Stack
-from phalanx.stage import State, TooFewRows
-from phalanx.stop import Interrupted, stop_requests
-from phalanx.summary import ROUND, number_of, summary
-from phalanx.world import LocalWorld, Payload, World
+from phalanx.training.accusations import Ledger, outvoted
+from phalanx.core.trees import copied_tree
+from phalanx.core.clock import FORGING, PARTS
+from phalanx.core.wire_stage import check_server, server_half
+from phalanx.training.evaluator import Sitting
+from phalanx.attacks.faults import silenced
+from phalanx.core.layout import Layout
+from phalanx.training.model_state import Learner, Sources
+from phalanx.training.observers.observer import looked
+from phalanx.core.round_request import Opened
+from phalanx.training.phase import Run
+from phalanx.training.played import round_of, site_of
+from phalanx.core.precision import finite
+from phalanx.training.run_folder import RunFolder
+from phalanx.training.resume import checkpoint, resume
+from phalanx.core.round import Round
+from phalanx.training.score import assess
+from phalanx.training.secure_sum import check_sum
+from phalanx.distributed.subset import Part
+from phalanx.core.stack import Note, Stack
+from phalanx.core.trees import State
+from phalanx.core.stage import TooFewRows
+from phalanx.training.interrupt import Interrupted, stop_requests
+from phalanx.training.summary import ROUND, number_of, summary
+from phalanx.core.world import LocalWorld, World
+from phalanx.core.payload import Payload
 
 Listener = Callable[[dict[str, Any]], None]
 

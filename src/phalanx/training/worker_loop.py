@@ -11,16 +11,16 @@ from collections import deque
 
 import torch
 
-from phalanx.checkpoint import from_payload, memories_of, to_payload
-from phalanx.crossing import Offer
-from phalanx.desk import Desk
-from phalanx.fault import befallen
-from phalanx.parser import parse
-from phalanx.phase import Run
-from phalanx.wire import pack
-from phalanx.world import Payload
-from phalanx.worlds.post import Connection, Kind, Message, message, write
-from phalanx.worlds.server import NUMBERS
+from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.core.wire_stage import Offer
+from phalanx.training.worker_runtime import Desk
+from phalanx.attacks.faults import befallen
+from phalanx.core.parser import parse
+from phalanx.training.phase import Run
+from phalanx.core.packing import pack
+from phalanx.core.payload import Payload
+from phalanx.distributed.server.messages import Connection, Kind, Message, message, write
+from phalanx.distributed.server.transport import NUMBERS
 
 _LIMIT_BYTES = 1 << 40  # a worker believes its server
 

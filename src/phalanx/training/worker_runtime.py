@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.checkpoint import copied_tree, from_payload
-from phalanx.crossing import Offer, worker_half
-from phalanx.learner import Sources
-from phalanx.phase import Run
-from phalanx.round import Round
-from phalanx.stage import memory_key
-from phalanx.train import Trainer
-from phalanx.world import LocalWorld, Payload
+from phalanx.core.trees import copied_tree, from_payload
+from phalanx.core.wire_stage import Offer, worker_half
+from phalanx.training.model_state import Sources
+from phalanx.training.phase import Run
+from phalanx.core.round import Round
+from phalanx.core.stage import memory_key
+from phalanx.training.trainer import Trainer
+from phalanx.core.world import LocalWorld
+from phalanx.core.payload import Payload
 
 
 class Desk:

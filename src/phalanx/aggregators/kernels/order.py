@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.aggregators.columns import PIECE, for_each_piece
-from phalanx.aggregators.network import network
-from phalanx.precision import wide
+from phalanx.aggregators.kernels.columns import PIECE, for_each_piece
+from phalanx.aggregators.kernels.network import network
+from phalanx.core.precision import wide
 
 
 def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = None) -> Tensor:
@@ -25,7 +25,7 @@ def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = No
     chosen = _positions(rows, picks)
     if rows.device.type != "cpu":
         return _sorted(rows, chosen, lambda values: values[lo:hi].mean(dim=0))
-    from phalanx.aggregators import sweeps
+    from phalanx.aggregators.kernels import sweeps
 
     comparators = network(len(chosen), lo, hi, summed=True)
     return _swept(rows, lambda flat, stride, out: sweeps.middle_mean(flat, stride, chosen, comparators, lo, hi, out))
@@ -42,7 +42,7 @@ def central_mean(rows: Tensor, keep: int, picks: Sequence[int] | None = None) ->
     chosen = _positions(rows, picks)
     if rows.device.type != "cpu":
         return _sorted(rows, chosen, lambda values: _central(values, keep))
-    from phalanx.aggregators import sweeps
+    from phalanx.aggregators.kernels import sweeps
 
     comparators = network(len(chosen), 0, len(chosen), summed=False)
     return _swept(rows, lambda flat, stride, out: sweeps.central_mean(flat, stride, chosen, comparators, keep, out))

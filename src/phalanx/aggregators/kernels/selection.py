@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from phalanx.aggregators.gram import distances
-from phalanx.stack import Stack
+from phalanx.aggregators.kernels.gram import distances
+from phalanx.core.stack import Stack
 
 
 def krum_ranking(stack: Stack, neighbours: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def krum_ranking(stack: Stack, neighbours: int) -> np.ndarray:
 
 def krum_choices(stack: Stack, f: int, theta: int) -> np.ndarray:
     """Positions of theta rows, each Krum's choice among those that the earlier choices left."""
-    from phalanx.aggregators.sweeps import iterated_choice
+    from phalanx.aggregators.kernels.sweeps import iterated_choice
 
     order = settled_order(stack)
     squared = _to_others(stack, order)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from phalanx.round import Round
-from phalanx.stack import Stack
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 
 
 def shuffled(stack: Stack, round: Round) -> list[int | None]:

@@ -11,15 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.atoms.atoms import Atoms, Forms
-from phalanx.atoms.probabilities import atomo_probabilities
-from phalanx.codec import BadPayload, Codec, Payload
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.precision import cast, wide
-from phalanx.round import stream
-from phalanx.stage import Scope, State
-from phalanx.world import expect, payload_bytes
+from phalanx.codecs.atomo.atomo.atoms import Atoms, Forms
+from phalanx.codecs.atomo.atomo.probabilities import atomo_probabilities
+from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.precision import cast, wide
+from phalanx.core.round import stream
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
+from phalanx.core.payload import expect, payload_bytes
 
 Counts = list[tuple[int, int]]  # for every tensor: atoms kept for certain and by chance; or DENSE for both
 DENSE = -1

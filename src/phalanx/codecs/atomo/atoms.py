@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.expression import Expression
+from phalanx.core.expression import Expression
 
 Forms = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of each part of a message
 

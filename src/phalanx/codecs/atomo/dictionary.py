@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.atoms import elias_fano
-from phalanx.atoms.atoms import Atoms, Forms
-from phalanx.expression import method
-from phalanx.world import BadPayload
+from phalanx.codecs.atomo.atomo import elias_fano
+from phalanx.codecs.atomo.atomo.atoms import Atoms, Forms
+from phalanx.core.expression import method
+from phalanx.core.payload import BadPayload
 
 
 class Dictionary(Atoms):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phalanx.world import BadPayload
+from phalanx.core.payload import BadPayload
 
 
 def length(n: int, m: int) -> int:

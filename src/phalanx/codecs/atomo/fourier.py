@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phalanx.atoms.dictionary import Dictionary
-from phalanx.expression import method
+from phalanx.codecs.atomo.atomo.dictionary import Dictionary
+from phalanx.core.expression import method
 
 
 @method("fourier", "atoms")

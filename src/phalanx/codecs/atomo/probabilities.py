@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 _PASSES = 12  # over all weights, before the largest are sorted
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.precision import wide
-from phalanx.stage import RowStage, State
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.precision import wide
+from phalanx.core.stage import RowStage
+from phalanx.core.trees import State
 
 
 @method("clip", "local")

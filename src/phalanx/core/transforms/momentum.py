@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.memory import recall, remember
-from phalanx.precision import cast
-from phalanx.stage import RowStage, State
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.row_memory import recall, remember
+from phalanx.core.precision import cast
+from phalanx.core.stage import RowStage
+from phalanx.core.trees import State
 
 
 @method("momentum", "local")

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phalanx.codecs.pieces import seed_of
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.precision import cast, wide
-from phalanx.round import stream
-from phalanx.stage import RowStage, State
+from phalanx.core.pieces import seed_of
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.precision import cast, wide
+from phalanx.core.round import stream
+from phalanx.core.stage import RowStage
+from phalanx.core.trees import State
 
 
 @method("noise", "local")

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from phalanx.expression import require
-from phalanx.world import BadPayload
-from phalanx.worlds.post import Connection, Kind, Message, message, read
+from phalanx.core.expression import require
+from phalanx.core.payload import BadPayload
+from phalanx.distributed.server.messages import Connection, Kind, Message, message, read
 
 _HELLO_BYTES, _HELLO_S = 4096, 5.0
 _LONGEST_REST = 64  # rounds

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.wire import pack, unpack
-from phalanx.world import BadPayload, Payload
+from phalanx.core.packing import pack, unpack
+from phalanx.core.payload import BadPayload, Payload
 
 _HEADER = struct.Struct("<4sBqQ")
 _MAGIC = b"PHXS"

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from phalanx.checkpoint import from_payload, memories_of, to_payload
-from phalanx.expression import require
-from phalanx.wire import Shelf
-from phalanx.world import BadPayload, Payload, payload_bytes
-from phalanx.worlds.post import Kind, Message, message
-from phalanx.worlds.seats import Patience, Seat, Seats
+from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.core.expression import require
+from phalanx.core.packing import Shelf
+from phalanx.core.payload import BadPayload, Payload, payload_bytes
+from phalanx.distributed.server.messages import Kind, Message, message
+from phalanx.distributed.server.membership import Patience, Seat, Seats
 
 if TYPE_CHECKING:
-    from phalanx.opened import Opened
+    from phalanx.core.round_request import Opened
 
 NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its payloads
 _SLACK_BYTES = 1 << 20

@@ -4,12 +4,12 @@
 try:
     import flwr
 except ImportError:
-    raise ImportError("phalanx.flower needs Flower; pip install 'phalanx-train[flower]'") from None
+    raise ImportError("phalanx.integrations.flower needs Flower; pip install 'phalanx-train[flower]'") from None
 
-from phalanx.flower.client import client_app as client_app
-from phalanx.flower.strategy import FlowerStrategy as FlowerStrategy
-from phalanx.flower.strategy import Outcome as Outcome
-from phalanx.flower.strategy import server_app as server_app
-from phalanx.flower.strategy import strategy as strategy
-from phalanx.flower.world import FlowerWorld as FlowerWorld
-from phalanx.worlds.seats import Patience as Patience
+from phalanx.integrations.flower.client import client_app as client_app
+from phalanx.integrations.flower.strategy import FlowerStrategy as FlowerStrategy
+from phalanx.integrations.flower.strategy import Outcome as Outcome
+from phalanx.integrations.flower.strategy import server_app as server_app
+from phalanx.integrations.flower.strategy import strategy as strategy
+from phalanx.integrations.flower.world import FlowerWorld as FlowerWorld
+from phalanx.distributed.server.membership import Patience as Patience

@@ -10,34 +10,14 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from phalanx.checkpoint import from_payload, memories_of, to_payload
-from phalanx.codec import WEIGHT
-from phalanx.desk import Desk
-from phalanx.expression import require
-from phalanx.fault import befallen
-from phalanx.flower.records import (
-    ABOUT,
-    EXAMPLES,
-    LOSS,
-    MEMORY,
-    METRICS,
-    ORDER,
-    OWN,
-    PACKED,
-    REMEMBERS,
-    REPORT,
-    ROUND,
-    RUN,
-    SHARED,
-    WORKER,
-    RunSource,
-    array,
-    array_of_bytes,
-    carried,
-    run_of,
-)
-from phalanx.phase import Run
-from phalanx.wire import pack
+from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.core.codec import WEIGHT
+from phalanx.training.worker_runtime import Desk
+from phalanx.core.expression import require
+from phalanx.attacks.faults import befallen
+from phalanx.integrations.flower.records import ABOUT, EXAMPLES, LOSS, MEMORY, METRICS, ORDER, OWN, PACKED, REMEMBERS, REPORT, ROUND, RUN, SHARED, WORKER, RunSource, array, array_of_bytes, carried, run_of
+from phalanx.training.phase import Run
+from phalanx.core.packing import pack
 
 STATE = "phalanx"  # the one record of a context's state, replaced in every round
 _desks: dict[str, Desk] = {}  # of the newest run; Flower starts a process for each message, Ray's stay

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A SuperLink and SuperNodes on this machine, with free ports and a home of their own; leaves no process behind.
 
-python -m phalanx.flower.local examples/flower
+python -m phalanx.integrations.flower.local examples/flower
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from phalanx.expression import require
+from phalanx.core.expression import require
 
 NAME = "here"  # of the connection in Flower's configuration
 COLOUR = re.compile(r"\x1b\[\d*m")

@@ -11,11 +11,11 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from phalanx.codec import WEIGHT
-from phalanx.parser import parse
-from phalanx.phase import Run
-from phalanx.wire import pack, unpack
-from phalanx.world import BadPayload, Payload
+from phalanx.core.codec import WEIGHT
+from phalanx.core.parser import parse
+from phalanx.training.phase import Run
+from phalanx.core.packing import pack, unpack
+from phalanx.core.payload import BadPayload, Payload
 
 ORDER, SHARED, OWN = "order", "shared", "own"  # a record to clients, and its arrays: the same for all, and one's own
 ABOUT, ROUND, RUN = "about", "round", "run"  # another, and its entries

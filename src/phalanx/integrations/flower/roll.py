@@ -10,10 +10,10 @@ from typing import Any
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from phalanx.flower.mail import arrived, push
-from phalanx.flower.records import METRICS, TEXT, WORKER, error_of
-from phalanx.world import BadPayload
-from phalanx.worlds.seats import rests
+from phalanx.integrations.flower.mail import arrived, push
+from phalanx.integrations.flower.records import METRICS, TEXT, WORKER, error_of
+from phalanx.core.payload import BadPayload
+from phalanx.distributed.server.membership import rests
 
 log = logging.getLogger("flwr.phalanx")  # shown wherever Flower's own lines are
 

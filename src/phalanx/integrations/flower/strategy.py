@@ -13,16 +13,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
-from phalanx.codec import Gather
-from phalanx.crossing import Wire, check_server, stages_of
-from phalanx.expression import require
-from phalanx.flower.records import RunSource, run_of
-from phalanx.flower.roll import log
-from phalanx.flower.world import FlowerWorld
-from phalanx.phase import Run
-from phalanx.results import RunFolder
-from phalanx.train import Trainer
-from phalanx.worlds.seats import Patience
+from phalanx.core.codec import Gather
+from phalanx.core.wire_stage import Wire, check_server, stages_of
+from phalanx.core.expression import require
+from phalanx.integrations.flower.records import RunSource, run_of
+from phalanx.integrations.flower.roll import log
+from phalanx.integrations.flower.world import FlowerWorld
+from phalanx.training.phase import Run
+from phalanx.training.run_folder import RunFolder
+from phalanx.training.trainer import Trainer
+from phalanx.distributed.server.membership import Patience
 
 PATIENCE = Patience(join_s=120.0, first_s=300.0, least_s=10.0, factor=3.0)  # a message is a process that starts
 
@@ -102,7 +102,7 @@ class FlowerStrategy(Strategy):
         self._least, self._evaluate = min_clients, evaluate
 
     def __repr__(self) -> str:
-        return f"phalanx.flower.strategy({self.run!r})"
+        return f"phalanx.integrations.flower.strategy({self.run!r})"
 
     def start(
         self,

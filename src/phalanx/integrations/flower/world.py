@@ -12,28 +12,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from phalanx.checkpoint import from_payload, memories_of, to_payload
-from phalanx.flower.mail import arrived, push
-from phalanx.flower.records import (
-    ABOUT,
-    MEMORY,
-    ORDER,
-    OWN,
-    PACKED,
-    ROUND,
-    RUN,
-    SHARED,
-    Report,
-    array,
-    carried,
-    report_of,
-)
-from phalanx.flower.roll import Node, Roll, log
-from phalanx.world import BadPayload, Payload
-from phalanx.worlds.seats import Patience
+from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.integrations.flower.mail import arrived, push
+from phalanx.integrations.flower.records import ABOUT, MEMORY, ORDER, OWN, PACKED, ROUND, RUN, SHARED, Report, array, carried, report_of
+from phalanx.integrations.flower.roll import Node, Roll, log
+from phalanx.core.payload import BadPayload, Payload
+from phalanx.distributed.server.membership import Patience
 
 if TYPE_CHECKING:
-    from phalanx.opened import Opened
+    from phalanx.core.round_request import Opened
 
 
 class FlowerWorld:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.expression import method, require
-from phalanx.pruning.chains import Chain, chains
-from phalanx.pruning.slim import cut, cuts_of, slim
-from phalanx.stage import State
-from phalanx.surgery import Surgery
+from phalanx.core.expression import method, require
+from phalanx.lowrank.pruning.chains import Chain, chains
+from phalanx.lowrank.pruning.slim import cut, cuts_of, slim
+from phalanx.core.trees import State
+from phalanx.core.surgery import Surgery
 
 
 @method("early_bird", "surgery")

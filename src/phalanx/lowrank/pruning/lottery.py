@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from phalanx.expression import method, require
-from phalanx.stage import State
-from phalanx.surgery import Surgery
+from phalanx.core.expression import method, require
+from phalanx.core.trees import State
+from phalanx.core.surgery import Surgery
 
 Masks = dict[str, Tensor]  # of the weights that may be set to zero, by name: which entries are not
 

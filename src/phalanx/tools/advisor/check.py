@@ -10,16 +10,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from phalanx.cost.advise import redundancy
-from phalanx.cost.link import Link
-from phalanx.cost.measure import share
-from phalanx.cost.model import Step, predict
-from phalanx.cost.probe import Probe
+from phalanx.tools.advisor.advise import redundancy
+from phalanx.tools.advisor.link import Link
+from phalanx.tools.advisor.measure import share
+from phalanx.tools.advisor.model import Step, predict
+from phalanx.tools.advisor.probe import Probe
 from phalanx.data.dataset import Data
-from phalanx.parser import parse
-from phalanx.phase import Run
-from phalanx.report.collect import collect
-from phalanx.results import RunFolder
+from phalanx.core.parser import parse
+from phalanx.training.phase import Run
+from phalanx.tools.report.collect import collect
+from phalanx.training.run_folder import RunFolder
 
 WARM_ROUNDS = 3  # the first rounds compile kernels
 

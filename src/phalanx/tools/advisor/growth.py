@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from phalanx.cost.advise import WORTH, Advice, advise, redundancy
-from phalanx.cost.link import Link
-from phalanx.cost.model import Cost
-from phalanx.cost.probe import Probe
-from phalanx.cost.quality import PLAIN
-from phalanx.cost.served import ENTRY_BYTES
-from phalanx.cost.simulation import simulate, straggling
-from phalanx.crossing import stages_of
-from phalanx.expression import require
-from phalanx.parser import parse
+from phalanx.tools.advisor.advise import WORTH, Advice, advise, redundancy
+from phalanx.tools.advisor.link import Link
+from phalanx.tools.advisor.model import Cost
+from phalanx.tools.advisor.probe import Probe
+from phalanx.tools.advisor.quality import PLAIN
+from phalanx.tools.advisor.served import ENTRY_BYTES
+from phalanx.tools.advisor.simulation import simulate, straggling
+from phalanx.core.wire_stage import stages_of
+from phalanx.core.expression import require
+from phalanx.core.parser import parse
 
 SEED = 0  # of what is drawn in a simulation
 

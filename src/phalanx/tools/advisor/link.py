@@ -9,8 +9,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal, Protocol
 
-from phalanx.expression import require
-from phalanx.worlds.lines import Kind
+from phalanx.core.expression import require
+from phalanx.distributed.collectives import Kind
 
 # of a frame of 1538 bytes with its preamble and gap, TCP carries 1448
 PAYLOAD_RATIO = 1448 / 1538

@@ -11,24 +11,25 @@ from statistics import fmean, median, pstdev
 
 import torch
 
-from phalanx.attack import Nobody
-from phalanx.cost.link import MeasuredLink
-from phalanx.cost.model import Cost, Effort, Message
-from phalanx.cost.probe import KINDS, Probe
-from phalanx.cost.quality import PLAIN, quality
-from phalanx.cost.rehearse import Sample, rehearse
-from phalanx.launch import Team
-from phalanx.parser import parse
-from phalanx.phase import Run, amend
-from phalanx.results import about
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Stage, State, TooFewRows, check_scheme
-from phalanx.train import Trainer
-from phalanx.work import Gradient
-from phalanx.world import World
-from phalanx.worlds.group import GroupWorld
-from phalanx.worlds.lines import GroupLines, Kind, Recorder
+from phalanx.attacks.adversary import Nobody
+from phalanx.tools.advisor.link import MeasuredLink
+from phalanx.tools.advisor.model import Cost, Effort, Message
+from phalanx.tools.advisor.probe import KINDS, Probe
+from phalanx.tools.advisor.quality import PLAIN, quality
+from phalanx.tools.advisor.rehearse import Sample, rehearse
+from phalanx.distributed.job import Team
+from phalanx.core.parser import parse
+from phalanx.training.phase import Run, amend
+from phalanx.training.run_folder import about
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Stage, TooFewRows, check_scheme
+from phalanx.core.trees import State
+from phalanx.training.trainer import Trainer
+from phalanx.training.client_work import Gradient
+from phalanx.core.world import World
+from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.collectives import GroupLines, Kind, Recorder
 
 SMALLEST, FACTOR = 1024, 4  # bytes of a curve's first message, and how much longer the next one is
 CURVE_S = 15.0  # seconds after which a curve is not measured further

@@ -10,15 +10,16 @@ from itertools import cycle
 
 import torch
 
-from phalanx.clock import PARTS
-from phalanx.cost.model import Effort
-from phalanx.phase import Phase
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.stage import Stage, State
-from phalanx.train import Trainer
-from phalanx.worlds.group import GroupWorld
-from phalanx.worlds.lines import Echo, Kind, Recorder
+from phalanx.core.clock import PARTS
+from phalanx.tools.advisor.model import Effort
+from phalanx.training.phase import Phase
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Stage
+from phalanx.core.trees import State
+from phalanx.training.trainer import Trainer
+from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.collectives import Echo, Kind, Recorder
 
 # in round 0 a vote asks the first worker of each group for its payload, and all would send what this one sends
 WORKER, ROUND = 0, 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from phalanx.codes.vote import DIGEST_BYTES, Vote
-from phalanx.cost.model import Cost, Message
-from phalanx.cost.probe import Probe
-from phalanx.cost.quality import PLAIN
-from phalanx.crossing import check_server, stages_of
-from phalanx.parser import parse
+from phalanx.coding.vote import DIGEST_BYTES, Vote
+from phalanx.tools.advisor.model import Cost, Message
+from phalanx.tools.advisor.probe import Probe
+from phalanx.tools.advisor.quality import PLAIN
+from phalanx.core.wire_stage import check_server, stages_of
+from phalanx.core.parser import parse
 
 ENTRY_BYTES = 4  # of the model that a server sends
 ASK_BYTES = 64  # of the message that asks a worker for its payload

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.commands import asked, growth, redundancy
-from phalanx.commands.asked import Batch, Data, Model, Precision, Schemes, Threads
-from phalanx.commands.common import Json, print_json, said
-from phalanx.launch import Team
+from phalanx.tools.cli import asked, growth, redundancy
+from phalanx.tools.cli.asked import Batch, Data, Model, Precision, Schemes, Threads
+from phalanx.tools.cli.common import Json, print_json, said
+from phalanx.distributed.job import Team
 
 if TYPE_CHECKING:
-    from phalanx.cost.link import Line, Link
-    from phalanx.cost.probe import Probe
+    from phalanx.tools.advisor.link import Line, Link
+    from phalanx.tools.advisor.probe import Probe
 
 LATENCY = "0.1ms"
 REPEATS = 2
@@ -117,9 +117,9 @@ def advise(
             raise ValueError(f"{option} belongs to a question about redundancy; add --byzantine Q")
     repeats = REPEATS if repeats is None else repeats
     asked.check_repeats(repeats)
-    from phalanx.cost import advise as advice
-    from phalanx.cost.served import at_server
-    from phalanx.cost.units import duration
+    from phalanx.tools.advisor import advise as advice
+    from phalanx.tools.advisor.served import at_server
+    from phalanx.tools.advisor.units import duration
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("advise is one process; run phalanx probe under torchrun and give advise its file")
@@ -164,7 +164,7 @@ def advise(
             }
         )
         return
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
 
     typer.echo(f"{n} workers, {asked.words(found, link, measured=line is None)}")
     tables.console().print(tables.advice_table(given.lines))
@@ -173,9 +173,9 @@ def advise(
 
 def _line(bandwidth: str | None, latency: str | None) -> Line | None:
     """The link that the user describes, if any."""
-    from phalanx.cost.link import Line
-    from phalanx.cost.units import bandwidth as rate
-    from phalanx.cost.units import duration
+    from phalanx.tools.advisor.link import Line
+    from phalanx.tools.advisor.units import bandwidth as rate
+    from phalanx.tools.advisor.units import duration
 
     if bandwidth is None:
         if latency is not None:
@@ -202,8 +202,8 @@ def _measured(
     repeats: int,
 ) -> Probe:
     """A probe of this process alone."""
-    from phalanx.cost.measure import measure, num_told
-    from phalanx.cost.model import check_workers
+    from phalanx.tools.advisor.measure import measure, num_told
+    from phalanx.tools.advisor.model import check_workers
 
     if line is None or workers is None:
         raise ValueError(
@@ -217,14 +217,14 @@ def _measured(
 
 
 def _read(file: Path) -> Probe:
-    from phalanx.cost.probe import Probe
+    from phalanx.tools.advisor.probe import Probe
 
     return Probe.read(file)
 
 
 def _check(file: Path | None, runs: Sequence[Path], line: Line | None, as_json: bool) -> None:
-    from phalanx.cost.check import check
-    from phalanx.report import tables
+    from phalanx.tools.advisor.check import check
+    from phalanx.tools.report import tables
 
     if file is None or not runs:
         raise ValueError("--check needs a probe and runs: phalanx advise PROBE.json --check RUN...")

@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import typer
 
 import phalanx
-from phalanx.commands.advise import advise
-from phalanx.commands.audit import audit
-from phalanx.commands.common import Json, Only, Recipe, Scale, Seed, Settings, print_json, said
-from phalanx.commands.factorize import factorize
-from phalanx.commands.probe import probe
-from phalanx.commands.reproduce import reproduce
-from phalanx.commands.run import run
-from phalanx.launch import leave
-from phalanx.registry import entries, kinds, suggest
-from phalanx.report import tables
-from phalanx.request import requested
+from phalanx.tools.cli.advise import advise
+from phalanx.tools.cli.redteam import audit
+from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Seed, Settings, print_json, said
+from phalanx.tools.cli.factorize import factorize
+from phalanx.tools.cli.probe import probe
+from phalanx_experiments.reproduce.command import reproduce
+from phalanx.tools.cli.run import run
+from phalanx.distributed.job import leave
+from phalanx.core.registry import entries, kinds, suggest
+from phalanx.tools.report import tables
+from phalanx.tools.runner.request import requested
 
 app = typer.Typer(
     name="phalanx",
@@ -79,7 +79,7 @@ def list_(
       phalanx list aggregators
       phalanx list attacks --json
     """
-    from phalanx.recipes import recipes
+    from phalanx_experiments.recipes import recipes
 
     by_plural = {_plural(kind): kind for kind in kinds()}
     choices = ["recipes", *by_plural]
@@ -133,7 +133,7 @@ def show(
       phalanx show quickstart --only krum --set rounds=10 > krum.txt
       phalanx run krum.txt
     """
-    from phalanx.report.pretty import pretty
+    from phalanx.tools.report.pretty import pretty
 
     if recipe is None:
         raise ValueError("show needs a recipe, such as quickstart; phalanx list recipes names them all")
@@ -168,7 +168,7 @@ def compare(
       phalanx compare runs/*-quickstart --plot all.png
       phalanx compare runs/a/krum runs/b/krum --json
     """
-    from phalanx.report.collect import collect
+    from phalanx.tools.report.collect import collect
 
     if not runs:
         raise ValueError("compare needs folders of runs or of studies, such as runs/2026-01-31-120000-quickstart")
@@ -178,7 +178,7 @@ def compare(
         only = "these folders hold measurements, which have no curves to compare"
         raise ValueError(only if found else "no run in these folders has begun yet")
     if plot is not None:
-        from phalanx.report.plots import plot_comparison
+        from phalanx.tools.report.plots import plot_comparison
 
         plot_comparison(results, "test accuracy", plot)
     if as_json:
@@ -201,7 +201,7 @@ def doctor(as_json: Json = False) -> None:
       phalanx doctor
       phalanx doctor --json
     """
-    from phalanx.doctor import examine
+    from phalanx.tools.doctor import examine
 
     findings = examine(Path("runs"))
     if as_json:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.expression import require
-from phalanx.launch import Team
+from phalanx.core.expression import require
+from phalanx.distributed.job import Team
 
 if TYPE_CHECKING:
-    from phalanx.cost.link import Link
-    from phalanx.cost.probe import Probe
-    from phalanx.phase import Run
-    from phalanx.stage import Stage
+    from phalanx.tools.advisor.link import Link
+    from phalanx.tools.advisor.probe import Probe
+    from phalanx.training.phase import Run
+    from phalanx.core.stage import Stage
 
 MODEL, DATA, BATCH, THREADS, PRECISION = "resnet18()", "cifar10()", 64, 1, "float32"
 
@@ -35,12 +35,12 @@ Repeats = Annotated[int, typer.Option(metavar="STEPS", show_default=False, help=
 
 def configured(options: dict[str, Any], n: int) -> Run:
     """A run of n workers with these options."""
-    from phalanx.cost.quality import PLAIN
+    from phalanx.tools.advisor.quality import PLAIN
     from phalanx.data.dataset import Data
     from phalanx.models.model import Model
-    from phalanx.parser import parse
-    from phalanx.phase import Phase, Run
-    from phalanx.work import Gradient
+    from phalanx.core.parser import parse
+    from phalanx.training.phase import Phase, Run
+    from phalanx.training.client_work import Gradient
 
     def named(text: str | None, default: str, kind: type, word: str) -> Any:
         text = default if text is None else text
@@ -59,8 +59,8 @@ def configured(options: dict[str, Any], n: int) -> Run:
 
 def schemes(texts: Sequence[str]) -> list[Stage]:
     """The schemes of these expressions, or a choice of all."""
-    from phalanx.cost.quality import DEFAULTS
-    from phalanx.exchange import as_scheme
+    from phalanx.tools.advisor.quality import DEFAULTS
+    from phalanx.integrations.exchange import as_scheme
 
     return [as_scheme(text) for text in texts or DEFAULTS]
 
@@ -79,15 +79,15 @@ def no_options(options: dict[str, Any], sentence: str) -> None:
 
 def bar(total: int, processes: Team) -> Any:
     """Progress on rank 0, within `with` a function of the words that say what comes next."""
-    from phalanx.report.progress import Steps
+    from phalanx.tools.report.progress import Steps
 
     return Steps(total) if processes.rank == 0 else nullcontext(lambda words: None)
 
 
 def words(found: Probe, link: Link | None, measured: bool) -> str:
     """What the numbers are of, in a line."""
-    from phalanx.cost.units import bits
-    from phalanx.report.tables import seconds
+    from phalanx.tools.advisor.units import bits
+    from phalanx.tools.report.tables import seconds
 
     work = f"{found.run.model!r}, {found.parameters:,} parameters, {found.batch} examples a worker"
     work += f"; forward and backward {seconds(found.work_s)}"

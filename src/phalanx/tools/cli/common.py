@@ -12,8 +12,8 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from phalanx.expression import require
-from phalanx.recipes.recipe import SCALES
+from phalanx.core.expression import require
+from phalanx.tools.runner.recipe import SCALES
 
 FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
 

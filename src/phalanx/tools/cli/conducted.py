@@ -9,11 +9,11 @@ from functools import partial
 
 import typer
 
-from phalanx.commands.common import STOPPED
-from phalanx.crew import side_by_side
-from phalanx.launch import Team
-from phalanx.stop import Interrupted
-from phalanx.study import Study, StudyFolder, conduct
+from phalanx.tools.cli.common import STOPPED
+from phalanx.tools.runner.process_pool import side_by_side
+from phalanx.distributed.job import Team
+from phalanx.training.interrupt import Interrupted
+from phalanx.tools.runner.study import Study, StudyFolder, conduct
 
 
 def conducted(
@@ -31,7 +31,7 @@ def conducted(
         again: the command that goes on.
         jobs: at a time, in processes of their own if more than one.
     """
-    from phalanx.report.progress import Progress
+    from phalanx.tools.report.progress import Progress
 
     try:
         with (

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from phalanx.commands import asked
-from phalanx.commands.common import print_json
+from phalanx.tools.cli import asked
+from phalanx.tools.cli.common import print_json
 
 if TYPE_CHECKING:
-    from phalanx.cost.growth import Growth
-    from phalanx.cost.link import Link
-    from phalanx.cost.probe import Probe
+    from phalanx.tools.advisor.growth import Growth
+    from phalanx.tools.advisor.link import Link
+    from phalanx.tools.advisor.probe import Probe
 
 NOTE = (
     "Every worker keeps its share of the batch, has a machine and a line of its own, and is as fast as the others; "
@@ -58,13 +58,13 @@ def growth(
         left: schemes that a server cannot take.
         measured: the link is the probe's.
     """
-    from phalanx.cost.growth import doublings, grow
-    from phalanx.report import tables
+    from phalanx.tools.advisor.growth import doublings, grow
+    from phalanx.tools.report import tables
 
     grown = grow(found, link, doublings(*ends), work_s, stragglers)
     sentence = sentence_of(grown)
     if plot is not None:
-        from phalanx.report.growth import plot_growth
+        from phalanx.tools.report.growth import plot_growth
 
         plot_growth(grown, f"{found.run.model!r}: predicted steps", found.batch, plot)
     if as_json:
@@ -97,7 +97,7 @@ def growth(
 
 def sentence_of(grown: Growth) -> str:
     """Which scheme is best at how many workers."""
-    from phalanx.cost.quality import PLAIN
+    from phalanx.tools.advisor.quality import PLAIN
 
     parts = []
     for first, last, scheme in grown.best:

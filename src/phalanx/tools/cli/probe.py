@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.commands import asked
-from phalanx.commands.asked import Batch, Data, Model, Precision, Repeats, Schemes, Threads
-from phalanx.commands.common import Json, Only, Recipe, Scale, Settings, print_json, said
-from phalanx.launch import team
+from phalanx.tools.cli import asked
+from phalanx.tools.cli.asked import Batch, Data, Model, Precision, Repeats, Schemes, Threads
+from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Settings, print_json, said
+from phalanx.distributed.job import team
 
 if TYPE_CHECKING:
-    from phalanx.cost.probe import Probe
+    from phalanx.tools.advisor.probe import Probe
 
 
 @said
@@ -48,9 +48,9 @@ def probe(
         -m phalanx probe quickstart --only mean
       phalanx probe --model mlp --data digits --json
     """
-    from phalanx.cost.measure import measure, num_told
-    from phalanx.parser import parse
-    from phalanx.results import write_json
+    from phalanx.tools.advisor.measure import measure, num_told
+    from phalanx.core.parser import parse
+    from phalanx.training.run_folder import write_json
 
     asked.check_repeats(repeats)
     options = {"model": model, "data": data, "batch": batch, "threads": threads, "precision": precision}
@@ -84,8 +84,8 @@ def _order(
     n: int,
 ) -> dict[str, Any]:
     """The run and the schemes to measure, as expressions."""
-    from phalanx.cost.check import alike
-    from phalanx.request import requested
+    from phalanx.tools.advisor.check import alike
+    from phalanx.tools.runner.request import requested
 
     if recipe is None:
         if scale is not None or settings or only:
@@ -105,7 +105,7 @@ def _order(
 
 
 def _show(found: Probe) -> None:
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
 
     screen = tables.console()
     typer.echo(

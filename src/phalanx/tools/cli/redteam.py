@@ -13,18 +13,18 @@ from typing import Annotated
 
 import typer
 
-from phalanx.commands.common import Json, Scale, Seed, Settings, check_jobs, print_json, said
-from phalanx.commands.conducted import conducted
-from phalanx.crew import cores
-from phalanx.expression import require
-from phalanx.launch import Team
-from phalanx.recipes.recipe import slug
-from phalanx.redteam.audit import REPORT, Audit, Findings
-from phalanx.redteam.order import audited
-from phalanx.redteam.sheets import costs, fairness, verdicts
-from phalanx.report import tables
-from phalanx.results import new_folder
-from phalanx.study import StudyFolder
+from phalanx.tools.cli.common import Json, Scale, Seed, Settings, check_jobs, print_json, said
+from phalanx.tools.cli.conducted import conducted
+from phalanx.tools.runner.process_pool import cores
+from phalanx.core.expression import require
+from phalanx.distributed.job import Team
+from phalanx.tools.runner.recipe import slug
+from phalanx.tools.redteam.audit import REPORT, Audit, Findings
+from phalanx.tools.redteam.order import audited
+from phalanx.tools.redteam.sheets import costs, fairness, verdicts
+from phalanx.tools.report import tables
+from phalanx.training.run_folder import new_folder
+from phalanx.tools.runner.study import StudyFolder
 
 USUAL = "edge-case-mnist"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from phalanx.commands.common import print_json
+from phalanx.tools.cli.common import print_json
 
 SHOWN = tuple(range(1, 16, 2))
 MOST = 99  # r beyond which none is looked for
@@ -41,7 +41,7 @@ def redundancy(
     if as_json:
         print_json(found)
         return
-    from phalanx.report import tables
+    from phalanx.tools.report import tables
 
     screen = tables.console()
     when = "drawn once" if found["rounds"] == 1 else f"drawn anew in each of {found['rounds']:,} rounds"
@@ -70,8 +70,8 @@ def redundancy(
 
 def document(n: int, q: int, wanted: Sequence[int], risk: float, rounds: int) -> dict[str, Any]:
     """All odds as plain values."""
-    from phalanx.codes import odds
-    from phalanx.codes.pairings import PAIRINGS
+    from phalanx.coding import odds
+    from phalanx.coding.pairings import PAIRINGS
 
     if not 0 <= risk <= 1:
         raise ValueError(f"--risk takes a probability in [0, 1], got {risk}")

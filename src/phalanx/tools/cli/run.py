@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-from phalanx.commands.common import Jobs, Json, Only, Recipe, Scale, Seed, Settings, check_jobs, print_json, said
-from phalanx.commands.conducted import conducted
-from phalanx.launch import Team, team
-from phalanx.report import tables
-from phalanx.request import requested
-from phalanx.results import event_writer
-from phalanx.study import Study, StudyFolder
+from phalanx.tools.cli.common import Jobs, Json, Only, Recipe, Scale, Seed, Settings, check_jobs, print_json, said
+from phalanx.tools.cli.conducted import conducted
+from phalanx.distributed.job import Team, team
+from phalanx.tools.report import tables
+from phalanx.tools.runner.request import requested
+from phalanx.training.run_folder import event_writer
+from phalanx.tools.runner.study import Study, StudyFolder
 
 
 @said
@@ -87,10 +87,11 @@ def _processes(server: bool, deadline: float) -> Iterator[Team | None]:
         with team() as processes:
             yield processes
         return
-    from phalanx.guard import Jobs
-    from phalanx.worlds.seats import Patience
+    from phalanx.distributed.launcher import Jobs
+    from phalanx.distributed.server.membership import Patience
+    from phalanx.training.worker_loop import attend
 
-    jobs, patience = Jobs(), Patience(least_s=deadline)
+    jobs, patience = Jobs(attend), Patience(least_s=deadline)
     if jobs.rank:
         jobs.guard()
         yield None

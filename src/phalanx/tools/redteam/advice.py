@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phalanx.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Standing, points
+from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Standing, points
 
 OFTEN = ", every round"  # behind the name of an attack whose attacker always comes
 

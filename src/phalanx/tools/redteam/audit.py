@@ -10,16 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phalanx.expression import require
-from phalanx.redteam.advice import advice
-from phalanx.redteam.gate import Outcome, exit_code, gate
-from phalanx.redteam.policy import policy
-from phalanx.redteam.verdict import Limits, Standing, standings
-from phalanx.registry import suggest
-from phalanx.report.backdoors import cell_of, plot_backdoors
-from phalanx.report.collect import Result, collect
-from phalanx.results import write_json
-from phalanx.study import Study, StudyFolder
+from phalanx.core.expression import require
+from phalanx.tools.redteam.advice import advice
+from phalanx.tools.redteam.gate import Outcome, exit_code, gate
+from phalanx.tools.redteam.policy import policy
+from phalanx.tools.redteam.verdict import Limits, Standing, standings
+from phalanx.core.registry import suggest
+from phalanx.tools.report.backdoors import cell_of, plot_backdoors
+from phalanx.tools.report.collect import Result, collect
+from phalanx.training.run_folder import write_json
+from phalanx.tools.runner.study import Study, StudyFolder
 
 REPORT = "report.html"
 
@@ -90,7 +90,7 @@ class Audit:
 
     def write(self) -> Findings:
         """Writes the report and what it is made of, finished or not."""
-        from phalanx.redteam.page import page
+        from phalanx.tools.redteam.page import page
 
         found = self.found()
         write_json(self.folder.path / "summary.json", self.folder.results(found.study))

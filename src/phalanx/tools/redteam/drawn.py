@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from phalanx.report.markup import Markup, tag
+from phalanx.tools.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 340, 200  # of a picture, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 30

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phalanx.redteam.policy import UNKNOWN, Policy
-from phalanx.redteam.verdict import Standing
+from phalanx.tools.redteam.policy import UNKNOWN, Policy
+from phalanx.tools.redteam.verdict import Standing
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import phalanx as px
-from phalanx.exams.backdoor import Backdoor
-from phalanx.exams.parity import Parity
-from phalanx.expression import require
-from phalanx.measurement import Job
-from phalanx.phase import Run, amend
-from phalanx.recipes.recipe import slug
-from phalanx.redteam.verdict import is_plain
-from phalanx.registry import suggest
-from phalanx.report.backdoors import QUIET, cell_of
+from phalanx.backdoors.attack_success import Backdoor
+from phalanx.training.parity import Parity
+from phalanx.core.expression import require
+from phalanx.tools.runner.measurement import Job
+from phalanx.training.phase import Run, amend
+from phalanx.tools.runner.recipe import slug
+from phalanx.tools.redteam.verdict import is_plain
+from phalanx.core.registry import suggest
+from phalanx.tools.report.backdoors import QUIET, cell_of
 
 ASKED = 100  # clients that the exam of parity asks, as all of thousands would take longer than the training
 

@@ -8,19 +8,20 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import phalanx as px
-from phalanx.attack import Attack, Nobody
+from phalanx.core.attack import Attack
+from phalanx.attacks.adversary import Nobody
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.backdoors.shared import Shared
-from phalanx.crossing import Wire, stages_of
+from phalanx.core.wire_stage import Wire, stages_of
 from phalanx.data.partition import Partition
-from phalanx.expression import require
+from phalanx.core.expression import require
 from phalanx.federated.local_training import LocalTraining
-from phalanx.phase import Phase, Run
-from phalanx.redteam.grid import fairly
-from phalanx.redteam.setting import ATTACKER, ATTACKS, Defence, Plan, place_of_wire, smuggled, standard
-from phalanx.selection import Everyone, Selection
-from phalanx.stage import Stage, chain
-from phalanx.train import Trainer
+from phalanx.training.phase import Phase, Run
+from phalanx.tools.redteam.grid import fairly
+from phalanx.tools.redteam.setting import ATTACKER, ATTACKS, Defence, Plan, place_of_wire, smuggled, standard
+from phalanx.training.client_sampler import Everyone, Selection
+from phalanx.core.stage import Stage, chain
+from phalanx.training.trainer import Trainer
 
 YOURS = "yours"
 LONGER = 2  # times the honest epochs that an attacker trains who knows the protocol

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from phalanx.registry import suggest
+from phalanx.core.registry import suggest
 
 FAILED, UNKNOWN = 1, 3  # exit codes: a policy fails, a number that one needs is missing
 KEYS = {

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 
 import phalanx as px
 from phalanx.backdoors.edges import EdgeCases
-from phalanx.crossing import Wire, stages_of
+from phalanx.core.wire_stage import Wire, stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Partition
-from phalanx.exam import Exam
+from phalanx.training.evaluator import Exam
 from phalanx.federated.local_training import LocalTraining
 from phalanx.models.model import Model
-from phalanx.phase import Phase, Run
-from phalanx.selection import Selection
-from phalanx.stage import Stage
+from phalanx.training.phase import Phase, Run
+from phalanx.training.client_sampler import Selection
+from phalanx.core.stage import Stage
 
 ATTACKER = 0  # the adversary's worker
 NONE = "none"

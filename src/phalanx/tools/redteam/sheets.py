@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phalanx.redteam.choices import Share
-from phalanx.redteam.verdict import Cell, Standing
-from phalanx.report.backdoors import QUIET
-from phalanx.report.sheet import Sheet
+from phalanx.tools.redteam.choices import Share
+from phalanx.tools.redteam.verdict import Cell, Standing
+from phalanx.tools.report.backdoors import QUIET
+from phalanx.tools.report.sheet import Sheet
 
 
 def attacks_of(standings: Sequence[Standing]) -> list[str]:

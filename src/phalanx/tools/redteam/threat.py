@@ -7,9 +7,9 @@ from phalanx.attacks.replacement import Replacement
 from phalanx.attacks.tailored import Tailored
 from phalanx.backdoors.joined import Joined
 from phalanx.backdoors.poisoned import Poisoned
-from phalanx.crossing import Wire, stages_of
-from phalanx.phase import Phase, Run
-from phalanx.selection import Always, Everyone, Infiltrated
+from phalanx.core.wire_stage import Wire, stages_of
+from phalanx.training.phase import Phase, Run
+from phalanx.training.client_sampler import Always, Everyone, Infiltrated
 
 
 def situation(run: Run) -> list[tuple[str, str]]:

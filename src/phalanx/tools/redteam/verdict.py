@@ -9,12 +9,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from phalanx.aggregators.mean import Mean
-from phalanx.crossing import Wire, stages_of
-from phalanx.expression import require
-from phalanx.phase import Run
-from phalanx.redteam.choices import Choices, choices
-from phalanx.report.backdoors import QUIET, cell_of, cells, excess, main_accuracy, rates, taken, window, within
-from phalanx.report.collect import Result
+from phalanx.core.wire_stage import Wire, stages_of
+from phalanx.core.expression import require
+from phalanx.training.phase import Run
+from phalanx.tools.redteam.choices import Choices, choices
+from phalanx.tools.report.backdoors import QUIET, cell_of, cells, excess, main_accuracy, rates, taken, window, within
+from phalanx.tools.report.collect import Result
 
 BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES = "broken", "not known", "unfair", "costly", "survives"
 WORDS = (BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES)  # the worst first

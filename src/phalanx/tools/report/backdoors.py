@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from phalanx.phase import Run
-from phalanx.report.collect import Result
-from phalanx.report.plots import figure, save, tidy
-from phalanx.report.sheet import Sheet
-from phalanx.selection import Infiltrated
+from phalanx.training.phase import Run
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.plots import figure, save, tidy
+from phalanx.tools.report.sheet import Sheet
+from phalanx.training.client_sampler import Infiltrated
 
 QUIET = "none"
 Cells = dict[tuple[str, str], dict[int, Result]]  # by attack and rule, then by seed

@@ -10,9 +10,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from phalanx.measurement import Job, parse_job
-from phalanx.registry import entries
-from phalanx.results import RunFolder
+from phalanx.tools.runner.measurement import Job, parse_job
+from phalanx.core.registry import entries
+from phalanx.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def collect(paths: Sequence[Path | str]) -> list[Result]:
 
 
 def _runs_in(path: Path) -> list[tuple[str, Path]]:
-    from phalanx.study import StudyFolder
+    from phalanx.tools.runner.study import StudyFolder
 
     if (path / "config.txt").exists():
         return [(_label(path), path)]
@@ -102,7 +102,7 @@ def _runs_in(path: Path) -> list[tuple[str, Path]]:
 
 def _label(path: Path) -> str:
     """A run's label in its study, or its folder's name."""
-    from phalanx.recipes.recipe import slug
+    from phalanx.tools.runner.recipe import slug
 
     study = path.resolve().parent / "study.json"
     labels = json.loads(study.read_text())["runs"] if study.exists() else {}

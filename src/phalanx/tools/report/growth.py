@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phalanx.report.plots import COLOURS, DASHES, figure, save, tidy
+from phalanx.tools.report.plots import COLOURS, DASHES, figure, save, tidy
 
 if TYPE_CHECKING:
-    from phalanx.cost.growth import Growth
+    from phalanx.tools.advisor.growth import Growth
 
 
 def plot_growth(grown: Growth, title: str, batch: int, path: Path) -> None:

@@ -58,7 +58,7 @@ def document(title: str, *body: Markup, style: str = "") -> str:
     Args:
         style: rules of CSS behind those of the house.
     """
-    house = files("phalanx.report").joinpath("page.css").read_text(encoding="utf-8")
+    house = files("phalanx.tools.report").joinpath("page.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.collect import Result
-from phalanx.report.sheet import Cell, Sheet
+from phalanx.tools.report.collect import Result
+from phalanx.tools.report.sheet import Cell, Sheet
 
 
 def no_plot(results: Sequence[Result], title: str, path: Path) -> None:

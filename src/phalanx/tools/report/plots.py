@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phalanx.optional import optional
-from phalanx.report.collect import Result
+from phalanx.core.optional import optional
+from phalanx.tools.report.collect import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

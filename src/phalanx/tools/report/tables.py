@@ -9,17 +9,17 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from phalanx.registry import Entry
+from phalanx.core.registry import Entry
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from phalanx.cost.advise import Line
-    from phalanx.cost.check import Comparison
-    from phalanx.cost.link import MeasuredLink
-    from phalanx.cost.model import BreakEven
-    from phalanx.cost.probe import Probe
+    from phalanx.tools.advisor.advise import Line
+    from phalanx.tools.advisor.check import Comparison
+    from phalanx.tools.advisor.link import MeasuredLink
+    from phalanx.tools.advisor.model import BreakEven
+    from phalanx.tools.advisor.probe import Probe
 
 OFTEN = 0.5  # share of the rounds in which a worker was accused, for the table to name it
 PIPE_WIDTH = 160  # columns, where no terminal says how many it has
@@ -126,7 +126,7 @@ def advice_table(lines: Iterable[Line]) -> Table:
 
 def break_even(ends: BreakEven) -> str:
     """'below 420 Mbit/s', 'never', 'no difference'."""
-    from phalanx.cost.units import bits
+    from phalanx.tools.advisor.units import bits
 
     return ends.wins if ends.bandwidth is None else f"{ends.wins} {bits(ends.bandwidth)}"
 

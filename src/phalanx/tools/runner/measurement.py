@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from phalanx.expression import Expression
-from phalanx.parser import parse
-from phalanx.phase import Run
+from phalanx.core.expression import Expression
+from phalanx.core.parser import parse
+from phalanx.training.phase import Run
 
 
 class Measurement(Expression, ABC):

@@ -15,8 +15,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from phalanx.stop import Interrupted, stop_requests
-from phalanx.study import Study, StudyFolder, Watcher
+from phalanx.training.interrupt import Interrupted, stop_requests
+from phalanx.tools.runner.study import Study, StudyFolder, Watcher
 
 TRIES = 2  # of a job whose process dies; the second one goes on from the checkpoint
 _LOOK_S = 0.1  # between two looks at whether a stop was asked for
@@ -34,7 +34,7 @@ class Hand:
     """A process that does jobs of a study, one after the other, and says how they go on.
 
     It is in a session of its own, so that a Ctrl-C reaches only whoever commands it, and it stops by itself when that
-    process dies (`phalanx.hand`).
+    process dies (`phalanx.tools.runner.worker_process`).
 
     Args:
         lock: the open file of the folder's lock, which it holds as well.
@@ -44,7 +44,7 @@ class Hand:
     def __init__(
         self, folder: StudyFolder, lock: int, tensorboard: bool, said: SimpleQueue[tuple[Hand, Message | None]]
     ) -> None:
-        command = [sys.executable, "-m", "phalanx.hand", str(folder.path), *(["--tensorboard"] if tensorboard else [])]
+        command = [sys.executable, "-m", "phalanx.tools.runner.worker_process", str(folder.path), *(["--tensorboard"] if tensorboard else [])]
         self.label, self._said = "", said
         self.process = subprocess.Popen(
             command,

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import phalanx as px
-from phalanx.gate import Gate
-from phalanx.phase import Run
-from phalanx.recipes.recipe import recipe
-from phalanx.stage import Stage
+from phalanx.core.gate import Gate
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import recipe
+from phalanx.core.stage import Stage
 
 GATE = px.gate()
 # after 200 rounds Krum, which learns from one worker's 32 samples, is more than 3 points behind in 1 of 7 seeds

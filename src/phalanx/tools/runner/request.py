@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from phalanx.measurement import Job, parse_job
-from phalanx.parser import parse_value
-from phalanx.phase import NoField, amend
-from phalanx.recipes.recipe import find, recipes, slug
-from phalanx.registry import suggest
-from phalanx.study import Study
+from phalanx.tools.runner.measurement import Job, parse_job
+from phalanx.core.parser import parse_value
+from phalanx.training.phase import NoField, amend
+from phalanx.tools.runner.recipe import find, recipes, slug
+from phalanx.core.registry import suggest
+from phalanx.tools.runner.study import Study
 
 ALONE = "run"  # label of a run that no recipe names
 

@@ -12,18 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from phalanx.launch import Team
-from phalanx.lock import held
-from phalanx.measurement import Job, Measurement, parse_job
-from phalanx.optional import MissingPackage
-from phalanx.phase import Run
-from phalanx.recipes.recipe import nothing, recipes, slug
-from phalanx.report.collect import collect
-from phalanx.report.measured import measured_tables, no_plot
-from phalanx.report.plots import plot_study
-from phalanx.report.sheet import Sheet
-from phalanx.results import RunFolder, about, new_folder, write_json
-from phalanx.train import Listener, train
+from phalanx.distributed.job import Team
+from phalanx.core.folder_lock import held
+from phalanx.tools.runner.measurement import Job, Measurement, parse_job
+from phalanx.core.optional import MissingPackage
+from phalanx.training.phase import Run
+from phalanx.tools.runner.recipe import nothing, recipes, slug
+from phalanx.tools.report.collect import collect
+from phalanx.tools.report.measured import measured_tables, no_plot
+from phalanx.tools.report.plots import plot_study
+from phalanx.tools.report.sheet import Sheet
+from phalanx.training.run_folder import RunFolder, about, new_folder, write_json
+from phalanx.training.trainer import Listener, train
 
 PATIENCE_S = 60.0  # for processes of a command that was killed: each ends its round first
 

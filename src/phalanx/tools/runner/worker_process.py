@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m phalanx.hand FOLDER`: does the jobs of a study whose labels come in, each a line of JSON (`phalanx.crew`).
+"""`python -m phalanx.tools.runner.worker_process FOLDER`: does the jobs of a study whose labels come in, each a line of JSON (`phalanx.tools.runner.process_pool`).
 
 What comes out are lines of JSON: {"round": metrics}, {"told": words}, then {"end": summary} or {"error": sentence}.
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from phalanx.launch import Team
-from phalanx.results import RunFolder
-from phalanx.stop import Interrupted
-from phalanx.study import StudyFolder, perform
+from phalanx.distributed.job import Team
+from phalanx.training.run_folder import RunFolder
+from phalanx.training.interrupt import Interrupted
+from phalanx.tools.runner.study import StudyFolder, perform
 
 
 class Orders:

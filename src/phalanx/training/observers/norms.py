@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from phalanx.expression import method
-from phalanx.observers.observer import Observer
-from phalanx.round import Round
-from phalanx.stack import Stack
-from phalanx.summary import number_of
+from phalanx.core.expression import method
+from phalanx.training.observers.observer import Observer
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.training.summary import number_of
 
 
 @method("norms", "observer")

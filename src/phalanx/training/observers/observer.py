@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.expression import Expression, require
-from phalanx.layout import Layout
-from phalanx.registry import suggest
-from phalanx.round import Round
-from phalanx.stack import Stack
+from phalanx.core.expression import Expression, require
+from phalanx.core.layout import Layout
+from phalanx.core.registry import suggest
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 
 
 class Observer(Expression, ABC):

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.atoms.atoms import Atoms
-from phalanx.atoms.dictionary import Entries
-from phalanx.atoms.probabilities import atomo_probabilities
-from phalanx.atoms.spectral import Spectral
-from phalanx.codecs.atomo import Atomo
-from phalanx.expression import method, require
-from phalanx.layout import Layout
-from phalanx.observers.observer import LayerObserver
-from phalanx.round import Round, stream
-from phalanx.world import payload_bytes
+from phalanx.codecs.atomo.atomo.atoms import Atoms
+from phalanx.codecs.atomo.atomo.dictionary import Entries
+from phalanx.codecs.atomo.atomo.probabilities import atomo_probabilities
+from phalanx.codecs.atomo.atomo.spectral import Spectral
+from phalanx.codecs.atomo.atomo.atomo import Atomo
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.training.observers.observer import LayerObserver
+from phalanx.core.round import Round, stream
+from phalanx.core.payload import payload_bytes
 
 RESHAPES = ("paper", "matrix", "square")
 _STEPS = 20  # of a bisection between no atom and all

@@ -11,7 +11,7 @@ from torch import nn
 from phalanx.data.multi30k import Multi30k
 from phalanx.data.words import sentence
 from phalanx.models.translate import Translates, translate
-from phalanx.optional import optional
+from phalanx.core.optional import optional
 
 
 def bleu(written: Sequence[str], wanted: Sequence[str]) -> float:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.data.files import folder
-from phalanx.expression import method, require
-from phalanx.lock import held
+from phalanx.core.expression import method, require
+from phalanx.core.folder_lock import held
 from phalanx.models.model import Model, Shape
-from phalanx.phase import Run
-from phalanx.results import RunFolder, versions
+from phalanx.training.phase import Run
+from phalanx.training.run_folder import RunFolder, versions
 
 
 @method("trained", "model")
@@ -61,7 +61,7 @@ def _weights(run: Run, root: str) -> dict[str, Tensor]:
     from blake3 import blake3
 
     # imported here, because training knows models
-    from phalanx.train import train
+    from phalanx.training.trainer import train
 
     key = blake3(repr((repr(run), sorted(versions().items()))).encode()).hexdigest()[:24]
     place = Path(root) / "trained" / key

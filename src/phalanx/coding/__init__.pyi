@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+from phalanx.coding.cyclic import Cyclic as cyclic
+from phalanx.coding.detox import detox as detox
+from phalanx.coding.group_vote import GroupVote as group_vote
+from phalanx.coding.repetition import Repetition as repetition
+from phalanx.coding.vote import Vote as vote
