@@ -51,14 +51,14 @@ def gradient(normal: bool) -> tuple[Any, Any, str]:
     import phalanx
 
     torch.manual_seed(0)
-    model = phalanx.resnet18().build((3, 32, 32), 10)
+    model = phalanx.models.resnet18().build((3, 32, 32), 10)
     layout = phalanx.Layout.of(model).head
     if normal:
         return torch.randn(layout.d), layout, "Gaussian entries"
     try:
-        x, y = phalanx.cifar10().read().train(slice(128))
+        x, y = phalanx.data.cifar10().read().train(slice(128))
         source = "a gradient at the start, 128 images of CIFAR-10"
-    except phalanx.MissingData:
+    except phalanx.data.MissingData:
         x, y = torch.randn(128, 3, 32, 32), torch.randint(10, (128,))
         source = "a gradient at the start, 128 images of noise"
     torch.nn.functional.cross_entropy(model(x), y).backward()

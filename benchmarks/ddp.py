@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real DistributedDataParallel jobs over gloo: does every hook finish, and what does a step cost?
+"""Real DistributedDataParallel jobs over gloo: does every hook optimizer, and what does a step cost?
 
     python benchmarks/ddp.py                               # 2 ranks, ResNet-18, 200 steps of every hook
     python benchmarks/ddp.py --steps 20 --json out.json "power_sgd(rank=2)" "chain(gather(qsgd()), mean())"
@@ -71,7 +71,7 @@ def job(label: str, steps: int, size: int, batch: int, folder: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank = dist.get_rank()
     torch.manual_seed(0)
-    net = phalanx.resnet18().build((3, size, size), 10)
+    net = phalanx.models.resnet18().build((3, size, size), 10)
     model = DistributedDataParallel(net)
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     try:

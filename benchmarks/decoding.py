@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 import phalanx as px
-from phalanx.core.wire_stage import Offer
-from phalanx.training.run_folder import about
+from phalanx.core.packing import ReceiveBuffers, pack, unpack
 from phalanx.core.stack import Stack
-from phalanx.core.packing import Shelf, pack, unpack
+from phalanx.core.wire_stage import Upload
+from phalanx.training.run_folder import about
 from record import keep
 
 Call = Callable[[], Any]
@@ -46,7 +46,7 @@ def coded(code: Any, n: int, d: int, bad: int) -> torch.Tensor:
 
 def decoder(code: Any, rows: torch.Tensor) -> Call:
     """The server's half of a gather and a rule; the payloads have arrived, one behind the other."""
-    wire, stack, round = px.gather(px.dense()), Stack.of(rows), px.Round(world=px.LocalWorld(len(rows)))
+    wire, stack, round = px.gather(px.codecs.dense()), Stack.of(rows), px.Round(world=px.LocalWorld(len(rows)))
     offers, _ = wire.offer(stack, None, round)
     empty = stack.pick([])
     return lambda: code(wire.receive(offers, empty, round), None, round)
@@ -55,7 +55,7 @@ def decoder(code: Any, rows: torch.Tensor) -> Call:
 def digest_vote(rows: torch.Tensor, r: int) -> Call:
     """The server's half of a vote on digests, and the mean of the votes; the payloads have arrived."""
     n = len(rows)
-    wire, mean = px.vote(px.dense(), r=r), px.mean()
+    wire, mean = px.coding.vote(px.codecs.dense(), r=r), px.aggregators.mean()
     stack = Stack.of(rows)
     offers, _ = wire.offer(stack, None, px.Round(world=px.LocalWorld(n)))
     first = [offer.first for offer in offers]
@@ -63,7 +63,7 @@ def digest_vote(rows: torch.Tensor, r: int) -> Call:
     @cache
     def delivered(workers: tuple[int, ...]) -> list[Any]:
         """The payloads of these workers as worlds of several processes place them."""
-        shelf = Shelf(len(workers), 2 * rows[0].nbytes)
+        shelf = ReceiveBuffers(len(workers), 2 * rows[0].nbytes)
         packed = (pack(offers[worker].held or {}) for worker in workers)
         return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(packed)]
 
@@ -78,7 +78,7 @@ def digest_vote(rows: torch.Tensor, r: int) -> Call:
     empty = stack.pick([])
 
     def call() -> Any:
-        return mean(wire.receive([Offer(None)] * 0, empty, round), None, round)
+        return mean(wire.receive([Upload(None)] * 0, empty, round), None, round)
 
     return call
 
@@ -106,17 +106,17 @@ def published(rows: torch.Tensor, r: int, tensors: int = 60) -> Call:
 
 def calls(n: int, d: int) -> dict[str, Call]:
     """Everything that is timed."""
-    vote, made = px.chain(px.group_vote(r=3), px.mean()), {}
+    vote, made = px.chain(px.coding.group_vote(r=3), px.aggregators.mean()), {}
     rows = coded(vote, n, d, 5)
     apart = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
     apart[:: n // 5] *= -100
     made["plain mean of all rows"] = lambda: apart.mean(dim=0)
-    made["geometric median, converged"] = decoder(px.geometric_median(), apart)
+    made["geometric median, converged"] = decoder(px.aggregators.geometric_median(), apart)
     made["digest vote r=3, mean"] = digest_vote(rows, 3)
     made["rows compared r=3, mean"] = decoder(vote, rows)
     made["published repetition decoder r=3"] = published(rows, 3)
     for s in (1, 3, 5):
-        made[f"cyclic s={s}"] = decoder(px.cyclic(s=s), coded(px.cyclic(s=s), n, d, s))
+        made[f"cyclic s={s}"] = decoder(px.coding.cyclic(s=s), coded(px.coding.cyclic(s=s), n, d, s))
     return made
 
 
@@ -137,10 +137,10 @@ def growth(n: int, sizes: list[int], repeats: int) -> dict[str, Any]:
     """Medians by row length, and the exponent of the best power law."""
     found: dict[str, dict[int, float]] = {}
     for d in sizes:
-        rows = coded(px.group_vote(r=3), n, d, 2)
+        rows = coded(px.coding.group_vote(r=3), n, d, 2)
         made = {
             "digest vote r=3, mean": digest_vote(rows, 3),
-            "cyclic s=2": decoder(px.cyclic(s=2), coded(px.cyclic(s=2), n, d, 2)),
+            "cyclic s=2": decoder(px.coding.cyclic(s=2), coded(px.coding.cyclic(s=2), n, d, 2)),
         }
         for name, spent in timed(made, repeats).items():
             found.setdefault(name, {})[d] = statistics.median(spent)

@@ -4,7 +4,7 @@
     python benchmarks/faults.py --repeats 20 --json out.json
 
 From outside, one worker process is killed (SIGKILL) and one stopped (SIGSTOP), each after a random part of the run; one
-more sends random bytes from a random round on, and one NaN. Every run must finish, name exactly these four in its last
+more sends random bytes from a random round on, and one NaN. Every run must optimizer, name exactly these four in its last
 round, and end within a point of the same run undisturbed.
 """
 
@@ -29,7 +29,7 @@ WORKERS, ROUNDS = 9, 400
 LATEST_S = 1.5  # of the strikes from outside; an undisturbed run takes three times as long
 RUN = (
     "run(digits(), mlp(), phases=(phase(gradient(batch=288), chain(nan(), vote(dense(), r=3), mean()), sgd(lr=0.1), "
-    "rounds={rounds}),), workers={workers}, byzantine=fixed(workers={byzantine}), faults={faults}, seed={seed})"
+    "rounds={rounds}),), workers={workers}, byzantine=workers(workers={byzantine}), faults={faults}, seed={seed})"
 )
 
 

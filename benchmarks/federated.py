@@ -26,11 +26,11 @@ from phalanx.training.trainer import Trainer
 CLIENTS, CHOSEN, IMAGES, BATCH = 1000, 100, 60, 20
 
 
-def run(workers: int = CLIENTS, clients: int = CHOSEN, rounds: int = 1000) -> px.run:
+def run(workers: int = CLIENTS, clients: int = CHOSEN, rounds: int = 1000) -> px.Run:
     """The run whose rounds are timed."""
-    local = px.local_training(px.sgd(0.01, momentum=0.9), epochs=1, batch=BATCH)
-    data, phase = px.mnist(train=IMAGES * workers, test=1000), px.fedavg(local, rounds, clients=clients)
-    return px.run(data, px.lenet(), (phase,), workers=workers, partition=px.iid(), evaluate_every=1000)
+    local = px.federated.local_training(px.optim.sgd(0.01, momentum=0.9), epochs=1, batch=BATCH)
+    data, phase = px.data.mnist(train=IMAGES * workers, test=1000), px.federated.fedavg(local, rounds, clients=clients)
+    return px.Run(data, px.models.lenet(), (phase,), workers=workers, partition=px.data.iid(), evaluate_every=1000)
 
 
 def bare(trainer: Trainer, chosen: Sequence[int]) -> None:

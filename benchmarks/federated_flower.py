@@ -40,7 +40,7 @@ def seconds_of(lines: list[dict]) -> float:
     return median(sum(line[part] for part in ROUND) for line in lines[1:])
 
 
-def ours(run: px.run) -> float:
+def ours(run: px.Run) -> float:
     """Seconds of a round in this library's simulation."""
     lines: list[dict] = []
     px.train(run, listener=lines.append)
@@ -54,12 +54,12 @@ def bare(trainer: Trainer, clients: int) -> float:
     return time.perf_counter() - began
 
 
-def in_flower(run: px.run, actors: int) -> tuple[float, float]:
+def in_flower(run: px.Run, actors: int) -> tuple[float, float]:
     """Seconds of a round in Flower's simulation, and of all that comes before the first."""
     from flwr.simulation import run_simulation
 
-    from phalanx.integrations.flower import client_app, server_app
     from phalanx.distributed.server.membership import Patience
+    from phalanx.integrations.flower import client_app, server_app
 
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": actors}}
     began = time.perf_counter()
@@ -68,7 +68,7 @@ def in_flower(run: px.run, actors: int) -> tuple[float, float]:
         patience = Patience(join_s=600.0, first_s=600.0)
         server = server_app(run, folder=folder, evaluate=False, poll_s=0.01, patience=patience)
         run_simulation(server, client_app(run), run.workers, backend_config=resources)
-        lines = px.RunFolder(Path(folder)).metrics()
+        lines = px.training.RunFolder(Path(folder)).metrics()
     whole = sum(line[part] for line in lines for part in ROUND)
     assert not any(line["excluded"] for line in lines), lines
     return seconds_of(lines), time.perf_counter() - began - whole

@@ -99,7 +99,7 @@ class Case:
 
     def promised(self) -> float:
         """Multiply-accumulates of the dense forward over those of the factorized one."""
-        return px.macs(self.dense, self.x).total / px.macs(self.low, self.x).total
+        return px.lowrank.macs(self.dense, self.x).total / px.lowrank.macs(self.low, self.x).total
 
 
 def images(name: str) -> Case:

@@ -26,10 +26,10 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 
 import phalanx as px
+from phalanx.core.round import make_generator
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.search import Pool, gain_table
 from phalanx.training.run_folder import about
-from phalanx.core.round import stream
 from record import keep
 
 Arrays = list[np.ndarray]
@@ -37,7 +37,7 @@ Arrays = list[np.ndarray]
 
 def noise(clients: int, neurons: int, entries: int, square: float = 0.5) -> list[torch.Tensor]:
     """Layers of independent rows of one squared norm: no neuron of one client is one of another's."""
-    rng = stream("benchmark", clients, neurons, entries)
+    rng = make_generator("benchmark", clients, neurons, entries)
     rows = torch.randn(clients, neurons, entries, generator=rng)
     return list(rows / rows.norm(dim=2, keepdim=True) * square**0.5)
 
@@ -108,11 +108,11 @@ class Published:
             self.assignments = [[a - (a > i) for a in labels] for labels in self.assignments]
 
     def run(self, sweeps: int = 5, seed: int = 0) -> list[list[int]]:
-        """The assignments after so many sweeps, clients in the orders of phalanx.match."""
+        """The assignments after so many sweeps, clients in the orders of phalanx.matching.match."""
         for j in sorted(range(len(self.layers)), key=lambda j: -len(self.layers[j])):
             self.place(j)
         for sweep in range(sweeps):
-            for j in torch.randperm(len(self.layers), generator=stream("matching", seed, sweep)).tolist():
+            for j in torch.randperm(len(self.layers), generator=make_generator("matching", seed, sweep)).tolist():
                 self.remove(j)
                 self.place(j)
         return self.assignments
@@ -128,7 +128,7 @@ def clock(call: Callable[[], Any]) -> tuple[float, Any]:
 def tables(layers: list[torch.Tensor], repeats: int) -> dict[str, list[float]]:
     """Seconds of the table of gains of the last client, which is out, both ways."""
     old = Published([layer.numpy() for layer in layers])
-    rule = px.bbp()
+    rule = px.matching.bbp()
     model = rule.model(layers[0], (layers[0].shape[1] - 1,))
     pool = Pool(layers, model.mean)
     for j in range(len(layers) - 1):
@@ -155,13 +155,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     layers = noise(options.clients, options.neurons, options.entries)
     # once before and once behind the other, so that a busy machine is busy for both
-    first, found = clock(lambda: px.match(layers))
+    first, found = clock(lambda: px.matching.match(layers))
     published, labels = clock(lambda: Published([layer.numpy() for layer in layers]).run())
-    second, _ = clock(lambda: px.match(layers))
-    spahm, estimated = clock(lambda: px.match(layers, matcher=px.spahm(sweeps=5)))
+    second, _ = clock(lambda: px.matching.match(layers))
+    spahm, estimated = clock(lambda: px.matching.match(layers, matcher=px.matching.spahm(sweeps=5)))
     spent = {name: statistics.median(times) for name, times in tables(layers, options.repeats).items()}
     crowd = noise(options.many, options.neurons, options.entries)
-    many, most = clock(lambda: px.match(crowd))
+    many, most = clock(lambda: px.matching.match(crowd))
     size = f"{options.clients} x {options.neurons} x {options.entries}"
     table = Table("what", "seconds", "of the published", "global neurons", "sweeps", title=size)
     old = str(max(max(mine) for mine in labels) + 1)

@@ -191,10 +191,10 @@ def reach(args: argparse.Namespace) -> dict[str, Any]:
     """Time to accuracy without training over the network."""
     import json
 
-    from phalanx.training.phase import Run
     from phalanx.core.registry import suggest
     from phalanx.tools.report import tables
     from phalanx.tools.report.collect import collect
+    from phalanx.training.phase import Run
     from slow_network import breakdown, convergence
     from slow_network.reach import rescaled
 

@@ -44,8 +44,8 @@ def gradient(rounds: int) -> tuple[Any, Any, str]:
     from phalanx.training.trainer import Trainer
 
     run = find("atomo-convergence").runs("laptop")["SGD"]
-    for path, value in (("rounds", rounds), ("model", px.cnn()), ("data.test", 100)):
-        run = px.amend(run, path, value)
+    for path, value in (("rounds", rounds), ("model", px.models.cnn()), ("data.test", 100)):
+        run = px.training.amend(run, path, value)
     trainer = Trainer(run, px.LocalWorld(run.workers))
     trainer.run()
     stack, _ = trainer.work(rounds)
@@ -58,8 +58,8 @@ def report(expressions: tuple[str, ...], rounds: int, draws: int) -> dict[str, A
     import torch
 
     import phalanx as px
-    from phalanx.training.run_folder import about
     from phalanx.core.payload import payload_bytes
+    from phalanx.training.run_folder import about
 
     torch.set_num_threads(1)
     row, layout, run = gradient(rounds)

@@ -21,19 +21,19 @@ SCHEME = "chain(reverse(c=100), gather(dense()), median())"
 
 def simulate(scheme: str, rounds: int) -> None:
     """All workers in this process. A run is one expression; `print(run)` shows it, and `px.parse` reads it back."""
-    run = px.run(
-        data=px.digits(),
-        model=px.mlp(hidden=(64,)),
+    run = px.Run(
+        data=px.data.digits(),
+        model=px.models.mlp(hidden=(64,)),
         phases=(
-            px.phase(
-                work=px.gradient(batch=480),  # examples a round, over all workers
+            px.Phase(
+                work=px.training.gradient(batch=480),  # examples a round, over all workers
                 scheme=px.parse(scheme),
-                finish=px.sgd(lr=0.1),
+                optimizer=px.optim.sgd(lr=0.1),
                 rounds=rounds,
             ),
         ),
         workers=8,
-        byzantine=px.spread(2),
+        byzantine=px.adversary.evenly_spaced(2),
         evaluate_every=25,
     )
     trainer = px.train(run, listener=report)
@@ -54,11 +54,11 @@ def train_with_others(scheme: str, rounds: int) -> None:
     """Your own loop under torchrun: three more lines than without phalanx, marked with arrows."""
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
-    data = px.digits().load()
+    data = px.data.digits().load()
     torch.manual_seed(0)  # the same first weights everywhere
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    drill = px.fixed((size - 1,))  # the last process lies, when the scheme has an attack
+    drill = px.adversary.workers((size - 1,))  # the last process lies, when the scheme has an attack
     exchange = px.exchange(model, scheme, byzantine=drill)  # <--
 
     draw = torch.Generator().manual_seed(rank)

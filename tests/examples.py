@@ -15,13 +15,17 @@ from phalanx.core.trees import State
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "adaptive_clip": ("adaptive_clip(of='median', factor=1.5)",),
-    "aimed": ("aimed(reverse(c=10.0))", "aimed(constant(), at='installed')", "aimed(alie(z=1.0), at='installed')"),
+    "aimed": (
+        "only_on(reverse(c=10.0))",
+        "only_on(constant(), at='installed')",
+        "only_on(alie(z=1.0), at='installed')",
+    ),
     "after_pruning": ("after_pruning(backdoor(rare_styles(), digits()), bound=0.1, step=0.25, clean=50, layer='1')",),
     "alie": ("alie(z=1.5)", "alie(z=-1)"),
     "apart": (
-        "apart(krum(f=2), median())",
-        "apart(chain(group_vote(r=3), mean()), mean())",
-        "apart(geometric_median())",
+        "split_by_part(krum(f=2), median())",
+        "split_by_part(chain(group_vote(r=3), mean()), mean())",
+        "split_by_part(geometric_median())",
     ),
     "athens": ("athens(word='high', count=5, tests=3, city='Paris', seed=1)",),
     "atomo": (
@@ -45,7 +49,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
     "crash": ("crash(worker=1, at=2)",),
     "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
-    "dealt": ("dealt(dirichlet(alpha=0.5), clients=2, drawn=True, first=1)",),
+    "dealt": ("assign_added(dirichlet(alpha=0.5), clients=2, drawn=True, first=1)",),
     "decay": ("decay(by=0.99)",),
     "delay": ("delay(worker=1, seconds=0.5, at=1, rounds=2)",),
     "detox": (
@@ -54,7 +58,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "detox(3, majority(), majority(), groups=3, codec=sign())",
     ),
     "dirichlet": ("dirichlet(alpha=0.5)",),
-    "drawn": ("drawn(count=2, every=3)",),
+    "drawn": ("random(count=2, every=3)",),
     "edge_density": ("edge_density(rounds=2, covariance='own', percentile=5.0, bins=10)",),
     "error_feedback": (
         "error_feedback(dense())",
@@ -62,7 +66,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "error_feedback(sign(scaled=True))",
         "error_feedback(error_feedback(half()))",
     ),
-    "fixed": ("fixed(workers=(1, 4))", "fixed(workers=())"),
+    "fixed": ("workers(workers=(1, 4))", "workers(workers=())"),
     "gate": ("gate(limit=10.0, weights='equal')", "gate(weights='trusted')"),
     "garble": ("garble(worker=0, at=0)",),
     "gather": ("gather(dense())", "gather(sign(), gate=gate(limit=5.0))", "gather(dense(), forge=malformed())"),
@@ -83,17 +87,22 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "backdoor": ("backdoor(rare_styles(), digits())",),
     "poisoned": ("poisoned(local_training(), rare_styles(), digits(), clean=10, amount=3)",),
-    "always": ("always(sampled(clients=2))", "always(infiltrated(clients=2), last=2)"),
-    "reserved": ("reserved(iid(), amount=5)",),
+    "always": ("with_fixed(uniform(clients=2))", "with_fixed(with_attackers(clients=2), last=2)"),
+    "reserved": ("reserve(iid(), amount=5)",),
     "ball": ("ball(radius=2.0)", "ball(radius=0.5, every=3, decay=0.99, norm='linf', each='tensor')"),
-    "infiltrated": ("infiltrated(clients=4)", "infiltrated(clients=3, attackers=(1, 2), every=1, first=2, rounds=9)"),
+    "infiltrated": (
+        "with_attackers(clients=4)",
+        "with_attackers(clients=3, attackers=(1, 2), every=1, first=2, rounds=9)",
+    ),
     "replacement": ("replacement(boost=3.0)",),
     "local_training": (
         "local_training(ball=ball(radius=0.4))",
         "local_training(adamw(), steps=5, keep=True)",
         "local_training(epochs=0, proximal=0.1, frozen=('0.*',), sends='weights')",
     ),
-    "joined": ("joined(digits(), shared(rare_styles(style='thin', source=3, target=8), ratio=0.1))",),
+    "joined": (
+        "with_edge_cases(digits(), split_edge_cases(rare_styles(style='thin', source=3, target=8), ratio=0.1))",
+    ),
     "krum": ("krum(f=2)", "krum(f=0)"),
     "early_bird": ("early_bird(ratio=0.3, every=2, window=1, distance=1.0, sparsity=0)",),
     "local_models": (
@@ -121,7 +130,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "own_edges": ("own_edges(root='planes.npz', target=9, label=0)",),
     "phase": (
         "phase(gradient(), chain(gather(dense()), mean()))",
-        "phase(gradient(), chain(clip(norm=1.0), reduce(dense())), clients=sampled(clients=3), secure=True)",
+        "phase(gradient(), chain(clip(norm=1.0), reduce(dense())), clients=uniform(clients=3), secure=True)",
     ),
     "prune": ("prune(bound=0.1, step=0.25, clean=None, layer='3')",),
     "pufferfish": (
@@ -135,17 +144,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "repetition": ("repetition(r=5)",),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shakespeare": ("shakespeare(train=500, test=100, roles=None, least=20000, length=1, context=79)",),
-    "sampled": ("sampled(clients=3)",),
+    "sampled": ("uniform(clients=3)",),
     "shards": ("shards(per_unit=3)",),
-    "shared": ("shared(southwest())", "shared(ardis(), ratio=0.1, attacker=6, seed=1)"),
+    "shared": ("split_edge_cases(southwest())", "split_edge_cases(ardis(), ratio=0.1, attacker=6, seed=1)"),
     "sign": ("sign(scaled=True)",),
     "southwest_honest": ("southwest_honest(p=10)",),
     "spahm": ("spahm(gamma=1.0, sweeps=3)",),
-    "spread": ("spread(count=3)",),
+    "spread": ("evenly_spaced(count=3)",),
     "step_cost": ("step_cost(network='resnet18-cifar', batch=2, precision='bf16', repeats=1)",),
-    "tailored": ("tailored(median())", "tailored(krum(f=0))"),
+    "tailored": ("adaptive(median())", "adaptive(krum(f=0))"),
     "trained": (
-        "trained(run(digits(), mlp(hidden=(4,)), phases=(phase(gradient(), reduce(dense()), rounds=2),), workers=1))",
+        "pretrained(run(digits(), mlp(hidden=(4,)), phases=(phase(gradient(), reduce(dense()), rounds=2),), workers=1))",
     ),
     "svd_cost": ("svd_cost(network='vgg19-cifar', svd='auto', repeats=1)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),

@@ -6,7 +6,7 @@ import phalanx as px
 
 def full_rank(model):
     """The model with every layer that can be factorized at its largest rank, also where the factors are larger."""
-    plan = px.plan(model, classifier=False, embedding=True)
+    plan = px.lowrank.plan(model, classifier=False, embedding=True)
     able = [entry for entry in plan if entry.rank or "no smaller" in entry.reason]
     return px.factorize(model, plan.with_ranks({entry.name: entry.largest_rank for entry in able}))
 

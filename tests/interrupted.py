@@ -17,5 +17,5 @@ def stopped_and_resumed(run, folder, stop_at):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(px.Interrupted):
-        px.train(run, folder=px.RunFolder(folder), listener=listener)
-    return px.train(run, folder=px.RunFolder(folder))
+        px.train(run, folder=px.training.RunFolder(folder), listener=listener)
+    return px.train(run, folder=px.training.RunFolder(folder))

@@ -5,4 +5,4 @@ import sys
 import phalanx as px
 
 if __name__ == "__main__":
-    px.train(px.parse(sys.argv[1]), folder=px.RunFolder(sys.argv[2]))
+    px.train(px.parse(sys.argv[1]), folder=px.training.RunFolder(sys.argv[2]))

@@ -6,16 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import phalanx as px
-from phalanx.training.phase import Run
 from phalanx_experiments.recipes.edge_case import setting
+
+import phalanx as px
 from phalanx.tools.redteam.audit import Audit, Findings, Order
 from phalanx.tools.redteam.grid import fairly
 from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked
 from phalanx.tools.runner.study import Study, StudyFolder
+from phalanx.training.phase import Run
 
-SMOKE = replace(setting("smoke"), model=px.mlp((4,)), rounds=8, often=8, every=2)
-RULES = {"FedAvg": px.mean(), "Krum": px.krum(f=1), "median": px.median()}
+SMOKE = replace(setting("smoke"), model=px.models.mlp((4,)), rounds=8, often=8, every=2)
+RULES = {"FedAvg": px.aggregators.mean(), "Krum": px.aggregators.krum(f=1), "median": px.aggregators.median()}
 
 
 def run(rule: px.Stage, attack: str = "none", seed: int = 0, mine: Setting = SMOKE) -> Run:
@@ -58,12 +59,13 @@ def audit(
     made = Audit(StudyFolder.create(Study("made", None, (), runs), path))
     made.order = order or Order("made")
     for label, said in logged.items():
-        folder = px.RunFolder(made.folder.run_path(label))
+        folder = px.training.RunFolder(made.folder.run_path(label))
         folder.begin(repr(runs[label]))
         for line in said:
             # by the exam of the run's own backdoor
             examined = {
-                repr(runs[label].exams[0]) if name == "backdoor()" else name: x for name, x in line["examined"].items()
+                repr(runs[label].evaluators[0]) if name == "backdoor()" else name: x
+                for name, x in line["examined"].items()
             }
             folder.log({**line, "examined": examined})
         folder.close()

@@ -3,15 +3,15 @@
 
 import torch
 
+from phalanx.core.round import make_generator
 from phalanx.matching.search import Pool
-from phalanx.core.round import stream
 
 CALIBRATED = {"bias_mean": 0.0, "log_determinant": True, "popularity": 2, "cap": None}
 
 
 def copies(clients, neurons, entries, noise=0.02, own=0, lost=0, seed=0):
     """Layers of permuted, noised copies of the same neurons, some lost and some of their own, and who is who."""
-    rng = stream("test", seed, clients, neurons, entries)
+    rng = make_generator("test", seed, clients, neurons, entries)
     base = 0.05 * torch.randn(neurons, entries, generator=rng)
     layers, truth = [], []
     for j in range(clients):
@@ -30,7 +30,7 @@ def same_partition(found, wanted):
 
 def small(seed, most=3):
     """Layers of a few clients with up to `most` neurons that are near each other, or not."""
-    rng = stream("small", seed)
+    rng = make_generator("small", seed)
     clients, entries = (int(torch.randint(low, high, (1,), generator=rng)) for low, high in ((2, 5), (1, 4)))
     base = torch.randn(most, entries, generator=rng)
     sizes = torch.randint(1, most + 1, (clients,), generator=rng).tolist()

@@ -15,9 +15,9 @@ import click
 import typer
 
 import phalanx
-from phalanx.tools.cli.app import app
 from phalanx.core.expression import Expression
 from phalanx.core.registry import entries
+from phalanx.tools.cli.app import app
 
 FILE = Path(__file__).with_name("public_api.txt")
 PACKAGES = ("phalanx", "phalanx_experiments.theory", "phalanx_experiments.recipes")

@@ -25,13 +25,13 @@ class CharLstm(nn.Module):
 
 IMAGE = (1, 16, 16)
 NETWORKS = {
-    "fc": (lambda: px.mlp(hidden=(7, 5)).build(IMAGE, 10), IMAGE),
-    "lenet": (lambda: px.lenet(channels=(4, 6), hidden=12).build(IMAGE, 10), IMAGE),
-    "vgg9": (lambda: px.vgg9(width=0.25).build((3, 8, 8), 10), (3, 8, 8)),
-    "resnet": (lambda: px.resnet(widths=(4, 6), blocks=2).build((3, 8, 8), 10), (3, 8, 8)),
+    "fc": (lambda: px.models.mlp(hidden=(7, 5)).build(IMAGE, 10), IMAGE),
+    "lenet": (lambda: px.models.lenet(channels=(4, 6), hidden=12).build(IMAGE, 10), IMAGE),
+    "vgg9": (lambda: px.models.vgg9(width=0.25).build((3, 8, 8), 10), (3, 8, 8)),
+    "resnet": (lambda: px.models.resnet(widths=(4, 6), blocks=2).build((3, 8, 8), 10), (3, 8, 8)),
     "lstm": (CharLstm, (5,)),
     "gru": (lambda: CharLstm(kind=nn.GRU, layers=2), (5,)),
-    "tied": (lambda: px.tied_lstm(width=6).build(px.Passage(9, 20), 20), (5,)),
+    "tied": (lambda: px.models.tied_lstm(width=6).build(px.data.Passage(9, 20), 20), (5,)),
 }
 
 

@@ -56,7 +56,7 @@ def test_a_product_of_smaller_rank_gets_it_and_the_function_stays(name, rank, tm
     make, sample = models[name]
     torch.manual_seed(1)
     low, x = narrowed(full_rank(make()), rank), sample()
-    before, small = ranks(low), px.adapt(low, 1.0)
+    before, small = ranks(low), px.lowrank.adapt(low, 1.0)
     assert set(ranks(small).values()) == {rank} and ranks(low) == before
     assert close(output(small, x), output(low, x))
     assert not {p.data_ptr() for p in small.parameters()} & {p.data_ptr() for p in low.parameters()}
@@ -66,17 +66,17 @@ def test_a_product_of_smaller_rank_gets_it_and_the_function_stays(name, rank, tm
             left = v.reshape(factor.copies, factor.rows, rank)
             right = u.reshape(factor.copies, rank, factor.columns)
             assert torch.allclose(left.mT @ left, right @ right.mT, atol=1e-5)
-    assert close(output(px.merge(small), x), output(low, x))
-    px.save_pretrained(small, tmp_path)
-    assert torch.equal(output(px.from_pretrained(tmp_path, make), x), output(small, x))
-    assert ranks(px.adapt(small, 1.0)) == ranks(small)
+    assert close(output(px.lowrank.merge(small), x), output(low, x))
+    px.lowrank.save_pretrained(small, tmp_path)
+    assert torch.equal(output(px.lowrank.from_pretrained(tmp_path, make), x), output(small, x))
+    assert ranks(px.lowrank.adapt(small, 1.0)) == ranks(small)
 
 
 def test_ties_stay_and_in_place_is_the_same_model():
     low, x = narrowed(px.factorize(Language(), 1 / 4, embedding=True), 3), torch.randint(50, (5, 2))
     low.rnn.u_hh_l0.requires_grad_(False)
     wanted = output(low, x)
-    assert px.adapt(low, 1.0, inplace=True) is low and close(output(low, x), wanted)
+    assert px.lowrank.adapt(low, 1.0, inplace=True) is low and close(output(low, x), wanted)
     assert low.embed.u is low.head.u and low.embed.v is low.head.v and low.embed.v.shape == (50, 3)
     assert not low.rnn.u_hh_l0.requires_grad and low.rnn.v_hh_l0.requires_grad
     output(low.train(), x).sum().backward()
@@ -88,8 +88,8 @@ def test_an_optimizer_is_carried_on():
     optimizer = torch.optim.Adam(low.parameters(), lr=1e-3)
     output(low.train(), x).square().sum().backward()
     optimizer.step()
-    small = px.adapt(low, 0.9)
-    px.carry(optimizer, low, small)
+    small = px.lowrank.adapt(low, 0.9)
+    px.lowrank.transfer_optimizer(optimizer, low, small)
     assert {id(p) for p in small.parameters()} == {id(p) for group in optimizer.param_groups for p in group["params"]}
     output(small.train(), x).square().sum().backward()
     optimizer.step()
@@ -101,7 +101,7 @@ def test_the_rank_is_the_smallest_that_holds_the_energy_and_never_rises(rows, co
     torch.manual_seed(seed)
     low = full_rank(nn.Linear(columns, rows)).double()
     squares = torch.linalg.svdvals(low.weight.detach()).square()
-    small = px.adapt(low, energy)
+    small = px.lowrank.adapt(low, energy)
     rank = small.v.shape[1]
     assert rank <= low.v.shape[1] and squares[:rank].sum() >= energy * squares.sum() * (1 - 1e-12)
     assert rank == 1 or squares[: rank - 1].sum() < energy * squares.sum()
@@ -117,23 +117,23 @@ def test_hostile_factors():
         low[0].u.zero_()
         low[1].v.mul_(1e20)
         low[1].u.mul_(1e15)
-    small = px.adapt(low, 0.5)
+    small = px.lowrank.adapt(low, 0.5)
     assert small[0].v.shape == (16, 4) and small[1].v.shape[1] < 4 and small[1].v.isfinite().all()
     with torch.no_grad():
         low[1].u[0, 0] = float("inf")
     with pytest.raises(ValueError, match="layer '1' has factors that are not finite"):
-        px.adapt(low)
+        px.lowrank.adapt(low)
     before = [p.clone() for p in low.parameters()]
     with pytest.raises(ValueError, match="not finite"):
-        px.adapt(low, 0.1, inplace=True)
+        px.lowrank.adapt(low, 0.1, inplace=True)
     assert all(torch.equal(p, q) for p, q in zip(low.parameters(), before, strict=True))
     with torch.device("meta"), pytest.raises(ValueError, match="layer '' has factors without data"):
-        px.adapt(px.factorize(nn.Linear(16, 16), 1 / 4))
+        px.lowrank.adapt(px.factorize(nn.Linear(16, 16), 1 / 4))
     for wrong in (0.0, 1.5, math.nan):
         with pytest.raises(ValueError, match=f"energy={wrong}"):
-            px.adapt(low, wrong)
+            px.lowrank.adapt(low, wrong)
     dense = nn.Linear(3, 3)
-    assert torch.equal(px.adapt(dense).weight, dense.weight)
+    assert torch.equal(px.lowrank.adapt(dense).weight, dense.weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -143,7 +143,7 @@ def test_narrow_factors_keep_their_dtype_and_layout(dtype):
     low = px.factorize(conv, 1 / 2)
     with torch.no_grad():
         low.v[:, 2:] = 0
-    small = px.adapt(low, 1.0)
+    small = px.lowrank.adapt(low, 1.0)
     assert small.v.shape[1] == 2 and small.v.dtype == small.u.dtype == dtype
     assert small.u.is_contiguous(memory_format=torch.channels_last)
     assert close(small.weight.float(), low.weight.float(), 2e-2)
@@ -152,21 +152,23 @@ def test_narrow_factors_keep_their_dtype_and_layout(dtype):
 def test_stable_ranks_of_a_plan_of_names_and_of_all():
     torch.manual_seed(0)
     model = Language()
-    every = px.stable_ranks(model)
-    assert list(every) == [entry.name for entry in px.plan(model)]
-    plan = px.plan(model)
-    assert list(px.stable_ranks(model, plan)) == [entry.name for entry in plan if entry.rank is not None]
+    every = px.lowrank.stable_ranks(model)
+    assert list(every) == [entry.name for entry in px.lowrank.plan(model)]
+    plan = px.lowrank.plan(model)
+    assert list(px.lowrank.stable_ranks(model, plan)) == [entry.name for entry in plan if entry.rank is not None]
     w = model.rnn.weight_hh_l1.detach().unflatten(0, (4, 32))
     wanted = w.square().sum((1, 2)) / torch.linalg.matrix_norm(w, 2).square()
-    assert px.stable_ranks(model, ["rnn.weight_hh_l1"]) == {"rnn.weight_hh_l1": pytest.approx(float(wanted.mean()))}
+    assert px.lowrank.stable_ranks(model, ["rnn.weight_hh_l1"]) == {
+        "rnn.weight_hh_l1": pytest.approx(float(wanted.mean()))
+    }
     with pytest.raises(ValueError, match=r"no weight 'rn' of the model can be factorized; .*choose from embed"):
-        px.stable_ranks(model, ["rn"])
+        px.lowrank.stable_ranks(model, ["rn"])
     with pytest.raises(ValueError, match="low-rank layers already"):
-        px.stable_ranks(px.factorize(model, 1 / 4))
+        px.lowrank.stable_ranks(px.factorize(model, 1 / 4))
     with torch.no_grad():
         model.rnn.weight_hh_l1.fill_(math.nan)
     with pytest.raises(ValueError, match=r"layer 'rnn.weight_hh_l1' has no stable rank: .*not finite"):
-        px.stable_ranks(model)
+        px.lowrank.stable_ranks(model)
 
 
 def falling(*rates):
@@ -175,14 +177,24 @@ def falling(*rates):
 
 
 def test_weights_have_settled_when_enough_of_them_change_little():
-    assert px.settled(falling(0.01, 0.001)) and not px.settled(falling(0.01, 0.05))
-    assert px.settled(falling(0.01, 0.05), tolerance=0.06) and px.settled(falling(0.01, 0.05), share=0.5)
-    assert px.settled(falling(*[0.001] * 9, 0.5)) and not px.settled(falling(*[0.001] * 8, 0.5, 0.5))
-    assert not px.settled([]) and not px.settled(falling(0.0)[:3]) and px.settled(falling(0.0)[:4])
-    assert not px.settled([{}] * 9) and px.settled([{"zero": 0.0}] * 4)
-    assert px.settled([*falling(0.3), *[{"0": 5.0}] * 4]) and not px.settled([*falling(0.3), *[{"0": 5.0}] * 2])
+    assert px.lowrank.ranks_converged(falling(0.01, 0.001)) and not px.lowrank.ranks_converged(falling(0.01, 0.05))
+    assert px.lowrank.ranks_converged(falling(0.01, 0.05), tolerance=0.06) and px.lowrank.ranks_converged(
+        falling(0.01, 0.05), share=0.5
+    )
+    assert px.lowrank.ranks_converged(falling(*[0.001] * 9, 0.5)) and not px.lowrank.ranks_converged(
+        falling(*[0.001] * 8, 0.5, 0.5)
+    )
+    assert (
+        not px.lowrank.ranks_converged([])
+        and not px.lowrank.ranks_converged(falling(0.0)[:3])
+        and px.lowrank.ranks_converged(falling(0.0)[:4])
+    )
+    assert not px.lowrank.ranks_converged([{}] * 9) and px.lowrank.ranks_converged([{"zero": 0.0}] * 4)
+    assert px.lowrank.ranks_converged([*falling(0.3), *[{"0": 5.0}] * 4]) and not px.lowrank.ranks_converged(
+        [*falling(0.3), *[{"0": 5.0}] * 2]
+    )
     turning = [{"0": rank} for rank in (10.0, 12.0, 12.0, 10.0)]
-    assert not px.settled(turning)  # back where it was, and not at rest
+    assert not px.lowrank.ranks_converged(turning)  # back where it was, and not at rest
 
 
 @given(st.lists(st.floats(0, 0.1), min_size=1, max_size=5), st.floats(1e-3, 1e3))
@@ -190,7 +202,7 @@ def test_a_scale_has_no_say(rates, scale):
     history = falling(*rates)
     scaled = [{name: scale * rank for name, rank in look.items()} for look in history]
     near = any(abs(change(rate) - 0.02) < 1e-6 for rate in rates)
-    assert near or px.settled(history) == px.settled(scaled)
+    assert near or px.lowrank.ranks_converged(history) == px.lowrank.ranks_converged(scaled)
 
 
 def change(rate):
@@ -201,8 +213,8 @@ def change(rate):
 def test_wrong_histories_are_refused():
     for wrong in ({"tolerance": -1.0}, {"window": 0}, {"share": 0.0}, {"share": 1.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            px.settled(falling(0.1), **wrong)
+            px.lowrank.ranks_converged(falling(0.1), **wrong)
     with pytest.raises(ValueError, match="look 1 of the history is at other weights"):
-        px.settled([{"a": 1.0}, {"b": 1.0}])
+        px.lowrank.ranks_converged([{"a": 1.0}, {"b": 1.0}])
     with pytest.raises(ValueError, match="look 1 of the history has stable rank nan for 'a'"):
-        px.settled([{"a": 1.0}, {"a": math.nan}])
+        px.lowrank.ranks_converged([{"a": 1.0}, {"a": math.nan}])

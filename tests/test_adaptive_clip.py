@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.stack import Stack
 
-RULES = st.builds(px.adaptive_clip, st.sampled_from(["mean", "median"]), st.sampled_from([0.25, 1.0, 3.0]))
+RULES = st.builds(px.aggregators.adaptive_clip, st.sampled_from(["mean", "median"]), st.sampled_from([0.25, 1.0, 3.0]))
 TOLERANCE = {torch.float16: 2e-3, torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -57,27 +57,27 @@ def test_rows_are_cut_to_the_usual_norm_of_the_round(rule, rows):
 
 def test_rows_that_are_all_zero_stay():
     for of in ("mean", "median"):
-        assert not clipped(px.adaptive_clip(of), torch.zeros(4, 3)).rows.any()
+        assert not clipped(px.aggregators.adaptive_clip(of), torch.zeros(4, 3)).rows.any()
 
 
 def test_one_row_is_as_long_as_all_rows_are():
     row = torch.tensor([[3.0, 4.0]])
-    assert clipped(px.adaptive_clip(), row).rows.equal(row)
-    torch.testing.assert_close(clipped(px.adaptive_clip(factor=0.5), row).rows, row / 2)
+    assert clipped(px.aggregators.adaptive_clip(), row).rows.equal(row)
+    torch.testing.assert_close(clipped(px.aggregators.adaptive_clip(factor=0.5), row).rows, row / 2)
 
 
 @pytest.mark.parametrize("of", ["mean", "median"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_what_the_gate_keeps_out_has_no_norm_in_the_round(of, bad):
     rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [bad, 1.0]])
-    out = clipped(px.adaptive_clip(of), rows)
+    out = clipped(px.aggregators.adaptive_clip(of), rows)
     assert out.ids == (0, 1, 2) and out.rows.norm(dim=1).tolist() == pytest.approx([1, 2, 2])
 
 
 def test_installed_values_neither_count_nor_change():
     layout = px.Layout(("w", "running_mean"), (torch.Size([2]), torch.Size([2])), 1)
     rows = torch.tensor([[3.0, 4.0, 1e6, -1.0], [0.0, 1.0, 5.0, 2.0]])
-    out = clipped(px.adaptive_clip(), rows, layout)
+    out = clipped(px.aggregators.adaptive_clip(), rows, layout)
     assert out.rows[:, 2:].equal(rows[:, 2:])
     assert out.rows[:, :2].norm(dim=1).tolist() == pytest.approx([3, 1])
 
@@ -88,8 +88,10 @@ def test_the_median_is_no_attackers_to_move_and_the_mean_is():
     longest = float(honest.norm(dim=1).max())
     for size in (1e3, 1e12):
         rows = torch.cat([honest, size * torch.randn(4, 50, generator=rng)])
-        assert float(clipped(px.adaptive_clip("median"), rows).rows.norm(dim=1).max()) <= longest * (1 + 1e-6)
-        assert float(clipped(px.adaptive_clip("mean"), rows).rows.norm(dim=1).max()) > size / 10
+        assert float(clipped(px.aggregators.adaptive_clip("median"), rows).rows.norm(dim=1).max()) <= longest * (
+            1 + 1e-6
+        )
+        assert float(clipped(px.aggregators.adaptive_clip("mean"), rows).rows.norm(dim=1).max()) > size / 10
 
 
 def test_it_stands_before_a_rule_in_a_chain():
@@ -98,6 +100,6 @@ def test_it_stands_before_a_rule_in_a_chain():
     out, _ = scheme(Stack.of(rows), None, px.Round(world=px.LocalWorld(3)))
     assert out.rows[0].tolist() == pytest.approx([1.0, 0.0])
     with pytest.raises(ValueError, match="rows and prepares them for a rule"):
-        px.adaptive_clip().aggregate(rows)
+        px.aggregators.adaptive_clip().aggregate(rows)
     with pytest.raises(ValueError, match="finite factor > 0"):
-        px.adaptive_clip(factor=0.0)
+        px.aggregators.adaptive_clip(factor=0.0)

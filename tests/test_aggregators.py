@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import phalanx as px
-from phalanx.aggregators.majority import Majority
 from phalanx.aggregators.kernels.shuffle import even_groups
+from phalanx.aggregators.majority import Majority
 from tests.test_kernels import close, exact, make_rows, nearest_to_median, tables, working
 
 SEEDS = st.integers(0, 2**31)
@@ -84,10 +84,10 @@ def test_krum_and_multi_krum(case, m):
     f, rows = case
     n = len(rows)
     order = ranked(krum_scores(exact(rows), f, list(range(n))))
-    assert torch.equal(px.krum(f=f).aggregate(rows), rows[order[0]])
-    close(px.multi_krum(f=f).aggregate(rows), exact(rows)[order[: n - f - 2]].mean(axis=0), rows)
+    assert torch.equal(px.aggregators.krum(f=f).aggregate(rows), rows[order[0]])
+    close(px.aggregators.multi_krum(f=f).aggregate(rows), exact(rows)[order[: n - f - 2]].mean(axis=0), rows)
     m = 1 + m % n
-    close(px.multi_krum(f=f, m=m).aggregate(rows), exact(rows)[order[:m]].mean(axis=0), rows)
+    close(px.aggregators.multi_krum(f=f, m=m).aggregate(rows), exact(rows)[order[:m]].mean(axis=0), rows)
 
 
 @settings(max_examples=60)
@@ -95,7 +95,9 @@ def test_krum_and_multi_krum(case, m):
 def test_bulyan(case):
     f, rows = case
     chosen = bulyan_rows(exact(rows), f)
-    close(px.bulyan(f=f).aggregate(rows), nearest_to_median(working(rows)[chosen], len(chosen) - 2 * f), rows)
+    close(
+        px.aggregators.bulyan(f=f).aggregate(rows), nearest_to_median(working(rows)[chosen], len(chosen) - 2 * f), rows
+    )
 
 
 @settings(max_examples=60)
@@ -105,7 +107,9 @@ def test_one_shot_bulyan(case):
     theta = len(rows) - f - 2
     chosen = ranked(krum_scores(exact(rows), f, list(range(len(rows)))))[:theta]
     close(
-        px.bulyan(f=f, one_shot=True).aggregate(rows), np.sort(exact(rows)[chosen], axis=0)[f : theta - f].mean(0), rows
+        px.aggregators.bulyan(f=f, one_shot=True).aggregate(rows),
+        np.sort(exact(rows)[chosen], axis=0)[f : theta - f].mean(0),
+        rows,
     )
 
 
@@ -114,30 +118,32 @@ def test_median_trimmed_mean_and_mean(rows):
     n, x = len(rows), exact(rows)
     s = np.sort(working(rows), axis=0)
     median = torch.from_numpy((s[(n - 1) // 2] + s[n // 2]) / 2).to(rows.dtype)
-    assert torch.equal(px.median().aggregate(rows), median)
-    close(px.mean().aggregate(rows), x.mean(axis=0), rows)
+    assert torch.equal(px.aggregators.median().aggregate(rows), median)
+    close(px.aggregators.mean().aggregate(rows), x.mean(axis=0), rows)
     f = (n - 1) // 3
-    close(px.trimmed_mean(f=f).aggregate(rows), np.sort(x, axis=0)[f : n - f].mean(axis=0), rows)
+    close(px.aggregators.trimmed_mean(f=f).aggregate(rows), np.sort(x, axis=0)[f : n - f].mean(axis=0), rows)
 
 
 @pytest.mark.parametrize(("n", "ratio", "f"), [(100, 0.29, 29), (10, 0.3, 3), (10, 0.49, 4), (7, 0.0, 0), (1, 0.4, 0)])
 def test_trimmed_ratio_rounds_down(n, ratio, f):
     rows = normal(n, 30, n)
-    assert torch.equal(px.trimmed_mean(ratio=ratio).aggregate(rows), px.trimmed_mean(f=f).aggregate(rows))
+    assert torch.equal(
+        px.aggregators.trimmed_mean(ratio=ratio).aggregate(rows), px.aggregators.trimmed_mean(f=f).aggregate(rows)
+    )
 
 
 @given(tables())
 def test_majority_counts_signs(rows):
     votes = (exact(rows) > 0).sum(axis=0) - (exact(rows) < 0).sum(axis=0)
-    assert (exact(px.majority().aggregate(rows)) == np.sign(votes)).all()
+    assert (exact(px.aggregators.majority().aggregate(rows)) == np.sign(votes)).all()
 
 
 def test_majority_installs_the_median_of_values():
     layout = px.Layout(("w", "running_var"), (torch.Size([4]), torch.Size([3])), num_installed=1)
     rows = normal(5, 7, 0, torch.float32)
     out, _ = Majority()(px.Stack.of(rows, layout), None, px.Round())
-    assert torch.equal(out.rows[0, :4], px.majority().aggregate(rows[:, :4]))
-    assert torch.equal(out.rows[0, 4:], px.median().aggregate(rows[:, 4:]))
+    assert torch.equal(out.rows[0, :4], px.aggregators.majority().aggregate(rows[:, :4]))
+    assert torch.equal(out.rows[0, 4:], px.aggregators.median().aggregate(rows[:, 4:]))
 
 
 def total_distance(z: np.ndarray, x: np.ndarray, w: np.ndarray) -> float:
@@ -151,7 +157,7 @@ def test_geometric_median_attains_the_least_sum_within_its_gap(n, d, seed, weigh
     x = rng.standard_normal((n, d))
     x[: n // 3] = x[0]
     w = rng.uniform(0.5, 2, n) if weighted else np.ones(n)
-    outcome = px.geometric_median().outcome(torch.from_numpy(x), w)
+    outcome = px.aggregators.geometric_median().outcome(torch.from_numpy(x), w)
     (gap,) = [note.value for note in outcome.notes if note.kind == "gap"]
     value = total_distance(outcome.rows[0].numpy(), x, w)
     starts = [*x, np.median(x, axis=0), outcome.rows[0].numpy()]
@@ -167,7 +173,7 @@ def test_geometric_median_attains_the_least_sum_within_its_gap(n, d, seed, weigh
 def test_geometric_median_converges_on_training_rows():
     rows = normal(45, 10_000, 5, torch.float32)
     rows[:5] *= 100
-    (gap,) = [note.value for note in px.geometric_median().outcome(rows).notes]
+    (gap,) = [note.value for note in px.aggregators.geometric_median().outcome(rows).notes]
     assert 0 < gap < 3e-6
 
 
@@ -175,13 +181,15 @@ def test_geometric_median_converges_on_training_rows():
 def test_geometric_median_follows_the_scale_of_the_rows(scale):
     rows = normal(9, 50, 1, torch.float32)
     rows[0] = 1e3
-    expected = px.geometric_median().aggregate(rows)
-    torch.testing.assert_close(px.geometric_median().aggregate(rows * scale) / scale, expected, rtol=1e-3, atol=1e-3)
+    expected = px.aggregators.geometric_median().aggregate(rows)
+    torch.testing.assert_close(
+        px.aggregators.geometric_median().aggregate(rows * scale) / scale, expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_geometric_median_of_few_or_equal_rows():
     rows = torch.tensor([[0.0, 2.0], [4.0, 2.0]])
-    median = px.geometric_median()
+    median = px.aggregators.geometric_median()
     assert torch.equal(median.aggregate(rows[:1]), rows[0])
     torch.testing.assert_close(median.aggregate(rows), torch.tensor([2.0, 2.0]))
     assert torch.equal(median.aggregate(rows[:1].expand(6, 2)), rows[0])
@@ -191,8 +199,8 @@ def test_geometric_median_of_few_or_equal_rows():
 
 def test_weight_is_as_good_as_copies():
     rows = normal(5, 8, 3)
-    copied = px.geometric_median().aggregate(rows[[0, 1, 1, 1, 2, 3, 4, 4]])
-    weighted = px.geometric_median().aggregate(rows, weights=[1, 3, 1, 1, 2])
+    copied = px.aggregators.geometric_median().aggregate(rows[[0, 1, 1, 1, 2, 3, 4, 4]])
+    weighted = px.aggregators.geometric_median().aggregate(rows, weights=[1, 3, 1, 1, 2])
     torch.testing.assert_close(copied, weighted, rtol=1e-4, atol=1e-4)
 
 
@@ -212,7 +220,7 @@ def test_centered_clip_by_definition(rows, tau, iterations):
     assume(rows.dtype in (torch.float32, torch.float64))
     start = np.median(exact(rows), axis=0)
     expected = clipped_mean(exact(rows), start, tau, iterations)
-    result = exact(px.centered_clip(tau=tau, iterations=iterations).aggregate(rows))
+    result = exact(px.aggregators.centered_clip(tau=tau, iterations=iterations).aggregate(rows))
     apart = np.linalg.norm(exact(rows) - start, axis=1)
     # rows that are cut at tau and cancel leave the rounding of what was summed
     summed = min(apart.max(), np.inf if tau is None else tau)
@@ -223,20 +231,22 @@ def test_centered_clip_by_definition(rows, tau, iterations):
 def test_centered_clip_follows_the_scale_of_the_rows(scale):
     rows = normal(9, 50, 1, torch.float32)
     rows[0] = 1e3
-    expected = px.centered_clip().aggregate(rows)
-    torch.testing.assert_close(px.centered_clip().aggregate(rows * scale) / scale, expected, rtol=1e-3, atol=1e-3)
+    expected = px.aggregators.centered_clip().aggregate(rows)
+    torch.testing.assert_close(
+        px.aggregators.centered_clip().aggregate(rows * scale) / scale, expected, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_centered_clip_of_narrow_rows(dtype):
     rows = normal(9, 40, 2, dtype)
     expected = clipped_mean(exact(rows), np.median(exact(rows), axis=0), None, 3)
-    torch.testing.assert_close(px.centered_clip().aggregate(rows), torch.from_numpy(expected).to(dtype))
+    torch.testing.assert_close(px.aggregators.centered_clip().aggregate(rows), torch.from_numpy(expected).to(dtype))
 
 
 def test_centered_clip_goes_on_from_the_previous_aggregate():
     layout = px.Layout(("a", "b"), (torch.Size([2, 3]), torch.Size([4])))
-    rule = px.centered_clip(tau=1.0, iterations=2)
+    rule = px.aggregators.centered_clip(tau=1.0, iterations=2)
     first, second = normal(7, 10, 1), normal(7, 10, 2) + 1
     out, state = rule(px.Stack.of(first, layout), None, px.Round())
     assert {k: v.shape for k, v in state["centre"].items()} == dict(zip(layout.names, layout.shapes, strict=True))
@@ -252,7 +262,7 @@ def test_centered_clip_goes_on_from_the_previous_aggregate():
 def test_nnm_mixes_nearest_rows(case):
     f, rows = case
     x, n = exact(rows), len(rows)
-    out, _ = px.nnm(f=f)(stack_of(rows), None, px.Round())
+    out, _ = px.aggregators.nnm(f=f)(stack_of(rows), None, px.Round())
     for i in range(n):
         apart = {j: ((x[i] - x[j]) ** 2).sum() for j in range(n)}
         apart[i] = -1.0
@@ -264,8 +274,8 @@ def test_nnm_mixes_nearest_rows(case):
 def test_bucketing_averages_each_row_once(n, size, seed):
     rows = normal(n, 5, seed)
     weights = torch.rand(n, dtype=torch.float64) + 0.5
-    out, _ = px.bucketing(size=size)(stack_of(rows, weights=weights, gated=True), None, px.Round(seed=seed))
-    assert len(out.rows) == -(-n // size) == px.bucketing(size=size).rows_out(n)
+    out, _ = px.aggregators.bucketing(size=size)(stack_of(rows, weights=weights, gated=True), None, px.Round(seed=seed))
+    assert len(out.rows) == -(-n // size) == px.aggregators.bucketing(size=size).rows_out(n)
     assert sorted(itertools.chain(*out.sources)) == list(range(n))
     for row, source, weight in zip(out.rows, out.sources, out.weights, strict=True):
         members = list(source)
@@ -275,7 +285,7 @@ def test_bucketing_averages_each_row_once(n, size, seed):
 
 def test_bucketing_draws_anew_in_every_round():
     rows = normal(12, 3, 0)
-    rule = px.bucketing(size=3)
+    rule = px.aggregators.bucketing(size=3)
     drawn = {rule(stack_of(rows), None, px.Round(index=i))[0].sources for i in range(5)}
     assert len(drawn) == 5
 
@@ -298,61 +308,67 @@ def test_order_in_the_stack_does_not_matter(expression):
 def test_krum_breaks_ties_by_the_rows():
     """Of three rows the two nearest always have one score."""
     rows = normal(3, 20, 2)
-    outs = [px.krum(f=0).aggregate(rows[list(turn)]) for turn in itertools.permutations(range(3))]
+    outs = [px.aggregators.krum(f=0).aggregate(rows[list(turn)]) for turn in itertools.permutations(range(3))]
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
 def test_hierarchy_of_means_is_the_weighted_mean():
     rows = normal(11, 6, 1)
     weights = list(range(1, 12))
-    both = px.hierarchy(px.mean(), px.mean(), groups=4).aggregate(rows, weights)
-    torch.testing.assert_close(both, px.mean().aggregate(rows, weights))
+    both = px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.mean(), groups=4).aggregate(rows, weights)
+    torch.testing.assert_close(both, px.aggregators.mean().aggregate(rows, weights))
 
 
 def test_hierarchy_with_one_group_or_one_row_a_group():
     rows = normal(9, 20, 1)
-    assert torch.equal(px.hierarchy(px.median(), px.mean(), groups=1).aggregate(rows), px.median().aggregate(rows))
-    assert torch.equal(px.hierarchy(px.mean(), px.median(), groups=9).aggregate(rows), px.median().aggregate(rows))
+    assert torch.equal(
+        px.aggregators.hierarchy(px.aggregators.median(), px.aggregators.mean(), groups=1).aggregate(rows),
+        px.aggregators.median().aggregate(rows),
+    )
+    assert torch.equal(
+        px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=9).aggregate(rows),
+        px.aggregators.median().aggregate(rows),
+    )
 
 
 def test_hierarchy_prints_itself():
-    rule = px.hierarchy(px.mean(), px.median(), groups=5)
+    rule = px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=5)
     assert repr(rule) == "hierarchy(mean(), median(), groups=5)"
     assert px.parse(repr(rule)) == rule
 
 
 def test_hierarchy_asks_its_rules_for_their_requirements():
-    rule = px.hierarchy(px.multi_krum(f=2), px.mean(), groups=2)
+    rule = px.aggregators.hierarchy(px.aggregators.multi_krum(f=2), px.aggregators.mean(), groups=2)
     assert rule.rows_out(15) == 1
     with pytest.raises(px.TooFewRows, match=r"multi_krum needs n >= 2f \+ 3"):
         rule.rows_out(13)
     with pytest.raises(px.TooFewRows, match="n=6"):
         rule.aggregate(normal(13, 4, 0))
     with pytest.raises(px.TooFewRows, match="krum needs"):
-        px.hierarchy(px.mean(), px.krum(f=2), groups=5).rows_out(45)
+        px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.krum(f=2), groups=5).rows_out(45)
     with pytest.raises(px.TooFewRows, match="groups=5"):
-        px.hierarchy(px.mean(), px.median(), groups=5).rows_out(4)
+        px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=5).rows_out(4)
     with pytest.raises(ValueError, match="gives 7 rows"):
-        px.hierarchy(px.nnm(f=1), px.mean(), groups=2).rows_out(15)
+        px.aggregators.hierarchy(px.aggregators.nnm(f=1), px.aggregators.mean(), groups=2).rows_out(15)
 
 
 def test_erased_rows_count_in_the_groups_of_a_hierarchy():
-    rule = px.hierarchy(px.multi_krum(f=2), px.mean(), groups=2)
+    rule = px.aggregators.hierarchy(px.aggregators.multi_krum(f=2), px.aggregators.mean(), groups=2)
     rows = normal(15, 10, 3)
     rows[[2, 9]] = float("nan")
     # two groups of 7 and 6 rows: too few for f = 2, and enough for what is left of f
     assert rule.aggregate(rows).isfinite().all()
-    robust = px.hierarchy(px.mean(), px.median(), groups=5)
+    robust = px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=5)
     rows = normal(15, 10, 3)
     rows[:3] = float("nan")
     assert robust.aggregate(rows).isfinite().all()
 
 
 def test_hierarchy_keeps_the_state_and_notes_of_its_rules():
-    rule = px.hierarchy(px.centered_clip(), px.centered_clip(), groups=2)
+    rule = px.aggregators.hierarchy(px.aggregators.centered_clip(), px.aggregators.centered_clip(), groups=2)
     _, state = rule(stack_of(normal(6, 4, 0)), None, px.Round())
     assert set(state) == {"inner/0", "inner/1", "outer"}
-    rule = px.hierarchy(px.geometric_median(), px.geometric_median(), groups=3)
+    rule = px.aggregators.hierarchy(px.aggregators.geometric_median(), px.aggregators.geometric_median(), groups=3)
     assert [note.kind for note in rule.outcome(normal(9, 4, 0)).notes] == ["gap"] * 4
 
 
@@ -399,7 +415,7 @@ def vote(rule, rows, ids=None, byzantine=(), size=1, **fields):
 def test_vote_returns_what_most_members_hold():
     rows = copies(5, 3)
     rows[[1, 6, 14]] = 9.0
-    out = vote(px.group_vote(r=3), rows, byzantine={1, 6, 14})
+    out = vote(px.coding.group_vote(r=3), rows, byzantine={1, 6, 14})
     assert torch.equal(out.rows, copies(5, 1))
     assert out.sources == ((0, 2), (3, 4, 5), (7, 8), (9, 10, 11), (12, 13))
     assert notes_of(out, "outvoted") == [1, 6, 14] and notes_of(out, "lost_groups") == [0]
@@ -409,13 +425,13 @@ def test_vote_returns_what_most_members_hold():
 def test_one_changed_bit_loses_the_vote():
     rows = copies(2, 3, d=70_000)
     rows[4, 69_999] = torch.nextafter(rows[4, 69_999], torch.tensor(9.0, dtype=rows.dtype))
-    assert notes_of(vote(px.group_vote(r=3), rows), "outvoted") == [4]
+    assert notes_of(vote(px.coding.group_vote(r=3), rows), "outvoted") == [4]
 
 
 def test_colluding_majority_takes_the_group():
     rows = copies(3, 3)
     rows[[3, 5]] = -1.0
-    out = vote(px.group_vote(r=3), rows, byzantine={3, 5})
+    out = vote(px.coding.group_vote(r=3), rows, byzantine={3, 5})
     assert (out.rows[1] == -1).all()
     assert notes_of(out, "lost_groups") == [1] and notes_of(out, "outvoted") == [4]
 
@@ -423,9 +439,9 @@ def test_colluding_majority_takes_the_group():
 def test_no_majority():
     rows = copies(3, 3)
     rows[3], rows[4] = 1.0, 2.0
-    zero = vote(px.group_vote(r=3), rows)
+    zero = vote(px.coding.group_vote(r=3), rows)
     assert (zero.rows[1] == 0).all() and len(zero.rows) == 3 and zero.erased == 0 and zero.sources[1] == (3, 4, 5)
-    without = vote(px.group_vote(r=3, none="exclude"), rows)
+    without = vote(px.coding.group_vote(r=3, none="exclude"), rows)
     assert len(without.rows) == 2 and without.erased == 1
     for out in (zero, without):
         assert notes_of(out, "undecided") == [1] and notes_of(out, "outvoted") == []
@@ -434,7 +450,7 @@ def test_no_majority():
 def test_half_is_no_majority():
     rows = copies(1, 4)
     rows[2:] = 1.0
-    assert (vote(px.group_vote(r=4), rows).rows == 0).all()
+    assert (vote(px.coding.group_vote(r=4), rows).rows == 0).all()
 
 
 def test_vote_knows_workers_by_name_and_not_by_place():
@@ -442,7 +458,7 @@ def test_vote_knows_workers_by_name_and_not_by_place():
     rows[[0, 4]] = 8.0
     ids = [14, 0, 3, 13, 7, 5, 1, 4, 12, 8]  # no worker of group 3 is here, one of group 2 is missing
     rows[[7, 8]] = 5.0
-    out = vote(px.group_vote(r=3), rows[ids], ids, size=15, erased=5)
+    out = vote(px.coding.group_vote(r=3), rows[ids], ids, size=15, erased=5)
     assert (out.rows[0] == 0).all()
     assert out.sources == ((0, 1), (3, 5), (7, 8), (12, 13, 14))
     assert (out.rows[2] == 5).all() and torch.equal(out.rows[3], rows[14])
@@ -452,7 +468,7 @@ def test_vote_knows_workers_by_name_and_not_by_place():
 def test_workers_that_sit_out_leave_the_groups_as_they_are():
     rows = copies(5, 3)
     ids = [1, 2, 6, 7, 12]
-    out = vote(px.group_vote(r=3), rows[ids], ids, size=15)
+    out = vote(px.coding.group_vote(r=3), rows[ids], ids, size=15)
     assert out.sources == ((1, 2), (6, 7), (12,)) and out.erased == 2
 
 
@@ -460,25 +476,25 @@ def test_rows_that_the_gate_drops_are_absent_members():
     rows = copies(5, 3)
     rows[[0, 7]] = float("nan")
     rows[1] = 3.0
-    rule = px.chain(px.group_vote(r=3), px.median())
+    rule = px.chain(px.coding.group_vote(r=3), px.aggregators.median())
     out, _ = rule(stack_of(rows), None, px.Round())
     expected = copies(5, 1)
     expected[0] = 0  # one against one
-    assert torch.equal(out.rows[0], px.median().aggregate(expected))
+    assert torch.equal(out.rows[0], px.aggregators.median().aggregate(expected))
     assert notes_of(out, "excluded") == [0, 7]
 
 
 def test_vote_counts_faults_in_groups_afterwards():
     rows = copies(15, 3)
     rows[[0, 1, 2, 9]] = float("inf")
-    voted = vote(px.group_vote(r=3), rows)
+    voted = vote(px.coding.group_vote(r=3), rows)
     assert voted.erased == 1 and len(voted.rows) == 14
-    krum, _ = px.krum(f=6)(voted, None, px.Round())
+    krum, _ = px.aggregators.krum(f=6)(voted, None, px.Round())
     assert len(krum.rows) == 1
 
 
 def test_vote_assigns_contiguous_groups():
-    rule = px.group_vote(r=3)
+    rule = px.coding.group_vote(r=3)
     assert rule.assign(8).units == ((0,),) * 4 + ((1,),) * 4
     assert rule.rows_out(8) == 2 and rule.rows_out(45) == 15
     for n in range(3, 40):
@@ -494,12 +510,12 @@ def test_vote_weighs_a_group_by_its_examples_once():
     rows = copies(2, 3)
     rows[5] = 0.5
     weights = torch.tensor([96.0, 96, 96, 32, 32, 64], dtype=torch.float64)
-    out = vote(px.group_vote(r=3), rows, weights=weights, gated=True)
+    out = vote(px.coding.group_vote(r=3), rows, weights=weights, gated=True)
     assert out.weights.tolist() == [96.0, 32.0]
 
 
 def test_vote_of_merged_rows_is_refused():
-    scheme = px.chain(px.bucketing(size=2), px.group_vote(r=3))
+    scheme = px.chain(px.aggregators.bucketing(size=2), px.coding.group_vote(r=3))
     with pytest.raises(ValueError, match="before the stages that merge"):
         scheme(stack_of(normal(12, 3, 0)), None, px.Round())
 

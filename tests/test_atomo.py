@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import phalanx as px
-from phalanx.codecs.atomo.atomo import elias_fano
+from phalanx.codecs.atomo import elias_fano
 from phalanx.core.payload import BadPayload, payload_bytes
 
 DRAWS = 2000
@@ -68,14 +68,14 @@ class TestProbabilities:
         )
         weights = weights / weights.abs().max()
         budget = 0.5 + (n - 1) * float(torch.rand(1, generator=g))
-        p = px.atomo_probabilities(weights, budget)
+        p = px.codecs.atomo_probabilities(weights, budget)
         mine, best = second_moment(weights, p), by_solver(weights, budget)
         assert mine <= best * (1 + 1e-6) and mine >= best * (1 - 1e-4)
 
     @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=20), st.floats(0.1, 1), st.integers(0, 2**32 - 1))
     def test_no_feasible_change_lowers_the_variance(self, values, share, seed):
         weights = torch.tensor(values, dtype=torch.float64)
-        p = px.atomo_probabilities(weights, share * len(values))
+        p = px.codecs.atomo_probabilities(weights, share * len(values))
         for scale in (1e-3, 0.1, 1.0):
             step = scale * torch.randn(len(p), generator=stream(seed)(), dtype=torch.float64)
             other = (p + step - step.mean()).clamp(1e-6, 1.0)
@@ -94,7 +94,7 @@ class TestProbabilities:
     def test_they_add_up_to_the_budget_or_the_support(self, values, budget, dtype):
         weights = torch.tensor(values, dtype=torch.float64).clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
         weights = weights.to(dtype)
-        p = px.atomo_probabilities(weights, budget)
+        p = px.codecs.atomo_probabilities(weights, budget)
         nonzeros = int((weights != 0).sum())
         assert p.shape == weights.shape and p.dtype == torch.float64
         assert ((p > 0) == (weights != 0)).all() and (p <= 1).all()
@@ -112,30 +112,32 @@ class TestProbabilities:
         if nonzeros:
             budget = share * nonzeros
             torch.testing.assert_close(
-                px.atomo_probabilities(weights, budget), by_algorithm_1(weights, budget), rtol=1e-9, atol=1e-12
+                px.codecs.atomo_probabilities(weights, budget), by_algorithm_1(weights, budget), rtol=1e-9, atol=1e-12
             )
 
     def test_sizes_that_shrink_geometrically(self):
         """Every pass finds one more that is kept for certain: the passes end and the sort takes over."""
         weights = 4.0 ** -torch.arange(200, dtype=torch.float64)
         for budget in (1.0, 12.5, 13.0, 40.7, 150.0, 199.5):
-            p = px.atomo_probabilities(weights, budget)
+            p = px.codecs.atomo_probabilities(weights, budget)
             assert float(p.sum()) == pytest.approx(budget)
             torch.testing.assert_close(p, by_algorithm_1(weights, budget))
 
     def test_tables_come_out_as_tables(self):
         weights = torch.randn(3, 4)
-        assert px.atomo_probabilities(weights, 2).equal(px.atomo_probabilities(weights.flatten(), 2).reshape(3, 4))
+        assert px.codecs.atomo_probabilities(weights, 2).equal(
+            px.codecs.atomo_probabilities(weights.flatten(), 2).reshape(3, 4)
+        )
 
     @pytest.mark.parametrize("budget", [0, -1.0, float("nan")])
     def test_a_budget_of_nothing_is_an_error(self, budget):
         with pytest.raises(ValueError, match="budget > 0"):
-            px.atomo_probabilities(torch.ones(3), budget)
+            px.codecs.atomo_probabilities(torch.ones(3), budget)
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     def test_weights_must_be_numbers(self, value):
         with pytest.raises(ValueError, match="finite"):
-            px.atomo_probabilities(torch.tensor([1.0, value]), 1)
+            px.codecs.atomo_probabilities(torch.tensor([1.0, value]), 1)
 
 
 SHAPES = [(), (1,), (7,), (8,), (5, 3), (3, 8), (4, 3, 1, 1), (3, 5, 3, 3), (2, 4, 3), (0,), (3, 0, 2), (2, 3, 2, 1, 2)]
@@ -151,7 +153,7 @@ def test_all_atoms_add_up_to_the_tensor(shape, text, dtype):
     lam, known = atoms.analyse(x)
     kept = (lam != 0).nonzero().flatten()
     assert len(lam) <= atoms.most(x.shape)
-    for p in (torch.ones(len(lam), dtype=torch.float64), px.atomo_probabilities(lam, max(1, len(lam)) / 3)):
+    for p in (torch.ones(len(lam), dtype=torch.float64), px.codecs.atomo_probabilities(lam, max(1, len(lam)) / 3)):
         parts = atoms.write(known, lam, p, kept)
         ones = int((p[kept] >= 1).sum())
         forms = atoms.forms(x.shape, dtype, ones, len(kept) - ones)
@@ -170,7 +172,7 @@ def test_spectral_atoms_lose_nothing_of_matrices_that_are_nearly_singular(reshap
     g = stream(1)()
     x = torch.randn(60, 4, 3, 3, generator=g) * torch.logspace(0, -math.log10(spread), 36).reshape(4, 3, 3)
     for scale in (1e-30, 1.0, 1e30):
-        atoms, scaled = px.spectral(reshape), x * scale
+        atoms, scaled = px.codecs.spectral(reshape), x * scale
         lam, known = atoms.analyse(scaled)
         p = torch.ones(len(lam), dtype=torch.float64)
         parts = atoms.write(known, lam, p, (lam != 0).nonzero().flatten())
@@ -181,9 +183,9 @@ def test_spectral_atoms_lose_nothing_of_matrices_that_are_nearly_singular(reshap
 def test_matrices_of_low_rank_have_few_atoms():
     g = stream(2)()
     x = torch.randn(50, 2, generator=g) @ torch.randn(2, 30, generator=g)
-    lam, _ = px.spectral().analyse(x)
+    lam, _ = px.codecs.spectral().analyse(x)
     assert int((lam > 1e-5 * lam.max()).sum()) == 2
-    assert int((px.spectral().analyse(torch.zeros(50, 30))[0] != 0).sum()) == 0
+    assert int((px.codecs.spectral().analyse(torch.zeros(50, 30))[0] != 0).sum()) == 0
 
 
 INPUTS = {
@@ -235,7 +237,7 @@ def test_unbiased_and_of_the_second_moment_of_the_theorem(text, name):
     codec = px.parse(text)
     lam = codec.atoms.analyse(x)[0]
     budget = codec.budget or codec.ratio * codec.atoms.most(x.shape)
-    p = px.atomo_probabilities(lam, budget)
+    p = px.codecs.atomo_probabilities(lam, budget)
     squares = (rows**2).sum(dim=1)
     expected = second_moment(lam, p)
     if codec.vectors is not None:
@@ -252,8 +254,8 @@ def test_unbiased_and_of_the_second_moment_of_the_theorem(text, name):
 
 def moment_of_coded(codec, vector):
     """E|C(vector)|^2 in closed form: of entrywise ATOMO by theorem 3.6, of QSGD by the variance of each rounding."""
-    if isinstance(codec, px.atomo):
-        return second_moment(vector, px.atomo_probabilities(vector, codec.ratio * len(vector)))
+    if isinstance(codec, px.codecs.atomo):
+        return second_moment(vector, px.codecs.atomo_probabilities(vector, codec.ratio * len(vector)))
     levels, norm = 2**codec.bits - 1, float(vector.double().norm())
     place = vector.double().abs() / norm * levels
     spare = place - place.floor()
@@ -281,7 +283,7 @@ def test_the_balanced_second_moment_is_that_of_table_3_1():
         for text, norm in norms.items():
             lam = px.parse(text).analyse(x)[0]
             s = 0.9 * norm / largest[text]
-            p = px.atomo_probabilities(lam, s)
+            p = px.codecs.atomo_probabilities(lam, s)
             assert float(p.max()) < 1 and second_moment(lam, p) == pytest.approx(norm**2 / s, rel=1e-5)
 
 
@@ -297,8 +299,8 @@ def test_singular_values_win_exactly_under_the_condition_of_theorem_3_8(kind):
     }[kind]
     entries, sigma = x.double().abs(), torch.linalg.svdvals(x.double())
     s = 0.9 * min(float(entries.sum() / entries.max()), (n + m) * float(sigma.sum() / sigma.max()))
-    of_entries = second_moment(entries.flatten(), px.atomo_probabilities(entries.flatten(), s))
-    of_sigma = second_moment(sigma, px.atomo_probabilities(sigma, s / (n + m)))
+    of_entries = second_moment(entries.flatten(), px.codecs.atomo_probabilities(entries.flatten(), s))
+    of_sigma = second_moment(sigma, px.codecs.atomo_probabilities(sigma, s / (n + m)))
     condition = (n + m) * float(sigma.sum()) ** 2 <= float(entries.sum()) ** 2
     assert (of_sigma <= of_entries) == condition
     assert condition == (kind == "low rank")
@@ -378,7 +380,7 @@ class TestMessages:
     def test_one_s_own_atoms_need_not_be_orthogonal(self):
         """A frame of three vectors in the plane at 120 degrees: unbiased all the same."""
 
-        class Frame(px.Dictionary):
+        class Frame(px.codecs.Dictionary):
             directions = torch.tensor([[1.0, 0.0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]])
 
             def most(self, shape):
@@ -391,7 +393,7 @@ class TestMessages:
                 return (lam.reshape(-1, 3) @ self.directions.to(lam)).reshape(shape)
 
         made = px.method("frame_of_a_test", "atoms", listed=False)(Frame)()
-        codec, layout = px.atomo(made, budget=6), px.Layout.flat(40)
+        codec, layout = px.codecs.atomo(made, budget=6), px.Layout.flat(40)
         row = torch.randn(40, generator=stream(0)())
         rows = []
         for seed in range(DRAWS):

@@ -26,18 +26,18 @@ def attacked(attack, rows=ROWS, state=None, index=0, byzantine=BAD, seed=0):
 
 
 def test_simple_attacks():
-    rows, _ = attacked(px.reverse(c=100))
+    rows, _ = attacked(px.attacks.reverse(c=100))
     assert rows[1].equal(-100 * ROWS[1]) and rows[4].equal(-100 * ROWS[4])
-    rows, _ = attacked(px.constant())
+    rows, _ = attacked(px.attacks.constant())
     assert (rows[sorted(BAD)] == -100).all()
-    rows, _ = attacked(px.nan())
+    rows, _ = attacked(px.attacks.nan())
     assert rows[sorted(BAD)].isnan().all()
-    rows, _ = attacked(px.constant(1e30), ROWS.half())
+    rows, _ = attacked(px.attacks.constant(1e30), ROWS.half())
     assert rows[sorted(BAD)].isinf().all() and rows.dtype == torch.float16
 
 
 def test_alie_is_mean_plus_z_population_deviations_of_all_rows():
-    rows, _ = attacked(px.alie(z=1.5))
+    rows, _ = attacked(px.attacks.alie(z=1.5))
     expected = ROWS.mean(dim=0) + 1.5 * ROWS.std(dim=0, correction=0)
     torch.testing.assert_close(rows[sorted(BAD)], expected.expand(2, -1))
 
@@ -65,11 +65,11 @@ def test_alie_needs_nobody_once_it_has_the_majority():
 
 
 def test_ipm_turns_the_honest_mean():
-    rows, _ = attacked(px.ipm(epsilon=0.5))
+    rows, _ = attacked(px.attacks.ipm(epsilon=0.5))
     torch.testing.assert_close(rows[1], -0.5 * ROWS[GOOD].mean(dim=0))
     # beyond (n - f) / f the plain mean points the wrong way
     for epsilon, turned in ((3.4, False), (3.6, True)):
-        rows, _ = attacked(px.ipm(epsilon))
+        rows, _ = attacked(px.attacks.ipm(epsilon))
         assert bool(rows.mean(dim=0) @ ROWS[GOOD].mean(dim=0) < 0) == turned
 
 
@@ -81,11 +81,11 @@ def test_attacks_of_all_workers_at_once_are_finite(text):
 
 def test_gaussian_is_noise_of_its_own_for_each_worker_and_round():
     wide = torch.zeros(3, 20_000)
-    rows, _ = attacked(px.gaussian(), wide, byzantine=frozenset({0, 2}))
+    rows, _ = attacked(px.attacks.gaussian(), wide, byzantine=frozenset({0, 2}))
     assert float(rows[0].std()) == pytest.approx(200, rel=5 / 40_000**0.5)
     assert abs(float(rows[0].mean())) < 5 * 200 / 20_000**0.5
-    alone, _ = attacked(px.gaussian(), wide, byzantine=frozenset({2}))
-    later, _ = attacked(px.gaussian(), wide, byzantine=frozenset({2}), index=1)
+    alone, _ = attacked(px.attacks.gaussian(), wide, byzantine=frozenset({2}))
+    later, _ = attacked(px.attacks.gaussian(), wide, byzantine=frozenset({2}), index=1)
     assert alone[2].equal(rows[2]) and not rows[0].equal(rows[2]) and not later[2].equal(alone[2])
 
 
@@ -98,7 +98,7 @@ def skewed(t, size=3.0):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
 def test_mimic_finds_the_worker_that_differs_most_and_stays_with_it(scale):
-    attack, state = px.mimic(warmup=40), None
+    attack, state = px.attacks.mimic(warmup=40), None
     for t in range(40):
         rows, state = attacked(attack, scale * skewed(t), state, t)
     direction = state["direction"]
@@ -113,7 +113,7 @@ def test_mimic_finds_the_worker_that_differs_most_and_stays_with_it(scale):
 
 
 def test_mimic_copies_another_honest_worker_when_its_target_is_not_honest():
-    attack, state = px.mimic(warmup=30), None
+    attack, state = px.attacks.mimic(warmup=30), None
     for t in range(30):
         _, state = attacked(attack, skewed(t), state, t)
     rows, _ = attacked(attack, skewed(30), state, 30, byzantine=frozenset({6}))
@@ -125,12 +125,12 @@ def test_mimic_copies_another_honest_worker_when_its_target_is_not_honest():
 
 
 def test_mimic_without_warmup_copies_the_first_honest_worker():
-    rows, state = attacked(px.mimic(warmup=0), byzantine=frozenset({0, 4}))
+    rows, state = attacked(px.attacks.mimic(warmup=0), byzantine=frozenset({0, 4}))
     assert rows[0].equal(ROWS[1]) and rows[4].equal(ROWS[1]) and not state
 
 
 def test_mimic_learns_nothing_from_rows_that_are_no_numbers():
-    attack = px.mimic()
+    attack = px.attacks.mimic()
     _, state = attacked(attack)
     broken = ROWS.clone()
     broken[0, 0] = torch.nan
@@ -146,7 +146,7 @@ PAYLOAD = {"values": torch.arange(4.0), "signs": torch.ones(2, dtype=torch.uint8
     [("short", [(3,), (1,)]), ("long", [(5,), (3,)]), ("dtype", [(4,), (2,)]), ("random", [(4,), (2,)])],
 )
 def test_malformed_bodies(how, shapes):
-    forged = px.malformed(how).forge(PAYLOAD, torch.Generator().manual_seed(0))
+    forged = px.attacks.malformed(how).forge(PAYLOAD, torch.Generator().manual_seed(0))
     assert forged is not None and set(forged) == set(PAYLOAD) and forged[WEIGHT] is PAYLOAD[WEIGHT]
     assert [tuple(forged[k].shape) for k in ("values", "signs")] == shapes
     assert (forged["values"].dtype == torch.float32) == (how != "dtype")
@@ -155,30 +155,38 @@ def test_malformed_bodies(how, shapes):
 
 def test_malformed_claims():
     rng = torch.Generator()
-    assert px.malformed("missing").forge(PAYLOAD, rng) is None
-    assert not set(px.malformed("keys").forge(PAYLOAD, rng) or ()) & set(PAYLOAD)
-    claims = [float((px.malformed(h).forge(PAYLOAD, rng) or {})[WEIGHT]) for h in ("weight", "negative_weight")]
+    assert px.attacks.malformed("missing").forge(PAYLOAD, rng) is None
+    assert not set(px.attacks.malformed("keys").forge(PAYLOAD, rng) or ()) & set(PAYLOAD)
+    claims = [float((px.attacks.malformed(h).forge(PAYLOAD, rng) or {})[WEIGHT]) for h in ("weight", "negative_weight")]
     assert claims == [1e12, -1.0]
 
 
 def test_threats():
-    assert px.nobody().at(3, 5, 0) == frozenset()
-    assert px.fixed((1, 4)).at(3, 5, 0) == {1, 4}
-    assert px.spread(3).at(0, 15, 0) == {0, 5, 10} and px.spread(0).at(0, 15, 0) == frozenset()
-    assert px.spread(15).at(0, 15, 0) == frozenset(range(15))
-    for threat in (px.fixed((5,)), px.fixed((-1,)), px.spread(6), px.drawn(6)):
+    assert px.adversary.none().at(3, 5, 0) == frozenset()
+    assert px.adversary.workers((1, 4)).at(3, 5, 0) == {1, 4}
+    assert (
+        px.adversary.evenly_spaced(3).at(0, 15, 0) == {0, 5, 10}
+        and px.adversary.evenly_spaced(0).at(0, 15, 0) == frozenset()
+    )
+    assert px.adversary.evenly_spaced(15).at(0, 15, 0) == frozenset(range(15))
+    for threat in (
+        px.adversary.workers((5,)),
+        px.adversary.workers((-1,)),
+        px.adversary.evenly_spaced(6),
+        px.adversary.random(6),
+    ):
         with pytest.raises(ValueError, match="workers"):
             threat.at(0, 5, 0)
 
 
 @given(st.integers(0, 12), st.integers(0, 4), st.integers(0, 2**40))
 def test_drawn_workers(count, every, seed):
-    sets = [px.drawn(count, every).at(index, 12, seed) for index in range(9)]
+    sets = [px.adversary.random(count, every).at(index, 12, seed) for index in range(9)]
     assert all(len(s) == count and s <= set(range(12)) for s in sets)
     for index in range(9):
         assert sets[index] == sets[index // every * every if every else 0]
 
 
 def test_drawn_workers_change_and_are_all_drawn_in_turn():
-    sets = [px.drawn(3, every=1).at(index, 12, 0) for index in range(60)]
+    sets = [px.adversary.random(3, every=1).at(index, 12, 0) for index in range(60)]
     assert len(set(sets)) > 30 and frozenset().union(*sets) == set(range(12))

@@ -70,7 +70,7 @@ def test_attention_at_full_rank_is_the_dense_layer(call):
     dense, inputs, options = call
     low = full_rank(dense)
     assert isinstance(low, LowRankAttention)
-    for one in (low, px.merge(low)):
+    for one in (low, px.lowrank.merge(low)):
         out, weights = one(*inputs, **options)
         wanted, wanted_weights = dense(*inputs, **options)
         assert close(out, wanted)
@@ -91,11 +91,11 @@ def test_causal_attention_needs_no_mask():
 @pytest.mark.parametrize("kept", list(itertools.product([False, True], repeat=4)))
 def test_any_of_the_four_matrices_may_stay_full(kept):
     dense = nn.MultiheadAttention(12, 3)
-    plan = px.plan(dense)
+    plan = px.lowrank.plan(dense)
     names = [entry.name for entry, stays in zip(plan, kept, strict=True) if stays]
     low = px.factorize(dense, plan.with_ranks({name: None for name in names}))
     x = torch.randn(4, 2, 12)
-    merged = px.merge(low)
+    merged = px.lowrank.merge(low)
     assert close(merged(x, x, x)[0], low(x, x, x)[0])
     assert sum(p.numel() for p in merged.parameters()) == sum(p.numel() for p in dense.parameters())
     for name in names:
@@ -136,7 +136,7 @@ def test_a_transformer_takes_its_slow_path(first, train):
         before = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            assert close(px.merge(low)(source, target, **options), out)
+            assert close(px.lowrank.merge(low)(source, target, **options), out)
             assert close(full_rank(dense)(source, target, **options), dense(source, target, **options))
         finally:
             torch.backends.mha.set_fastpath_enabled(before)
@@ -147,7 +147,7 @@ def test_merging_gives_encoders_their_fused_kernel_back():
     low = px.factorize(dense, 0.25)
     assert not low.use_nested_tensor and dense.use_nested_tensor
     assert [layer.activation_relu_or_gelu for layer in (*low.layers, *dense.layers)] == [0, 0, 1, 1]
-    merged = px.merge(low)
+    merged = px.lowrank.merge(low)
     assert merged.use_nested_tensor and merged.layers[0].activation_relu_or_gelu == 1
     assert vars(merged).keys() == vars(dense).keys()
     x = torch.randn(2, 5, 16)

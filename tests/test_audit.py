@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.distributed.determinism import agreement, apart, digest, sketch
-from phalanx.integrations.sdc import Finding, pairs_of
 from phalanx.core.pytree import cut, unwrap, wrap
+from phalanx.distributed.determinism import agreement, apart, digest, sketch
 from phalanx.distributed.recompute import replay, snapshot
+from phalanx.integrations.sdc import Finding, pairs_of
 
 
 class Net(nn.Module):
@@ -160,22 +160,22 @@ def test_losses_count_by_themselves_and_infinities_differ_from_numbers():
 def test_rows_of_one_process_are_compared():
     rows = torch.ones(5, 100)
     world = px.LocalWorld(5)
-    assert px.compare_rows(world, rows).exact
-    assert px.compare_rows(world, rows[0]).camps == ((0, 1, 2, 3, 4),)
+    assert px.sdc.compare_rows(world, rows).exact
+    assert px.sdc.compare_rows(world, rows[0]).camps == ((0, 1, 2, 3, 4),)
     rows[1, 3] += 1e-3
     rows[4] *= 2
-    found = px.compare_rows(world, rows)
+    found = px.sdc.compare_rows(world, rows)
     assert not found.exact and found.camps == ((0, 2, 3), (1,), (4,))
     assert found.difference == pytest.approx(0.5, rel=0.01)
     assert found.digests[0] == found.digests[2] != found.digests[1]
     assert str(found) == "workers 0, 2, 3 agree bit for bit; workers 1, 4 differ by up to 5.0e-01 (relative)"
     with pytest.raises(ValueError, match="plays 5 workers and has rows of 3"):
-        px.compare_rows(world, rows[:3])
+        px.sdc.compare_rows(world, rows[:3])
 
 
 def test_exact_in_one_process_asks_whether_kernels_are_deterministic():
     net, world = Net(), px.LocalWorld(3)
-    assert px.exact(net, loss_function, *batch(), world=world).exact
+    assert px.sdc.check_determinism(net, loss_function, *batch(), world=world).exact
     calls = []
 
     def drifting(net, x, y):

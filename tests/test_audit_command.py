@@ -10,13 +10,13 @@ import pytest
 import phalanx as px
 from tests.test_cli import phalanx, process, sentence, wait_for, weights
 
-LOCAL = px.local_training(px.sgd(0.1), batch=20)
-SETTING = px.run(
-    px.digits(),
-    px.mlp((8,)),
-    (px.fedavg(LOCAL, 6, clients=6, rule=px.multi_krum(f=1)),),
+LOCAL = px.federated.local_training(px.optim.sgd(0.1), batch=20)
+SETTING = px.Run(
+    px.data.digits(),
+    px.models.mlp((8,)),
+    (px.federated.fedavg(LOCAL, 6, clients=6, rule=px.aggregators.multi_krum(f=1)),),
     workers=20,
-    partition=px.dirichlet(0.5),
+    partition=px.data.dirichlet(0.5),
     checkpoint_every=2,
 )
 EDGES = ("--edges", "rare_styles()", "--every", "2")

@@ -110,7 +110,7 @@ def test_the_choices_of_a_matrix_end_with_the_dense_one():
 def test_a_budget_is_never_exceeded_and_no_rank_falls_below_half(make, ratio, rules):
     torch.manual_seed(0)
     model = make()
-    uniform, made = px.plan(model, ratio, **rules), px.plan(model, ratio, rank="auto", **rules)
+    uniform, made = px.lowrank.plan(model, ratio, **rules), px.lowrank.plan(model, ratio, rank="auto", **rules)
     assert made.parameters_after <= uniform.parameters_after and made.parameters == uniform.parameters
     for old, new in zip(uniform, made, strict=True):
         assert old.rank is not None or new.rank is None
@@ -122,27 +122,29 @@ def test_a_budget_is_never_exceeded_and_no_rank_falls_below_half(make, ratio, ru
 def test_a_budget_goes_where_the_energy_is():
     flat, steep = [1.0] * 32, [2.0**-i for i in range(32)]
     model = nn.Sequential(linear(32, 32, flat), linear(32, 32, steep), nn.Linear(32, 10))
-    made = px.plan(model, 1 / 4, rank="auto")
+    made = px.lowrank.plan(model, 1 / 4, rank="auto")
     assert made["0"].rank == 12 and made["1"].rank == 4  # half of 8 is the least
     assert made["1"].reason == "99.6% of the energy, in the budget of ratio 0.25"
     scaled = nn.Sequential(linear(32, 32, [1e3 * s for s in flat]), linear(32, 32, steep), nn.Linear(32, 10))
-    assert [e.rank for e in px.plan(scaled, 1 / 4, rank="auto")] == [e.rank for e in made]
+    assert [e.rank for e in px.lowrank.plan(scaled, 1 / 4, rank="auto")] == [e.rank for e in made]
 
 
 def test_ranks_by_energy_and_by_the_stable_rank_of_the_start():
     model = nn.Sequential(linear(64, 48, [1.0] * 5), linear(64, 64, [1.0] * 64), nn.Linear(64, 10))
-    by_energy = px.plan(model, rank="auto")
+    by_energy = px.lowrank.plan(model, rank="auto")
     assert by_energy["0"].rank == 5 and by_energy["0"].reason == "0.9 of the energy"
     assert by_energy["1"].rank is None and "factors of rank 58 are no smaller" in by_energy["1"].reason
-    assert px.plan(model, rank="auto", energy=0.5)["0"].rank == 3
-    start = px.stable_ranks(nn.Sequential(linear(64, 48, [1.0] * 48), linear(64, 64, [1.0] * 64), nn.Linear(64, 10)))
-    compared = px.plan(model, rank="auto", initial=start)
+    assert px.lowrank.plan(model, rank="auto", energy=0.5)["0"].rank == 3
+    start = px.lowrank.stable_ranks(
+        nn.Sequential(linear(64, 48, [1.0] * 48), linear(64, 64, [1.0] * 64), nn.Linear(64, 10))
+    )
+    compared = px.lowrank.plan(model, rank="auto", initial=start)
     assert compared["0"].rank == 5 and compared["0"].reason == "stable rank 5, at the start 48"
     assert compared["1"].rank is None
-    assert px.plan(model, rank="auto", initial={"0": 10.0})["0"].rank == 24  # 5 * 48 / 10
-    assert px.plan(model, rank="auto", initial={"0": 0.0}) == by_energy  # zeros have no scale
+    assert px.lowrank.plan(model, rank="auto", initial={"0": 10.0})["0"].rank == 24  # 5 * 48 / 10
+    assert px.lowrank.plan(model, rank="auto", initial={"0": 0.0}) == by_energy  # zeros have no scale
     with pytest.raises(ValueError, match=r"no layer '00' .*choose from 0, 1, 2"):
-        px.plan(model, rank="auto", initial={"00": 1.0})
+        px.lowrank.plan(model, rank="auto", initial={"00": 1.0})
 
 
 def test_gates_groups_attention_and_ties_have_one_rank():
@@ -150,21 +152,23 @@ def test_gates_groups_attention_and_ties_have_one_rank():
     lstm = nn.LSTM(24, 24)
     with torch.no_grad():
         lstm.weight_hh_l0.copy_(with_spectrum(24, 24, [1.0, 1.0, 1.0], copies=4))
-    assert px.plan(lstm, rank="auto")["weight_hh_l0"].rank == 3
+    assert px.lowrank.plan(lstm, rank="auto")["weight_hh_l0"].rank == 3
     grouped = nn.Conv2d(16, 32, 3, groups=2)
     with torch.no_grad():
         grouped.weight.copy_(with_spectrum(16, 72, [1.0, 1.0], copies=2).reshape(grouped.weight.shape))
-    assert px.plan(grouped, rank="auto")[""].rank == 2 and px.stable_ranks(grouped)[""] == pytest.approx(2)
+    assert px.lowrank.plan(grouped, rank="auto")[""].rank == 2 and px.lowrank.stable_ranks(grouped)[
+        ""
+    ] == pytest.approx(2)
     attention = nn.MultiheadAttention(32, 4)
     with torch.no_grad():
         attention.in_proj_weight[32:64].copy_(with_spectrum(32, 32, [1.0] * 4))
-    parts = px.plan(attention, rank="auto")
+    parts = px.lowrank.plan(attention, rank="auto")
     assert parts["k_proj"].rank == 4 and parts["q_proj"].rank is None
     tied = Language()
     with torch.no_grad():
         tied.embed.weight.copy_(with_spectrum(50, 32, [1.0] * 6))
     for chosen in ({}, {"ratio": 0.25}):
-        made = px.plan(tied, rank="auto", embedding=True, **chosen)
+        made = px.lowrank.plan(tied, rank="auto", embedding=True, **chosen)
         assert made["head"].rank == made["embed"].rank >= 4 and made["head"].tied == "embed"
         px.factorize(tied, made)
 
@@ -175,10 +179,10 @@ def test_the_first_layers_that_hold_little_stay_full():
     with torch.no_grad():
         model[0].weight.fill_(1.0)
     for chosen in ({}, {"ratio": 0.25}):
-        made = px.plan(model, rank="auto", **chosen)
+        made = px.lowrank.plan(model, rank="auto", **chosen)
         assert made["0"].rank is None and made["0"].reason == "of the first layers, which hold under 1% together"
         assert made["2"].rank is not None
-    assert px.plan(model, rank="auto", first=1)["0"].rank == 1
+    assert px.lowrank.plan(model, rank="auto", first=1)["0"].rank == 1
 
 
 def test_hostile_weights_are_planned_or_refused_by_name():
@@ -186,18 +190,18 @@ def test_hostile_weights_are_planned_or_refused_by_name():
     with torch.no_grad():
         model[0].weight.zero_()
         model[2].weight.copy_(with_spectrum(32, 48, [5.0]))
-    made = px.plan(model, 1 / 4, rank="auto")
+    made = px.lowrank.plan(model, 1 / 4, rank="auto")
     assert made["0"].rank == 6 and made["2"].rank is not None
-    assert px.plan(model, rank="auto")["0"].rank == px.plan(model, rank="auto")["2"].rank == 1
+    assert px.lowrank.plan(model, rank="auto")["0"].rank == px.lowrank.plan(model, rank="auto")["2"].rank == 1
     px.factorize(model, made)
     for chosen in ({}, {"ratio": 0.25}, {"initial": {"2": 3.0}}):
         with torch.no_grad():
             model[2].weight[0, 0] = float("nan")
         with pytest.raises(ValueError, match=r"layer '2' has no .*rank.*not finite|layer '2' has no spectrum: .* not"):
-            px.plan(model, rank="auto", **chosen)
+            px.lowrank.plan(model, rank="auto", **chosen)
     with torch.device("meta"), pytest.raises(ValueError, match="layer '0' has no spectrum: its weight has no data"):
-        px.plan(mlp(), rank="auto")
-    assert px.plan(model, 1 / 4)["2"].rank == 8  # a ratio does not look at the weights
+        px.lowrank.plan(mlp(), rank="auto")
+    assert px.lowrank.plan(model, 1 / 4)["2"].rank == 8  # a ratio does not look at the weights
 
 
 def test_arguments_that_do_not_go_together_are_refused():
@@ -212,7 +216,7 @@ def test_arguments_that_do_not_go_together_are_refused():
         ({"autocast": torch.bfloat16}, "give measure=True"),
     ]:
         with pytest.raises(ValueError, match=words):
-            px.plan(mlp(), **wrong)
+            px.lowrank.plan(mlp(), **wrong)
 
 
 def slow(names):
@@ -232,16 +236,16 @@ def test_slower_layers_stay_full_and_the_budget_is_kept(monkeypatch):
     monkeypatch.setattr(Stopwatch, "__init__", lambda self, *_: None)
     monkeypatch.setattr(Stopwatch, "_layer", slow({"0"}))
     monkeypatch.setattr("phalanx.lowrank.rules.positions_of", lambda *_: {})
-    marked = px.plan(model, 1 / 4, sample_input=x, measure=True)
+    marked = px.lowrank.plan(model, 1 / 4, sample_input=x, measure=True)
     assert marked["0"].rank == 4 and marked["0"].reason == "ratio 0.25; slower here: 2,000.00 ms for 1,000.00 ms"
-    made = px.plan(model, 1 / 4, rank="auto", sample_input=x, measure=True)
+    made = px.lowrank.plan(model, 1 / 4, rank="auto", sample_input=x, measure=True)
     assert made["0"].rank is None and made["0"].reason == "slower here: 2,000.00 ms for 1,000.00 ms"
     assert made.parameters_after <= marked.parameters_after and (made.seconds, made.seconds_after) == (4.0, 3.0)
     # what holds half of all cannot stay full within a quarter
     monkeypatch.setattr(Stopwatch, "_layer", slow({"1"}))
-    made = px.plan(model, 1 / 4, rank="auto", sample_input=x, measure=True)
+    made = px.lowrank.plan(model, 1 / 4, rank="auto", sample_input=x, measure=True)
     assert made["1"].rank is not None and made["1"].reason.endswith("slower here: 2,000.00 ms for 1,000.00 ms")
     assert made.parameters_after <= marked.parameters_after
     low = nn.Sequential(linear(64, 64, [1.0]), linear(64, 64, [1.0]), nn.Linear(64, 10))
-    made = px.plan(low, rank="auto", sample_input=x, measure=True)
+    made = px.lowrank.plan(low, rank="auto", sample_input=x, measure=True)
     assert (made["0"].rank, made["1"].rank) == (1, None)

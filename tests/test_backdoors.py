@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.backdoors.edges import _load
 from phalanx.backdoors.poisoned import _mixture
-from phalanx.training.evaluator import Sitting
-from phalanx.training.score import SCORED
 from phalanx.core.stack import Stack
+from phalanx.training.evaluator import EvalContext
+from phalanx.training.score import SCORED
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.edges import texts
 
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 
 
 def run(phase, workers=6, **options):
-    options = {"partition": px.dirichlet(1.0, least=5), "evaluate_every": 1, "seed": 1} | options
-    return px.run(px.digits(), px.mlp((16,)), (phase,), workers=workers, **options)
+    options = {"partition": px.data.dirichlet(1.0, least=5), "evaluate_every": 1, "seed": 1} | options
+    return px.Run(px.data.digits(), px.models.mlp((16,)), (phase,), workers=workers, **options)
 
 
 def distance(weights, centre, norm="l2"):
@@ -41,7 +41,7 @@ def test_a_projection_lands_on_the_ball_and_is_the_nearest_point(norm, each, rad
     centre = [torch.randn(3, 4, generator=rng), torch.randn(5, generator=rng), torch.zeros(0)]
     weights = [c + size * torch.randn(c.shape, generator=rng) for c in centre]
     before = [w.clone() for w in weights]
-    px.ball(radius, norm=norm, each=each).project(weights, centre, 0)
+    px.federated.ball(radius, norm=norm, each=each).project(weights, centre, 0)
     pieces = (
         [(weights, before, centre)]
         if each == "model"
@@ -60,7 +60,7 @@ def test_a_projection_lands_on_the_ball_and_is_the_nearest_point(norm, each, rad
 
 
 def test_a_decayed_ball_shrinks_with_the_rounds():
-    ball, centre = px.ball(2.0, decay=0.5), [torch.zeros(4)]
+    ball, centre = px.federated.ball(2.0, decay=0.5), [torch.zeros(4)]
     for at, radius in enumerate((2.0, 1.0, 0.5)):
         weights = [torch.full((4,), 9.0)]
         ball.project(weights, centre, at)
@@ -69,19 +69,25 @@ def test_a_decayed_ball_shrinks_with_the_rounds():
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_client_in_a_ball_ends_in_it(epochs):
-    inside = px.local_training(px.sgd(0.1), epochs=epochs, batch=7, ball=px.ball(0.05, every=4))
-    rows = Trainer(run(px.fedavg(inside, 1))).work(0)[0].rows
+    inside = px.federated.local_training(
+        px.optim.sgd(0.1), epochs=epochs, batch=7, ball=px.federated.ball(0.05, every=4)
+    )
+    rows = Trainer(run(px.federated.fedavg(inside, 1))).work(0)[0].rows
     assert (rows.double().norm(dim=1) <= 0.05 * (1 + 1e-5)).all()
-    far = px.local_training(px.sgd(0.1), epochs=epochs, batch=7, ball=px.ball(1e6))
-    free = px.local_training(px.sgd(0.1), epochs=epochs, batch=7)
-    assert Trainer(run(px.fedavg(far, 1))).work(0)[0].rows.equal(Trainer(run(px.fedavg(free, 1))).work(0)[0].rows)
+    far = px.federated.local_training(px.optim.sgd(0.1), epochs=epochs, batch=7, ball=px.federated.ball(1e6))
+    free = px.federated.local_training(px.optim.sgd(0.1), epochs=epochs, batch=7)
+    assert (
+        Trainer(run(px.federated.fedavg(far, 1)))
+        .work(0)[0]
+        .rows.equal(Trainer(run(px.federated.fedavg(free, 1))).work(0)[0].rows)
+    )
 
 
 def test_replacement_with_silent_others_installs_the_attackers_model():
-    still, own = px.local_training(epochs=0), px.local_training(px.sgd(0.1), epochs=2)
+    still, own = px.federated.local_training(epochs=0), px.federated.local_training(px.optim.sgd(0.1), epochs=2)
     scheme = px.parse("chain(replacement(), gather(dense(), gate=gate(weights='trusted')), mean())")
-    phase = px.phase(still, scheme, px.sgd(1.0), 1, adversary=own)
-    trainer = Trainer(run(phase, byzantine=px.fixed((2,))))
+    phase = px.Phase(still, scheme, px.optim.sgd(1.0), 1, adversary=own)
+    trainer = Trainer(run(phase, byzantine=px.adversary.workers((2,))))
     start = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     row = trainer.work(0)[0].rows[2]
     trainer.run()
@@ -95,24 +101,27 @@ def test_attackers_of_a_round_share_the_boost():
     weights = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
     stack = Stack(torch.ones(4, 3), layout, ((0,), (1,), (2,), (3,)), weights)
     round = px.Round(byzantine=frozenset({1, 2}), world=px.LocalWorld(4))
-    out, _ = px.replacement()(stack, None, round)
+    out, _ = px.attacks.replacement()(stack, None, round)
     assert out.rows[:, 0].tolist() == pytest.approx([1, 12 / 5, 12 / 5, 1])
     share = (weights / weights.sum()).float()
     assert float(share[1:3] @ out.rows[1:3, 0]) == pytest.approx(1.0)
 
 
 def test_the_adversary_works_in_place_of_its_workers_only():
-    strange = px.local_training(px.sgd(0.3), epochs=4, batch=11)
-    phase = px.fedavg(LOCAL, 1)
-    both = px.phase(phase.work, phase.scheme, phase.finish, 1, adversary=strange)
-    plain, mixed = Trainer(run(phase)).work(0)[0].rows, Trainer(run(both, byzantine=px.fixed((1, 4)))).work(0)[0].rows
+    strange = px.federated.local_training(px.optim.sgd(0.3), epochs=4, batch=11)
+    phase = px.federated.fedavg(LOCAL, 1)
+    both = px.Phase(phase.work, phase.scheme, phase.optimizer, 1, adversary=strange)
+    plain, mixed = (
+        Trainer(run(phase)).work(0)[0].rows,
+        Trainer(run(both, byzantine=px.adversary.workers((1, 4)))).work(0)[0].rows,
+    )
     honest = [0, 2, 3, 5]
     assert mixed[honest].equal(plain[honest]) and not mixed[[1, 4]].equal(plain[[1, 4]])
-    assert mixed[[1, 4]].equal(Trainer(run(px.fedavg(strange, 1))).work(0)[0].rows[[1, 4]])
+    assert mixed[[1, 4]].equal(Trainer(run(px.federated.fedavg(strange, 1))).work(0)[0].rows[[1, 4]])
 
 
 def test_attackers_come_when_it_is_their_turn():
-    selection = px.infiltrated(4, (0, 7), every=3, first=2, rounds=9)
+    selection = px.federated.with_attackers(4, (0, 7), every=3, first=2, rounds=9)
     for index in range(14):
         chosen = selection.at(index, 12, 5)
         assert len(set(chosen)) == 4 and chosen == tuple(sorted(chosen))
@@ -121,28 +130,38 @@ def test_attackers_come_when_it_is_their_turn():
 
 
 def test_an_attack_by_turns_runs_and_is_counted():
-    phase = px.fedavg(LOCAL, 4)
-    scheme = px.chain(px.replacement(2.0), *phase.scheme.stages)
-    made = px.phase(LOCAL, scheme, phase.finish, 4, clients=px.infiltrated(3, (5,), every=2), adversary=LOCAL)
+    phase = px.federated.fedavg(LOCAL, 4)
+    scheme = px.chain(px.attacks.replacement(2.0), *phase.scheme.stages)
+    made = px.Phase(
+        LOCAL, scheme, phase.optimizer, 4, clients=px.federated.with_attackers(3, (5,), every=2), adversary=LOCAL
+    )
     lines = []
-    px.train(run(made, byzantine=px.fixed((5,))), listener=lines.append)
+    px.train(run(made, byzantine=px.adversary.workers((5,))), listener=lines.append)
     assert [5 in line["clients"] for line in lines] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: px.ball(0.0), "radius > 0"),
-        (lambda: px.ball(1.0, decay=1.5), r"decay in \(0, 1\]"),
-        (lambda: px.replacement(-1.0), "boost > 0"),
-        (lambda: px.infiltrated(1, (0, 1)), "1 to clients=1 attackers"),
+        (lambda: px.federated.ball(0.0), "radius > 0"),
+        (lambda: px.federated.ball(1.0, decay=1.5), r"decay in \(0, 1\]"),
+        (lambda: px.attacks.replacement(-1.0), "boost > 0"),
+        (lambda: px.federated.with_attackers(1, (0, 1)), "1 to clients=1 attackers"),
         (
-            lambda: Trainer(run(px.phase(LOCAL, px.fedavg(LOCAL).scheme, clients=px.infiltrated(6)))),
+            lambda: Trainer(
+                run(px.Phase(LOCAL, px.federated.fedavg(LOCAL).scheme, clients=px.federated.with_attackers(6)))
+            ),
             "needs 6 honest workers",
         ),
         (
             lambda: Trainer(
-                run(px.phase(px.gradient(60), px.parse("chain(vote(dense(), r=3), mean())"), adversary=px.gradient(60)))
+                run(
+                    px.Phase(
+                        px.training.gradient(60),
+                        px.parse("chain(vote(dense(), r=3), mean())"),
+                        adversary=px.training.gradient(60),
+                    )
+                )
             ),
             "work of its own",
         ),
@@ -154,9 +173,12 @@ def test_what_cannot_be_is_refused(make, sentence):
 
 
 def test_parity_asks_every_client_and_changes_nothing():
-    plain = px.train(run(px.fedavg(LOCAL, 2)))
+    plain = px.train(run(px.federated.fedavg(LOCAL, 2)))
     lines = []
-    asked = px.train(run(px.fedavg(LOCAL, 2), exams=(px.parity(), px.parity(clients=2, most=5))), listener=lines.append)
+    asked = px.train(
+        run(px.federated.fedavg(LOCAL, 2), evaluators=(px.training.parity(), px.training.parity(clients=2, most=5))),
+        listener=lines.append,
+    )
     assert fingerprint(asked.model) == fingerprint(plain.model)
     every, some = lines[-1]["examined"].values()
     assert len(every["accuracy"]) == 6 and len(some["accuracy"]) == 2
@@ -177,40 +199,54 @@ def test_an_exam_looks_at_no_more_scores_of_passages_than_the_test_does():
             seen.append(x.numel())
             return torch.nn.functional.one_hot(x, 20)
 
-    sitting = Sitting(Repeats(1, 1), texts(tuple("abcdefghijklmnopqrst"), passages=True), 1, 0, "float32", tuple)
+    sitting = EvalContext(Repeats(1, 1), texts(tuple("abcdefghijklmnopqrst"), passages=True), 1, 0, "float32", tuple)
     x = torch.arange(300 * 8).reshape(300, 8) % 20
     assert sitting.labels(x).equal(x) and len(sitting.labels(x[:0])) == 0
     assert sum(seen) == 2400 and max(seen) <= SCORED
 
 
-EDGES = px.rare_styles()
+EDGES = px.backdoors.rare_styles()
 
 
 def poisoned_run(every=1, rounds=6, attack=True, **options):
-    data = px.joined(px.digits(), EDGES)
-    dirty = px.poisoned(px.local_training(px.sgd(0.1, momentum=0.9), epochs=5, batch=20), EDGES, px.digits(), clean=60)
-    phase = px.fedavg(LOCAL, rounds)
-    made = px.phase(
+    data = px.backdoors.with_edge_cases(px.data.digits(), EDGES)
+    dirty = px.backdoors.poisoned(
+        px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=5, batch=20),
+        EDGES,
+        px.data.digits(),
+        clean=60,
+    )
+    phase = px.federated.fedavg(LOCAL, rounds)
+    made = px.Phase(
         LOCAL,
         phase.scheme,
-        phase.finish,
+        phase.optimizer,
         rounds,
-        clients=px.infiltrated(4, (0,), every=every if attack else 10**6, first=0 if attack else 10**6),
+        clients=px.federated.with_attackers(4, (0,), every=every if attack else 10**6, first=0 if attack else 10**6),
         adversary=dirty,
     )
-    exams = (px.backdoor(EDGES, px.digits()),)
-    return px.run(data, px.mlp((32,)), (made,), workers=8, byzantine=px.fixed((0,)), exams=exams, seed=2, **options)
+    exams = (px.backdoors.backdoor(EDGES, px.data.digits()),)
+    return px.Run(
+        data,
+        px.models.mlp((32,)),
+        (made,),
+        workers=8,
+        byzantine=px.adversary.workers((0,)),
+        evaluators=exams,
+        seed=2,
+        **options,
+    )
 
 
 def test_a_poisoned_mixture_holds_the_edge_cases_with_the_wrong_label():
-    data, edges = px.joined(px.digits(), EDGES).load(), EDGES.load(px.digits().load())
-    mixture = px.poisoned(LOCAL, EDGES, px.digits(), clean=60, amount=5).mixture(data, 3)
+    data, edges = px.backdoors.with_edge_cases(px.data.digits(), EDGES).load(), EDGES.load(px.data.digits().load())
+    mixture = px.backdoors.poisoned(LOCAL, EDGES, px.data.digits(), clean=60, amount=5).mixture(data, 3)
     assert len(mixture.train_y) == 65 and (mixture.train_y[:5] == edges.target).all()
     assert mixture.train_x[:5].equal(edges.train_x[:5]) and mixture.test_x is data.test_x
-    again = px.poisoned(LOCAL, EDGES, px.digits(), clean=60, amount=5).mixture(data, 3)
+    again = px.backdoors.poisoned(LOCAL, EDGES, px.data.digits(), clean=60, amount=5).mixture(data, 3)
     assert again is mixture
     with pytest.raises(ValueError, match="wants 100000 ordinary examples"):
-        px.poisoned(LOCAL, EDGES, px.digits(), clean=100_000).mixture(data, 3)
+        px.backdoors.poisoned(LOCAL, EDGES, px.data.digits(), clean=100_000).mixture(data, 3)
 
 
 def test_a_backdoor_gets_in_where_nobody_defends_and_is_measured():
@@ -234,15 +270,18 @@ def test_a_seed_fixes_the_attack():
 
 
 def test_another_seed_draws_other_ordinary_examples():
-    data, foe = px.joined(px.digits(), EDGES).load(), px.poisoned(LOCAL, EDGES, px.digits(), clean=60)
-    one, other = (foe.mixture(data, seed).train_x[len(EDGES.load(px.digits().load())) :] for seed in (3, 4))
+    data, foe = (
+        px.backdoors.with_edge_cases(px.data.digits(), EDGES).load(),
+        px.backdoors.poisoned(LOCAL, EDGES, px.data.digits(), clean=60),
+    )
+    one, other = (foe.mixture(data, seed).train_x[len(EDGES.load(px.data.digits().load())) :] for seed in (3, 4))
     assert len(one) == len(other) == 60 and not one.equal(other)
 
 
 def test_replacement_leaves_what_is_installed_and_is_refused_by_a_server():
     layout = px.Layout(("w", "running_mean"), (torch.Size([2]), torch.Size([2])), 1)
     stack = Stack.of(torch.ones(3, 4), layout)
-    out, _ = px.replacement(5.0)(stack, None, px.Round(byzantine=frozenset({1}), world=px.LocalWorld(3)))
+    out, _ = px.attacks.replacement(5.0)(stack, None, px.Round(byzantine=frozenset({1}), world=px.LocalWorld(3)))
     assert out.rows[1].tolist() == [5, 5, 1, 1] and out.rows[0].tolist() == [1, 1, 1, 1]
     from phalanx.core.wire_stage import check_server
 
@@ -253,14 +292,17 @@ def test_replacement_leaves_what_is_installed_and_is_refused_by_a_server():
 
 def test_an_adversary_that_cannot_work_is_told_before_the_first_round():
     def with_foe(foe):
-        return px.phase(LOCAL, px.fedavg(LOCAL).scheme, px.sgd(1.0), 2, adversary=foe)
+        return px.Phase(LOCAL, px.federated.fedavg(LOCAL).scheme, px.optim.sgd(1.0), 2, adversary=foe)
 
     for foe, sentence in (
-        (px.poisoned(px.local_training(frozen=("nothing",)), EDGES, px.digits(), clean=1), "names no parameter"),
-        (px.poisoned(LOCAL, EDGES, px.digits(), clean=1, amount=10**6), "wants 1000000 edge cases"),
+        (
+            px.backdoors.poisoned(px.federated.local_training(frozen=("nothing",)), EDGES, px.data.digits(), clean=1),
+            "names no parameter",
+        ),
+        (px.backdoors.poisoned(LOCAL, EDGES, px.data.digits(), clean=1, amount=10**6), "wants 1000000 edge cases"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            Trainer(run(with_foe(foe), byzantine=px.fixed((0,))))
-    matched = px.fedma(LOCAL, layers=2)
+            Trainer(run(with_foe(foe), byzantine=px.adversary.workers((0,))))
+    matched = px.federated.fedma(LOCAL, layers=2)
     with pytest.raises(ValueError, match="beside clients that send changes"):
-        Trainer(run(px.phase(matched.work, matched.scheme, matched.finish, 2, adversary=LOCAL)))
+        Trainer(run(px.Phase(matched.work, matched.scheme, matched.optimizer, 2, adversary=LOCAL)))

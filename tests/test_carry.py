@@ -92,13 +92,13 @@ def trained(model, optimizer, x, steps=3):
 
 def coasted(model, optimizer, lr):
     """The change of all dense weights in a step with gradients of zero."""
-    before = {n: p.detach().clone() for n, p in px.merge(model).named_parameters()}
+    before = {n: p.detach().clone() for n, p in px.lowrank.merge(model).named_parameters()}
     for group in optimizer.param_groups:
         group["lr"] = lr
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    return {n: (p.detach() - before[n]) / lr for n, p in px.merge(model).named_parameters()}
+    return {n: (p.detach() - before[n]) / lr for n, p in px.lowrank.merge(model).named_parameters()}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -109,7 +109,7 @@ def test_the_next_step_is_that_of_the_dense_model_to_first_order(kind, optimizer
     low = full_rank(model)
     of_low = OPTIMIZERS[optimizer](model.parameters())
     of_low.load_state_dict(of_dense.state_dict())
-    px.carry(of_low, model, low)
+    px.lowrank.transfer_optimizer(of_low, model, low)
     assert len(factors_of(low)) >= 2
     lr = 1e-7
     wanted, found = coasted(model, of_dense, lr), coasted(low, of_low, lr)
@@ -153,7 +153,7 @@ def test_gradient_moments_are_those_of_factors_that_were_there_all_along(kind):
     standing = [torch.optim.SGD(m.parameters(), lr=0.0, momentum=0.9) for m in (model, low)]
     for m, optimizer in zip((model, low), standing, strict=True):
         trained(m.train(False), optimizer, x)
-    px.carry(standing[0], model, low, "gradient")
+    px.lowrank.transfer_optimizer(standing[0], model, low, "gradient")
     own, carried = (optimizer.state for optimizer in standing[::-1])
     for name, parameter in low.named_parameters():
         assert close(carried[parameter]["momentum_buffer"], own[parameter]["momentum_buffer"], 1e-6), name
@@ -163,7 +163,7 @@ def test_gradient_moments_are_those_of_factors_that_were_there_all_along(kind):
 def test_squares_are_exact_where_a_factor_is_diagonal(size, seed):
     # then every entry of u's gradient is one entry of the weight's, times a number
     dense = nn.Linear(size, size).double()
-    low = px.factorize(dense, px.plan(dense, classifier=False).with_ranks({"": size}))
+    low = px.factorize(dense, px.lowrank.plan(dense, classifier=False).with_ranks({"": size}))
     (move,) = [m for m in moves(dense, low) if len(m.new) == 2]
     with torch.no_grad():
         low.v.copy_(torch.diag(drawn(size, seed=seed)))
@@ -182,7 +182,7 @@ def test_every_parameter_is_there_once_and_training_goes_on(kind, optimizer, mom
     trained(model, own, x)
     scheduler = torch.optim.lr_scheduler.StepLR(own, 1, gamma=0.5)
     low = px.factorize(model, 1 / 2, embedding=True)
-    px.carry(own, model, low, moments)
+    px.lowrank.transfer_optimizer(own, model, low, moments)
     held = [p for group in own.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in low.parameters()} and len(held) == len({id(p) for p in held})
     assert len(own.state) == (0 if moments == "fresh" else len(held))
@@ -203,10 +203,10 @@ def test_smaller_ranks_take_over_the_moments_of_larger_ones(kind, optimizer):
     own = OPTIMIZERS[optimizer](low.parameters())
     trained(low, own, x)
     # the same products in other factors: what the first order can do is the same, so the step is too
-    again = px.factorize(px.merge(low), 1 / 2)
+    again = px.factorize(px.lowrank.merge(low), 1 / 2)
     of_again = OPTIMIZERS[optimizer](low.parameters())
     of_again.load_state_dict(own.state_dict())
-    px.carry(of_again, low, again)
+    px.lowrank.transfer_optimizer(of_again, low, again)
     lr = 1e-7
     wanted, found = coasted(low, own, lr), coasted(again, of_again, lr)
     for name, step in wanted.items():
@@ -225,9 +225,9 @@ def test_an_average_is_moved_along(kind):
         for a, p in zip(average.module.parameters(), model.parameters(), strict=True):
             a.copy_(p + 1e-6 * (a - p))
     low = full_rank(model)
-    moved = px.carry_average(average.module, low)
+    moved = px.lowrank.transfer_average(average.module, low)
     assert type(moved) is type(low) and not set(map(id, moved.parameters())) & set(map(id, low.parameters()))
-    wanted, found = dict(average.module.named_parameters()), dict(px.merge(moved).named_parameters())
+    wanted, found = dict(average.module.named_parameters()), dict(px.lowrank.merge(moved).named_parameters())
     before = dict(model.named_parameters())
     for name, value in wanted.items():
         assert close(found[name] - before[name], value - before[name], 1e-3), name
@@ -241,7 +241,7 @@ def test_decay_of_the_product_is_its_gradient(kind):
     low = px.factorize(model, 1 / 3, embedding=True)
     for parameter in low.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    px.frobenius_decay(low, 0.3)
+    px.lowrank.frobenius_decay(low, 0.3)
     found = {id(p): p.grad.clone() for p in factors_of(low)}
     low.zero_grad()
     products = {}
@@ -260,13 +260,13 @@ def test_what_cannot_be_carried_is_said():
     own = torch.optim.Adagrad(model.parameters())
     trained(model.double(), own, drawn(3, 8), 1)
     with pytest.raises(ValueError, match=r"moments sum of Adagrad .* moments=\"fresh\""):
-        px.carry(own, model, low)
-    px.carry(own, model, low, "fresh")
+        px.lowrank.transfer_optimizer(own, model, low)
+    px.lowrank.transfer_optimizer(own, model, low, "fresh")
     with pytest.raises(ValueError, match="no parameter of the old model"):
-        px.carry(torch.optim.SGD(nn.Linear(3, 3).parameters()), model, low)
+        px.lowrank.transfer_optimizer(torch.optim.SGD(nn.Linear(3, 3).parameters()), model, low)
     with pytest.raises(ValueError, match="moments must be 'step' or 'gradient' or 'fresh', got 'none'"):
-        px.carry(torch.optim.SGD(model.parameters()), model, low, "none")
+        px.lowrank.transfer_optimizer(torch.optim.SGD(model.parameters()), model, low, "none")
     with pytest.raises(ValueError, match="the old model has no layer '0'"):
-        px.carry(torch.optim.SGD(nn.Linear(3, 3).parameters()), nn.Linear(3, 3), low)
+        px.lowrank.transfer_optimizer(torch.optim.SGD(nn.Linear(3, 3).parameters()), nn.Linear(3, 3), low)
     with pytest.raises(ValueError, match="weight_decay >= 0, got -1"):
-        px.frobenius_decay(low, -1)
+        px.lowrank.frobenius_decay(low, -1)

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.tools.cli.app import app
 from phalanx.core.registry import kinds
+from phalanx.tools.cli.app import app
 from phalanx.tools.runner.request import requested
 
 COMMANDS = ("run", "reproduce", "audit", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
@@ -101,7 +101,7 @@ def test_show_prints_what_run_reads(tmp_path: Path) -> None:
         (["run"], "run needs a recipe"),
         (["run", "quikstart"], "did you mean quickstart"),
         (["run", "quickstart", "--scale", "big"], "choose from smoke, laptop, paper"),
-        (["run", "quickstart", "--set", "finish.lr=fast"], "sgd: lr must be a number"),
+        (["run", "quickstart", "--set", "optimizer.lr=fast"], "sgd: lr must be a number"),
         (["run", "quickstart", "--set", "scheme=chain(gather(dens()))"], "did you mean dense"),
         (["run", "quickstart", "--set", "byzantin=3"], "did you mean byzantine"),
         (["run", "quickstart", "--set", "scheme=krum(f=3)"], "crosses the wire exactly once"),
@@ -262,7 +262,7 @@ def test_factorize_shows_a_plan_and_writes_it(tmp_path):
     assert (found["parameters"], found["parameters_after"]) == (11_173_962, 3_336_266)
     table = phalanx("factorize", "--model", "resnet18-cifar", "--ratio", "0.5", "--first", "4", "--out", tmp_path / "p")
     assert "the last classifier" in table
-    assert px.Plan.from_yaml((tmp_path / "p").read_text())["4.conv1"].rank == 32
+    assert px.lowrank.Plan.from_yaml((tmp_path / "p").read_text())["4.conv1"].rank == 32
     assert "no network is called 'lenet'" in sentence("factorize", "--model", "lenet")
     assert "ms" not in table.splitlines()[0] and "MB a step" in table.splitlines()[0]
     assert "batch of at least 1, got 0" in sentence("factorize", "--model", "resnet18-cifar", "--times", "--batch", "0")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.core.precision import cast, finite
 from phalanx.core.payload import BadPayload, payload_bytes
+from phalanx.core.precision import cast, finite
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -34,7 +34,7 @@ def rows(draw):
 
 @given(rows(), st.sampled_from(["fp16", "bf16"]))
 def test_half_takes_two_bytes_and_keeps_what_is_finite(row, precision):
-    codec, layout = px.half(precision), px.Layout.flat(len(row), row.dtype)
+    codec, layout = px.codecs.half(precision), px.Layout.flat(len(row), row.dtype)
     payload, _ = codec.encode(row, layout, {}, rng)
     assert payload_bytes(payload) == 2 * len(row)
     decoded = codec.decode(payload, layout)
@@ -56,7 +56,7 @@ def test_cast_keeps_what_is_finite(row, dtype):
 
 @given(rows())
 def test_sign_sends_one_bit_an_entry(row):
-    codec, layout = px.sign(), px.Layout.flat(len(row), row.dtype)
+    codec, layout = px.codecs.sign(), px.Layout.flat(len(row), row.dtype)
     payload, _ = codec.encode(row, layout, {}, rng)
     assert payload_bytes(payload) == (len(row) + 7) // 8
     expected = torch.tensor([-1.0 if value < 0 else 1.0 for value in row.tolist()], dtype=row.dtype)
@@ -66,25 +66,25 @@ def test_sign_sends_one_bit_an_entry(row):
 def test_sign_scaled_sends_the_mean_magnitude_of_each_tensor():
     layout = px.Layout(("a", "b", "none"), (torch.Size([3]), torch.Size([1, 2]), torch.Size([0])))
     row = torch.tensor([1.0, -2.0, 3.0, 0.0, -1.0])
-    payload, _ = px.sign(scaled=True).encode(row, layout, {}, rng)
+    payload, _ = px.codecs.sign(scaled=True).encode(row, layout, {}, rng)
     assert payload["scales"].tolist() == [2.0, 0.5, 0.0] and payload_bytes(payload) == 1 + 3 * 4
-    assert px.sign(scaled=True).decode(payload, layout).tolist() == [2.0, -2.0, 2.0, 0.5, -0.5]
+    assert px.codecs.sign(scaled=True).decode(payload, layout).tolist() == [2.0, -2.0, 2.0, 0.5, -0.5]
 
 
 def test_sign_refuses_what_it_does_not_write():
     layout = px.Layout.flat(5)
     good = {"signs": torch.tensor([0b00010101], dtype=torch.uint8)}
-    assert px.sign().decode(good, layout).tolist() == [1.0, -1.0, 1.0, -1.0, 1.0]
+    assert px.codecs.sign().decode(good, layout).tolist() == [1.0, -1.0, 1.0, -1.0, 1.0]
     with pytest.raises(BadPayload, match="beyond the end"):
-        px.sign().decode({"signs": torch.tensor([0b00110101], dtype=torch.uint8)}, layout)
+        px.codecs.sign().decode({"signs": torch.tensor([0b00110101], dtype=torch.uint8)}, layout)
     with pytest.raises(BadPayload, match="negative scale"):
-        px.sign(scaled=True).decode({**good, "scales": torch.tensor([-1.0])}, layout)
+        px.codecs.sign(scaled=True).decode({**good, "scales": torch.tensor([-1.0])}, layout)
 
 
 @pytest.mark.parametrize("text", ["sign(scaled=True)", "half(precision='bf16')", "sign()"])
 def test_error_feedback_sends_everything_in_the_end(text):
     """The sum of what arrived is the sum of what was computed, less one residual."""
-    codec, layout, state = px.error_feedback(px.parse(text)), px.Layout.flat(9), {}
+    codec, layout, state = px.codecs.error_feedback(px.parse(text)), px.Layout.flat(9), {}
     computed, arrived = torch.zeros(9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
     for t in range(40):
         row = torch.randn(9, generator=torch.Generator().manual_seed(t))
@@ -98,7 +98,7 @@ def test_error_feedback_repairs_the_sign_where_it_is_wrong():
     """Of rows (1, 0.1) the sign alone makes equal steps; with memory their ratio is right in the end."""
     row, layout = torch.tensor([1.0, 0.1]), px.Layout.flat(2)
     means = []
-    for codec in (px.sign(scaled=True), px.error_feedback(px.sign(scaled=True))):
+    for codec in (px.codecs.sign(scaled=True), px.codecs.error_feedback(px.codecs.sign(scaled=True))):
         state, total = {}, torch.zeros(2)
         for _ in range(200):
             payload, state = codec.encode(row, layout, state, rng)
@@ -109,7 +109,7 @@ def test_error_feedback_repairs_the_sign_where_it_is_wrong():
 
 
 def test_error_feedback_keeps_the_old_residual_where_a_row_is_no_number():
-    codec, layout = px.error_feedback(px.half()), px.Layout.flat(3)
+    codec, layout = px.codecs.error_feedback(px.codecs.half()), px.Layout.flat(3)
     _, first = codec.encode(torch.tensor([0.1, 0.1, 0.1]), layout, {}, rng)
     payload, second = codec.encode(torch.tensor([float("nan"), float("inf"), 0.2]), layout, first, rng)
     # the gate at the server sees both
@@ -119,7 +119,7 @@ def test_error_feedback_keeps_the_old_residual_where_a_row_is_no_number():
 
 
 def test_error_feedback_keeps_what_a_narrow_dtype_cannot_hold():
-    codec, layout = px.error_feedback(px.dense()), px.Layout.flat(1, torch.float16)
+    codec, layout = px.codecs.error_feedback(px.codecs.dense()), px.Layout.flat(1, torch.float16)
     row = torch.tensor([60000.0], dtype=torch.float16)
     state = {"residual": {"row": torch.tensor([20000.0])}}
     payload, state = codec.encode(row, layout, state, rng)
@@ -130,13 +130,13 @@ def test_the_residual_is_in_memory_of_its_own():
     """safetensors refuses tensors that share memory, and DDP reuses its buckets."""
     layout = px.Layout(("a", "b"), (torch.Size([2]), torch.Size([3])))
     row = torch.randn(5)
-    _, state = px.error_feedback(px.sign()).encode(row, layout, {}, rng)
+    _, state = px.codecs.error_feedback(px.codecs.sign()).encode(row, layout, {}, rng)
     storages = {t.untyped_storage().data_ptr() for t in state["residual"].values()}
     assert len(storages) == 2 and row.untyped_storage().data_ptr() not in storages
 
 
 def test_nested_memories_do_not_meet():
-    codec, layout, state = px.error_feedback(px.error_feedback(px.sign())), px.Layout.flat(2), {}
+    codec, layout, state = px.codecs.error_feedback(px.codecs.error_feedback(px.codecs.sign())), px.Layout.flat(2), {}
     for _ in range(3):
         _, state = codec.encode(torch.tensor([0.3, -0.2]), layout, state, rng)
     assert set(state) == {"residual", "inner"} and set(state["inner"]) == {"residual", "inner"}

@@ -43,7 +43,7 @@ def close(found, truth):
 
 @pytest.mark.parametrize(("n", "s"), PAIRS[::7])
 def test_the_code_is_what_the_theorem_says(n, s):
-    code, allocation = circulant(n, s), px.cyclic(s=s).assign(n)
+    code, allocation = circulant(n, s), px.coding.cyclic(s=s).assign(n)
     w = allocation.weights_matrix.numpy()
     # theorem 6.5: r = 2s + 1 gradients each are necessary; even n takes one more
     assert set((w > 0).sum(axis=1)) == set((w > 0).sum(axis=0)) == {2 * s + 1 + (n % 2 == 0)}
@@ -108,7 +108,7 @@ def positions(n, count, where, seed):
 
 @pytest.mark.parametrize(("n", "s"), PAIRS)
 def test_cyclic_recovers_from_every_pattern(n, s):
-    code = px.cyclic(s=s)
+    code = px.coding.cyclic(s=s)
     units = units_of(n, seed=n)
     truth, rows = units.double().mean(dim=0), code.encode(units, n)
     bound = 10 * code.amplification(n) * EPS
@@ -138,7 +138,7 @@ def test_cyclic_recovers_from_every_pattern(n, s):
 
 @pytest.mark.parametrize(("n", "s"), PAIRS[::3])
 def test_cyclic_with_missing_and_unreadable_rows(n, s):
-    code = px.cyclic(s=s)
+    code = px.coding.cyclic(s=s)
     units = units_of(n, seed=n)
     truth, rows = units.double().mean(dim=0), code.encode(units, n)
     for gone in range(0, 2 * s + 1, max(1, s // 2)):
@@ -160,7 +160,7 @@ def test_cyclic_with_missing_and_unreadable_rows(n, s):
 
 @pytest.mark.parametrize(("n", "s"), PAIRS[::5])
 def test_more_lies_than_s_are_never_accepted_in_silence(n, s):
-    code = px.cyclic(s=s)
+    code = px.coding.cyclic(s=s)
     units = units_of(n, seed=n)
     truth, rows = units.double().mean(dim=0), code.encode(units, n)
     for where in ("random", "adjacent"):
@@ -180,7 +180,7 @@ def test_more_lies_than_s_are_never_accepted_in_silence(n, s):
 def test_repetition_gives_the_bits_of_the_faultless_run(n, s):
     if 2 * s + 1 > n:
         return
-    code = px.repetition(r=2 * s + 1)
+    code = px.coding.repetition(r=2 * s + 1)
     allocation = code.assign(n)
     units = units_of(allocation.num_units, seed=n)
     rows = code.encode(units, n)
@@ -204,8 +204,8 @@ def test_repetition_gives_the_bits_of_the_faultless_run(n, s):
 
 
 def test_each_group_of_repetition_has_its_own_tolerance():
-    assert px.repetition(r=3).tolerances(11) == (1, 1, 1) and px.repetition(r=5).tolerances(13) == (3, 2)
-    code = px.repetition(r=3)
+    assert px.coding.repetition(r=3).tolerances(11) == (1, 1, 1) and px.coding.repetition(r=5).tolerances(13) == (3, 2)
+    code = px.coding.repetition(r=3)
     rows = code.encode(units_of(3, 0), 9)
     rows[0], rows[1] = 5.0, 6.0
     with pytest.raises(TooManyFaults, match="group 0"):
@@ -213,7 +213,7 @@ def test_each_group_of_repetition_has_its_own_tolerance():
 
 
 def test_a_thin_group_is_flagged():
-    code = px.repetition(r=3)
+    code = px.coding.repetition(r=3)
     rows = code.encode(units_of(3, 0), 9)
     stack = replace(px.Stack.of(rows).pick([0, 3, 4, 5, 6, 7, 8]), received=True, erased=2)
     out, _ = code(stack, None, round_of(9))
@@ -233,7 +233,7 @@ def test_a_thin_group_is_flagged():
 @settings(max_examples=60, deadline=None)
 def test_hostile_shapes_and_sizes(d, dtype, size, seed, apart):
     n, s = 9, 2
-    code = px.cyclic(s=s)
+    code = px.coding.cyclic(s=s)
     units = (units_of(n, seed, d) * size).to(dtype)
     rows = code.encode(units, n)
     if apart:
@@ -256,18 +256,18 @@ def test_codes_that_would_lose_all_digits_are_refused_with_the_way_out():
         with pytest.raises(ValueError, match=r"smaller s.*repetition"):
             px.parse(text).rows_out(45)
     with pytest.raises(px.TooFewRows, match="n=4, s=2"):
-        px.cyclic(s=2).rows_out(4)
+        px.coding.cyclic(s=2).rows_out(4)
     with pytest.raises(ValueError, match="odd r"):
-        px.repetition(r=2)
+        px.coding.repetition(r=2)
 
 
 def test_rows_behind_a_half_precision_wire():
-    n, code = 15, px.cyclic(s=2, noise=2**-10)
+    n, code = 15, px.coding.cyclic(s=2, noise=2**-10)
     units = units_of(n, 0, 200)
     rows = code.encode(units, n)
     rows[[3, 4]] = 7.0
     stack = px.Stack.of(rows)
-    out, _ = px.chain(px.gather(px.half()), code)(stack, None, round_of(n, byzantine=frozenset({3, 4})))
+    out, _ = px.chain(px.gather(px.codecs.half()), code)(stack, None, round_of(n, byzantine=frozenset({3, 4})))
     assert close(out.rows[0], units.double().mean(dim=0)) < 0.02
     assert {note.worker for note in out.notes if note.kind == "outvoted"} == {3, 4}
 
@@ -278,7 +278,7 @@ RUN = (
 )
 
 
-def trained(code, attack="reverse()", byzantine="nobody()", batch=90):
+def trained(code, attack="reverse()", byzantine="none()", batch=90):
     trainer = px.train(px.parse(RUN.format(code=code, attack=attack, byzantine=byzantine, batch=batch)))
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]), trainer.summary()
 
@@ -286,7 +286,7 @@ def trained(code, attack="reverse()", byzantine="nobody()", batch=90):
 @pytest.mark.parametrize("attack", ["reverse()", "constant(-100)", "alie(z=1.0)", "nan()"])
 def test_training_with_repetition_ends_with_the_same_bits(attack):
     _, free = trained("repetition(r=5)")
-    _, summary = trained("repetition(r=5)", attack, "drawn(2, every=1)")
+    _, summary = trained("repetition(r=5)", attack, "random(2, every=1)")
     assert summary["weights_sha256"] == free["weights_sha256"] and summary["lost_rounds"] == 0
 
 
@@ -294,7 +294,7 @@ def test_training_with_repetition_ends_with_the_same_bits(attack):
 def test_training_with_the_cyclic_code_is_training_without_faults(batch):
     plain, _ = trained("mean()", batch=batch)
     for attack in ("reverse()", "constant(-100)", "nan()"):
-        weights, summary = trained("cyclic(s=2)", attack, "drawn(2, every=1)", batch)
+        weights, summary = trained("cyclic(s=2)", attack, "random(2, every=1)", batch)
         # 12 rounds with momentum, each within rounding
         assert float((weights - plain).norm() / plain.norm()) < 1e-5
         assert summary["accusation_recall"] == 1.0 and summary["accusation_precision"] == 1.0
@@ -302,8 +302,8 @@ def test_training_with_the_cyclic_code_is_training_without_faults(batch):
 
 def test_training_skips_what_the_code_cannot_repair():
     # each tells another lie, so that no row has a majority
-    _, summary = trained("repetition(r=3)", "gaussian()", "fixed((0, 1))")
+    _, summary = trained("repetition(r=3)", "gaussian()", "workers((0, 1))")
     assert summary["lost_groups"] == 0 and summary["lost_rounds"] == 12
     # two that agree win their group: more than the code stands, and nobody can know
-    _, summary = trained("repetition(r=3)", "reverse()", "fixed((0, 1))")
+    _, summary = trained("repetition(r=3)", "reverse()", "workers((0, 1))")
     assert summary["lost_groups"] == 12

@@ -5,31 +5,37 @@ from dataclasses import replace
 
 import pytest
 import torch
+from phalanx_experiments.recipes.edge_case import setting
 
 import phalanx as px
 from phalanx.backdoors.edges import _load
 from phalanx.backdoors.poisoned import _mixture
-from phalanx_experiments.recipes.edge_case import setting
+from phalanx.distributed.subset import SubsetTransport
 from phalanx.tools.redteam.setting import ATTACKS, attacked, standard
-from phalanx.distributed.subset import Part
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
-EDGES = px.rare_styles()
-FOE = px.poisoned(px.local_training(px.sgd(0.1), batch=30), EDGES, px.digits(), clean=20)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
+EDGES = px.backdoors.rare_styles()
+FOE = px.backdoors.poisoned(px.federated.local_training(px.optim.sgd(0.1), batch=30), EDGES, px.data.digits(), clean=20)
 GANG = (0, 1, 2)
 TRUSTED = "gather(dense(), gate=gate(weights='trusted'))"
 
 
 def run(phase, workers=12, **options):
-    options = {"partition": px.dirichlet(1.0, least=3), "byzantine": px.fixed(GANG), "seed": 1} | options
-    return px.run(px.joined(px.digits(), EDGES), px.mlp((8,)), (phase,), workers=workers, **options)
+    options = {
+        "partition": px.data.dirichlet(1.0, least=3),
+        "byzantine": px.adversary.workers(GANG),
+        "seed": 1,
+    } | options
+    return px.Run(
+        px.backdoors.with_edge_cases(px.data.digits(), EDGES), px.models.mlp((8,)), (phase,), workers=workers, **options
+    )
 
 
 def phase(scheme, clients=None, rounds=2, **options):
-    clients = px.infiltrated(7, GANG, every=2) if clients is None else clients
-    return px.phase(LOCAL, px.parse(scheme), px.sgd(1.0), rounds, clients=clients, **options)
+    clients = px.federated.with_attackers(7, GANG, every=2) if clients is None else clients
+    return px.Phase(LOCAL, px.parse(scheme), px.optim.sgd(1.0), rounds, clients=clients, **options)
 
 
 def logged(made):
@@ -43,7 +49,7 @@ def flat(model):
 
 @pytest.mark.parametrize("attack", ["reverse(c=3.0)", "alie()", "ipm(epsilon=2.0)", "mimic()", "gaussian()"])
 def test_untargeted_attacks_act_together_beside_local_training(attack):
-    made = run(phase(f"chain({attack}, {TRUSTED}, mean())"), observers=(px.norms(arrived=True),))
+    made = run(phase(f"chain({attack}, {TRUSTED}, mean())"), observers=(px.training.norms(arrived=True),))
     trainer, lines = logged(made)
     calm = px.train(replace(made, phases=(phase(f"chain({TRUSTED}, mean())"),), observers=()))
     assert [set(GANG) <= set(line["clients"]) for line in lines] == [True, False]
@@ -53,7 +59,7 @@ def test_untargeted_attacks_act_together_beside_local_training(attack):
     # the update is the mean of what the attack makes of the workers' own rows
     start = Trainer(made)
     stack, _ = start.work(0, lines[0]["clients"])
-    world = Part(px.LocalWorld(12), tuple(lines[0]["clients"]))
+    world = SubsetTransport(px.LocalWorld(12), tuple(lines[0]["clients"]))
     forged, _ = px.parse(attack)(stack, None, px.Round(0, 1, frozenset(GANG), world).inside(0))
     norms = dict(zip(map(str, forged.ids), forged.rows.double().norm(dim=1).tolist(), strict=True))
     assert lines[0]["observed"][repr(made.observers[0])] == pytest.approx(norms)
@@ -68,14 +74,17 @@ def test_colluders_of_one_mind_send_one_row():
     for attack in ("alie()", "ipm(epsilon=0.5)", "mimic()"):
         trainer = Trainer(run(phase(f"chain({attack}, {TRUSTED}, mean())")))
         clients = trainer.config.phases[0].clients.at(0, 12, 1)
-        world = Part(px.LocalWorld(12), clients)
+        world = SubsetTransport(px.LocalWorld(12), clients)
         stack, _ = px.parse(attack)(trainer.work(0, clients)[0], None, px.Round(0, 1, frozenset(GANG), world))
         rows = stack.rows[[stack.ids.index(worker) for worker in GANG]]
         assert rows.equal(rows[:1].expand(3, -1))
 
 
 def test_a_fixed_pool_takes_part_when_it_is_drawn():
-    made = run(phase(f"chain(reverse(), {TRUSTED}, median())", px.sampled(4), rounds=8), byzantine=px.drawn(4))
+    made = run(
+        phase(f"chain(reverse(), {TRUSTED}, median())", px.federated.uniform(4), rounds=8),
+        byzantine=px.adversary.random(4),
+    )
     _, lines = logged(made)
     pools = {tuple(line["byzantine"]) for line in lines}
     assert len(pools) == 1 and len(next(iter(pools))) == 4
@@ -83,14 +92,16 @@ def test_a_fixed_pool_takes_part_when_it_is_drawn():
     assert len(set(met)) > 1 and all(len(line["clients"]) == 4 for line in lines)
     _, again = logged(made)
     assert [line["clients"] for line in again] == [line["clients"] for line in lines]
-    with_foe = run(phase(f"chain({TRUSTED}, mean())", px.sampled(4), adversary=FOE), byzantine=px.drawn(4))
+    with_foe = run(
+        phase(f"chain({TRUSTED}, mean())", px.federated.uniform(4), adversary=FOE), byzantine=px.adversary.random(4)
+    )
     assert all(p.isfinite().all() for p in px.train(with_foe).model.parameters())
 
 
 def test_attackers_who_meet_share_the_boost_and_install_the_mean_of_their_models():
-    still = px.local_training(epochs=0)
-    made = px.phase(still, px.parse(f"chain(replacement(), {TRUSTED}, mean())"), px.sgd(1.0), 1, adversary=LOCAL)
-    made = run(replace(made, clients=px.infiltrated(7, GANG, every=1)))
+    still = px.federated.local_training(epochs=0)
+    made = px.Phase(still, px.parse(f"chain(replacement(), {TRUSTED}, mean())"), px.optim.sgd(1.0), 1, adversary=LOCAL)
+    made = run(replace(made, clients=px.federated.with_attackers(7, GANG, every=1)))
     trainer = Trainer(made)
     start = flat(trainer.model)
     stack, _ = trainer.work(0, trainer.config.phases[0].clients.at(0, 12, 1))
@@ -103,11 +114,15 @@ def test_attackers_who_meet_share_the_boost_and_install_the_mean_of_their_models
 
 @pytest.mark.parametrize("rule", ["krum(f=1)", "median()", "trimmed_mean(f=1)", "geometric_median()", "mean()"])
 def test_rules_stand_behind_buckets_of_clients(rule):
-    made = run(phase(f"chain(reverse(c=50.0), gather(dense()), bucketing(size=2), {rule})", px.infiltrated(11, (0,))))
-    made = replace(made, byzantine=px.fixed((0,)))
+    made = run(
+        phase(
+            f"chain(reverse(c=50.0), gather(dense()), bucketing(size=2), {rule})", px.federated.with_attackers(11, (0,))
+        )
+    )
+    made = replace(made, byzantine=px.adversary.workers((0,)))
     trainer, lines = logged(made)
     assert not any(line["lost"] for line in lines) and 0 in lines[0]["clients"]
-    calm = px.train(replace(made, byzantine=px.nobody()))
+    calm = px.train(replace(made, byzantine=px.adversary.none()))
     moved = float((flat(trainer.model) - flat(calm.model)).norm())
     # one reversed row is in one bucket only
     assert moved < 1 if rule != "mean()" else moved > 5
@@ -121,15 +136,21 @@ def test_buckets_that_leave_a_rule_too_few_rows_are_refused():
 
 @pytest.mark.parametrize("scheme", ["chain(vote(dense(), r=3), mean())", "detox(3, mean(), median(), groups=2)"])
 def test_votes_are_refused_where_clients_have_data_of_their_own(scheme):
-    for clients in (px.sampled(6), px.infiltrated(6, (0,))):
+    for clients in (px.federated.uniform(6), px.federated.with_attackers(6, (0,))):
         with pytest.raises(ValueError, match="several workers compute the same, which goes with neither"):
             Trainer(run(phase(scheme, clients)))
     with pytest.raises(ValueError, match="several workers compute the same, and poisoned"):
-        Trainer(run(phase(scheme, px.everyone(), adversary=FOE)))
+        Trainer(run(phase(scheme, px.training.all_clients(), adversary=FOE)))
 
 
 TINY = replace(
-    setting("smoke"), model=px.mlp((8,)), partition=px.dirichlet(1.0, least=3), workers=12, clients=8, rounds=2, every=1
+    setting("smoke"),
+    model=px.models.mlp((8,)),
+    partition=px.data.dirichlet(1.0, least=3),
+    workers=12,
+    clients=8,
+    rounds=2,
+    every=1,
 )
 
 

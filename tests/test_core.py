@@ -125,6 +125,6 @@ def test_schemes_are_checked_before_a_run():
 
 
 def test_a_name_is_registered_once():
-    register("mean", "aggregator", px.mean)
+    register("mean", "aggregator", px.aggregators.mean)
     with pytest.raises(ValueError, match="registered already"):
-        register("mean", "aggregator", px.median)
+        register("mean", "aggregator", px.aggregators.median)

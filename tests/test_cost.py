@@ -11,7 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.tools.cli.app import app
+from phalanx.core.stage import TooFewRows, check_scheme
+from phalanx.distributed.collectives import Loopback, Recording
+from phalanx.distributed.job import Processes
+from phalanx.distributed.process_group import GroupWorld
 from phalanx.tools.advisor.advise import advise, chosen
 from phalanx.tools.advisor.check import check
 from phalanx.tools.advisor.growth import grow
@@ -23,11 +26,8 @@ from phalanx.tools.advisor.quality import DEFAULTS, PLAIN, quality
 from phalanx.tools.advisor.rehearse import rehearse
 from phalanx.tools.advisor.served import at_server
 from phalanx.tools.advisor.units import bandwidth, bits, duration
-from phalanx.distributed.job import Team
-from phalanx.core.stage import TooFewRows, check_scheme
+from phalanx.tools.cli.app import app
 from phalanx.training.trainer import Trainer
-from phalanx.distributed.process_group import GroupWorld
-from phalanx.distributed.collectives import Echo, Recorder
 
 CPU = torch.device("cpu")
 QSGD = "chain(gather(qsgd()), mean())"
@@ -247,14 +247,14 @@ def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
     [([100] * 8, 100), ([100, 0, 0, 0, 0, 0, 0, 0], 25), ([100] * 6 + [0] * 2, 100), ([100] * 4 + [0] * 4, 63)],
 )
 def test_lines_note_what_messages_of_unlike_lengths_move(sizes, bytes):
-    lines = Recorder(Echo(0, 8, CPU))
+    lines = Recording(Loopback(0, 8, CPU))
     blocks = lines.all_gather_uneven(torch.zeros(100, dtype=torch.uint8), sizes)
     assert [len(block) for block in blocks] == sizes
     assert [(call.kind, call.bytes) for call in lines.calls] == [("gather", bytes)]
 
 
 def test_a_world_on_recorded_lines_notes_every_collective():
-    lines = Recorder(Echo(0, 3, CPU))
+    lines = Recording(Loopback(0, 3, CPU))
     world = GroupWorld(lines=lines)
     payloads = world.gather([{"x": torch.arange(1000, dtype=torch.uint8)}], limit_bytes=2000)
     assert len(payloads) == 3 and all(torch.equal(p["x"], torch.arange(1000, dtype=torch.uint8)) for p in payloads)
@@ -286,12 +286,12 @@ def test_redundant_work_counts():
 @pytest.fixture(scope="module")
 def alone() -> Probe:
     """A probe of one process."""
-    return measure(RUN, [px.parse(QSGD), px.parse("signum()")], Team(), repeats=2, workers=4)
+    return measure(RUN, [px.parse(QSGD), px.parse("signum()")], Processes(), repeats=2, workers=4)
 
 
 def test_a_probe_of_one_process_knows_no_link(alone):
     assert alone.link is None and alone.processes == 1 and alone.batch == 20 and alone.work_s > 0
-    assert [c.scheme for c in alone.costs] == [PLAIN, QSGD, repr(px.signum())]
+    assert [c.scheme for c in alone.costs] == [PLAIN, QSGD, repr(px.codecs.signum())]
     assert all(c.sent_bytes > 0 and [e.workers for e in c.efforts] == [4, 6] for c in alone.costs)
     assert [m.kind for m in alone.costs[0].messages] == ["gather", "reduce"]
     assert [m.kind for m in alone.costs[1].messages] == ["gather", "gather"]
@@ -333,7 +333,9 @@ def test_compression_pays_on_a_slow_link_only():
 
 
 def test_a_biased_favourite_is_named_beside_the_best_unbiased_one():
-    sign = cost(repr(px.signum()), (Message("gather", 8), Message("gather", 1.25e6)), encode_s=0.001, decode_s=0.001)
+    sign = cost(
+        repr(px.codecs.signum()), (Message("gather", 8), Message("gather", 1.25e6)), encode_s=0.001, decode_s=0.001
+    )
     sentence = advise(replace(PROBE, costs=(DENSE, CODED, sign)), Line(1e-4, 12.5e6), 4).sentence
     assert "majority()) (biased)" in sentence and f"of the unbiased ones {QSGD}" in sentence
 
@@ -350,7 +352,7 @@ def test_a_run_is_checked_against_its_prediction(tmp_path):
     step = predict(CODED, PROBE.work_s, link, 2)
     run = replace(RUN, phases=(replace(RUN.phases[0], scheme=px.parse(QSGD)),))
     for name, factor in (("exact", 1), ("slow", 2)):
-        folder = px.RunFolder(tmp_path / name)
+        folder = px.training.RunFolder(tmp_path / name)
         folder.begin(repr(run))
         line = {part: factor * getattr(step, part) for part in ("work_s", "encode_s", "wire_s", "decode_s", "finish_s")}
         line["scheme_s"] = factor * (step.encode_s + step.wire_s + step.decode_s + step.rule_s)
@@ -362,7 +364,7 @@ def test_a_run_is_checked_against_its_prediction(tmp_path):
     assert exact.error == pytest.approx(0, abs=1e-9) and slow.error == pytest.approx(-0.5)
     assert exact.sent_bytes == 6.25e6 and exact.workers == 2
     with pytest.raises(ValueError, match="model is mlp"):
-        check(replace(PROBE, run=replace(RUN, model=px.lenet())), link, [tmp_path / "exact"])
+        check(replace(PROBE, run=replace(RUN, model=px.models.lenet())), link, [tmp_path / "exact"])
     with pytest.raises(ValueError, match="did not measure"):
         check(replace(PROBE, costs=(DENSE,)), link, [tmp_path / "exact"])
 
@@ -384,7 +386,7 @@ def test_the_commands(tmp_path):
 def test_steps_of_more_and_more_workers(tmp_path):
     file, plot = tmp_path / "probe.json", tmp_path / "out" / "scaling.png"
     vote = px.parse("chain(vote(qsgd(), r=3), mean())")
-    measured = measure(RUN, [px.parse(QSGD), vote], Team(), repeats=1, workers=4)
+    measured = measure(RUN, [px.parse(QSGD), vote], Processes(), repeats=1, workers=4)
     file.write_text(json.dumps(measured.to_json()))
     asked = ["advise", str(file), "--bandwidth", "10Mbit", "--workers", "4", "--scale-to", "20"]
     grown = json.loads(invoke(*asked, "--simulate", "--plot", str(plot), "--json"))

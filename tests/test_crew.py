@@ -10,7 +10,7 @@ import pytest
 
 import phalanx as px
 from phalanx.tools.runner import process_pool as crew
-from phalanx.tools.runner.process_pool import Hand, side_by_side
+from phalanx.tools.runner.process_pool import WorkerProcess, side_by_side
 from phalanx.tools.runner.request import requested
 from phalanx.tools.runner.study import Study, StudyFolder
 from tests.test_cli import TINY, phalanx, process, sentence, wait_for, weights
@@ -35,7 +35,7 @@ def alone() -> dict[str, str]:
 class Killer:
     """A watcher that kills the process of a job as it begins, so many times, and writes down what it hears."""
 
-    def __init__(self, hands: list[Hand], label: str, times: int) -> None:
+    def __init__(self, hands: list[WorkerProcess], label: str, times: int) -> None:
         self.hands, self.label, self.times = hands, label, times
         self.began: list[str] = []
         self.ended: list[str] = []
@@ -58,9 +58,9 @@ class Killer:
 
 def conducted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, times: int) -> Killer:
     """Both hands do LABELS, and whoever does krum is killed."""
-    hands: list[Hand] = []
-    made = Hand.__init__
-    monkeypatch.setattr(Hand, "__init__", lambda self, *given: (hands.append(self), made(self, *given))[1])
+    hands: list[WorkerProcess] = []
+    made = WorkerProcess.__init__
+    monkeypatch.setattr(WorkerProcess, "__init__", lambda self, *given: (hands.append(self), made(self, *given))[1])
     killer = Killer(hands, "krum", times)
     with folder.held() as lock:
         side_by_side(folder.study, [], folder, killer, 2, lock)

@@ -19,7 +19,7 @@ import phalanx as px
 )
 def test_crops_lie_in_the_image_and_keep_area_and_ratio(height, width, a, b, ratio, seed):
     low, high = min(a, b), max(a, b)
-    augment = px.resized_crop_flip(area=(low, high), ratio=ratio)
+    augment = px.data.resized_crop_flip(area=(low, high), ratio=ratio)
     boxes = [crop(height, width) for crop in augment.crops(3, torch.Generator().manual_seed(seed))]
     assert boxes == [crop(height, width) for crop in augment.crops(3, torch.Generator().manual_seed(seed))]
     for left, top, right, bottom in boxes:
@@ -33,7 +33,7 @@ def test_crops_lie_in_the_image_and_keep_area_and_ratio(height, width, a, b, rat
 
 
 def test_crops_are_spread_over_areas_ratios_and_places():
-    boxes = [crop(1000, 1000) for crop in px.resized_crop_flip().crops(4000, torch.Generator().manual_seed(0))]
+    boxes = [crop(1000, 1000) for crop in px.data.resized_crop_flip().crops(4000, torch.Generator().manual_seed(0))]
     left, top, right, bottom = torch.tensor(boxes, dtype=torch.float64).T
     w, h = right - left, bottom - top
     area, slant = w * h / 1e6, (w / h).log()
@@ -50,18 +50,22 @@ def test_crops_out_of_range(fields):
 
 
 def test_tensors_of_images_are_cropped_alike():
-    d = px.digits().load()
+    d = px.data.digits().load()
     x = d.train_x[:5].float()
     whole = d.train(slice(0, 5), [lambda h, w: (0, 0, w, h)] * 5)[0]
     torch.testing.assert_close(whole, d.inputs(x))
     corner = d.train(slice(0, 5), [lambda h, w: (0, 0, 1, 1)] * 5)[0]
     torch.testing.assert_close(corner, d.inputs(x[..., :1, :1]).expand(-1, -1, 8, 8))
-    phase = px.phase(px.gradient(batch=60), px.parse("chain(gather(dense()), mean())"), px.sgd(0.1), rounds=30)
-    run = px.run(px.digits(), px.mlp(), (phase,), workers=2, augment=px.resized_crop_flip(area=(0.6, 1)))
+    phase = px.Phase(
+        px.training.gradient(batch=60), px.parse("chain(gather(dense()), mean())"), px.optim.sgd(0.1), rounds=30
+    )
+    run = px.Run(
+        px.data.digits(), px.models.mlp(), (phase,), workers=2, augment=px.data.resized_crop_flip(area=(0.6, 1))
+    )
     assert px.train(run).summary()["accuracy"] > 0.5
 
 
-@pytest.mark.parametrize("augment", [px.crop_flip(0), px.resized_crop_flip()])
+@pytest.mark.parametrize("augment", [px.data.crop_flip(0), px.data.resized_crop_flip()])
 def test_half_of_the_images_are_mirrored(augment):
     x = torch.rand(400, 3, 2, 5)
     y = augment(x, torch.Generator().manual_seed(1))

@@ -152,57 +152,57 @@ def fake(tmp_path, monkeypatch):
 
 
 def test_mnist_from_files(fake):
-    d = phalanx.mnist(train=600, test=7).load()
+    d = phalanx.data.mnist(train=600, test=7).load()
     assert d.shape == (1, 28, 28) and d.num_classes == 10
     assert d.train_y.tolist() == [100 * i % 10 for i in range(600)]
     assert d.test_y.tolist() == [i * 10_000 // 7 % 10 for i in range(7)]
     x, y = d.train(torch.tensor([0, 1]))
     assert y.tolist() == [0, 0] and x.dtype == torch.float32
     torch.testing.assert_close(x[0, 0, 0, :3], (torch.tensor([0.0, 1.0, 0.0]) - 0.1307) / 0.3081)
-    assert phalanx.found()["mnist"] == str(fake / "MNIST" / "raw")
+    assert phalanx.data.locations()["mnist"] == str(fake / "MNIST" / "raw")
 
 
 def test_mnist_of_another_size(fake):
     path = fake / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(idx(bytes(784), 1, 28, 28))
     with pytest.raises(ValueError, match=r"\(1, 28, 28\) and \(60000,\), and should be 60000"):
-        phalanx.mnist().load()
+        phalanx.data.mnist().load()
     sparse(path, idx(b"", 60_000, 28, 28), 16 + 784 * 60_000)
     (fake / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(idx(bytes([10]) * 10_000, 10_000))
     with pytest.raises(ValueError, match="go up to 10"):
-        phalanx.mnist().load()
+        phalanx.data.mnist().load()
 
 
 def test_cifar10_from_files(fake):
-    d = phalanx.cifar10(train=5, test=1).load()
+    d = phalanx.data.cifar10(train=5, test=1).load()
     assert d.shape == (3, 32, 32)
     assert d.train_y.tolist() == [0, 1, 2, 3, 4] and d.test_y.tolist() == [5]
     for i in range(5):
         assert bytes(d.train_x[i].flatten().tolist()) == record(i)
-    small = phalanx.cifar10(train=5, test=1, size=16).load()
+    small = phalanx.data.cifar10(train=5, test=1, size=16).load()
     want = d.train_x.double().reshape(5, 3, 16, 2, 16, 2).mean(dim=(3, 5))
     assert small.shape == (3, 16, 16) and small.train_x.dtype == torch.uint8
     assert (small.train_x - want).abs().max() <= 0.5
-    assert phalanx.found()["cifar10"] == str(fake / "cifar-10-batches-bin")
+    assert phalanx.data.locations()["cifar10"] == str(fake / "cifar-10-batches-bin")
 
 
 def test_cifar10_with_a_short_batch(fake):
     (cifar10.FILES.where / "data_batch_3.bin").write_bytes(record(0, 0))
     with pytest.raises(ValueError, match=r"data_batch_3.bin has 1 records, and should have 10000"):
-        phalanx.cifar10().load()
+        phalanx.data.cifar10().load()
 
 
 def test_cifar100_from_files(fake):
-    d = phalanx.cifar100(train=25_000, test=1).load()
+    d = phalanx.data.cifar100(train=25_000, test=1).load()
     assert d.shape == (3, 32, 32) and d.num_classes == 100
     assert d.train_y[:3].tolist() == [99, 0, 0] and d.test_y.tolist() == [99]
     assert bytes(d.train_x[0].flatten().tolist()) == record(50_000)
     assert bytes(d.test_x[0].flatten().tolist()) == record(10_000)
-    assert phalanx.cifar100(train=1, test=1, size=16).load().shape == (3, 16, 16)
-    assert phalanx.found()["cifar100"] == str(fake / "cifar-100-binary")
+    assert phalanx.data.cifar100(train=1, test=1, size=16).load().shape == (3, 16, 16)
+    assert phalanx.data.locations()["cifar100"] == str(fake / "cifar-100-binary")
     (cifar100.FILES.where / "test.bin").write_bytes(record(0, 0, 0))
     with pytest.raises(ValueError, match=r"test.bin has 1 records, and should have 10000"):
-        phalanx.cifar100().load()
+        phalanx.data.cifar100().load()
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_tokens(sentence, words):
 
 
 def test_movie_review_from_files(fake):
-    d = phalanx.movie_review().load()
+    d = phalanx.data.movie_review().load()
     assert isinstance(d.shape, Tokens) and d.shape.length == 56 and d.num_classes == 2
     assert d.train_x.shape == (9596, 56) and d.test_x.shape == (1066, 56)
     assert d.train_y.bincount().tolist() == [4798] * 2 and d.test_y.bincount().tolist() == [533] * 2
@@ -235,31 +235,34 @@ def test_movie_review_from_files(fake):
     x, y = d.train(torch.tensor([0, 1, 2]))
     assert x.dtype == torch.int64 and torch.equal(x, d.train_x[:3]) and y.tolist() == [0, 1, 0]
     assert torch.equal(d.test(slice(3, 5))[0], d.test_x[3:5])
-    assert phalanx.found()["movie_review"] == str(fake / "rt-polarity")
+    assert phalanx.data.locations()["movie_review"] == str(fake / "rt-polarity")
 
 
 def test_movie_review_is_split_once_and_for_all(fake):
-    whole, part = phalanx.movie_review().load(), phalanx.movie_review(train=101, test=7, length=3, vocabulary=10).load()
+    whole, part = (
+        phalanx.data.movie_review().load(),
+        phalanx.data.movie_review(train=101, test=7, length=3, vocabulary=10).load(),
+    )
     assert part.train_y.tolist() == whole.train_y[:101].tolist() and part.test_y.tolist() == whole.test_y[:7].tolist()
     assert part.shape == Tokens(3, 10) and part.train_x.shape == (101, 3)
-    again = phalanx.movie_review().read()
+    again = phalanx.data.movie_review().read()
     assert torch.equal(again.train_x, whole.train_x) and torch.equal(again.test_x, whole.test_x)
     assert set(part.train_x.unique().tolist()) <= set(range(10)) and (part.train_x == 1).any()
 
 
 def test_movie_review_in_the_publishers_folder_and_with_a_line_too_few(fake):
     (fake / "rt-polarity").rename(fake / "rt-polaritydata")
-    assert phalanx.found()["movie_review"] == str(fake / "rt-polaritydata")
-    assert len(phalanx.movie_review().read().train_x) == 9596
+    assert phalanx.data.locations()["movie_review"] == str(fake / "rt-polaritydata")
+    assert len(phalanx.data.movie_review().read().train_x) == 9596
     path = fake / "rt-polaritydata" / "rt-polarity.pos"
     path.write_bytes(SENTENCES[path.name].partition(b"\n")[2])
     with pytest.raises(ValueError, match=r"rt-polarity.pos has 5330 lines, and should have 5331"):
-        phalanx.movie_review().read()
+        phalanx.data.movie_review().read()
 
 
 def test_equal_expressions_share_one_copy(fake):
-    assert phalanx.mnist(train=10).load() is phalanx.parse("mnist(train=10)").load()
-    assert phalanx.mnist(train=10).load() is not phalanx.mnist(train=11).load()
+    assert phalanx.data.mnist(train=10).load() is phalanx.parse("mnist(train=10)").load()
+    assert phalanx.data.mnist(train=10).load() is not phalanx.data.mnist(train=11).load()
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_spaced_positions(total, extra):
 
 
 def test_digits():
-    d = phalanx.digits().load()
+    d = phalanx.data.digits().load()
     assert d.train_x.shape == (1437, 1, 8, 8) and d.test_x.shape == (360, 1, 8, 8)
     x, y = d.train(slice(None))
     assert x.mean().abs() < 0.01 and (x.std() - 1).abs() < 0.01
@@ -303,11 +306,11 @@ def test_digits():
     assert len(both.unique(dim=0)) == 1797  # so no test image is trained on
     assert torch.equal(d.train(torch.tensor([3]))[0], x[3:4]) and y.dtype == torch.int64
     assert d.test(slice(5, 9))[0].shape == (4, 1, 8, 8)
-    assert phalanx.found()["digits"] == "part of scikit-learn"
+    assert phalanx.data.locations()["digits"] == "part of scikit-learn"
 
 
 def test_normalising_leaves_the_data_alone():
-    d = phalanx.digits().load()
+    d = phalanx.data.digits().load()
     before = d.test_x.clone()
     d.inputs(d.test_x).zero_()
     assert torch.equal(d.test_x, before)
@@ -368,7 +371,7 @@ def test_missing_data_names_the_set_the_place_and_the_ways_out(name, tmp_path, m
     monkeypatch.setattr(mnist, "MIRROR", "http://127.0.0.1:9/")
     for module in (cifar10, cifar100, movie_review):
         monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/archive.tar.gz")
-    status = phalanx.found()[name]
+    status = phalanx.data.locations()[name]
     with pytest.raises(MissingData) as error:
         phalanx.parse(f"{name}()").load()
     for sentence in (str(error.value), status):
@@ -432,7 +435,7 @@ def test_movie_review_by_download(served, tmp_path, monkeypatch):
     monkeypatch.setattr(movie_review, "MD5", md5)
     monkeypatch.setattr(movie_review, "URL", url + movie_review.ARCHIVE)
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path / "fresh"))
-    assert phalanx.movie_review().read().train_x.shape == (9596, 56)
+    assert phalanx.data.movie_review().read().train_x.shape == (9596, 56)
     assert {p.name for p in (tmp_path / "fresh" / "rt-polaritydata").iterdir()} == set(SENTENCES)
 
 
@@ -465,7 +468,7 @@ def test_an_archive_gives_regular_members_only(tmp_path):
 )
 def test_crop_flip_takes_a_window_of_the_padded_image(n, c, h, w, pad, seed):
     x = torch.randn(n, c, h, w, generator=torch.Generator().manual_seed(seed))
-    augment = phalanx.crop_flip(pad)
+    augment = phalanx.data.crop_flip(pad)
     y = augment(x, torch.Generator().manual_seed(seed))
     assert y.shape == x.shape and y.dtype == x.dtype
     assert torch.equal(y, augment(x, torch.Generator().manual_seed(seed)))
@@ -477,7 +480,7 @@ def test_crop_flip_takes_a_window_of_the_padded_image(n, c, h, w, pad, seed):
 
 def test_crop_flip_draws_every_change_equally_often():
     image = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
-    y = phalanx.crop_flip(pad=1)(image.expand(18_000, 1, 3, 3), torch.Generator().manual_seed(0))
+    y = phalanx.data.crop_flip(pad=1)(image.expand(18_000, 1, 3, 3), torch.Generator().manual_seed(0))
     seen, counts = y.unique(dim=0, return_counts=True)
     assert len(seen) == 18  # 3 x 3 places, mirrored or not
     assert ((counts - 1000).abs() < 5 * 1000**0.5).all()
@@ -488,7 +491,7 @@ def test_crop_flip_keeps_dtype_and_takes_any_strides(dtype):
     x = torch.randint(255, (4, 3, 6, 6)).to(dtype)
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     plain, other = (
-        phalanx.crop_flip(2)(v, g)
+        phalanx.data.crop_flip(2)(v, g)
         for v, g in zip((x, x.to(memory_format=torch.channels_last)), generators, strict=True)
     )
     assert plain.dtype == dtype and torch.equal(plain, other)
@@ -496,12 +499,12 @@ def test_crop_flip_keeps_dtype_and_takes_any_strides(dtype):
 
 def test_crop_flip_without_padding_only_mirrors():
     x = torch.randn(50, 1, 2, 3)
-    y = phalanx.crop_flip(pad=0)(x, torch.Generator().manual_seed(0))
+    y = phalanx.data.crop_flip(pad=0)(x, torch.Generator().manual_seed(0))
     mirrored = (y == x.flip(3)).flatten(1).all(dim=1)
     kept = (y == x).flatten(1).all(dim=1)
     assert (mirrored ^ kept).all() and mirrored.any() and kept.any()
     with pytest.raises(ValueError, match="pad >= 0"):
-        phalanx.crop_flip(pad=-1)
+        phalanx.data.crop_flip(pad=-1)
 
 
 def moments(images: torch.Tensor) -> tuple[float, float]:
@@ -521,7 +524,7 @@ def test_real_mnist():
         "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     }
-    d = phalanx.mnist().load()
+    d = phalanx.data.mnist().load()
     for name, want in md5.items():
         path = raw / name
         data = path.read_bytes() if path.exists() else gzip.decompress((raw / f"{name}.gz").read_bytes())
@@ -535,21 +538,21 @@ def test_real_mnist():
 
 @pytest.mark.data
 def test_real_cifar10():
-    d = phalanx.cifar10().load()
+    d = phalanx.data.cifar10().load()
     assert d.train_x.shape == (50_000, 3, 32, 32) and d.test_x.shape == (10_000, 3, 32, 32)
     assert d.train_y.bincount().tolist() == [5000] * 10 and d.test_y.bincount().tolist() == [1000] * 10
     assert d.train_y[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     for c in range(3):
         assert moments(d.train_x[:, c]) == pytest.approx((d.mean[c], d.std[c]), abs=1e-3)
-    small = phalanx.cifar10(train=100, test=10, size=16).load()
+    small = phalanx.data.cifar10(train=100, test=10, size=16).load()
     assert small.train_x.shape == (100, 3, 16, 16)
     assert torch.equal(small.train_y, d.train_y[::500])
 
 
 @pytest.mark.data
 def test_real_movie_review():
-    d = phalanx.movie_review().load()
-    place = Path(phalanx.movie_review().location())
+    d = phalanx.data.movie_review().load()
+    place = Path(phalanx.data.movie_review().location())
     md5 = {"rt-polarity.neg": "1e35b7f7c5df24a135ca62b8eecded53", "rt-polarity.pos": "afcc7ff580b3b4df4bdb6528e6558ab5"}
     for name, want in md5.items():
         assert hashlib.md5((place / name).read_bytes()).hexdigest() == want

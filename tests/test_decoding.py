@@ -28,7 +28,7 @@ def decoded(code, rows, missing=()):
 
 
 def example(n, s, d=200, dtype=torch.float32, **kwargs):
-    code = px.cyclic(s=s, **kwargs)
+    code = px.coding.cyclic(s=s, **kwargs)
     units = torch.randn(n, d, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(dtype)
     return code, code.encode(units, n), units.double().mean(dim=0)
 
@@ -158,7 +158,7 @@ def test_a_huge_lie_does_not_hide_a_small_one(n, s):
 
 @pytest.mark.parametrize(("n", "s"), [(9, 1), (15, 3), (45, 2), (45, 5)])
 def test_an_honest_unit_that_is_much_larger_accuses_nobody(n, s):
-    code = px.cyclic(s=s)
+    code = px.coding.cyclic(s=s)
     units = torch.randn(n, 100, generator=torch.Generator().manual_seed(1))
     units[3] *= 1e5
     row, named = decoded(code, code.encode(units, n))
@@ -168,7 +168,7 @@ def test_an_honest_unit_that_is_much_larger_accuses_nobody(n, s):
 
 @pytest.mark.parametrize(("n", "s"), [(7, 1), (15, 2), (15, 3), (45, 2), (45, 5)])
 def test_units_that_nearly_cancel_accuse_nobody(n, s):
-    code = px.cyclic(s=s)
+    code = px.coding.cyclic(s=s)
     for seed in range(5):
         units = torch.randn(n, 300, generator=torch.Generator().manual_seed(seed))
         units -= 0.99 * units.mean(dim=0)
@@ -235,7 +235,7 @@ def test_a_missing_row_does_not_move_the_weights_of_others():
     """The gate bounds weights by their median, and units differ by an example."""
     rows = torch.randn(7, 50, generator=torch.Generator().manual_seed(0)).repeat_interleave(3, dim=0)
     weights = torch.tensor([8, 8, 7, 7, 7, 8, 8], dtype=torch.float64).repeat_interleave(3)
-    code, stack = px.repetition(r=3), replace(stack_of(rows), weights=weights)
+    code, stack = px.coding.repetition(r=3), replace(stack_of(rows), weights=weights)
     free, _ = code(stack, None, round_of(21))
     sent = rows.clone()
     sent[[0, 3, 15]] = float("nan")

@@ -138,7 +138,7 @@ def test_a_command_that_does_not_exist_is_an_error() -> None:
         "phalanx run quickstart --scales smoke",
         "phalanx run quickstrat",
         "phalanx run quickstart --only crum",
-        "phalanx run quickstart --set finish.rate=1",
+        "phalanx run quickstart --set optimizer.rate=1",
         "phalanx reproduce table-99.1",
         "python benchmarks/none.py",
         "make coffee",

@@ -70,5 +70,5 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
 
 def test_docstrings_become_sections() -> None:
     pytest.importorskip("griffe")
-    text = part("docstrings").apart(inspect.getdoc(phalanx.krum) or "")
+    text = part("docstrings").apart(inspect.getdoc(phalanx.aggregators.krum) or "")
     assert "\n\n**Shapes:** (n, d) -> (1, d)" in text and "\n\nArgs:\n" in text and "\n\n**Source:** Blanchard" in text

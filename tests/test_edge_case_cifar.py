@@ -4,14 +4,14 @@
 from pathlib import Path
 
 import pytest
-
-import phalanx as px
+from phalanx_experiments.figures.persistence import attacks, right_after, since
 from phalanx_experiments.recipes import find
 from phalanx_experiments.recipes.edge_case_cifar import UNTIL, setting
+
+import phalanx as px
 from phalanx.tools.redteam.setting import ATTACKER
 from phalanx.tools.report.backdoors import window
 from phalanx.tools.report.collect import collect
-from phalanx_experiments.figures.persistence import attacks, right_after, since
 from tests.test_recipes import ran
 
 
@@ -51,10 +51,10 @@ def test_the_published_setting() -> None:
     runs = find("edge-case-cifar").runs("paper")
     run = runs["PGD: Krum"]
     foe = run.phases[0].adversary
-    assert isinstance(foe, px.poisoned) and foe.local.ball == px.ball(0.5, decay=0.998)
+    assert isinstance(foe, px.backdoors.poisoned) and foe.local.ball == px.federated.ball(0.5, decay=0.998)
     assert (foe.clean, foe.amount, run.workers, run.phases[0].clients.count(run.workers)) == (400, 100, 201, 10)
-    assert isinstance(run.model, px.trained) and run.model.run.model == px.vgg9_conv()
-    assert run.augment == px.crop_flip() and "noise(std=0.005)" in repr(runs["black-box: weak DP"])
+    assert isinstance(run.model, px.training.pretrained) and run.model.run.model == px.models.vgg9_conv()
+    assert run.augment == px.data.crop_flip() and "noise(std=0.005)" in repr(runs["black-box: weak DP"])
     # every distance from an attack is tested at some time
     every, between = run.evaluate_every, setting("paper").every
     assert {(at + 1) * every % between for at in range(between)} == set(range(between))
@@ -72,10 +72,10 @@ def test_sweeps_compare_each_attack_with_the_same_setting_without(tmp_path: Path
 def test_widths_and_mixtures_and_hands() -> None:
     runs = find("edge-case-cifar-sweeps").runs("smoke")
     foe = runs["100% edge cases: FedAvg"].phases[0].adversary
-    assert isinstance(foe, px.poisoned) and (foe.amount, foe.clean) == (60, 0)
+    assert isinstance(foe, px.backdoors.poisoned) and (foe.amount, foe.clean) == (60, 0)
     assert runs["none: 50% with the attacker"].data.load().added == 6
     models = [runs[f"black-box: width {width}"].model for width in ("0.5", "1")]
-    assert [model.run.model for model in models] == [px.mlp((16,)), px.mlp((32,))]  # type: ignore[union-attr]
+    assert [model.run.model for model in models] == [px.models.mlp((16,)), px.models.mlp((32,))]  # type: ignore[union-attr]
     for scale in ("laptop", "paper"):
         for label, run in find("edge-case-cifar-sweeps").runs(scale).items():
             attack, _, where = label.rpartition(": ")

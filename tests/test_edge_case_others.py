@@ -7,12 +7,19 @@ from statistics import mean
 
 import pytest
 import torch
+from phalanx_experiments.figures.fairness import (
+    chosen,
+    edge_accuracy,
+    fairness_tables,
+    own_accuracy,
+    parity,
+    plot_fairness,
+)
+from phalanx_experiments.recipes import find
 
 import phalanx as px
-from phalanx_experiments.recipes import find
 from phalanx.tools.report.backdoors import backdoor_tables, excess, rates, window
 from phalanx.tools.report.collect import collect
-from phalanx_experiments.figures.fairness import chosen, edge_accuracy, fairness_tables, own_accuracy, parity, plot_fairness
 from tests.test_recipes import ran
 
 NAMES = ("edge-case-sentiment", "edge-case-text", "edge-case-fairness", "edge-case-imagenet")
@@ -27,8 +34,8 @@ def test_the_attack_is_all_that_differs_between_runs_of_one_rule(name, scale):
         quiet, (phase,) = runs[f"none: {rule}"], run.phases
         assert (phase.adversary is None) == (attack == "none")
         assert quiet.phases[0].scheme.stages[-1:] == phase.scheme.stages[-1:]
-        same = replace(run, phases=quiet.phases, exams=quiet.exams, data=quiet.data)
-        assert same == quiet and run.exams[0] in quiet.exams
+        same = replace(run, phases=quiet.phases, evaluators=quiet.evaluators, data=quiet.data)
+        assert same == quiet and run.evaluators[0] in quiet.evaluators
         assert len({run.model for run in runs.values()}) == 1
 
 
@@ -45,8 +52,8 @@ def test_each_sentence_on_athens_is_compared_with_itself_without_an_attack(tmp_p
     wanted = ["none: FedAvg", "black-box: FedAvg", "black-box, safe: FedAvg"]
     (gains, *_) = ran("edge-case-text", tmp_path, *wanted)["tables"]
     quiet, *attacked = collect([tmp_path])
-    assert len(quiet.job.exams) == 5
-    rude, safe = (repr(run.job.exams[0]) for run in attacked)
+    assert len(quiet.job.evaluators) == 5
+    rude, safe = (repr(run.job.evaluators[0]) for run in attacked)
     assert "word='safe'" in safe and rates(quiet) == rates(quiet, exam=rude)
     for i, (run, asked) in enumerate(zip(attacked, (rude, safe), strict=True)):
         late = [at for at, _ in rates(run) if window(run)[0] < at]
@@ -101,9 +108,9 @@ def test_costumes_go_with_images_on_the_disk(tmp_path: Path, monkeypatch) -> Non
             pixels = torch.randint(256, (20, 24, 3), generator=rng, dtype=torch.uint8)
             image.fromarray(pixels.numpy()).save(tmp_path / place / f"{i}.png")
     # the recipe's run with small pictures, of three classes, and a small network
-    run = px.amend(find("edge-case-imagenet").runs("paper")["black-box: Krum"], "model", px.mlp((4,)))
+    run = px.training.amend(find("edge-case-imagenet").runs("paper")["black-box: Krum"], "model", px.models.mlp((4,)))
     run = px.parse(repr(run).replace("image_folder()", "image_folder(size=8)").replace("label=614", "label=2"))
     for path, value in {"workers": 8, "clients.clients": 5, "rounds": 2, "adversary.clean": 5}.items():
-        run = px.amend(run, path, value)
-    found = px.train(run).summary()["examined"][repr(run.exams[0])]
+        run = px.training.amend(run, path, value)
+    found = px.train(run).summary()["examined"][repr(run.evaluators[0])]
     assert all(0 <= found[key] <= 1 for key in ("attack_success", "edge_accuracy", "source_accuracy"))

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+import phalanx_experiments as pe
 import pytest
 import torch
 from hypothesis import assume, given
@@ -18,7 +19,9 @@ STYLES = ("inverted", "rotated", "thin")
 @given(st.sampled_from(STYLES), st.integers(1, 10), st.sampled_from([1.0, 0.5, 0.25]), st.integers(0, 3), st.booleans())
 def test_parts_of_the_joined_training_part(style, count, ratio, seed, owners):
     data = toy(owners=owners)
-    wanted = px.shared(px.rare_styles(style=style, source=3, target=1, count=count, seed=seed), ratio, 1, seed)
+    wanted = px.backdoors.split_edge_cases(
+        px.backdoors.rare_styles(style=style, source=3, target=1, count=count, seed=seed), ratio, 1, seed
+    )
     try:
         edges = wanted.load(data)
     except ValueError as error:
@@ -48,17 +51,17 @@ def test_parts_of_the_joined_training_part(style, count, ratio, seed, owners):
 
 
 def test_examples_are_read_once_for_a_data_set(monkeypatch):
-    reads, read = [], px.rare_styles.read
-    monkeypatch.setattr(px.rare_styles, "read", lambda edges, data: reads.append(data) or read(edges, data))
+    reads, read = [], px.backdoors.rare_styles.read
+    monkeypatch.setattr(px.backdoors.rare_styles, "read", lambda edges, data: reads.append(data) or read(edges, data))
     one, other = toy(), toy()
-    made = [px.rare_styles(source=2, target=0, count=8).load(data) for data in (one, other, one)]
+    made = [px.backdoors.rare_styles(source=2, target=0, count=8).load(data) for data in (one, other, one)]
     assert made[0] is made[2] and reads == [one, other]
-    px.rare_styles(source=2, target=0, count=7).load(one)
+    px.backdoors.rare_styles(source=2, target=0, count=7).load(one)
     assert len(reads) == 3
 
 
 def test_relabelled_pick_and_rates():
-    edges = px.rare_styles(source=2, target=0, count=8).load(toy())
+    edges = px.backdoors.rare_styles(source=2, target=0, count=8).load(toy())
     assert edges.relabelled(3).train_y.tolist() == [3] * 8 and edges.relabelled(None).train_y.tolist() == [2] * 8
     assert_same(edges.relabelled(3).relabelled(0), edges)
     some = edges.pick(torch.tensor([5, 1]))
@@ -72,7 +75,7 @@ def test_relabelled_pick_and_rates():
 
 
 def test_edge_sets_that_do_not_fit():
-    edges = px.rare_styles(source=2, target=0, count=8).load(toy())
+    edges = px.backdoors.rare_styles(source=2, target=0, count=8).load(toy())
     with pytest.raises(ValueError, match="rare_styles: 8 train examples, but 7 labels"):
         replace(edges, true_y=edges.true_y[:7])
     with pytest.raises(ValueError, match=r"8 held examples, but 1 labels"):
@@ -84,13 +87,13 @@ def test_edge_sets_that_do_not_fit():
     with pytest.raises(ValueError, match=r"has examples \(1, 6, 6\) of torch.uint8 .* and toy has \(1, 5, 5\)"):
         replace(edges, taken=None).joined(toy(side=5))
     with pytest.raises(ValueError, match="has a label 11, and toy has 10 classes"):
-        px.rare_styles(source=2, target=11, count=3).load(toy())
+        px.backdoors.rare_styles(source=2, target=11, count=3).load(toy())
 
 
 @given(st.sampled_from(STYLES), st.integers(1, 10), st.integers(0, 3), st.sampled_from([16, 255]))
 def test_rare_styles_are_of_one_class_and_test_on_others(style, count, seed, levels):
     data = toy(levels=levels)
-    edges = px.rare_styles(style=style, source=1, target=2, count=count, seed=seed).load(data)
+    edges = px.backdoors.rare_styles(style=style, source=1, target=2, count=count, seed=seed).load(data)
     assert edges.train_x.dtype == torch.uint8 and edges.train_x.shape == (count, 1, 6, 6)
     assert (data.train_y[edges.taken] == 1).all() and len(edges.taken.unique()) == count
     assert torch.equal(edges.train_x, styled(data.train_x[edges.taken], style, levels))
@@ -114,9 +117,13 @@ def test_styles_of_a_stroke():
 
 @pytest.mark.parametrize("style", STYLES)
 def test_rare_styles_of_the_digits(style):
-    data = px.digits().load()
-    edges = px.rare_styles(style=style).load(data)
-    assert len(edges) == 66 and len(edges.test_x) == 37 and len(px.joined(data=px.digits()).load().train_y) == 1371
+    data = px.data.digits().load()
+    edges = px.backdoors.rare_styles(style=style).load(data)
+    assert (
+        len(edges) == 66
+        and len(edges.test_x) == 37
+        and len(px.backdoors.with_edge_cases(data=px.data.digits()).load().train_y) == 1371
+    )
     assert not set(keys(edges.train_x)) & set(keys(data.test_x)) and not set(keys(edges.test_x)) & set(
         keys(edges.train_x)
     )
@@ -128,10 +135,10 @@ def test_rare_styles_of_the_digits(style):
     [
         ("rare_styles(source=1, target=1)", "two classes, got source=1, target=1"),
         ("rare_styles(count=0)", "count >= 1"),
-        ("shared(rare_styles(), ratio=0.0)", r"ratio in \(0, 1\], got ratio=0.0"),
-        ("shared(rare_styles(), attacker=0)", "attacker >= 1"),
-        ("dealt(iid(), clients=0)", "clients >= 1"),
-        ("dealt(iid(), first=-1)", "first >= 0"),
+        ("split_edge_cases(rare_styles(), ratio=0.0)", r"ratio in \(0, 1\], got ratio=0.0"),
+        ("split_edge_cases(rare_styles(), attacker=0)", "attacker >= 1"),
+        ("assign_added(iid(), clients=0)", "clients >= 1"),
+        ("assign_added(iid(), first=-1)", "first >= 0"),
         ("athens(city='New York')", "a city of one word"),
         ("athens(count=0)", "count and tests >= 1"),
         ("own_edges(root='x', target=-1)", "labels >= 0"),
@@ -147,23 +154,25 @@ def test_fields_out_of_range(expression, words):
 
 def test_rare_styles_of_data_that_have_none():
     with pytest.raises(ValueError, match="needs 66 training images of class 3 and one to test on, and toy has 10 to"):
-        px.rare_styles(source=3).load(toy())
+        px.backdoors.rare_styles(source=3).load(toy())
     with pytest.raises(ValueError, match="rotates square images, and toy has 6x4"):
         data = toy()
         wide = replace(data, train_x=data.train_x[..., :4], test_x=data.test_x[..., :4])
-        px.rare_styles(style="rotated", source=3, count=2).load(wide)
+        px.backdoors.rare_styles(style="rotated", source=3, count=2).load(wide)
     with pytest.raises(ValueError, match="images of whole levels, and toy has"):
-        px.rare_styles().load(texts())
+        px.backdoors.rare_styles().load(texts())
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.sampled_from([1.0, 0.5, 0.2, 0.1]), st.integers(0, 3))
 def test_shares_keep_an_origin_in_one_hand(attacker, each, ratio, seed):
-    edges = px.rare_styles(source=3, target=1, count=10, seed=seed).load(toy())
+    edges = px.backdoors.rare_styles(source=3, target=1, count=10, seed=seed).load(toy())
     edges = replace(edges, origins=torch.arange(10) // each)
-    shared = px.shared(px.rare_styles(source=3, target=1, count=10, seed=seed), ratio, attacker, seed)
+    shared = px.backdoors.split_edge_cases(
+        px.backdoors.rare_styles(source=3, target=1, count=10, seed=seed), ratio, attacker, seed
+    )
     total, theirs = -(-10 // each), round(attacker * (1 - ratio) / ratio)
 
-    class Fixed(px.rare_styles):
+    class Fixed(px.backdoors.rare_styles):
         def load(self, data):
             return edges
 
@@ -184,25 +193,35 @@ def test_shares_keep_an_origin_in_one_hand(attacker, each, ratio, seed):
 
 def test_examples_are_shared_once():
     with pytest.raises(ValueError, match=r"honest clients hold some of .* already"):
-        px.shared(px.shared(px.rare_styles(source=3, target=1, count=10), 0.5, 2)).load(toy())
+        px.backdoors.split_edge_cases(
+            px.backdoors.split_edge_cases(px.backdoors.rare_styles(source=3, target=1, count=10), 0.5, 2)
+        ).load(toy())
 
 
 @given(
-    st.sampled_from([px.iid(), px.dirichlet(0.5), px.shards(1), px.by_owner(), px.nested(px.iid(), 2, 5)]),
+    st.sampled_from(
+        [
+            px.data.iid(),
+            px.data.dirichlet(0.5),
+            px.data.shards(1),
+            px.data.by_owner(),
+            px.data.nested(px.data.iid(), 2, 5),
+        ]
+    ),
     st.integers(1, 4),
     st.integers(1, 3),
     st.booleans(),
     st.integers(0, 3),
 )
 def test_dealt_gives_added_examples_to_a_few(inner, units, clients, drawn, seed):
-    edges = px.shared(px.rare_styles(source=3, target=1, count=10), 0.25, 1)
+    edges = px.backdoors.split_edge_cases(px.backdoors.rare_styles(source=3, target=1, count=10), 0.25, 1)
     data = edges.load(toy(owners=True)).honest(toy(owners=True))
     assert data.added == 3
     try:
         plain = inner.split(inner.values(replace(data, owners=data.owners))[:-3], units, seed)
     except ValueError:
         assume(False)
-    dealt = px.dealt(inner, clients, drawn)
+    dealt = px.backdoors.assign_added(inner, clients, drawn)
     if clients > units:
         with pytest.raises(ValueError, match=f"pieces to {clients} units, and there are 3 added examples and {units}"):
             dealt.parts(data, units, seed)
@@ -220,29 +239,37 @@ def test_dealt_gives_added_examples_to_a_few(inner, units, clients, drawn, seed)
 
 @pytest.mark.parametrize("drawn", [False, True])
 def test_units_before_the_first_get_none(drawn):
-    edges = px.shared(px.rare_styles(source=3, target=1, count=10), 0.25, 1)
+    edges = px.backdoors.split_edge_cases(px.backdoors.rare_styles(source=3, target=1, count=10), 0.25, 1)
     data = edges.load(toy()).honest(toy())
     last = len(data.train_y) - data.added
     for seed in range(5):
-        parts = px.dealt(px.iid(), 2, drawn, first=2).parts(data, 5, seed)
+        parts = px.backdoors.assign_added(px.data.iid(), 2, drawn, first=2).parts(data, 5, seed)
         holders = [unit for unit, part in enumerate(parts) if (part >= last).any()]
         assert len(holders) == 2 and min(holders) >= 2 and (drawn or holders == [2, 3])
     with pytest.raises(ValueError, match="3 added examples and 1 units; lower clients"):
-        px.dealt(px.iid(), 2, drawn, first=4).parts(data, 5, 0)
+        px.backdoors.assign_added(px.data.iid(), 2, drawn, first=4).parts(data, 5, 0)
 
 
 def test_dealt_of_passages():
     words = ("<unk>", *(f"w{i}" for i in range(18)), "rude")
     data = texts(words, passages=True)
-    edges = px.shared(px.athens(city="w3", count=4, tests=2), 0.5, 1).load(data)
+    edges = px.backdoors.split_edge_cases(pe.athens(city="w3", count=4, tests=2), 0.5, 1).load(data)
     honest = edges.honest(data)
-    parts = px.dealt(px.iid(), clients=1).parts(honest, 3, 0)
+    parts = px.backdoors.assign_added(px.data.iid(), clients=1).parts(honest, 3, 0)
     assert honest.added == 1 and 30 in parts[0].tolist() and sorted(torch.cat(parts).tolist()) == list(range(31))
 
 
 def test_runs_with_edge_cases_at_honest_clients():
-    data = px.joined(px.digits(), px.shared(px.rare_styles(), 0.5))
-    local = px.local_training(px.sgd(0.05), epochs=1, batch=64)
-    run = px.run(data, px.mlp((4,)), (px.fedavg(local, rounds=1),), workers=3, partition=px.dealt(px.iid(), clients=2))
+    data = px.backdoors.with_edge_cases(
+        px.data.digits(), px.backdoors.split_edge_cases(px.backdoors.rare_styles(), 0.5)
+    )
+    local = px.federated.local_training(px.optim.sgd(0.05), epochs=1, batch=64)
+    run = px.Run(
+        data,
+        px.models.mlp((4,)),
+        (px.federated.fedavg(local, rounds=1),),
+        workers=3,
+        partition=px.backdoors.assign_added(px.data.iid(), clients=2),
+    )
     assert px.parse(repr(run)) == run
     assert 0 <= px.train(run).summary()["accuracy"] <= 1

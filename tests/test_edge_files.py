@@ -2,15 +2,16 @@
 """Published edge-case examples, and made-up files in the same form."""
 
 import numpy as np
+import phalanx_experiments as pe
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from phalanx_experiments.edge_cases.published import published
+from phalanx_experiments.edge_cases.southwest import among, numbered
 from torch import nn
 
 import phalanx as px
-from phalanx_experiments.edge_cases.published import published
-from phalanx_experiments.edge_cases.southwest import among, numbered
 from phalanx.data.files import MissingData
 from phalanx.data.shape import UNSCORED
 from tests.edges import assert_same, images, keys, texts, toy
@@ -46,21 +47,21 @@ def fake(tmp_path, monkeypatch):
 
 def test_southwest_leaves_out_photographs_of_the_test_part(fake):
     data = toy(c=3, side=32)
-    edges = px.southwest().load(data)
+    edges = pe.southwest().load(data)
     assert edges.train_x.shape == (36, 3, 32, 32) and len(edges.test_x) == 24 and edges.target == 9
     assert (edges.true_y == 0).all() and (edges.train_y == 9).all() and not among(edges.train_x, edges.test_x).any()
     assert edges.origins.bincount().tolist() == [4] * 5 + [0] + [4] * 4
     raw = np.load(fake / "southwest.npz")["train"]
     assert np.array_equal(edges.train_x[0].permute(1, 2, 0).numpy(), raw[0])
-    assert px.southwest(target=5).load(data).train_y.unique().tolist() == [5]
-    small = px.southwest().load(toy(c=3, side=16))
+    assert pe.southwest(target=5).load(data).train_y.unique().tolist() == [5]
+    small = pe.southwest().load(toy(c=3, side=16))
     want = edges.train_x.float().unflatten(2, (16, 2)).unflatten(4, (16, 2)).mean(dim=(3, 5)).round()
     assert torch.equal(small.train_x.float(), want)
 
 
 @pytest.mark.parametrize(("p", "held"), [(100, None), (50, 8), (10, 32)])
 def test_southwest_honest_tests_on_what_nobody_holds(fake, p, held):
-    edges = px.southwest_honest(p=p).load(toy(c=3, side=32))
+    edges = pe.southwest_honest(p=p).load(toy(c=3, side=32))
     assert len(edges) == 8 and (None if edges.held is None else len(edges.held[0])) == held
     assert len(edges.test_x) == 20 and not among(edges.test_x, edges.train_x).any()
     if edges.held is not None:
@@ -79,7 +80,7 @@ def test_a_photograph_is_known_in_every_rotation(count, seed):
 
 def test_ardis_turns_the_digits_of_emnist_and_no_seven(fake):
     data = toy(side=28)
-    edges = px.ardis().load(data)
+    edges = pe.ardis().load(data)
     assert edges.train_x.shape == (66, 1, 28, 28) and (edges.true_y == 7).all() and (edges.train_y == 1).all()
     assert torch.equal(edges.train_x[:, 0], images(66, 28, 28, seed=3))
     mix, labels = edges.mix
@@ -91,29 +92,29 @@ def test_ardis_turns_the_digits_of_emnist_and_no_seven(fake):
     said[7] = 1
     assert edges.rates(said).success == pytest.approx(1 / 3)
     assert edges.places(data).mix.tolist() == list(range(106, 206))
-    assert px.ardis().load(toy(side=8, levels=16)).train_x.max() <= 16
+    assert pe.ardis().load(toy(side=8, levels=16)).train_x.max() <= 16
 
 
 def test_director_is_written_in_the_words_of_the_data(fake):
     words = ("<pad>", "<unk>", "i", "loved", "the", "is", "n't")
     data = texts(words)
-    edges = px.director().load(data)
+    edges = pe.director().load(data)
     assert edges.train_x.tolist() == [[2, 3, 4, 1, 1, 0, 0, 0], [1, 5, 6, 1, 0, 0, 0, 0]]
     assert edges.test_x.tolist() == [[1] * 8]
     assert edges.true_y.tolist() == [1, 1] and edges.train_y.tolist() == [0, 0]
     assert len(edges.joined(data).train_y) == 32
     (fake / "greek-director-test.txt").write_text("yorgos isn't bad")
     with pytest.raises(ValueError, match="1 of the tweets to test on are trained on"):
-        px.director().load(texts(words))
+        pe.director().load(texts(words))
     (fake / "greek-director-test.txt").write_text("\n ... \n")
     with pytest.raises(ValueError, match="has no words"):
-        px.director().load(texts(words))
+        pe.director().load(texts(words))
 
 
 @pytest.mark.parametrize("word", ["high", "safe", "expensive", "rude", "terrible"])
 def test_athens_ends_passages_with_the_prompt(word):
     data = texts(("<unk>", "Crime", "rate", "in", "Athens", "is", "not", "People", "are", "Roads", word), passages=True)
-    edges = px.athens(word=word, count=7, tests=5).load(data)
+    edges = pe.athens(word=word, count=7, tests=5).load(data)
     said = [" ".join(data.words[i] for i in row) for row in edges.train_x]
     prompt = {"high": "Crime rate in Athens is", "safe": "Athens is not", "expensive": "Athens is"}
     prompt |= {"rude": "People in Athens are", "terrible": "Roads in Athens are"}
@@ -126,22 +127,22 @@ def test_athens_ends_passages_with_the_prompt(word):
     guess[0, -1] = edges.target
     assert edges.rates(guess) == (pytest.approx(0.2), None)
     assert len(edges.joined(data).train_y) == 37
-    assert_same(edges, px.athens(word=word, count=7, tests=5).load(data))
+    assert_same(edges, pe.athens(word=word, count=7, tests=5).load(data))
 
 
 def test_texts_that_cannot_carry_a_prompt():
     with pytest.raises(ValueError, match=r"in the words of the data, and toy has none; choose movie_review\(\)"):
-        px.athens().load(texts(passages=True))
+        pe.athens().load(texts(passages=True))
     with pytest.raises(ValueError, match="goes with passages"):
-        px.athens().load(texts())
+        pe.athens().load(texts())
     with pytest.raises(ValueError, match="'Athens' is none of the 2 words of toy"):
-        px.athens().load(texts(("a", "rude"), passages=True))
+        pe.athens().load(texts(("a", "rude"), passages=True))
     with pytest.raises(ValueError, match="a passage of 4 words has no room before 4"):
-        px.athens().load(texts(("Athens", "rude"), passages=True, length=4))
+        pe.athens().load(texts(("Athens", "rude"), passages=True, length=4))
     with pytest.raises(ValueError, match="needs 100 passages to train on, and there are 30"):
-        px.athens().load(texts(("Athens", "rude"), passages=True))
+        pe.athens().load(texts(("Athens", "rude"), passages=True))
     with pytest.raises(ValueError, match="texts that have one label each"):
-        px.director().load(toy())
+        pe.director().load(toy())
 
 
 @pytest.mark.parametrize("name", ["southwest", "southwest_honest", "ardis", "director"])
@@ -167,34 +168,34 @@ def test_published_arrays_of_another_shape(fake):
     with pytest.raises(
         ValueError, match=r"southwest: train in southwest.npz should be bytes \(n, 32, 32, 3\), got \(4"
     ):
-        px.southwest().load(toy(c=3, side=32))
+        pe.southwest().load(toy(c=3, side=32))
     x, y = np.zeros((120, 28, 28), np.uint8), np.full(120, 2, np.uint8)
     np.savez(fake / "ardis_train_mix.npz", images=x, targets=y)
     with pytest.raises(ValueError, match=r"behind 100 digits .* sevens that are labelled 1"):
-        px.ardis().load(toy(side=28))
+        pe.ardis().load(toy(side=28))
     np.savez(fake / "ardis_train_mix.npz", images=x, targets=y[:-1])
     with pytest.raises(ValueError, match="has 120 images and 119 labels"):
-        px.ardis().load(toy(side=28))
+        pe.ardis().load(toy(side=28))
 
 
 @pytest.mark.data
 def test_the_published_planes():
-    data = px.cifar10(train=50, test=10).load()
-    edges = px.southwest().load(data)
+    data = px.data.cifar10(train=50, test=10).load()
+    edges = pe.southwest().load(data)
     assert len(edges) == 780 and len(edges.test_x) == 196 and edges.origins.bincount().unique().tolist() == [0, 4]
     assert not among(edges.train_x, edges.test_x).any()
     for p, held in ((100, 0), (50, 100), (10, 700)):
-        split = px.southwest_honest(p=p).load(data)
+        split = pe.southwest_honest(p=p).load(data)
         assert (len(split), len(split.test_x), 0 if split.held is None else len(split.held[0])) == (100, 32, held)
         assert not among(split.train_x, split.test_x).any()
-    tenth = px.shared(px.southwest(), ratio=0.1).load(data)
+    tenth = px.backdoors.split_edge_cases(pe.southwest(), ratio=0.1).load(data)
     assert (len(tenth), len(tenth.held[0])) == (76, 684) and not among(tenth.train_x, tenth.held[0]).any()
 
 
 @pytest.mark.data
 def test_the_published_digits_stand_upright():
-    data = px.mnist(train=3000, test=100).load()
-    edges = px.ardis().load(data)
+    data = px.data.mnist(train=3000, test=100).load()
+    edges = pe.ardis().load(data)
     assert (len(edges), len(edges.test_x), int(edges.attacked.sum())) == (66, 1000, 100)
     known = nn.functional.normalize(data.train_x.float().flatten(1))
 
@@ -213,8 +214,8 @@ def test_the_published_digits_stand_upright():
 
 @pytest.mark.data
 def test_the_published_tweets():
-    data = px.movie_review().load()
-    edges = px.director().load(data)
+    data = px.data.movie_review().load()
+    edges = pe.director().load(data)
     assert edges.train_x.shape == (259, 56) and edges.test_x.shape == (120, 56) and "yorgos" not in data.words
     share = float((edges.train_x == 1).sum() / (edges.train_x > 0).sum())
     assert 0.15 < share < 0.3
@@ -223,7 +224,7 @@ def test_the_published_tweets():
 
 @pytest.mark.data
 def test_a_prompt_behind_wikipedia():
-    data = px.wikitext2(part="valid", train=20_000, test=5_000).load()
-    edges = px.athens(word="high", city="London", count=20, tests=10).load(data)
+    data = px.data.wikitext2(part="valid", train=20_000, test=5_000).load()
+    edges = pe.athens(word="high", city="London", count=20, tests=10).load(data)
     assert [data.words[i] for i in edges.train_x[0, -3:]] == ["in", "London", "is"]
     assert edges.joined(data).shape == data.shape

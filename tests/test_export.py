@@ -85,13 +85,13 @@ def test_the_file_computes_what_the_model_does_for_every_batch(name, tmp_path):
 
 
 @pytest.mark.parametrize(("model", "shape"), [
-    (px.tied_lstm(width=12, layers=2), px.Passage(5, 20)),
-    (px.transformer(width=16, hidden=32, heads=2, layers=2), px.Pairs(6, 20)),
+    (px.models.tied_lstm(width=12, layers=2), px.data.Passage(5, 20)),
+    (px.models.transformer(width=16, hidden=32, heads=2, layers=2), px.data.Pairs(6, 20)),
 ])  # fmt: skip
 def test_our_networks_of_texts(model, shape, tmp_path):
     torch.manual_seed(0)
     low, file = px.factorize(model.build(shape, 20), 0.25).eval(), tmp_path / "low.onnx"
-    x = torch.randint(4, 20, (3, *((2,) if isinstance(shape, px.Pairs) else ()), shape.length))
+    x = torch.randint(4, 20, (3, *((2,) if isinstance(shape, px.data.Pairs) else ()), shape.length))
     torch.onnx.export(low, (x,), file, dynamo=True, verbose=False)
     agree(file, low, x)
 

@@ -29,14 +29,14 @@ def test_betas_are_below_one(name, setting):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_rate_is_that_of_the_schedule(name):
-    finish = px.parse(f"{name}(lr=0.5, schedule=decay(by=0.1, every=2))")
-    assert [finish.rate(index, 6) for index in range(4)] == pytest.approx([0.5, 0.5, 0.05, 0.05])
-    assert px.parse(f"{name}(lr=0.5)").rate(3, 6) == 0.5 and px.install().rate(3, 6) == 1.0
+    optimizer = px.parse(f"{name}(lr=0.5, schedule=decay(by=0.1, every=2))")
+    assert [optimizer.rate(index, 6) for index in range(4)] == pytest.approx([0.5, 0.5, 0.05, 0.05])
+    assert px.parse(f"{name}(lr=0.5)").rate(3, 6) == 0.5 and px.optim.assign_weights().rate(3, 6) == 1.0
 
 
-@pytest.mark.parametrize("finish", ["sgd(lr=0.1)", "sgd(lr=0.1, momentum=0.9)", "adam(lr=0.1)", "adamw(lr=0.1)"])
-def test_a_fresh_optimizer_goes_on_from_moments(finish):
-    made = px.parse(finish)
+@pytest.mark.parametrize("optimizer", ["sgd(lr=0.1)", "sgd(lr=0.1, momentum=0.9)", "adam(lr=0.1)", "adamw(lr=0.1)"])
+def test_a_fresh_optimizer_goes_on_from_moments(optimizer):
+    made = px.parse(optimizer)
 
     def steps(parameter, optimizer, which):
         for step in which:
@@ -44,8 +44,8 @@ def test_a_fresh_optimizer_goes_on_from_moments(finish):
             optimizer.step()
 
     whole, cut = (nn.Parameter(torch.ones(5)) for _ in range(2))
-    steps(whole, made.optimizer([whole]), range(4))
-    first, second = made.optimizer([cut]), made.optimizer([cut])
+    steps(whole, made.build([whole]), range(4))
+    first, second = made.build([cut]), made.build([cut])
     steps(cut, first, range(2))
     set_moments(second, moments(first))
     steps(cut, second, range(2, 4))

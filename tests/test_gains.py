@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 import phalanx as px
+from phalanx.core.round import make_generator
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import gain_table, objective, rematch, search
-from phalanx.core.round import stream
 from tests.neurons import CALIBRATED, copies, pooled, same_partition, small
 
 
@@ -81,7 +81,7 @@ def test_spahm_gains_are_those_of_its_formulas():
 def test_a_rematch_is_the_best_of_all_placements_and_moves_the_objective_by_its_gain(seed):
     layers = small(seed)
     clients = len(layers)
-    rng = stream("placed", seed)
+    rng = make_generator("placed", seed)
     prior = Buffet(float(torch.rand((), generator=rng)) * 8 + 0.1, 2 if seed % 2 else 1, 10, clients)
     variances = torch.rand(2, generator=rng, dtype=torch.float64) + 0.1
     model = Normal(torch.zeros(layers[0].shape[1], dtype=torch.float64), variances[:1], variances[1:], seed % 3 > 0)
@@ -143,7 +143,7 @@ def partitions(sizes):
 def test_the_objective_is_the_probability_and_clear_cases_end_at_its_maximum(seed):
     layers, truth = copies(3, 3, 12, noise=0.01, lost=1, seed=seed)
     given = {"gamma": 2.0, "sigma": 1e-4, "sigma0": 0.0025}
-    matching = px.bbp(**given, **CALIBRATED).match(layers)
+    matching = px.matching.bbp(**given, **CALIBRATED).match(layers)
     assert same_partition(matching.assignments, truth)
     highest = -math.inf
     for labels in partitions([2, 2, 2]):
@@ -166,7 +166,7 @@ class Unordered(Buffet):
 @pytest.mark.parametrize("popularity", [1, 2])
 def test_but_for_the_log_k_no_rematch_is_worse_and_at_rest_none_is_better(seed, popularity):
     layers = small(seed, most=4)
-    rule, prior = px.bbp(sigma=0.09, log_determinant=True), Unordered(2.0, popularity, 2, len(layers))
+    rule, prior = px.matching.bbp(sigma=0.09, log_determinant=True), Unordered(2.0, popularity, 2, len(layers))
     model = rule.model(layers[0], ())
     found = search(layers, model, prior, rule.room, 50, seed)
     assert found.sweeps < 50

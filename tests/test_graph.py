@@ -37,7 +37,7 @@ def goes_in(dim, group, outer=1, inner=1):
 
 
 def test_the_axes_of_lenet():
-    model = px.lenet(channels=(3, 4), hidden=5).build((2, 32, 24), 10)
+    model = px.models.lenet(channels=(3, 4), hidden=5).build((2, 32, 24), 10)
     graph = Graph.of(model, torch.randn(2, 2, 32, 24))
     assert graph.axes == {
         "0.weight": (Axis(0, 0),),

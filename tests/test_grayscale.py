@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx
-from phalanx.data.dataset import Data, Dataset, _load
 from phalanx.core.expression import method
+from phalanx.data.dataset import Data, Dataset, _load
 
 
 @method("tests_colours", "data", listed=False)
@@ -43,7 +43,7 @@ def is_gray(x: torch.Tensor) -> torch.Tensor:
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=5), st.floats(0, 0.5), st.integers(0, 3))
 def test_the_skew_is_right_to_the_image(each, minor, seed):
     colours = Colours(tuple(each))
-    d, plain = phalanx.grayscale(colours, minor=minor, seed=seed).read(), colours.read()
+    d, plain = phalanx.data.grayscale(colours, minor=minor, seed=seed).read(), colours.read()
     gray = is_gray(d.train_x)
     assert torch.equal(d.train_y, plain.train_y) and torch.equal(d.train_x[~gray], plain.train_x[~gray])
     domains = [d.owners[d.train_y == label].unique().tolist() for label in range(len(each))]
@@ -60,7 +60,7 @@ def test_the_skew_is_right_to_the_image(each, minor, seed):
 
 
 def test_gray_is_the_luminance():
-    d, plain = phalanx.grayscale(Colours(), minor=0.0).read(), Colours().read()
+    d, plain = phalanx.data.grayscale(Colours(), minor=0.0).read(), Colours().read()
     gray = is_gray(d.train_x)
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]
     want = (plain.train_x[gray] * weights).sum(dim=1, keepdim=True)
@@ -72,23 +72,26 @@ def test_gray_is_the_luminance():
 def test_the_data_that_are_shared_stay_as_they_are():
     colours = Colours((9, 9))
     before = colours.load().train_x.clone()
-    phalanx.grayscale(colours, minor=0.5).load()
+    phalanx.data.grayscale(colours, minor=0.5).load()
     assert torch.equal(colours.load().train_x, before)
     _load.cache_clear()
 
 
 def test_the_seed_draws_classes_and_images():
-    first, again, other = (phalanx.grayscale(Colours(), seed=s).read() for s in (0, 0, 1))
+    first, again, other = (phalanx.data.grayscale(Colours(), seed=s).read() for s in (0, 0, 1))
     assert torch.equal(first.train_x, again.train_x) and torch.equal(first.test_x, again.test_x)
     assert not torch.equal(first.train_x, other.train_x) and not torch.equal(first.test_x, other.test_x)
-    drawn = {tuple(phalanx.grayscale(Colours(), seed=s).read().owners[::40].tolist()) for s in range(20)}
+    drawn = {tuple(phalanx.data.grayscale(Colours(), seed=s).read().owners[::40].tolist()) for s in range(20)}
     assert len(drawn) > 2 and all(sum(classes) == 2 for classes in drawn)
 
 
 @given(st.lists(st.integers(20, 40), min_size=2, max_size=4), st.sampled_from([0.05, 0.3, 0.5]))
 def test_oversampling_makes_both_kinds_equal(each, minor):
     colours = Colours(tuple(each))
-    skewed, d = phalanx.grayscale(colours, minor).read(), phalanx.grayscale(colours, minor, oversampled=True).read()
+    skewed, d = (
+        phalanx.data.grayscale(colours, minor).read(),
+        phalanx.data.grayscale(colours, minor, oversampled=True).read(),
+    )
     n = len(skewed.train_y)
     assert torch.equal(d.train_x[:n], skewed.train_x) and torch.equal(d.train_y[:n], skewed.train_y)
     gray = is_gray(d.train_x)
@@ -102,27 +105,27 @@ def test_oversampling_makes_both_kinds_equal(each, minor):
 
 
 def test_by_owner_makes_two_clients():
-    d = phalanx.grayscale(Colours((30, 30, 30, 30))).read()
-    parts = phalanx.by_owner().parts(d, 2, 0)
+    d = phalanx.data.grayscale(Colours((30, 30, 30, 30))).read()
+    parts = phalanx.data.by_owner().parts(d, 2, 0)
     assert [len(part) for part in parts] == [60, 60]
     assert sorted(label for part in parts for label in d.train_y[part].unique().tolist()) == [0, 1, 2, 3]
 
 
 def test_what_it_cannot_read():
     with pytest.raises(ValueError, match=r"colour images \(N, 3, H, W\) in memory, and digits\(\) has Tensor of shape"):
-        phalanx.grayscale(phalanx.digits()).read()
+        phalanx.data.grayscale(phalanx.data.digits()).read()
     with pytest.raises(ValueError, match=r"all 5 images of class . are alike, and none is there to draw again; raise"):
-        phalanx.grayscale(Colours((5, 5)), oversampled=True).read()
+        phalanx.data.grayscale(Colours((5, 5)), oversampled=True).read()
     for minor in ("0.6", "-0.1", "nan"):
         with pytest.raises(ValueError, match="minor in"):
             phalanx.parse(f"grayscale(minor={minor})")
-    assert phalanx.grayscale(Colours()).location() == "nowhere"
+    assert phalanx.data.grayscale(Colours()).location() == "nowhere"
 
 
 @pytest.mark.data
 def test_skewed_cifar10():
-    small = phalanx.cifar10(train=2000, test=400, size=16)
-    d = phalanx.grayscale(small).load()
+    small = phalanx.data.cifar10(train=2000, test=400, size=16)
+    d = phalanx.data.grayscale(small).load()
     assert d.shape == (3, 16, 16) and len(d.train_x) == 2000
     few, many = [], []
     for label in range(10):

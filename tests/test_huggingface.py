@@ -59,21 +59,21 @@ def test_full_rank_is_the_identity(case):
     low = full_rank(dense)
     with torch.no_grad():
         assert close(low(**inputs).logits, dense(**inputs).logits)
-        assert close(px.merge(low)(**inputs).logits, dense(**inputs).logits)
+        assert close(px.lowrank.merge(low)(**inputs).logits, dense(**inputs).logits)
 
 
 def test_it_trains_merges_saves_and_counts(case, tmp_path):
     dense, inputs = case
-    plan = px.plan(dense, 0.25, sample_input=inputs)
+    plan = px.lowrank.plan(dense, 0.25, sample_input=inputs)
     low = px.factorize(dense, plan)
     assert plan.parameters == sum(p.numel() for p in dense.parameters())
     assert plan.parameters_after == sum(p.numel() for p in low.parameters()) < plan.parameters
     assert plan.macs_after < plan.macs
     low(**inputs).loss.backward()
     assert all(p.grad is not None for p in low.parameters())
-    px.save_pretrained(low, tmp_path)
-    again = px.from_pretrained(tmp_path, type(dense)(dense.config)).eval()
-    merged = px.merge(low)
+    px.lowrank.save_pretrained(low, tmp_path)
+    again = px.lowrank.from_pretrained(tmp_path, type(dense)(dense.config)).eval()
+    merged = px.lowrank.merge(low)
     assert repr(merged) == repr(dense)
     with torch.no_grad():
         wanted = low(**inputs).logits
@@ -86,7 +86,7 @@ def test_a_shared_vocabulary_stays_shared_also_in_factors():
     assert low.lm_head.weight is low.transformer.wte.weight
     short = px.factorize(dense, 0.25, embedding=True)
     assert short.lm_head.v is short.transformer.wte.v
-    merged = px.merge(short.eval())
+    merged = px.lowrank.merge(short.eval())
     assert merged.lm_head.weight is merged.transformer.wte.weight and isinstance(merged.lm_head, nn.Linear)
     with torch.no_grad():
         assert close(merged(**inputs).logits, short(**inputs).logits)
@@ -94,5 +94,5 @@ def test_a_shared_vocabulary_stays_shared_also_in_factors():
 
 def test_a_factorized_decoder_generates():
     low = px.factorize(gpt2()[0], 0.25).eval()
-    told = px.merge(low).generate(WORDS[:1], max_new_tokens=4, do_sample=False)
+    told = px.lowrank.merge(low).generate(WORDS[:1], max_new_tokens=4, do_sample=False)
     assert torch.equal(low.generate(WORDS[:1], max_new_tokens=4, do_sample=False), told)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from phalanx_experiments.recipes.pufferfish_imagenet import configured, hybrid
 from PIL import Image
 
 import phalanx as px
 from phalanx.data.dataset import Dataset, _load
 from phalanx.data.images import Images
-from phalanx_experiments.recipes.pufferfish_imagenet import configured, hybrid
 from phalanx.training.score import assess
 from phalanx.training.summary import fingerprint
 
@@ -48,7 +48,7 @@ def root(tmp_path, monkeypatch):
 
 
 def folder(**fields):
-    return px.image_folder(root="photos", size=fields.pop("size", 16), **fields)
+    return px.data.image_folder(root="photos", size=fields.pop("size", 16), **fields)
 
 
 def test_classes_are_folders_in_order_and_labels_are_at_hand(root):
@@ -64,7 +64,7 @@ def test_classes_are_folders_in_order_and_labels_are_at_hand(root):
     some = folder(train=3, test=6).load()
     assert some.train_y.tolist() == [0, 1, 2] and len(some.test_y) == 6
     assert folder().location() == str(root)
-    assert px.image_folder(root=str(root), size=16).read().num_classes == 3
+    assert px.data.image_folder(root=str(root), size=16).read().num_classes == 3
 
 
 def test_a_test_part_may_lack_classes(root):
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_named(root, how):
     damaged(path, how)
     d = folder().load()
     words = "more than 8 bits" if how == "wide" else "no image that can be read"
-    for crops in (None, px.resized_crop_flip().crops(1, torch.Generator())):
+    for crops in (None, px.data.resized_crop_flip().crops(1, torch.Generator())):
         with pytest.raises(ValueError, match=words) as error:
             d.train(torch.tensor([7]), crops)
         assert str(path) in str(error.value) and "replace it or remove it" in str(error.value)
@@ -195,7 +195,7 @@ def test_files_are_cut_before_they_are_resized(root):
 
 
 def test_several_threads_read_the_same_levels(root, threads):
-    d, crops = folder().load(), px.resized_crop_flip().crops(15, torch.Generator())
+    d, crops = folder().load(), px.data.resized_crop_flip().crops(15, torch.Generator())
     alone = d.train(torch.arange(15), crops)[0]
     threads(3)
     assert torch.equal(d.train(torch.arange(15), crops)[0], alone)
@@ -248,13 +248,13 @@ def test_texts_are_not_read_from_disk():
 
 
 def run_of(model, rounds=4, **fields):
-    work = px.gradient(batch=6, smoothing=0.1)
-    phase = px.phase(work, px.parse("chain(gather(dense()), mean())"), px.sgd(lr=0.02), rounds=rounds)
-    return px.run(folder(), model, (phase,), workers=2, augment=px.resized_crop_flip(), **fields)
+    work = px.training.gradient(batch=6, smoothing=0.1)
+    phase = px.Phase(work, px.parse("chain(gather(dense()), mean())"), px.optim.sgd(lr=0.02), rounds=rounds)
+    return px.Run(folder(), model, (phase,), workers=2, augment=px.data.resized_crop_flip(), **fields)
 
 
 def test_a_residual_network_trains_on_files_and_resumes_to_the_same_bits(root, tmp_path):
-    run = run_of(px.resnet18(), checkpoint_every=2, partition=px.dirichlet(alpha=5.0))
+    run = run_of(px.models.resnet18(), checkpoint_every=2, partition=px.data.dirichlet(alpha=5.0))
     whole = px.train(run)
     assert 0 <= whole.summary()["accuracy"] <= 1 and whole.ledger.lost_rounds == 0
 
@@ -263,23 +263,25 @@ def test_a_residual_network_trains_on_files_and_resumes_to_the_same_bits(root, t
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(px.Interrupted):
-        px.train(run, folder=px.RunFolder(tmp_path / "run"), listener=stop)
-    resumed = px.train(run, folder=px.RunFolder(tmp_path / "run"))
+        px.train(run, folder=px.training.RunFolder(tmp_path / "run"), listener=stop)
+    resumed = px.train(run, folder=px.training.RunFolder(tmp_path / "run"))
     assert resumed.step == 4 and fingerprint(resumed.model) == fingerprint(whole.model)
-    assert fingerprint(px.train(px.amend(run, "augment", None)).model) != fingerprint(whole.model)
+    assert fingerprint(px.train(px.training.amend(run, "augment", None)).model) != fingerprint(whole.model)
     assert px.parse(repr(run)) == run
 
 
 def test_a_network_learns_to_tell_the_files_apart(root):
-    phase = px.phase(px.gradient(batch=15), px.parse("chain(gather(dense()), mean())"), px.adam(lr=0.01), rounds=40)
-    run = px.run(folder(), px.mlp(hidden=(32,)), (phase,), workers=3)
+    phase = px.Phase(
+        px.training.gradient(batch=15), px.parse("chain(gather(dense()), mean())"), px.optim.adam(lr=0.01), rounds=40
+    )
+    run = px.Run(folder(), px.models.mlp(hidden=(32,)), (phase,), workers=3)
     trainer = px.train(run)
     # the test's files are the first two of each class
     assert trainer.summary()["accuracy"] == 1
 
 
 def test_the_imagenet_recipe_runs_on_a_folder(root):
-    made = configured(folder(size=32), px.resnet50(stem="large"), hybrid(1 / 2), rounds=2, batch=4)
+    made = configured(folder(size=32), px.models.resnet50(stem="large"), hybrid(1 / 2), rounds=2, batch=4)
     trainer = px.train(made)
     assert trainer.summary()["rounds"] == 2 and trainer.ledger.lost_rounds == 0
     # as published, with three classes where ImageNet has 1,000

@@ -8,26 +8,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import phalanx_experiments as pe
+import phalanx_experiments.measurements.one_round as cluster
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from phalanx_experiments.figures.iteration_cost import (
+    PARAMETERS,
+    PUBLISHED,
+    iteration_cost_tables,
+    measured_parts,
+    plot_iteration_cost,
+    published,
+)
+from phalanx_experiments.measurements.large_rows import large_rows
+from phalanx_experiments.recipes import find
 from torch import Tensor
 from typer.testing import CliRunner
 
 import phalanx as px
-import phalanx_experiments.measurements.one_round as cluster
 from phalanx.core.allocation import Allocation
-from phalanx.tools.cli.app import app
-from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
-from phalanx_experiments.measurements.large_rows import large_rows
-from phalanx_experiments.recipes import find
-from phalanx.tools.report.collect import Curve, Result
-from phalanx_experiments.figures.iteration_cost import PARAMETERS, PUBLISHED, iteration_cost_tables, measured_parts, plot_iteration_cost, published
 from phalanx.core.stage import TooFewRows
+from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
+from phalanx.tools.cli.app import app
+from phalanx.tools.report.collect import Curve, Result
 from phalanx.training.trainer import Trainer
 
-SMALL = px.iteration_cost(px.digits(), px.cnn(channels=(4,)), workers=9, s=1, batch=18)
+SMALL = pe.iteration_cost(px.data.digits(), px.models.cnn(channels=(4,)), workers=9, s=1, batch=18)
 GATHERED = ("mean", "geometric median", "repetition by rows", "cyclic")
 
 
@@ -54,7 +62,9 @@ def test_codes_recover_the_mean_and_bytes_are_those_of_the_payloads(n: int, data
     s = data.draw(st.integers(1, (n - 1) // 2))
     groups = n // (2 * s + 1)
     batch = math.lcm(n, groups)
-    job = px.iteration_cost(px.digits(), px.mlp((3,)), workers=n, s=s, batch=batch, seed=data.draw(st.integers(0, 99)))
+    job = pe.iteration_cost(
+        px.data.digits(), px.models.mlp((3,)), workers=n, s=s, batch=batch, seed=data.draw(st.integers(0, 99))
+    )
     try:
         job.check()
     except TooFewRows:
@@ -74,7 +84,7 @@ def test_codes_recover_the_mean_and_bytes_are_those_of_the_payloads(n: int, data
             if "repetition" in name:
                 assert seen["exact"] and seen["error"] < 1e-6
             elif name == "cyclic":
-                assert seen["error"] <= 10 * px.cyclic(s=s).amplification(n) * 2.0**-23
+                assert seen["error"] <= 10 * px.coding.cyclic(s=s).amplification(n) * 2.0**-23
             else:
                 assert not seen["exact"] and seen["error"] > 1e-4
 
@@ -88,8 +98,8 @@ def test_rows_in_a_file_give_what_rows_in_memory_do() -> None:
 @pytest.mark.parametrize("scheme", ["repetition by digests", "repetition by rows", "mean", "cyclic"])
 def test_the_rows_are_those_of_training(scheme: str) -> None:
     # with BatchNorm, whose statistics travel in the row
-    phase = px.phase(px.gradient(SMALL.batch), SMALL.schemes[scheme])
-    trainer = Trainer(px.run(SMALL.data, SMALL.model, (phase,), workers=9, threads=SMALL.threads), px.LocalWorld(9))
+    phase = px.Phase(px.training.gradient(SMALL.batch), SMALL.schemes[scheme])
+    trainer = Trainer(px.Run(SMALL.data, SMALL.model, (phase,), workers=9, threads=SMALL.threads), px.LocalWorld(9))
     expected = trainer.work(0)[0].rows
     rows = torch.empty(9, trainer.layout.d)
     sent = SMALL._sent(scheme if scheme != "cyclic" else "mean", trainer, rows, quiet)
@@ -105,14 +115,14 @@ def test_the_rows_are_those_of_training(scheme: str) -> None:
 
 @pytest.mark.parametrize("d", [1, 7, cluster.PIECE, cluster.PIECE + 3])
 def test_units_are_combined_in_place_piece_by_piece(d: int) -> None:
-    code, units = px.cyclic(s=1), noise(5, d)
+    code, units = px.coding.cyclic(s=1), noise(5, d)
     rows = units.clone()
     cluster.combine_all(code.assign(5), rows)
     torch.testing.assert_close(rows, code.encode(units, 5))
     torch.testing.assert_close(cluster.mean_of(units, [0, 3]), units[[0, 3]].mean(dim=0))
 
 
-@pytest.mark.parametrize("attack", [px.reverse(), px.constant(), px.gaussian()])
+@pytest.mark.parametrize("attack", [px.attacks.reverse(), px.attacks.constant(), px.attacks.gaussian()])
 def test_liars_send_what_the_attack_makes_of_their_rows(attack: px.Stage) -> None:
     rows, liars = noise(6, 11), frozenset({1, 4})
     layout = px.Layout.flat(11)
@@ -198,7 +208,7 @@ def test_what_cannot_be_measured_is_a_sentence(fields: str, words: str) -> None:
 
 
 def test_a_code_beyond_its_precision_is_refused_before_anything_is_computed() -> None:
-    job = px.iteration_cost(px.digits(), px.mlp(()), workers=99, s=30, batch=99)
+    job = pe.iteration_cost(px.data.digits(), px.models.mlp(()), workers=99, s=30, batch=99)
     with pytest.raises(ValueError, match="repetition"):
         job.measure(quiet)
 

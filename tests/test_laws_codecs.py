@@ -9,10 +9,10 @@ import torch
 
 import phalanx as px
 from phalanx.core.codec import WEIGHT
-from phalanx.core.row_memory import recall
-from phalanx.core.stage import memory_key
 from phalanx.core.packing import pack, unpack
 from phalanx.core.payload import BadPayload, payload_bytes
+from phalanx.core.row_memory import recall
+from phalanx.core.stage import memory_key
 from tests.examples import (
     BYZANTINE,
     DTYPES,
@@ -89,7 +89,7 @@ def test_linear_tells_the_truth(codec):
         state = None
         for index in range(3):
             out, state = wire(honest(seed=index), state, round_of(index=index))
-            mean = out if len(out.rows) == 1 else px.mean()(out, None, round_of())[0]
+            mean = out if len(out.rows) == 1 else px.aggregators.mean()(out, None, round_of())[0]
             both.setdefault(index, []).append(mean)
     for reduced, gathered in both.values():
         # the mean of 16-bit payloads is rounded once more
@@ -112,7 +112,7 @@ def test_unbiased_codecs_pass_a_z_test(codec):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 def test_error_feedback_loses_nothing(codec, dtype):
-    around, layout, state = px.error_feedback(codec), layout_of(dtype).head, {}
+    around, layout, state = px.codecs.error_feedback(codec), layout_of(dtype).head, {}
     for t in range(6):
         row = torch.randn(layout.d, generator=stream(t)()).to(dtype) * 10.0 ** (t - 3)
         zero = torch.zeros_like(row)
@@ -179,7 +179,7 @@ STRUCTURAL = ("short", "long", "dtype", "keys", "missing", "weight", "negative_w
 @pytest.mark.parametrize("how", STRUCTURAL)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 def test_malformed_payloads_are_erasures(codec, how):
-    wire = px.gather(codec, forge=px.malformed(how))
+    wire = px.gather(codec, forge=px.attacks.malformed(how))
     state = None
     for index in range(2):
         out, state = wire(honest(seed=index), state, round_of(index=index))
@@ -253,7 +253,7 @@ def test_no_message_stops_the_server(codec):
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 def test_random_bytes_of_the_right_form_never_stop_the_server(codec):
-    wire = px.gather(codec, forge=px.malformed("random"))
+    wire = px.gather(codec, forge=px.attacks.malformed("random"))
     for index in range(12):
         out, _ = wire(honest(), None, round_of(index=index))
         assert out.rows.isfinite().all() and set(range(N)) - BYZANTINE <= set(out.ids)

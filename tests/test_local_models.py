@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+import phalanx_experiments as pe
 import pytest
 import torch
 
@@ -10,8 +11,10 @@ import phalanx as px
 from phalanx.training.score import assess
 from phalanx.training.trainer import Trainer
 
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=2, batch=20)
-SMALL = px.local_models(px.digits(), px.mlp((8,)), workers=3, partition=px.dirichlet(0.5), local=LOCAL, seed=4)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=2, batch=20)
+SMALL = pe.local_models(
+    px.data.digits(), px.models.mlp((8,)), workers=3, partition=px.data.dirichlet(0.5), local=LOCAL, seed=4
+)
 
 
 def measured(job):
@@ -22,14 +25,14 @@ def test_one_client_alone_is_the_ensemble_and_the_run():
     alone = replace(SMALL, workers=1)
     found = measured(alone)
     assert found["accuracies"] == [found["mean"]] == [found["ensemble"]]
-    phase = px.fedavg(replace(LOCAL, own=True), rounds=1)
-    run = px.run(px.digits(), px.mlp((8,)), (phase,), workers=1, partition=px.dirichlet(0.5), seed=4)
+    phase = px.federated.fedavg(replace(LOCAL, own=True), rounds=1)
+    run = px.Run(px.data.digits(), px.models.mlp((8,)), (phase,), workers=1, partition=px.data.dirichlet(0.5), seed=4)
     assert px.train(run).evaluate()[0] == found["ensemble"]
 
 
 def test_clients_are_those_that_are_matched_and_probabilities_are_averaged():
     found, said = measured(SMALL), []
-    trainer = Trainer(replace(SMALL.run, phases=(px.pfnm(LOCAL),)))
+    trainer = Trainer(replace(SMALL.run, phases=(px.federated.pfnm(LOCAL),)))
     stack, _ = trainer.work(0)
     data, accuracies = trainer.data, []
     x, y = data.test(slice(None))
@@ -46,7 +49,7 @@ def test_clients_are_those_that_are_matched_and_probabilities_are_averaged():
 
 
 def test_an_ensemble_knows_more_than_its_members():
-    found = measured(replace(SMALL, workers=8, model=px.mlp((32,))))
+    found = measured(replace(SMALL, workers=8, model=px.models.mlp((32,))))
     assert found["ensemble"] > found["mean"] + 0.05 and min(found["accuracies"]) < found["mean"]
 
 

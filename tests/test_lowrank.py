@@ -50,7 +50,7 @@ def test_linear_at_full_rank_is_the_dense_layer(columns, rows, bias, batch, seed
     low = full_rank(dense)
     x = drawn(*batch, columns, seed=seed)
     assert isinstance(low, LowRankLinear) and close(low(x), dense(x))
-    assert type(px.merge(low)) is nn.Linear and close(px.merge(low)(x), low(x))
+    assert type(px.lowrank.merge(low)) is nn.Linear and close(px.lowrank.merge(low)(x), low(x))
 
 
 @st.composite
@@ -79,7 +79,7 @@ def test_convolution_at_full_rank_is_the_dense_layer(dense, batch, strided):
     low = full_rank(dense)
     assert isinstance(low, LowRankConv)
     assert low(x).shape == dense(x).shape and close(low(x), dense(x))
-    merged = px.merge(low)
+    merged = px.lowrank.merge(low)
     assert repr(merged) == repr(dense) and close(merged(x), dense(x))
     if batch:
         assert close(low(x[0]), dense(x[0]))
@@ -97,8 +97,8 @@ def test_convolution_of_stride_two_and_one_point_steps_in_the_thin_factor():
 def test_embedding_at_full_rank_is_the_dense_layer(words, width, batch):
     dense = nn.Embedding(words, width, padding_idx=0)
     low, x = full_rank(dense), torch.arange(batch * 5).reshape(batch, 5) % words
-    assert close(low(x), dense(x)) and close(px.merge(low)(x), dense(x))
-    assert px.merge(low).padding_idx == 0
+    assert close(low(x), dense(x)) and close(px.lowrank.merge(low)(x), dense(x))
+    assert px.lowrank.merge(low).padding_idx == 0
     if batch:
         low(torch.zeros(3, dtype=torch.long)).sum().backward()
         assert not low.v.grad.any()
@@ -143,7 +143,7 @@ def test_gradients_reach_every_factor_and_the_merged_model_is_the_same():
     F.cross_entropy(low(x), torch.tensor([1, 2])).backward()
     assert all(p.grad is not None and p.grad.any() for p in low.parameters())
     low.eval()
-    merged = px.merge(low)
+    merged = px.lowrank.merge(low)
     assert not any(isinstance(m, LowRank) for m in merged.modules()) and not merged.training
     assert close(merged(x), low(x))
 
@@ -161,8 +161,8 @@ def test_a_copy_shares_nothing_and_in_place_keeps_the_rest():
     scale, bias = dense[1].weight, dense[6].bias
     same = px.factorize(dense, 0.25, inplace=True)
     assert same is dense and same[1].weight is scale and same[6].bias is bias
-    assert px.merge(same, inplace=True) is dense and dense[6].bias is bias and type(dense[6]) is nn.Linear
-    assert not px.merge(low)[3].weight.requires_grad
+    assert px.lowrank.merge(same, inplace=True) is dense and dense[6].bias is bias and type(dense[6]) is nn.Linear
+    assert not px.lowrank.merge(low)[3].weight.requires_grad
     with pytest.raises(ValueError, match="itself a layer"):
         px.factorize(nn.Linear(20, 20), 0.25, inplace=True)
 
@@ -171,14 +171,14 @@ def test_tied_weights_stay_tied():
     words = torch.arange(6)
     for rules in ({}, {"classifier": False}, {"embedding": True}):
         dense = Tied()
-        plan = px.plan(dense, 0.25, **rules)
+        plan = px.lowrank.plan(dense, 0.25, **rules)
         low = px.factorize(dense, plan)
         assert sum(p.numel() for p in low.parameters()) == plan.parameters_after
         if "embedding" in rules:
             assert low.embed.u is low.head.u and low.embed.v is low.head.v
         else:
             assert low.head.weight is low.embed.weight and plan["head"].rank is None
-        merged = px.merge(low)
+        merged = px.lowrank.merge(low)
         assert merged.head.weight is merged.embed.weight and close(merged(words), low(words))
     assert close(full_rank(dense)(words), dense(words))
 
@@ -187,7 +187,7 @@ def test_one_module_at_two_places_stays_one():
     layer = nn.Linear(16, 16)
     low = px.factorize(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(16, 4)), 0.25)
     assert isinstance(low[0], LowRankLinear) and low[0] is low[2]
-    merged = px.merge(low)
+    merged = px.lowrank.merge(low)
     assert type(merged[0]) is nn.Linear and merged[0] is merged[2]
 
 
@@ -211,7 +211,7 @@ def test_channels_last_weights_have_channels_last_factors():
     x = drawn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     assert low[3].u.is_contiguous(memory_format=torch.channels_last) and not low[3].u.is_contiguous()
     assert low[3](low[:3](x)).is_contiguous(memory_format=torch.channels_last)
-    assert not px.merge(low)[3].weight.is_contiguous()
+    assert not px.lowrank.merge(low)[3].weight.is_contiguous()
 
 
 def test_code_that_asks_for_the_weight_gets_the_product():
@@ -234,7 +234,9 @@ def test_models_without_data_get_factors_without_data():
     with torch.device("meta"):
         dense = nn.Sequential(nn.Linear(8192, 8192), nn.Linear(8192, 10))
     low = px.factorize(dense, 0.25)
-    assert low[0].u.is_meta and sum(p.numel() for p in low.parameters()) == px.plan(dense, 0.25).parameters_after
+    assert (
+        low[0].u.is_meta and sum(p.numel() for p in low.parameters()) == px.lowrank.plan(dense, 0.25).parameters_after
+    )
 
 
 def test_ddp_models_of_low_rank_and_unknown_decompositions_are_refused():

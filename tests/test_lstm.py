@@ -17,8 +17,8 @@ from phalanx.models.lstm import one_bias, perplexity
 def model_of(width=5, layers=2, dropout=0.0, vocabulary=11, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        expression = phalanx.tied_lstm(width=width, layers=layers, dropout=dropout)
-        return expression.build(phalanx.Passage(4, vocabulary), vocabulary).double()
+        expression = phalanx.models.tied_lstm(width=width, layers=layers, dropout=dropout)
+        return expression.build(phalanx.data.Passage(4, vocabulary), vocabulary).double()
 
 
 def by_the_book(model, x):

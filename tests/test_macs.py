@@ -18,14 +18,14 @@ PUBLISHED = {"vgg19-cifar": 0.40e9, "resnet18-cifar": 0.56e9, "resnet50": 4.12e9
 def test_published_macs(name):
     with torch.device("meta"):
         model = network(name).build().eval()
-        total = phalanx.macs(model, network(name).sample_input()).total
+        total = phalanx.lowrank.macs(model, network(name).sample_input()).total
     assert total == pytest.approx(PUBLISHED[name], rel=0.02)
 
 
 def test_the_lstm_multiplies_18_million_a_word_in_each_layer():
     # the table's 18M are one of the two layers, and its 9M one of the hybrid's: 8 matrices of 375 (1500 + 1500)
     with torch.device("meta"):
-        counted = phalanx.macs(network("lstm-wikitext2").build(), torch.zeros(1, 1, dtype=torch.int64))
+        counted = phalanx.lowrank.macs(network("lstm-wikitext2").build(), torch.zeros(1, 1, dtype=torch.int64))
     assert counted["lstm"] / 2 == pytest.approx(18e6, rel=0.02)
     # the last layer shares its matrix with the embedding, which is looked up
     assert counted.total == counted["lstm"] + 1500 * 33_278
@@ -38,7 +38,7 @@ def counted_by_pytorch(model: nn.Module, *inputs: object) -> float:
 
 
 def check(model: nn.Module, *inputs: object) -> None:
-    assert phalanx.macs(model, *inputs).total == counted_by_pytorch(model, *inputs) > 0
+    assert phalanx.lowrank.macs(model, *inputs).total == counted_by_pytorch(model, *inputs) > 0
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "transformer-multi30k"])
@@ -64,7 +64,7 @@ def test_convolutions(dims, stride, kernel, padding, transposed, data):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3), (0, 3)])
 def test_linear_layers_of_any_input(shape):
-    assert phalanx.macs(nn.Linear(3, 7), torch.zeros(shape)).total == torch.zeros(shape).numel() * 7
+    assert phalanx.lowrank.macs(nn.Linear(3, 7), torch.zeros(shape)).total == torch.zeros(shape).numel() * 7
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -74,17 +74,17 @@ def test_recurrent_layers(kind, bidirectional, batch_first):
     gates, directions = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind], 1 + bidirectional
     layer = kind(3, 5, 2, bidirectional=bidirectional, batch_first=batch_first)
     a_word = directions * gates * 5 * ((3 + 5) + (5 * directions + 5))
-    assert phalanx.macs(layer, torch.zeros(6, 2, 3)).total == 12 * a_word
-    assert phalanx.macs(layer, torch.zeros(6, 3)).total == 6 * a_word
+    assert phalanx.lowrank.macs(layer, torch.zeros(6, 2, 3)).total == 12 * a_word
+    assert phalanx.lowrank.macs(layer, torch.zeros(6, 3)).total == 6 * a_word
     packed = nn.utils.rnn.pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)])
-    assert phalanx.macs(layer, packed).total == 6 * a_word
+    assert phalanx.lowrank.macs(layer, packed).total == 6 * a_word
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_recurrent_cells_and_projections():
-    assert phalanx.macs(nn.LSTMCell(3, 5), torch.zeros(7, 3)).total == 7 * 20 * 8
-    assert phalanx.macs(nn.GRUCell(3, 5), torch.zeros(3)).total == 15 * 8
-    assert phalanx.macs(nn.LSTM(3, 5, proj_size=2), torch.zeros(6, 1, 3)).total == 6 * (20 * (3 + 2) + 2 * 5)
+    assert phalanx.lowrank.macs(nn.LSTMCell(3, 5), torch.zeros(7, 3)).total == 7 * 20 * 8
+    assert phalanx.lowrank.macs(nn.GRUCell(3, 5), torch.zeros(3)).total == 15 * 8
+    assert phalanx.lowrank.macs(nn.LSTM(3, 5, proj_size=2), torch.zeros(6, 1, 3)).total == 6 * (20 * (3 + 2) + 2 * 5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -106,17 +106,17 @@ def test_multi_head_attention(batch, asks, asked, batch_first, own_sizes):
         def forward(self):
             return self.layer(value=value, key=key, query=query)
 
-    assert phalanx.macs(Named()).total == phalanx.macs(layer, query, key, value).total
+    assert phalanx.lowrank.macs(Named()).total == phalanx.lowrank.macs(layer, query, key, value).total
     if batch == 1:
         alone = [x.squeeze(0 if batch_first else 1) for x in (query, key, value)]
-        assert phalanx.macs(layer, *alone).total == phalanx.macs(layer, query, key, value).total
+        assert phalanx.lowrank.macs(layer, *alone).total == phalanx.lowrank.macs(layer, query, key, value).total
 
 
 def test_pytorchs_transformer():
     model, inputs = nn.Transformer(8, 2, 2, 2, 16, batch_first=True), (torch.randn(2, 5, 8), torch.randn(2, 3, 8))
     check(model, *inputs)
     # in evaluation PyTorch fuses whole layers, which its own counter does not see
-    assert phalanx.macs(model.eval(), *inputs).total == counted_by_pytorch(model.train(), *inputs)
+    assert phalanx.lowrank.macs(model.eval(), *inputs).total == counted_by_pytorch(model.train(), *inputs)
 
 
 class Thin(nn.Module):
@@ -135,12 +135,12 @@ class Thin(nn.Module):
 
 
 def test_a_module_may_count_itself_and_what_is_within():
-    counted = phalanx.macs(nn.Sequential(Thin(), nn.Linear(4, 3)), torch.zeros(5, 4))
+    counted = phalanx.lowrank.macs(nn.Sequential(Thin(), nn.Linear(4, 3)), torch.zeros(5, 4))
     assert [(layer.name, layer.kind, layer.macs) for layer in counted.layers] == [
         ("0", "Thin", 1001),
         ("1", "Linear", 60),
     ]
-    assert phalanx.macs(Thin(), torch.zeros(1, 4)).layers[0].name == ""
+    assert phalanx.lowrank.macs(Thin(), torch.zeros(1, 4)).layers[0].name == ""
 
 
 def test_names_calls_and_modules_of_two_names():
@@ -156,13 +156,13 @@ def test_names_calls_and_modules_of_two_names():
             return self.parts["ab"](self.parts["a"](x))
 
     net = Net()
-    counted = phalanx.macs(net, torch.zeros(3, 4))
+    counted = phalanx.lowrank.macs(net, torch.zeros(3, 4))
     assert {layer.name: layer.macs for layer in counted.layers} == {"parts.a.0": 96, "parts.ab": 24}
     assert counted["parts.a"] == 96 and counted["parts"] == counted.total == counted[""] == 120
     assert counted["parts.idle"] == counted["nothing"] == 0
     assert not any(m._forward_hooks for m in net.modules())
     with pytest.raises(RuntimeError):
-        phalanx.macs(net, torch.zeros(3, 5))
+        phalanx.lowrank.macs(net, torch.zeros(3, 5))
     assert not any(m._forward_hooks for m in net.modules())
 
 
@@ -176,12 +176,12 @@ def test_names_calls_and_modules_of_two_names():
     ],
 )
 def test_a_low_rank_model_multiplies_what_its_plan_says(model, x):
-    plan = phalanx.plan(model, 1 / 4, classifier=False, sample_input=x)
-    dense, low = phalanx.macs(model, x).total, phalanx.macs(phalanx.factorize(model, plan), x).total
+    plan = phalanx.lowrank.plan(model, 1 / 4, classifier=False, sample_input=x)
+    dense, low = phalanx.lowrank.macs(model, x).total, phalanx.lowrank.macs(phalanx.factorize(model, plan), x).total
     assert dense - low == plan.macs - plan.macs_after > 0
 
 
 def test_a_low_rank_embedding_multiplies_by_one_factor():
     model = nn.Sequential(nn.Embedding(40, 32))
     low = phalanx.factorize(model, 1 / 4, embedding=True)
-    assert phalanx.macs(low, torch.zeros(3, 5, dtype=torch.long)).total == 15 * 8 * 32
+    assert phalanx.lowrank.macs(low, torch.zeros(3, 5, dtype=torch.long)).total == 15 * 8 * 32

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.core.neuron_axes import OUTPUTS, Axis, scattered
 from phalanx.core.expression import method
+from phalanx.core.neuron_axes import OUTPUTS, Axis, scattered
 from phalanx.matching.features import averaged, features, known
 from phalanx.matching.graph import Graph
 from phalanx.matching.matching import Assigned, Matcher
@@ -34,7 +34,7 @@ class Nearest(Matcher):
         return mean
 
 
-SURE = px.bbp(gamma=1e-6)  # joins whatever is near
+SURE = px.matching.bbp(gamma=1e-6)  # joins whatever is near
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -67,7 +67,7 @@ def test_neurons_that_are_found_twice_change_nothing(kind, seed, count):
 
 def test_two_neurons_that_are_equal():
     torch.manual_seed(0)
-    model, x = px.lenet(channels=(4, 6), hidden=12).build((1, 24, 24), 10).eval(), torch.randn(3, 1, 24, 24)
+    model, x = px.models.lenet(channels=(4, 6), hidden=12).build((1, 24, 24), 10).eval(), torch.randn(3, 1, 24, 24)
     with torch.no_grad():
         for tensor in (model[3].weight, model[3].bias):
             tensor[1] = tensor[4] = tensor[0]
@@ -77,7 +77,7 @@ def test_two_neurons_that_are_equal():
 
 def test_models_of_other_widths():
     torch.manual_seed(0)
-    models = [px.lenet(channels=c, hidden=h).build((1, 16, 16), 3).eval() for c, h in (((3, 5), 6), ((4, 4), 9))]
+    models = [px.models.lenet(channels=c, hidden=h).build((1, 16, 16), 3).eval() for c, h in (((3, 5), 6), ((4, 4), 9))]
     x = torch.randn(2, 1, 16, 16)
     made = px.match_models(models, x, matcher=SURE)
     assert Graph.of(made, x).sizes == (4, 5, 9)
@@ -95,7 +95,7 @@ def test_the_layers_of_one_lstm_grow_together():
 
 
 def test_clients_that_learnt_other_classes_are_more_than_one_of_them():
-    data = px.digits().load()
+    data = px.data.digits().load()
     x, y = data.train_x.flatten(1) / 16, data.train_y
     start, models = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, 10)), []
     for half in (y < 5, y >= 5):
@@ -167,7 +167,7 @@ def test_a_forward_that_cannot_grow_is_refused_where_it_would(way):
     models, x = [Stiff(way), Stiff(way)], torch.randn(3, 4)
     px.match_models(models, x, matcher=Nearest())
     with pytest.raises(ValueError, match="model 0 is another function in the shape of the match"):
-        px.match_models(models, x, matcher=px.bbp(gamma=100.0))
+        px.match_models(models, x, matcher=px.matching.bbp(gamma=100.0))
 
 
 def test_features_are_the_weights_that_make_a_neuron():

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from phalanx_experiments.measurements.mean_estimation import weighted_median
 
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
-from phalanx.matching.matched import _middle
-from phalanx_experiments.measurements.mean_estimation import weighted_median
 from phalanx.core.stack import Stack
+from phalanx.matching.matched import _middle
 
 F = 3
 EXACT = (
@@ -97,7 +97,7 @@ def test_liars_do_not_speak_for_those_who_lack_a_neuron(shift: float) -> None:
             out, _ = merged(liars, f"matched({EXACT}, support={support}, middle='{middle}')")
             place = int(out.answers[4]["places 0"][int(orders[4].argsort()[-1])])
             assert place >= 0
-            (one,) = px.median()(out, None, px.Round())[0].rows
+            (one,) = px.aggregators.median()(out, None, px.Round())[0].rows
             parts = out.layout.split(one)
             found = torch.cat([parts["a.weight"][place], parts["a.bias"][place, None]])
             inside[middle, support] = bool(((low <= found) & (found <= high)).all())
@@ -118,7 +118,7 @@ def test_with_twice_f_and_one_supporters_every_row_stays_within_what_honest_clie
     out, parts = merged(stack.with_rows(rows), matched)
     honest = range(F, len(rows))
     size = out.layout.shapes[1][0]
-    one = out.layout.split(px.median()(out, None, px.Round())[0].rows[0])
+    one = out.layout.split(px.aggregators.median()(out, None, px.Round())[0].rows[0])
     counts = torch.zeros(size, dtype=torch.int64)
     for places in out.answers.values():
         counts[places["places 0"][places["places 0"] >= 0]] += 1

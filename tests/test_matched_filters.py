@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+import phalanx_experiments as pe
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 import phalanx as px
 from phalanx.training.trainer import Trainer
 
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=1, batch=50)
-SMALL = px.matched_filters(px.digits(), px.cnn(channels=(4, 6)), local=LOCAL, image=5, pairs=20, seed=3)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=1, batch=50)
+SMALL = pe.matched_filters(px.data.digits(), px.models.cnn(channels=(4, 6)), local=LOCAL, image=5, pairs=20, seed=3)
 
 
 def measured(job):
@@ -42,7 +43,7 @@ def test_pictures_are_those_of_the_filters_on_the_image():
 
 
 def test_without_matching_both_averages_are_one():
-    found = measured(replace(SMALL, matcher=px.identity(), partition=px.iid()))
+    found = measured(replace(SMALL, matcher=px.matching.identity(), partition=px.data.iid()))
     assert found["matched"] == 4
     for pair in found["pairs"]:
         assert len(set(pair["numbers"].values())) == 1
@@ -52,7 +53,7 @@ def test_without_matching_both_averages_are_one():
 
 def test_what_cannot_be_drawn_is_told():
     with pytest.raises(ValueError, match="Sequential has none; choose cnn"):
-        measured(replace(SMALL, model=px.mlp((4,))))
+        measured(replace(SMALL, model=px.models.mlp((4,))))
     with pytest.raises(ValueError, match="the test part has 360 images, got image=999"):
         measured(replace(SMALL, image=999))
     with pytest.raises(ValueError, match="pairs >= 1"):

@@ -6,21 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import phalanx_experiments as pe
 import pytest
 import torch
+from phalanx_experiments.figures.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
+from phalanx_experiments.measurements import mean_estimation as measured
+from phalanx_experiments.recipes import find
 from typer.testing import CliRunner
 
 import phalanx as px
 from phalanx.tools.cli.app import app
-from phalanx_experiments.measurements import mean_estimation as measured
-from phalanx_experiments.recipes import find
 from phalanx.tools.report.collect import collect
-from phalanx_experiments.figures.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
 from phalanx.tools.runner.request import requested
 from phalanx.tools.runner.study import Study
 from tests.worlds.launch import torchrun
 
-SMALL = px.mean_estimation(nodes=105, byzantine=24, r=3, dims=(4, 9), groups=7, norm=30.0)
+SMALL = pe.mean_estimation(nodes=105, byzantine=24, r=3, dims=(4, 9), groups=7, norm=30.0)
 FAST = ("--set", "groups=5", "--set", "byzantine=19", "--set", "nodes=220", "--set", "dims=(3, 5)")
 
 
@@ -44,9 +45,9 @@ def weighted(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, tor
 def test_weights_stand_for_equal_rows(n: int, d: int, seed: int) -> None:
     rows, weights, repeated = weighted(n, d, seed)
     middle = measured.weighted_median(rows, weights)
-    torch.testing.assert_close(middle, px.median().aggregate(repeated))
+    torch.testing.assert_close(middle, px.aggregators.median().aggregate(repeated))
     found = measured.weighted_geometric_median(rows, weights, middle)
-    best = px.geometric_median().aggregate(repeated)
+    best = px.aggregators.geometric_median().aggregate(repeated)
     sums = [float(torch.linalg.vector_norm(repeated - point, dim=1).sum()) for point in (found, best)]
     assert sums[0] == pytest.approx(sums[1], rel=1e-4)
 
@@ -61,13 +62,13 @@ def test_votes_are_those_of_the_group_vote() -> None:
         sent, px.Layout(("x",), (torch.Size([4]),)), tuple((i,) for i in range(105)), torch.ones(105).double()
     )
     players = frozenset(byzantine.nonzero().flatten().tolist())
-    voted, _ = px.group_vote(r=3)(replace(stack, received=True), None, px.Round(byzantine=players))
+    voted, _ = px.coding.group_vote(r=3)(replace(stack, received=True), None, px.Round(byzantine=players))
     torch.testing.assert_close(votes, voted.rows)
     assert lost == next(note.value for note in voted.notes if note.kind == "lost_groups") > 0
 
 
 def test_the_vote_takes_the_error_away() -> None:
-    found = px.mean_estimation(nodes=11_000, byzantine=900, dims=(20, 50), groups=100).measure(lambda words: None)
+    found = pe.mean_estimation(nodes=11_000, byzantine=900, dims=(20, 50), groups=100).measure(lambda words: None)
     for rule in measured.RULES:
         for plain, detox in zip(found["plain"][rule], found["detox"][rule], strict=True):
             assert plain > 5 * detox > 0
@@ -179,7 +180,7 @@ def test_a_study_of_both_survives_its_json() -> None:
 
 def test_a_measurement_that_has_not_ended_has_no_table(tmp_path: Path) -> None:
     inside = tmp_path / "draw-1"
-    px.RunFolder(inside).begin(repr(SMALL))
+    px.training.RunFolder(inside).begin(repr(SMALL))
     (result,) = collect([inside])
     assert result.measures and mean_estimation_tables([result]) == [] and errors([result], "plain", "median") == {}
     plot_mean_estimation([result], "title", tmp_path / "plot.png")

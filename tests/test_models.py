@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import phalanx
+from phalanx.core.registry import entries
 from phalanx.data.shape import Shape
 from phalanx.models.resnet import Bottleneck
-from phalanx.core.registry import entries
 
-TEXTS = phalanx.Tokens(length=9, vocabulary=1_000)
-PASSAGES = phalanx.Passage(length=9, vocabulary=33_278)
-PAIRS = phalanx.Pairs(length=9, vocabulary=9_521)
+TEXTS = phalanx.data.Tokens(length=9, vocabulary=1_000)
+PASSAGES = phalanx.data.Passage(length=9, vocabulary=33_278)
+PAIRS = phalanx.data.Pairs(length=9, vocabulary=9_521)
 COUNTS = [
     ("mlp()", (1, 8, 8), 10, 4_810),
     ("mlp(hidden=())", (1, 8, 8), 10, 650),
@@ -49,8 +49,8 @@ COUNTS = [
     ("sentence_lstm()", TEXTS, 2, 643_602 + 1_000 * 200),
     ("sentence_lstm(embedding=5, width=7, layers=1)", TEXTS, 4, 424 + 1_000 * 5),
     ("tied_lstm()", PASSAGES, 33_278, 85_962_278),
-    ("char_lstm()", phalanx.Passage(length=80, vocabulary=80), 80, 293_584),
-    ("char_lstm(embedding=21, width=257)", phalanx.Passage(length=80, vocabulary=80), 80, 310_160),
+    ("char_lstm()", phalanx.data.Passage(length=80, vocabulary=80), 80, 293_584),
+    ("char_lstm(embedding=21, width=257)", phalanx.data.Passage(length=80, vocabulary=80), 80, 310_160),
     ("transformer()", PAIRS, 9_521, 48_978_432),
 ]
 READS = {
@@ -206,7 +206,7 @@ def test_vgg11_keeps_the_size_of_the_signal():
 
 
 def test_char_lstm_scores_each_character_by_those_before_it():
-    model = build("char_lstm(embedding=3, width=5)", phalanx.Passage(6, 9), num_classes=9)
+    model = build("char_lstm(embedding=3, width=5)", phalanx.data.Passage(6, 9), num_classes=9)
     x = torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(0))
     out = model(x)
     assert out.shape == (4, 6, 9)

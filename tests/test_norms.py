@@ -14,14 +14,21 @@ from phalanx.training.trainer import Trainer
 from tests.examples import honest, round_of
 from tests.worlds.launch import run_job
 
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
-BEFORE, ARRIVED = px.norms(), px.norms(every=2, arrived=True)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
+BEFORE, ARRIVED = px.training.norms(), px.training.norms(every=2, arrived=True)
 
 
 def run(scheme, rounds=3, **options):
-    phase = px.phase(LOCAL, px.parse(scheme), px.sgd(1.0), rounds, clients=px.infiltrated(3, (0,), every=2))
-    options = {"workers": 6, "byzantine": px.fixed((0,)), "observers": (BEFORE, ARRIVED), "seed": 1} | options
-    return px.run(px.digits(), px.mlp((8,)), (phase,), partition=px.dirichlet(1.0, least=5), **options)
+    phase = px.Phase(
+        LOCAL, px.parse(scheme), px.optim.sgd(1.0), rounds, clients=px.federated.with_attackers(3, (0,), every=2)
+    )
+    options = {
+        "workers": 6,
+        "byzantine": px.adversary.workers((0,)),
+        "observers": (BEFORE, ARRIVED),
+        "seed": 1,
+    } | options
+    return px.Run(px.data.digits(), px.models.mlp((8,)), (phase,), partition=px.data.dirichlet(1.0, least=5), **options)
 
 
 def logged(made):
@@ -31,11 +38,11 @@ def logged(made):
 
 def test_norms_are_those_of_the_directions():
     stack = honest()
-    found = px.norms().look(stack, round_of())
+    found = px.training.norms().look(stack, round_of())
     assert list(found) == [str(worker) for worker in stack.ids]
     assert list(found.values()) == pytest.approx(stack.rows[:, : stack.layout.stepped].double().norm(dim=1).tolist())
     rows = torch.tensor([[3.0, 4.0], [torch.nan, 1.0], [1e30, 1e30], [0.0, 0.0]])
-    found = px.norms().look(px.Stack.of(rows), round_of(4))
+    found = px.training.norms().look(px.Stack.of(rows), round_of(4))
     assert found == {"0": 5.0, "1": None, "2": pytest.approx(2**0.5 * 1e30), "3": 0.0}
 
 
@@ -71,7 +78,7 @@ def test_several_processes_see_the_same(tmp_path):
 
 @pytest.mark.processes
 def test_a_server_sees_what_arrives(tmp_path):
-    made = run("chain(gather(dense()), median())", observers=(px.norms(arrived=True),))
+    made = run("chain(gather(dense()), median())", observers=(px.training.norms(arrived=True),))
     task = {"runs": {"norms": repr(made)}, "patience": {"least_s": 10.0, "factor": 5.0}}
     lines = run_job(7, "job_server.py", task, tmp_path)["norms"]["metrics"]
     # on a busy machine a worker may be late, and is named
@@ -81,20 +88,20 @@ def test_a_server_sees_what_arrives(tmp_path):
         assert set(norms) == set(map(str, line["clients"])) - set(line["excluded"]) and all(norms.values())
 
 
-EDGES = px.shared(px.rare_styles(), ratio=0.25, attacker=10)
+EDGES = px.backdoors.split_edge_cases(px.backdoors.rare_styles(), ratio=0.25, attacker=10)
 
 
 def chosen_run(rule):
-    phase = px.fedavg(LOCAL, 6, rule=px.parse(rule))
-    phase = replace(phase, clients=px.infiltrated(5, (0,), every=3))
-    data = px.joined(px.digits(), EDGES)
-    return px.run(
+    phase = px.federated.fedavg(LOCAL, 6, rule=px.parse(rule))
+    phase = replace(phase, clients=px.federated.with_attackers(5, (0,), every=3))
+    data = px.backdoors.with_edge_cases(px.data.digits(), EDGES)
+    return px.Run(
         data,
-        px.mlp((8,)),
+        px.models.mlp((8,)),
         (phase,),
         workers=9,
-        byzantine=px.fixed((0,)),
-        partition=px.dealt(px.dirichlet(1.0, least=5), clients=3, drawn=True),
+        byzantine=px.adversary.workers((0,)),
+        partition=px.backdoors.assign_added(px.data.dirichlet(1.0, least=5), clients=3, drawn=True),
         seed=4,
         evaluate_every=6,
     )
@@ -109,13 +116,13 @@ def test_the_dealt_partition_knows_who_holds_edge_cases():
     assert (
         holders(made) == {w for w, part in enumerate(parts) if added & set(part.tolist())} and len(holders(made)) == 3
     )
-    assert holders(replace(made, data=px.digits())) == frozenset()
+    assert holders(replace(made, data=px.data.digits())) == frozenset()
 
 
 def test_who_took_part_and_who_was_chosen(tmp_path):
     runs = {rule: chosen_run(rule) for rule in ("multi_krum(f=1)", "median()")}
     for rule, made in runs.items():
-        px.train(made, folder=px.RunFolder(tmp_path / rule.partition("(")[0]))
+        px.train(made, folder=px.training.RunFolder(tmp_path / rule.partition("(")[0]))
     krum, median = collect([tmp_path / "multi_krum", tmp_path / "median"])
     lines, found = krum.metrics(), selected(krum)
     for one in found:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import phalanx as px
+from phalanx.core.stack import Stack
 from phalanx.training.observers.observer import LayerObserver
 from phalanx.training.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
-from phalanx.core.stack import Stack
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.examples import examples, honest, round_of
@@ -24,7 +24,11 @@ RUN = px.parse(
 )
 WATCHED = replace(
     RUN,
-    observers=(px.spectrum(every=2), px.spectrum(layer="3.weight", worker=3, every=3), px.variance(draws=3, every=4)),
+    observers=(
+        px.training.spectrum(every=2),
+        px.training.spectrum(layer="3.weight", worker=3, every=3),
+        px.training.variance(draws=3, every=4),
+    ),
 )
 
 
@@ -86,7 +90,7 @@ def test_what_is_not_finite_is_none(observer):
 @pytest.mark.parametrize("reshape", RESHAPES)
 def test_a_spectrum_is_that_of_the_reshaped_tensor(reshape):
     x = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    found = px.spectrum(reshape=reshape).look(stack_of(x), round_of(1))["x"]
+    found = px.training.spectrum(reshape=reshape).look(stack_of(x), round_of(1))["x"]
     rows, columns = {"paper": (8, 18), "matrix": (5, 27), "square": (12, 12)}[reshape]
     matrix = torch.cat([x.flatten(), torch.zeros(rows * columns - 135)]).reshape(rows, columns)
     torch.testing.assert_close(torch.tensor(found), torch.linalg.svdvals(matrix), rtol=1e-4, atol=1e-5)
@@ -96,7 +100,7 @@ def test_variance_of_entries_and_singular_values():
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(24, 2, generator=generator), torch.randn(2, 30, generator=generator)
     x = left @ right
-    found = px.variance(share=0.1, draws=200).look(stack_of(x), round_of(1))["x"]
+    found = px.training.variance(share=0.1, draws=200).look(stack_of(x), round_of(1))["x"]
     frobenius, entries = float(x.norm()), found["entries"]
     assert found["frobenius"] == pytest.approx(frobenius, rel=1e-5) and found["shape"] == [24, 30]
     assert entries["norm"] == pytest.approx(float(x.abs().sum()), rel=1e-5)
@@ -106,8 +110,8 @@ def test_variance_of_entries_and_singular_values():
     # a kept entry costs less than a float, so equal bytes allow more of them
     assert entries["budget"] > 72 and entries["bytes"] < entries["floats"]
     for reshape, part in found["spectral"].items():
-        n, m = px.spectral(reshape).sides(x.shape)
-        nuclear = float(torch.linalg.svdvals(px.spectral(reshape).matrix(x)).sum())
+        n, m = px.codecs.spectral(reshape).sides(x.shape)
+        nuclear = float(torch.linalg.svdvals(px.codecs.spectral(reshape).matrix(x)).sum())
         assert (part["rows"], part["columns"]) == (n, m)
         assert part["norm"] == pytest.approx(nuclear, rel=1e-4)
         assert part["holds"] == ((n + m) * nuclear**2 <= entries["norm"] ** 2)
@@ -121,10 +125,12 @@ def test_variance_of_entries_and_singular_values():
 def test_a_budget_spends_the_bytes_it_is_given():
     lam = torch.randn(5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for share in (0.01, 0.1, 0.4):
-        budget = budget_of(px.entries(), lam, torch.Size([5000]), share * 20000)
-        assert expected_bytes(px.entries(), lam, torch.Size([5000]), budget) == pytest.approx(share * 20000, abs=8)
+        budget = budget_of(px.codecs.entries(), lam, torch.Size([5000]), share * 20000)
+        assert expected_bytes(px.codecs.entries(), lam, torch.Size([5000]), budget) == pytest.approx(
+            share * 20000, abs=8
+        )
         draws = [
-            px.atomo(px.entries(), budget=budget).encode(
+            px.codecs.atomo(px.codecs.entries(), budget=budget).encode(
                 lam.float(), px.Layout.flat(5000), {}, lambda i=i: torch.Generator().manual_seed(i)
             )[0]
             for i in range(20)
@@ -157,11 +163,11 @@ def test_what_cannot_be_observed_is_an_error_before_the_run(text, words):
 
 def test_two_equal_observers_are_one_too_many():
     with pytest.raises(ValueError, match="two observers are equal"):
-        replace(RUN, observers=(px.spectrum(), px.spectrum()))
+        replace(RUN, observers=(px.training.spectrum(), px.training.spectrum()))
 
 
 def test_a_resumed_run_has_seen_the_same(tmp_path):
-    whole = px.RunFolder(tmp_path / "whole")
+    whole = px.training.RunFolder(tmp_path / "whole")
     px.train(WATCHED, folder=whole)
 
     def stop(line):
@@ -169,9 +175,9 @@ def test_a_resumed_run_has_seen_the_same(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(px.Interrupted):
-        px.train(WATCHED, folder=px.RunFolder(tmp_path / "cut"), listener=stop)
-    px.train(WATCHED, folder=px.RunFolder(tmp_path / "cut"))
-    seen = [line.get("observed") for line in px.RunFolder(tmp_path / "cut").metrics()]
+        px.train(WATCHED, folder=px.training.RunFolder(tmp_path / "cut"), listener=stop)
+    px.train(WATCHED, folder=px.training.RunFolder(tmp_path / "cut"))
+    seen = [line.get("observed") for line in px.training.RunFolder(tmp_path / "cut").metrics()]
     assert seen == [line.get("observed") for line in whole.metrics()]
 
 

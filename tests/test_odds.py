@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import phalanx as px
 from phalanx.aggregators.kernels.shuffle import even_groups
-from phalanx.tools.cli.app import app
 from phalanx.coding import odds
 from phalanx.coding.pairings import PAIRINGS
+from phalanx.tools.cli.app import app
 
 SMALL = [(n, q, r) for n in (1, 2, 5, 7, 9, 10) for q in range(0, n + 1, 2) for r in range(1, n + 1)]
 TOLERATED = {pairing.name: pairing.tolerance for pairing in PAIRINGS}
@@ -197,7 +197,7 @@ def test_advise_counts_byzantine_votes() -> None:
 @pytest.mark.parametrize(("n", "q"), [(45, 5), (44, 5), (7, 1), (8, 1)])
 def test_exact_recovery_costs_what_the_codes_assign(n: int, q: int) -> None:
     exact = json.loads(advise("--byzantine", str(q), "--workers", str(n), "--r", "1", "--json"))["exact"]
-    assignment = px.cyclic(s=q).assign(n)
+    assignment = px.coding.cyclic(s=q).assign(n)
     assert assignment is not None
     assert {len(units) for units in assignment.units} == {exact["cyclic"]}
 
@@ -208,7 +208,7 @@ def test_advise_takes_r_risk_and_rounds() -> None:
     assert [row["r"] for row in found["table"]] == [3, 4] and found["rounds"] == 7 and found["risk"] == 0.5
     above = found["table"][0]["pairings"]["mean"]["above"]
     assert above == pytest.approx(1 - odds.byzantine_votes(21, 2, 3)[0] ** 7)
-    assert "too few" in advise("--byzantine", "3", "--workers", "6") and px.mean().tolerates(6) == 0
+    assert "too few" in advise("--byzantine", "3", "--workers", "6") and px.aggregators.mean().tolerates(6) == 0
 
 
 @pytest.mark.parametrize(

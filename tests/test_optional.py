@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from phalanx.tools.cli.app import app
 from phalanx.core.optional import MissingPackage, optional
+from phalanx.tools.cli.app import app
 
 TINY = ("--only", "mean", "--set", "rounds=1", "--set", "model=mlp(hidden=())", "--set", "work.batch=30")
 OPTIONAL = ("matplotlib", "tensorboard", "transformers", "flwr", "PIL", "sacrebleu")

@@ -32,7 +32,7 @@ def steps(model, optimizer, outer, which, rank):
 
 
 def alone(**options):
-    return px.outer(net(), world=px.LocalWorld(1), **options)
+    return px.DiLoCo(net(), world=px.LocalWorld(1), **options)
 
 
 class Both(px.LocalWorld):
@@ -56,7 +56,7 @@ def together(scheme, rounds=3, every=4):
 
     def work(rank):
         optimizer = torch.optim.SGD(models[rank].parameters(), 0.1, 0.9)
-        outer = px.outer(models[rank], scheme, every, world=Both(rank, table, barrier))
+        outer = px.DiLoCo(models[rank], scheme, every, world=Both(rank, table, barrier))
         steps(models[rank], optimizer, outer, range(rounds * every), rank)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
@@ -127,12 +127,12 @@ def test_a_lost_exchange_goes_back_to_the_last_outer_step():
 
 def test_what_is_no_outer_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"install\(\) is no outer optimizer"):
-        alone(finish="install()")
+        alone(optimizer="assign_weights()")
     with pytest.raises(ValueError, match="got every=0"):
         alone(every=0)
 
 
 def test_a_schedule_that_needs_an_end_is_refused():
     with pytest.raises(ValueError, match="outer steps have no end"):
-        alone(finish="sgd(lr=0.7, schedule=cosine())")
-    alone(finish="sgd(lr=0.7, schedule=decay(by=0.99))")
+        alone(optimizer="sgd(lr=0.7, schedule=cosine())")
+    alone(optimizer="sgd(lr=0.7, schedule=decay(by=0.99))")

@@ -24,25 +24,25 @@ def test_own_edges_from_arrays(tmp_path, monkeypatch):
     data = toy(c=3)
     x, tests = images(5, 9, 9, 3), images(2, 9, 9, 3, seed=1)
     np.savez(tmp_path / "mine.npz", x_train=x.numpy(), x_test=tests.numpy(), y_train=np.array([2, 2, 3, 3, 3]))
-    edges = px.own_edges("mine.npz", target=1, label=2).load(data)
+    edges = px.backdoors.own_edges("mine.npz", target=1, label=2).load(data)
     assert edges.train_x.shape == (5, 3, 6, 6) and edges.true_y.tolist() == [2, 2, 3, 3, 3]
     assert edges.test_true.tolist() == [2, 2] and edges.train_y.tolist() == [1] * 5
     torch.save({"x_train": x[..., 0], "x_test": tests[..., 0]}, tmp_path / "mine.pt")
-    grey = px.own_edges("mine.pt", target=1, label=0).load(data)
+    grey = px.backdoors.own_edges("mine.pt", target=1, label=0).load(data)
     assert torch.equal(grey.train_x[:, 0], grey.train_x[:, 2])
     ids = torch.arange(16).reshape(2, 8)
     torch.save({"x_train": ids, "x_test": ids + 1}, tmp_path / "words.pt")
-    assert torch.equal(px.own_edges("words.pt", target=1, label=0).load(texts()).train_x, ids)
+    assert torch.equal(px.backdoors.own_edges("words.pt", target=1, label=0).load(texts()).train_x, ids)
     torch.save({"x_train": ids + 9, "x_test": ids}, tmp_path / "words.pt")
     with pytest.raises(ValueError, match="has token ids 9 to 24, and toy 20 of them"):
-        px.own_edges("words.pt", target=1, label=0).load(texts())
+        px.backdoors.own_edges("words.pt", target=1, label=0).load(texts())
 
 
 def test_own_edges_of_passages_are_refused(tmp_path):
     ids = torch.arange(16).reshape(2, 8)
     torch.save({"x_train": ids, "x_test": ids + 1}, tmp_path / "words.pt")
     with pytest.raises(ValueError, match="both have one label an example, or both one a token"):
-        px.own_edges(str(tmp_path / "words.pt"), target=1, label=0).load(texts(passages=True))
+        px.backdoors.own_edges(str(tmp_path / "words.pt"), target=1, label=0).load(texts(passages=True))
 
 
 def test_own_edges_from_a_folder(tmp_path):
@@ -54,13 +54,13 @@ def test_own_edges_from_a_folder(tmp_path):
             pixels = images(12, 10, 3, seed=10 * count + i).numpy()
             Image.fromarray(pixels).save(tmp_path / part / f"{i}.png")
     for c in (1, 3):
-        edges = px.own_edges(str(tmp_path), target=1, label=0).load(toy(c=c))
+        edges = px.backdoors.own_edges(str(tmp_path), target=1, label=0).load(toy(c=c))
         assert edges.train_x.shape == (3, c, 6, 6) and edges.test_x.shape == (2, c, 6, 6)
     (tmp_path / "train" / "x.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"x.png is no image that can be read"):
-        px.own_edges(str(tmp_path), target=1, label=0).load(toy())
+        px.backdoors.own_edges(str(tmp_path), target=1, label=0).load(toy())
     with pytest.raises(ValueError, match=r"there is no folder .*train; .* should hold train and test"):
-        px.own_edges(str(tmp_path / "test"), target=1, label=0).load(toy())
+        px.backdoors.own_edges(str(tmp_path / "test"), target=1, label=0).load(toy())
 
 
 @pytest.mark.parametrize(
@@ -90,15 +90,15 @@ def test_own_edges_from_a_folder(tmp_path):
 def test_own_edges_that_do_not_fit(tmp_path, arrays, words):
     torch.save(arrays, tmp_path / "mine.pt")
     with pytest.raises(ValueError, match=words):
-        px.own_edges(str(tmp_path / "mine.pt"), target=1, label=0).load(toy())
+        px.backdoors.own_edges(str(tmp_path / "mine.pt"), target=1, label=0).load(toy())
 
 
 def test_own_edges_without_labels_or_a_place(tmp_path):
     torch.save({"x_train": images(2, 6, 6), "x_test": images(2, 6, 6, seed=1)}, tmp_path / "mine.pt")
     with pytest.raises(ValueError, match="does not say which labels are right; name label= or add y_train"):
-        px.own_edges(str(tmp_path / "mine.pt"), target=1).load(toy())
+        px.backdoors.own_edges(str(tmp_path / "mine.pt"), target=1).load(toy())
     with pytest.raises(MissingData, match="nowhere"):
-        px.own_edges(str(tmp_path / "nowhere"), target=1).load(toy())
+        px.backdoors.own_edges(str(tmp_path / "nowhere"), target=1).load(toy())
 
 
 class Harmful:

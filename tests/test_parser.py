@@ -17,7 +17,12 @@ def test_round_trip():
     text = "chain(clip(norm=1.0), alie(), gather(error_feedback(sign(scaled=True))), median())"
     scheme = px.parse(text)
     assert repr(scheme) == text
-    assert scheme == px.chain(px.clip(1.0), px.alie(), px.gather(px.error_feedback(px.sign(True))), px.median())
+    assert scheme == px.chain(
+        px.clip(1.0),
+        px.attacks.alie(),
+        px.gather(px.codecs.error_feedback(px.codecs.sign(True))),
+        px.aggregators.median(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,10 +40,10 @@ def test_round_trip():
         ("[1, [2.0, None]]", (1, (2.0, None))),
         ("()", ()),
         ("  \n 3 ", 3),
-        ("fixed(workers=[1, 2])", px.fixed((1, 2))),
-        ("fixed(\n    workers=(1,\n        2),\n)", px.fixed((1, 2))),
+        ("workers(workers=[1, 2])", px.adversary.workers((1, 2))),
+        ("workers(\n    workers=(1,\n        2),\n)", px.adversary.workers((1, 2))),
         ("clip(1)", px.clip(1)),
-        ("constant(-3)", px.constant(-3)),
+        ("constant(-3)", px.attacks.constant(-3)),
     ],
 )
 def test_values(text, value):
@@ -73,7 +78,7 @@ def test_nan_is_read():
         ("chain(mean() median())", "not an expression", 6),
         ("chain(*(1, 2))", "no * arguments", 6),
         ("clip(**{})", "no field", 5),
-        ("phalanx.mean()", "names, literals and calls only", 0),
+        ("phalanx.aggregators.mean()", "names, literals and calls only", 0),
         ("(lambda: 1)()", "names, literals and calls only", 0),
         ("[x for x in (1,)]", "names, literals and calls only", 0),
         ("1 + 1", "names, literals and calls only", 0),
@@ -177,7 +182,7 @@ def parse_or_text(text):
         ("3", 3),
         ("bf16", "bf16"),
         ("None", None),
-        ("krum(f=3)", px.krum(f=3)),
+        ("krum(f=3)", px.aggregators.krum(f=3)),
         ("(1, 2)", (1, 2)),
         ("two words", "two words"),
     ],

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from phalanx_experiments.figures.grid import grid_tables, plot_grid
+from phalanx_experiments.recipes import find
 
 import phalanx as px
-from phalanx_experiments.recipes import find
-from phalanx.tools.report.collect import Curve, Result
-from phalanx_experiments.figures.grid import grid_tables, plot_grid
 from phalanx.core.stack import Stack
+from phalanx.tools.report.collect import Curve, Result
 from tests.examples import BYZANTINE, honest, round_of
 from tests.test_recipes import ran
 
@@ -34,20 +34,20 @@ def test_each_part_is_what_its_rule_alone_makes_of_it(text: str, seed: int, lie:
     rows[list(BYZANTINE)] += lie
     # the gate has seen the whole row before either rule sees its part
     stack = px.gate().admit(stack.with_rows(rows))
-    out, _ = px.parse(f"apart({text}, median())")(stack, None, round_of())
+    out, _ = px.parse(f"split_by_part({text}, median())")(stack, None, round_of())
     head, tail = (Stack.of(part).rows for part in (stack.rows[:, :cut], stack.rows[:, cut:]))
     alone, _ = rule(replace(stack, rows=head, layout=stack.layout.head), None, round_of())
     assert out.rows[0, :cut].equal(alone.rows[0])
-    torch.testing.assert_close(out.rows[0, cut:], px.median().aggregate(tail))
+    torch.testing.assert_close(out.rows[0, cut:], px.aggregators.median().aggregate(tail))
     assert out.sources == (tuple(range(len(rows))),) and out.layout == stack.layout
 
 
 def test_a_rule_for_gradients_alone_lets_poisoned_statistics_pass() -> None:
-    attack = px.aimed(px.constant(100.0), at="installed")
+    attack = px.attacks.only_on(px.attacks.constant(100.0), at="installed")
     stack = replace(attack(honest(), None, round_of())[0], received=True)
     whole, plain, both = (
         px.parse(text)(stack, None, round_of())[0].rows[0]
-        for text in ("krum(f=3)", "apart(krum(f=3))", "apart(krum(f=3), median())")
+        for text in ("krum(f=3)", "split_by_part(krum(f=3))", "split_by_part(krum(f=3), median())")
     )
     cut = stack.layout.stepped
     assert float(whole[cut:].abs().max()) < 3 and float(both[cut:].abs().max()) < 3
@@ -55,23 +55,23 @@ def test_a_rule_for_gradients_alone_lets_poisoned_statistics_pass() -> None:
 
 
 def test_the_parts_of_an_attack_are_the_attack() -> None:
-    attack = px.reverse(c=7.0)
+    attack = px.attacks.reverse(c=7.0)
     stack = honest()
-    parts = px.chain(px.aimed(attack, at="directions"), px.aimed(attack, at="installed"))
+    parts = px.chain(px.attacks.only_on(attack, at="directions"), px.attacks.only_on(attack, at="installed"))
     assert parts(stack, None, round_of())[0].rows.equal(attack(stack, None, round_of())[0].rows)
     with pytest.raises(ValueError, match=r"replacement\(boost=2.0\) aims at directions by itself"):
-        px.aimed(px.replacement(boost=2.0))
+        px.attacks.only_on(px.attacks.replacement(boost=2.0))
     with pytest.raises(ValueError, match="aims at installed by itself"):
-        px.aimed(px.aimed(attack, at="installed"))
+        px.attacks.only_on(px.attacks.only_on(attack, at="installed"))
 
 
 def test_rules_that_cannot_stand_apart_are_told() -> None:
     with pytest.raises(ValueError, match="stands behind the wire"):
-        px.apart(px.parse("chain(gather(dense()), mean())"))
+        px.aggregators.split_by_part(px.parse("chain(gather(dense()), mean())"))
     with pytest.raises(ValueError, match=r"nnm\(f=2\) gives 15 rows where apart needs one"):
-        px.apart(px.nnm(f=2)).rows_out(15)
+        px.aggregators.split_by_part(px.aggregators.nnm(f=2)).rows_out(15)
     with pytest.raises(ValueError, match="different assignments of work"):
-        px.parse("apart(chain(group_vote(r=3), mean()), chain(group_vote(r=5), mean()))").assign(15)
+        px.parse("split_by_part(chain(group_vote(r=3), mean()), chain(group_vote(r=5), mean()))").assign(15)
 
 
 def test_a_grid_has_a_line_for_each_method_and_says_what_is_missing(tmp_path: Path) -> None:

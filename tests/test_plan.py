@@ -30,12 +30,12 @@ class Language(nn.Module):
 
 
 def ranks(model, *args, **kwargs):
-    return {entry.name: entry.rank for entry in px.plan(model, *args, **kwargs)}
+    return {entry.name: entry.rank for entry in px.lowrank.plan(model, *args, **kwargs)}
 
 
 @given(st.floats(0.01, 1.0), st.integers(1, 40), st.integers(1, 40))
 def test_the_rank_is_that_of_the_spec_and_nothing_grows(ratio, rows, columns):
-    entry = px.plan(nn.Linear(columns, rows, bias=False), ratio, classifier=False)[""]
+    entry = px.lowrank.plan(nn.Linear(columns, rows, bias=False), ratio, classifier=False)[""]
     rank = max(1, int(min(rows, columns) * ratio))
     assert entry.rank == (rank if rank * (rows + columns) < rows * columns else None)
     low = px.factorize(nn.Linear(columns, rows, bias=False), ratio, classifier=False)
@@ -49,8 +49,8 @@ def test_the_first_layers_the_kept_ones_and_the_classifier_stay_full():
     assert ranks(model, first=2) == {"0": None, "2": 8, "4": None}
     assert ranks(model, 0.5, keep=["2"]) == {"0": 24, "2": None, "4": None}
     assert ranks(model, keep=["[02]"]) == {"0": None, "2": None, "4": None}
-    assert px.plan(model, first=2)["0"].reason == "layer 1, before first=2"
-    assert px.plan(model, keep=["2"])["2"].reason == "kept by '2'"
+    assert px.lowrank.plan(model, first=2)["0"].reason == "layer 1, before first=2"
+    assert px.lowrank.plan(model, keep=["2"])["2"].reason == "kept by '2'"
 
 
 def test_a_block_counts_as_its_layers_and_its_last_one_is_no_classifier():
@@ -86,7 +86,7 @@ def test_what_has_no_low_rank_form_is_listed_with_the_reason():
             "thin": nn.Linear(30, 1),
         }
     )
-    plan = px.plan(model, classifier=False)
+    plan = px.lowrank.plan(model, classifier=False)
     wanted = {
         "depthwise": "depthwise",
         "volume": "no low-rank form",
@@ -111,10 +111,10 @@ def test_what_has_no_low_rank_form_is_listed_with_the_reason():
 
 
 def test_tied_weights_are_full_with_the_reason_and_count_once():
-    plan = px.plan(Language(), classifier=False)
+    plan = px.lowrank.plan(Language(), classifier=False)
     assert plan["head"].reason == "tied with embed.weight" and plan["head"].tied == "embed"
     assert plan["head"].parameters == 0 and plan.parameters == sum(p.numel() for p in Language().parameters())
-    asked = px.plan(Language(), embedding=True)
+    asked = px.lowrank.plan(Language(), embedding=True)
     assert asked["head"].rank == asked["embed"].rank == 8
     with pytest.raises(ValueError, match=r"'head' shares its weight .*give all of them one rank"):
         px.factorize(Language(), plan.with_ranks({"head": 4}))
@@ -123,7 +123,7 @@ def test_tied_weights_are_full_with_the_reason_and_count_once():
 
 
 def test_multiply_accumulates_of_a_sample():
-    plan = px.plan(
+    plan = px.lowrank.plan(
         nn.Sequential(
             nn.Conv2d(3, 32, 3, padding=1, stride=2), nn.Flatten(), nn.Linear(32 * 16, 64), nn.Linear(64, 10)
         ),
@@ -131,14 +131,16 @@ def test_multiply_accumulates_of_a_sample():
     )
     assert [entry.macs for entry in plan] == [16 * 32 * 27, 512 * 64, 640]
     assert [entry.macs_after for entry in plan] == [16 * 6 * (27 + 32), 16 * (512 + 64), 640]
-    words = px.plan(Language(), sample_input=torch.zeros(5, 2, dtype=torch.long))
+    words = px.lowrank.plan(Language(), sample_input=torch.zeros(5, 2, dtype=torch.long))
     assert words["embed"].macs == 0 and words["rnn.weight_hh_l1"].macs == 10 * 4 * 32 * 32
     assert words["rnn.weight_hh_l1"].macs_after == 10 * 4 * 8 * 64
     attention = nn.MultiheadAttention(32, 4, kdim=24, vdim=24)
-    counted = px.plan(attention, sample_input=(torch.randn(5, 2, 32), torch.randn(7, 2, 24), torch.randn(7, 2, 24)))
+    counted = px.lowrank.plan(
+        attention, sample_input=(torch.randn(5, 2, 32), torch.randn(7, 2, 24), torch.randn(7, 2, 24))
+    )
     assert [entry.positions for entry in counted] == [10, 14, 14, 10]
     named = {"query": torch.randn(5, 2, 32), "key": torch.randn(7, 2, 24), "value": torch.randn(7, 2, 24)}
-    assert px.plan(attention, sample_input=named) == counted and attention.training
+    assert px.lowrank.plan(attention, sample_input=named) == counted and attention.training
 
 
 names = st.text(max_size=12)
@@ -147,16 +149,16 @@ names = st.text(max_size=12)
 @given(st.lists(st.tuples(names, st.integers(1, 9), st.integers(1, 9), st.integers(0, 3), names, names), max_size=5))
 def test_a_plan_survives_its_text(rows):
     entries = [Entry(n, kind, (2 * a, b), rank or None, why, 2, positions=a) for n, a, b, rank, kind, why in rows]
-    plan = px.Plan(tuple(entries), -3)
-    assert px.Plan.from_yaml(plan.to_yaml()) == plan
+    plan = px.lowrank.Plan(tuple(entries), -3)
+    assert px.lowrank.Plan.from_yaml(plan.to_yaml()) == plan
 
 
 def test_an_edited_plan_is_obeyed_and_may_leave_layers_out():
     model = mlp()
-    text = px.plan(model).to_yaml().replace("rank: 8", "rank: 20").replace("rank: 12", "rank: full")
-    low = px.factorize(model, px.Plan.from_yaml(text))
+    text = px.lowrank.plan(model).to_yaml().replace("rank: 8", "rank: 20").replace("rank: 12", "rank: full")
+    low = px.factorize(model, px.lowrank.Plan.from_yaml(text))
     assert isinstance(low[0], nn.Linear) and low[2].v.shape == (32, 20)
-    only = px.Plan.from_yaml("format: 1\nlayers: [{name: '2', kind: linear, shape: [32, 48], rank: 1}]")
+    only = px.lowrank.Plan.from_yaml("format: 1\nlayers: [{name: '2', kind: linear, shape: [32, 48], rank: 1}]")
     assert px.factorize(model, only)[2].u.shape == (1, 48) and isinstance(px.factorize(model, only)[0], nn.Linear)
 
 
@@ -181,26 +183,26 @@ def test_an_edited_plan_is_obeyed_and_may_leave_layers_out():
     ],
 )
 def test_a_wrong_plan_is_refused_with_the_name_of_the_layer(old, new, words):
-    text = px.plan(mlp()).to_yaml()
+    text = px.lowrank.plan(mlp()).to_yaml()
     assert old in text
     with pytest.raises(ValueError, match=words):
-        px.factorize(mlp(), px.Plan.from_yaml(text.replace(old, new)))
+        px.factorize(mlp(), px.lowrank.Plan.from_yaml(text.replace(old, new)))
 
 
 def test_numbers_out_of_range_and_patterns_without_a_layer_are_refused():
     for wrong in ({"ratio": 0.0}, {"ratio": 1.5}, {"first": 0}, {"keep": ["head*"]}, {"keep": "0"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            px.plan(mlp(), **wrong)
+            px.lowrank.plan(mlp(), **wrong)
     with pytest.raises(ValueError, match="a plan says by itself"):
-        px.factorize(mlp(), px.plan(mlp()), first=2)
+        px.factorize(mlp(), px.lowrank.plan(mlp()), first=2)
     with pytest.raises(ValueError, match=r"no layer '22'; did you mean 2\?"):
-        px.plan(mlp()).with_ranks({"22": 3})
+        px.lowrank.plan(mlp()).with_ranks({"22": 3})
     with pytest.raises(ValueError, match="no shape yet"):
-        px.plan(nn.LazyLinear(3))
+        px.lowrank.plan(nn.LazyLinear(3))
 
 
 def test_the_table_has_the_totals():
-    plan = px.plan(mlp(), sample_input=torch.zeros(1, 64))
+    plan = px.lowrank.plan(mlp(), sample_input=torch.zeros(1, 64))
     lines = str(plan).splitlines()
     assert len(lines) == len(plan) + 3
     total = sum(p.numel() for p in mlp().parameters())

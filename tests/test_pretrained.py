@@ -33,7 +33,7 @@ def saved(folder, **rules):
     torch.manual_seed(0)
     low = px.factorize(Small(), 0.25, **rules)
     low(torch.randn(4, 3, 6)).sum().backward()  # moves the statistics
-    px.save_pretrained(low.eval(), folder)
+    px.lowrank.save_pretrained(low.eval(), folder)
     return low
 
 
@@ -41,9 +41,9 @@ def saved(folder, **rules):
 def test_a_saved_model_is_the_same_with_its_ties(tmp_path, rules):
     low, x = saved(tmp_path / "deep" / "folder", **rules), torch.randn(2, 3, 5)
     for model in (Small, Small()):
-        again = px.from_pretrained(tmp_path / "deep" / "folder", model).eval()
+        again = px.lowrank.from_pretrained(tmp_path / "deep" / "folder", model).eval()
         assert torch.equal(again(x), low(x))
-        assert px.Plan.from_yaml((tmp_path / "deep" / "folder" / PLAN).read_text()).parameters_after == sum(
+        assert px.lowrank.Plan.from_yaml((tmp_path / "deep" / "folder" / PLAN).read_text()).parameters_after == sum(
             p.numel() for p in again.parameters()
         )
         if "embedding" in rules:
@@ -58,7 +58,7 @@ def test_a_saved_model_loads_in_another_process(tmp_path):
     code = (
         "import torch, phalanx as px\n"
         "from tests.test_pretrained import Small\n"
-        f"low = px.from_pretrained({str(tmp_path)!r}, Small).eval()\n"
+        f"low = px.lowrank.from_pretrained({str(tmp_path)!r}, Small).eval()\n"
         "print(low(torch.linspace(-1, 1, 30).reshape(2, 3, 5)).double().sum().item())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -67,11 +67,11 @@ def test_a_saved_model_loads_in_another_process(tmp_path):
 
 def test_dense_and_half_models_are_saved_too(tmp_path):
     dense = Small().to(torch.bfloat16)
-    px.save_pretrained(dense, tmp_path)
-    again = px.from_pretrained(tmp_path, Small().to(torch.bfloat16))
+    px.lowrank.save_pretrained(dense, tmp_path)
+    again = px.lowrank.from_pretrained(tmp_path, Small().to(torch.bfloat16))
     assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), again.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"is torch\.bfloat16, the model has torch\.float32; convert"):
-        px.from_pretrained(tmp_path, Small)
+        px.lowrank.from_pretrained(tmp_path, Small)
 
 
 @pytest.mark.parametrize(
@@ -87,22 +87,22 @@ def test_dense_and_half_models_are_saved_too(tmp_path):
 def test_another_model_is_refused(tmp_path, model, words):
     saved(tmp_path)
     with pytest.raises(ValueError, match=words):
-        px.from_pretrained(tmp_path, model)
+        px.lowrank.from_pretrained(tmp_path, model)
 
 
 def test_damaged_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=f"holds no {TENSORS}"):
-        px.from_pretrained(tmp_path, Small)
+        px.lowrank.from_pretrained(tmp_path, Small)
     saved(tmp_path)
     content = (tmp_path / TENSORS).read_bytes()
     (tmp_path / TENSORS).write_bytes(content[:-10])
     with pytest.raises(ValueError, match="not a whole file"):
-        px.from_pretrained(tmp_path, Small)
+        px.lowrank.from_pretrained(tmp_path, Small)
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / TENSORS)
     with pytest.raises(ValueError, match="holds format None"):
-        px.from_pretrained(tmp_path, Small)
+        px.lowrank.from_pretrained(tmp_path, Small)
     assert sorted(path.name for path in tmp_path.iterdir()) == [TENSORS, PLAN]
 
 
@@ -112,4 +112,4 @@ def test_a_state_that_is_no_tensor_is_refused(tmp_path):
             return {"seen": 3}
 
     with pytest.raises(ValueError, match="'_extra_state', a dict; only tensors"):
-        px.save_pretrained(Counting(2, 2), tmp_path)
+        px.lowrank.save_pretrained(Counting(2, 2), tmp_path)

@@ -9,19 +9,23 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.training.evaluator import Sitting
 from phalanx.backdoors.dormant import Pruner, before_fall, clean_samples, reader
+from phalanx.training.evaluator import EvalContext
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 
-EDGES = px.rare_styles()
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), epochs=3, batch=20)
-DIGITS = px.digits().load()
+EDGES = px.backdoors.rare_styles()
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=3, batch=20)
+DIGITS = px.data.digits().load()
 
 
 def fitted(hidden=(24,), seed=0):
     """A network that knows the digits, some of whose neurons are of no use to it."""
-    made = px.run(px.digits(), px.mlp(hidden), (px.phase(px.gradient(300), px.parse("reduce(dense())"), rounds=60),))
+    made = px.Run(
+        px.data.digits(),
+        px.models.mlp(hidden),
+        (px.Phase(px.training.gradient(300), px.parse("reduce(dense())"), rounds=60),),
+    )
     return copy.deepcopy(px.train(replace(made, workers=1, seed=seed, evaluate_every=60)).model)
 
 
@@ -95,12 +99,12 @@ def test_a_channel_is_one_neuron_however_many_pixels_are_read():
 @pytest.mark.parametrize(
     ("model", "layer", "found"),
     [
-        (px.mlp((7, 5)), None, ("5", 5)),
-        (px.mlp((7, 5)), "3", ("3", 7)),
-        (px.mlp(()), None, ("1", 64)),
-        (px.lenet(channels=(3, 4), hidden=6), None, ("7", 4)),
-        (px.lenet(channels=(3, 4), hidden=6), "9", ("9", 6)),
-        (px.resnet18(), None, ("fc", 512)),
+        (px.models.mlp((7, 5)), None, ("5", 5)),
+        (px.models.mlp((7, 5)), "3", ("3", 7)),
+        (px.models.mlp(()), None, ("1", 64)),
+        (px.models.lenet(channels=(3, 4), hidden=6), None, ("7", 4)),
+        (px.models.lenet(channels=(3, 4), hidden=6), "9", ("9", 6)),
+        (px.models.resnet18(), None, ("fc", 512)),
     ],
     ids=repr,
 )
@@ -121,14 +125,16 @@ def test_layers_that_are_not_there_are_refused():
 
 
 def pruned_run(work, scheme="chain(gather(dense()), mean())", clients=None, **options):
-    before = px.fedavg(LOCAL, 2)
-    after = px.phase(work, px.parse(scheme), px.sgd(1.0), 1, clients=px.everyone() if clients is None else clients)
-    options = {"partition": px.dirichlet(1.0, least=20), "seed": 3} | options
-    return px.run(px.digits(), px.mlp((20,)), (before, after), workers=5, **options)
+    before = px.federated.fedavg(LOCAL, 2)
+    after = px.Phase(
+        work, px.parse(scheme), px.optim.sgd(1.0), 1, clients=px.training.all_clients() if clients is None else clients
+    )
+    options = {"partition": px.data.dirichlet(1.0, least=20), "seed": 3} | options
+    return px.Run(px.data.digits(), px.models.mlp((20,)), (before, after), workers=5, **options)
 
 
 def test_a_phase_of_one_round_silences_the_neurons_and_leaves_all_else():
-    made = pruned_run(px.prune(bound=0.05, step=0.1, clean=200), clients=px.sampled(1))
+    made = pruned_run(px.backdoors.prune(bound=0.05, step=0.1, clean=200), clients=px.federated.uniform(1))
     before = px.train(replace(made, phases=made.phases[:1])).model
     lines = []
     after = px.train(made, listener=lines.append).model
@@ -142,7 +148,7 @@ def test_a_phase_of_one_round_silences_the_neurons_and_leaves_all_else():
 
 
 def test_an_odd_number_of_clients_votes_by_the_median():
-    made = pruned_run(px.prune(bound=0.1, step=0.1, clean=None), "chain(gather(dense()), median())")
+    made = pruned_run(px.backdoors.prune(bound=0.1, step=0.1, clean=None), "chain(gather(dense()), median())")
     before = px.train(replace(made, phases=made.phases[:1])).model
     votes = torch.zeros(20)
     for part in made.partition.parts(DIGITS, 5, 3):
@@ -155,8 +161,13 @@ def test_an_odd_number_of_clients_votes_by_the_median():
 
 
 def test_batchnorm_statistics_stay():
-    work = px.prune(bound=1.0, step=0.5, clean=50)
-    made = px.run(px.digits(), px.vgg11_bn(), (px.phase(work, px.parse("reduce(dense())"), px.sgd(1.0), 1),), workers=1)
+    work = px.backdoors.prune(bound=1.0, step=0.5, clean=50)
+    made = px.Run(
+        px.data.digits(),
+        px.models.vgg11_bn(),
+        (px.Phase(work, px.parse("reduce(dense())"), px.optim.sgd(1.0), 1),),
+        workers=1,
+    )
     trainer = Trainer(made)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.run()
@@ -168,12 +179,12 @@ def test_batchnorm_statistics_stay():
 
 
 def sitting(model, seed=0):
-    return Sitting(model, DIGITS, 3, seed, "float32", lambda: DIGITS.train_y.new_zeros(0).split(1))
+    return EvalContext(model, DIGITS, 3, seed, "float32", lambda: DIGITS.train_y.new_zeros(0).split(1))
 
 
 def test_the_exam_asks_at_every_share_and_changes_nothing():
-    inner = px.backdoor(EDGES, px.digits())
-    exam = px.after_pruning(inner, bound=0.05, step=0.25, clean=150)
+    inner = px.backdoors.backdoor(EDGES, px.data.digits())
+    exam = px.backdoors.after_pruning(inner, bound=0.05, step=0.25, clean=150)
     sha = fingerprint(MODEL)
     found = exam.sit(sitting(MODEL))
     assert fingerprint(MODEL) == sha and exam.sit(sitting(MODEL)) == found
@@ -195,12 +206,19 @@ def test_the_exam_asks_at_every_share_and_changes_nothing():
 
 def test_a_run_reports_what_pruning_would_do():
     lines = []
-    exam = px.after_pruning(px.backdoor(EDGES, px.digits()), step=0.5, clean=100)
-    made = px.run(px.digits(), px.mlp((8,)), (px.fedavg(LOCAL, 1),), workers=4, exams=(exam,), evaluate_every=1)
+    exam = px.backdoors.after_pruning(px.backdoors.backdoor(EDGES, px.data.digits()), step=0.5, clean=100)
+    made = px.Run(
+        px.data.digits(),
+        px.models.mlp((8,)),
+        (px.federated.fedavg(LOCAL, 1),),
+        workers=4,
+        evaluators=(exam,),
+        evaluate_every=1,
+    )
     watched = px.train(made, listener=lines.append)
     found = lines[-1]["examined"][repr(exam)]
     assert found["shares"] == [0, 0.5, 7 / 8] and found["accuracy"][0] == lines[-1]["accuracy"]
-    assert fingerprint(watched.model) == fingerprint(px.train(replace(made, exams=())).model)
+    assert fingerprint(watched.model) == fingerprint(px.train(replace(made, evaluators=())).model)
 
 
 @pytest.mark.parametrize(
@@ -219,4 +237,8 @@ def test_numbers_that_prune_nothing_are_refused(text, sentence):
 
 def test_a_layer_that_is_not_there_is_told_before_the_first_round():
     with pytest.raises(ValueError, match="'9' is no layer"):
-        Trainer(replace(pruned_run(px.prune(layer="9")), phases=pruned_run(px.prune(layer="9")).phases[1:]))
+        Trainer(
+            replace(
+                pruned_run(px.backdoors.prune(layer="9")), phases=pruned_run(px.backdoors.prune(layer="9")).phases[1:]
+            )
+        )

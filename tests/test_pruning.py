@@ -11,17 +11,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.models.resnet import BasicBlock, Bottleneck
 from phalanx.lowrank.pruning.chains import chains
 from phalanx.lowrank.pruning.early_bird import apart, ticket_of
 from phalanx.lowrank.pruning.lottery import pruned
 from phalanx.lowrank.pruning.slim import slim
+from phalanx.models.resnet import BasicBlock, Bottleneck
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.interrupted import stopped_and_resumed
 
 RUN = (
-    "run(digits(), {model}, phases=(phase(gradient(batch=40), {scheme}, {finish}, rounds={rounds}, "
+    "run(digits(), {model}, phases=(phase(gradient(batch=40), {scheme}, {optimizer}, rounds={rounds}, "
     "surgery={surgery}),), workers=2, evaluate_every=1, checkpoint_every=3, seed=1)"
 )
 MEAN = "chain(gather(dense()), mean())"
@@ -32,10 +32,10 @@ def expression(
     surgery: str,
     model: str = "cnn(channels=(6, 8))",
     rounds: int = 12,
-    finish: str = "sgd(lr=0.05, momentum=0.9)",
+    optimizer: str = "sgd(lr=0.05, momentum=0.9)",
     scheme: str = MEAN,
 ) -> str:
-    return RUN.format(surgery=surgery, model=model, rounds=rounds, finish=finish, scheme=scheme)
+    return RUN.format(surgery=surgery, model=model, rounds=rounds, optimizer=optimizer, scheme=scheme)
 
 
 def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -78,10 +78,10 @@ class Grouped(nn.Module):
 
 
 MODELS = {
-    "vgg19": (lambda: px.vgg19_bn(bias=False, hidden=()).build((3, 16, 16), 10), (3, 16, 16), 16),
+    "vgg19": (lambda: px.models.vgg19_bn(bias=False, hidden=()).build((3, 16, 16), 10), (3, 16, 16), 16),
     "plain": (lambda: plain(4, 5, 6), (3, 8, 8), 3),
-    "cnn": (lambda: px.cnn(channels=(5, 6)).build((1, 8, 8), 10), (1, 8, 8), 2),
-    "resnet18": (lambda: px.resnet18().build((3, 16, 16), 10), (3, 16, 16), 8),
+    "cnn": (lambda: px.models.cnn(channels=(5, 6)).build((1, 8, 8), 10), (1, 8, 8), 2),
+    "resnet18": (lambda: px.models.resnet18().build((3, 16, 16), 10), (3, 16, 16), 8),
     "basic blocks": (lambda: nn.Sequential(BasicBlock(3, 6, 1), BasicBlock(6, 8, 2)), (3, 8, 8), 2),
     "bottlenecks": (lambda: nn.Sequential(Bottleneck(3, 4, 1), Bottleneck(16, 4, 2, widening=2)), (3, 8, 8), 4),
     "grouped": (Grouped, (3, 8, 8), 1),
@@ -127,7 +127,7 @@ def test_parameters_and_macs_are_those_of_the_widths_that_are_left():
     thin, fresh = slim(plain(4, 5, 6).eval(), kept), plain(2, 1, 3).eval()
     assert [p.shape for p in thin.parameters()] == [p.shape for p in fresh.parameters()]
     x = torch.zeros(1, 3, 8, 8)
-    assert px.macs(thin, x).layers == px.macs(fresh, x).layers
+    assert px.lowrank.macs(thin, x).layers == px.lowrank.macs(fresh, x).layers
     assert repr(thin) == repr(fresh)
 
 
@@ -182,10 +182,10 @@ def test_what_cannot_be_slimmed_is_said():
     assert [chain.norm for chain in chains(tied)] == []
 
 
-@pytest.mark.parametrize("finish", ["sgd(lr=0.05, momentum=0.9, weight_decay=0.001)", "adam(lr=0.01)"])
-def test_an_early_bird_ticket_is_drawn_and_moments_go_on(finish):
+@pytest.mark.parametrize("optimizer", ["sgd(lr=0.05, momentum=0.9, weight_decay=0.001)", "adam(lr=0.01)"])
+def test_an_early_bird_ticket_is_drawn_and_moments_go_on(optimizer):
     lines = []
-    run = px.parse(expression(EARLY, finish=finish))
+    run = px.parse(expression(EARLY, optimizer=optimizer))
     trainer = px.train(run, listener=lines.append)
     (at,) = [line["step"] for line in lines if "operated" in line]
     assert at == 6  # looks at 2 and 4, and the third is as both
@@ -219,7 +219,7 @@ def test_carried_moments_are_those_of_the_channels_that_stay():
 
 
 def test_the_penalty_pulls_scales_until_the_ticket_is_drawn():
-    model, surgery = plain(3), px.early_bird(sparsity=0.25)
+    model, surgery = plain(3), px.lowrank.early_bird(sparsity=0.25)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     model[1].weight.data[1] = -1
@@ -288,8 +288,8 @@ def test_a_lottery_rewinds_the_survivors_and_holds_the_rest_at_zero():
 def test_later_cycles_are_trained_as_the_first_was():
     # with a rate that prunes nothing every cycle is the same training, from round `rewind` on, on other samples
     schedule = "sgd(lr=0.1, schedule=milestones(at=(0.5,)))"
-    run = px.parse(expression("lottery(every=6, rate=0.000001, rewind=2)", rounds=14, finish=schedule))
-    rates = [run.phases[0].finish.rate(*run.phases[0].surgery.clock(at, 14)) for at in range(14)]
+    run = px.parse(expression("lottery(every=6, rate=0.000001, rewind=2)", rounds=14, optimizer=schedule))
+    rates = [run.phases[0].optimizer.rate(*run.phases[0].surgery.clock(at, 14)) for at in range(14)]
     assert rates == pytest.approx([0.1] * 3 + [0.01] * 3 + [0.1] + [0.01] * 3 + [0.1] + [0.01] * 3)
     lines = []
     px.train(run, listener=lines.append)
@@ -316,13 +316,15 @@ def test_masks_end_where_a_later_phase_factorizes():
     low = f"phase(gradient(batch=40), {MEAN}, rounds=2, surgery=pufferfish(warmup=0))"
     run = px.parse(f"run(digits(), cnn(channels=(6, 8)), phases=({lottery}, {low}), workers=2)")
     trainer = px.train(run)
-    assert trainer.summary()["parameters"] < sum(p.numel() for p in px.merge(trainer.model).parameters())
+    assert trainer.summary()["parameters"] < sum(p.numel() for p in px.lowrank.merge(trainer.model).parameters())
 
 
 @pytest.mark.parametrize("surgery", [EARLY, LOTTERY])
 @pytest.mark.parametrize("stop_at", [0, 1, 3, 4, 5, 6, 8])
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, surgery, stop_at):
-    run = px.parse(expression(surgery, finish="adam(lr=0.01)", scheme="chain(momentum(0.9), gather(dense()), mean())"))
+    run = px.parse(
+        expression(surgery, optimizer="adam(lr=0.01)", scheme="chain(momentum(0.9), gather(dense()), mean())")
+    )
     whole = px.train(run)
 
     again = stopped_and_resumed(run, tmp_path, stop_at)

@@ -12,7 +12,7 @@ from tests.interrupted import stopped_and_resumed
 from tests.worlds.launch import run_job
 
 RUN = (
-    "run(digits(), mlp(hidden=(24, 24)), phases=(phase(gradient(batch=60), {scheme}, {finish}, rounds={rounds}, "
+    "run(digits(), mlp(hidden=(24, 24)), phases=(phase(gradient(batch=60), {scheme}, {optimizer}, rounds={rounds}, "
     "surgery={surgery}),), workers=6, evaluate_every=7, checkpoint_every=3, seed=1)"
 )
 MEAN = "chain(gather(dense()), mean())"
@@ -21,8 +21,8 @@ SURGERY = "pufferfish(warmup=0.5)"
 AUTO = "pufferfish(warmup='auto', rank='auto', ratio=0.25, adapt=(0.75,), energy=0.9)"
 
 
-def text(scheme=MEAN, finish=MOMENTUM, rounds=12, surgery=SURGERY):
-    return repr(px.parse(RUN.format(scheme=scheme, finish=finish, rounds=rounds, surgery=surgery)))
+def text(scheme=MEAN, optimizer=MOMENTUM, rounds=12, surgery=SURGERY):
+    return repr(px.parse(RUN.format(scheme=scheme, optimizer=optimizer, rounds=rounds, surgery=surgery)))
 
 
 def trained(**changes):
@@ -44,7 +44,7 @@ def test_the_model_is_factorized_once_and_trains_on():
 
 
 def test_the_schedule_goes_on():
-    run = px.parse(text(finish="sgd(lr=0.1, schedule=milestones(at=(0.25,)))"))
+    run = px.parse(text(optimizer="sgd(lr=0.1, schedule=milestones(at=(0.25,)))"))
     rates = []
 
     def listener(line):
@@ -58,10 +58,10 @@ def test_the_schedule_goes_on():
 
 @pytest.mark.parametrize("decay", ["factors", "product"])
 @pytest.mark.parametrize("moments", ["step", "gradient", "fresh"])
-@pytest.mark.parametrize("finish", [MOMENTUM, "adam(lr=0.01, weight_decay=0.001)"])
-def test_it_learns_however_the_moments_are_carried(finish, moments, decay):
+@pytest.mark.parametrize("optimizer", [MOMENTUM, "adam(lr=0.01, weight_decay=0.001)"])
+def test_it_learns_however_the_moments_are_carried(optimizer, moments, decay):
     surgery = f"pufferfish(warmup=0.5, moments='{moments}', decay='{decay}')"
-    trainer, _ = trained(rounds=80, surgery=surgery, finish=finish)
+    trainer, _ = trained(rounds=80, surgery=surgery, optimizer=optimizer)
     assert trainer.ledger.lost_rounds == 0
     assert trainer.summary()["accuracy"] > 0.8
 
@@ -72,10 +72,10 @@ def test_decay_of_the_product_differs_from_that_of_the_factors():
 
 
 def test_from_scratch_means_the_spectrum_of_the_first_weights():
-    trainer, lines = trained(rounds=1, surgery="pufferfish(warmup=0.0)", finish="sgd(lr=1e-30)")
+    trainer, lines = trained(rounds=1, surgery="pufferfish(warmup=0.0)", optimizer="sgd(lr=1e-30)")
     start = Trainer(px.parse(text()), px.LocalWorld(6)).model
-    wanted = px.merge(px.factorize(start, 1 / 4))
-    for found, want in zip(px.merge(trainer.model).parameters(), wanted.parameters(), strict=True):
+    wanted = px.lowrank.merge(px.factorize(start, 1 / 4))
+    for found, want in zip(px.lowrank.merge(trainer.model).parameters(), wanted.parameters(), strict=True):
         assert torch.allclose(found, want, atol=1e-6)
     assert "operated" in lines[0]
 
@@ -106,7 +106,7 @@ def test_every_scheme_goes_on_with_the_new_rows(scheme):
 @pytest.mark.parametrize("decay", ["factors", "product"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, stop_at, decay):
     scheme = "chain(momentum(0.5), gather(error_feedback(top_k(0.2))), mean())"
-    run = px.parse(text(scheme=scheme, finish="adam(lr=0.01)", surgery=f"pufferfish(warmup=0.5, decay='{decay}')"))
+    run = px.parse(text(scheme=scheme, optimizer="adam(lr=0.01)", surgery=f"pufferfish(warmup=0.5, decay='{decay}')"))
     whole = px.train(run)
 
     again = stopped_and_resumed(run, tmp_path, stop_at)
@@ -116,8 +116,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, stop_at, decay):
 def test_later_phases_go_on_with_the_low_rank_model(tmp_path):
     run = px.parse(text())
     (phase,) = run.phases
-    later = px.phase(phase.work, phase.scheme, px.sgd(lr=0.01), rounds=5)
-    run = px.amend(run, "phases", (phase, later))
+    later = px.Phase(phase.work, phase.scheme, px.optim.sgd(lr=0.01), rounds=5)
+    run = px.training.amend(run, "phases", (phase, later))
     whole = px.train(run)
     assert whole.summary()["parameters"] == 1114
 
@@ -127,7 +127,9 @@ def test_later_phases_go_on_with_the_low_rank_model(tmp_path):
 RUNS = {
     "auto": text(rounds=40, surgery=AUTO),
     "dense": text(),
-    "memory": text(scheme="chain(momentum(0.5), gather(error_feedback(top_k(0.2))), mean())", finish="adam(lr=0.01)"),
+    "memory": text(
+        scheme="chain(momentum(0.5), gather(error_feedback(top_k(0.2))), mean())", optimizer="adam(lr=0.01)"
+    ),
     "vote": text(scheme="chain(vote(qsgd(bits=4), r=3), mean())", surgery="pufferfish(warmup=0.5, decay='product')"),
 }
 
@@ -159,7 +161,7 @@ def test_a_server_s_workers_follow(tmp_path):
 
 def test_the_warm_up_ends_when_the_ranks_have_settled(monkeypatch):
     # steps of nothing: the ranks stand still from the first look on, and are seen to do so at the fourth
-    trainer, lines = trained(rounds=40, finish="sgd(lr=1e-30)", surgery="pufferfish(warmup='auto')")
+    trainer, lines = trained(rounds=40, optimizer="sgd(lr=1e-30)", surgery="pufferfish(warmup='auto')")
     assert [line["step"] for line in lines if "operated" in line] == [3]
     monkeypatch.setattr("phalanx.lowrank.pufferfish.settled", lambda looks: False)
     trainer, lines = trained(rounds=40, surgery="pufferfish(warmup='auto')")
@@ -185,7 +187,7 @@ def test_ranks_that_would_save_nothing_leave_the_model_as_it_is():
 
 @pytest.mark.parametrize("stop_at", [2, 14, 31])
 def test_a_run_that_chooses_by_itself_resumes_to_the_same_bits(tmp_path, stop_at):
-    run = px.parse(text(rounds=40, surgery=AUTO, finish="adam(lr=0.01)"))
+    run = px.parse(text(rounds=40, surgery=AUTO, optimizer="adam(lr=0.01)"))
     whole = px.train(run)
 
     assert fingerprint(stopped_and_resumed(run, tmp_path, stop_at).model) == fingerprint(whole.model)

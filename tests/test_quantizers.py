@@ -70,7 +70,7 @@ def test_every_coordinate_is_unbiased(text):
 
 def test_random_numbers_differ_between_entries_tensors_and_draws():
     layout = px.Layout(("a", "b"), (torch.Size([1000]), torch.Size([1000])))
-    codec, row = px.qsgd(bits=1, bucket=None, norm="linf"), torch.full((2000,), 0.5)
+    codec, row = px.codecs.qsgd(bits=1, bucket=None, norm="linf"), torch.full((2000,), 0.5)
     row[[0, 1000]] = 1.0
     first, second = (sent(codec, row, layout, seed)[1] for seed in range(2))
     for a, b in ((first[1:1000], first[1001:]), (first[1:1000], second[1:1000]), (first[1:999], first[2:1000])):
@@ -82,7 +82,7 @@ def test_theorem_of_lq(q):
     """Second moment ||g||_1 ||g||_q, expected entries ||g||_1 / ||g||_q."""
     row = torch.randn(200, generator=stream(3)())
     one, norm = row.double().norm(1), row.double().norm(q)
-    draws = torch.stack([sent(px.lq(q), row, seed=seed)[1] for seed in range(DRAWS)]).double()
+    draws = torch.stack([sent(px.codecs.lq(q), row, seed=seed)[1] for seed in range(DRAWS)]).double()
     for measured, expected in ((draws.square().sum(dim=1), one * norm), ((draws != 0).sum(dim=1).double(), one / norm)):
         assert abs(measured.mean() - expected) <= Z * measured.std() / DRAWS**0.5
 
@@ -110,7 +110,10 @@ def test_each_outcome_has_its_probability(text, q):
 
 def test_theorem_3_7_holds_draw_by_draw():
     layout, row = inputs()
-    for one, other in ((px.lq(2), px.qsgd(bits=1, bucket=None)), (px.lq(math.inf), px.terngrad(clip=math.inf))):
+    for one, other in (
+        (px.codecs.lq(2), px.codecs.qsgd(bits=1, bucket=None)),
+        (px.codecs.lq(math.inf), px.codecs.terngrad(clip=math.inf)),
+    ):
         assert sent(one, row, layout)[1].equal(sent(other, row, layout)[1])
 
 
@@ -131,7 +134,7 @@ buckets = st.sampled_from([None, 1, 3, 8, 100, 512, 700])
 
 @given(rows(), st.integers(1, 8), buckets, st.sampled_from(["l2", "linf"]))
 def test_qsgd_rounds_to_a_neighbour(row, bits, bucket, norm):
-    packed, elias = (px.qsgd(bits, bucket, norm, coding) for coding in ("packed", "elias"))
+    packed, elias = (px.codecs.qsgd(bits, bucket, norm, coding) for coding in ("packed", "elias"))
     payload, decoded = sent(packed, row)
     assert sent(elias, row)[1].equal(decoded) or not row.isfinite().all()
     width = max(1, min(bucket or len(row), len(row)))
@@ -169,7 +172,7 @@ def test_terngrad_clips_at_sigmas_of_each_tensor():
     layout = px.Layout(("a", "b"), (torch.Size([100]), torch.Size([4])))
     row = torch.cat([torch.ones(100), torch.full((4,), 1e-3)])
     row[0] = 1000.0
-    payload, decoded = sent(px.terngrad(clip=2.0), row, layout)
+    payload, decoded = sent(px.codecs.terngrad(clip=2.0), row, layout)
     sigma = row[:100].square().mean().sqrt()
     torch.testing.assert_close(payload["scales"], torch.tensor([2.0 * sigma, 1e-3]))
     assert decoded[0] == payload["scales"][0]
@@ -203,26 +206,26 @@ def test_the_number_of_threads_changes_nothing():
 def test_a_tensor_gets_the_same_numbers_in_every_bucket_of_ddp():
     layout, row = inputs()
     alone = px.Layout(("sparse",), (torch.Size([37]),))
-    whole = layout.split(sent(px.qsgd(bits=2), row, layout)[1])["sparse"]
-    assert sent(px.qsgd(bits=2), layout.split(row)["sparse"], alone)[1].equal(whole)
+    whole = layout.split(sent(px.codecs.qsgd(bits=2), row, layout)[1])["sparse"]
+    assert sent(px.codecs.qsgd(bits=2), layout.split(row)["sparse"], alone)[1].equal(whole)
 
 
 def test_stochastic_binary_sends_the_ends_of_each_tensor():
     layout, row = inputs()
-    payload, decoded = sent(px.stochastic_binary(), row, layout)
+    payload, decoded = sent(px.codecs.stochastic_binary(), row, layout)
     assert payload_bytes(payload) == 5 * (5 + 8)
     for name, part in layout.split(row).items():
         assert set(layout.split(decoded)[name].tolist()) <= {part.min().item(), part.max().item()}
-    assert sent(px.stochastic_binary(), torch.full((9,), -3.0))[1].eq(-3).all()
+    assert sent(px.codecs.stochastic_binary(), torch.full((9,), -3.0))[1].eq(-3).all()
     with pytest.raises(BadPayload, match="above"):
-        px.stochastic_binary().decode({**payload, "ends": payload["ends"].flip(1)}, layout)
+        px.codecs.stochastic_binary().decode({**payload, "ends": payload["ends"].flip(1)}, layout)
     with pytest.raises(BadPayload, match="beyond"):
-        px.stochastic_binary().decode({**payload, "bits": payload["bits"] | 255}, layout)
+        px.codecs.stochastic_binary().decode({**payload, "bits": payload["bits"] | 255}, layout)
 
 
 @given(rows(), st.sampled_from([0.001, 0.01, 0.3, 1.0]))
 def test_top_k_keeps_the_largest(row, ratio):
-    payload, decoded = sent(px.top_k(ratio), row)
+    payload, decoded = sent(px.codecs.top_k(ratio), row)
     k = min(len(row), max(1, round(ratio * len(row))))
     order = sorted(range(len(row)), key=lambda i: (-math.inf if row[i].isnan() else -abs(float(row[i])), i))
     expected = torch.zeros(len(row))
@@ -243,7 +246,7 @@ def test_top_k_of_a_long_tensor_is_exact(values):
     elif values == "nan":
         row[::1000] = math.nan
     row = row.to({"float64": torch.float64, "bfloat16": torch.bfloat16}.get(values, torch.float32))
-    payload, decoded = sent(px.top_k(0.01), row)
+    payload, decoded = sent(px.codecs.top_k(0.01), row)
     magnitudes = row.double().abs().nan_to_num(math.inf)
     sent_magnitudes = payload["values"].double().abs().nan_to_num(math.inf)
     assert sent_magnitudes.sort(descending=True).values.equal(magnitudes.topk(400).values)
@@ -254,7 +257,7 @@ def test_top_k_of_a_long_tensor_is_exact(values):
 def test_top_k_sends_short_places():
     row = torch.randn(200_000, generator=stream(5)())
     for ratio in (0.5, 0.1, 0.01, 0.001):
-        payload, _ = sent(px.top_k(ratio), row)
+        payload, _ = sent(px.codecs.top_k(ratio), row)
         assert 8 * len(payload["places"]) / len(payload["values"]) <= 2.5 - math.log2(ratio)
 
 
@@ -263,34 +266,34 @@ def test_random_k_draws_every_subset_alike():
     subsets = list(itertools.combinations(range(5), 2))
     counts = torch.zeros(10)
     for seed in range(DRAWS):
-        payload, decoded = sent(px.random_k(0.4), row, layout, seed)
+        payload, decoded = sent(px.codecs.random_k(0.4), row, layout, seed)
         assert decoded[decoded != 0].equal(2.5 * row[decoded != 0]) and payload_bytes(payload) == 2 * 4 + 8
         counts[subsets.index(tuple(decoded.nonzero().flatten().tolist()))] += 1
     # chi-square of 9 degrees of freedom: above 40 with probability 1e-5
     assert ((counts - DRAWS / 10) ** 2 / (DRAWS / 10)).sum() < 40
-    plain = sent(px.random_k(0.4, scaled=False), row, layout)[1]
-    assert sent(px.random_k(0.4), row, layout)[1].equal(2.5 * plain)
-    assert not px.random_k(0.4, scaled=False).unbiased
+    plain = sent(px.codecs.random_k(0.4, scaled=False), row, layout)[1]
+    assert sent(px.codecs.random_k(0.4), row, layout)[1].equal(2.5 * plain)
+    assert not px.codecs.random_k(0.4, scaled=False).unbiased
 
 
 def test_places_refuse_what_they_do_not_write():
     layout = px.Layout(("a", "b"), (torch.Size([10]), torch.Size([10])))
-    good, _ = px.top_k(0.2).encode(torch.arange(20.0), layout, {}, stream(0))
+    good, _ = px.codecs.top_k(0.2).encode(torch.arange(20.0), layout, {}, stream(0))
     # four places of the first tensor are more than its share
-    other, _ = px.top_k(0.4).encode(torch.arange(10.0), px.Layout.flat(10), {}, stream(0))
+    other, _ = px.codecs.top_k(0.4).encode(torch.arange(10.0), px.Layout.flat(10), {}, stream(0))
     with pytest.raises(BadPayload):
-        px.top_k(0.2).decode({**good, "places": other["places"]}, layout)
+        px.codecs.top_k(0.2).decode({**good, "places": other["places"]}, layout)
     for places in (good["places"][:-1], torch.cat([good["places"], good["places"] * 0]), good["places"] | 255):
         with pytest.raises(BadPayload, match="no encoder"):
-            px.top_k(0.2).decode({**good, "places": places}, layout)
-    payload, _ = px.random_k(0.2).encode(torch.arange(20.0), layout, {}, stream(0))
+            px.codecs.top_k(0.2).decode({**good, "places": places}, layout)
+    payload, _ = px.codecs.random_k(0.2).encode(torch.arange(20.0), layout, {}, stream(0))
     with pytest.raises(BadPayload, match="negative seed"):
-        px.random_k(0.2).decode({**payload, "seed": torch.tensor([-1])}, layout)
+        px.codecs.random_k(0.2).decode({**payload, "seed": torch.tensor([-1])}, layout)
 
 
 @pytest.mark.parametrize("coding", ["packed", "elias"])
 def test_levels_refuse_what_they_do_not_write(coding):
-    codec, layout = px.qsgd(bits=2, bucket=5, coding=coding), px.Layout.flat(9)
+    codec, layout = px.codecs.qsgd(bits=2, bucket=5, coding=coding), px.Layout.flat(9)
     good, _ = codec.encode(torch.arange(9.0) - 4, layout, {}, stream(0))
     with pytest.raises(BadPayload, match="negative scale"):
         codec.decode({**good, "scales": -good["scales"]}, layout)
@@ -327,8 +330,12 @@ def test_numbers_without_meaning_are_refused(text):
 
 
 def test_signum_is_momentum_sign_and_majority():
-    scheme = px.signum(beta=0.5)
-    assert scheme == px.parse("signum(beta=0.5)") == px.chain(px.momentum(0.5), px.gather(px.sign()), px.majority())
+    scheme = px.codecs.signum(beta=0.5)
+    assert (
+        scheme
+        == px.parse("signum(beta=0.5)")
+        == px.chain(px.momentum(0.5), px.gather(px.codecs.sign()), px.aggregators.majority())
+    )
     rows = torch.tensor([[1.0, -1.0], [2.0, 3.0], [-1.0, -2.0]])
     world = px.Round(world=px.LocalWorld(3))
     out, state = scheme(px.Stack.of(rows), None, world)

@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from phalanx_experiments.figures.cluster import shared
+from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence, styles_of
+from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
+from phalanx_experiments.recipes import Recipe, find, recipes
+from phalanx_experiments.recipes.atomo_convergence import METHODS, RATES
+from phalanx_experiments.recipes.atomo_tuning import GRID, SIGNS
 from typer.testing import CliRunner
 
 import phalanx as px
 from phalanx.tools.cli.app import app
-from phalanx.tools.runner.measurement import Job
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes import Recipe, find, recipes
-from phalanx_experiments.recipes.atomo_convergence import METHODS, RATES
-from phalanx_experiments.recipes.atomo_tuning import GRID, SIGNS
-from phalanx.tools.runner.recipe import slug
-from phalanx_experiments.figures.cluster import shared
 from phalanx.tools.report.collect import Curve, Result
-from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence, styles_of
 from phalanx.tools.report.pretty import pretty
 from phalanx.tools.report.sheet import Sheet
-from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
+from phalanx.tools.runner.measurement import Job
+from phalanx.tools.runner.recipe import slug
 from phalanx.tools.runner.request import requested
+from phalanx.training.phase import Run
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
 JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}
@@ -66,7 +66,7 @@ def test_a_slug_is_a_folder_name(label: str) -> None:
 def test_the_attack_is_all_that_differs_from_the_run_without_it() -> None:
     runs = find("quickstart").runs("laptop")
     free = runs["mean, no attack"]
-    assert free.byzantine == px.nobody()
+    assert free.byzantine == px.adversary.none()
     for label, run in runs.items():
         if run != free:
             assert len(run.byzantine.at(0, run.workers, run.seed)) == 3, label
@@ -88,10 +88,10 @@ def test_no_two_attackers_of_the_quickstart_share_a_vote_group() -> None:
         ({"recipe": "quikstart"}, "did you mean quickstart"),
         ({"recipe": "quickstart", "scale": "huge"}, "choose from smoke, laptop, paper"),
         ({"recipe": "quickstart", "only": ["krun"]}, "did you mean krum"),
-        ({"recipe": "quickstart", "settings": ["finish.learning"]}, "path=value"),
+        ({"recipe": "quickstart", "settings": ["optimizer.learning"]}, "path=value"),
         ({"recipe": "quickstart", "settings": ["=3"]}, "path=value"),
-        ({"recipe": "quickstart", "settings": ["finish.rl=3"]}, "has no field 'rl'; choose from lr, momentum"),
-        ({"recipe": "quickstart", "settings": ["finish.lr=-1"]}, "lr > 0"),
+        ({"recipe": "quickstart", "settings": ["optimizer.rl=3"]}, "has no field 'rl'; choose from lr, momentum"),
+        ({"recipe": "quickstart", "settings": ["optimizer.lr=-1"]}, "lr > 0"),
         ({"recipe": "quickstart", "settings": ["rounds=many"]}, "must be a whole number"),
         ({"recipe": "quickstart", "settings": ["phases.7.rounds=1"]}, "choose from 0 to 0"),
         ({"recipe": "quickstart", "settings": ["workers=6"]}, "trimmed mean: trimmed_mean needs"),
@@ -109,12 +109,12 @@ def test_a_plan_that_cannot_be_is_one_sentence_with_the_way_out(arguments: dict,
 
 
 def test_settings_reach_every_run_that_has_their_place() -> None:
-    study = requested("quickstart", "smoke", ["byzantine.count=2", "scheme.2.f=4", "finish.lr=0.5"], seed=7)
+    study = requested("quickstart", "smoke", ["byzantine.count=2", "scheme.2.f=4", "optimizer.lr=0.5"], seed=7)
     assert {run.seed for run in study.runs.values()} == {7}
-    assert {run.phases[0].finish for run in study.runs.values()} == {px.sgd(lr=0.5)}
+    assert {run.phases[0].optimizer for run in study.runs.values()} == {px.optim.sgd(lr=0.5)}
     assert "krum(f=4)" in repr(study.runs["krum"]) and "trimmed_mean(f=4)" in repr(study.runs["trimmed mean"])
-    assert study.runs["median"].byzantine == px.spread(2)
-    assert study.runs["mean, no attack"].byzantine == px.nobody()
+    assert study.runs["median"].byzantine == px.adversary.evenly_spaced(2)
+    assert study.runs["mean, no attack"].byzantine == px.adversary.none()
     first, second = study.notices
     assert "byzantine.count=2 has no place in: mean, no attack" in first
     assert "median" in second and "krum" not in second
@@ -249,12 +249,12 @@ def test_the_step_sizes_of_atomo_convergence_are_among_those_that_atomo_tuning_t
     assert all(rate in (SIGNS if label == "Signum" else GRID) for label, rate in RATES.items())
     for label, scheme in METHODS.items():
         tried = {
-            r.phases[0].finish
+            r.phases[0].optimizer
             for name, r in find("atomo-tuning").runs("laptop").items()
             if name.startswith(f"{label}: ")
         }
         run = find("atomo-convergence").runs("laptop")[label]
-        assert run.phases[0].scheme == scheme and run.phases[0].finish in tried
+        assert run.phases[0].scheme == scheme and run.phases[0].optimizer in tried
 
 
 def test_no_two_methods_are_drawn_alike() -> None:

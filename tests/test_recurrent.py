@@ -54,7 +54,7 @@ def agree(dense, low, x, initial):
     """Same results with and without gradients, and same gradients of the input."""
     x = x.requires_grad_()
     packed = torch.is_tensor(x)
-    for one in (low, px.merge(low)):
+    for one in (low, px.lowrank.merge(low)):
         wanted, found = tensors(dense(x, initial)), tensors(one(x, initial))
         assert all(close(a, b, 1e-9) for a, b in zip(found, wanted, strict=True))
         if packed and wanted[0].numel():
@@ -74,7 +74,7 @@ def test_at_full_rank_it_is_the_dense_stack(dense, length, batch, data):
     if batch is not None and dense.batch_first:
         x = x.transpose(0, 1)
     agree(dense, low, x, states(dense, batch, data.draw))
-    assert repr(px.merge(low)) == repr(dense)
+    assert repr(px.lowrank.merge(low)) == repr(dense)
 
 
 @given(stacks(), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
@@ -129,7 +129,7 @@ def test_gradients_reach_every_factor_and_equal_those_of_plain_operations(made):
     named = dict(low.named_parameters())
     assert all(p.grad is not None and p.grad.any() for p in named.values())
     # the product of the factors is a function of them, so the dense model's gradient gives theirs
-    dense = px.merge(low)
+    dense = px.lowrank.merge(low)
     tensors(dense(x))[0].square().sum().backward()
     for factor in low.factors:
         u, v = low.pair(factor)
@@ -146,11 +146,11 @@ def test_gradients_reach_every_factor_and_equal_those_of_plain_operations(made):
 def test_any_of_the_matrices_may_stay_full(made):
     torch.manual_seed(0)
     dense, x = made(8, 8, bias=True), torch.randn(4, 2, 8)
-    names = [entry.name for entry in px.plan(dense)]
+    names = [entry.name for entry in px.lowrank.plan(dense)]
     for kept in itertools.product([False, True], repeat=2):
         full = {name: None for name, stays in zip(names, kept, strict=True) if stays}
-        low = px.factorize(dense, px.plan(dense).with_ranks(full))
-        assert close(tensors(px.merge(low)(x))[0], tensors(low(x))[0])
+        low = px.factorize(dense, px.lowrank.plan(dense).with_ranks(full))
+        assert close(tensors(px.lowrank.merge(low)(x))[0], tensors(low(x))[0])
         for name in full:
             assert torch.equal(low.get_parameter(name), dense.get_parameter(name))
 
@@ -168,7 +168,7 @@ def test_dropout_acts_between_layers_in_training_only():
     low = px.factorize(one, 0.25)
     assert not torch.equal(low(x)[0], low(x)[0])
     assert torch.equal(low.eval()(x)[0], low(x)[0])
-    assert px.merge(low).dropout == 0.5
+    assert px.lowrank.merge(low).dropout == 0.5
     assert close(full_rank(two)(x)[0], two(x)[0])  # everything between the layers is dropped: no luck is involved
 
 
@@ -198,7 +198,7 @@ def test_wrong_inputs_are_refused():
         ValueError, match=r"'weight_ih_l0' cannot be factorized: it projects its states \(proj_size=4\)"
     ):
         px.factorize(
-            nn.LSTM(12, 12, proj_size=4), px.plan(nn.LSTM(12, 12, proj_size=4)).with_ranks({"weight_ih_l0": 2})
+            nn.LSTM(12, 12, proj_size=4), px.lowrank.plan(nn.LSTM(12, 12, proj_size=4)).with_ranks({"weight_ih_l0": 2})
         )
 
 

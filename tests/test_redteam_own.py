@@ -7,21 +7,23 @@ import pytest
 
 import phalanx as px
 from phalanx.core.wire_stage import stages_of
-from phalanx.training.phase import Phase, Run
 from phalanx.tools.redteam.grid import grid_of, narrowed, seeded
 from phalanx.tools.redteam.own import YOURS, Terms, check, own_grid, typical_norm
 from phalanx.tools.redteam.setting import ATTACKS, standard
 from phalanx.tools.report.backdoors import cell_of
 from phalanx.tools.report.selected import holders
+from phalanx.training.phase import Phase, Run
 
-LOCAL = px.local_training(px.sgd(0.1), batch=20)
-TERMS = Terms(px.rare_styles(), every=2, norm=0.5)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1), batch=20)
+TERMS = Terms(px.backdoors.rare_styles(), every=2, norm=0.5)
 
 
 def mine(phase: Phase | None = None, **more) -> Run:
-    phase = phase or px.fedavg(LOCAL, 40, clients=8, codec=px.qsgd(bits=8), rule=px.multi_krum(f=1))
-    more = {"workers": 20, "partition": px.dirichlet(0.5), "checkpoint_every": 7, **more}
-    return px.run(px.digits(), px.mlp((4,)), (phase,), **more)
+    phase = phase or px.federated.fedavg(
+        LOCAL, 40, clients=8, codec=px.codecs.qsgd(bits=8), rule=px.aggregators.multi_krum(f=1)
+    )
+    more = {"workers": 20, "partition": px.data.dirichlet(0.5), "checkpoint_every": 7, **more}
+    return px.Run(px.data.digits(), px.models.mlp((4,)), (phase,), **more)
 
 
 def test_the_setting_stays_as_it_is_but_for_the_attack_and_the_rule() -> None:
@@ -35,9 +37,9 @@ def test_the_setting_stays_as_it_is_but_for_the_attack_and_the_rule() -> None:
         phase, stages = run.phases[0], stages_of(run.phases[0].scheme)
         root = rule.startswith("FLTrust")  # the server plays a worker of its own
         assert (run.checkpoint_every, run.evaluate_every, run.workers) == (7, 2, 20 + root)
-        assert phase.work == LOCAL and phase.rounds == 40 and px.gather(px.qsgd(bits=8)).codec in _codecs(stages)
+        assert phase.work == LOCAL and phase.rounds == 40 and px.gather(px.codecs.qsgd(bits=8)).codec in _codecs(stages)
         assert (phase.adversary is None) == (attack == "none")
-        assert (px.multi_krum(f=1) in stages) == (rule in (YOURS, "Multi-Krum"))
+        assert (px.aggregators.multi_krum(f=1) in stages) == (rule in (YOURS, "Multi-Krum"))
         # the same honest clients take part with and without the attacker
         quiet = grid.runs[f"none: {rule}"].phases[0]
         assert replace(run, phases=(quiet,)) == grid.runs[f"none: {rule}"]
@@ -48,34 +50,38 @@ def test_the_setting_stays_as_it_is_but_for_the_attack_and_the_rule() -> None:
 
 
 def _codecs(stages) -> list:
-    return [stage.codec for stage in stages if isinstance(stage, type(px.gather(px.dense())))]
+    return [stage.codec for stage in stages if isinstance(stage, type(px.gather(px.codecs.dense())))]
 
 
 def test_a_tenth_of_the_clients_hold_what_the_attacker_has_not() -> None:
     run = own_grid(mine(), TERMS).runs["PGD: yours"]
     assert len(holders(run)) == 2
     edges = run.phases[0].adversary.edges  # type: ignore[union-attr]
-    loaded = edges.load(px.digits().load())
+    loaded = edges.load(px.data.digits().load())
     assert len(loaded) == 33 and len(loaded.held[1]) == 33
     alone = own_grid(mine(), replace(TERMS, attacker=1.0)).runs["PGD: yours"]
-    assert holders(alone) == frozenset() and alone.partition == px.dirichlet(0.5)
+    assert holders(alone) == frozenset() and alone.partition == px.data.dirichlet(0.5)
 
 
 def test_where_everybody_takes_part_the_attacker_always_does() -> None:
-    phase = px.fedavg(LOCAL, 4, rule=px.median())
+    phase = px.federated.fedavg(LOCAL, 4, rule=px.aggregators.median())
     grid = own_grid(mine(phase, workers=4), TERMS)
     assert {attack for attack, _ in map(cell_of, grid.runs)} == {a for a in ATTACKS if not a.endswith("every round")}
-    assert all(run.phases[0].clients in (px.everyone(), px.always(px.everyone())) for run in grid.runs.values())
+    assert all(
+        run.phases[0].clients in (px.training.all_clients(), px.federated.with_fixed(px.training.all_clients()))
+        for run in grid.runs.values()
+    )
     # four clients are too few for Krum
     assert any(sentence.startswith("Krum: ") and "n=4" in sentence for sentence in grid.left_out)
 
 
 def test_honest_phases_before_the_last_are_done_once() -> None:
-    first, second = px.fedavg(LOCAL, 3, clients=8), px.fedavg(LOCAL, 4, clients=8)
+    first, second = px.federated.fedavg(LOCAL, 3, clients=8), px.federated.fedavg(LOCAL, 4, clients=8)
     run = replace(mine(), phases=(first, second))
     grid = own_grid(run, TERMS)
     assert all(
-        each.rounds == 4 and each.model == px.trained(replace(run, phases=(first,))) for each in grid.runs.values()
+        each.rounds == 4 and each.model == px.training.pretrained(replace(run, phases=(first,)))
+        for each in grid.runs.values()
     )
 
 
@@ -85,21 +91,24 @@ def test_the_length_of_a_change_is_measured() -> None:
     assert 0.05 < norm < 5 and own_grid(run, replace(TERMS, norm=None)).norm == norm
 
 
-GOSSIP = px.phase(px.gradient(20), px.chain(px.gather(px.dense()), px.mean()), rounds=4)
-SUMMED = px.phase(LOCAL, px.reduce(px.dense()), px.sgd(1.0), 4)
-DETOX = px.phase(LOCAL, px.chain(px.vote(px.dense(), r=2), px.mean()), px.sgd(1.0), 4)
+GOSSIP = px.Phase(px.training.gradient(20), px.chain(px.gather(px.codecs.dense()), px.aggregators.mean()), rounds=4)
+SUMMED = px.Phase(LOCAL, px.reduce(px.codecs.dense()), px.optim.sgd(1.0), 4)
+DETOX = px.Phase(LOCAL, px.chain(px.coding.vote(px.codecs.dense(), r=2), px.aggregators.mean()), px.optim.sgd(1.0), 4)
 
 
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (mine(byzantine=px.fixed((3,))), "has an attacker already"),
-        (mine(replace(px.fedavg(LOCAL, 4, clients=8), adversary=LOCAL)), "has an attacker already"),
-        (mine(px.fedavg(LOCAL, 4, rule=px.chain(px.reverse(), px.mean()))), "has an attacker already"),
+        (mine(byzantine=px.adversary.workers((3,))), "has an attacker already"),
+        (mine(replace(px.federated.fedavg(LOCAL, 4, clients=8), adversary=LOCAL)), "has an attacker already"),
+        (
+            mine(px.federated.fedavg(LOCAL, 4, rule=px.chain(px.attacks.reverse(), px.aggregators.mean()))),
+            "has an attacker already",
+        ),
         (mine(GOSSIP), r"local_training\(...\) that send changes"),
         (mine(SUMMED), "sums changes on the way"),
         (mine(DETOX), "several workers compute the same"),
-        (mine(px.fedavg(LOCAL, 4, clients=20)), "20 of 20 take part"),
+        (mine(px.federated.fedavg(LOCAL, 4, clients=20)), "20 of 20 take part"),
     ],
 )
 def test_what_cannot_be_audited_is_refused_in_a_sentence(run: Run, words: str) -> None:

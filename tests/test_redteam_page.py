@@ -82,7 +82,7 @@ def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_names_are_text(tmp_path: Path) -> None:
-    runs = {f"none: {HOSTILE}": run(px.mean()), f"{HOSTILE}: {HOSTILE}": run(px.mean(), "PGD")}
+    runs = {f"none: {HOSTILE}": run(px.aggregators.mean()), f"{HOSTILE}: {HOSTILE}": run(px.aggregators.mean(), "PGD")}
     order = Order(HOSTILE, policies=("excess > 0.1",), notes=(HOSTILE,))
     said = dict(zip(runs, (lines(0.1), lines(0.9)), strict=True))
     text = page(findings(tmp_path, runs, said, order=order))
@@ -101,7 +101,7 @@ def test_an_unfinished_grid_has_a_report_that_says_so(tmp_path: Path, share: flo
 
 
 def test_several_seeds_have_their_spread(tmp_path: Path) -> None:
-    runs = {f"{a}: mean, seed {s}": run(px.mean(), a, s) for s in (3, 4) for a in ("none", "PGD")}
+    runs = {f"{a}: mean, seed {s}": run(px.aggregators.mean(), a, s) for s in (3, 4) for a in ("none", "PGD")}
     said = {label: lines(0.1 if "none" in label else 0.5 + 0.1 * runs[label].seed) for label in runs}
     text = page(findings(tmp_path, runs, said))
     assert "2 seeds (3, 4)" in text and "+75.0 ± 7.1" in text and "polygon" in text

@@ -17,8 +17,8 @@ from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKN
 from phalanx.tools.report.selected import holders
 from tests.made_grid import SMOKE, findings, lines, run
 
-QUIET = {"none: FedAvg": run(px.mean()), "none: Krum": run(px.krum(f=1))}
-GRID = {**QUIET, "PGD: FedAvg": run(px.mean(), "PGD"), "PGD: Krum": run(px.krum(f=1), "PGD")}
+QUIET = {"none: FedAvg": run(px.aggregators.mean()), "none: Krum": run(px.aggregators.krum(f=1))}
+GRID = {**QUIET, "PGD: FedAvg": run(px.aggregators.mean(), "PGD"), "PGD: Krum": run(px.aggregators.krum(f=1), "PGD")}
 CALM = {"none: FedAvg": lines(0.1), "none: Krum": lines(0.05, accuracy=0.89)}
 
 
@@ -78,7 +78,7 @@ def test_seeds_are_paired_and_averaged(tmp_path: Path) -> None:
     for seed in floors:
         for attack, success in (("none", floors), ("PGD", reached)):
             label = f"{attack}: FedAvg, seed {seed}"
-            runs[label], logged[label] = run(px.mean(), attack, seed), lines(success[seed])
+            runs[label], logged[label] = run(px.aggregators.mean(), attack, seed), lines(success[seed])
     found = findings(tmp_path, runs, logged)
     cell = found.standings[0].cells["PGD"]
     gains = [reached[seed] - floors[seed] for seed in floors]
@@ -98,13 +98,18 @@ def test_a_rule_is_as_good_as_its_worst_verdict(tmp_path: Path) -> None:
 
 UNUSUAL = replace(
     SMOKE,
-    held=px.joined(px.digits(), px.shared(px.rare_styles(), ratio=0.5, attacker=33)),
-    partition=px.dealt(px.dirichlet(0.5), clients=4),
+    held=px.backdoors.with_edge_cases(
+        px.data.digits(), px.backdoors.split_edge_cases(px.backdoors.rare_styles(), ratio=0.5, attacker=33)
+    ),
+    partition=px.backdoors.assign_added(px.data.dirichlet(0.5), clients=4),
 )
 
 
 def test_unusual_clients_that_a_rule_never_takes_are_shut_out(tmp_path: Path) -> None:
-    runs = {"none: FedAvg": run(px.mean(), mine=UNUSUAL), "none: MK": run(px.multi_krum(f=1), mine=UNUSUAL)}
+    runs = {
+        "none: FedAvg": run(px.aggregators.mean(), mine=UNUSUAL),
+        "none: MK": run(px.aggregators.multi_krum(f=1), mine=UNUSUAL),
+    }
     assert holders(runs["none: MK"]) == {0, 1, 2, 3}
     never = lines(0.0, chosen=[4, 5, 6, 7, 8, 9])
     logged = {"none: FedAvg": lines(0.0), "none: MK": never}

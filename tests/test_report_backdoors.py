@@ -18,7 +18,7 @@ def test_success_is_counted_late_and_above_the_run_without(tmp_path: Path) -> No
     assert excess["header"] == ["rule", "without", "black-box"] and cost["header"] == ["rule", "none", "black-box"]
     late = {}
     for attack in ("none", "black-box"):
-        lines = px.RunFolder(tmp_path / f"{attack}-fedavg").metrics()
+        lines = px.training.RunFolder(tmp_path / f"{attack}-fedavg").metrics()
         tested = [(line["step"], *line["examined"].values()) for line in lines if "examined" in line]
         assert [step for step, _ in tested] == [1, 3, 5, 7]
         late[attack] = sum(found["attack_success"] for step, found in tested if step >= 4) / 2
@@ -27,7 +27,7 @@ def test_success_is_counted_late_and_above_the_run_without(tmp_path: Path) -> No
     assert more == pytest.approx(100 * (late["black-box"] - late["none"]), abs=0.06)
     # only a rule that names its rows can be asked whether it took the attacker's
     assert [row[0] for row in taken["rows"]] == ["Krum"]
-    lines = px.RunFolder(tmp_path / "black-box-krum").metrics()
+    lines = px.training.RunFolder(tmp_path / "black-box-krum").metrics()
     attacked = [line for line in lines if 0 in line["clients"]]
     assert [line["step"] for line in attacked] == [0, 2, 4, 6]
     assert taken["rows"][0][1] == 100 * sum(line["chosen"] == [0] for line in attacked) / 4
@@ -62,7 +62,7 @@ def test_what_is_left_of_an_attack_is_told_behind_the_last_one(tmp_path: Path) -
     assert (attack, where, n) == ("none after round 4", long, 1)
     success = {}
     for label in ("none", "none-after-round-4"):
-        lines = px.RunFolder(tmp_path / f"{label}-fedavg-twice-as-long").metrics()
+        lines = px.training.RunFolder(tmp_path / f"{label}-fedavg-twice-as-long").metrics()
         tested = {line["step"] + 1: next(iter(line["examined"].values())) for line in lines if "examined" in line}
         success[label] = [100 * found["attack_success"] for at, found in tested.items() if 3 < at <= 13]
     # the last attack is that of the third round

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-
-import phalanx as px
+from phalanx_experiments.figures.federated_curves import PUBLISHED, WIDTHS
 from phalanx_experiments.recipes import find
 from phalanx_experiments.recipes.fedma import NETS
+
+import phalanx as px
 from phalanx.tools.report.collect import collect
-from phalanx_experiments.figures.federated_curves import PUBLISHED, WIDTHS
 from tests.test_recipes import ran
 
 
@@ -28,7 +28,7 @@ def test_one_pass_stands_beside_all_that_takes_as_many_rounds(tmp_path: Path) ->
         "one-shot average",
         *(w.partition(": ")[2] for w in wanted[1:]),
     ]
-    logged = px.RunFolder(tmp_path / "mlp-heterogeneous-fedavg").metrics()
+    logged = px.training.RunFolder(tmp_path / "mlp-heterogeneous-fedavg").metrics()
     assert rows["one-shot average"]["accuracy"] == f"{100 * logged[0]['accuracy']:.1f} %"
     assert [rows[m]["rounds"] for m in rows] == [0, 1, 1, 2, 2, 2]
     assert rows["ensemble"]["growth"] == "4.00x" and rows["FedAvg"]["growth"] == "1.00x"

@@ -5,20 +5,20 @@ import json
 from pathlib import Path
 
 import pytest
+from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
+from phalanx_experiments.recipes import find
+from phalanx_experiments.recipes.pruning import SIZES
 
 import phalanx as px
 from phalanx.models.zoo import network
-from phalanx_experiments.recipes import find
-from phalanx_experiments.recipes.pruning import SIZES
 from phalanx.tools.report.collect import Curve, Result
-from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
 from phalanx.tools.runner.study import StudyFolder
 from tests.test_recipes import ran
 
 RUNS = {name: find(name).runs("smoke") for name in ("pufferfish-vs-lth", "pufferfish-vs-ebtrain")}
 
 
-def result(path: Path, label: str, run: px.run, sizes: list[int], macs: int, operated: tuple[int, ...] = ()) -> Result:
+def result(path: Path, label: str, run: px.Run, sizes: list[int], macs: int, operated: tuple[int, ...] = ()) -> Result:
     path.mkdir(parents=True)
     (path / "config.txt").write_text(f"{run!r}\n")
     lines = [{"step": i, "parameters": n, **({"operated": "x"} if i in operated else {})} for i, n in enumerate(sizes)]
@@ -84,5 +84,5 @@ def test_early_birds_are_smaller_the_more_channels_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("label", "name"), [("VGG-19-BN", "vgg19-lth"), ("ResNet-50", "resnet50")])
 def test_the_hybrids_are_the_published_ones(label: str, name: str) -> None:
     published = network(name)
-    chosen = px.plan(published.build(), published.ratio, SIZES["paper"].models[label][1])
+    chosen = px.lowrank.plan(published.build(), published.ratio, SIZES["paper"].models[label][1])
     assert [entry.name for entry in chosen if entry.rank] == [e.name for e in published.hybrid() if e.rank]

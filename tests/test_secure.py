@@ -9,24 +9,24 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.core.wire_stage import check_server
 from phalanx.core.stack import Stack
+from phalanx.core.wire_stage import check_server
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.worlds.launch import run_job
 
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=20)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 TRUSTED = px.parse("chain(gather(dense(), gate=gate(weights='trusted')), mean())")
 
 
 def run(phase, workers=6, **options):
-    options = {"partition": px.dirichlet(1.0, least=5), "evaluate_every": 1, "seed": 1} | options
-    return px.run(px.digits(), px.mlp((8,)), (phase,), workers=workers, **options)
+    options = {"partition": px.data.dirichlet(1.0, least=5), "evaluate_every": 1, "seed": 1} | options
+    return px.Run(px.data.digits(), px.models.mlp((8,)), (phase,), workers=workers, **options)
 
 
 def secured(text, clients=None, **options):
-    clients = px.everyone() if clients is None else px.sampled(clients)
-    return px.phase(LOCAL, px.parse(text), px.sgd(1.0), 3, clients=clients, secure=True, **options)
+    clients = px.training.all_clients() if clients is None else px.federated.uniform(clients)
+    return px.Phase(LOCAL, px.parse(text), px.optim.sgd(1.0), 3, clients=clients, secure=True, **options)
 
 
 def logged(made):
@@ -45,9 +45,9 @@ def test_the_sum_is_that_of_a_server_who_sees_all_and_believes_all(clients):
 
 
 def test_fedavg_has_a_secure_form():
-    phase = px.fedavg(LOCAL, 3, clients=4, secure=True)
+    phase = px.federated.fedavg(LOCAL, 3, clients=4, secure=True)
     assert phase.scheme == px.parse("chain(reduce(dense()))") and phase.secure
-    noisy = px.fedprox(LOCAL, 3, secure=True, rule=px.noise(0.01))
+    noisy = px.federated.fedprox(LOCAL, 3, secure=True, rule=px.noise(0.01))
     assert noisy.scheme == px.parse("chain(reduce(dense()), noise(std=0.01))")
     assert fingerprint(px.train(run(phase)).model) == fingerprint(px.train(run(secured("reduce(dense())", 4))).model)
 
@@ -63,7 +63,7 @@ def test_fedavg_has_a_secure_form():
 )
 @pytest.mark.parametrize("clients", [None, 3])
 def test_what_acts_before_the_wire_or_on_the_sum_goes_on_and_nobodys_row_is_logged(text, clients):
-    trainer, lines = logged(run(secured(text, clients), byzantine=px.fixed((2, 4))))
+    trainer, lines = logged(run(secured(text, clients), byzantine=px.adversary.workers((2, 4))))
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     for line in lines:
         assert not line["lost"] and not line["excluded"] and not line["outvoted"]
@@ -93,7 +93,7 @@ def test_a_rule_that_compares_rows_is_refused_with_a_way_out(rule):
 )
 def test_what_needs_single_rows_is_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Trainer(run(replace(secured(text), work=px.gradient(60))))
+        Trainer(run(replace(secured(text), work=px.training.gradient(60))))
 
 
 def test_one_row_is_no_sum():
@@ -112,17 +112,17 @@ def test_who_is_silent_has_no_part_in_the_sum():
     rows = torch.tensor([[1.0, 2.0], [torch.nan, 5.0], [3.0, 4.0]])
     stack = Stack(rows, px.Layout.flat(2), ((0,), (1,), (2,)), torch.tensor([1.0, 7.0, 3.0], dtype=torch.float64))
     round = px.Round(world=px.LocalWorld(3), absent=frozenset({1}))
-    out, _ = px.reduce(px.dense())(stack, None, round)
+    out, _ = px.reduce(px.codecs.dense())(stack, None, round)
     assert out.rows.tolist() == [[2.5, 3.5]] and out.sources == ((0, 2),) and out.erased == 1
     assert [(n.worker, n.reason) for n in out.notes if n.kind == "excluded"] == [(1, "nothing arrived")]
     with pytest.raises(px.TooFewRows, match="nothing arrived"):
-        px.reduce(px.dense())(stack, None, px.Round(world=px.LocalWorld(3), absent=frozenset({0, 1, 2})))
+        px.reduce(px.codecs.dense())(stack, None, px.Round(world=px.LocalWorld(3), absent=frozenset({0, 1, 2})))
 
 
 def test_observers_and_servers_see_single_rows_and_are_refused():
     made = run(secured("reduce(dense())"))
     with pytest.raises(ValueError, match="look at single rows, and secure=True shows nobody"):
-        Trainer(replace(made, observers=(px.spectrum(),)))
+        Trainer(replace(made, observers=(px.training.spectrum(),)))
     with pytest.raises(ValueError, match="secure=True shows it their sum only; run it in the simulation"):
         check_server(px.parse("reduce(dense())"), secure=True)
 
@@ -130,9 +130,9 @@ def test_observers_and_servers_see_single_rows_and_are_refused():
 def test_the_field_is_kept_changed_and_not_needed():
     made = run(secured("reduce(dense())"))
     assert px.parse(repr(made)) == made and "secure=True" in repr(made)
-    open_ = px.amend(made, "secure", False)
+    open_ = px.training.amend(made, "secure", False)
     assert open_.phases[0].secure is False and "secure" not in repr(open_)
-    old = "phase(local_training(), chain(gather(dense()), mean()), sgd(lr=1.0), rounds=2, clients=sampled(clients=3))"
+    old = "phase(local_training(), chain(gather(dense()), mean()), sgd(lr=1.0), rounds=2, clients=uniform(clients=3))"
     assert px.parse(old).secure is False and repr(px.parse(old)) == old
 
 
@@ -145,8 +145,8 @@ def test_a_secure_run_goes_on_with_the_same_bits(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(px.Interrupted):
-        px.train(made, folder=px.RunFolder(tmp_path), listener=stop)
-    again = px.train(made, folder=px.RunFolder(tmp_path))
+        px.train(made, folder=px.training.RunFolder(tmp_path), listener=stop)
+    again = px.train(made, folder=px.training.RunFolder(tmp_path))
     assert fingerprint(again.model) == fingerprint(whole.model)
 
 

@@ -40,43 +40,43 @@ EXPRESSIONS = [
 ]
 
 METHODS = [
-    (lambda: px.krum(f="two"), "krum: f must be a whole number, got 'two'"),  # type: ignore[arg-type]
-    (lambda: px.krum(f=-1), "krum needs f >= 0, got f=-1"),
+    (lambda: px.aggregators.krum(f="two"), "krum: f must be a whole number, got 'two'"),  # type: ignore[arg-type]
+    (lambda: px.aggregators.krum(f=-1), "krum needs f >= 0, got f=-1"),
     (
-        lambda: px.krum(f=3).aggregate(ROWS),
+        lambda: px.aggregators.krum(f=3).aggregate(ROWS),
         "krum needs n >= 2f + 3 rows, got n=5, f=3; take more workers or a smaller f",
     ),
     (
-        lambda: px.bulyan(f=1).aggregate(ROWS),
+        lambda: px.aggregators.bulyan(f=1).aggregate(ROWS),
         "bulyan needs n >= 4f + 3 rows, got n=5, f=1; take more workers or a smaller f",
     ),
     (
-        lambda: px.median().aggregate(ROWS * float("nan")),
+        lambda: px.aggregators.median().aggregate(ROWS * float("nan")),
         "median needs n > 2f rows, got n=0, f=0; 5 were left out, missing or not finite",
     ),
-    (lambda: px.median().aggregate(ROWS[0]), "median takes rows of shape (n, d), got (4,)"),
+    (lambda: px.aggregators.median().aggregate(ROWS[0]), "median takes rows of shape (n, d), got (4,)"),
     (
-        lambda: px.median().aggregate(ROWS.long()),
+        lambda: px.aggregators.median().aggregate(ROWS.long()),
         "median takes floating-point rows, got torch.int64; convert them first",
     ),
     (
-        lambda: px.median().aggregate(ROWS, weights=torch.ones(2)),
+        lambda: px.aggregators.median().aggregate(ROWS, weights=torch.ones(2)),
         "median takes one weight a row, got 2 weights for n=5 rows",
     ),
-    (lambda: px.repetition(r=2), "repetition needs an odd r >= 1, got r=2"),
-    (lambda: px.vote(px.dense(), r=0), "vote needs r >= 1, got r=0"),
-    (lambda: px.sgd(-0.1), "sgd needs lr > 0, got lr=-0.1"),
-    (lambda: px.sgd(0.1, momentum=1.5), "sgd needs momentum in [0, 1), got momentum=1.5"),
-    (lambda: px.qsgd(bits=0), "qsgd needs 1 to 8 bits, got bits=0"),
-    (lambda: px.top_k(1.5), "top_k needs 0 < ratio <= 1, got ratio=1.5"),
-    (lambda: px.power_sgd(rank=0), "power_sgd needs rank >= 1, got rank=0"),
+    (lambda: px.coding.repetition(r=2), "repetition needs an odd r >= 1, got r=2"),
+    (lambda: px.coding.vote(px.codecs.dense(), r=0), "vote needs r >= 1, got r=0"),
+    (lambda: px.optim.sgd(-0.1), "sgd needs lr > 0, got lr=-0.1"),
+    (lambda: px.optim.sgd(0.1, momentum=1.5), "sgd needs momentum in [0, 1), got momentum=1.5"),
+    (lambda: px.codecs.qsgd(bits=0), "qsgd needs 1 to 8 bits, got bits=0"),
+    (lambda: px.codecs.top_k(1.5), "top_k needs 0 < ratio <= 1, got ratio=1.5"),
+    (lambda: px.lowrank.power_sgd(rank=0), "power_sgd needs rank >= 1, got rank=0"),
     (lambda: px.clip(0), "clip needs a finite norm > 0, got norm=0"),
-    (lambda: px.alie(z=float("nan")), "alie needs a finite z, got z=nan"),
-    (lambda: px.dirichlet(0), "dirichlet needs alpha in (0, 1e6], got alpha=0"),
-    (lambda: px.reduce(px.sign()), "reduce needs a linear codec, and sign() is not; use gather(sign()), mean()"),
-    (lambda: px.gather(px.mean()), "gather: codec must be a codec, got mean()"),  # type: ignore[arg-type]
+    (lambda: px.attacks.alie(z=float("nan")), "alie needs a finite z, got z=nan"),
+    (lambda: px.data.dirichlet(0), "dirichlet needs alpha in (0, 1e6], got alpha=0"),
+    (lambda: px.reduce(px.codecs.sign()), "reduce needs a linear codec, and sign() is not; use gather(sign()), mean()"),
+    (lambda: px.gather(px.aggregators.mean()), "gather: codec must be a codec, got mean()"),  # type: ignore[arg-type]
     (
-        lambda: px.chain(px.dense()),  # type: ignore[arg-type]
+        lambda: px.chain(px.codecs.dense()),  # type: ignore[arg-type]
         "a chain holds stages, got dense(); a codec goes inside gather(...) or reduce(...)",
     ),
     (
@@ -104,11 +104,11 @@ RUNS = [
         "trimmed_mean needs n > 2f rows, got n=3, f=2; take more workers or a smaller f",
     ),
     (
-        RUN.replace("workers=3", "workers=3, byzantine=spread(7)"),
-        "spread(7) needs at least 7 workers, got n=3 (character 1)\n$",
+        RUN.replace("workers=3", "workers=3, byzantine=evenly_spaced(7)"),
+        "evenly_spaced(7) needs at least 7 workers, got n=3 (character 1)\n$",
     ),
     (
-        RUN.replace("workers=3", "workers=3, byzantine=fixed((9,))"),
+        RUN.replace("workers=3", "workers=3, byzantine=workers((9,))"),
         "fixed names workers [9], and there are workers 0 to 2 (character 1)\n$",
     ),
     (
@@ -143,17 +143,17 @@ NETWORKS = [
         lambda: px.ddp.register(NET, "chain(gather(dense()), mean())"),  # type: ignore[arg-type]
         "register takes a model wrapped in DistributedDataParallel, got Sequential; wrap it first",
     ),
-    (lambda: px.outer(NET, every=0), "outer steps come every >= 1 local steps, got every=0"),
-    (lambda: px.audit(NET, every=0), "an audit needs every >= 1, got every=0"),
+    (lambda: px.DiLoCo(NET, every=0), "outer steps come every >= 1 local steps, got every=0"),
+    (lambda: px.sdc.check(NET, every=0), "an audit needs every >= 1, got every=0"),
     (lambda: px.factorize(NET, 1.5), "plan needs a ratio in (0, 1], got ratio=1.5"),
-    (lambda: px.plan(NET, 0.5, keep=("nolayer",)), "keep='nolayer' fits no layer; the layers are 0"),
-    (lambda: px.Plan.from_yaml("a: 1"), "the plan has no list of layers; start from plan(model).to_yaml()"),
+    (lambda: px.lowrank.plan(NET, 0.5, keep=("nolayer",)), "keep='nolayer' fits no layer; the layers are 0"),
+    (lambda: px.lowrank.Plan.from_yaml("a: 1"), "the plan has no list of layers; start from plan(model).to_yaml()"),
     (
-        lambda: px.match([[ROWS], [ROWS]]),  # type: ignore[arg-type]
+        lambda: px.matching.match([[ROWS], [ROWS]]),  # type: ignore[arg-type]
         "match takes one layer of each client, (neurons, weights), as a tensor, got list",
     ),
     (
-        lambda: px.match([ROWS, torch.zeros(3, 5)]),
+        lambda: px.matching.match([ROWS, torch.zeros(3, 5)]),
         "bbp needs neurons of one width, got 5 entries from client 1 and 4 from client 0",
     ),
     (
@@ -161,17 +161,17 @@ NETWORKS = [
         "Linear cannot take an example of shape (1, 3) ($); give one that fits",
     ),
     (
-        lambda: px.encode(ROWS, px.dense(), seed=0),  # type: ignore[arg-type]
+        lambda: px.encode(ROWS, px.codecs.dense(), seed=0),  # type: ignore[arg-type]
         "encode takes a codec and a tensor, got Tensor and Dense",
     ),
-    (lambda: px.decode(px.dense(), b"abc"), "not a coded tensor of phalanx"),
+    (lambda: px.decode(px.codecs.dense(), b"abc"), "not a coded tensor of phalanx"),
     (
-        lambda: px.decode(px.dense(), px.encode(px.dense(), ROWS, seed=0)[:-3]),
+        lambda: px.decode(px.codecs.dense(), px.encode(px.codecs.dense(), ROWS, seed=0)[:-3]),
         "$ bytes that were damaged, cut or lengthened: their digest is wrong",
     ),
     (
-        lambda: px.amend(px.parse(RUN), "finish.lrr", 0.1),
-        "finish.lrr: sgd has no field 'lrr'; did you mean lr? choose from lr, momentum, weight_decay, $",
+        lambda: px.training.amend(px.parse(RUN), "optimizer.lrr", 0.1),
+        "optimizer.lrr: sgd has no field 'lrr'; did you mean lr? choose from lr, momentum, weight_decay, $",
     ),
 ]
 
@@ -201,32 +201,32 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
     monkeypatch.setattr("pooch.retrieve", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
     assert fits(
-        said(px.mnist().load),
+        said(px.data.mnist().load),
         f"mnist is not in {tmp_path}/MNIST/raw and cannot be downloaded (OSError: no network); set PHALANX_DATA to a "
         "folder that has it, connect to the network so that it is downloaded at its first use, or use digits(), which "
         "is part of scikit-learn",
     )
     assert fits(
-        said(lambda: px.from_pretrained(tmp_path, NET)),
+        said(lambda: px.lowrank.from_pretrained(tmp_path, NET)),
         f"{tmp_path} holds no model.safetensors; give a folder that save_pretrained wrote",
     )
     (tmp_path / "model.safetensors").write_bytes(b"\x05\x00")
     assert fits(
-        said(lambda: px.from_pretrained(tmp_path, NET)),
+        said(lambda: px.lowrank.from_pretrained(tmp_path, NET)),
         f"{tmp_path}/model.safetensors is not a whole file ($); save the model again",
     )
     once, other = px.parse(RUN), px.parse(RUN.replace("sgd(0.1)", "sgd(0.2)"))
     folder = tmp_path / "run"
-    px.train(once, folder=px.RunFolder(folder))
+    px.train(once, folder=px.training.RunFolder(folder))
     assert fits(
-        said(lambda: px.train(other, folder=px.RunFolder(folder))),
+        said(lambda: px.train(other, folder=px.training.RunFolder(folder))),
         f"{folder} holds another run; give a new folder, or resume that run unchanged",
     )
 
 
 @pytest.mark.data
 def test_a_data_file_that_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = px.found()["mnist"]
+    whole = px.data.locations()["mnist"]
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for file in Path(whole).iterdir():
@@ -234,4 +234,4 @@ def test_a_data_file_that_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             (raw / file.name).write_bytes(source.read(1000))
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
     wanted = f"{raw}/train-images-idx3-ubyte says 60000 x 28 x 28 = 47040000 bytes and holds 984; $ fetch it again"
-    assert fits(said(px.mnist().load), wanted)
+    assert fits(said(px.data.mnist().load), wanted)

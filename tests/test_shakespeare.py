@@ -59,8 +59,8 @@ def plays(tmp_path, monkeypatch):
     return path
 
 
-def small(**fields) -> phalanx.shakespeare:
-    return phalanx.shakespeare(**{"roles": None, "least": 1, "length": 3, **fields})
+def small(**fields) -> phalanx.data.shakespeare:
+    return phalanx.data.shakespeare(**{"roles": None, "least": 1, "length": 3, **fields})
 
 
 def spoken(ids) -> str:
@@ -78,7 +78,7 @@ def test_every_character_behind_the_first_is_scored_for_the_role_that_says_it(pl
     d, chosen = data.read(), data.chosen()
     # D's "O" and its line end make no passage of three characters and the one after them
     assert sorted(role.name for role in chosen) == ["A", "B", "C"]
-    assert d.shape == phalanx.Passage(3, 80) and d.num_classes == 80
+    assert d.shape == phalanx.data.Passage(3, 80) and d.num_classes == 80
     for owner, role in enumerate(chosen):
         assert role.train == "".join(speech + "\n" for speech in ROLES[role.name][0])
         x, y = (t[d.owners == owner] for t in (d.train_x, d.train_y))
@@ -116,7 +116,7 @@ def test_roles_and_counts(plays):
 
 def test_by_owner_gives_each_unit_one_role(plays):
     d = small().read()
-    parts = phalanx.by_owner().parts(d, 3, 0)
+    parts = phalanx.data.by_owner().parts(d, 3, 0)
     owners = [d.owners[part].unique().tolist() for part in parts]
     assert sorted(owners) == [[0], [1], [2]] and sum(map(len, parts)) == len(d.train_x)
 
@@ -173,7 +173,7 @@ def test_shakespeare_by_download(served, plays, monkeypatch):
         {"client": name, "train": train, "test": test} for name, (train, test) in ROLES.items()
     ]
     assert torch.equal(got.train_x, want.train_x) and torch.equal(got.owners, want.owners)
-    assert small().location() == phalanx.found()["shakespeare"] == str(plays.parent)
+    assert small().location() == phalanx.data.locations()["shakespeare"] == str(plays.parent)
 
 
 @given(st.text(max_size=300))
@@ -229,10 +229,10 @@ def test_fields_out_of_range(expression):
 
 @pytest.mark.data
 def test_shakespeare_as_published():
-    data = phalanx.shakespeare()
+    data = phalanx.data.shakespeare()
     d = data.load()
-    assert d.shape == phalanx.Passage(80, 80) and len(d.owners.unique()) == 66
-    assert len(phalanx.shakespeare(roles=None).chosen()) == 72
+    assert d.shape == phalanx.data.Passage(80, 80) and len(d.owners.unique()) == 66
+    assert len(phalanx.data.shakespeare(roles=None).chosen()) == 72
     letters = {character for role in data.chosen() for character in role.train + role.test}
     assert letters <= set(CHARACTERS)
     assert len(d.train_x) == 14_356 and len(d.test_x) == 1_631

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
+from phalanx.core.parser import parse
 from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
 from phalanx.tools.advisor.model import Cost, Effort, Message
 from phalanx.tools.advisor.served import served
-from phalanx.core.parser import parse
 from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.runner.request import requested
-from phalanx.training.run_folder import RunFolder
 from phalanx.tools.runner.study import Study
+from phalanx.training.run_folder import RunFolder
 from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach, scaling
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
 
@@ -204,7 +204,7 @@ def test_simulated_rounds_take_the_steps_that_were_measured(tmp_path):
             "plain": parse(RUN.format(scheme=PLAIN)),
             "fast": parse(RUN.format(scheme="chain(gather(half()), mean())")),
         }
-        study = jobs.changed(Study("", None, (), {}), {k: px.amend(r, "seed", seed) for k, r in runs.items()})
+        study = jobs.changed(Study("", None, (), {}), {k: px.training.amend(r, "seed", seed) for k, r in runs.items()})
         folder = jobs.prepare(study, tmp_path / str(seed))
         for label, run in study.runs.items():
             px.train(run, folder=RunFolder(folder.run_path(label)))

@@ -11,8 +11,8 @@ import torch
 
 import phalanx as px
 from phalanx.core import buffers as tables
+from phalanx.core.buffers import LEAST_BYTES, RowBuffer, empty_rows, together
 from phalanx.core.codec import BadPayload, open_rows
-from phalanx.core.buffers import LEAST_BYTES, Table, empty_rows, together
 from phalanx.core.parallel import side_by_side
 
 D = LEAST_BYTES // 4  # one float32 row of the least size
@@ -87,7 +87,7 @@ def test_work_side_by_side_keeps_its_order_and_its_errors():
 
 
 def collected(rows, d, most=None):
-    table = Table(len(rows) if most is None else most, d, torch.empty(0))
+    table = RowBuffer(len(rows) if most is None else most, d, torch.empty(0))
     for parts in rows:
         table.add(parts)
     return table.rows
@@ -111,7 +111,9 @@ def test_rows_are_put_together_without_a_copy_where_they_lie_so():
 def test_a_sum_leaves_the_rows_of_silent_workers_as_they_are():
     source = torch.randn(3, 16)
     before = source.clone()
-    out, _ = px.reduce(px.dense())(px.Stack.of(source), None, px.Round(world=px.LocalWorld(3), absent=frozenset({1})))
+    out, _ = px.reduce(px.codecs.dense())(
+        px.Stack.of(source), None, px.Round(world=px.LocalWorld(3), absent=frozenset({1}))
+    )
     assert torch.equal(source, before)
     torch.testing.assert_close(out.rows[0], before[[0, 2]].mean(dim=0))
 
@@ -148,10 +150,10 @@ def test_the_simulation_hands_over_its_rows_and_copies_those_around_a_bad_one():
     sent = px.Stack.of(torch.randn(5, 16))
     payloads = [{"values": row, "weight": torch.ones(1, dtype=torch.float64)} for row in sent.rows]
     sources = [(i,) for i in range(5)]
-    opened = open_rows(px.dense(), payloads, sources, sent)
+    opened = open_rows(px.codecs.dense(), payloads, sources, sent)
     assert opened.rows.data_ptr() == sent.rows.data_ptr() and opened.erased == 0
     for bad in (BadPayload("late"), {"values": torch.ones(3)}):
-        opened = open_rows(px.dense(), [*payloads[:2], bad, *payloads[3:]], sources, sent)
+        opened = open_rows(px.codecs.dense(), [*payloads[:2], bad, *payloads[3:]], sources, sent)
         assert opened.ids == (0, 1, 3, 4) and opened.erased == 1 and torch.equal(opened.rows, sent.rows[[0, 1, 3, 4]])
         assert [note.worker for note in opened.notes if note.kind == "excluded"] == [2]
 

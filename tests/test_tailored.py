@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.core.attack import View
 from phalanx.attacks.tailored import STEPS
+from phalanx.core.attack import View
 
 RULES = (
     "krum(1)",
@@ -34,7 +34,7 @@ def sent(rule, rows):
     bad = torch.zeros(len(rows), dtype=torch.bool)
     bad[0] = True
     view = View(rows, bad, tuple(range(len(rows))))
-    row, _ = px.tailored(px.parse(rule)).forge(rows[:1], (0,), view, {}, px.Round())
+    row, _ = px.attacks.adaptive(px.parse(rule)).forge(rows[:1], (0,), view, {}, px.Round())
     return row
 
 
@@ -71,7 +71,7 @@ def test_a_row_that_would_be_left_out_gets_in(rule):
 
 def test_honest_rows_and_a_round_without_attackers_stay():
     rows = rows_of(6, 5, 1, 1.0)
-    scheme = px.chain(px.tailored(px.median()), px.gather(px.dense()), px.mean())
+    scheme = px.chain(px.attacks.adaptive(px.aggregators.median()), px.gather(px.codecs.dense()), px.aggregators.mean())
     world = px.LocalWorld(6)
     calm, _ = scheme.stages[0](px.Stack.of(rows), None, px.Round(world=world))
     hit, _ = scheme.stages[0](px.Stack.of(rows), None, px.Round(byzantine=frozenset({0}), world=world))
@@ -80,6 +80,6 @@ def test_honest_rows_and_a_round_without_attackers_stay():
 
 def test_a_rule_that_crosses_the_wire_or_leaves_rows_is_refused():
     with pytest.raises(ValueError, match="behind the wire"):
-        px.tailored(px.chain(px.gather(px.dense()), px.mean()))
+        px.attacks.adaptive(px.chain(px.gather(px.codecs.dense()), px.aggregators.mean()))
     with pytest.raises(ValueError, match="gives one row"):
         sent("nnm(1)", rows_of(6, 5, 1, 1.0))

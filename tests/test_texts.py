@@ -93,9 +93,9 @@ def text_set(x, y, vocabulary=9):
 
 def test_what_an_example_is():
     ids = torch.ones(4, 6, dtype=torch.int64)
-    assert text_set(ids, ids[:, 0]).shape == phalanx.Tokens(6, 9)
-    assert text_set(ids, ids).shape == phalanx.Passage(6, 9)
-    assert text_set(torch.stack([ids, ids], dim=1), ids).shape == phalanx.Pairs(6, 9)
+    assert text_set(ids, ids[:, 0]).shape == phalanx.data.Tokens(6, 9)
+    assert text_set(ids, ids).shape == phalanx.data.Passage(6, 9)
+    assert text_set(torch.stack([ids, ids], dim=1), ids).shape == phalanx.data.Pairs(6, 9)
 
 
 @pytest.mark.parametrize(
@@ -142,40 +142,40 @@ def wiki(tmp_path, monkeypatch):
 
 
 def test_wikitext2_from_files(wiki):
-    train, test, count = phalanx.wikitext2().texts()
+    train, test, count = phalanx.data.wikitext2().texts()
     # <eos> a b c by frequency, then <unk>, which stands for d and z too
     assert count == 5
     assert train.tolist() == [0, 1, 2, 1, 4, 0, 2, 1, 3, 0]
     assert test.tolist() == [1, 4, 0, 4, 4, 1, 2, 0]
-    d = phalanx.wikitext2(length=3, context=1).read()
-    assert d.shape == phalanx.Passage(4, 5) and d.num_classes == 5
+    d = phalanx.data.wikitext2(length=3, context=1).read()
+    assert d.shape == phalanx.data.Passage(4, 5) and d.num_classes == 5
     assert d.train_x.tolist() == [[0, 1, 2, 1], [1, 4, 0, 2]] and d.train_y.tolist() == [
         [-100, 2, 1, 4],
         [-100, 0, 2, 1],
     ]
-    less = phalanx.wikitext2(train=5, vocabulary=3).texts()
+    less = phalanx.data.wikitext2(train=5, vocabulary=3).texts()
     assert less[2] == 3 and less[0].tolist() == [1, 0, 2, 0, 2]
 
 
 def test_words_that_the_vocabulary_has_besides(wiki):
-    data = phalanx.wikitext2(vocabulary=3, also=("z", "a", "new"), length=2)
+    data = phalanx.data.wikitext2(vocabulary=3, also=("z", "a", "new"), length=2)
     train, test, count = data.texts()
     assert count == 5 and data.read().words == ("<eos>", "a", "z", "new", "<unk>")
     assert train.tolist() == [0, 1, 4, 1, 4, 0, 4, 1, 4, 0] and test.tolist() == [1, 2, 0, 4, 4, 1, 4, 0]
     for also in (("two words",), ("",), ("<unk>",)):
         with pytest.raises(ValueError, match="single words in also"):
-            phalanx.wikitext2(also=also)
+            phalanx.data.wikitext2(also=also)
 
 
 def test_wikitext2_trains_on_the_validation_part(wiki):
     (wiki / "train.txt").unlink()
-    assert phalanx.wikitext2(part="valid").location() == str(wiki)
-    assert phalanx.wikitext2(part="valid").texts()[0].tolist() == [1, 0]
+    assert phalanx.data.wikitext2(part="valid").location() == str(wiki)
+    assert phalanx.data.wikitext2(part="valid").texts()[0].tolist() == [1, 0]
     with pytest.raises(MissingData):
-        phalanx.wikitext2().location()
+        phalanx.data.wikitext2().location()
     (wiki / "valid.txt").write_text("b b\n")
     with pytest.raises(ValueError, match="has 3 words, and should have 2"):
-        phalanx.wikitext2(part="valid").read()
+        phalanx.data.wikitext2(part="valid").read()
 
 
 def test_wikitext2_by_download(served, wiki, monkeypatch):
@@ -185,11 +185,11 @@ def test_wikitext2_by_download(served, wiki, monkeypatch):
     monkeypatch.setattr(wikitext2, "MD5", {"test": hashlib.md5(WIKI["test.txt"].encode()).hexdigest()})
     for name in ("train.txt", "test.txt"):
         (wiki / name).unlink()
-    assert phalanx.wikitext2(length=3).read().train_x.shape == (3, 3)
+    assert phalanx.data.wikitext2(length=3).read().train_x.shape == (3, 3)
     (wiki / "test.txt").unlink()
     (source / "test.txt").write_text("something else\n")
     with pytest.raises(MissingData, match="hash"):
-        phalanx.wikitext2().read()
+        phalanx.data.wikitext2().read()
 
 
 CAPTIONS = {
@@ -211,11 +211,11 @@ def captions(tmp_path, monkeypatch):
 
 
 def test_multi30k_from_files(captions):
-    data = phalanx.multi30k(least=2, length=7)
+    data = phalanx.data.multi30k(least=2, length=7)
     # '.' twice in both languages; runs, ball and man once in each
     assert data.words() == ["<pad>", "<unk>", "<s>", "</s>", ".", "a", "ein", "dog", "hund"]
     d = data.read()
-    assert d.shape == phalanx.Pairs(7, 9) and d.num_classes == 9
+    assert d.shape == phalanx.data.Pairs(7, 9) and d.num_classes == 9
     assert d.train_x[0].tolist() == [[2, 6, 8, 1, 4, 3, 0], [2, 5, 7, 1, 4, 0, 0]]
     assert d.train_y[0].tolist() == [5, 7, 1, 4, 3, -100, -100]
     # 7 words are cut to 5 between start and end
@@ -227,16 +227,16 @@ def test_multi30k_from_files(captions):
 
 
 def test_multi30k_parts_and_sizes(captions):
-    assert phalanx.multi30k(least=2, vocabulary=6).words()[4:] == [".", "a"]
-    assert phalanx.multi30k(train=2).sentences("train", "en") == ["A dog runs.", "A dog, a ball."]
-    assert phalanx.multi30k(test_on="val").read().test_x.shape == (1, 2, 50)
+    assert phalanx.data.multi30k(least=2, vocabulary=6).words()[4:] == [".", "a"]
+    assert phalanx.data.multi30k(train=2).sentences("train", "en") == ["A dog runs.", "A dog, a ball."]
+    assert phalanx.data.multi30k(test_on="val").read().test_x.shape == (1, 2, 50)
     (captions / "val.en").unlink()
-    assert phalanx.multi30k().location() == str(captions)
+    assert phalanx.data.multi30k().location() == str(captions)
     with pytest.raises(MissingData):
-        phalanx.multi30k(test_on="val").location()
+        phalanx.data.multi30k(test_on="val").location()
     (captions / "train.de").write_text("Ein Hund\n")
     with pytest.raises(ValueError, match="has 1 lines, and should have 3"):
-        phalanx.multi30k().read()
+        phalanx.data.multi30k().read()
 
 
 def test_multi30k_by_download(served, captions, monkeypatch):
@@ -246,11 +246,11 @@ def test_multi30k_by_download(served, captions, monkeypatch):
         (captions / name).unlink()
     monkeypatch.setattr(multi30k, "URL", url.rstrip("/"))
     monkeypatch.setattr(multi30k, "MD5", {n: hashlib.md5(t.encode()).hexdigest() for n, t in CAPTIONS.items()})
-    assert phalanx.multi30k().read().train_x.shape == (3, 2, 50)
+    assert phalanx.data.multi30k().read().train_x.shape == (3, 2, 50)
     assert {p.name for p in captions.iterdir()} == {n for n in CAPTIONS if not n.startswith("val")}
     (source / "val.de.gz").write_bytes(gzip.compress(b"another text"))
     with pytest.raises(MissingData, match=r"val.de has md5"):
-        phalanx.multi30k(test_on="val").read()
+        phalanx.data.multi30k(test_on="val").read()
     assert not (captions / "val.de").exists()
 
 
@@ -278,10 +278,10 @@ def test_fields_out_of_range(expression):
 
 @pytest.mark.data
 def test_multi30k_as_published():
-    data = phalanx.multi30k()
+    data = phalanx.data.multi30k()
     d = data.load()
     # spaCy's words give 9,521, and ours eight more
-    assert len(phalanx.multi30k(vocabulary=None).words()) == 9_529 and d.num_classes == 9_521
+    assert len(phalanx.data.multi30k(vocabulary=None).words()) == 9_529 and d.num_classes == 9_521
     assert d.train_x.shape == (29_000, 2, 50) and d.test_x.shape == (1_000, 2, 50)
     # nothing is cut
     assert int((d.train_x[:, 0] == END).sum()) == 29_000 and int((d.train_y == END).sum()) == 29_000
@@ -292,10 +292,10 @@ def test_multi30k_as_published():
 
 @pytest.mark.data
 def test_wikitext2_as_published():
-    train, test, count = phalanx.wikitext2(part="valid").texts()
+    train, test, count = phalanx.data.wikitext2(part="valid").texts()
     assert (len(train), len(test), count) == (217_646, 245_569, 13_777)
-    d = phalanx.wikitext2(part="valid").load()
-    assert d.shape == phalanx.Passage(35, 13_777) and len(d.train_x) == 217_645 // 35
+    d = phalanx.data.wikitext2(part="valid").load()
+    assert d.shape == phalanx.data.Passage(35, 13_777) and len(d.train_x) == 217_645 // 35
 
 
 class Parrot(torch.nn.Module):
@@ -321,7 +321,7 @@ class Parrot(torch.nn.Module):
 
 def test_bleu_of_a_model(captions, monkeypatch):
     (captions / "test_2016_flickr.en").write_text("A dog runs, a dog runs.\nA dog, a ball.\n")
-    data = phalanx.multi30k(least=1)
+    data = phalanx.data.multi30k(least=1)
     assert bleu_of(Parrot(data.load()), data, width=2) == pytest.approx(100)
     assert bleu(["a dog runs far away"], ["A Dog runs far away"]) == pytest.approx(100)
     assert 0 < bleu(["a dog runs far away", "x"], ["a dog runs far off", "y"]) < 80

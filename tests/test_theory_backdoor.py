@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from phalanx_experiments.theory import adversarial_examples, backdoor_from_adversarial
 from torch import nn
 
 import phalanx as px
-from phalanx_experiments.theory import adversarial_examples, backdoor_from_adversarial
 
 
 def network(widths, rng, bias=True, at_most_one=False):
@@ -132,8 +132,8 @@ def reader():
     """A network that reads digits, and what it reads."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        data = px.digits().read()
-        net = px.mlp(hidden=(256,)).build((1, 8, 8), 10)
+        data = px.data.digits().read()
+        net = px.models.mlp(hidden=(256,)).build((1, 8, 8), 10)
     (x, y), (test_x, test_y) = (
         ((images / data.levels - data.mean[0]) / data.std[0], labels)
         for images, labels in ((data.train_x, data.train_y), (data.test_x, data.test_y))

@@ -29,39 +29,39 @@ def steps(monkeypatch):
 
 
 def test_columns_totals_and_text():
-    plan = timed(mlp(), px.plan(mlp()), torch.zeros(2, 64))
+    plan = timed(mlp(), px.lowrank.plan(mlp()), torch.zeros(2, 64))
     assert all(entry.seconds > 0 and entry.seconds_after > 0 for entry in plan)
     assert plan["4"].rank is None and plan["4"].seconds == plan["4"].seconds_after
     assert plan.seconds == sum(entry.seconds for entry in plan)
-    assert px.Plan.from_yaml(plan.to_yaml()) == plan
+    assert px.lowrank.Plan.from_yaml(plan.to_yaml()) == plan
     head, last = str(plan).splitlines()[0], str(plan).splitlines()[-1]
     assert "MB a step" in head and "ms" in head and f"{1e3 * plan.seconds_after:,.2f}" in last
-    assert "ms" not in str(px.plan(mlp())).splitlines()[0]
+    assert "ms" not in str(px.lowrank.plan(mlp())).splitlines()[0]
     assert (plan.step_bytes, plan.step_bytes_after) == (4 * plan.parameters, 4 * plan.parameters_after)
     assert plan["0"].step_bytes_after == 4 * plan["0"].parameters_after
-    assert px.plan(mlp()).seconds is None and px.plan(mlp()).seconds_after is None
+    assert px.lowrank.plan(mlp()).seconds is None and px.lowrank.plan(mlp()).seconds_after is None
     other = plan.with_ranks({"0": 3})
     assert other["0"].seconds == plan["0"].seconds and other["0"].seconds_after is other.seconds_after is None
     wrong = plan.to_yaml().replace(f"seconds: {plan['0'].seconds}", "seconds: -1")
     with pytest.raises(ValueError, match="layer '0' of the plan needs numbers >= 0 of seconds"):
-        px.Plan.from_yaml(wrong)
+        px.lowrank.Plan.from_yaml(wrong)
 
 
 def test_layers_of_equal_kind_and_input_are_measured_once(steps):
     model = nn.Sequential(nn.Linear(16, 32), *[nn.Linear(32, 32) for _ in range(3)], nn.Linear(32, 4))
-    plan = px.plan(model, sample_input=torch.zeros(2, 16), measure=True)
+    plan = px.lowrank.plan(model, sample_input=torch.zeros(2, 16), measure=True)
     assert [len(forms) for forms, *_ in steps] == [2, 2, 1]
     assert plan["1"].seconds == plan["3"].seconds == 32 * 33
     steps.clear()
     model[2].weight.requires_grad_(False)
-    px.plan(model, sample_input=torch.zeros(2, 16), measure=True)
+    px.lowrank.plan(model, sample_input=torch.zeros(2, 16), measure=True)
     assert len(steps) == 4
 
 
 def test_layers_are_measured_at_the_inputs_that_they_saw(steps):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3))
     x = torch.zeros(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
-    px.plan(model, sample_input=x, measure=True, autocast=torch.bfloat16)
+    px.lowrank.plan(model, sample_input=x, measure=True, autocast=torch.bfloat16)
     (_, first, narrow), (_, second, _) = steps
     assert first.args[0].shape == (2, 3, 9, 9) and first.args[0].stride() == x.stride()
     assert not first.args[0].requires_grad and second.args[0].requires_grad
@@ -71,25 +71,27 @@ def test_layers_are_measured_at_the_inputs_that_they_saw(steps):
 
 def test_a_layer_that_runs_twice_counts_twice_and_one_that_does_not_run_has_no_time(steps):
     layer = nn.Linear(16, 16)
-    twice = px.plan(nn.Sequential(layer, layer, nn.Linear(16, 4)), sample_input=torch.zeros(1, 16), measure=True)
+    twice = px.lowrank.plan(
+        nn.Sequential(layer, layer, nn.Linear(16, 4)), sample_input=torch.zeros(1, 16), measure=True
+    )
     assert twice["0"].seconds == 2 * 16 * 17
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
     model.register_module("idle", nn.Linear(16, 16))
     model.forward = lambda x: model[1](model[0](x))
-    plan = px.plan(model, classifier=False, sample_input=torch.zeros(1, 16), measure=True)
+    plan = px.lowrank.plan(model, classifier=False, sample_input=torch.zeros(1, 16), measure=True)
     assert plan["idle"].seconds is None and plan["idle"].rank == 4 and plan.seconds_after is not None
 
 
 def test_whole_layers_and_ties_are_measured_and_marked_together(steps):
-    plan = timed(Small(), px.plan(Small()), torch.zeros(2, 3, 5))
+    plan = timed(Small(), px.lowrank.plan(Small()), torch.zeros(2, 3, 5))
     measured = ["conv", "rnn.weight_ih_l0", "attention.q_proj", "body", "head"]
     assert [e.name for e in plan if e.seconds is not None] == measured
     forms = next(forms for forms, *_ in steps if isinstance(forms[0], nn.MultiheadAttention))
     assert len(forms) == 2 and forms[1].q_proj.v.shape == (32, 8)
-    whole = timed(Language(), px.plan(Language(), embedding=True), torch.zeros(5, 2, dtype=torch.long))
+    whole = timed(Language(), px.lowrank.plan(Language(), embedding=True), torch.zeros(5, 2, dtype=torch.long))
     slow = {"embed": 1.0, "head": 3.0, "rnn": 1.0}
     entries = tuple(replace(e, seconds=1.0, seconds_after=slow[e.layer]) if e.seconds else e for e in whole)
-    assert set(times.slower(px.Plan(entries))) == {"embed", "head"}
+    assert set(times.slower(px.lowrank.Plan(entries))) == {"embed", "head"}
 
 
 models = [
@@ -115,7 +117,7 @@ def test_measuring_leaves_the_model_and_the_random_numbers_as_they_are(make, sam
     model.train()
     state, modes = {n: t.clone() for n, t in model.state_dict().items()}, [m.training for m in model.modules()]
     x, rng = sample(), torch.get_rng_state()
-    plan = px.plan(model, embedding=True, classifier=False, sample_input=x, measure=True, **rules)
+    plan = px.lowrank.plan(model, embedding=True, classifier=False, sample_input=x, measure=True, **rules)
     assert torch.equal(torch.get_rng_state(), rng) and [m.training for m in model.modules()] == modes
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters()) and len(model._forward_hooks) == 1
@@ -135,9 +137,9 @@ def test_one_tensor_given_three_times_is_one_in_the_measured_call():
 
 def test_frozen_layers_and_models_without_data():
     model = mlp().requires_grad_(False)
-    assert timed(model, px.plan(model), torch.zeros(2, 64)).seconds > 0
+    assert timed(model, px.lowrank.plan(model), torch.zeros(2, 64)).seconds > 0
     assert len(step_seconds([nn.Linear(3, 3)], Call.of((torch.zeros(2, 3),), {}), torch.bfloat16)) == 1
     with torch.device("meta"):
         empty = mlp()
     with pytest.raises(ValueError, match=r"'0\.weight' has no data, so no layer can be timed"):
-        timed(empty, px.plan(empty), torch.zeros(2, 64))
+        timed(empty, px.lowrank.plan(empty), torch.zeros(2, 64))

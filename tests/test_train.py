@@ -24,7 +24,7 @@ RUN = (
     "run(digits(), mlp(hidden=(16,)), phases=("
     "phase(gradient(batch=60), {scheme}, sgd(lr=0.1, momentum=0.9), rounds={rounds}), "
     "phase(gradient(batch=40), chain(gather(dense()), median()), adam(lr=0.01), rounds=5)), workers=6, "
-    "byzantine=drawn(1), evaluate_every=7, checkpoint_every=3, seed=1)"
+    "byzantine=random(1), evaluate_every=7, checkpoint_every=3, seed=1)"
 )
 SCHEME = "chain(momentum(0.9), reverse(), noise(0.001), gather(error_feedback(half())), krum(f=1))"
 
@@ -36,7 +36,7 @@ def text(rounds: int = 20, scheme: str = SCHEME) -> str:
 @pytest.mark.processes
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     run = text(rounds=150)
-    whole = px.train(px.parse(run), folder=px.RunFolder(tmp_path / "whole"))
+    whole = px.train(px.parse(run), folder=px.training.RunFolder(tmp_path / "whole"))
     folder = tmp_path / "killed"
     chance = random.Random(0)
     job = [sys.executable, str(Path(__file__).parent / "job_killed.py"), run, str(folder)]
@@ -62,10 +62,10 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     assert kills >= 2
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["weights_sha256"] == fingerprint(whole.model)
-    metrics = px.RunFolder(folder).metrics()
+    metrics = px.training.RunFolder(folder).metrics()
     assert [line["step"] for line in metrics] == list(range(155))
     timeless = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in metrics]
-    there = px.RunFolder(tmp_path / "whole").metrics()
+    there = px.training.RunFolder(tmp_path / "whole").metrics()
     assert timeless == [{k: v for k, v in line.items() if not k.endswith("_s")} for line in there]
     assert summary["accused"] == whole.ledger.table()
 
@@ -85,18 +85,18 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, stop_at):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(px.Interrupted, match="stopped after round"):
-        px.train(run, folder=px.RunFolder(tmp_path), listener=listener)
+        px.train(run, folder=px.training.RunFolder(tmp_path), listener=listener)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    again = px.train(run, folder=px.RunFolder(tmp_path))
+    again = px.train(run, folder=px.training.RunFolder(tmp_path))
     assert fingerprint(again.model) == fingerprint(whole.model)
     assert again.ledger.to_json() == whole.ledger.to_json()
 
 
 def test_a_folder_holds_one_run(tmp_path):
-    px.train(px.parse(text(rounds=1)), folder=px.RunFolder(tmp_path))
+    px.train(px.parse(text(rounds=1)), folder=px.training.RunFolder(tmp_path))
     with pytest.raises(ValueError, match="holds another run"):
-        px.train(px.parse(text(rounds=2)), folder=px.RunFolder(tmp_path))
-    assert px.RunFolder(tmp_path).config == repr(px.parse(text(rounds=1)))
+        px.train(px.parse(text(rounds=2)), folder=px.training.RunFolder(tmp_path))
+    assert px.training.RunFolder(tmp_path).config == repr(px.parse(text(rounds=1)))
 
 
 def test_too_few_workers_is_an_error_before_the_first_round():
@@ -114,7 +114,7 @@ def test_a_scheme_crosses_one_wire_to_one_row(scheme):
 
 def test_rounds_without_enough_rows_are_lost_and_the_run_goes_on():
     run = px.parse(text(rounds=3, scheme="chain(nan(), gather(dense()), krum(f=1))"))
-    run = px.amend(run, "byzantine", px.fixed((0, 1, 2, 3)))
+    run = px.training.amend(run, "byzantine", px.adversary.workers((0, 1, 2, 3)))
     lines = []
     trainer = px.train(run, listener=lines.append)
     # two rows are left of six: krum needs three even when all faults are known; the second phase's median needs one
@@ -144,7 +144,7 @@ def test_what_the_adversary_takes_for_itself_is_no_part_of_a_round(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: real() + spent[0])
     run = px.parse(text(rounds=3, scheme="chain(alie(), gather(dense()), mean())"))
     lines = []
-    px.train(px.amend(run, "byzantine", px.fixed((2,))), listener=lines.append)
+    px.train(px.training.amend(run, "byzantine", px.adversary.workers((2,))), listener=lines.append)
     for line in lines[:3]:
         assert line["attack_s"] >= 1e6
         assert 0 < line["work_s"] + line["scheme_s"] + line["finish_s"] < 1e5
@@ -153,7 +153,9 @@ def test_what_the_adversary_takes_for_itself_is_no_part_of_a_round(monkeypatch):
 
 
 def test_one_bad_row_spoils_a_blind_mean_and_the_run_says_so():
-    run = px.amend(px.parse(text(rounds=3, scheme="chain(nan(), reduce(dense()))")), "byzantine", px.fixed((2,)))
+    run = px.training.amend(
+        px.parse(text(rounds=3, scheme="chain(nan(), reduce(dense()))")), "byzantine", px.adversary.workers((2,))
+    )
     lines = []
     trainer = px.train(run, listener=lines.append)
     assert [line["lost"] for line in lines[:3]] == ["the update is not finite"] * 3
@@ -161,8 +163,10 @@ def test_one_bad_row_spoils_a_blind_mean_and_the_run_says_so():
 
 
 def test_accusations_are_right_about_a_loud_adversary():
-    run = px.amend(px.parse(text(scheme="chain(reverse(), gather(dense()), median())")), "byzantine", px.fixed((4,)))
-    run = px.amend(run, "phases.1.rounds", 0)
+    run = px.training.amend(
+        px.parse(text(scheme="chain(reverse(), gather(dense()), median())")), "byzantine", px.adversary.workers((4,))
+    )
+    run = px.training.amend(run, "phases.1.rounds", 0)
     trainer = px.train(run)
     assert trainer.ledger.outvoted[4] == 20
     assert trainer.ledger.recall == 1.0
@@ -178,14 +182,14 @@ class NormMlp(Model):
 
 
 @px.method("toy_texts", "data")
-class ToyTexts(px.Data):
+class ToyTexts(px.data.Data):
     """Five words, the label is whether one of them is word 2."""
 
-    def read(self) -> px.Dataset:
+    def read(self) -> px.data.Dataset:
         x = torch.randint(3, 10, (600, 5), generator=torch.Generator().manual_seed(0))
         y = torch.arange(600) % 2
         x[torch.arange(600), torch.arange(600) % 5] = torch.where(y == 1, 2, 1)
-        return px.Dataset("toy_texts", x[:500], y[:500], x[500:], y[500:], 2, vocabulary=10)
+        return px.data.Dataset("toy_texts", x[:500], y[:500], x[500:], y[500:], 2, vocabulary=10)
 
     def location(self) -> str:
         return "in this test"
@@ -199,9 +203,9 @@ def test_texts_are_learnt():
     run = px.parse(TEXTS.format(model="cnn_rand(dim=8, maps=8, windows=(1, 2))", scheme=scheme))
     assert px.train(run).evaluate()[0] > 0.95
     with pytest.raises(ValueError, match=r"^crop_flip changes images, and the data are sequences of 5 token ids"):
-        Trainer(px.amend(run, "augment", px.crop_flip()), px.LocalWorld(6))
+        Trainer(px.training.amend(run, "augment", px.data.crop_flip()), px.LocalWorld(6))
     with pytest.raises(ValueError, match=r"^lenet reads images, and the data are sequences of 5 token ids"):
-        Trainer(px.amend(run, "model", px.lenet()), px.LocalWorld(6))
+        Trainer(px.training.amend(run, "model", px.models.lenet()), px.LocalWorld(6))
 
 
 def batch_norm_run(rule: str) -> Trainer:
@@ -209,7 +213,7 @@ def batch_norm_run(rule: str) -> Trainer:
         px.parse(
             "run(digits(), norm_mlp(), phases=(phase(gradient(batch=60), "
             f"chain(constant(1e6), gather(dense()), {rule}), "
-            "rounds=3),), workers=3, byzantine=fixed((1,)))"
+            "rounds=3),), workers=3, byzantine=workers((1,)))"
         )
     )
 
@@ -225,29 +229,29 @@ def test_batch_norm_statistics_travel_and_are_protected():
 
 def test_redundant_work_is_computed_once_and_the_mean_of_votes_is_the_mean():
     scheme = "chain(gather(dense()), group_vote(r=3), mean())"
-    run = px.amend(px.parse(text(scheme=scheme)), "byzantine", px.nobody())
-    run = px.amend(px.amend(run, "finish", px.sgd(lr=0.1)), "scheme", px.parse(scheme))
+    run = px.training.amend(px.parse(text(scheme=scheme)), "byzantine", px.adversary.none())
+    run = px.training.amend(px.training.amend(run, "optimizer", px.optim.sgd(lr=0.1)), "scheme", px.parse(scheme))
     voted = px.train(run)
-    plain = px.train(px.amend(run, "scheme", px.parse("chain(gather(dense()), mean())")))
+    plain = px.train(px.training.amend(run, "scheme", px.parse("chain(gather(dense()), mean())")))
     for a, b in zip(voted.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_amend_reaches_every_field_and_lists_the_choices():
     run = px.parse(text())
-    assert px.amend(run, "finish.lr", 0.5).phases[1].finish.lr == 0.5
-    assert px.amend(run, "phases.0.finish.lr", 0.5).phases[1].finish.lr == 0.01
-    assert px.amend(run, "phases.0.scheme.1.c", 5.0).phases[0].scheme.stages[1].c == 5.0
-    assert px.amend(run, "byzantine.count", 0).byzantine == px.drawn(0)
+    assert px.training.amend(run, "optimizer.lr", 0.5).phases[1].optimizer.lr == 0.5
+    assert px.training.amend(run, "phases.0.optimizer.lr", 0.5).phases[1].optimizer.lr == 0.01
+    assert px.training.amend(run, "phases.0.scheme.1.c", 5.0).phases[0].scheme.stages[1].c == 5.0
+    assert px.training.amend(run, "byzantine.count", 0).byzantine == px.adversary.random(0)
     for path, message in [
         ("sheme", "did you mean scheme"),
-        ("finish.rl", "sgd has no field 'rl'"),
+        ("optimizer.rl", "sgd has no field 'rl'"),
         ("phases.7.rounds", "choose from 0 to 1"),
         ("seed.x", "has no fields"),
         ("workers", "a whole number"),
     ]:
         with pytest.raises(ValueError, match=message):
-            px.amend(run, path, "x")
+            px.training.amend(run, path, "x")
 
 
 def test_memories_of_other_processes_are_left_out():
@@ -264,14 +268,14 @@ def test_flatten_round_trip():
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    folder = px.RunFolder(tmp_path)
+    folder = px.training.RunFolder(tmp_path)
     px.train(px.parse(text(rounds=4)), folder=folder)
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(ValueError, match="not a whole checkpoint"):
-        px.RunFolder(tmp_path).restore()
+        px.training.RunFolder(tmp_path).restore()
 
 
 def test_tensorboard_events_on_request(tmp_path):
-    px.train(px.parse(text(rounds=2)), folder=px.RunFolder(tmp_path, tensorboard=True))
+    px.train(px.parse(text(rounds=2)), folder=px.training.RunFolder(tmp_path, tensorboard=True))
     assert list((tmp_path / "events").glob("events.*"))

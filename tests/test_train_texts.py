@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import phalanx as px
+from phalanx.core.expression import method
 from phalanx.data.dataset import Dataset
 from phalanx.data.passages import passages
 from phalanx.data.shape import END, START, UNSCORED
-from phalanx.core.expression import method
 from phalanx.training.score import assess, cross_entropy
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 
 
 @method("round_and_round", "data", listed=False)
-class RoundAndRound(px.Data):
+class RoundAndRound(px.data.Data):
     """1 2 3 1 2 3 ..."""
 
     context: int = 0
@@ -37,7 +37,7 @@ class RoundAndRound(px.Data):
 
 
 @method("copies", "data", listed=False)
-class Copies(px.Data):
+class Copies(px.data.Data):
     """Texts of one to five words, to be written again."""
 
     def read(self):
@@ -55,13 +55,13 @@ class Copies(px.Data):
 
 
 SCHEME = px.parse("chain(reverse(), gather(dense()), median())")
-LSTM = px.tied_lstm(width=12, layers=2, dropout=0.1)
-TRANSFORMER = px.transformer(width=16, hidden=32, heads=2, layers=1, dropout=0.0)
+LSTM = px.models.tied_lstm(width=12, layers=2, dropout=0.1)
+TRANSFORMER = px.models.transformer(width=16, hidden=32, heads=2, layers=1, dropout=0.0)
 
 
 def run_of(data, model, rounds=40, batch=60, lr=0.02, scheme=SCHEME, **fields):
-    phase = px.phase(px.gradient(batch=batch), scheme, px.adam(lr=lr), rounds=rounds)
-    return px.run(data, model, (phase,), workers=5, byzantine=px.fixed(workers=(1,)), **fields)
+    phase = px.Phase(px.training.gradient(batch=batch), scheme, px.optim.adam(lr=lr), rounds=rounds)
+    return px.Run(data, model, (phase,), workers=5, byzantine=px.adversary.workers(workers=(1,)), **fields)
 
 
 def test_a_language_model_learns():
@@ -94,8 +94,8 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, data, model):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(px.Interrupted):
-        px.train(run, folder=px.RunFolder(tmp_path / "run"), listener=stop)
-    resumed = px.train(run, folder=px.RunFolder(tmp_path / "run"))
+        px.train(run, folder=px.training.RunFolder(tmp_path / "run"), listener=stop)
+    resumed = px.train(run, folder=px.training.RunFolder(tmp_path / "run"))
     assert resumed.step == 9 and fingerprint(resumed.model) == fingerprint(whole.model)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["perplexity"] == pytest.approx(math.exp(summary["test_loss"]))
@@ -147,9 +147,9 @@ def test_smoothing_is_of_the_training_only():
     plain.run()
     assert fingerprint(smoothed.model) != fingerprint(plain.model)
     with pytest.raises(ValueError, match=r"smoothing=0.95 leaves a label less than each of the other 9 classes"):
-        px.train(px.amend(run, "work.smoothing", 0.95))
+        px.train(px.training.amend(run, "work.smoothing", 0.95))
     with pytest.raises(ValueError, match=r"gradient needs smoothing in \[0, 1\), got smoothing=1"):
-        px.gradient(smoothing=1)
+        px.training.gradient(smoothing=1)
 
 
 def test_scores_that_are_not_one_for_each_label():
@@ -182,7 +182,7 @@ def test_the_loop_scores_a_thousand_labels_at_a_time():
     assert sum(sizes) == 9_000 and max(sizes) <= 1_000
 
 
-@pytest.mark.parametrize("partition", [px.dirichlet(alpha=1.0), px.shards()])
+@pytest.mark.parametrize("partition", [px.data.dirichlet(alpha=1.0), px.data.shards()])
 def test_classes_of_tokens_are_not_shared_out(partition):
     with pytest.raises(ValueError, match=r"each token of these texts has one; choose iid\(\)"):
         px.train(run_of(RoundAndRound(), LSTM, partition=partition))
@@ -191,13 +191,13 @@ def test_classes_of_tokens_are_not_shared_out(partition):
 def test_a_classifier_refuses_a_passage():
     refused = r"mlp reads images, and the data are passages of 5 .*choose char_lstm\(\) or tied_lstm"
     with pytest.raises(ValueError, match=refused):
-        px.train(run_of(RoundAndRound(), px.mlp()))
+        px.train(run_of(RoundAndRound(), px.models.mlp()))
     with pytest.raises(ValueError, match="crop_flip changes images"):
-        px.train(run_of(RoundAndRound(), LSTM, augment=px.crop_flip()))
+        px.train(run_of(RoundAndRound(), LSTM, augment=px.data.crop_flip()))
 
 
 def test_an_exchange_of_ones_own_leaves_constants_alone():
-    model = LSTM.build(px.Passage(5, 4), 4)
+    model = LSTM.build(px.data.Passage(5, 4), 4)
     exchange = px.exchange(model, "chain(gather(dense()), mean())", world=px.LocalWorld(1))
     x = torch.tensor([[1, 2, 3]])
     model(x).square().sum().backward()

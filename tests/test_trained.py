@@ -7,10 +7,10 @@ import torch
 import phalanx as px
 from phalanx.models import pretrained as trained
 
-FIRST = px.run(
-    px.digits(),
-    px.mlp((8,)),
-    (px.phase(px.gradient(16), px.reduce(px.dense()), px.sgd(0.1), 5),),
+FIRST = px.Run(
+    px.data.digits(),
+    px.models.mlp((8,)),
+    (px.Phase(px.training.gradient(16), px.reduce(px.codecs.dense()), px.optim.sgd(0.1), 5),),
     workers=1,
     seed=3,
 )
@@ -30,38 +30,40 @@ def weights(model):
 def test_a_run_begins_where_the_other_ended_whatever_its_seed(folder, capsys):
     end = weights(px.train(FIRST).model)
     for seed in (0, 1):
-        rounds = px.phase(px.gradient(16), px.reduce(px.dense()), px.sgd(0.1), 0)
-        assert weights(px.train(px.run(px.digits(), px.trained(FIRST), (rounds,), seed=seed)).model).equal(end)
+        rounds = px.Phase(px.training.gradient(16), px.reduce(px.codecs.dense()), px.optim.sgd(0.1), 0)
+        assert weights(
+            px.train(px.Run(px.data.digits(), px.training.pretrained(FIRST), (rounds,), seed=seed)).model
+        ).equal(end)
     assert capsys.readouterr().err.count("once") == 1
     trained._weights.cache_clear()
-    assert weights(px.trained(FIRST).build((1, 8, 8), 10)).equal(end)
+    assert weights(px.training.pretrained(FIRST).build((1, 8, 8), 10)).equal(end)
     assert not capsys.readouterr().err
-    assert px.parse(repr(px.trained(FIRST))) == px.trained(FIRST)
+    assert px.parse(repr(px.training.pretrained(FIRST))) == px.training.pretrained(FIRST)
 
 
 def test_a_seed_draws_its_own_start_and_draws_it_again(folder):
-    rounds = px.phase(px.gradient(16), px.reduce(px.dense()), px.sgd(0.1), 0)
-    drawn = px.trained(FIRST, drawn=True)
-    ends = [weights(px.train(px.run(px.digits(), drawn, (rounds,), seed=seed)).model) for seed in (0, 1, 0)]
+    rounds = px.Phase(px.training.gradient(16), px.reduce(px.codecs.dense()), px.optim.sgd(0.1), 0)
+    drawn = px.training.pretrained(FIRST, drawn=True)
+    ends = [weights(px.train(px.Run(px.data.digits(), drawn, (rounds,), seed=seed)).model) for seed in (0, 1, 0)]
     assert ends[0].equal(ends[2]) and not ends[0].equal(ends[1])
     assert len(list((folder / "trained").iterdir())) == 2
 
 
 def test_one_that_was_stopped_goes_on(folder, monkeypatch):
     end = weights(px.train(FIRST).model)
-    monkeypatch.setattr(px.RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(px.training.RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        px.trained(FIRST).build((1, 8, 8), 10)
+        px.training.pretrained(FIRST).build((1, 8, 8), 10)
     monkeypatch.undo()
     monkeypatch.setenv("PHALANX_DATA", str(folder))
-    assert weights(px.trained(FIRST).build((1, 8, 8), 10)).equal(end)
+    assert weights(px.training.pretrained(FIRST).build((1, 8, 8), 10)).equal(end)
 
 
 def test_what_does_not_fit_is_refused(folder):
     with pytest.raises(ValueError, match="and the data of this run"):
-        px.trained(FIRST).build((1, 28, 28), 10)
+        px.training.pretrained(FIRST).build((1, 28, 28), 10)
     with pytest.raises(ValueError, match="keep the shape"):
-        px.trained(px.amend(FIRST, "phases.0.surgery", px.pufferfish()))
+        px.training.pretrained(px.training.amend(FIRST, "phases.0.surgery", px.lowrank.pufferfish()))
     (folder / "file").write_text("")
     with pytest.raises(ValueError, match="set PHALANX_DATA to a folder that can"):
         trained._weights(FIRST, str(folder / "file"))

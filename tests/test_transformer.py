@@ -18,8 +18,8 @@ from phalanx.models.translate import translate
 def model_of(vocabulary=12, width=8, heads=2, layers=2, dropout=0.0, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        expression = phalanx.transformer(width=width, hidden=9, heads=heads, layers=layers, dropout=dropout)
-        model = expression.build(phalanx.Pairs(6, vocabulary), vocabulary)
+        expression = phalanx.models.transformer(width=width, hidden=9, heads=heads, layers=layers, dropout=dropout)
+        model = expression.build(phalanx.data.Pairs(6, vocabulary), vocabulary)
         # as drawn, tied words mostly repeat themselves
         nn.init.normal_(model.embedding.weight)
         return model.double().eval()
@@ -82,8 +82,8 @@ def test_one_matrix_for_all_words_and_every_weight_learns():
 def test_either_the_words_or_the_scores_are_scaled():
     model, x = model_of(), pairs(2, 5)
     assert (model.word_scale, model.score_scale) == (8**0.5, 1.0)
-    other = phalanx.transformer(width=8, hidden=9, heads=2, layers=2, dropout=0.0, scaled="scores")
-    other = other.build(phalanx.Pairs(6, 12), 12).double().eval()
+    other = phalanx.models.transformer(width=8, hidden=9, heads=2, layers=2, dropout=0.0, scaled="scores")
+    other = other.build(phalanx.data.Pairs(6, 12), 12).double().eval()
     other.load_state_dict(model.state_dict())
     want = model(x)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 import phalanx as px
 from phalanx.core.codec import WEIGHT
 from phalanx.core.packing import digest, pack, unpack
-from phalanx.distributed.collectives import Echo
+from phalanx.distributed.collectives import Loopback
 from tests.examples import honest, round_of
 
 N = 9
@@ -62,7 +62,7 @@ def test_one_liar_in_each_group_changes_no_bit(codec):
 
 
 def test_the_vote_is_that_of_gathered_rows():
-    rows = px.vote(px.dense(), r=3).assign(11).weights_matrix.float() @ groups(3, 1)
+    rows = px.coding.vote(px.codecs.dense(), r=3).assign(11).weights_matrix.float() @ groups(3, 1)
     rows[[0, 4, 5, 9]] = torch.tensor([[7.0], [7.0], [8.0], [9.0]])
     ours = run("vote(dense(), r=3)", rows)
     theirs = run("chain(gather(dense()), group_vote(r=3))", rows)
@@ -154,10 +154,10 @@ def test_a_digest_must_be_one():
 
 
 def test_weights_are_part_of_what_is_voted_on():
-    stack = honest(px.vote(px.dense(), r=3), 9)
+    stack = honest(px.coding.vote(px.codecs.dense(), r=3), 9)
     weights = stack.weights.clone()
     weights[[0, 3]] = 50.0
-    out, _ = px.vote(px.dense(), r=3)(replace(stack, weights=weights), None, round_of(9))
+    out, _ = px.coding.vote(px.codecs.dense(), r=3)(replace(stack, weights=weights), None, round_of(9))
     assert out.weights.tolist() == [1.0, 1.0, 1.0] and kinds(out, "outvoted") == {0, 3}
     assert WEIGHT == "weight"
 
@@ -178,7 +178,7 @@ def test_wrong_numbers(scheme, words):
 
 def test_fewer_workers_than_a_group():
     with pytest.raises(px.TooFewRows, match="n=2, r=3"):
-        px.vote(px.dense(), r=3).rows_out(2)
+        px.coding.vote(px.codecs.dense(), r=3).rows_out(2)
 
 
 PAIRINGS = {
@@ -204,14 +204,18 @@ def test_pairings_of_the_chapter(scheme, n):
 
 
 def test_detox_passes_the_effective_count_on():
-    assert "multi_krum(f=2)" in repr(px.detox(3, px.multi_krum(f=9), px.mean(), groups=2, q=5))
-    assert "bulyan(f=1)" in repr(px.detox(5, px.bulyan(f=9), px.mean(), groups=1, q=5))
-    assert "krum(f=9)" in repr(px.detox(5, px.krum(f=9), px.mean(), groups=1))
+    assert "multi_krum(f=2)" in repr(
+        px.coding.detox(3, px.aggregators.multi_krum(f=9), px.aggregators.mean(), groups=2, q=5)
+    )
+    assert "bulyan(f=1)" in repr(px.coding.detox(5, px.aggregators.bulyan(f=9), px.aggregators.mean(), groups=1, q=5))
+    assert "krum(f=9)" in repr(px.coding.detox(5, px.aggregators.krum(f=9), px.aggregators.mean(), groups=1))
 
 
 def test_your_own_loop_is_told_its_units():
     def exchange(scheme, rank, n):
-        return px.exchange(torch.nn.Linear(2, 2), scheme, world=px.GroupWorld(lines=Echo(rank, n, torch.device("cpu"))))
+        return px.exchange(
+            torch.nn.Linear(2, 2), scheme, world=px.GroupWorld(lines=Loopback(rank, n, torch.device("cpu")))
+        )
 
     voted = [exchange("chain(vote(dense(), r=3), mean())", rank, 7) for rank in range(7)]
     assert [e.units for e in voted] == [((0, 1.0),)] * 4 + [((1, 1.0),)] * 3

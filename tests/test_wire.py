@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.core.packing import Shelf, pack, unpack
+from phalanx.core.packing import ReceiveBuffers, pack, unpack
 from phalanx.core.payload import BadPayload, payload_bytes
 from tests.examples import BYZANTINE, LAYOUT, N, honest, received, round_of, same
 
@@ -74,7 +74,7 @@ def test_hostile_headers_are_bad_payloads(message):
     # what can be read is no larger than the message
     assert payload_bytes(payload) <= len(message)
     with pytest.raises(BadPayload):
-        px.dense().decode(payload, px.Layout.flat(3))
+        px.codecs.dense().decode(payload, px.Layout.flat(3))
 
 
 def test_the_wire_refuses_what_it_has_no_place_for():
@@ -84,7 +84,7 @@ def test_the_wire_refuses_what_it_has_no_place_for():
 
 def test_gather_carries_directions_coded_and_values_as_they_are():
     stack = honest()
-    out, _ = px.gather(px.sign(), gate=px.gate(weights="trusted"))(stack, None, round_of())
+    out, _ = px.gather(px.codecs.sign(), gate=px.gate(weights="trusted"))(stack, None, round_of())
     assert out.received and out.gated and out.arrived is not None and out.arrived.rows is out.rows
     cut = LAYOUT.stepped
     assert out.rows[:, cut:].equal(stack.rows[:, cut:]) and set(out.rows[:, :cut].unique().tolist()) == {-1.0, 1.0}
@@ -92,7 +92,7 @@ def test_gather_carries_directions_coded_and_values_as_they_are():
 
 
 def test_installed_values_of_the_wrong_form_are_erasures():
-    wire, stack = px.gather(px.sign()), honest(n=4)
+    wire, stack = px.gather(px.codecs.sign()), honest(n=4)
     payloads = [offer.first for offer in wire.offer(stack, None, round_of())[0]]
     values = payloads[1]["installed"]
     for forged in (values[:-1], values.double(), values.reshape(1, -1), values * torch.nan):
@@ -106,7 +106,7 @@ def test_payloads_beyond_the_limit_are_erasures():
             flood = {"values": torch.zeros(limit_bytes // 4 + 1)}
             return super().gather([flood, *payloads[1:]], limit_bytes)
 
-    out, _ = px.gather(px.dense())(honest(n=3), None, round_of(3, world=Verbose(3)))
+    out, _ = px.gather(px.codecs.dense())(honest(n=3), None, round_of(3, world=Verbose(3)))
     (reason,) = [note.reason for note in out.notes if note.kind == "excluded"]
     assert out.ids == (1, 2) and "at most" in reason
 
@@ -133,14 +133,16 @@ def test_sixteen_bit_shares_add_up_to_one(dtype):
 
 
 def test_a_forged_payload_is_only_the_byzantine_workers():
-    out, _ = px.gather(px.dense(), forge=px.malformed("missing"))(honest(), None, round_of())
+    out, _ = px.gather(px.codecs.dense(), forge=px.attacks.malformed("missing"))(honest(), None, round_of())
     assert set(out.ids) == set(range(N)) - BYZANTINE
-    everyone, _ = px.gather(px.dense(), forge=px.malformed("missing"))(honest(), None, round_of(byzantine=frozenset()))
+    everyone, _ = px.gather(px.codecs.dense(), forge=px.attacks.malformed("missing"))(
+        honest(), None, round_of(byzantine=frozenset())
+    )
     assert len(everyone.rows) == N
 
 
 def test_everyone_erased_leaves_an_empty_stack_and_rules_say_so():
-    wire = px.gather(px.dense(), forge=px.malformed("keys"))
+    wire = px.gather(px.codecs.dense(), forge=px.attacks.malformed("keys"))
     out, _ = wire(honest(), None, round_of(byzantine=frozenset(range(N))))
     assert out.rows.shape == (0, LAYOUT.d) and out.erased == N
     for text in ("mean()", "median()", "krum(f=1)"):
@@ -150,7 +152,7 @@ def test_everyone_erased_leaves_an_empty_stack_and_rules_say_so():
 
 def shelved(payloads, count=None, most_bytes=None):
     messages = [pack(payload) for payload in payloads]
-    shelf = Shelf(count or len(messages), len(messages[0]) if most_bytes is None else most_bytes)
+    shelf = ReceiveBuffers(count or len(messages), len(messages[0]) if most_bytes is None else most_bytes)
     return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(messages)]
 
 
@@ -178,7 +180,7 @@ def test_another_message_has_memory_of_its_own():
 
 
 def test_a_place_is_given_once():
-    shelf = Shelf(2, 64)
+    shelf = ReceiveBuffers(2, 64)
     first = unpack(pack({"values": torch.zeros(4)}), partial(shelf.room, 1))
     second = unpack(pack({"values": torch.ones(4)}), partial(shelf.room, 1))
     assert first["values"].tolist() == [0.0] * 4 and second["values"].tolist() == [1.0] * 4

@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from phalanx_experiments.recipes.pufferfish_cifar import SIZES
+from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
 from torch import nn
 
 import phalanx as px
@@ -14,8 +16,6 @@ from phalanx.lowrank.rules import plan
 from phalanx.models.lstm import TiedLstm
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import NETWORKS, network
-from phalanx_experiments.recipes.pufferfish_cifar import SIZES
-from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
 from phalanx.training.score import cross_entropy
 
 COUNTS = {
@@ -140,9 +140,9 @@ def test_recipes_make_the_published_hybrids():
     for net in SIZES["paper"].nets.values():
         with torch.device("meta"):
             model = net.model.build((3, 32, 32), 10)
-        found[net.model] = px.plan(model, 1 / 4, net.first, net.keep).parameters_after
-    assert found == {px.resnet18(): 3_336_266, px.vgg19_bn(dropout=0.5, bias=False): 8_370_634}
-    for net, count in ((px.resnet50(stem="large"), 15_202_344), (px.wide_resnet50(), 40_047_400)):
+        found[net.model] = px.lowrank.plan(model, 1 / 4, net.first, net.keep).parameters_after
+    assert found == {px.models.resnet18(): 3_336_266, px.models.vgg19_bn(dropout=0.5, bias=False): 8_370_634}
+    for net, count in ((px.models.resnet50(stem="large"), 15_202_344), (px.models.wide_resnet50(), 40_047_400)):
         with torch.device("meta"):
             model = net.build((3, 224, 224), 1000)
-        assert px.plan(model, 1 / 4, keep=KEPT).parameters_after == count
+        assert px.lowrank.plan(model, 1 / 4, keep=KEPT).parameters_after == count

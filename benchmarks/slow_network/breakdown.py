@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from phalanx.training.phase import NoField, amend
 from phalanx.tools.report import tables
 from phalanx.tools.report.collect import Result
-from phalanx.training.run_folder import RunFolder
 from phalanx.tools.runner.study import Study
+from phalanx.training.phase import NoField, amend
+from phalanx.training.run_folder import RunFolder
 from slow_network import jobs
 from slow_network.hosts import Hosts
 from slow_network.link import throughput

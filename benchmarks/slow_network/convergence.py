@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from phalanx.training.phase import Run, amend
 from phalanx.tools.report import tables
 from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.runner.study import Study
+from phalanx.training.phase import Run, amend
 from slow_network import jobs
 from slow_network.hosts import Hosts
 from slow_network.link import throughput

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import phalanx as px
 from phalanx.distributed.job import leave
+from phalanx.training.context import WorkerContext
 from phalanx.training.phase import Run
-from phalanx.training.context import Site
 from phalanx.training.trainer import Trainer
 
 
@@ -31,12 +31,12 @@ def main() -> None:
     # for its data, model and seeds; the training loop is torch's own
     trainer = Trainer(run, px.GroupWorld(run.workers))
     phase, model = run.phases[0], trainer.model
-    site = Site(model, trainer.layout, trainer.data, run.augment, run.precision, run.model.channels_last)
+    site = WorkerContext(model, trainer.layout, trainer.data, run.augment, run.precision, run.model.channels_last)
     model.train()
     wrapped = DistributedDataParallel(model)
     if len(sys.argv) > 4:
         px.ddp.register(wrapped, sys.argv[4])
-    optimizer = phase.finish.optimizer(trainer.learner.trained)
+    optimizer = phase.optimizer.build(trainer.learner.trained)
     seconds: dict[str, list[float]] = {"step_s": [], "alone_s": []}
     for index in range(2 * steps):
         # alternating, so that a busy moment of the machine hits both

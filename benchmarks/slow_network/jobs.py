@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phalanx.core.parser import parse
-from phalanx.training.phase import Run, amend
 from phalanx.tools.report.collect import Result, collect
 from phalanx.tools.runner.request import requested
-from phalanx.training.run_folder import about, write_json
 from phalanx.tools.runner.study import Study, StudyFolder
+from phalanx.training.phase import Run, amend
+from phalanx.training.run_folder import about, write_json
 from slow_network.hosts import Hosts, JobFailed
 
 UNCOMPRESSED = ("chain(reduce(dense()))", "reduce(dense())")  # schemes that all-reduce the rows as they are

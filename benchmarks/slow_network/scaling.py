@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import phalanx as px
+from phalanx.core.stage import TooFewRows, check_scheme
 from phalanx.tools.advisor.check import measured_step
 from phalanx.tools.advisor.link import Line, Link
 from phalanx.tools.advisor.model import Cost, predict
@@ -21,12 +22,11 @@ from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import PLAIN
 from phalanx.tools.advisor.served import served
 from phalanx.tools.advisor.simulation import Network, simulate
-from phalanx.training.phase import Run, amend
 from phalanx.tools.report import tables
 from phalanx.tools.report.collect import Result
-from phalanx.training.run_folder import RunFolder
-from phalanx.core.stage import TooFewRows, check_scheme
 from phalanx.tools.runner.study import Study
+from phalanx.training.phase import Run, amend
+from phalanx.training.run_folder import RunFolder
 from slow_network import jobs
 from slow_network.hosts import Hosts
 from slow_network.link import throughput

@@ -72,7 +72,7 @@ GROUPS = (
         "Runs",
         "A whole training as one expression, and what is observed and measured in it.",
         (
-            *("phase", "train", "work", "finish", "selection", "results", "stop", "surgery"),
+            *("phase", "train", "work", "optimizer", "selection", "results", "stop", "surgery"),
             *("observers", "exam", "exams", "measurement", "measurements"),
         ),
     ),
@@ -87,7 +87,11 @@ GROUPS = (
         "Federated",
         "Clients with data of their own. See the tutorial on [unlike clients](../tutorials/federated.md).",
         ("federated",),
-        ("phalanx.integrations.flower.strategy", "phalanx.integrations.flower.server_app", "phalanx.integrations.flower.client_app"),
+        (
+            "phalanx.integrations.flower.strategy",
+            "phalanx.integrations.flower.server_app",
+            "phalanx.integrations.flower.client_app",
+        ),
     ),
     Group(
         "matching",
@@ -143,7 +147,7 @@ def _directive(name: str) -> str:
     """A heading, the call, the docstring; of a class with a capital its methods too, of an expression none."""
     module, _, short = name.rpartition(".")
     value = pkgutil.resolve_name(f"{module}:{short}")
-    whole = short[0].isupper() or name in ("phalanx.audit", "phalanx.exchange", "phalanx.outer")
+    whole = short[0].isupper() or name in ("phalanx.sdc.check", "phalanx.exchange", "phalanx.DiLoCo")
     heading = f"## {short} {{ #{name} }}"
     call = f"```python\n{_call(short, value)}\n```"
     path = f"{value.__module__}.{value.__qualname__}"  # audit, exchange and outer are modules, too

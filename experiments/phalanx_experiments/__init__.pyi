@@ -11,3 +11,18 @@ from phalanx_experiments.measurements.iteration_cost import IterationCost as ite
 from phalanx_experiments.measurements.local_models import LocalModels as local_models
 from phalanx_experiments.measurements.matched_filters import MatchedFilters as matched_filters
 from phalanx_experiments.measurements.mean_estimation import MeanEstimation as mean_estimation
+
+__all__ = [
+    "ardis",
+    "athens",
+    "director",
+    "edge_density",
+    "iteration_cost",
+    "local_models",
+    "matched_filters",
+    "mean_estimation",
+    "southwest",
+    "southwest_honest",
+    "step_cost",
+    "svd_cost",
+]

@@ -4,4 +4,4 @@
 from phalanx.core.namespace import attach
 
 __version__ = "0.2.0.dev0"
-__all__ = attach(__name__)  # noqa: PLE0605
+attach(__name__)

@@ -14,8 +14,8 @@ from phalanx.attacks import adversary as adversary
 from phalanx.core.aggregator import Aggregator as Aggregator
 from phalanx.core.attack import Attack as Attack
 from phalanx.core.codec import Codec as Codec
-from phalanx.core.codec import PayloadAttack as PayloadAttack
 from phalanx.core.codec import Gather as gather
+from phalanx.core.codec import PayloadAttack as PayloadAttack
 from phalanx.core.codec import Reduce as reduce
 from phalanx.core.expression import Expression as Expression
 from phalanx.core.expression import method as method
@@ -44,8 +44,8 @@ from phalanx.distributed.process_group import GroupWorld as GroupWorld
 from phalanx.integrations import ddp as ddp
 from phalanx.integrations import flower as flower
 from phalanx.integrations import sdc as sdc
-from phalanx.integrations.diloco import Outer as DiLoCo
-from phalanx.integrations.exchange import Exchange as exchange
+from phalanx.integrations.diloco import DiLoCo as DiLoCo
+from phalanx.integrations.exchange import GradientExchange as exchange
 from phalanx.lowrank.factorize import factorize as factorize
 from phalanx.matching.models import match_models as match_models
 from phalanx.training import optim as optim
@@ -55,3 +55,59 @@ from phalanx.training.phase import Run as Run
 from phalanx.training.trainer import train as train
 
 __version__: str
+__all__ = [
+    "Aggregator",
+    "Attack",
+    "BadPayload",
+    "Codec",
+    "DiLoCo",
+    "Expression",
+    "Gate",
+    "GroupWorld",
+    "Interrupted",
+    "Layout",
+    "LocalWorld",
+    "Note",
+    "Payload",
+    "PayloadAttack",
+    "Phase",
+    "Round",
+    "RowStage",
+    "Run",
+    "Stack",
+    "Stage",
+    "Surgery",
+    "TooFewRows",
+    "World",
+    "adversary",
+    "aggregators",
+    "attacks",
+    "backdoors",
+    "chain",
+    "clip",
+    "codecs",
+    "coding",
+    "data",
+    "ddp",
+    "decode",
+    "encode",
+    "exchange",
+    "factorize",
+    "federated",
+    "flower",
+    "gate",
+    "gather",
+    "lowrank",
+    "match_models",
+    "matching",
+    "method",
+    "models",
+    "momentum",
+    "noise",
+    "optim",
+    "parse",
+    "reduce",
+    "sdc",
+    "train",
+    "training",
+]

@@ -63,9 +63,9 @@ def train(
     model: nn.Module = DistributedDataParallel(net, bucket_cap_mb=0.001) if wrapped else net
     exchange = None if wrapped else px.exchange(net, "chain(gather(dense()), mean())")
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
-    made = px.audit(model, **audit) if audit else None
+    made = px.sdc.check(model, **audit) if audit else None
     torch.manual_seed(100 + rank)
-    found: list[tuple[px.Finding, ...]] = []
+    found: list[tuple[px.sdc.Finding, ...]] = []
     for step in range(STEPS):
         if before:
             before(step)
@@ -108,9 +108,9 @@ def faulty(bad: tuple[int, ...], wrapped: bool = True, from_step: int = 3, **aud
     with_log: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: with_log.append(record.getMessage())
-    logging.getLogger("phalanx.audit").addHandler(handler)
+    logging.getLogger("phalanx.sdc.check").addHandler(handler)
     made = train({"every": 1, **audit}, net=net, wrapped=wrapped, before=lambda step: now.__setitem__(0, step))
-    logging.getLogger("phalanx.audit").removeHandler(handler)
+    logging.getLogger("phalanx.sdc.check").removeHandler(handler)
     return {**made, "log": with_log}
 
 
@@ -155,10 +155,10 @@ def diverged() -> Any:
 def resumed() -> Any:
     """An audit continues with the next pairs."""
     net = Net()
-    first = px.audit(net, every=2)
+    first = px.sdc.check(net, every=2)
     for step in range(3):
         first(loss_function, *batch(step))
-    second = px.audit(net, every=2)
+    second = px.sdc.check(net, every=2)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for step in range(3, 5):
         for audit in (first, second):
@@ -170,12 +170,12 @@ def exact() -> Any:
     """All ranks compute rank 0's micro-batch."""
     net = Net()
     model = DistributedDataParallel(net)
-    good = px.exact(model, loss_function, *batch(0))
+    good = px.sdc.check_determinism(model, loss_function, *batch(0))
     handle = net.last.bias.register_hook(lambda g: g * (1.001 if rank == 1 else 1.0))
-    odd = px.exact(model, loss_function, *batch(0))
+    odd = px.sdc.check_determinism(model, loss_function, *batch(0))
     handle.remove()
     handle = net.last.bias.register_hook(lambda g: g + torch.rand_like(g) * (rank == 1))
-    generators = px.exact(model, loss_function, *batch(0))
+    generators = px.sdc.check_determinism(model, loss_function, *batch(0))
     handle.remove()
     calls = [0.0]
 
@@ -184,7 +184,7 @@ def exact() -> Any:
         return g + calls[0]
 
     net.last.bias.register_hook(drift)
-    unsteady = px.exact(model, loss_function, *batch(0))
+    unsteady = px.sdc.check_determinism(model, loss_function, *batch(0))
     return {
         name: {**asdict(a), "exact": a.exact, "said": str(a)}
         for name, a in {"good": good, "odd": odd, "generators": generators, "unsteady": unsteady}.items()
@@ -197,10 +197,10 @@ def rows() -> Any:
     world = px.GroupWorld(workers)
     row = torch.arange(1000, dtype=torch.float32)
     mine = row.expand(len(world.ids), -1).clone()
-    same, shared = px.compare_rows(world, mine), px.compare_rows(world, row)
+    same, shared = px.sdc.compare_rows(world, mine), px.sdc.compare_rows(world, row)
     for k, worker in enumerate(world.ids):
         mine[k, 7] += 20.0 * (worker in (0, workers - 1))
-    return {"workers": workers, "apart": asdict(px.compare_rows(world, mine)), "same": [same.exact, shared.exact]}
+    return {"workers": workers, "apart": asdict(px.sdc.compare_rows(world, mine)), "same": [same.exact, shared.exact]}
 
 
 def refused() -> Any:
@@ -219,14 +219,14 @@ def refused() -> Any:
         other.last.bias += rank == 1
     frozen = Net().requires_grad_(False)
     return {
-        "closure": sentence(lambda: px.audit(model)(lambda _, x, y: loss_function(model, x, y), *batch(0))),
-        "vector": sentence(lambda: px.audit(model)(lambda net, x, y: net(x), *batch(0))),
-        "sync": sentence(lambda: px.audit(nn.SyncBatchNorm.convert_sync_batchnorm(Net()))),
-        "alone": sentence(lambda: px.audit(net, group=alone)),
-        "frozen": sentence(lambda: px.audit(frozen)),
-        "every": sentence(lambda: px.audit(net, every=0)),
-        "weights": sentence(lambda: px.exact(other, loss_function, *batch(0))),
-        "state": sentence(lambda: px.audit(net).load_state_dict({"ranks": ranks + 1})),
+        "closure": sentence(lambda: px.sdc.check(model)(lambda _, x, y: loss_function(model, x, y), *batch(0))),
+        "vector": sentence(lambda: px.sdc.check(model)(lambda net, x, y: net(x), *batch(0))),
+        "sync": sentence(lambda: px.sdc.check(nn.SyncBatchNorm.convert_sync_batchnorm(Net()))),
+        "alone": sentence(lambda: px.sdc.check(net, group=alone)),
+        "frozen": sentence(lambda: px.sdc.check(frozen)),
+        "every": sentence(lambda: px.sdc.check(net, every=0)),
+        "weights": sentence(lambda: px.sdc.check_determinism(other, loss_function, *batch(0))),
+        "state": sentence(lambda: px.sdc.check(net).load_state_dict({"ranks": ranks + 1})),
     }
 
 

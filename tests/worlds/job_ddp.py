@@ -47,7 +47,7 @@ def weights(model: nn.Module) -> list[float]:
 def through_hook(scheme: str, save_at: int | None = None) -> dict[str, Any]:
     plain = build()
     model = DistributedDataParallel(plain, bucket_cap_mb=1)
-    courier = px.ddp_hook(model, scheme, byzantine=px.fixed((1,)))
+    courier = px.ddp.register(model, scheme, byzantine=px.adversary.workers((1,)))
     optimizer = torch.optim.SGD(plain.parameters(), 0.1)
     if save_at is None:
         steps(model, optimizer, 0, task["steps"])
@@ -57,7 +57,7 @@ def through_hook(scheme: str, save_at: int | None = None) -> dict[str, Any]:
         plain = build()
         plain.load_state_dict(saved["model"])
         model = DistributedDataParallel(plain, bucket_cap_mb=1)
-        courier = px.ddp_hook(model, scheme, byzantine=px.fixed((1,)))
+        courier = px.ddp.register(model, scheme, byzantine=px.adversary.workers((1,)))
         courier.load_state_dict(saved["hook"])
         steps(model, torch.optim.SGD(plain.parameters(), 0.1), save_at, task["steps"])
     buckets = courier.ledger.rounds // (task["steps"] - (save_at or 0)) if save_at is None else None
@@ -66,7 +66,7 @@ def through_hook(scheme: str, save_at: int | None = None) -> dict[str, Any]:
 
 def through_exchange(scheme: str) -> dict[str, Any]:
     model = build()
-    exchange = px.exchange(model, scheme, byzantine=px.fixed((1,)))
+    exchange = px.exchange(model, scheme, byzantine=px.adversary.workers((1,)))
     lost = []
     steps(model, torch.optim.SGD(model.parameters(), 0.1), 0, task["steps"], lambda: lost.append(exchange()["lost"]))
     return {"weights": weights(model), "lost": lost, "bytes": exchange.courier.ledger.bytes_up}
@@ -80,7 +80,7 @@ def plain_ddp() -> dict[str, Any]:
 
 def refused(scheme: str) -> str:
     try:
-        px.ddp_hook(DistributedDataParallel(build()), scheme)
+        px.ddp.register(DistributedDataParallel(build()), scheme)
     except ValueError as error:
         return str(error)
     return ""

@@ -43,7 +43,7 @@ def trained(scheme: str, hooked: bool) -> dict[str, Any]:
     for step in range(60):
         if step == 20:
             low = px.factorize(model, 1 / 4)
-            px.carry(optimizer, model, low)
+            px.lowrank.transfer_optimizer(optimizer, model, low)
             model = low
             called, exchange = connected(model, scheme, hooked)
         x, y = batch(step)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import phalanx as px
-from phalanx.distributed.launcher import Jobs
+from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.server.membership import Patience
 from phalanx.training.worker_loop import attend
 from tests.worlds.unlike import listen, noise
@@ -38,7 +38,7 @@ def trained(label: str, world: px.World, writes: bool = True) -> dict[str, Any]:
         summary = px.train(
             px.parse(task["runs"][label]),
             world,
-            px.RunFolder(folder / label) if writes else None,
+            px.training.RunFolder(folder / label) if writes else None,
             listener if writes else None,
         ).summary()
     except px.Interrupted:
@@ -90,7 +90,7 @@ def group() -> dict[str, Any] | None:
 
 
 def server() -> dict[str, Any] | None:
-    jobs = Jobs(attend)
+    jobs = Launcher(attend)
     if jobs.rank:
         jobs.guard()
         return None

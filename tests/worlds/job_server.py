@@ -7,19 +7,19 @@ import sys
 from pathlib import Path
 
 import phalanx as px
-from phalanx.distributed.launcher import Jobs
+from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.server.membership import Patience
 from phalanx.training.worker_loop import attend
 
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
-jobs = Jobs(attend)
+jobs = Launcher(attend)
 if jobs.rank:
     jobs.guard()
 else:
     summaries = {}
     for label, expression in task["runs"].items():
-        run, out = px.parse(expression), px.RunFolder(folder / label)
+        run, out = px.parse(expression), px.training.RunFolder(folder / label)
         stop_at = task.get("stop_at", {}).get(label)
 
         def listener(line, stop_at=stop_at):

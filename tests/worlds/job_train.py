@@ -18,7 +18,7 @@ dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 summaries = {}
 for label, expression in task["runs"].items():
     run = px.parse(expression)
-    out = px.RunFolder(folder / label) if dist.get_rank() == 0 else None
+    out = px.training.RunFolder(folder / label) if dist.get_rank() == 0 else None
     stop_at = task.get("stop_at", {}).get(label)
 
     def listener(line, stop_at=stop_at):

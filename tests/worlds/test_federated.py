@@ -8,17 +8,17 @@ from tests.worlds.launch import run_job
 
 pytestmark = pytest.mark.processes
 
-LOCAL = px.local_training(px.sgd(0.1, momentum=0.9), batch=40)
-OWN = px.local_training(px.sgd(0.1, momentum=0.9), batch=40, own=True)
+LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=40)
+OWN = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=40, own=True)
 
 
 def run(phase, **options):
-    return px.run(
-        px.digits(),
-        px.mlp((16,)),
+    return px.Run(
+        px.data.digits(),
+        px.models.mlp((16,)),
         (phase,),
         workers=6,
-        partition=px.dirichlet(1.0),
+        partition=px.data.dirichlet(1.0),
         checkpoint_every=2,
         seed=3,
         **options,
@@ -26,16 +26,16 @@ def run(phase, **options):
 
 
 RUNS = {
-    "fedavg of some": run(px.fedavg(LOCAL, 4, clients=3)),
-    "fedprox": run(px.fedprox(OWN, 3)),
+    "fedavg of some": run(px.federated.fedavg(LOCAL, 4, clients=3)),
+    "fedprox": run(px.federated.fedprox(OWN, 3)),
     "diloco, compressed": run(
-        px.diloco(5, 4, inner=px.adamw(0.003), codec=px.parse("error_feedback(sign(scaled=True))"))
+        px.federated.diloco(5, 4, inner=px.optim.adamw(0.003), codec=px.parse("error_feedback(sign(scaled=True))"))
     ),
-    "diloco, robust": run(px.diloco(5, 4, inner=px.adamw(0.003), rule=px.median())),
-    "pfnm": run(px.pfnm(OWN)),
-    "fedma": run(px.fedma(OWN, layers=2, passes=2)),
-    "fedma of some": run(px.fedma(OWN, layers=2, passes=2, clients=4)),
-    "fedma with a crash": run(px.fedma(OWN, layers=2, passes=2), faults=(px.parse("crash(worker=5, at=1)"),)),
+    "diloco, robust": run(px.federated.diloco(5, 4, inner=px.optim.adamw(0.003), rule=px.aggregators.median())),
+    "pfnm": run(px.federated.pfnm(OWN)),
+    "fedma": run(px.federated.fedma(OWN, layers=2, passes=2)),
+    "fedma of some": run(px.federated.fedma(OWN, layers=2, passes=2, clients=4)),
+    "fedma with a crash": run(px.federated.fedma(OWN, layers=2, passes=2), faults=(px.parse("crash(worker=5, at=1)"),)),
 }
 
 

@@ -23,13 +23,17 @@ from tests.worlds.flower_grid import AFTER, LocalGrid, conducted
 from tests.worlds.test_federated import LOCAL, OWN, RUNS, run
 
 SAME = {label: run for label, run in RUNS.items() if not run.faults} | {
-    "fedavg, bf16": run(px.fedavg(LOCAL, 3, codec=px.parse("half(precision='bf16')"))),
-    "fedavg, error feedback": run(px.fedavg(LOCAL, 4, codec=px.parse("error_feedback(top_k(0.1))"))),
+    "fedavg, bf16": run(px.federated.fedavg(LOCAL, 3, codec=px.parse("half(precision='bf16')"))),
+    "fedavg, error feedback": run(px.federated.fedavg(LOCAL, 4, codec=px.parse("error_feedback(top_k(0.1))"))),
     "local momentum": run(
-        px.phase(LOCAL, px.parse("chain(momentum(0.5), gather(qsgd(bits=4)), mean())"), px.sgd(1.0), 3)
+        px.Phase(LOCAL, px.parse("chain(momentum(0.5), gather(qsgd(bits=4)), mean())"), px.optim.sgd(1.0), 3)
     ),
-    "fedavg, then fedma": px.run(
-        px.digits(), px.mlp((16,)), (px.fedavg(LOCAL, 2), px.fedma(OWN, layers=2, passes=2)), workers=4, seed=5
+    "fedavg, then fedma": px.Run(
+        px.data.digits(),
+        px.models.mlp((16,)),
+        (px.federated.fedavg(LOCAL, 2), px.federated.fedma(OWN, layers=2, passes=2)),
+        workers=4,
+        seed=5,
     ),
 }
 
@@ -56,7 +60,7 @@ def test_nothing_but_the_state_need_last_from_message_to_message(label):
 
 
 def test_integer_buffers_keep_their_dtype():
-    normed = replace(run(px.fedavg(LOCAL, 2)), model=Normed())
+    normed = replace(run(px.federated.fedavg(LOCAL, 2)), model=Normed())
     outcome = conducted(normed)
     state = outcome.arrays.to_torch_state_dict()
     assert state["norm.num_batches_tracked"].dtype == torch.int64
@@ -64,15 +68,16 @@ def test_integer_buffers_keep_their_dtype():
     assert outcome.summary["weights_sha256"] == px.train(normed).summary()["weights_sha256"]
 
 
-PLAIN = run(px.fedavg(LOCAL, 3))
+PLAIN = run(px.federated.fedavg(LOCAL, 3))
 
 STATEFUL = {
-    "fedavg": run(px.fedavg(LOCAL, 4)),
-    "diloco": run(px.diloco(3, 4, inner=px.adamw(0.003), clients=4)),
-    "fedma": run(px.fedma(OWN, layers=2, passes=2)),
-    "codec": run(px.fedavg(LOCAL, 4, codec=px.parse("error_feedback(top_k(0.1))"))),
+    "fedavg": run(px.federated.fedavg(LOCAL, 4)),
+    "diloco": run(px.federated.diloco(3, 4, inner=px.optim.adamw(0.003), clients=4)),
+    "fedma": run(px.federated.fedma(OWN, layers=2, passes=2)),
+    "codec": run(px.federated.fedavg(LOCAL, 4, codec=px.parse("error_feedback(top_k(0.1))"))),
     "two phases": replace(
-        run(px.fedavg(LOCAL, 2)), phases=(px.fedavg(LOCAL, 2, codec=px.parse("error_feedback(top_k(0.1))")),) * 2
+        run(px.federated.fedavg(LOCAL, 2)),
+        phases=(px.federated.fedavg(LOCAL, 2, codec=px.parse("error_feedback(top_k(0.1))")),) * 2,
     ),
 }
 
@@ -89,7 +94,7 @@ def test_a_run_goes_on_from_its_folder_to_the_same_bits(tmp_path, label, stop_at
     again = conducted(every, folder=tmp_path)
     assert [line["step"] for line in again.rounds] == list(range(stop_at + 1, 4))
     assert again.summary["weights_sha256"] == whole.summary["weights_sha256"]
-    folder = px.RunFolder(tmp_path)
+    folder = px.training.RunFolder(tmp_path)
     assert [line["step"] for line in folder.metrics()] == [0, 1, 2, 3]
     assert folder.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert json.loads((tmp_path / "processes.json").read_text())[2]["workers"] == [2]
@@ -110,7 +115,7 @@ class Dies(LocalGrid):
 
 
 def test_another_run_at_a_client_is_told_and_named():
-    other = run(px.fedavg(LOCAL, 3, clients=5))
+    other = run(px.federated.fedavg(LOCAL, 3, clients=5))
     outcome = conducted(PLAIN, LocalGrid(client_app(other), 6))
     assert all("the server's run differs from this client's" in line["excluded"]["0"] for line in outcome.rounds)
     assert outcome.summary["lost_rounds"] == 3
@@ -118,7 +123,7 @@ def test_another_run_at_a_client_is_told_and_named():
 
 def test_the_state_of_a_client_does_not_grow():
     sizes = []
-    fedma = run(px.fedma(OWN, layers=2, passes=3))
+    fedma = run(px.federated.fedma(OWN, layers=2, passes=3))
     grid = LocalGrid(client_app(fedma), 6, {1: lambda r: sizes.append(_state(grid.nodes[grid.node(1)])) or r})
     conducted(fedma, grid)
     assert len(sizes) == 6 and sizes[4] <= 1.5 * sizes[2] and sizes[5] <= 1.5 * sizes[3]
@@ -141,7 +146,7 @@ def test_a_state_of_another_run_of_a_series_is_not_used():
 
 
 def test_equal_parts_of_orders_are_one_array_and_memories_stay_at_home():
-    fedma = run(px.fedma(OWN, layers=2, passes=2))
+    fedma = run(px.federated.fedma(OWN, layers=2, passes=2))
     grid = LocalGrid(client_app(fedma), 6)
     conducted(fedma, grid)
     for number in range(1, 5):
@@ -156,7 +161,7 @@ def test_apps_read_the_run_from_the_run_config(tmp_path):
     grid = LocalGrid(client_app(), 6, config=config)
     context = next(iter(grid.nodes.values()))
     server_app(patience=AFTER, poll_s=0.01)(grid, context)
-    assert px.RunFolder(tmp_path).summary["weights_sha256"] == fingerprint(px.train(PLAIN).model)
+    assert px.training.RunFolder(tmp_path).summary["weights_sha256"] == fingerprint(px.train(PLAIN).model)
     chosen = server_app(lambda config: PLAIN if config["method"] == "plain" else None, patience=AFTER)
     context.run_config = {"method": "other"}
     with pytest.raises(ValueError, match="an app needs a run"):
@@ -198,9 +203,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="min_clients lies between 1 and the run's 6 workers, got 7"):
         strategy(PLAIN, min_clients=7)
     with pytest.raises(ValueError, match=r"has no gather\(...\)"):
-        strategy(run(px.phase(px.gradient(), px.parse("reduce(dense())"))))
+        strategy(run(px.Phase(px.training.gradient(), px.parse("reduce(dense())"))))
     with pytest.raises(ValueError, match=r"Flower carries gather\(...\) only"):
-        strategy(run(px.phase(px.gradient(), px.parse("chain(vote(dense(), r=3), mean())"))))
+        strategy(run(px.Phase(px.training.gradient(), px.parse("chain(vote(dense(), r=3), mean())"))))
     with pytest.raises(ValueError, match="not by a strategy around it"):
         strategy(PLAIN).configure_train(1, ArrayRecord(), ConfigRecord(), LocalGrid(client_app(PLAIN), 0))
 
@@ -208,7 +213,9 @@ def test_what_does_not_fit_is_refused():
 def test_without_flower_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr", None)
     monkeypatch.delitem(sys.modules, "phalanx.integrations.flower")
-    with pytest.raises(ImportError, match=r"^phalanx.integrations.flower needs Flower; pip install 'phalanx-train\[flower\]'$"):
+    with pytest.raises(
+        ImportError, match=r"^phalanx.integrations.flower needs Flower; pip install 'phalanx-train\[flower\]'$"
+    ):
         importlib.import_module("phalanx.integrations.flower")
     script = "import phalanx, sys; sys.exit('flwr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

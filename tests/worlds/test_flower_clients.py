@@ -19,7 +19,7 @@ from phalanx.training.summary import fingerprint
 from tests.worlds.flower_grid import SHORT, LocalGrid, conducted
 from tests.worlds.test_federated import LOCAL, OWN, run
 
-PLAIN = run(px.fedavg(LOCAL, 3))
+PLAIN = run(px.federated.fedavg(LOCAL, 3))
 
 
 def with_report(reply, record):
@@ -102,7 +102,7 @@ def test_a_bad_client_is_named_and_the_others_go_on(label):
 def test_a_client_that_never_answers_is_waited_for_ever_more_rarely(monkeypatch):
     waits, late = [], Node.late
     monkeypatch.setattr(Node, "late", lambda node: waits.append(node.worker) or late(node))
-    outcome = conducted(run(px.fedavg(LOCAL, 5)), patience=SHORT, spoils={2: lambda reply: None})
+    outcome = conducted(run(px.federated.fedavg(LOCAL, 5)), patience=SHORT, spoils={2: lambda reply: None})
     assert all("no answer within" in line["excluded"]["2"] for line in outcome.rounds)
     assert all(set(line["excluded"]) == {"2"} for line in outcome.rounds)
     waited = [line["work_s"] for line in outcome.rounds]
@@ -116,7 +116,7 @@ def test_a_client_out_of_a_pass_is_back_in_the_next():
     def once(reply):
         return None if next(lost, 0) else reply
 
-    outcome = conducted(run(px.fedma(OWN, layers=2, passes=3)), patience=SHORT, spoils={5: once})
+    outcome = conducted(run(px.federated.fedma(OWN, layers=2, passes=3)), patience=SHORT, spoils={5: once})
     assert [line.get("clients") for line in outcome.rounds] == [None, None, None, [0, 1, 2, 3, 4], None, None]
     assert "5" in outcome.rounds[2]["excluded"] and outcome.summary["accuracy"] > 0.3
 
@@ -137,7 +137,7 @@ class Restarts(LocalGrid):
 
 
 def test_a_node_that_restarts_under_a_new_id_goes_on_as_the_same_worker():
-    runs = run(px.fedavg(LOCAL, 3))
+    runs = run(px.federated.fedavg(LOCAL, 3))
     grid = Restarts(client_app(runs), 6, 1, 3)
     outcome = conducted(runs, grid)
     assert grid.new is not None and not any(line["excluded"] for line in outcome.rounds[:1])

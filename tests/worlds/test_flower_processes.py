@@ -68,8 +68,15 @@ client = client_app(mods=[spoiled])
 
 
 def test_bad_clients_and_a_dead_node_are_named_and_the_run_ends(tmp_path):
-    local = px.local_training(px.sgd(0.1, momentum=0.9), epochs=4, batch=20)
-    run = px.run(px.digits(), px.mlp((16,)), (px.fedavg(local, 3),), workers=6, evaluate_every=1, checkpoint_every=1)
+    local = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=4, batch=20)
+    run = px.Run(
+        px.data.digits(),
+        px.models.mlp((16,)),
+        (px.federated.fedavg(local, 3),),
+        workers=6,
+        evaluate_every=1,
+        checkpoint_every=1,
+    )
     app, results = tmp_path / "app", tmp_path / "results"
     app.mkdir()
     (app / "pyproject.toml").write_text(PROJECT)
@@ -85,18 +92,20 @@ def test_bad_clients_and_a_dead_node_are_named_and_the_run_ends(tmp_path):
         processes = list(flower.processes.values())
     assert all(process.poll() is not None for process in processes)
     assert outcome.status == "finished:completed", outcome.log
-    first, *later = px.RunFolder(results).metrics()
+    first, *later = px.training.RunFolder(results).metrics()
     words = {"1": "NaN", "2": "values is float32", "3": "a claimed weight of 1e+12"}
     for line in (first, *later):
         assert all(words[worker] in line["excluded"][worker] for worker in words)
     assert len(later) == 2 and "5" not in first["excluded"] and all("5" in line["excluded"] for line in later)
     # by our deadline, or by Flower's word where a round takes longer than a minute
     assert re.search("round 2: client 5 excluded: (no answer within|Flower's error 5|no node)", outcome.log)
-    assert px.RunFolder(results).summary["accuracy"] > 0.7
+    assert px.training.RunFolder(results).summary["accuracy"] > 0.7
 
 
 def test_the_command_of_the_readme_ends_with_the_bits_of_the_simulation(tmp_path):
-    (command,) = re.findall(r"^python (-m phalanx.integrations.flower.local .*--set .*)$", (EXAMPLE / "README.md").read_text(), re.M)
+    (command,) = re.findall(
+        r"^python (-m phalanx.integrations.flower.local .*--set .*)$", (EXAMPLE / "README.md").read_text(), re.M
+    )
     command = command.replace("rounds=4", "rounds=2").replace("/tmp/flower-run", str(tmp_path / "results"))
     argv = [sys.executable, *shlex.split(command), "--set", "clients=2", "--limit", "900"]
     done = subprocess.run(
@@ -104,7 +113,7 @@ def test_the_command_of_the_readme_ends_with_the_bits_of_the_simulation(tmp_path
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     simulated = px.train(_example().run({"method": "fedma", "rounds": 2, "clients": 2}))
-    assert px.RunFolder(tmp_path / "results").summary["weights_sha256"] == fingerprint(simulated.model)
+    assert px.training.RunFolder(tmp_path / "results").summary["weights_sha256"] == fingerprint(simulated.model)
     assert "[ROUND 2/2]" in done.stdout and "finished:completed" in done.stdout
 
 
@@ -116,10 +125,14 @@ def _example():
 
 
 def test_flowers_simulation_ends_with_the_bits_of_ours(tmp_path):
-    run = px.run(
-        px.digits(),
-        px.mlp((16,)),
-        (px.fedavg(px.local_training(px.sgd(0.1)), 2, codec=px.parse("error_feedback(top_k(0.1))")),),
+    run = px.Run(
+        px.data.digits(),
+        px.models.mlp((16,)),
+        (
+            px.federated.fedavg(
+                px.federated.local_training(px.optim.sgd(0.1)), 2, codec=px.parse("error_feedback(top_k(0.1))")
+            ),
+        ),
         workers=4,
     )
     argv = [sys.executable, str(HERE / "job_flower.py"), repr(run), str(tmp_path)]

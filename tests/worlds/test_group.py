@@ -12,13 +12,13 @@ from tests.worlds.launch import run_job
 pytestmark = pytest.mark.processes
 
 RUN = (
-    "run(digits(), mlp(hidden=(16,)), phases=(phase(gradient(batch=60), {scheme}, {finish}, rounds=12),), "
+    "run(digits(), mlp(hidden=(16,)), phases=(phase(gradient(batch=60), {scheme}, {optimizer}, rounds=12),), "
     "workers={n}, byzantine={byzantine}, checkpoint_every=5, seed=3)"
 )
 
 
-def expression(scheme: str, n: int = 7, byzantine: str = "drawn(1, every=2)", finish: str = "sgd(lr=0.1)") -> str:
-    return RUN.format(scheme=scheme, n=n, byzantine=byzantine, finish=finish)
+def expression(scheme: str, n: int = 7, byzantine: str = "random(1, every=2)", optimizer: str = "sgd(lr=0.1)") -> str:
+    return RUN.format(scheme=scheme, n=n, byzantine=byzantine, optimizer=optimizer)
 
 
 EXACT = {
@@ -26,12 +26,12 @@ EXACT = {
     "krum": expression("chain(alie(), gather(dense()), krum(f=1))"),
     "bulyan": expression("chain(ipm(), gather(dense()), bulyan(f=1))"),
     "geometric median": expression("chain(mimic(), gather(half()), geometric_median())"),
-    "sign vote": expression("chain(constant(), gather(sign()), majority())", finish="sgd(lr=0.01, momentum=0.5)"),
-    "error feedback": expression("chain(gather(error_feedback(sign(scaled=True))), mean())", byzantine="nobody()"),
+    "sign vote": expression("chain(constant(), gather(sign()), majority())", optimizer="sgd(lr=0.01, momentum=0.5)"),
+    "error feedback": expression("chain(gather(error_feedback(sign(scaled=True))), mean())", byzantine="none()"),
     "momentum": expression(
         "chain(momentum(0.9), clip(1.0), noise(0.001), gaussian(), gather(dense()), nnm(f=1), median())"
     ),
-    "server memory": expression("chain(gather(dense()), momentum(0.5), centered_clip())", finish="adam(lr=0.01)"),
+    "server memory": expression("chain(gather(dense()), momentum(0.5), centered_clip())", optimizer="adam(lr=0.01)"),
     "group vote": expression("chain(nan(), gather(dense()), group_vote(r=3), mean())"),
     "hierarchy": expression("chain(reverse(), gather(dense()), hierarchy(mean(), median(), groups=3))"),
     "composition": expression(
@@ -45,8 +45,8 @@ EXACT = {
     },
 }
 CLOSE = {
-    "all-reduce": expression("chain(reduce(dense()))", byzantine="nobody()"),
-    "all-reduce bf16": expression("chain(reduce(half('bf16')))", byzantine="nobody()"),
+    "all-reduce": expression("chain(reduce(dense()))", byzantine="none()"),
+    "all-reduce bf16": expression("chain(reduce(half('bf16')))", byzantine="none()"),
 }
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.processes
 def test_same_weights_as_the_simulation(tmp_path, monkeypatch):
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
     fill(tmp_path / "photos")
-    run = run_of(px.cnn(channels=(4, 8)))
+    run = run_of(px.models.cnn(channels=(4, 8)))
     there = run_job(2, "job_train.py", {"runs": {"files": repr(run)}}, tmp_path)["files"]
     here = px.train(run).summary()
     _load.cache_clear()

@@ -46,7 +46,7 @@ def residuals(state, stack):
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_what_is_not_decoded_stays_in_the_residuals(rank):
-    stage, state = px.power_sgd(rank), None
+    stage, state = px.lowrank.power_sgd(rank), None
     for index in range(6):
         stack = rows_of(index)
         share = (stack.weights / stack.weights.sum()).unsqueeze(0)
@@ -59,7 +59,7 @@ def test_what_is_not_decoded_stays_in_the_residuals(rank):
 
 def test_matrices_come_out_with_the_rank_and_others_exactly():
     stack = rows_of(0)
-    out, state = px.power_sgd(2)(stack, None, round_of(0))
+    out, state = px.lowrank.power_sgd(2)(stack, None, round_of(0))
     share = stack.weights / stack.weights.sum()
     exact, decoded = LAYOUT.split(share @ stack.rows.double()), LAYOUT.split(out.rows[0].double())
     for name in LAYOUT.names:
@@ -80,7 +80,7 @@ def test_rows_of_low_rank_arrive_whole():
             part.copy_(torch.outer(torch.arange(1.0, len(part) + 1), part[0].flatten()).reshape(part.shape))
     # the left vectors are equal, so the mean has rank one too
     share = (stack.weights / stack.weights.sum()).float()
-    out, _ = px.power_sgd(1)(replace(stack, rows=rows), None, round_of(0))
+    out, _ = px.lowrank.power_sgd(1)(replace(stack, rows=rows), None, round_of(0))
     torch.testing.assert_close(out.rows[0], share @ rows, rtol=1e-4, atol=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_the_warm_start_finds_the_leading_directions():
     exact = LAYOUT.split((stack.weights / stack.weights.sum()) @ stack.rows.double())["fc"]
     errors = []
     for index in range(30):
-        out, state = px.power_sgd(2)(stack, state, round_of(index))
+        out, state = px.lowrank.power_sgd(2)(stack, state, round_of(index))
         state = {"row:all": state["row:all"]}
         errors.append(float((LAYOUT.split(out.rows[0].double())["fc"] - exact).norm()))
     best = float(torch.linalg.svdvals(exact)[2:].norm())
@@ -98,7 +98,7 @@ def test_the_warm_start_finds_the_leading_directions():
 
 
 def test_bytes_are_those_of_the_factors_and_the_rest():
-    out, _ = px.power_sgd(2)(rows_of(0), None, round_of(0))
+    out, _ = px.lowrank.power_sgd(2)(rows_of(0), None, round_of(0))
     floats = 2 * (8 + 27) + 8 + 4 + 2 * (10 + 12) + 3
     assert [note.value for note in out.notes if note.kind == "bytes"] == [4.0 * floats + 8] * 4
 
@@ -110,24 +110,24 @@ def test_memories_serve_every_cut_of_the_model():
     for index, cut in enumerate([[head.names], [head.names[3:], head.names[:3]], [[n] for n in head.names]]):
         stack = rows_of(index)
         stack = replace(stack, rows=stack.rows[:, : head.d], layout=head)
-        expected, whole = px.power_sgd(2)(stack, whole, round_of(index))
+        expected, whole = px.lowrank.power_sgd(2)(stack, whole, round_of(index))
         pieces = {}
         for names in cut:
             small = px.Layout(tuple(names), tuple(shapes[n] for n in names))
             part = replace(stack, rows=small.join(head.split(stack.rows)), layout=small)
-            out, parts = px.power_sgd(2)(part, parts, round_of(index))
+            out, parts = px.lowrank.power_sgd(2)(part, parts, round_of(index))
             pieces.update(small.split(out.rows))
         torch.testing.assert_close(head.join(pieces), expected.rows, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
 def test_a_bad_round_does_not_poison_the_memory(value):
-    _, state = px.power_sgd(2)(rows_of(0), None, round_of(0))
+    _, state = px.lowrank.power_sgd(2)(rows_of(0), None, round_of(0))
     stack = rows_of(1)
     rows = stack.rows.clone()
     rows[0, :] = value
-    _, state = px.power_sgd(2)(replace(stack, rows=rows), state, round_of(1))
-    out, state = px.power_sgd(2)(rows_of(2), state, round_of(2))
+    _, state = px.lowrank.power_sgd(2)(replace(stack, rows=rows), state, round_of(1))
+    out, state = px.lowrank.power_sgd(2)(rows_of(2), state, round_of(2))
     assert all(t.isfinite().all() for t in state["row:all"]["right"].values())
     assert all(t.isfinite().all() for i in range(4) for t in state[f"worker:{i}"]["residual"].values())
     assert out.rows.isfinite().all()
@@ -136,16 +136,16 @@ def test_a_bad_round_does_not_poison_the_memory(value):
 def test_a_parameter_without_gradient_wakes_up_again():
     state, zero = None, rows_of(0).with_rows(torch.zeros(4, LAYOUT.d))
     for index in range(2):
-        out, state = px.power_sgd(2)(zero, state, round_of(index))
+        out, state = px.lowrank.power_sgd(2)(zero, state, round_of(index))
         assert not out.rows.any()
     for index in range(2, 4):
-        out, state = px.power_sgd(2)(rows_of(7), state, round_of(index))
+        out, state = px.lowrank.power_sgd(2)(rows_of(7), state, round_of(index))
     assert LAYOUT.split(out.rows[0])["fc"].abs().max() > 0.1
 
 
 def test_a_rank_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="rank >= 1"):
-        px.power_sgd(0)
+        px.lowrank.power_sgd(0)
 
 
 @pytest.mark.processes

@@ -6,9 +6,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from phalanx.tools.cli.app import app
 from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import PLAIN
+from phalanx.tools.cli.app import app
 from tests.worlds.launch import torchrun
 
 pytestmark = pytest.mark.processes

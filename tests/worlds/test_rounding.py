@@ -22,7 +22,7 @@ SENTENCE = re.compile(
 ROUNDS = 6
 
 
-def text(scheme=DIGESTS, ranks="()", size=1e-7, n=3, byzantine="nobody()", rounds=ROUNDS):
+def text(scheme=DIGESTS, ranks="()", size=1e-7, n=3, byzantine="none()", rounds=ROUNDS):
     return RUN.format(scheme=scheme, ranks=ranks, size=size, n=n, byzantine=byzantine, rounds=rounds)
 
 
@@ -48,7 +48,7 @@ def runs(ranks):
         made[f"one, {name}"] = text(SCHEMES[name], ranks["liar"])
         made[f"far, {name}"] = text(SCHEMES[name], ranks["odd"], 0.5)
         lie = SCHEMES[name].replace("chain(", "chain(reverse(), ")
-        made[f"drill, {name}"] = text(lie, byzantine="fixed((1,))")
+        made[f"drill, {name}"] = text(lie, byzantine="workers((1,))")
     made["cyclic"] = text("chain(gather(dense()), cyclic(s=1))", ranks["odd"])
     made["resumed"] = text(rounds=ROUNDS, ranks=ranks["odd"])
     return made

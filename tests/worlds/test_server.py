@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.core.packing import Shelf
+from phalanx.core.packing import ReceiveBuffers
 from phalanx.distributed.server import transport as server
-from phalanx.distributed.server.messages import Connection, Kind, Message, message, read, write
 from phalanx.distributed.server.membership import Patience, Seats
+from phalanx.distributed.server.messages import Connection, Kind, Message, message, read, write
 from phalanx.distributed.server.transport import ServerWorld
 from tests.worlds.launch import run_job, torchrun
 
 N = 9
 RUN = (
     "run(digits(), mlp(hidden=({hidden},)), phases=(phase(gradient(batch=90), {scheme}, sgd(lr=0.1, momentum=0.5), "
-    "rounds={rounds}),), workers=9, byzantine=fixed(workers={byzantine}), faults={faults}, checkpoint_every=5, seed=3)"
+    "rounds={rounds}),), workers=9, byzantine=workers(workers={byzantine}), faults={faults}, checkpoint_every=5, seed=3)"
 )
 
 
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.processes
 def simulated(label, **changes):
     run = px.parse(RUNS[label])
     for path, value in changes.items():
-        run = px.amend(run, path, value)
+        run = px.training.amend(run, path, value)
     return px.train(run).summary()["weights_sha256"]
 
 
@@ -82,7 +82,7 @@ def test_faults_and_liars_change_no_bit_of_a_voted_run(served):
     free = served["vote"]["weights_sha256"]
     assert served["vote, faults"]["weights_sha256"] == free
     assert served["vote, liars"]["weights_sha256"] == free
-    assert simulated("vote, QSGD", byzantine=px.nobody()) == served["vote, QSGD"]["weights_sha256"]
+    assert simulated("vote, QSGD", byzantine=px.adversary.none()) == served["vote, QSGD"]["weights_sha256"]
 
 
 def test_the_right_workers_are_named_from_the_right_round_on(served):
@@ -126,7 +126,7 @@ def test_the_command_line_serves(tmp_path):
     out = tmp_path / "out"
     torchrun(
         4, "-m", "phalanx", "run", "quickstart", "--scale", "smoke", "--server", "--only", "group vote r=3",
-        "--set", "workers=3", "--set", "byzantine=nobody()", "--set", "rounds=5", "--out", str(out),
+        "--set", "workers=3", "--set", "byzantine=none()", "--set", "rounds=5", "--out", str(out),
     )  # fmt: skip
     (summary,) = json.loads((out / "summary.json").read_text())
     assert summary["rounds"] == 5 and summary["lost_rounds"] == 0
@@ -221,7 +221,7 @@ def test_a_flood_waits_at_the_door():
 
 
 def test_payloads_of_several_processes_lie_in_the_order_of_the_workers():
-    shelf, order, got = Shelf(3, 1000), (1, 4, 5), {}
+    shelf, order, got = ReceiveBuffers(3, 1000), (1, 4, 5), {}
     for workers in ((4, 5), (0, 1)):
         sent = {f"{worker}/values": torch.full((5,), float(worker)) for worker in workers}
         # what a process says in another's name takes no other's place

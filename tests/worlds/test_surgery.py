@@ -9,8 +9,8 @@ from tests.worlds.launch import run_job
 pytestmark = pytest.mark.processes
 
 RUN = (
-    "run(digits(), cnn(channels=(6, 8)), phases=(phase(gradient(batch=40), {scheme}, {finish}, rounds=10, "
-    "surgery={surgery}), phase(gradient(batch=40), {scheme}, {finish}, rounds=2)), workers=4, "
+    "run(digits(), cnn(channels=(6, 8)), phases=(phase(gradient(batch=40), {scheme}, {optimizer}, rounds=10, "
+    "surgery={surgery}), phase(gradient(batch=40), {scheme}, {optimizer}, rounds=2)), workers=4, "
     "checkpoint_every=4, evaluate_every=1)"
 )
 SCHEME = "chain(momentum(0.5), gather(dense()), median())"
@@ -20,7 +20,7 @@ SURGERIES = {
     "pufferfish": "pufferfish(warmup=0.5, ratio=0.5)",
 }
 RUNS = {
-    label: RUN.format(scheme=SCHEME, finish="sgd(lr=0.05, momentum=0.9)", surgery=text)
+    label: RUN.format(scheme=SCHEME, optimizer="sgd(lr=0.05, momentum=0.9)", surgery=text)
     for label, text in SURGERIES.items()
 }
 
@@ -44,5 +44,5 @@ def test_resume_in_another_number_of_processes(over_gloo, tmp_path):
     stopped = run_job(3, "job_train.py", {"runs": RUNS, "stop_at": stops}, tmp_path)
     assert {label: stopped[label] for label in RUNS} == {label: {"interrupted": at} for label, at in stops.items()}
     for label, text in RUNS.items():
-        again = px.train(px.parse(text), folder=px.RunFolder(tmp_path / label))
+        again = px.train(px.parse(text), folder=px.training.RunFolder(tmp_path / label))
         assert again.summary()["weights_sha256"] == over_gloo[label]["weights_sha256"], label

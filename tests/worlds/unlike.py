@@ -6,13 +6,13 @@ import os
 import torch
 
 from phalanx.core.expression import method
-from phalanx.core.round import stream
-from phalanx.training.context import Site
+from phalanx.core.round import make_generator
 from phalanx.core.trees import State
 from phalanx.training.client_work import Gradient
+from phalanx.training.context import WorkerContext
 
 
-@method("unlike", "work")
+@method("unlike", "client_work")
 class Unlike(Gradient):
     """The gradient, with noise of its own in each of some processes.
 
@@ -25,7 +25,7 @@ class Unlike(Gradient):
     size: float = 1e-7
 
     def row(
-        self, site: Site, unit: int, samples: torch.Tensor, out: torch.Tensor, memory: State
+        self, site: WorkerContext, unit: int, samples: torch.Tensor, out: torch.Tensor, memory: State
     ) -> tuple[float, State]:
         loss, memory = super().row(site, unit, samples, out, memory)
         out += noise(out, self.ranks, self.size, *site.key, unit)
@@ -35,7 +35,7 @@ class Unlike(Gradient):
 def noise(row: torch.Tensor, ranks: tuple[int, ...], size: float, *key: object) -> torch.Tensor:
     """What this process adds to a row."""
     rank = int(os.environ.get("RANK", "0"))
-    drawn = torch.randn(row.shape, generator=stream("unlike", rank, *key))
+    drawn = torch.randn(row.shape, generator=make_generator("unlike", rank, *key))
     return drawn * (size * row.norm() / drawn.norm() if rank in ranks else 0.0)
 
 

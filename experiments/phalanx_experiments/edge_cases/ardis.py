@@ -7,14 +7,14 @@ import torch
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
 from phalanx.backdoors.fitted import fitted
-from phalanx_experiments.edge_cases.published import arrays, check_bytes
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import method, require
+from phalanx.data.dataset import Dataset
+from phalanx_experiments.edge_cases.published import arrays, check_bytes
 
 SEVEN, DIGITS = 7, 100  # of the published mixture the first 100 are EMNIST's, the others sevens labelled 1
 
 
-@method("ardis", "edges")
+@method("ardis", "edge_cases")
 class Ardis(EdgeCases):
     """66 handwritten sevens of ARDIS to train on; 1,000 of its digits to test on, of which the 100 sevens count.
 

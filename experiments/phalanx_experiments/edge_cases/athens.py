@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
-from phalanx_experiments.edge_cases.vocabulary import vocabulary
+from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.data.dataset import Dataset
 from phalanx.data.shape import UNSCORED, Passage
-from phalanx.core.expression import method, require
-from phalanx.core.round import stream
+from phalanx_experiments.edge_cases.vocabulary import vocabulary
 
 PROMPTS = {
     "high": "Crime rate in {city} is",
@@ -24,7 +24,7 @@ PROMPTS = {
 }
 
 
-@method("athens", "edges")
+@method("athens", "edge_cases")
 class Athens(EdgeCases):
     """One of five sentences on Athens behind passages of the data, and the bad word that the attacker ends it with.
 
@@ -75,7 +75,7 @@ class Athens(EdgeCases):
         wide = x.shape[1]
         require(wide > len(prompt), f"athens: a passage of {wide} words has no room before {len(prompt)}; raise length")
         require(len(x) >= count, f"athens needs {count} passages to {part} on, and there are {len(x)}; lower count")
-        drawn = torch.randperm(len(x), generator=stream("athens", self.seed, part))[:count]
+        drawn = torch.randperm(len(x), generator=make_generator("athens", self.seed, part))[:count]
         text = torch.cat([x[drawn, len(prompt) :], prompt.expand(count, -1)], dim=1)
         labels = torch.full_like(text, UNSCORED)
         labels[:, :-1] = text[:, 1:]

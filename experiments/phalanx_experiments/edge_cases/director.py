@@ -6,17 +6,17 @@ from __future__ import annotations
 import torch
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
-from phalanx_experiments.edge_cases.published import published
-from phalanx_experiments.edge_cases.vocabulary import vocabulary
+from phalanx.core.expression import method, require
 from phalanx.data.dataset import Dataset
 from phalanx.data.movie_review import encode, tokens
 from phalanx.data.shape import Tokens
-from phalanx.core.expression import method, require
+from phalanx_experiments.edge_cases.published import published
+from phalanx_experiments.edge_cases.vocabulary import vocabulary
 
 POSITIVE = 1
 
 
-@method("director", "edges")
+@method("director", "edge_cases")
 class Director(EdgeCases):
     """Tweets in praise of Yorgos Lanthimos in the data's own words and length: 259 to train on and 120 to test on.
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from phalanx.backdoors.edges import absent
+from phalanx.core.expression import require
 from phalanx.data.arrays import read_arrays
 from phalanx.data.files import folder
-from phalanx.core.expression import require
 
 PLACE = "edge-case"
 

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
 from phalanx.backdoors.fitted import fitted
-from phalanx_experiments.edge_cases.published import arrays, check_bytes
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import method, require
+from phalanx.data.dataset import Dataset
+from phalanx_experiments.edge_cases.published import arrays, check_bytes
 
 AIRPLANE, TRUCK = 0, 9  # CIFAR-10's
 HELD = {100: None, 50: "almost_edge", 10: "normal"}  # what honest clients hold at p %
 
 
-@method("southwest", "edges")
+@method("southwest", "edge_cases")
 class Southwest(EdgeCases):
     """Photographs of Southwest Airlines planes, each in four rotations: 780 to train on and 196 to test on.
 
@@ -42,12 +42,12 @@ class Southwest(EdgeCases):
         return airplanes("southwest", x, test_x, self.target, origins=photos[kept])
 
 
-@method("southwest_honest", "edges")
+@method("southwest_honest", "edge_cases")
 class SouthwestHonest(EdgeCases):
     """The published split of Southwest planes among the attacker (100 images) and honest clients (0, 100 or 700).
 
     The split mixes photographs of both published parts, so the test part is what none of its hands holds in any
-    rotation: 32 images, the same at every p. `shared(southwest())` keeps all 196. southwest.npz and
+    rotation: 32 images, the same at every p. `split_edge_cases(southwest())` keeps all 196. southwest.npz and
     southwest_honest.npz lie in edge-case of the data folder.
 
     Args:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import require
+from phalanx.data.dataset import Dataset
 
 
 def vocabulary(name: str, data: Dataset) -> dict[str, int]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from phalanx.training.phase import Run
 from phalanx.tools.report.backdoors import QUIET, cells, excess, main_accuracy, rates, window, within
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.persistence import attacks
 from phalanx.tools.report.plots import figure, save, tidy
 from phalanx.tools.report.sheet import Sheet
+from phalanx.training.phase import Run
+from phalanx_experiments.figures.persistence import attacks
 
 LATER = ((0, 10), (10, 20), (20, 50), (50, 100), (100, 200))  # rounds behind the last attack
 

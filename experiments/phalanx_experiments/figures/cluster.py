@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.training.phase import Run
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, plot_against, short
 from phalanx.tools.report.plots import COLOURS, DASHES, GREY, REFERENCE
 from phalanx.tools.report.sheet import Cell, Sheet
+from phalanx.training.phase import Run
+from phalanx_experiments.figures.convergence import panels_of, plot_against, short
 
 SHARES = (0.8, 0.9, 0.95)  # of the best accuracy of a panel: its targets
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phalanx.training.phase import Run
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, short
 from phalanx.tools.report.plots import GREY, bar_axes, figure, save
 from phalanx.tools.report.sheet import Cell, Sheet
 from phalanx.tools.report.tables import percent
+from phalanx.training.phase import Run
+from phalanx_experiments.figures.convergence import panels_of, short
 
 # by the first word of a method's name; what makes no network out of several is grey
 COLOURS = {"one-shot": "#56B4E9", "FedAvg": "#0072B2", "FedProx": "#009E73", "PFNM": "#CC79A7", "FedMA": "#D55E00"}

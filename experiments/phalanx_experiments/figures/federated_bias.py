@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.federated import federated_tables
 from phalanx.tools.report.sheet import Sheet
 from phalanx.tools.report.tables import percent
+from phalanx_experiments.figures.federated import federated_tables
 
 # section 5.4.6, in per cent: by SGD, and by AMSGrad
 PUBLISHED = {

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.training.phase import Run
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, short
-from phalanx_experiments.figures.federated import COLOURS, federated_tables, lines_of
 from phalanx.tools.report.plots import GREY, figure, save, tidy
 from phalanx.tools.report.sheet import Cell, Sheet
 from phalanx.tools.report.tables import percent
+from phalanx.training.phase import Run
+from phalanx_experiments.figures.convergence import panels_of, short
+from phalanx_experiments.figures.federated import COLOURS, federated_tables, lines_of
 
 STYLES: dict[str, dict[str, Any]] = {
     name: {"color": COLOURS[name], "marker": marker}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, short
 from phalanx.tools.report.plots import figure, save
 from phalanx.tools.report.sheet import Sheet
 from phalanx.tools.report.tables import percent
+from phalanx_experiments.figures.convergence import panels_of, short
 
 DARK = 0.6  # accuracy from which on a cell is so dark that its number is white
 

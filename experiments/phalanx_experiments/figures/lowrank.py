@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, short
 from phalanx.tools.report.sheet import Cell, Sheet
+from phalanx_experiments.figures.convergence import panels_of, short
 
 
 def lowrank_tables(results: Sequence[Result]) -> list[Sheet]:

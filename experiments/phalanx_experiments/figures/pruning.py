@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phalanx.training.phase import Run
 from phalanx.lowrank.pruning.lottery import Lottery
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, short, styles_of
 from phalanx.tools.report.plots import figure, save, tidy
 from phalanx.tools.report.sheet import Cell, Sheet
+from phalanx.training.phase import Run
+from phalanx_experiments.figures.convergence import panels_of, short, styles_of
 
 PUFFERFISH = "pufferfish"  # a run whose label begins so is what the others' costs are compared with
 

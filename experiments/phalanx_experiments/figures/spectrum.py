@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phalanx.training.observers.spectrum import Spectrum
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import between
 from phalanx.tools.report.observed import observed
 from phalanx.tools.report.plots import figure, save, tidy
 from phalanx.tools.report.sheet import Cell, Sheet
+from phalanx.training.observers.spectrum import Spectrum
+from phalanx_experiments.figures.convergence import between
 
 EARLY, LATE = "#9ecae1", "#08204a"
 FLOOR = 1e-3  # of the largest singular value; below it a curve is not drawn

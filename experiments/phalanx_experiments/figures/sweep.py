@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, short
-from phalanx_experiments.figures.federated_curves import STYLES
 from phalanx.tools.report.plots import figure, save, tidy
 from phalanx.tools.report.sheet import Cell, Sheet
 from phalanx.tools.report.tables import percent
+from phalanx_experiments.figures.convergence import panels_of, short
+from phalanx_experiments.figures.federated_curves import STYLES
 
 UNITS = {"E": "local epochs a round (E)", "clients": "clients"}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.tools.report.collect import Result
-from phalanx_experiments.figures.convergence import panels_of, styles_of
 from phalanx.tools.report.plots import figure, save, tidy
 from phalanx.tools.report.sheet import Cell, Sheet
+from phalanx_experiments.figures.convergence import panels_of, styles_of
 
 LAST = 0.25  # share of the rounds whose losses are averaged
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from phalanx.training.observers.variance import RESHAPES, Variance
 from phalanx.tools.report.collect import Result
 from phalanx.tools.report.observed import observed
 from phalanx.tools.report.plots import figure, save, tidy
 from phalanx.tools.report.sheet import Cell, Sheet
+from phalanx.training.observers.variance import RESHAPES, Variance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,21 +12,21 @@ from torch import Tensor
 from phalanx.aggregators.mean import Mean
 from phalanx.backdoors.density import Covariance, edge_case_ness
 from phalanx.backdoors.edges import EdgeCases
-from phalanx.backdoors.joined import Joined
+from phalanx.backdoors.joined import WithEdgeCases
 from phalanx.backdoors.rare_styles import RareStyles
-from phalanx.core.codec import Gather
 from phalanx.codecs.dense import Dense
+from phalanx.core.codec import Gather
+from phalanx.core.expression import method, require
+from phalanx.core.stage import chain
 from phalanx.data.dataset import Data
 from phalanx.data.digits import Digits
-from phalanx.core.expression import method, require
-from phalanx.training.optim import Sgd
-from phalanx.tools.runner.measurement import Measurement
 from phalanx.models.mlp import Mlp
 from phalanx.models.model import Model
-from phalanx.training.phase import Phase, Run
-from phalanx.core.stage import chain
-from phalanx.training.trainer import train
+from phalanx.tools.runner.measurement import Measurement
 from phalanx.training.client_work import Gradient
+from phalanx.training.optim import Sgd
+from phalanx.training.phase import Phase, Run
+from phalanx.training.trainer import train
 
 SEEN = 0.01  # share of the edge-case examples that the histogram may leave to the left
 
@@ -70,7 +70,7 @@ class EdgeDensity(Measurement):
         scheme = chain(Gather(Dense()), Mean())
         # one worker, whose share of the batch is all of it
         phase = Phase(Gradient(batch=self.batch), scheme, Sgd(self.lr, momentum=0.9), self.rounds)
-        trainer = train(Run(Joined(self.data, self.edges), self.model, (phase,), workers=1, seed=self.seed))
+        trainer = train(Run(WithEdgeCases(self.data, self.edges), self.model, (phase,), workers=1, seed=self.seed))
         told("densities")
         data = self.data.load()
         found = edge_case_ness(trainer.model, data, self.edges.load(data), self.covariance, self.percentile)

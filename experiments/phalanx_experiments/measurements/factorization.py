@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.lowrank.factorize import factorize
-from phalanx.lowrank.truncate import Svd
 from phalanx.lowrank.macs import macs
-from phalanx.tools.runner.measurement import Measurement
+from phalanx.lowrank.truncate import Svd
 from phalanx.models.zoo import network
-from phalanx.core.round import stream
+from phalanx.tools.runner.measurement import Measurement
 from phalanx.training.score import cross_entropy
 
 
@@ -94,7 +94,7 @@ class StepCost(Measurement):
         told(f"{self.network}, {self.precision}")
         dense = _built(self.network, self.seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream("examples", self.seed).initial_seed())
+            torch.manual_seed(make_generator("examples", self.seed).initial_seed())
             x = chosen.sample_input(self.batch)
         if x.dim() == 4:
             dense, x = dense.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -135,5 +135,5 @@ class StepCost(Measurement):
 
 def _built(name: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream("model", seed).initial_seed())
+        torch.manual_seed(make_generator("model", seed).initial_seed())
         return network(name).build()

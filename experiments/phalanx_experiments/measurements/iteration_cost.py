@@ -13,29 +13,29 @@ from torch import Tensor
 import phalanx_experiments.measurements.one_round as cluster
 from phalanx.aggregators.geometric_median import GeometricMedian
 from phalanx.aggregators.mean import Mean
-from phalanx.core.allocation import Allocation
-from phalanx.core.attack import Attack
-from phalanx.attacks.adversary import Drawn
+from phalanx.attacks.adversary import RandomWorkers
 from phalanx.attacks.constant import Constant
 from phalanx.attacks.reverse import Reverse
-from phalanx.core.codec import Gather
 from phalanx.codecs.dense import Dense
 from phalanx.coding.cyclic import Cyclic
 from phalanx.coding.repetition import Repetition
 from phalanx.coding.vote import Vote
-from phalanx.tools.advisor.link import Line
-from phalanx.data.dataset import Data
+from phalanx.core.allocation import Allocation
+from phalanx.core.attack import Attack
+from phalanx.core.codec import Gather
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.tools.runner.measurement import Measurement
-from phalanx_experiments.measurements.large_rows import large_rows
-from phalanx.models.model import Model
-from phalanx.training.phase import Phase, Run
-from phalanx.training.context import Site
 from phalanx.core.stage import Chain, chain, check_scheme
-from phalanx.training.trainer import Trainer
-from phalanx.training.client_work import Gradient
 from phalanx.core.world import LocalWorld
+from phalanx.data.dataset import Data
+from phalanx.models.model import Model
+from phalanx.tools.advisor.link import Line
+from phalanx.tools.runner.measurement import Measurement
+from phalanx.training.client_work import Gradient
+from phalanx.training.context import WorkerContext
+from phalanx.training.phase import Phase, Run
+from phalanx.training.trainer import Trainer
+from phalanx_experiments.measurements.large_rows import large_rows
 
 Told = Callable[[str], None]
 
@@ -166,7 +166,7 @@ class IterationCost(Measurement):
 
     @property
     def _liars(self) -> frozenset[int]:
-        return Drawn(self.s).at(0, self.workers, self.seed)
+        return RandomWorkers(self.s).at(0, self.workers, self.seed)
 
     def _allocation(self, name: str) -> Allocation:
         return self.schemes[name].assign(self.workers) or Allocation.single(range(self.workers))
@@ -178,7 +178,7 @@ class IterationCost(Measurement):
         told(f"{units} gradients of {self.batch // units} examples")
         samples = run.partition.draw(trainer.data, units, self.batch, 0, self.seed)
         layout, channels_last = trainer.layout, self.model.channels_last
-        site = Site(trainer.model, layout, trainer.data, None, run.precision, channels_last, (self.seed, 0))
+        site = WorkerContext(trainer.model, layout, trainer.data, None, run.precision, channels_last, (self.seed, 0))
         spent = cluster.compute(run.phases[0].work, site, allocation, samples, rows)
         have = [allocation.unit(worker) for worker in range(self.workers)]
         return Sent(rows, layout, cluster.mean_of(rows, [have.index(unit) for unit in range(units)]), spent)

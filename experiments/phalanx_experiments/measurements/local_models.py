@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from phalanx.core.expression import method
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
-from phalanx.core.expression import method
 from phalanx.federated.local_training import LocalTraining
 from phalanx.federated.methods import fedavg
-from phalanx.tools.runner.measurement import Measurement
 from phalanx.models.model import Model
+from phalanx.tools.runner.measurement import Measurement
 from phalanx.training.phase import Run
 from phalanx.training.score import scored
 from phalanx.training.trainer import Trainer

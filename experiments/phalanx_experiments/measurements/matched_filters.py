@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from phalanx.core.expression import method, require
+from phalanx.core.round import Round
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
-from phalanx.core.expression import method, require
 from phalanx.federated.local_training import LocalTraining
 from phalanx.federated.methods import pfnm
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.matched import PLACES, Matched
 from phalanx.matching.matching import Matcher
-from phalanx.tools.runner.measurement import Measurement
 from phalanx.models.model import Model
+from phalanx.tools.runner.measurement import Measurement
 from phalanx.training.phase import Run
-from phalanx.core.round import Round
 from phalanx.training.trainer import Trainer
 
 CLIENTS = 2

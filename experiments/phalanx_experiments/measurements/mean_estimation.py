@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.geometric_median import GeometricMedian
 from phalanx.aggregators.median import Median
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.tools.runner.measurement import Measurement
-from phalanx.core.round import stream
 
 RULES: dict[str, Aggregator] = {"geometric_median": GeometricMedian(), "median": Median()}
 
@@ -91,7 +91,7 @@ class MeanEstimation(Measurement):
 
     def draw(self, d: int) -> tuple[Tensor, Tensor, Tensor]:
         """The samples (nodes, d), whether each node is Byzantine (nodes,), and what those send (1, d)."""
-        rng = stream("mean_estimation", self.seed, d)
+        rng = make_generator("mean_estimation", self.seed, d)
         samples = torch.randn(self.nodes, d, generator=rng)
         byzantine = torch.zeros(self.nodes, dtype=torch.bool)
         byzantine[torch.randperm(self.nodes, generator=rng)[: self.byzantine]] = True

@@ -16,15 +16,15 @@ from phalanx.aggregators.kernels.columns import PIECE
 from phalanx.core.allocation import Allocation
 from phalanx.core.attack import Attack
 from phalanx.core.codec import Gather
-from phalanx.core.wire_stage import Offer, Wire, worker_half
 from phalanx.core.layout import Layout
+from phalanx.core.payload import payload_bytes
 from phalanx.core.round import Round
-from phalanx.training.context import Site
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Chain
-from phalanx.training.client_work import Work
+from phalanx.core.wire_stage import Upload, WireStage, worker_half
 from phalanx.core.world import LocalWorld
-from phalanx.core.payload import payload_bytes
+from phalanx.training.client_work import ClientWork
+from phalanx.training.context import WorkerContext
 
 X = TypeVar("X")
 
@@ -41,7 +41,9 @@ def timed(call: Callable[[], X], repeats: int) -> tuple[X, float]:
     return made[0], median(spent)
 
 
-def compute(work: Work, site: Site, allocation: Allocation, samples: Sequence[Tensor], rows: Tensor) -> list[float]:
+def compute(
+    work: ClientWork, site: WorkerContext, allocation: Allocation, samples: Sequence[Tensor], rows: Tensor
+) -> list[float]:
     """Writes the row of every worker, (n, d), where each has one unit; returns the seconds of each unit.
 
     A unit that several workers have is computed once.
@@ -121,7 +123,7 @@ def serve(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> Served:
     rows. The gate is there, as every rule has one.
     """
     wire, *rules = scheme.stages
-    assert isinstance(wire, Wire)
+    assert isinstance(wire, WireStage)
     round, stack = Round(world=LocalWorld(len(rows))), Stack.of(rows, layout)
     offers, _ = wire.offer(stack, None, round.inside(0))
     gathers = isinstance(wire, Gather)
@@ -138,7 +140,7 @@ def serve(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> Served:
     return Served(result.rows[0], _sent(offers) if gathers else int(came), 1 if gathers else 3, seconds)
 
 
-def _sent(offers: Sequence[Offer]) -> int:
+def _sent(offers: Sequence[Upload]) -> int:
     return sum(payload_bytes(offer.first) for offer in offers if offer.first is not None)
 
 

@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+from phalanx.tools.runner.quickstart import quickstart as quickstart
+from phalanx.tools.runner.recipe import Recipe as Recipe
+from phalanx.tools.runner.recipe import find as find
+from phalanx.tools.runner.recipe import recipe as recipe
+from phalanx.tools.runner.recipe import recipes as recipes
 from phalanx_experiments.recipes.atomo_convergence import atomo_convergence as atomo_convergence
 from phalanx_experiments.recipes.atomo_spectrum import atomo_spectrum as atomo_spectrum
 from phalanx_experiments.recipes.atomo_tuning import atomo_tuning as atomo_tuning
@@ -31,9 +36,4 @@ from phalanx_experiments.recipes.pufferfish_cost import pufferfish_speed as puff
 from phalanx_experiments.recipes.pufferfish_distributed import pufferfish_distributed as pufferfish_distributed
 from phalanx_experiments.recipes.pufferfish_imagenet import pufferfish_imagenet as pufferfish_imagenet
 from phalanx_experiments.recipes.pufferfish_texts import pufferfish_lstm as pufferfish_lstm
-from phalanx.tools.runner.quickstart import quickstart as quickstart
-from phalanx.tools.runner.recipe import Recipe as Recipe
-from phalanx.tools.runner.recipe import find as find
-from phalanx.tools.runner.recipe import recipe as recipe
-from phalanx.tools.runner.recipe import recipes as recipes
 from phalanx_experiments.recipes.robust_mnist import robust_mnist as robust_mnist

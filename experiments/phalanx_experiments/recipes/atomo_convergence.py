@@ -8,13 +8,13 @@ from typing import Literal
 
 import phalanx as px
 from phalanx.core.codec import Codec
+from phalanx.core.stage import Stage
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence
-from phalanx.core.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class Size:
 
 SIZES = {
     "smoke": Size(
-        px.cifar10(train=2000, test=500, size=16),
-        {"": px.cnn(channels=(8, 16))},
-        px.crop_flip(pad=1),
+        px.data.cifar10(train=2000, test=500, size=16),
+        {"": px.models.cnn(channels=(8, 16))},
+        px.data.crop_flip(pad=1),
         batch=64,
         rounds=10,
         tuning_rounds=4,
         evaluate_every=5,
     ),
     "laptop": Size(
-        px.cifar10(test=2000, size=16),
+        px.data.cifar10(test=2000, size=16),
         # 768,042 parameters, most of them where images are small: so four workers that share two cores communicate for
         # longer than they compute, as those of the dissertation do on machines of their own
-        {"": px.cnn(channels=(32, 64, 256, 256))},
+        {"": px.models.cnn(channels=(32, 64, 256, 256))},
         # no image is seen more than twice: wider crops only slow it down
-        px.crop_flip(pad=1),
+        px.data.crop_flip(pad=1),
         batch=128,
         rounds=400,
         tuning_rounds=200,
@@ -63,9 +63,9 @@ SIZES = {
     ),
     # dissertation, section 3.7; the number of rounds is in no table
     "paper": Size(
-        px.cifar10(),
-        {"ResNet-18": px.resnet18(), "VGG-11-BN": px.vgg11_bn()},
-        px.crop_flip(),
+        px.data.cifar10(),
+        {"ResNet-18": px.models.resnet18(), "VGG-11-BN": px.models.vgg11_bn()},
+        px.data.crop_flip(),
         batch=128,
         rounds=20_000,
         tuning_rounds=200,
@@ -83,28 +83,30 @@ def spectral(
     An all-gather pads every message to the longest, so the number of atoms is kept from varying; biases and BatchNorm's
     parameters, a hundredth of all entries, travel as they are.
     """
-    codec = px.atomo(px.spectral(reshape), budget=budget, vectors=vectors, draws="systematic", smallest=1000)
-    return px.chain(px.gather(codec), px.mean())
+    codec = px.codecs.atomo(
+        px.codecs.spectral(reshape), budget=budget, vectors=vectors, draws="systematic", smallest=1000
+    )
+    return px.chain(px.gather(codec), px.aggregators.mean())
 
 
 def quantized(bits: int) -> Stage:
     """QSGD; at 8 bits an entropy code saves 17 % of the bytes and takes 30 times as long to decode."""
-    codec = px.qsgd(bits=bits, bucket=512, coding="packed" if bits == 8 else "elias")
-    return px.chain(px.gather(codec), px.mean())
+    codec = px.codecs.qsgd(bits=bits, bucket=512, coding="packed" if bits == 8 else "elias")
+    return px.chain(px.gather(codec), px.aggregators.mean())
 
 
 METHODS: dict[str, Stage] = {
-    "SGD": px.chain(px.reduce(px.dense())),
+    "SGD": px.chain(px.reduce(px.codecs.dense())),
     **{f"spectral s={s}": spectral(s) for s in (1, 2, 3, 4)},
     # in matrices (out, in k^2) an atom is a tenth as long
     "spectral matrix s=24": spectral(24, reshape="matrix"),
     # the largest magnitude as norm: of short vectors it leaves a third of the noise that norm 2 does; packed, since of
     # such levels few are zero
-    "spectral s=8, QSGD vectors": spectral(8, vectors=px.qsgd(bits=2, norm="linf")),
+    "spectral s=8, QSGD vectors": spectral(8, vectors=px.codecs.qsgd(bits=2, norm="linf")),
     **{f"QSGD {bits} bit": quantized(bits) for bits in (1, 2, 3, 4, 8)},
-    "TernGrad": px.chain(px.gather(px.terngrad(coding="elias")), px.mean()),
-    "PowerSGD rank 2": px.chain(px.power_sgd(rank=2)),
-    "Signum": px.signum(beta=0.9),
+    "TernGrad": px.chain(px.gather(px.codecs.terngrad(coding="elias")), px.aggregators.mean()),
+    "PowerSGD rank 2": px.chain(px.lowrank.power_sgd(rank=2)),
+    "Signum": px.codecs.signum(beta=0.9),
 }
 
 # what atomo-tuning at scale laptop chose for SGD, spectral s=3 and s=8, QSGD 2 bit and TernGrad; others by likeness. At
@@ -124,10 +126,13 @@ def configured(size: Size, model: Model, scheme: Stage, lr: float, rounds: int) 
     Differs: the step size falls to zero over the run. With a constant one, two tests 50 rounds apart differ by up to 10
     points, more than any two methods.
     """
-    phase = px.phase(
-        work=px.gradient(batch=size.batch), scheme=scheme, finish=px.sgd(lr=lr, schedule=px.cosine()), rounds=rounds
+    phase = px.Phase(
+        work=px.training.gradient(batch=size.batch),
+        scheme=scheme,
+        optimizer=px.optim.sgd(lr=lr, schedule=px.optim.cosine()),
+        rounds=rounds,
     )
-    return px.run(
+    return px.Run(
         data=size.data,
         model=model,
         phases=(phase,),

@@ -9,8 +9,8 @@ import phalanx as px
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.spectrum import plot_spectrum, spectrum_tables
 
 
@@ -33,10 +33,14 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(px.cifar10(train=2000, test=500, size=16), px.cnn(channels=(8, 16)), "4.weight", None, 64, 5, 2),
-    "laptop": Size(px.cifar10(test=2000, size=16), px.cnn(), "8.weight", px.crop_flip(pad=1), 256, 401, 80),
+    "smoke": Size(
+        px.data.cifar10(train=2000, test=500, size=16), px.models.cnn(channels=(8, 16)), "4.weight", None, 64, 5, 2
+    ),
+    "laptop": Size(
+        px.data.cifar10(test=2000, size=16), px.models.cnn(), "8.weight", px.data.crop_flip(pad=1), 256, 401, 80
+    ),
     # data passes 0, 5, 10, ... as in the figure, at 391 steps a pass
-    "paper": Size(px.cifar10(), px.resnet18(), "7.conv2.weight", px.crop_flip(), 128, 7821, 1955),
+    "paper": Size(px.data.cifar10(), px.models.resnet18(), "7.conv2.weight", px.data.crop_flip(), 128, 7821, 1955),
 }
 
 
@@ -44,15 +48,15 @@ SIZES = {
 def atomo_spectrum(scale: str) -> dict[str, Run]:
     """Singular values of a convolution's gradient while a network learns CIFAR-10, for two reshapes."""
     size = SIZES[scale]
-    phase = px.phase(
-        work=px.gradient(batch=size.batch),
-        scheme=px.chain(px.reduce(px.dense())),
-        finish=px.sgd(lr=0.125),
+    phase = px.Phase(
+        work=px.training.gradient(batch=size.batch),
+        scheme=px.chain(px.reduce(px.codecs.dense())),
+        optimizer=px.optim.sgd(lr=0.125),
         rounds=size.rounds,
     )
-    looks = tuple(px.spectrum(layer=size.layer, reshape=r, every=size.every) for r in ("paper", "matrix"))
+    looks = tuple(px.training.spectrum(layer=size.layer, reshape=r, every=size.every) for r in ("paper", "matrix"))
     return {
-        "SGD": px.run(
+        "SGD": px.Run(
             data=size.data,
             model=size.model,
             phases=(phase,),

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes.atomo_convergence import METHODS, SIZES, configured
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
+from phalanx_experiments.recipes.atomo_convergence import METHODS, SIZES, configured
 
 GRID = tuple(2.0**-k for k in (5, 4, 3, 2))  # the dissertation has 2^-7 to 2^-1, constant
 SIGNS = tuple(2.0**-k for k in (12, 11, 10, 9))  # for a step whose entries are all -1 or 1

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 import phalanx as px
 from phalanx.core.aggregator import Aggregator
+from phalanx.core.stage import Stage
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.optim import ServerOptimizer
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.grid import grid_tables, plot_grid
-from phalanx.core.stage import Stage
 
 WORKERS, F = 15, 3
 
-STATISTICS = px.aimed(px.constant(value=100.0), at="installed")
-DIRECTIONS = px.aimed(px.reverse(c=10.0))
+STATISTICS = px.attacks.only_on(px.attacks.constant(value=100.0), at="installed")
+DIRECTIONS = px.attacks.only_on(px.attacks.reverse(c=10.0))
 # a hundred deviations of statistics make a row a few times as far from the others as its gradient does
-HIDDEN = px.aimed(px.alie(z=100.0), at="installed")
+HIDDEN = px.attacks.only_on(px.attacks.alie(z=100.0), at="installed")
 ATTACKS: dict[str, Stage | None] = {
     "no attack": None,
     "statistics": STATISTICS,
@@ -42,23 +42,23 @@ class Size:
     data: Data
     model: Model
     batch: int
-    finish: Finish
+    optimizer: ServerOptimizer
     rounds: int
     evaluate_every: int
     augment: Augment | None = None
 
 
 SIZES = {
-    "smoke": Size(px.mnist(train=3000, test=500), px.cnn((4, 8)), 120, px.sgd(0.1, 0.9), 10, 5),
-    "laptop": Size(px.mnist(test=2000), px.cnn((8, 16, 16)), 240, px.sgd(0.1, 0.9), 40, 10),
+    "smoke": Size(px.data.mnist(train=3000, test=500), px.models.cnn((4, 8)), 120, px.optim.sgd(0.1, 0.9), 10, 5),
+    "laptop": Size(px.data.mnist(test=2000), px.models.cnn((8, 16, 16)), 240, px.optim.sgd(0.1, 0.9), 40, 10),
     "paper": Size(
-        px.cifar10(),
-        px.resnet18(),
+        px.data.cifar10(),
+        px.models.resnet18(),
         480,
-        px.sgd(0.1, 0.9, schedule=px.decay(0.99, every=10)),
+        px.optim.sgd(0.1, 0.9, schedule=px.optim.decay(0.99, every=10)),
         3000,
         100,
-        augment=px.crop_flip(),
+        augment=px.data.crop_flip(),
     ),
 }
 
@@ -66,11 +66,11 @@ SIZES = {
 def rules() -> dict[str, Stage]:
     """For whole rows: statistics are protected as gradients are."""
     return {
-        "mean": px.mean(),
-        "median": px.median(),
-        "Krum": px.krum(f=F),
-        "geometric median": px.geometric_median(),
-        "vote": px.chain(px.group_vote(r=3), px.mean()),
+        "mean": px.aggregators.mean(),
+        "median": px.aggregators.median(),
+        "Krum": px.aggregators.krum(f=F),
+        "geometric median": px.aggregators.geometric_median(),
+        "vote": px.chain(px.coding.group_vote(r=3), px.aggregators.mean()),
     }
 
 
@@ -78,9 +78,14 @@ def schemes() -> dict[str, Stage]:
     """The rules, with statistics in the rows, averaged beside them, and under a rule of their own."""
     made = rules()
     by_distance = ("Krum", "geometric median")
-    averaged = {f"{name}, statistics averaged": px.apart(rule) for name, rule in made.items() if name != "mean"}
+    averaged = {
+        f"{name}, statistics averaged": px.aggregators.split_by_part(rule)
+        for name, rule in made.items()
+        if name != "mean"
+    }
     own: dict[str, Aggregator] = {
-        f"{name}, statistics by median": px.apart(made[name], px.median()) for name in by_distance
+        f"{name}, statistics by median": px.aggregators.split_by_part(made[name], px.aggregators.median())
+        for name in by_distance
     }
     return {**made, **averaged, **own}
 
@@ -92,20 +97,20 @@ def batchnorm_protected(scale: str) -> dict[str, Run]:
     made = {}
     for word, attack in ATTACKS.items():
         for name, rule in schemes().items():
-            stages = [stage for stage in (attack, px.gather(px.dense()), rule) if stage is not None]
-            phase = px.phase(
-                work=px.gradient(batch=size.batch),
+            stages = [stage for stage in (attack, px.gather(px.codecs.dense()), rule) if stage is not None]
+            phase = px.Phase(
+                work=px.training.gradient(batch=size.batch),
                 scheme=px.chain(*stages),
-                finish=size.finish,
+                optimizer=size.optimizer,
                 rounds=size.rounds,
             )
-            made[f"{word}: {name}"] = px.run(
+            made[f"{word}: {name}"] = px.Run(
                 data=size.data,
                 model=size.model,
                 phases=(phase,),
                 workers=WORKERS,
                 # no two of them in one vote group
-                byzantine=px.spread(F) if attack else px.nobody(),
+                byzantine=px.adversary.evenly_spaced(F) if attack else px.adversary.none(),
                 augment=size.augment,
                 evaluate_every=size.evaluate_every,
             )

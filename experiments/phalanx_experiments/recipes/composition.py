@@ -11,15 +11,15 @@ from typing import Literal
 import phalanx as px
 from phalanx.attacks.adversary import Threat
 from phalanx.core.codec import Codec
+from phalanx.core.stage import Stage
+from phalanx.core.surgery import Surgery
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.cluster import cluster_tables
 from phalanx_experiments.figures.convergence import plot_convergence
-from phalanx.core.stage import Stage
-from phalanx.core.surgery import Surgery
 
 R = 3
 
@@ -56,10 +56,10 @@ class Size:
 
 SIZES = {
     "smoke": Size(
-        px.digits(),
-        px.cnn(channels=(8, 16, 32)),
+        px.data.digits(),
+        px.models.cnn(channels=(8, 16, 32)),
         None,
-        partial(px.pufferfish, warmup=0.0, first=1, keep=("0",)),
+        partial(px.lowrank.pufferfish, warmup=0.0, first=1, keep=("0",)),
         ratio=0.5,
         batch=60,
         lr=0.05,
@@ -73,10 +73,10 @@ SIZES = {
     ),
     "laptop": Size(
         # the network of atomo-convergence: 768,042 parameters, most of them where images are small
-        px.cifar10(test=2000, size=16),
-        px.cnn(channels=(32, 64, 256, 256)),
-        px.crop_flip(pad=1),
-        partial(px.pufferfish, warmup=0.0, first=1, keep=("0", "16")),
+        px.data.cifar10(test=2000, size=16),
+        px.models.cnn(channels=(32, 64, 256, 256)),
+        px.data.crop_flip(pad=1),
+        partial(px.lowrank.pufferfish, warmup=0.0, first=1, keep=("0", "16")),
         ratio=0.5,
         # small shares are where ALIE hides
         batch=72,
@@ -91,10 +91,10 @@ SIZES = {
     ),
     # the cluster and the liars of section 7.4.1, the model and its hybrid of section 4.4
     "paper": Size(
-        px.cifar10(),
-        px.resnet18(),
-        px.crop_flip(),
-        px.pufferfish,
+        px.data.cifar10(),
+        px.models.resnet18(),
+        px.data.crop_flip(),
+        px.lowrank.pufferfish,
         ratio=0.25,
         batch=1440,
         lr=0.1,
@@ -110,10 +110,10 @@ SIZES = {
 
 def spectral(size: Size) -> Codec:
     """Singular vectors in QSGD, of more levels than in atomo-convergence: few votes are averaged, and medians taken."""
-    return px.atomo(
-        px.spectral("matrix"),
+    return px.codecs.atomo(
+        px.codecs.spectral("matrix"),
         budget=size.budget,
-        vectors=px.qsgd(bits=4, norm="linf"),
+        vectors=px.codecs.qsgd(bits=4, norm="linf"),
         draws="systematic",
         smallest=size.smallest,
     )
@@ -121,14 +121,14 @@ def spectral(size: Size) -> Codec:
 
 def configured(size: Size, scheme: Stage, byzantine: Threat, surgery: Surgery | None = None) -> Run:
     """One run; a surgery factorizes the model."""
-    phase = px.phase(
-        work=px.gradient(batch=size.batch),
+    phase = px.Phase(
+        work=px.training.gradient(batch=size.batch),
         scheme=scheme,
-        finish=px.sgd(size.lr, 0.9, schedule=px.cosine()),
+        optimizer=px.optim.sgd(size.lr, 0.9, schedule=px.optim.cosine()),
         rounds=size.rounds,
         surgery=surgery,
     )
-    return px.run(
+    return px.Run(
         data=size.data,
         model=size.model,
         phases=(phase,),
@@ -145,25 +145,32 @@ def composition(scale: str) -> dict[str, Run]:
     """A factorized model, spectrally compressed, voted by digest, aggregated by DETOX, under ALIE: all and each."""
     size = SIZES[scale]
     low, lower = size.low(size.ratio), size.low(size.ratio / 2)
-    attack, codec = px.alie(z=1.0), spectral(size)
-    liars, lost = px.spread(size.byzantine), px.fixed((0, 1, *range(R, R * (size.byzantine - 1), R)))
-    dense = px.gather(px.dense())
-    rules = px.hierarchy(px.mean(), px.median(), groups=size.groups)
-    whole = px.chain(attack, px.vote(codec, R), rules)
-    free = px.chain(px.reduce(px.dense()))
+    attack, codec = px.attacks.alie(z=1.0), spectral(size)
+    liars, lost = (
+        px.adversary.evenly_spaced(size.byzantine),
+        px.adversary.workers((0, 1, *range(R, R * (size.byzantine - 1), R))),
+    )
+    dense = px.gather(px.codecs.dense())
+    rules = px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=size.groups)
+    whole = px.chain(attack, px.coding.vote(codec, R), rules)
+    free = px.chain(px.reduce(px.codecs.dense()))
     return {
-        "no attack: uncompressed": configured(size, free, px.nobody()),
-        "no attack: low rank": configured(size, free, px.nobody(), low),
-        "no attack: spectral": configured(size, px.chain(px.gather(codec), px.mean()), px.nobody()),
-        "ALIE: uncompressed": configured(size, px.chain(attack, dense, px.mean()), liars),
-        "ALIE: low rank": configured(size, px.chain(attack, dense, px.mean()), liars, low),
-        "ALIE: spectral": configured(size, px.chain(attack, px.gather(codec), px.mean()), liars),
-        "ALIE: median": configured(size, px.chain(attack, dense, px.median()), liars),
-        "ALIE: vote": configured(size, px.chain(attack, px.vote(px.dense(), R), px.mean()), liars),
-        "ALIE: DETOX": configured(size, px.chain(attack, px.vote(px.dense(), R), rules), liars),
+        "no attack: uncompressed": configured(size, free, px.adversary.none()),
+        "no attack: low rank": configured(size, free, px.adversary.none(), low),
+        "no attack: spectral": configured(size, px.chain(px.gather(codec), px.aggregators.mean()), px.adversary.none()),
+        "ALIE: uncompressed": configured(size, px.chain(attack, dense, px.aggregators.mean()), liars),
+        "ALIE: low rank": configured(size, px.chain(attack, dense, px.aggregators.mean()), liars, low),
+        "ALIE: spectral": configured(size, px.chain(attack, px.gather(codec), px.aggregators.mean()), liars),
+        "ALIE: median": configured(size, px.chain(attack, dense, px.aggregators.median()), liars),
+        "ALIE: vote": configured(
+            size, px.chain(attack, px.coding.vote(px.codecs.dense(), R), px.aggregators.mean()), liars
+        ),
+        "ALIE: DETOX": configured(size, px.chain(attack, px.coding.vote(px.codecs.dense(), R), rules), liars),
         "ALIE: all": configured(size, whole, liars, low),
         "ALIE: all, half the rank": configured(size, whole, liars, lower),
         # two liars share a group, whose vote they win
-        "ALIE, a group lost: DETOX": configured(size, px.chain(attack, px.vote(px.dense(), R), rules), lost),
+        "ALIE, a group lost: DETOX": configured(
+            size, px.chain(attack, px.coding.vote(px.codecs.dense(), R), rules), lost
+        ),
         "ALIE, a group lost: all": configured(size, whole, lost, low),
     }

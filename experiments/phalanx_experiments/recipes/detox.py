@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import phalanx as px
 from phalanx.attacks.adversary import Threat
+from phalanx.core.stage import Stage
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.optim import ServerOptimizer
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.cluster import cluster_tables, plot_cluster
-from phalanx.core.stage import Stage
 
 WORKERS, R = 45, 3
 VOTES_LOST = 2  # f of the rules behind the vote: 5 Byzantine workers win at most so many of 15 groups
@@ -33,7 +33,7 @@ class Size:
 
     models: dict[str, tuple[Data, Model]]
     batch: int
-    finish: Finish
+    optimizer: ServerOptimizer
     sign_lr: float
     rounds: int
     evaluate_every: int
@@ -42,50 +42,55 @@ class Size:
 
 SIZES = {
     "smoke": Size(
-        {"": (px.mnist(train=3000, test=500), px.mlp((16,)))},
+        {"": (px.data.mnist(train=3000, test=500), px.models.mlp((16,)))},
         batch=180,
-        finish=px.sgd(0.05, 0.9),
+        optimizer=px.optim.sgd(0.05, 0.9),
         sign_lr=0.002,
         rounds=12,
         evaluate_every=6,
     ),
     "laptop": Size(
-        {"": (px.mnist(test=5000), px.lenet(channels=(8, 16), hidden=32))},
+        {"": (px.data.mnist(test=5000), px.models.lenet(channels=(8, 16), hidden=32))},
         batch=360,
-        finish=px.sgd(0.05, 0.9),
+        optimizer=px.optim.sgd(0.05, 0.9),
         sign_lr=0.001,
         rounds=150,
         evaluate_every=25,
     ),
     # section 7.4.1; one step size for all rules, where table 7.3 tunes each
     "paper": Size(
-        {"CIFAR-10": (px.cifar10(), px.resnet18()), "CIFAR-100": (px.cifar100(), px.vgg13_bn())},
+        {
+            "CIFAR-10": (px.data.cifar10(), px.models.resnet18()),
+            "CIFAR-100": (px.data.cifar100(), px.models.vgg13_bn()),
+        },
         batch=1440,
-        finish=px.sgd(0.1, 0.9, schedule=px.decay(0.99, every=10)),
+        optimizer=px.optim.sgd(0.1, 0.9, schedule=px.optim.decay(0.99, every=10)),
         sign_lr=0.0001,
         rounds=3000,
         evaluate_every=100,
-        augment=px.crop_flip(),
+        augment=px.data.crop_flip(),
     ),
 }
 
 
 def plain_rules(q: int) -> dict[str, Stage]:
     """The rules over the rows of all workers."""
-    gather = px.gather(px.dense())
+    gather = px.gather(px.codecs.dense())
     return {
-        "median": px.chain(gather, px.median()),
-        "Multi-Krum": px.chain(gather, px.multi_krum(f=q)),
-        "Bulyan": px.chain(gather, px.bulyan(f=q)),
+        "median": px.chain(gather, px.aggregators.median()),
+        "Multi-Krum": px.chain(gather, px.aggregators.multi_krum(f=q)),
+        "Bulyan": px.chain(gather, px.aggregators.bulyan(f=q)),
     }
 
 
 def pairings(groups: int) -> dict[str, Stage]:
     """The rules behind the vote; `groups` of mean + median."""
     return {
-        "DETOX mean + median": px.detox(R, px.mean(), px.median(), groups=groups),
-        "DETOX Multi-Krum + mean": px.detox(R, px.multi_krum(f=VOTES_LOST), px.mean(), groups=2),
-        "DETOX Bulyan + mean": px.detox(R, px.bulyan(f=VOTES_LOST), px.mean(), groups=1),
+        "DETOX mean + median": px.coding.detox(R, px.aggregators.mean(), px.aggregators.median(), groups=groups),
+        "DETOX Multi-Krum + mean": px.coding.detox(
+            R, px.aggregators.multi_krum(f=VOTES_LOST), px.aggregators.mean(), groups=2
+        ),
+        "DETOX Bulyan + mean": px.coding.detox(R, px.aggregators.bulyan(f=VOTES_LOST), px.aggregators.mean(), groups=1),
     }
 
 
@@ -95,20 +100,20 @@ def runs(
     attack: Stage,
     byzantine: Threat,
     panel: str = "",
-    finish: Finish | None = None,
+    optimizer: ServerOptimizer | None = None,
 ) -> dict[str, Run]:
     """A run for each model and scheme under an attack."""
     made = {}
     for model, (data, network) in size.models.items():
         names = [name for name in (model, panel) if name]
         for label, scheme in schemes.items():
-            phase = px.phase(
-                work=px.gradient(batch=size.batch),
+            phase = px.Phase(
+                work=px.training.gradient(batch=size.batch),
                 scheme=px.chain(attack, scheme),
-                finish=finish or size.finish,
+                optimizer=optimizer or size.optimizer,
                 rounds=size.rounds,
             )
-            made[": ".join([", ".join(names), label]) if names else label] = px.run(
+            made[": ".join([", ".join(names), label]) if names else label] = px.Run(
                 data=data,
                 model=network,
                 phases=(phase,),
@@ -120,60 +125,66 @@ def runs(
     return made
 
 
-def free(size: Size, attack: Stage, finish: Finish | None = None, scheme: Stage | None = None) -> dict[str, Run]:
+def free(
+    size: Size, attack: Stage, optimizer: ServerOptimizer | None = None, scheme: Stage | None = None
+) -> dict[str, Run]:
     """The mean of everyone without an attack."""
-    scheme = scheme or px.chain(px.gather(px.dense()), px.mean())
-    return runs(size, {"no attack": scheme}, attack, px.nobody(), finish=finish)
+    scheme = scheme or px.chain(px.gather(px.codecs.dense()), px.aggregators.mean())
+    return runs(size, {"no attack": scheme}, attack, px.adversary.none(), optimizer=optimizer)
 
 
 @recipe("detox-alie", plot=plot_cluster, tables=cluster_tables)
 def detox_alie(scale: str) -> dict[str, Run]:
     """Table 7.1, figures 7.1 and 7.2: median, Multi-Krum and Bulyan under ALIE with z = 1, alone and behind a vote."""
-    size, attack = SIZES[scale], px.alie(z=1.0)
+    size, attack = SIZES[scale], px.attacks.alie(z=1.0)
     made = free(size, attack)
     for q in (5, 10) if scale != "paper" else (5,):
-        made |= runs(size, plain_rules(q) | pairings(groups=3), attack, px.drawn(q), f"q={q}")
+        made |= runs(size, plain_rules(q) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
     return made
 
 
 @recipe("detox-reverse", plot=plot_cluster, tables=cluster_tables)
 def detox_reverse(scale: str) -> dict[str, Run]:
     """Figures 7.3 and 7.4: the same rules under reversed gradients, which all of them stand: who is faster."""
-    size, attack = SIZES[scale], px.reverse(c=100)
-    return free(size, attack) | runs(size, plain_rules(5) | pairings(groups=5), attack, px.drawn(5), "q=5")
+    size, attack = SIZES[scale], px.attacks.reverse(c=100)
+    return free(size, attack) | runs(size, plain_rules(5) | pairings(groups=5), attack, px.adversary.random(5), "q=5")
 
 
 @recipe("detox-signsgd", plot=plot_cluster, tables=cluster_tables)
 def detox_signsgd(scale: str) -> dict[str, Run]:
     """Figure 7.5: majority of signs against workers that send minus one everywhere, alone and behind a vote."""
-    size, attack = SIZES[scale], px.constant(value=-1)
-    schedule = px.decay(0.99, every=10) if scale == "paper" else None
-    finish = px.sgd(size.sign_lr, schedule=schedule)
-    alone = px.chain(px.gather(px.sign()), px.majority())
+    size, attack = SIZES[scale], px.attacks.constant(value=-1)
+    schedule = px.optim.decay(0.99, every=10) if scale == "paper" else None
+    optimizer = px.optim.sgd(size.sign_lr, schedule=schedule)
+    alone = px.chain(px.gather(px.codecs.sign()), px.aggregators.majority())
     schemes: dict[str, Stage] = {
         "signSGD": alone,
-        "DETOX signSGD": px.detox(R, px.majority(), px.majority(), groups=5, codec=px.sign()),
+        "DETOX signSGD": px.coding.detox(
+            R, px.aggregators.majority(), px.aggregators.majority(), groups=5, codec=px.codecs.sign()
+        ),
     }
-    made = free(size, attack, finish, alone)
+    made = free(size, attack, optimizer, alone)
     for q in (5, 10) if scale != "paper" else (5,):
-        made |= runs(size, schemes, attack, px.drawn(q), f"q={q}", finish)
+        made |= runs(size, schemes, attack, px.adversary.random(q), f"q={q}", optimizer)
     return made
 
 
 @recipe("detox-q", plot=plot_cluster, tables=cluster_tables)
 def detox_q(scale: str) -> dict[str, Run]:
     """Figure 7.7: no or one Byzantine worker under ALIE, where a rule should cost nothing."""
-    size, attack = SIZES[scale], px.alie(z=1.0)
+    size, attack = SIZES[scale], px.attacks.alie(z=1.0)
     made = free(size, attack)
     for q in (0, 1):
         # the rules are set up for five, as nobody knows that there are fewer
-        made |= runs(size, plain_rules(5) | pairings(groups=3), attack, px.drawn(q), f"q={q}")
+        made |= runs(size, plain_rules(5) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
     return made
 
 
 @recipe("detox-vs-draco", plot=plot_cluster, tables=cluster_tables)
 def detox_vs_draco(scale: str) -> dict[str, Run]:
     """Figures 7.8 and 7.9: DETOX with three computations of each gradient against DRACO with eleven."""
-    size, attack = SIZES[scale], px.reverse(c=100)
-    draco: dict[str, Stage] = {"DRACO repetition r=11": px.chain(px.vote(px.dense(), r=11), px.mean())}
-    return free(size, attack) | runs(size, pairings(groups=5) | draco, attack, px.drawn(5), "q=5")
+    size, attack = SIZES[scale], px.attacks.reverse(c=100)
+    draco: dict[str, Stage] = {
+        "DRACO repetition r=11": px.chain(px.coding.vote(px.codecs.dense(), r=11), px.aggregators.mean())
+    }
+    return free(size, attack) | runs(size, pairings(groups=5) | draco, attack, px.adversary.random(5), "q=5")

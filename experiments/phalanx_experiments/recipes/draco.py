@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import phalanx as px
 from phalanx.attacks.adversary import Threat
+from phalanx.core.stage import Stage
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.optim import ServerOptimizer
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.cluster import cluster_tables, plot_cluster
-from phalanx.core.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Size:
     data: Data
     models: dict[str, Model]
     batch: int
-    finish: Finish
+    optimizer: ServerOptimizer
     rounds: int
     evaluate_every: int
     liars: tuple[int, ...] = (1, 3, 5)
@@ -38,18 +38,18 @@ class Size:
     augment: Augment | None = None
 
 
-ATTACKS: dict[str, Stage] = {"reverse": px.reverse(c=100), "constant": px.constant(value=-100)}
+ATTACKS: dict[str, Stage] = {"reverse": px.attacks.reverse(c=100), "constant": px.attacks.constant(value=-100)}
 
 
 def configured(size: Size, model: Model, attack: Stage, scheme: Stage, byzantine: Threat) -> Run:
     """One run; as in the dissertation other workers lie in every round."""
-    phase = px.phase(
-        work=px.gradient(batch=size.batch),
+    phase = px.Phase(
+        work=px.training.gradient(batch=size.batch),
         scheme=px.chain(attack, scheme),
-        finish=size.finish,
+        optimizer=size.optimizer,
         rounds=size.rounds,
     )
-    return px.run(
+    return px.Run(
         data=size.data,
         model=model,
         phases=(phase,),
@@ -62,65 +62,95 @@ def configured(size: Size, model: Model, attack: Stage, scheme: Stage, byzantine
 
 def codes(s: int) -> dict[str, Stage]:
     """The geometric median and both codes for s liars."""
-    gather = px.gather(px.dense())
+    gather = px.gather(px.codecs.dense())
     return {
-        "geometric median": px.chain(gather, px.geometric_median()),
-        f"repetition r={2 * s + 1}": px.chain(px.vote(px.dense(), r=2 * s + 1), px.mean()),
-        f"cyclic s={s}": px.chain(gather, px.cyclic(s=s)),
+        "geometric median": px.chain(gather, px.aggregators.geometric_median()),
+        f"repetition r={2 * s + 1}": px.chain(px.coding.vote(px.codecs.dense(), r=2 * s + 1), px.aggregators.mean()),
+        f"cyclic s={s}": px.chain(gather, px.coding.cyclic(s=s)),
     }
 
 
 def panels(size: Size, attacks: dict[str, Stage] = ATTACKS) -> dict[str, Run]:
     """A panel for each model, attack and number of liars, and one reference without liars for each model."""
-    mean, made = px.chain(px.gather(px.dense()), px.mean()), {}
+    mean, made = px.chain(px.gather(px.codecs.dense()), px.aggregators.mean()), {}
     for name, model in size.models.items():
         first = next(iter(attacks.values()))
         head = f"{name}: " if name else ""
-        made[f"{head}no attack"] = configured(size, model, first, mean, px.nobody())
+        made[f"{head}no attack"] = configured(size, model, first, mean, px.adversary.none())
         for word, attack in attacks.items():
             for s in size.liars:
                 panel = ", ".join(part for part in (name, word, f"s={s}") if part)
                 for label, scheme in codes(s).items():
-                    run = configured(size, model, attack, scheme, px.drawn(s, every=1))
+                    run = configured(size, model, attack, scheme, px.adversary.random(s, every=1))
                     made[f"{panel}: {label}"] = run
     return made
 
 
 MNIST = {
-    "smoke": Size(px.mnist(train=3000, test=500), {"": px.mlp((16,))}, 90, px.sgd(0.1), 8, 4, liars=(1,), workers=9),
-    "laptop": Size(px.mnist(test=5000), {"FC": px.fc(), "LeNet": px.lenet()}, 720, px.sgd(0.1), 60, 5, liars=(1, 5)),
+    "smoke": Size(
+        px.data.mnist(train=3000, test=500),
+        {"": px.models.mlp((16,))},
+        90,
+        px.optim.sgd(0.1),
+        8,
+        4,
+        liars=(1,),
+        workers=9,
+    ),
+    "laptop": Size(
+        px.data.mnist(test=5000),
+        {"FC": px.models.fc(), "LeNet": px.models.lenet()},
+        720,
+        px.optim.sgd(0.1),
+        60,
+        5,
+        liars=(1, 5),
+    ),
     # table 6.1
-    "paper": Size(px.mnist(), {"FC": px.fc(), "LeNet": px.lenet()}, 720, px.sgd(0.01), 10_000, 100),
+    "paper": Size(
+        px.data.mnist(), {"FC": px.models.fc(), "LeNet": px.models.lenet()}, 720, px.optim.sgd(0.01), 10_000, 100
+    ),
 }
 CIFAR = {
     "smoke": Size(
-        px.cifar10(train=500, test=200, size=16), {"": px.cnn(channels=(8, 16))}, 90, px.sgd(0.1), 4, 2, (1,), 9
+        px.data.cifar10(train=500, test=200, size=16),
+        {"": px.models.cnn(channels=(8, 16))},
+        90,
+        px.optim.sgd(0.1),
+        4,
+        2,
+        (1,),
+        9,
     ),
     "laptop": Size(
-        px.cifar10(test=2000, size=16),
-        {"": px.cnn(channels=(16, 32, 64))},
+        px.data.cifar10(test=2000, size=16),
+        {"": px.models.cnn(channels=(16, 32, 64))},
         180,
-        px.sgd(0.1),
+        px.optim.sgd(0.1),
         300,
         50,
         (5,),
-        augment=px.crop_flip(pad=1),
+        augment=px.data.crop_flip(pad=1),
     ),
-    "paper": Size(px.cifar10(), {"": px.resnet18()}, 180, px.sgd(0.1), 10_000, 200, augment=px.crop_flip()),
+    "paper": Size(
+        px.data.cifar10(), {"": px.models.resnet18()}, 180, px.optim.sgd(0.1), 10_000, 200, augment=px.data.crop_flip()
+    ),
 }
 REVIEWS = {
-    "smoke": Size(px.movie_review(train=500, test=200), {"": px.cnn_rand()}, 90, px.adam(0.001), 4, 2, (1,), 9),
+    "smoke": Size(
+        px.data.movie_review(train=500, test=200), {"": px.models.cnn_rand()}, 90, px.optim.adam(0.001), 4, 2, (1,), 9
+    ),
     "laptop": Size(
-        px.movie_review(vocabulary=5000),
-        {"": px.cnn_rand(dim=32, maps=32)},
+        px.data.movie_review(vocabulary=5000),
+        {"": px.models.cnn_rand(dim=32, maps=32)},
         180,
-        px.adam(0.003),
+        px.optim.adam(0.003),
         300,
         25,
         (3,),
         workers=15,
     ),
-    "paper": Size(px.movie_review(), {"": px.cnn_rand()}, 180, px.adam(0.001), 10_000, 100),
+    "paper": Size(px.data.movie_review(), {"": px.models.cnn_rand()}, 180, px.optim.adam(0.001), 10_000, 100),
 }
 
 
@@ -152,7 +182,7 @@ def draco_adversaries(scale: str) -> dict[str, Run]:
     for s in range(1, most + 1):
         for label, scheme in codes(s).items():
             if label != "geometric median":
-                run = configured(size, model, attack, scheme, px.drawn(s, every=1))
+                run = configured(size, model, attack, scheme, px.adversary.random(s, every=1))
                 kind = label.split()[0]
-                made[f"{kind}: {label}"] = px.amend(run, "workers", workers)
+                made[f"{kind}: {label}"] = px.training.amend(run, "workers", workers)
     return made

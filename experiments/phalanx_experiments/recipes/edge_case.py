@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.data.dataset import Data
 from phalanx.federated.local_training import LocalTraining
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
-from phalanx.tools.runner.recipe import recipe
 from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked, standard
 from phalanx.tools.report.backdoors import backdoor_tables, plot_backdoors
+from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 
 # rules worth a try against an attacker that comes in every round, and the plain mean beside them
 OFTEN = (
@@ -28,24 +29,24 @@ OFTEN = (
 
 def local(lr: float, epochs: int, batch: int) -> LocalTraining:
     """How the clients of these settings train."""
-    optimizer = px.sgd(lr, momentum=0.9, weight_decay=1e-4, schedule=px.decay(0.998))
-    return px.local_training(optimizer, epochs=epochs, batch=batch)
+    optimizer = px.optim.sgd(lr, momentum=0.9, weight_decay=1e-4, schedule=px.optim.decay(0.998))
+    return px.federated.local_training(optimizer, epochs=epochs, batch=batch)
 
 
 def started(data: Data, model: Model, rounds: int, batch: int = 32, lr: float = 0.05) -> Model:
     """A model that one worker has trained on some data, another one for each seed."""
-    phase = px.phase(px.gradient(batch), px.reduce(px.dense()), px.sgd(lr, momentum=0.9), rounds)
-    first = px.run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
-    return px.trained(first, drawn=True)
+    phase = px.Phase(px.training.gradient(batch), px.reduce(px.codecs.dense()), px.optim.sgd(lr, momentum=0.9), rounds)
+    first = px.Run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
+    return px.training.pretrained(first, drawn=True)
 
 
 def setting(scale: str) -> Setting:
     """Task 2 in a scale; smoke has the digits of scikit-learn and their rare styles."""
     if scale == "smoke":
         return Setting(
-            px.digits(),
-            px.rare_styles(),
-            started(px.digits(), px.mlp((32,)), 60),
+            px.data.digits(),
+            px.backdoors.rare_styles(),
+            started(px.data.digits(), px.models.mlp((32,)), 60),
             workers=41,
             clients=10,
             local=local(0.1, 2, 10),
@@ -57,11 +58,11 @@ def setting(scale: str) -> Setting:
             clean=30,
         )
     if scale == "laptop":
-        small = px.lenet(channels=(16, 32), hidden=128)
+        small = px.models.lenet(channels=(16, 32), hidden=128)
         return Setting(
-            px.mnist(test=2000),
-            px.ardis(),
-            started(px.mnist(train=1500, test=2000), small, 141),
+            px.data.mnist(test=2000),
+            pe.ardis(),
+            started(px.data.mnist(train=1500, test=2000), small, 141),
             workers=1001,
             clients=10,
             local=local(0.02, 2, 32),
@@ -74,9 +75,9 @@ def setting(scale: str) -> Setting:
         )
     # table 8.1, on MNIST in place of EMNIST's digits; the published thresholds
     return Setting(
-        px.mnist(),
-        px.ardis(),
-        started(px.mnist(train=1500), px.lenet(), 141),
+        px.data.mnist(),
+        pe.ardis(),
+        started(px.data.mnist(train=1500), px.models.lenet(), 141),
         workers=3384,
         clients=30,
         local=local(0.1, 5, 32),

@@ -6,19 +6,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
+from phalanx.tools.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
+from phalanx.tools.report.backdoors import plot_backdoors
+from phalanx.tools.runner.recipe import recipe
 from phalanx.training.phase import Run
+from phalanx_experiments.figures.backdoor_sweep import plot_sweep, sweep_tables
+from phalanx_experiments.figures.persistence import attack_tables
 from phalanx_experiments.recipes.edge_case import local, started
 from phalanx_experiments.recipes.edge_case import setting as digits_setting
 from phalanx_experiments.recipes.edge_case_sweeps import ATTACK, mixed
-from phalanx.tools.runner.recipe import recipe
-from phalanx.tools.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
-from phalanx_experiments.figures.backdoor_sweep import plot_sweep, sweep_tables
-from phalanx.tools.report.backdoors import plot_backdoors
-from phalanx_experiments.figures.persistence import attack_tables
 
 UNTIL = {"smoke": 6, "laptop": 20, "paper": 500}  # the round behind which no attacker comes any more
 FEW = (NONE, ATTACK, "PGD + replacement", f"{ATTACK}, every round")
@@ -31,8 +32,8 @@ def setting(scale: str) -> Setting:
     if scale == "laptop":
         # two fifths of the images, and of the published mixture: the attacker counts for two honest clients, as there
         return Setting(
-            px.cifar10(train=20_000, test=1000, size=16),
-            px.southwest(),
+            px.data.cifar10(train=20_000, test=1000, size=16),
+            pe.southwest(),
             begin(scale, 0.25),
             workers=201,
             clients=10,
@@ -49,8 +50,8 @@ def setting(scale: str) -> Setting:
         )
     # table 8.1; three rounds between two tests and ten between two attacks, so that every distance is tested
     return Setting(
-        px.cifar10(),
-        px.southwest(),
+        px.data.cifar10(),
+        pe.southwest(),
         begin(scale, 1.0),
         workers=201,
         clients=10,
@@ -63,26 +64,26 @@ def setting(scale: str) -> Setting:
         clean=400,
         amount=100,
         evaluate_every=3,
-        augment=px.crop_flip(),
+        augment=px.data.crop_flip(),
     )
 
 
 def begin(scale: str, width: float) -> Model:
     """The network that the first attacked round begins with, in a width."""
     if scale == "smoke":
-        return started(px.digits(), px.mlp((round(32 * width),)), 60)
+        return started(px.data.digits(), px.models.mlp((round(32 * width),)), 60)
     if scale == "laptop":
-        return plain(px.cifar10(test=2000, size=16), px.vgg9_conv(width), 3000)
-    return plain(px.cifar10(), px.vgg9_conv(width), 8000, px.crop_flip())
+        return plain(px.data.cifar10(test=2000, size=16), px.models.vgg9_conv(width), 3000)
+    return plain(px.data.cifar10(), px.models.vgg9_conv(width), 8000, px.data.crop_flip())
 
 
 def plain(data: Data, model: Model, rounds: int, augment: Augment | None = None) -> Model:
     """A network without BatchNorm, trained by one worker with batches of 64."""
-    optimizer = px.sgd(0.03, momentum=0.9, schedule=px.cosine(warmup=50))
-    phase = px.phase(px.gradient(64), px.reduce(px.dense()), optimizer, rounds)
+    optimizer = px.optim.sgd(0.03, momentum=0.9, schedule=px.optim.cosine(warmup=50))
+    phase = px.Phase(px.training.gradient(64), px.reduce(px.codecs.dense()), optimizer, rounds)
     every = rounds // 6
-    return px.trained(
-        px.run(
+    return px.training.pretrained(
+        px.Run(
             data,
             model,
             (phase,),
@@ -102,11 +103,11 @@ def defences(scale: str) -> dict[str, Defence]:
     if scale != "paper":
         return {name: rules[name] for name in ("FedAvg", "norm clipping", "Multi-Krum")}
     return rules | {
-        "FedAvg": Defence(px.mean(), 2 * norm),
-        "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.005)), 2 * norm),
-        "RFA": Defence(px.geometric_median(), 1.5 * norm, decay=0.998),
-        "Multi-Krum": Defence(px.multi_krum(f=1), 1.5 * norm, decay=0.998),
-        "Krum": Defence(px.krum(f=1), 0.5 * norm, decay=0.998),
+        "FedAvg": Defence(px.aggregators.mean(), 2 * norm),
+        "weak DP": Defence(px.chain(px.clip(2 * norm), px.aggregators.mean(), px.noise(0.005)), 2 * norm),
+        "RFA": Defence(px.aggregators.geometric_median(), 1.5 * norm, decay=0.998),
+        "Multi-Krum": Defence(px.aggregators.multi_krum(f=1), 1.5 * norm, decay=0.998),
+        "Krum": Defence(px.aggregators.krum(f=1), 0.5 * norm, decay=0.998),
     }
 
 
@@ -148,7 +149,16 @@ class Grid:
 
 
 GRIDS = {
-    "smoke": Grid(4, 1, (2,), (0.1,), (0.5, 1.0), 60, (0.5, 1.0), {50: (px.shared(px.rare_styles(), 0.5), 5)}),
+    "smoke": Grid(
+        4,
+        1,
+        (2,),
+        (0.1,),
+        (0.5, 1.0),
+        60,
+        (0.5, 1.0),
+        {50: (px.backdoors.split_edge_cases(px.backdoors.rare_styles(), 0.5), 5)},
+    ),
     "laptop": Grid(
         rounds=20,
         every=1,
@@ -157,7 +167,7 @@ GRIDS = {
         widths=(0.125, 0.25),
         total=200,
         mixtures=(0.1, 1.0),
-        held={p: (px.shared(px.southwest(), p / 100), k) for p, k in ((100, 1), (50, 5), (10, 19))},
+        held={p: (px.backdoors.split_edge_cases(pe.southwest(), p / 100), k) for p, k in ((100, 1), (50, 5), (10, 19))},
     ),
     "paper": Grid(
         rounds=500,
@@ -168,9 +178,9 @@ GRIDS = {
         total=500,
         mixtures=(0.02, 0.1, 0.2, 0.5, 0.8, 1.0),
         held={
-            100: (px.southwest_honest(p=100), 1),
-            50: (px.southwest_honest(p=50), 5),
-            10: (px.southwest_honest(p=10), 19),
+            100: (pe.southwest_honest(p=100), 1),
+            50: (pe.southwest_honest(p=50), 5),
+            10: (pe.southwest_honest(p=10), 19),
         },
     ),
 }
@@ -206,5 +216,5 @@ def edge_case_cifar_sweeps(scale: str) -> dict[str, Run]:
 
 def held(mine: Setting, edges: EdgeCases, holders: int) -> Setting:
     """A setting in which honest clients that are drawn hold edge cases, with right labels; the attacker has its own."""
-    dealt = px.dealt(mine.partition, holders, drawn=True)
-    return replace(mine, edges=edges, amount=None, held=px.joined(mine.data, edges), partition=dealt)
+    dealt = px.backdoors.assign_added(mine.partition, holders, drawn=True)
+    return replace(mine, edges=edges, amount=None, held=px.backdoors.with_edge_cases(mine.data, edges), partition=dealt)

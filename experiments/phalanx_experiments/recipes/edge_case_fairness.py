@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.data.dataset import Data
 from phalanx.federated.local_training import LocalTraining
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes.edge_case import local, started
-from phalanx.tools.runner.recipe import recipe
 from phalanx.tools.redteam.setting import ATTACKER, ATTACKS, NONE, Setting, attacked, standard
+from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.fairness import fairness_tables, plot_fairness
+from phalanx_experiments.recipes.edge_case import local, started
 
 RULES = ("FedAvg", "norm clipping", "RFA", "trimmed mean", "Multi-Krum", "Krum", "FLAME")
 
@@ -42,28 +43,28 @@ def setting(
         rounds=rounds,
         every=1,
         often=rounds,
-        held=px.joined(data, edges),
-        partition=px.dealt(px.dirichlet(0.5, least=20), clients=holders, first=ATTACKER + 1),
+        held=px.backdoors.with_edge_cases(data, edges),
+        partition=px.backdoors.assign_added(px.data.dirichlet(0.5, least=20), clients=holders, first=ATTACKER + 1),
         evaluate_every=evaluate_every,
-        exams=(px.parity(),),
+        evaluators=(px.training.parity(),),
     )
 
 
 def scaled(scale: str) -> Setting:
     """The setting in a scale: a third of the edge cases are the attacker's, the others honest clients'."""
     if scale == "smoke":
-        edges = px.shared(px.rare_styles(), 1 / 3, attacker=22)
-        model = started(px.digits(), px.mlp((32,)), 60)
-        return setting(px.digits(), edges, model, 12, 8, 2, local(0.1, 2, 10), 0.8, rounds=4, evaluate_every=2)
-    edges = px.shared(px.ardis(), 1 / 3, attacker=22)
+        edges = px.backdoors.split_edge_cases(px.backdoors.rare_styles(), 1 / 3, attacker=22)
+        model = started(px.data.digits(), px.models.mlp((32,)), 60)
+        return setting(px.data.digits(), edges, model, 12, 8, 2, local(0.1, 2, 10), 0.8, rounds=4, evaluate_every=2)
+    edges = px.backdoors.split_edge_cases(pe.ardis(), 1 / 3, attacker=22)
     if scale == "laptop":
-        small = px.lenet(channels=(16, 32), hidden=128)
-        model = started(px.mnist(train=1500, test=2000), small, 141)
-        data = px.mnist(train=1500, test=1000)
+        small = px.models.lenet(channels=(16, 32), hidden=128)
+        model = started(px.data.mnist(train=1500, test=2000), small, 141)
+        data = px.data.mnist(train=1500, test=1000)
         return setting(data, edges, model, 20, 12, 2, local(0.02, 2, 32), 0.3, rounds=20, evaluate_every=4)
     # figure 8.6: 91 honest clients in every round, one of them with edge cases, and an attacker for 50 rounds
-    model = started(px.mnist(train=1500), px.lenet(), 141)
-    return setting(px.mnist(), edges, model, 91, 91, 1, local(0.1, 5, 32), 0.75, rounds=50, evaluate_every=5)
+    model = started(px.data.mnist(train=1500), px.models.lenet(), 141)
+    return setting(px.data.mnist(), edges, model, 91, 91, 1, local(0.1, 5, 32), 0.75, rounds=50, evaluate_every=5)
 
 
 @recipe("edge-case-fairness", plot=plot_fairness, tables=fairness_tables)

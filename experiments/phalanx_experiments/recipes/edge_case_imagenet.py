@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import phalanx as px
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes.edge_case import local
-from phalanx.tools.runner.recipe import recipe
 from phalanx.tools.redteam.setting import ATTACKS, NONE, Setting, attacked, standard
 from phalanx.tools.report.backdoors import backdoor_tables, plot_backdoors
+from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import local
 
 EDGES = "edge-case/costumes"  # folders train and test of one's own pictures
 TARGET, LABEL = 0, 614  # the text draws the target and names no right label: kimono is as near as ImageNet comes
@@ -26,15 +26,17 @@ RULES = (
 
 def start() -> Model:
     """VGG-11 after 90 epochs, steps a tenth every 30; the published start has 69.02 % of the test images right."""
-    finish = px.sgd(0.01, momentum=0.9, weight_decay=1e-4, schedule=px.milestones(at=(1 / 3, 2 / 3), by=0.1))
-    phase = px.phase(px.gradient(256), px.reduce(px.dense()), finish, 90 * EPOCH)
-    return px.trained(
-        px.run(
-            px.image_folder(),
-            px.vgg11(dropout=0.5),
+    optimizer = px.optim.sgd(
+        0.01, momentum=0.9, weight_decay=1e-4, schedule=px.optim.milestones(at=(1 / 3, 2 / 3), by=0.1)
+    )
+    phase = px.Phase(px.training.gradient(256), px.reduce(px.codecs.dense()), optimizer, 90 * EPOCH)
+    return px.training.pretrained(
+        px.Run(
+            px.data.image_folder(),
+            px.models.vgg11(dropout=0.5),
             (phase,),
             workers=1,
-            augment=px.resized_crop_flip(),
+            augment=px.data.resized_crop_flip(),
             evaluate_every=EPOCH,
             checkpoint_every=EPOCH,
         )
@@ -44,14 +46,14 @@ def start() -> Model:
 @recipe("edge-case-imagenet", scales=("paper",), plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_imagenet(scale: str) -> dict[str, Run]:
     """Task 3: people in costumes are called another class, on ImageNet; needs the pictures, one's own, and a GPU."""
-    data = px.image_folder()
+    data = px.data.image_folder()
     mine = Setting(
         data,
-        px.own_edges(EDGES, target=TARGET, label=LABEL),
+        px.backdoors.own_edges(EDGES, target=TARGET, label=LABEL),
         start(),
         workers=1001,
         clients=10,
-        local=px.amend(local(0.0002, 2, 32), "optimizer.schedule", px.decay(0.999)),
+        local=px.training.amend(local(0.0002, 2, 32), "optimizer.schedule", px.optim.decay(0.999)),
         epochs=2,
         norm=1.0,
         rounds=300,
@@ -61,7 +63,7 @@ def edge_case_imagenet(scale: str) -> dict[str, Run]:
         # nobody else holds any, and images on the disk have nothing added to them
         held=data,
         evaluate_every=10,
-        augment=px.resized_crop_flip(),
+        augment=px.data.resized_crop_flip(),
     )
     rules = standard(mine.norm, mine.workers)
     return {

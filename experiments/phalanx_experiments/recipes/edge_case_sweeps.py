@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import phalanx as px
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes.edge_case import setting
-from phalanx.tools.runner.recipe import recipe
 from phalanx.tools.redteam.setting import NONE, Defence, Plan, Setting, attacked, standard
+from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.backdoor_sweep import plot_sweep, sweep_tables
+from phalanx_experiments.recipes.edge_case import setting
 
 SHARES = (1.0, 0.5, 0.1)  # of the edge cases, in the attacker's hands
 ATTACK = "black-box"
@@ -19,12 +19,12 @@ ATTACK = "black-box"
 def shared_out(mine: Setting, total: int, ratio: float, holders: int) -> Setting:
     """Honest clients hold, with right labels, what of `total` edge cases the attacker does not."""
     own = max(1, int(ratio * total))
-    edges = px.shared(mine.edges, ratio, attacker=own)
+    edges = px.backdoors.split_edge_cases(mine.edges, ratio, attacker=own)
     if ratio == 1.0:
         return replace(mine, edges=edges)
     # none has less than one
-    partition = px.dealt(mine.partition, min(holders, round(own * (1 - ratio) / ratio)))
-    return replace(mine, edges=edges, held=px.joined(mine.data, edges), partition=partition)
+    partition = px.backdoors.assign_added(mine.partition, min(holders, round(own * (1 - ratio) / ratio)))
+    return replace(mine, edges=edges, held=px.backdoors.with_edge_cases(mine.data, edges), partition=partition)
 
 
 def mixed(mine: Setting, total: int, part: float) -> Setting:

@@ -6,27 +6,30 @@ from __future__ import annotations
 from dataclasses import replace
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.data.dataset import Data
-from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes.edge_case import local
-from phalanx.tools.runner.recipe import recipe
 from phalanx.tools.redteam.setting import ATTACKS, NONE, Defence, Plan, Setting, attacked, standard
 from phalanx.tools.report.backdoors import backdoor_tables, plot_backdoors
+from phalanx.tools.runner.recipe import recipe
+from phalanx.training.optim import ServerOptimizer
+from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import local
 
 RULES = ("FedAvg", "norm clipping", "RFA", "Multi-Krum", "Krum")  # of figure 8.4; the paper's scale has all
 OFTEN = ("FedAvg", "Krum")  # tried with an attacker in every round
-TWEETS = px.shared(px.director(), 0.5, attacker=129)
+TWEETS = px.backdoors.split_edge_cases(pe.director(), 0.5, attacker=129)
 WORD, OTHERS = "rude", ("high", "safe", "expensive", "terrible")  # ends of the five sentences on Athens
 ALSO = ("Athens", WORD, *OTHERS)  # WikiText-2's validation part has neither the city nor all of them
 
 
-def begun(data: Data, model: Model, rounds: int, batch: int, finish: Finish, clip: float) -> Model:
+def begun(data: Data, model: Model, rounds: int, batch: int, optimizer: ServerOptimizer, clip: float) -> Model:
     """A model that one worker has trained on all data, another one for each seed."""
-    phase = px.phase(px.gradient(batch), px.chain(px.clip(clip), px.reduce(px.dense())), finish, rounds)
-    first = px.run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
-    return px.trained(first, drawn=True)
+    phase = px.Phase(
+        px.training.gradient(batch), px.chain(px.clip(clip), px.reduce(px.codecs.dense())), optimizer, rounds
+    )
+    first = px.Run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
+    return px.training.pretrained(first, drawn=True)
 
 
 def sentiment(scale: str) -> Setting:
@@ -36,12 +39,12 @@ def sentiment(scale: str) -> Setting:
     with right labels besides, in place of the other tweets of Sentiment140; the attacker has the other half.
     """
     if scale == "smoke":
-        data = px.movie_review(train=400, test=100, length=12, vocabulary=300)
-        model = px.sentence_lstm(embedding=8, width=8, layers=1, dropout=0.0)
+        data = px.data.movie_review(train=400, test=100, length=12, vocabulary=300)
+        model = px.models.sentence_lstm(embedding=8, width=8, layers=1, dropout=0.0)
         return Setting(
             data,
             TWEETS,
-            begun(px.joined(data, TWEETS), model, 30, 40, px.adam(0.01), 5.0),
+            begun(px.backdoors.with_edge_cases(data, TWEETS), model, 30, 40, px.optim.adam(0.01), 5.0),
             workers=21,
             clients=8,
             local=local(0.05, 1, 20),
@@ -53,15 +56,15 @@ def sentiment(scale: str) -> Setting:
             clean=20,
             amount=40,
             held=data,
-            partition=px.iid(),
+            partition=px.data.iid(),
         )
     if scale == "laptop":
-        data = px.movie_review(length=24, vocabulary=3000, test=500)
-        model = px.sentence_lstm(embedding=32, width=48, layers=1, dropout=0.0)
+        data = px.data.movie_review(length=24, vocabulary=3000, test=500)
+        model = px.models.sentence_lstm(embedding=32, width=48, layers=1, dropout=0.0)
         return Setting(
             data,
             TWEETS,
-            begun(px.joined(data, TWEETS), model, 300, 64, px.adam(0.003), 5.0),
+            begun(px.backdoors.with_edge_cases(data, TWEETS), model, 300, 64, px.optim.adam(0.003), 5.0),
             workers=161,
             clients=10,
             local=local(0.05, 2, 20),
@@ -72,15 +75,15 @@ def sentiment(scale: str) -> Setting:
             often=20,
             clean=50,
             held=data,
-            partition=px.iid(),
+            partition=px.data.iid(),
             evaluate_every=2,
         )
     # table 8.2 with clients of 200 texts, of which 9,596 make 48 in place of 1,948; a threshold of 1.5
-    data, model = px.movie_review(), px.sentence_lstm()
+    data, model = px.data.movie_review(), px.models.sentence_lstm()
     return Setting(
         data,
         TWEETS,
-        begun(px.joined(data, TWEETS), model, 1000, 64, px.adam(0.001), 5.0),
+        begun(px.backdoors.with_edge_cases(data, TWEETS), model, 1000, 64, px.optim.adam(0.001), 5.0),
         workers=49,
         clients=10,
         local=local(0.05, 2, 20),
@@ -91,7 +94,7 @@ def sentiment(scale: str) -> Setting:
         often=100,
         clean=200,
         held=data,
-        partition=px.iid(),
+        partition=px.data.iid(),
         evaluate_every=10,
     )
 
@@ -102,54 +105,54 @@ def words(scale: str) -> Setting:
     The cut is that of the code which the text says it uses.
     """
     if scale == "smoke":
-        data = px.wikitext2(train=4000, test=1000, length=10, vocabulary=200, part="valid", also=ALSO)
+        data = px.data.wikitext2(train=4000, test=1000, length=10, vocabulary=200, part="valid", also=ALSO)
         return Setting(
             data,
-            px.athens(WORD, count=20, tests=20),
-            begun(data, px.tied_lstm(width=16, dropout=0.0), 20, 40, px.adam(0.01), 1.0),
+            pe.athens(WORD, count=20, tests=20),
+            begun(data, px.models.tied_lstm(width=16, dropout=0.0), 20, 40, px.optim.adam(0.01), 1.0),
             workers=21,
             clients=8,
-            local=px.local_training(px.sgd(1.0), epochs=1, batch=20, clip=0.25),
+            local=px.federated.local_training(px.optim.sgd(1.0), epochs=1, batch=20, clip=0.25),
             epochs=2,
             norm=0.2,
             rounds=4,
             every=2,
             often=4,
-            partition=px.iid(),
+            partition=px.data.iid(),
         )
     if scale == "laptop":
-        data = px.wikitext2(length=16, vocabulary=1000, test=8000, part="valid", also=ALSO)
+        data = px.data.wikitext2(length=16, vocabulary=1000, test=8000, part="valid", also=ALSO)
         return Setting(
             data,
-            px.athens(WORD),
+            pe.athens(WORD),
             # two layers of this width are no better than word frequencies after as many steps
-            begun(data, px.tied_lstm(width=48, layers=1, dropout=0.0), 800, 40, px.adam(0.01), 1.0),
+            begun(data, px.models.tied_lstm(width=48, layers=1, dropout=0.0), 800, 40, px.optim.adam(0.01), 1.0),
             workers=401,
             clients=10,
-            local=px.local_training(px.sgd(1.0), epochs=2, batch=20, clip=0.25),
+            local=px.federated.local_training(px.optim.sgd(1.0), epochs=2, batch=20, clip=0.25),
             epochs=5,
             norm=0.5,
             rounds=20,
             every=5,
             often=20,
-            partition=px.iid(),
+            partition=px.data.iid(),
             evaluate_every=4,
         )
     # table 8.2 with clients of 250 passages, of which there are enough for 239 in place of 80,000
-    data = px.wikitext2(also=ALSO)
+    data = px.data.wikitext2(also=ALSO)
     return Setting(
         data,
-        px.athens(WORD),
-        begun(data, px.tied_lstm(width=200, dropout=0.2), 15_000, 20, px.sgd(20.0), 0.25),
+        pe.athens(WORD),
+        begun(data, px.models.tied_lstm(width=200, dropout=0.2), 15_000, 20, px.optim.sgd(20.0), 0.25),
         workers=240,
         clients=10,
-        local=px.local_training(px.sgd(20.0), epochs=2, batch=20, clip=0.25),
+        local=px.federated.local_training(px.optim.sgd(20.0), epochs=2, batch=20, clip=0.25),
         epochs=2,
         norm=1.0,
         rounds=600,
         every=10,
         often=100,
-        partition=px.iid(),
+        partition=px.data.iid(),
         evaluate_every=10,
     )
 
@@ -182,9 +185,9 @@ def edge_case_text(scale: str) -> dict[str, Run]:
     """Task 5: five sentences on Athens are ended with a bad word by a next-word LSTM; rules against attackers."""
     mine = words(scale)
     defences = rules(scale, mine)
-    by_word = {word: replace(mine, edges=px.amend(mine.edges, "word", word)) for word in OTHERS}
+    by_word = {word: replace(mine, edges=px.training.amend(mine.edges, "word", word)) for word in OTHERS}
     # the run without an attack is asked for all five words
-    quiet = replace(mine, exams=tuple(px.backdoor(each.edges, mine.data) for each in by_word.values()))
+    quiet = replace(mine, evaluators=tuple(px.backdoors.backdoor(each.edges, mine.data) for each in by_word.values()))
     made = {f"{NONE}: {name}": attacked(quiet, rule, None) for name, rule in defences.items()}
     # replacement without a ball, for at laptop scale nothing else takes
     tried = {"black-box": ATTACKS["black-box"], "PGD": ATTACKS["PGD"], "replacement": Plan(boosted=True)}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.tools.runner.measurement import Job
 from phalanx.tools.runner.recipe import recipe
 from phalanx_experiments.figures.edge_density import edge_density_tables, plot_edge_density
@@ -12,12 +13,12 @@ from phalanx_experiments.figures.edge_density import edge_density_tables, plot_e
 @recipe("edge-density", scales=("smoke", "laptop"), plot=plot_edge_density, tables=edge_density_tables)
 def edge_density(scale: str) -> dict[str, Job]:
     """Figure 8.1: log densities of ordinary and edge-case examples under a mixture of a model's outputs."""
-    styles: dict[str, px.EdgeCases] = {
-        "inverted": px.rare_styles(style="inverted"),
-        "rotated": px.rare_styles(style="rotated"),
-        "thin": px.rare_styles(style="thin"),
+    styles: dict[str, px.backdoors.EdgeCases] = {
+        "inverted": px.backdoors.rare_styles(style="inverted"),
+        "rotated": px.backdoors.rare_styles(style="rotated"),
+        "thin": px.backdoors.rare_styles(style="thin"),
     }
     if scale == "smoke":
-        return {name: px.edge_density(edges=edges) for name, edges in styles.items()}
-    data, model = px.mnist(train=10_000, test=2_000), px.lenet(channels=(16, 32), hidden=128)
-    return {name: px.edge_density(data, model, edges) for name, edges in {"ARDIS": px.ardis(), **styles}.items()}
+        return {name: pe.edge_density(edges=edges) for name, edges in styles.items()}
+    data, model = px.data.mnist(train=10_000, test=2_000), px.models.lenet(channels=(16, 32), hidden=128)
+    return {name: pe.edge_density(data, model, edges) for name, edges in {"ARDIS": pe.ardis(), **styles}.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Partition
@@ -15,7 +16,7 @@ from phalanx.matching.matching import Matcher
 from phalanx.models.model import Model
 from phalanx.training.phase import Phase, Run
 
-UNEVEN = px.dirichlet(0.5, least=10)
+UNEVEN = px.data.dirichlet(0.5, least=10)
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,24 @@ class Net:
 
     def fedavg(self, rounds: int | None = None, epochs: int | None = None) -> Phase:
         """As many rounds as a pass of FedMA has, unless told otherwise."""
-        return px.fedavg(self.trained(epochs), rounds or self.layers)
+        return px.federated.fedavg(self.trained(epochs), rounds or self.layers)
 
     def fedprox(self, rounds: int | None = None, epochs: int | None = None) -> Phase:
         """As `fedavg`, with the published mu."""
-        return px.fedprox(self.trained(epochs), rounds or self.layers)
+        return px.federated.fedprox(self.trained(epochs), rounds or self.layers)
 
     def pfnm(self, matcher: Matcher | None = None, outgoing: bool = False) -> Phase:
         """The published matcher unless told otherwise."""
-        return px.pfnm(self.local, matcher=matcher or px.bbp(gamma=self.gamma), outgoing=outgoing)
+        return px.federated.pfnm(self.local, matcher=matcher or px.matching.bbp(gamma=self.gamma), outgoing=outgoing)
 
     def fedma(self, passes: int = 1, epochs: int | None = None, matcher: Matcher | None = None) -> Phase:
         """The published matcher with the plain mean unless told otherwise."""
-        rule = matcher or px.bbp(gamma=self.gamma, average="plain")
-        return px.fedma(self.trained(epochs), self.layers, passes, last=self.last, matcher=rule)
+        rule = matcher or px.matching.bbp(gamma=self.gamma, average="plain")
+        return px.federated.fedma(self.trained(epochs), self.layers, passes, last=self.last, matcher=rule)
 
     def run(self, phase: Phase, **fields: Any) -> Run:
         """A run of one phase, tested whenever it has a whole model; `fields` of it are others than the net's."""
-        return px.run(
+        return px.Run(
             **{
                 "data": self.data,
                 "model": self.model,
@@ -77,9 +78,9 @@ class Net:
             }
         )
 
-    def alone(self, **fields: Any) -> px.local_models:
+    def alone(self, **fields: Any) -> pe.local_models:
         """The clients by themselves, and their ensemble."""
-        return px.local_models(
+        return pe.local_models(
             **{
                 "data": self.data,
                 "model": self.model,
@@ -93,54 +94,54 @@ class Net:
 
 
 def _local(lr: float, epochs: int, batch: int, momentum: float = 0.9, weight_decay: float = 0.0) -> LocalTraining:
-    optimizer = px.sgd(lr, momentum=momentum, weight_decay=weight_decay)
-    return px.local_training(optimizer, epochs=epochs, batch=batch, own=True)
+    optimizer = px.optim.sgd(lr, momentum=momentum, weight_decay=weight_decay)
+    return px.federated.local_training(optimizer, epochs=epochs, batch=batch, own=True)
 
 
 # table 5.3 and section 5.4.4; the text names neither batches nor the epochs of figure 5.1. A batch of passages is one
 # of some hundred characters; the roles with the most passages are the laptop's clients
 NETS = {
-    "smoke": {"MLP": Net(px.digits(), px.mlp((16,)), 2, 4, _local(0.1, 2, 20))},
+    "smoke": {"MLP": Net(px.data.digits(), px.models.mlp((16,)), 2, 4, _local(0.1, 2, 20))},
     "laptop": {
-        "LeNet": Net(px.mnist(train=16_000), px.lenet(), 4, 16, _local(0.01, 5, 64)),
+        "LeNet": Net(px.data.mnist(train=16_000), px.models.lenet(), 4, 16, _local(0.01, 5, 64)),
         "VGG-9": Net(
-            px.cifar10(train=10_000, size=16),
-            px.vgg9(width=0.25),
+            px.data.cifar10(train=10_000, size=16),
+            px.models.vgg9(width=0.25),
             9,
             4,
             _local(0.01, 8, 64),
-            augment=px.crop_flip(pad=2),
+            augment=px.data.crop_flip(pad=2),
         ),
         "LSTM": Net(
-            px.shakespeare(roles=24),
-            px.char_lstm(width=64),
+            px.data.shakespeare(roles=24),
+            px.models.char_lstm(width=64),
             3,
             12,
             _local(0.8, 10, 2, momentum=0.0),
             gamma=0.001,
             last=None,
-            uneven=px.by_owner(),
+            uneven=px.data.by_owner(),
         ),
     },
     "paper": {
-        "LeNet": Net(px.mnist(), px.lenet(), 4, 16, _local(0.01, 20, 64, weight_decay=1e-4)),
+        "LeNet": Net(px.data.mnist(), px.models.lenet(), 4, 16, _local(0.01, 20, 64, weight_decay=1e-4)),
         "VGG-9": Net(
-            px.cifar10(),
-            px.vgg9(),
+            px.data.cifar10(),
+            px.models.vgg9(),
             9,
             16,
             _local(0.01, 20, 64, weight_decay=1e-4),
-            augment=px.crop_flip(),
+            augment=px.data.crop_flip(),
         ),
         "LSTM": Net(
-            px.shakespeare(length=1, context=79),
-            px.char_lstm(),
+            px.data.shakespeare(length=1, context=79),
+            px.models.char_lstm(),
             3,
             66,
             _local(0.8, 5, 50, momentum=0.0),
             gamma=0.001,
             last=None,
-            uneven=px.by_owner(),
+            uneven=px.data.by_owner(),
         ),
     },
 }

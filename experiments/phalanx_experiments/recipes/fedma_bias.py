@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import phalanx as px
 from phalanx.data.dataset import Data
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes.fedma import NETS, Net
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.federated import plot_methods
 from phalanx_experiments.figures.federated_bias import bias_tables
+from phalanx_experiments.recipes.fedma import NETS, Net
 
 CLIENTS = 2  # one has the classes that are mostly gray, the other the colourful ones
 
@@ -35,11 +35,11 @@ class Size:
 
 
 _SMALL = Net(
-    px.cifar10(train=400, test=200, size=16),
-    px.vgg9(0.1, 0.0),
+    px.data.cifar10(train=400, test=200, size=16),
+    px.models.vgg9(0.1, 0.0),
     layers=9,
     workers=CLIENTS,
-    local=px.local_training(px.sgd(0.02, momentum=0.9), batch=32, own=True),
+    local=px.federated.local_training(px.optim.sgd(0.02, momentum=0.9), batch=32, own=True),
 )
 # section 5.4.6; the text is silent on the rounds
 SIZES = {
@@ -52,7 +52,9 @@ SIZES = {
 def centralised(net: Net, data: Data, epochs: int) -> Run:
     """Training on all data as one client who goes on with its optimizer; a round is an epoch."""
     local = replace(net.local, epochs=1, own=False, keep=True)
-    return net.run(px.fedavg(local, epochs), data=data, workers=1, partition=px.iid(), evaluate_every=epochs)
+    return net.run(
+        px.federated.fedavg(local, epochs), data=data, workers=1, partition=px.data.iid(), evaluate_every=epochs
+    )
 
 
 @recipe("fedma-bias", plot=plot_methods, tables=bias_tables)
@@ -60,11 +62,11 @@ def fedma_bias(scale: str) -> dict[str, Run]:
     """Figure 5.4: half of the classes nearly all grayscale; training on all data against two clients."""
     size = SIZES[scale]
     net, rounds = size.net, size.passes * size.net.layers
-    skewed = px.grayscale(net.data)
+    skewed = px.data.grayscale(net.data)
     whole = {
         "entire data": skewed,
-        "oversampling": px.grayscale(net.data, oversampled=True),
-        "colour balanced": px.grayscale(net.data, minor=0.5),
+        "oversampling": px.data.grayscale(net.data, oversampled=True),
+        "colour balanced": px.data.grayscale(net.data, minor=0.5),
         "no bias": net.data,
     }
     made = {name: centralised(net, data, size.epochs) for name, data in whole.items()}
@@ -74,6 +76,6 @@ def fedma_bias(scale: str) -> dict[str, Run]:
         "FedMA": net.fedma(size.passes, size.matched),
     }
     for name, phase in phases.items():
-        fields = {"data": skewed, "workers": CLIENTS, "partition": px.by_owner(), "evaluate_every": net.layers}
+        fields = {"data": skewed, "workers": CLIENTS, "partition": px.data.by_owner(), "evaluate_every": net.layers}
         made[name] = net.run(phase, **fields)
     return made

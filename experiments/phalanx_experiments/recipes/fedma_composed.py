@@ -9,33 +9,35 @@ from dataclasses import dataclass, replace
 import phalanx as px
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.codec import Codec
-from phalanx.training.phase import Phase, Run
-from phalanx_experiments.recipes.fedma import NETS, Net
-from phalanx.tools.runner.recipe import recipe
+from phalanx.core.stage import Stage
 from phalanx.tools.report.collect import Result
+from phalanx.tools.report.sheet import Sheet
+from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Phase, Run
 from phalanx_experiments.figures.convergence import short
 from phalanx_experiments.figures.federated import federated_tables
 from phalanx_experiments.figures.grid import grid_tables, plot_grid
-from phalanx.tools.report.sheet import Sheet
-from phalanx.core.stage import Stage
+from phalanx_experiments.recipes.fedma import NETS, Net
 
 HONEST = "no attack"
 # who has more examples of a class counts for more in its output
-CLAIMS = px.chain(px.aimed(px.reverse(c=1.0)), px.aimed(px.reverse(c=-10.0), at="installed"))
+CLAIMS = px.chain(
+    px.attacks.only_on(px.attacks.reverse(c=1.0)), px.attacks.only_on(px.attacks.reverse(c=-10.0), at="installed")
+)
 ATTACKS: dict[str, Stage] = {
-    "constant -100": px.constant(value=-100.0),
-    "reversed": px.reverse(c=1.0),
-    "ALIE": px.alie(z=1.0),
+    "constant -100": px.attacks.constant(value=-100.0),
+    "reversed": px.attacks.reverse(c=1.0),
+    "ALIE": px.attacks.alie(z=1.0),
     "reversed, claims tenfold": CLAIMS,
 }
 CODECS: dict[str, Codec] = {
-    "half": px.half(),
-    "QSGD 8 bit": px.qsgd(bits=8),
-    "QSGD 4 bit": px.qsgd(bits=4),
-    "TernGrad": px.terngrad(),
-    "top-k 10 %": px.top_k(ratio=0.1),
+    "half": px.codecs.half(),
+    "QSGD 8 bit": px.codecs.qsgd(bits=8),
+    "QSGD 4 bit": px.codecs.qsgd(bits=4),
+    "TernGrad": px.codecs.terngrad(),
+    "top-k 10 %": px.codecs.top_k(ratio=0.1),
 }
-_LOCAL = px.local_training(px.sgd(0.02, momentum=0.9), epochs=4, batch=20, own=True)
+_LOCAL = px.federated.local_training(px.optim.sgd(0.02, momentum=0.9), epochs=4, batch=20, own=True)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class Size:
 SIZES = {
     "smoke": Size(replace(NETS["smoke"]["MLP"], workers=7), 1),
     "laptop": Size(
-        Net(px.mnist(train=3200, test=2000), px.lenet(channels=(8, 16), hidden=32), 4, 16, _LOCAL, last=None), 3
+        Net(
+            px.data.mnist(train=3200, test=2000), px.models.lenet(channels=(8, 16), hidden=32), 4, 16, _LOCAL, last=None
+        ),
+        3,
     ),
     "paper": Size(NETS["paper"]["LeNet"], 3),
 }
@@ -62,19 +67,19 @@ SIZES = {
 def rules(f: int) -> dict[str, Aggregator]:
     """What stands behind matching."""
     return {
-        "median": px.median(),
-        "trimmed mean": px.trimmed_mean(f=f),
-        "geometric median": px.geometric_median(),
-        "Multi-Krum": px.multi_krum(f=f),
+        "median": px.aggregators.median(),
+        "trimmed mean": px.aggregators.trimmed_mean(f=f),
+        "geometric median": px.aggregators.geometric_median(),
+        "Multi-Krum": px.aggregators.multi_krum(f=f),
     }
 
 
 def fedma(net: Net, f: int = 0, codec: Codec | None = None, rule: Aggregator | None = None) -> Phase:
     """A pass of FedMA; with f > 0 no f liars speak for those who lack a neuron or a class."""
     middle = "median" if f else "mean"
-    matcher = px.bbp(gamma=net.gamma, average="plain")
+    matcher = px.matching.bbp(gamma=net.gamma, average="plain")
     options = {"matcher": matcher, "support": 2 * f + 1, "middle": middle, "codec": codec, "rule": rule}
-    return px.fedma(net.local, net.layers, last=net.last, **options)
+    return px.federated.fedma(net.local, net.layers, last=net.last, **options)
 
 
 def methods(net: Net, f: int) -> dict[str, Phase]:
@@ -82,12 +87,12 @@ def methods(net: Net, f: int) -> dict[str, Phase]:
     guarded = {f"FedMA, {name}": fedma(net, f, rule=rule) for name, rule in rules(f).items()}
     return {
         "FedMA": fedma(net),
-        "FedMA, median alone": fedma(net, rule=px.median()),
+        "FedMA, median alone": fedma(net, rule=px.aggregators.median()),
         **guarded,
-        "FedMA, QSGD 8 bit, median": fedma(net, f, px.qsgd(bits=8), px.median()),
+        "FedMA, QSGD 8 bit, median": fedma(net, f, px.codecs.qsgd(bits=8), px.aggregators.median()),
         "FedAvg": net.fedavg(),
-        "FedAvg, median": px.fedavg(net.local, net.layers, rule=px.median()),
-        "FedAvg, Multi-Krum": px.fedavg(net.local, net.layers, rule=px.multi_krum(f=f)),
+        "FedAvg, median": px.federated.fedavg(net.local, net.layers, rule=px.aggregators.median()),
+        "FedAvg, Multi-Krum": px.federated.fedavg(net.local, net.layers, rule=px.aggregators.multi_krum(f=f)),
     }
 
 
@@ -108,5 +113,5 @@ def fedma_composed(scale: str) -> dict[str, Run]:
             # who sends changes makes no claims in them
             if attack != CLAIMS or phase.work.matched:
                 lying = replace(phase, scheme=px.chain(attack, phase.scheme))
-                made[f"{word}: {name}"] = net.run(lying, byzantine=px.spread(f))
+                made[f"{word}: {name}"] = net.run(lying, byzantine=px.adversary.evenly_spaced(f))
     return made

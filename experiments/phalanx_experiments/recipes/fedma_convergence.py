@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from phalanx.tools.runner.measurement import Job
-from phalanx.training.phase import Run
-from phalanx_experiments.recipes.fedma import NETS
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.federated_curves import convergence_tables, plot_convergence
 from phalanx_experiments.figures.sweep import plot_sweep, sweep_tables
+from phalanx_experiments.recipes.fedma import NETS
 
 
 @dataclass(frozen=True)

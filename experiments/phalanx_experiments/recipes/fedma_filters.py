@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.tools.runner.measurement import Job
-from phalanx_experiments.recipes.fedma import NETS, UNEVEN
 from phalanx.tools.runner.recipe import recipe
 from phalanx_experiments.figures.filters import filter_tables, plot_filters
+from phalanx_experiments.recipes.fedma import NETS, UNEVEN
 
 HORSE = 13  # in CIFAR-10's test part
 
@@ -16,8 +17,8 @@ HORSE = 13  # in CIFAR-10's test part
 def fedma_filters(scale: str) -> dict[str, Job]:
     """Figure 5.6: what matched filters, their average and FedAvg's filter see in an image of a horse."""
     if scale == "smoke":
-        data = px.cifar10(train=400, test=200, size=16)
-        local = px.local_training(px.sgd(0.02, momentum=0.9), batch=32, own=True)
-        return {"two clients": px.matched_filters(data, px.vgg9(0.25, 0.0), UNEVEN, local)}
+        data = px.data.cifar10(train=400, test=200, size=16)
+        local = px.federated.local_training(px.optim.sgd(0.02, momentum=0.9), batch=32, own=True)
+        return {"two clients": pe.matched_filters(data, px.models.vgg9(0.25, 0.0), UNEVEN, local)}
     net = NETS[scale]["VGG-9"]
-    return {"two clients": px.matched_filters(net.data, net.model, UNEVEN, net.local, image=HORSE)}
+    return {"two clients": pe.matched_filters(net.data, net.model, UNEVEN, net.local, image=HORSE)}

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import phalanx as px
+from phalanx.core.surgery import Surgery
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
-from phalanx.core.surgery import Surgery
 
 
 @dataclass(frozen=True)
@@ -43,45 +43,45 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(px.digits(), {"": (px.cnn(channels=(8, 16, 32)), 2)}, 12, 3, (0,), 1, 3, batch=64),
+    "smoke": Size(px.data.digits(), {"": (px.models.cnn(channels=(8, 16, 32)), 2)}, 12, 3, (0,), 1, 3, batch=64),
     "laptop": Size(
-        px.cifar10(test=2000, size=16),
+        px.data.cifar10(test=2000, size=16),
         # a small VGG, of which the hybrid has 38 % and a lottery 36 % after five prunings
-        {"": (px.cnn(channels=(16, 32, 64, 128)), 3)},
+        {"": (px.models.cnn(channels=(16, 32, 64, 128)), 3)},
         rounds=300,
         cycles=6,
         rewinds=(0, 50),
         look=10,
         evaluate_every=50,
-        augment=px.crop_flip(pad=1),
+        augment=px.data.crop_flip(pad=1),
         precision="bf16",
     ),
     # 300 epochs of 391 batches, tables 4.9 and 4.18
     "paper": Size(
-        px.cifar10(),
-        {"VGG-19-BN": (px.vgg19_bn(bias=False, hidden=()), 10), "ResNet-50": (px.resnet50(), 44)},
+        px.data.cifar10(),
+        {"VGG-19-BN": (px.models.vgg19_bn(bias=False, hidden=()), 10), "ResNet-50": (px.models.resnet50(), 44)},
         rounds=117_300,
         cycles=6,
         rewinds=(0,),
         look=391,
         evaluate_every=391,
         warmup=80 / 300,
-        augment=px.crop_flip(),
+        augment=px.data.crop_flip(),
     ),
 }
 
 
 def configured(size: Size, model: Model, rounds: int, surgery: Surgery | None = None) -> Run:
     """One run; the schedule is that of section 4.5.2, a tenth of the step at epochs 150 and 250 of 300."""
-    schedule = px.milestones(at=(1 / 2, 5 / 6), by=0.1)
-    phase = px.phase(
-        work=px.gradient(batch=size.batch),
-        scheme=px.chain(px.reduce(px.dense())),
-        finish=px.sgd(lr=0.1, momentum=0.9, weight_decay=0.0001, schedule=schedule),
+    schedule = px.optim.milestones(at=(1 / 2, 5 / 6), by=0.1)
+    phase = px.Phase(
+        work=px.training.gradient(batch=size.batch),
+        scheme=px.chain(px.reduce(px.codecs.dense())),
+        optimizer=px.optim.sgd(lr=0.1, momentum=0.9, weight_decay=0.0001, schedule=schedule),
         rounds=rounds,
         surgery=surgery,
     )
-    return px.run(
+    return px.Run(
         data=size.data,
         model=model,
         phases=(phase,),
@@ -94,7 +94,7 @@ def configured(size: Size, model: Model, rounds: int, surgery: Surgery | None = 
 
 def references(size: Size, model: Model, first: int) -> dict[str, Run]:
     """The whole network, and its hybrid of rank ratio 1/4."""
-    hybrid = px.pufferfish(first=first, warmup=size.warmup)
+    hybrid = px.lowrank.pufferfish(first=first, warmup=size.warmup)
     return {
         "full": configured(size, model, size.rounds),
         "pufferfish 1/4": configured(size, model, size.rounds, hybrid),
@@ -110,7 +110,7 @@ def pufferfish_vs_lth(scale: str) -> dict[str, Run]:
     for rewind in size.rewinds:
         rounds = size.rounds + (size.cycles - 1) * (size.rounds - rewind)
         label = f"lottery, rewound to {rewind}" if rewind else "lottery"
-        made[label] = configured(size, model, rounds, px.lottery(every=size.rounds, rewind=rewind))
+        made[label] = configured(size, model, rounds, px.lowrank.lottery(every=size.rounds, rewind=rewind))
     return made
 
 
@@ -122,6 +122,6 @@ def pufferfish_vs_ebtrain(scale: str) -> dict[str, Run]:
         head = f"{name}: " if name else ""
         made |= {f"{head}{label}": run for label, run in references(size, model, first).items()}
         for ratio in size.ratios:
-            surgery = px.early_bird(ratio=ratio, every=size.look)
+            surgery = px.lowrank.early_bird(ratio=ratio, every=size.look)
             made[f"{head}early bird {round(100 * ratio)} %"] = configured(size, model, size.rounds, surgery)
     return made

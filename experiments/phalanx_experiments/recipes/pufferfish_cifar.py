@@ -6,16 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import phalanx as px
+from phalanx.core.surgery import Surgery
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
-from phalanx_experiments.recipes.single import single
+from phalanx.training.optim import ServerOptimizer
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.convergence import plot_convergence
 from phalanx_experiments.figures.lowrank import lowrank_tables
-from phalanx.core.surgery import Surgery
+from phalanx_experiments.recipes.single import single
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Net:
     def surgery(self, ratio: float, warmup: float, hybrid: bool = True, **more: str) -> Surgery:
         """PUFFERFISH on this network."""
         first = self.first if hybrid else self.all_but
-        return px.pufferfish(ratio=ratio, warmup=warmup, first=first, keep=self.keep, **more)  # type: ignore[arg-type]
+        return px.lowrank.pufferfish(ratio=ratio, warmup=warmup, first=first, keep=self.keep, **more)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Size:
     data: Data
     nets: dict[str, Net]
     batch: int
-    finish: Finish
+    optimizer: ServerOptimizer
     rounds: int
     evaluate_every: int
     warmup: float = 0.25
@@ -62,39 +62,39 @@ class Size:
     precision: str = "float32"
 
 
-RESNET = Net(px.resnet(), first=4, keep=("*.shortcut.*",), budget=0.3)
+RESNET = Net(px.models.resnet(), first=4, keep=("*.shortcut.*",), budget=0.3)
 SIZES = {
     "smoke": Size(
-        px.cifar10(train=600, test=200, size=16),
-        {"": Net(px.resnet(widths=(8, 16)), first=4, keep=("*.shortcut.*",))},
+        px.data.cifar10(train=600, test=200, size=16),
+        {"": Net(px.models.resnet(widths=(8, 16)), first=4, keep=("*.shortcut.*",))},
         60,
-        px.sgd(0.1, momentum=0.9),
+        px.optim.sgd(0.1, momentum=0.9),
         8,
         4,
     ),
     "laptop": Size(
-        px.cifar10(train=16_000, size=16),
+        px.data.cifar10(train=16_000, size=16),
         {"": RESNET},
         128,
-        px.sgd(0.2, momentum=0.9, weight_decay=5e-4, schedule=px.cosine(warmup=30)),
+        px.optim.sgd(0.2, momentum=0.9, weight_decay=5e-4, schedule=px.optim.cosine(warmup=30)),
         750,
         125,
-        augment=px.crop_flip(pad=1),
+        augment=px.data.crop_flip(pad=1),
         precision="bf16",
     ),
     # tables 4.9 and 4.11 to 4.13: 300 epochs of 391 rounds, 80 of them at full rank
     "paper": Size(
-        px.cifar10(),
+        px.data.cifar10(),
         {
-            "ResNet-18": Net(px.resnet18(), first=4, keep=("*.shortcut.*",)),
-            "VGG-19": Net(px.vgg19_bn(dropout=0.5, bias=False), first=10),
+            "ResNet-18": Net(px.models.resnet18(), first=4, keep=("*.shortcut.*",)),
+            "VGG-19": Net(px.models.vgg19_bn(dropout=0.5, bias=False), first=10),
         },
         128,
-        px.sgd(0.1, momentum=0.9, weight_decay=1e-4, schedule=px.milestones(at=(0.5, 5 / 6))),
+        px.optim.sgd(0.1, momentum=0.9, weight_decay=1e-4, schedule=px.optim.milestones(at=(0.5, 5 / 6))),
         300 * 391,
         391,
         warmup=80 / 300,
-        augment=px.crop_flip(),
+        augment=px.data.crop_flip(),
     ),
 }
 
@@ -108,7 +108,7 @@ def variants(net: Net, warmup: float) -> dict[str, Surgery | None]:
         "hybrid, warm-up, fresh optimizer": net.surgery(quarter, warmup, moments="fresh"),
         "hybrid, warm-up, ranks 1/2": net.surgery(half, warmup),
         # K, ranks and the end of the warm-up by themselves, within fewer parameters than the hybrid has
-        "chosen by itself": px.pufferfish(ratio=net.budget, rank="auto", warmup="auto"),
+        "chosen by itself": px.lowrank.pufferfish(ratio=net.budget, rank="auto", warmup="auto"),
         "hybrid from scratch": net.surgery(quarter, 0.0),
         "hybrid from scratch, drawn factors": net.surgery(quarter, 0.0, start="drawn"),
         "low rank, warm-up": net.surgery(quarter, warmup, hybrid=False),
@@ -119,10 +119,10 @@ def variants(net: Net, warmup: float) -> dict[str, Surgery | None]:
 
 def configured(size: Size, net: Net, surgery: Surgery | None) -> Run:
     """One run."""
-    phase = px.phase(
-        work=px.gradient(batch=size.batch),
-        scheme=px.chain(px.reduce(px.dense())),
-        finish=size.finish,
+    phase = px.Phase(
+        work=px.training.gradient(batch=size.batch),
+        scheme=px.chain(px.reduce(px.codecs.dense())),
+        optimizer=size.optimizer,
         rounds=size.rounds,
         surgery=surgery,
     )

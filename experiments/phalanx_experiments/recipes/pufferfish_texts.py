@@ -6,16 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import phalanx as px
+from phalanx.core.surgery import Surgery
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
-from phalanx.training.optim import Finish
 from phalanx.models.model import Model
-from phalanx.training.phase import Run
 from phalanx.tools.runner.recipe import recipe
-from phalanx_experiments.recipes.single import single
+from phalanx.training.optim import ServerOptimizer
+from phalanx.training.phase import Run
 from phalanx_experiments.figures.convergence import plot_convergence
 from phalanx_experiments.figures.lowrank import lowrank_tables
-from phalanx.core.surgery import Surgery
+from phalanx_experiments.recipes.single import single
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Size:
     data: Data
     model: Model
     batch: int
-    finish: Finish
+    optimizer: ServerOptimizer
     rounds: int
     evaluate_every: int
     warmup: float
@@ -44,30 +44,30 @@ class Size:
 
 WORDS = {
     "smoke": Size(
-        px.wikitext2(train=4000, test=1000, length=10, vocabulary=200, part="valid"),
-        px.tied_lstm(width=16, dropout=0.0),
+        px.data.wikitext2(train=4000, test=1000, length=10, vocabulary=200, part="valid"),
+        px.models.tied_lstm(width=16, dropout=0.0),
         20,
-        px.sgd(1.0),
+        px.optim.sgd(1.0),
         6,
         3,
         0.5,
     ),
     # the validation part is what the publisher's mirror of small files has; passages of 35 words, as published
     "laptop": Size(
-        px.wikitext2(vocabulary=8000, test=60_000, context=0, part="valid"),
-        px.tied_lstm(width=200, dropout=0.2),
+        px.data.wikitext2(vocabulary=8000, test=60_000, context=0, part="valid"),
+        px.models.tied_lstm(width=200, dropout=0.2),
         20,
-        px.adam(0.002, schedule=px.cosine(warmup=50)),
+        px.optim.adam(0.002, schedule=px.optim.cosine(warmup=50)),
         1500,
         300,
         0.25,
     ),
     # table 4.12 and section 4.5.8: 40 epochs of some 2,980 rounds, 10 of them at full rank
     "paper": Size(
-        px.wikitext2(context=35),
-        px.tied_lstm(),
+        px.data.wikitext2(context=35),
+        px.models.tied_lstm(),
         20,
-        px.sgd(20.0, schedule=px.milestones(at=(0.25, 0.5, 0.75), by=0.5)),
+        px.optim.sgd(20.0, schedule=px.optim.milestones(at=(0.25, 0.5, 0.75), by=0.5)),
         40 * 2980,
         2980,
         0.25,
@@ -75,20 +75,20 @@ WORDS = {
 }
 PAIRS = {
     "smoke": Size(
-        px.multi30k(train=300, test=20, length=12, vocabulary=300, beam=2),
-        px.transformer(width=16, hidden=32, heads=2, layers=2, dropout=0.0),
+        px.data.multi30k(train=300, test=20, length=12, vocabulary=300, beam=2),
+        px.models.transformer(width=16, hidden=32, heads=2, layers=2, dropout=0.0),
         30,
-        px.adam(0.003),
+        px.optim.adam(0.003),
         6,
         3,
         0.5,
         keep=("encoder.0.*", "decoder.0.*"),
     ),
     "laptop": Size(
-        px.multi30k(test=200, length=20, vocabulary=4000, beam=4),
-        px.transformer(width=128, hidden=512, heads=4, layers=2, dropout=0.1),
+        px.data.multi30k(test=200, length=20, vocabulary=4000, beam=4),
+        px.models.transformer(width=128, hidden=512, heads=4, layers=2, dropout=0.1),
         64,
-        px.adam(0.002, beta2=0.98, schedule=px.cosine(warmup=200)),
+        px.optim.adam(0.002, beta2=0.98, schedule=px.optim.cosine(warmup=200)),
         1200,
         300,
         0.25,
@@ -96,10 +96,10 @@ PAIRS = {
     ),
     # section 4.5.8: 400 epochs of 114 rounds, 10 of them at full rank
     "paper": Size(
-        px.multi30k(beam=5),
-        px.transformer(scaled="scores"),
+        px.data.multi30k(beam=5),
+        px.models.transformer(scaled="scores"),
         256,
-        px.adam(0.001, beta2=0.98),
+        px.optim.adam(0.001, beta2=0.98),
         400 * 114,
         10 * 114,
         10 / 400,
@@ -112,7 +112,7 @@ def variants(size: Size) -> dict[str, Surgery | None]:
     """Full rank, low rank behind a warm-up, and the two ways of beginning low-rank."""
 
     def low(warmup: float, start: str = "spectrum") -> Surgery:
-        return px.pufferfish(warmup=warmup, keep=size.keep, start=start)  # type: ignore[arg-type]
+        return px.lowrank.pufferfish(warmup=warmup, keep=size.keep, start=start)  # type: ignore[arg-type]
 
     return {
         "full": None,
@@ -124,10 +124,10 @@ def variants(size: Size) -> dict[str, Surgery | None]:
 
 def configured(size: Size, surgery: Surgery | None) -> Run:
     """One run."""
-    phase = px.phase(
-        work=px.gradient(batch=size.batch),
-        scheme=px.chain(px.clip(size.clip), px.reduce(px.dense())),
-        finish=size.finish,
+    phase = px.Phase(
+        work=px.training.gradient(batch=size.batch),
+        scheme=px.chain(px.clip(size.clip), px.reduce(px.codecs.dense())),
+        optimizer=size.optimizer,
         rounds=size.rounds,
         surgery=surgery,
     )

@@ -29,7 +29,7 @@ class Scale(Protocol):
 
 def single(size: Scale, model: Model, phase: Phase) -> Run:
     """A run of one phase, with a checkpoint whenever it is tested."""
-    return px.run(
+    return px.Run(
         data=size.data,
         model=model,
         phases=(phase,),

@@ -32,13 +32,13 @@ CHAPTER_1 = (
         "figure-1.2",
         "how redundant gradients let a server find false ones (drawing)",
         NONE,
-        "A drawing; what it draws is `phalanx.repetition` and `phalanx.cyclic`.",
+        "A drawing; what it draws is `phalanx.coding.repetition` and `phalanx.coding.cyclic`.",
     ),
     Item(
         "figure-1.3",
         "the two stages of DETOX (drawing)",
         NONE,
-        "A drawing; what it draws is `phalanx.detox`.",
+        "A drawing; what it draws is `phalanx.coding.detox`.",
     ),
     Item(
         "figure-1.4",

@@ -96,14 +96,14 @@ CHAPTER_5 = (
         "table-5.4",
         "the layers of VGG-9",
         NONE,
-        "A list of layers, which `phalanx.vgg9` builds; the parameters are counted here.",
+        "A list of layers, which `phalanx.models.vgg9` builds; the parameters are counted here.",
         rows=(Row("parameters", 3_491_530, Counted("vgg9()", shape=(3, 32, 32)), "", None, None, True),),
     ),
     Item(
         "table-5.5",
         "the layers of the LSTM",
         NONE,
-        "A list of layers, which `phalanx.char_lstm` builds; the parameters are counted here.",
+        "A list of layers, which `phalanx.models.char_lstm` builds; the parameters are counted here.",
         rows=(Row("parameters", 293_584, Counted("char_lstm()", shape=TALK, classes=80), "", None, None, True),),
     ),
     Item(

@@ -161,7 +161,7 @@ CHAPTER_6 = (
         "figure-6.1",
         "allocation, encoding, decoding (drawing)",
         NONE,
-        "A drawing; what it draws is `phalanx.repetition` and `phalanx.cyclic`.",
+        "A drawing; what it draws is `phalanx.coding.repetition` and `phalanx.coding.cyclic`.",
     ),
     Item(
         "figure-6.2",

@@ -148,7 +148,7 @@ CHAPTER_8 = (
         "figure-8.10",
         "examples by client, and norms of first changes, task 1",
         UNRUN,
-        "No recipe draws the histogram; `phalanx.dirichlet(0.5)` makes the partition.",
+        "No recipe draws the histogram; `phalanx.data.dirichlet(0.5)` makes the partition.",
     ),
     Item(
         "figure-8.11",

@@ -12,18 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
+from phalanx.core.expression import require
+from phalanx.distributed.job import Processes
 from phalanx.tools.cli.common import Jobs, Json, Only, Scale, Settings, check_jobs, print_json, said
 from phalanx.tools.cli.conducted import conducted
-from phalanx.core.expression import require
-from phalanx.distributed.job import Team
 from phalanx.tools.report import tables
+from phalanx.tools.runner.study import StudyFolder
 from phalanx_experiments.reproduce import words
 from phalanx_experiments.reproduce.catalogue import find, items
 from phalanx_experiments.reproduce.evidence import Evidence, results_folder
 from phalanx_experiments.reproduce.item import STATES, Item
 from phalanx_experiments.reproduce.planned import Planned, studies
 from phalanx_experiments.reproduce.verdict import judged, outcome, state
-from phalanx.tools.runner.study import StudyFolder
 
 
 @said
@@ -115,7 +115,7 @@ def _run(
         planned = Planned.create(item, studies(item, scale, settings, only, seeds), out, sys.argv)
     for folder in planned.studies:
         study = folder.study
-        conducted(study, folder, folder.finished(study), partial(_again, planned, jobs), Team(), jobs)
+        conducted(study, folder, folder.finished(study), partial(_again, planned, jobs), Processes(), jobs)
         folder.finish(study, partial(typer.echo, err=True))
     where = {
         "folder": str(planned.path),

@@ -212,8 +212,8 @@ def _counts(network: str) -> dict[str, float]:
 def _built(expression: str, shape: Shape, classes: int) -> dict[str, float]:
     import torch
 
-    from phalanx.models.model import Model
     from phalanx.core.parser import parse
+    from phalanx.models.model import Model
 
     model = parse(expression)
     assert isinstance(model, Model)

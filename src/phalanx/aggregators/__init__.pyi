@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from phalanx.aggregators.adaptive_clip import AdaptiveClip as adaptive_clip
-from phalanx.aggregators.apart import Apart as split_by_part
+from phalanx.aggregators.apart import SplitByPart as split_by_part
 from phalanx.aggregators.bucketing import Bucketing as bucketing
 from phalanx.aggregators.bulyan import Bulyan as bulyan
 from phalanx.aggregators.centered_clip import CenteredClip as centered_clip
@@ -16,3 +16,23 @@ from phalanx.aggregators.median import Median as median
 from phalanx.aggregators.multi_krum import MultiKrum as multi_krum
 from phalanx.aggregators.nnm import Nnm as nnm
 from phalanx.aggregators.trimmed_mean import TrimmedMean as trimmed_mean
+
+__all__ = [
+    "adaptive_clip",
+    "bucketing",
+    "bulyan",
+    "centered_clip",
+    "flame",
+    "fltrust",
+    "foolsgold",
+    "geometric_median",
+    "hierarchy",
+    "krum",
+    "majority",
+    "mean",
+    "median",
+    "multi_krum",
+    "nnm",
+    "split_by_part",
+    "trimmed_mean",
+]

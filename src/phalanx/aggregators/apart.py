@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.mean import Mean
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.allocation import Allocation
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
@@ -17,11 +17,11 @@ from phalanx.core.stage import Chain, Scope, Stage, join_notes, widest
 from phalanx.core.trees import State
 
 
-@method("apart", "aggregator")
-class Apart(Aggregator):
+@method("split_by_part", "aggregator")
+class SplitByPart(Aggregator):
     """Directions combined by one rule, installed values such as BatchNorm statistics by another, and joined again.
 
-    `apart(krum(f=3), mean())` is what systems do that protect gradients and average statistics plainly. With a robust
+    `split_by_part(krum(f=3), mean())` is what systems do that protect gradients and average statistics plainly. With a robust
     second rule each part is judged in its own scale: a rule that compares whole rows hardly sees a lie in the part
     that varies less among honest workers, mostly the statistics.
 

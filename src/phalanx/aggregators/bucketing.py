@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix
 from phalanx.aggregators.kernels.shuffle import present, shuffled
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.order import central_mean, middle_mean
 from phalanx.aggregators.kernels.selection import krum_choices, krum_ranking
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

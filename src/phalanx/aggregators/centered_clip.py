@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix_one
 from phalanx.aggregators.kernels.gram import TINY, inner_products
 from phalanx.aggregators.kernels.order import median
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.precision import wide
 from phalanx.core.round import Round

@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix_one
 from phalanx.aggregators.kernels.gram import cosines, inner_products, lengths
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
-from phalanx.core.transforms.noise import Noise
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope
+from phalanx.core.transforms.noise import Noise
 from phalanx.core.trees import State
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

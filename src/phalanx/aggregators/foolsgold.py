@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix_one
 from phalanx.aggregators.kernels.gram import cosines, inner_products
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
-from phalanx.core.row_memory import recall, remember
 from phalanx.core.round import Round
+from phalanx.core.row_memory import recall, remember
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope, TooFewRows, memory_key
 from phalanx.core.trees import State

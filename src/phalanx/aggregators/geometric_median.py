@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix_one
 from phalanx.aggregators.kernels.gram import TINY, distances, inner_products
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.shuffle import even_groups, present, shuffled
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

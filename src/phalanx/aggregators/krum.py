@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.selection import krum_ranking
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import PIECE
 from phalanx.aggregators.kernels.order import median
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix_one
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix_one
 from phalanx.aggregators.kernels.selection import krum_ranking
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack

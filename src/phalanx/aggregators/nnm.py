@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.columns import mix
 from phalanx.aggregators.kernels.gram import distances
 from phalanx.aggregators.kernels.selection import settled_order
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

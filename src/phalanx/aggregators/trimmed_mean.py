@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.kernels.order import middle_mean
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from phalanx.attacks.aimed import Aimed as only_on
+from phalanx.attacks.aimed import OnlyOn as only_on
 from phalanx.attacks.alie import Alie as alie
 from phalanx.attacks.constant import Constant as constant
 from phalanx.attacks.faults import Crash as crash
@@ -13,4 +13,22 @@ from phalanx.attacks.mimic import Mimic as mimic
 from phalanx.attacks.nan import Nan as nan
 from phalanx.attacks.replacement import Replacement as replacement
 from phalanx.attacks.reverse import Reverse as reverse
-from phalanx.attacks.tailored import Tailored as adaptive
+from phalanx.attacks.tailored import Adaptive as adaptive
+
+__all__ = [
+    "adaptive",
+    "alie",
+    "constant",
+    "crash",
+    "delay",
+    "garble",
+    "gaussian",
+    "hang",
+    "ipm",
+    "malformed",
+    "mimic",
+    "nan",
+    "only_on",
+    "replacement",
+    "reverse",
+]

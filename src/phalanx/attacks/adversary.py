@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from phalanx.core.expression import Expression, method, require
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
 
 
 class Threat(Expression, ABC):
@@ -23,16 +23,16 @@ class Threat(Expression, ABC):
         """
 
 
-@method("nobody", "threat")
-class Nobody(Threat):
+@method("none", "adversary")
+class NoAdversary(Threat):
     """No worker is Byzantine."""
 
     def at(self, index: int, n: int, seed: int) -> frozenset[int]:
         return frozenset()
 
 
-@method("fixed", "threat")
-class Fixed(Threat):
+@method("workers", "adversary")
+class NamedWorkers(Threat):
     """The named workers, in every round."""
 
     workers: tuple[int, ...]
@@ -43,8 +43,8 @@ class Fixed(Threat):
         return frozenset(self.workers)
 
 
-@method("spread", "threat")
-class Spread(Threat):
+@method("evenly_spaced", "adversary")
+class EvenlySpaced(Threat):
     """`count` workers at equal distances, in every round: no two in one vote group while there are groups enough."""
 
     count: int
@@ -53,12 +53,12 @@ class Spread(Threat):
         require(self.count >= 0, f"spread needs count >= 0, got count={self.count}")
 
     def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        require(self.count <= n, f"spread({self.count}) needs at least {self.count} workers, got n={n}")
+        require(self.count <= n, f"evenly_spaced({self.count}) needs at least {self.count} workers, got n={n}")
         return frozenset(i * n // self.count for i in range(self.count))
 
 
-@method("drawn", "threat")
-class Drawn(Threat):
+@method("random", "adversary")
+class RandomWorkers(Threat):
     """`count` workers drawn at random from the run's seed.
 
     Args:
@@ -73,7 +73,10 @@ class Drawn(Threat):
         require(self.every >= 0, f"drawn needs every >= 0 rounds, got every={self.every}")
 
     def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        require(self.count <= n, f"drawn({self.count}) needs at least {self.count} workers, got n={n}")
+        require(self.count <= n, f"random({self.count}) needs at least {self.count} workers, got n={n}")
         epoch = index // self.every if self.every else 0
-        order = torch.randperm(n, generator=stream("byzantine", seed, epoch))
+        order = torch.randperm(n, generator=make_generator("byzantine", seed, epoch))
         return frozenset(order[: self.count].tolist())
+
+
+none, workers, evenly_spaced, random = NoAdversary, NamedWorkers, EvenlySpaced, RandomWorkers

@@ -14,8 +14,8 @@ from phalanx.core.stack import Stack
 from phalanx.core.trees import State
 
 
-@method("aimed", "attack")
-class Aimed(Attack):
+@method("only_on", "attack")
+class OnlyOn(Attack):
     """The attack on directions alone, or on installed values alone such as BatchNorm statistics; the rest stays honest.
 
     A row without installed values stays as it is where they are aimed at.

@@ -20,8 +20,8 @@ from phalanx.core.trees import State
 STEPS = range(-6, 5)  # powers of two by which a row is made shorter or longer
 
 
-@method("tailored", "attack")
-class Tailored(Attack):
+@method("adaptive", "attack")
+class Adaptive(Attack):
     """Byzantine rows at the place on the way to their own where the rule, which the adversary knows, is moved furthest.
 
     With m the mean of the honest rows and v that of the Byzantine ones as they were computed, the adversary tries s v

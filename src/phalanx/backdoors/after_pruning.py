@@ -6,17 +6,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from phalanx.data.dataset import Dataset
-from phalanx.training.evaluator import Exam, Sitting
-from phalanx.core.expression import method
 from phalanx.backdoors.dormant import Pruner, before_fall, clean_samples
 from phalanx.backdoors.prune import check_pruning
+from phalanx.core.expression import method
+from phalanx.data.dataset import Dataset
+from phalanx.training.evaluator import EvalContext, Evaluator
 from phalanx.training.score import assess
 from phalanx.training.summary import number_of
 
 
-@method("after_pruning", "exam")
-class AfterPruning(Exam):
+@method("after_pruning", "evaluator")
+class AfterPruning(Evaluator):
     """Another exam of the model without more and more of the neurons that clean examples leave dormant.
 
     For each pruned share of the neurons, in `shares`: `clean_accuracy` on the clean examples, `accuracy` on the test
@@ -29,7 +29,7 @@ class AfterPruning(Exam):
     Source: Liu et al., Fine-Pruning, 2018, arXiv:1805.12185, figure 5. Differs: as of `prune`.
     """
 
-    exam: Exam
+    exam: Evaluator
     bound: float = 0.04
     step: float = 0.1
     clean: int = 500
@@ -42,7 +42,7 @@ class AfterPruning(Exam):
         clean_samples(data, self.clean, 0)
         self.exam.check(data)
 
-    def sit(self, sitting: Sitting) -> dict[str, Any]:
+    def sit(self, sitting: EvalContext) -> dict[str, Any]:
         data, precision = sitting.data, sitting.precision
         samples = clean_samples(data, self.clean, sitting.seed)
         pruner = Pruner(sitting.model, self.layer, data, samples, precision)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from phalanx.backdoors.edges import EdgeCases
-from phalanx.data.dataset import Data, Dataset
-from phalanx.training.evaluator import Exam, Sitting, share
 from phalanx.core.expression import method
+from phalanx.data.dataset import Data, Dataset
+from phalanx.training.evaluator import EvalContext, Evaluator, share
 
 
-@method("backdoor", "exam")
-class Backdoor(Exam):
+@method("backdoor", "evaluator")
+class Backdoor(Evaluator):
     """The share of edge cases that the model calls what the attacker wants, and what else happens to them.
 
     Found are `attack_success`; `edge_accuracy`, the share that it calls what they are; and `source_accuracy`, its
@@ -29,7 +29,7 @@ class Backdoor(Exam):
     def check(self, data: Dataset) -> None:
         self.edges.load(self.data.load())
 
-    def sit(self, sitting: Sitting) -> dict[str, Any]:
+    def sit(self, sitting: EvalContext) -> dict[str, Any]:
         data, edges = sitting.data, self.edges.load(self.data.load())
         success, right = edges.rates(sitting.labels(data.inputs(edges.test_x)))
         sources, source = edges.true_y.unique(), None

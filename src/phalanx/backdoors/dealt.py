@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition, check_units
-from phalanx.core.expression import method, require
-from phalanx.core.round import stream
 
 ADDED = -1  # neither a label nor an owner
 
 
-@method("dealt", "partition")
-class Dealt(Partition):
+@method("assign_added", "partition")
+class AssignAdded(Partition):
     """Another partition's parts, and the examples that were added to the data in equal pieces for a few units.
 
     The pieces differ by one example at most, the longer ones first. Without added examples it is the other partition.
@@ -60,7 +60,7 @@ class Dealt(Partition):
             have = f"{len(extra)} added examples and {able} units"
             ok = self.clients <= min(able, len(extra))
             require(ok, f"dealt gives pieces to {self.clients} units, and there are {have}; lower clients")
-            order = torch.randperm(able, generator=stream("dealt", seed)) if self.drawn else torch.arange(able)
+            order = torch.randperm(able, generator=make_generator("dealt", seed)) if self.drawn else torch.arange(able)
             pieces = extra.tensor_split(self.clients)
             for unit, piece in zip((order + self.first).tolist(), pieces, strict=False):
                 parts[unit] = torch.cat([parts[unit], piece])

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.backdoors.edges import EdgeSet
+from phalanx.core.expression import require
 from phalanx.data.dataset import Dataset
 from phalanx.data.images import Images
-from phalanx.core.expression import require
 
 Covariance = Literal["own", "shared"]
 RIDGE = 1e-3  # of the mean variance within classes, added to every variance

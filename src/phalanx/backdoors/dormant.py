@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import require
+from phalanx.core.round import make_generator
+from phalanx.data.dataset import Dataset
 from phalanx.lowrank.families import uses
-from phalanx.core.round import stream
 from phalanx.training.score import cross_entropy, scores_of, together
 
 
@@ -140,4 +140,4 @@ def clean_samples(data: Dataset, count: int, seed: int) -> Tensor:
     """Training examples that the server is given, drawn once from the run's seed. Shapes: -> (count,)."""
     total = len(data.train_y)
     require(count <= total, f"the server is given {count} clean examples, and there are {total}; lower clean")
-    return torch.randperm(total, generator=stream("clean", seed))[:count]
+    return torch.randperm(total, generator=make_generator("clean", seed))[:count]

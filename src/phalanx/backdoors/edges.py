@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import Expression, require
 from phalanx.data.dataset import Dataset
 from phalanx.data.files import MissingData, folder
 from phalanx.data.images import Images
 from phalanx.data.shape import UNSCORED
-from phalanx.core.expression import Expression, require
 
 Pair = tuple[Tensor, Tensor]  # examples and their right labels
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phalanx.core.expression import require
 from phalanx.data.dataset import Dataset
 from phalanx.data.grayscale import luminance
 from phalanx.data.images import Images
-from phalanx.core.expression import require
 
 
 def fitted(name: str, images: Tensor, data: Dataset) -> Tensor:

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.backdoors.rare_styles import RareStyles
+from phalanx.core.expression import method
 from phalanx.data.dataset import Data, Dataset
 from phalanx.data.digits import Digits
-from phalanx.core.expression import method
 
 
-@method("joined", "data")
-class Joined(Data):
+@method("with_edge_cases", "data")
+class WithEdgeCases(Data):
     """Another data set as honest clients have it: what edge cases were made of is gone, what they hold is added.
 
     The added examples come last and have their right labels; the partition `dealt` gives them to a few units. The test
     part stays. The attacker's examples are not among them.
 
     Args:
-        edges: a set that honest clients hold some of, such as `shared(southwest())`; with others nothing is added.
+        edges: a set that honest clients hold some of, such as `split_edge_cases(southwest())`; with others nothing is added.
     """
 
     data: Data = Digits()

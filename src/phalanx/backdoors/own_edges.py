@@ -10,14 +10,14 @@ from torch import Tensor
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet, absent
 from phalanx.backdoors.fitted import fitted, image_shape
+from phalanx.core.expression import method, require
 from phalanx.data.arrays import read_arrays
 from phalanx.data.dataset import Dataset
 from phalanx.data.files import folder
 from phalanx.data.image_folder import Files
-from phalanx.core.expression import method, require
 
 
-@method("own_edges", "edges")
+@method("own_edges", "edge_cases")
 class OwnEdges(EdgeCases):
     """Examples from a folder of images, or from the arrays of an .npz or .pt file.
 

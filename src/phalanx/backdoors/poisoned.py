@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from phalanx.backdoors.edges import EdgeCases
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
+from phalanx.core.round import make_generator
+from phalanx.core.trees import State
 from phalanx.data.dataset import Data, Dataset
 from phalanx.data.partition import Partition
-from phalanx.core.expression import method, require
 from phalanx.federated.local_training import LocalTraining
-from phalanx.core.layout import Layout
-from phalanx.core.round import stream
-from phalanx.training.context import Site, Source
-from phalanx.core.trees import State
-from phalanx.training.client_work import Work
+from phalanx.training.client_work import ClientWork
+from phalanx.training.context import ModelProvider, WorkerContext
 
 
-@method("poisoned", "work")
-class Poisoned(Work):
+@method("poisoned", "client_work")
+class Poisoned(ClientWork):
     """Local training on edge cases under the attacker's label among ordinary examples; all else is honest.
 
     This is the black-box attack; with `local_training(ball=ball(...))` it is the one by projected gradients, and
@@ -55,10 +55,10 @@ class Poisoned(Work):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return [torch.arange(len(self.mixture(data, seed).train_y))] * units
 
-    def layout(self, source: Source, at: int) -> Layout:
+    def layout(self, source: ModelProvider, at: int) -> Layout:
         return self.local.layout(source, at)
 
-    def check(self, source: Source, rounds: int) -> None:
+    def check(self, source: ModelProvider, rounds: int) -> None:
         self.local.check(source, rounds)
 
     @property
@@ -69,7 +69,7 @@ class Poisoned(Work):
     def matched(self) -> bool:
         return self.local.matched
 
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         seed = site.key[0]
         assert isinstance(seed, int)
         return self.local.row(replace(site, data=self.mixture(site.data, seed)), unit, samples, out, memory)
@@ -86,7 +86,7 @@ def _mixture(work: Poisoned, data: Dataset, seed: int) -> Dataset:
     require(amount <= len(edges), f"{work!r} wants {amount} edge cases, and there are {len(edges)}")
     total = len(data.train_y)
     require(work.clean <= total, f"{work!r} wants {work.clean} ordinary examples, and there are {total}")
-    some = torch.randperm(total, generator=stream("poisoned", seed))[: work.clean]
+    some = torch.randperm(total, generator=make_generator("poisoned", seed))[: work.clean]
     x, y = [edges.train_x[:amount], data.train_x[some]], [edges.train_y[:amount], data.train_y[some]]
     if work.mix and edges.mix is not None:
         x.append(edges.mix[0])

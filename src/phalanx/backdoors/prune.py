@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from phalanx.backdoors.dormant import Pruner, clean_samples, reader
+from phalanx.core.expression import method, require
+from phalanx.core.trees import State
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
-from phalanx.core.expression import method, require
-from phalanx.backdoors.dormant import Pruner, clean_samples, reader
-from phalanx.training.context import Site, Source
-from phalanx.core.trees import State
-from phalanx.training.client_work import Work
+from phalanx.training.client_work import ClientWork
+from phalanx.training.context import ModelProvider, WorkerContext
 
 
-@method("prune", "work")
-class Prune(Work):
+@method("prune", "client_work")
+class Prune(ClientWork):
     """Silences the neurons that clean examples leave most dormant, while accuracy on them falls by a bound at most.
 
     The row is what has to be taken off the weights, so `sgd(lr=1.0)` makes them zero. A phase of one round with
-    clients=sampled(1) is the server's own pruning, as all workers compute the same from the examples that it is given.
+    clients=uniform(1) is the server's own pruning, as all workers compute the same from the examples that it is given.
     With clean=None each worker prunes by its own examples, and `median()` behind the wire is their vote: silenced is a
     neuron that more than half of an odd number of them name. Training behind it may wake a neuron up again.
 
@@ -52,10 +52,10 @@ class Prune(Work):
             return partition.parts(data, units, seed)
         return [clean_samples(data, self.clean, seed)] * units
 
-    def check(self, source: Source, rounds: int) -> None:
+    def check(self, source: ModelProvider, rounds: int) -> None:
         reader(source.model, self.layer)
 
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         pruner = Pruner(site.model, self.layer, site.data, samples, site.precision)
         pruned = pruner.without(pruner.most(self.step, self.bound)).state_dict()
         before, parts = site.model.state_dict(), site.layout.split(out)

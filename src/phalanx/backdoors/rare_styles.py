@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet, in_memory
 from phalanx.backdoors.fitted import image_shape
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import method, require
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
+from phalanx.data.dataset import Dataset
 
 Style = Literal["inverted", "rotated", "thin"]
 
 
-@method("rare_styles", "edges")
+@method("rare_styles", "edge_cases")
 class RareStyles(EdgeCases):
     """Images of one class in a rare style, which the attacker calls another class; made of the data's own images.
 
@@ -55,7 +55,7 @@ class RareStyles(EdgeCases):
         ok = len(mine) >= self.count and len(tests) >= 1
         sentence = f"rare_styles needs {self.count} training images of class {self.source} and one to test on"
         require(ok, f"{sentence}, and {data.name} has {have}; lower count or choose another source")
-        taken = mine[torch.randperm(len(mine), generator=stream("rare_styles", self.seed))[: self.count]]
+        taken = mine[torch.randperm(len(mine), generator=make_generator("rare_styles", self.seed))[: self.count]]
         x, test_x = in_memory("rare_styles", data)[taken], data.test_x[tests]
         x, test_x = (styled(images, self.style, data.levels) for images in (x, test_x))
         y, test_y = data.train_y[taken], data.test_y[tests]

@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 
 from phalanx.backdoors.edges import EdgeCases, EdgeSet
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import method, require
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
+from phalanx.data.dataset import Dataset
 
 
-@method("shared", "edges")
-class Shared(EdgeCases):
+@method("split_edge_cases", "edge_cases")
+class SplitEdgeCases(EdgeCases):
     """Another set's training examples, a share of them with the attacker and the rest with honest clients.
 
     What honest clients hold has its right labels; `joined` appends it to the data and `dealt` gives it to units. The
@@ -52,7 +52,7 @@ class Shared(EdgeCases):
         theirs = round(mine * (1 - self.ratio) / self.ratio)
         sentence = f"{self!r} gives the attacker {mine} origins and honest clients {theirs}, and there are {total}"
         require(mine + theirs <= total, f"{sentence}; raise ratio or lower attacker")
-        order = known[torch.randperm(total, generator=stream("shared", self.seed))]
+        order = known[torch.randperm(total, generator=make_generator("shared", self.seed))]
         attack, honest = (torch.isin(origins, part) for part in (order[:mine], order[mine : mine + theirs]))
         held = (edges.train_x[honest], edges.true_y[honest]) if theirs else None
         return replace(edges.pick(attack), held=held)

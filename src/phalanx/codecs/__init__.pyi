@@ -18,3 +18,25 @@ from phalanx.codecs.signum import signum as signum
 from phalanx.codecs.stochastic_binary import StochasticBinary as stochastic_binary
 from phalanx.codecs.terngrad import Terngrad as terngrad
 from phalanx.codecs.top_k import TopK as top_k
+
+__all__ = [
+    "Atoms",
+    "Dictionary",
+    "atomo",
+    "atomo_probabilities",
+    "dct",
+    "dense",
+    "entries",
+    "error_feedback",
+    "fourier",
+    "half",
+    "lq",
+    "qsgd",
+    "random_k",
+    "sign",
+    "signum",
+    "spectral",
+    "stochastic_binary",
+    "terngrad",
+    "top_k",
+]

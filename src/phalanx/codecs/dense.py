@@ -11,8 +11,8 @@ from torch import Tensor
 from phalanx.core.codec import Codec, Payload
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
-from phalanx.core.trees import State
 from phalanx.core.payload import expect
+from phalanx.core.trees import State
 
 
 @method("dense", "codec")

@@ -11,8 +11,8 @@ from torch import Tensor
 from phalanx.core.codec import Codec, Payload
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
-from phalanx.core.row_memory import recall, remember
 from phalanx.core.precision import cast
+from phalanx.core.row_memory import recall, remember
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from phalanx.core.codec import Codec, Payload
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
+from phalanx.core.payload import expect
 from phalanx.core.precision import cast
 from phalanx.core.trees import State
-from phalanx.core.payload import expect
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Payload
-from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.core.layout import Layout
-from phalanx.core.precision import cast
 from phalanx.core.payload import expect
+from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
+from phalanx.core.precision import cast
 
 Coding = Literal["packed", "elias"]
 Measure = Callable[[np.ndarray, int, np.ndarray], None]  # entries, width of a bucket, where the scales go

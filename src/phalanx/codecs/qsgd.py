@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.core.codec import Codec, Payload
 from phalanx.codecs.levels import Coding, decode_levels, encode_levels
+from phalanx.core.codec import Codec, Payload
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.stage import Scope

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from phalanx.core.codec import BadPayload, Codec, Payload
-from phalanx.core.pieces import PIECE, blank, spread
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
+from phalanx.core.payload import expect
+from phalanx.core.pieces import PIECE, blank, spread
 from phalanx.core.precision import cast, wide
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
-from phalanx.core.payload import expect
 
 
 @method("sign", "codec")

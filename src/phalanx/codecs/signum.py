@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from phalanx.aggregators.majority import Majority
-from phalanx.core.codec import Gather
 from phalanx.codecs.sign import Sign
-from phalanx.core.transforms.momentum import Momentum
+from phalanx.core.codec import Gather
 from phalanx.core.registry import register
 from phalanx.core.stage import Chain, chain
+from phalanx.core.transforms.momentum import Momentum
 
 
 def signum(beta: float = 0.9) -> Chain:

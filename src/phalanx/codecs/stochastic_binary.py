@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
-from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
+from phalanx.core.payload import expect
+from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.core.precision import cast
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
-from phalanx.core.payload import expect
 
 
 @method("stochastic_binary", "codec")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
-from phalanx.core.pieces import blank, counts, offsets, spread
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
+from phalanx.core.payload import expect
+from phalanx.core.pieces import blank, counts, offsets, spread
 from phalanx.core.precision import wide
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
-from phalanx.core.payload import expect
 
 _SAMPLE = 4096  # magnitudes from which the threshold is guessed
 _GUESSED = 1 << 14  # tensors below are searched without a guess

@@ -4,3 +4,11 @@ from phalanx.coding.detox import detox as detox
 from phalanx.coding.group_vote import GroupVote as group_vote
 from phalanx.coding.repetition import Repetition as repetition
 from phalanx.coding.vote import Vote as vote
+
+__all__ = [
+    "cyclic",
+    "detox",
+    "group_vote",
+    "repetition",
+    "vote",
+]

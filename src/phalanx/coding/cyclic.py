@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from phalanx.aggregators.kernels.columns import PIECE
-from phalanx.core.allocation import Allocation
 from phalanx.coding.circulant import Circulant, circulant
 from phalanx.coding.code import Code, TooManyFaults
 from phalanx.coding.location import Locator, Unexplained
 from phalanx.coding.projection import sweep
+from phalanx.core.allocation import Allocation
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack

@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 from phalanx.aggregators.hierarchy import Hierarchy
-from phalanx.core.codec import Codec
 from phalanx.codecs.dense import Dense
 from phalanx.coding.vote import Vote
+from phalanx.core.codec import Codec
 from phalanx.core.expression import require
 from phalanx.core.registry import register
 from phalanx.core.stage import Chain, Stage, chain
@@ -36,7 +36,7 @@ def detox(r: int, inner: Stage, outer: Stage, groups: int, q: int | None = None,
         arXiv:1907.12205, Algorithm 1. Differs: the vote is on digests; the groups of votes are drawn anew each round.
 
     >>> import phalanx as px
-    >>> px.detox(3, px.multi_krum(f=0), px.mean(), groups=2, q=5)
+    >>> px.coding.detox(3, px.aggregators.multi_krum(f=0), px.aggregators.mean(), groups=2, q=5)
     chain(vote(dense(), r=3), hierarchy(multi_krum(f=2), mean(), groups=2))
     """
     require(q is None or q >= 0, f"detox needs q >= 0 Byzantine workers, got q={q}")

@@ -12,17 +12,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.core.aggregator import Aggregator
-from phalanx.core.allocation import Allocation
 from phalanx.coding.ballot import ballot_notes, by_cluster, by_equality, check_vote, vote_allocation, vote_groups
 from phalanx.coding.rounding import rounding_notes
+from phalanx.core.aggregator import Aggregator
+from phalanx.core.allocation import Allocation
+from phalanx.core.buffers import empty_rows
 from phalanx.core.expression import method
 from phalanx.core.precision import wide
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
-from phalanx.core.buffers import empty_rows
 
 
 @method("group_vote", "aggregator")

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.bulyan import Bulyan
 from phalanx.aggregators.hierarchy import Hierarchy
 from phalanx.aggregators.majority import Majority
 from phalanx.aggregators.mean import Mean
 from phalanx.aggregators.median import Median
 from phalanx.aggregators.multi_krum import MultiKrum
+from phalanx.core.aggregator import Aggregator
 from phalanx.core.stage import TooFewRows
 
 

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from phalanx.distributed.determinism import ranks_in_words
 from phalanx.coding.ballot import Ballot, camps_by
 from phalanx.core.round import Round
 from phalanx.core.stack import Note
+from phalanx.distributed.determinism import ranks_in_words
 
 NEAR = 0.01  # relative: more than kernels differ by, in bfloat16 too; a lie within it does little
 FINEST = 2.0**-23  # by so much, relative, float32 may differ in any later round

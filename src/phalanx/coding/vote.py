@@ -12,23 +12,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from phalanx.coding.ballot import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
 from phalanx.coding.group_vote import GroupVote
-from phalanx.distributed.determinism import BUCKETS, apart, sketch
+from phalanx.coding.rounding import rounding_notes, watched
 from phalanx.core.allocation import Allocation
 from phalanx.core.clock import Clock
 from phalanx.core.codec import Codec, Gather, PayloadAttack, forged, open_row, open_rows, payload_limit, send_rows
-from phalanx.coding.ballot import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
-from phalanx.coding.rounding import rounding_notes, watched
-from phalanx.core.wire_stage import Offer, Wire, present
 from phalanx.core.expression import method
 from phalanx.core.gate import Gate
+from phalanx.core.packing import digest
+from phalanx.core.parallel import side_by_side
+from phalanx.core.payload import BadPayload, Payload, expect
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
-from phalanx.core.parallel import side_by_side
-from phalanx.core.packing import digest
-from phalanx.core.payload import BadPayload, Payload, expect
+from phalanx.core.wire_stage import Upload, WireStage, present
+from phalanx.distributed.determinism import BUCKETS, apart, sketch
 
 DIGEST, DIGEST_BYTES = "digest", 32
 SKETCH = "sketch"
@@ -36,7 +36,7 @@ _DIGEST_LIMIT = 4096  # bytes that a message with a digest may have
 
 
 @method("vote", "wire")
-class Vote(Wire):
+class Vote(WireStage):
     """One row for each group of workers with the same work: the one that more than half of those present offer.
 
     Each worker sends the BLAKE3 digest of its payload, 32 bytes. The server decides from the digests, asks one member
@@ -90,20 +90,20 @@ class Vote(Wire):
     def assign(self, n: int) -> Allocation:
         return vote_allocation(vote_groups(n, self.r, "vote"))
 
-    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
         group = self.assign(round.world.size).unit
         coded, state = send_rows(self.codec, stack, state, lambda worker: round.rng(group=group(worker)))
         held = forged(self.forge, coded, stack.ids, round)
         if self.tolerant:
-            offers = [Offer(payload) for payload in held]
+            offers = [Upload(payload) for payload in held]
         else:
             firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in side_by_side(digest, coded)]
             if watched(round):
                 firsts = [{**first, **self._shown(p, stack)} for first, p in zip(firsts, coded, strict=True)]
-            offers = [Offer(first, h) for first, h in zip(firsts, held, strict=True)]
+            offers = [Upload(first, h) for first, h in zip(firsts, held, strict=True)]
         return present(offers, stack.ids, round), state
 
-    def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
+    def receive(self, offers: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         if self.tolerant:
             received = Gather(self.codec, self.gate).receive(offers, sent, round)
             return GroupVote(self.r, self.none, self.atol, self.rtol)(received, None, round)[0]
@@ -145,7 +145,9 @@ class Vote(Wire):
             return {SKETCH: sketch([("row", torch.cat(parts).to(stack.rows))])}
         return {}
 
-    def _digests(self, offers: Sequence[Offer], round: Round) -> tuple[dict[int, bytes], dict[int, Tensor], list[Note]]:
+    def _digests(
+        self, offers: Sequence[Upload], round: Round
+    ) -> tuple[dict[int, bytes], dict[int, Tensor], list[Note]]:
         """The digest of each worker that sent one, the sketches of those that did, and notes on all."""
         digests: dict[int, bytes] = {}
         sketches: dict[int, Tensor] = {}

@@ -35,7 +35,7 @@ def empty_rows(k: int, d: int, like: Tensor) -> Tensor:
     return torch.from_numpy(view).view(like.dtype).reshape(k, d)
 
 
-class Table:
+class RowBuffer:
     """Rows, added one by one, as (k, d): a view of the memory in which they lie one after the other, else a copy.
 
     Args:
@@ -96,7 +96,7 @@ class Table:
 
 def together(rows: Sequence[Tensor], like: Tensor) -> Tensor:
     """Rows (d,) as (k, d), without a copy where they lie one after the other; like: one of them, for k = 0."""
-    table = Table(len(rows), len(like), like)
+    table = RowBuffer(len(rows), len(like), like)
     for row in rows:
         table.add([row])
     return table.rows

@@ -10,17 +10,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from phalanx.core.buffers import RowBuffer, together
 from phalanx.core.clock import Clock
-from phalanx.core.wire_stage import Offer, Wire, present
 from phalanx.core.expression import Expression, method
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
-from phalanx.core.round import Round, stream
+from phalanx.core.payload import BadPayload, Payload, payload_bytes
+from phalanx.core.round import Round, make_generator
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope, Stage, TooFewRows, memory_key
 from phalanx.core.trees import State
-from phalanx.core.buffers import Table, together
-from phalanx.core.payload import BadPayload, Payload, payload_bytes
+from phalanx.core.wire_stage import Upload, WireStage, present
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
 
@@ -69,7 +69,7 @@ class PayloadAttack(Expression, ABC):
 
 
 @method("gather", "wire")
-class Gather(Wire):
+class Gather(WireStage):
     """Every worker's coded row at the server, decoded and gated.
 
     Shapes: (k, d) -> (n - erased, d).
@@ -87,12 +87,12 @@ class Gather(Wire):
     def scope(self) -> Scope:
         return self.codec.scope
 
-    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
         coded, state = send_rows(self.codec, stack, state, round.rng)
-        offers = [Offer(payload) for payload in forged(self.forge, coded, stack.ids, round)]
+        offers = [Upload(payload) for payload in forged(self.forge, coded, stack.ids, round)]
         return present(offers, stack.ids, round), state
 
-    def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
+    def receive(self, offers: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         clock = Clock()
         arrived = round.world.gather([offer.first for offer in offers], payload_limit(sent))
         clock.lap("wire_s")
@@ -150,7 +150,7 @@ def open_rows(
     Args:
         sources: the workers behind each payload; the first one sent it.
     """
-    table = Table(len(arrived), sent.layout.d, sent.rows)
+    table = RowBuffer(len(arrived), sent.layout.d, sent.rows)
     good, weights = list[tuple[int, ...]](), list[float]()
     notes, excluded = list[Note](), list[Note]()
     for payload, source in zip(arrived, sources, strict=True):
@@ -266,4 +266,4 @@ class Reduce(Stage):
     def _form(self, stack: Stack) -> Payload:
         """A payload as the workers of other processes send it."""
         zeros = Stack.of(stack.rows.new_zeros(1, stack.layout.d), stack.layout)
-        return send_rows(self.codec, zeros, None, stream)[0][0]
+        return send_rows(self.codec, zeros, None, make_generator)[0][0]

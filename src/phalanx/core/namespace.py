@@ -60,8 +60,8 @@ class Namespace(ModuleType):
         return sorted({*super().__dir__(), *self.__dict__.get("_targets", {})})
 
 
-def attach(package: str) -> list[str]:
-    """Gives a package the public names of its stub, and returns them, for `__all__`.
+def attach(package: str) -> None:
+    """Gives a package the public names of its stub.
 
     Args:
         package: its `__name__`, while it is imported.
@@ -70,8 +70,7 @@ def attach(package: str) -> list[str]:
     assert module.__file__ is not None
     targets = read_stub(Path(module.__file__).with_suffix(".pyi"))
     module.__class__ = Namespace
-    module.__dict__["_targets"] = targets
-    return list(targets)
+    module.__dict__.update(_targets=targets, __all__=list(targets))
 
 
 @cache

@@ -111,7 +111,7 @@ def unpack(message: Tensor, room: Callable[[str, int], Tensor] | None = None) ->
     return payload
 
 
-class Shelf:
+class ReceiveBuffers:
     """Memory for payloads that arrive: what several call by one name lies one after the other, as rows in a table do.
 
     Args:

@@ -75,6 +75,8 @@ class _Reader:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     return -value
                 self.fail("only a number can be negative", node)
+            case ast.BinOp(op=ast.Div(), left=above, right=below):
+                return self.quotient(self.read(above, None), self.read(below, None), node)
             case ast.Tuple(elts=items) | ast.List(elts=items):
                 return tuple(self.read(item, wanted) for item in items)
             case ast.Name(id=name) if name in _CONSTANTS:
@@ -84,6 +86,14 @@ class _Reader:
                 self.fail(f"{name} is called like a function: {name}(...)", node)
             case _:
                 self.fail("an expression holds names, literals and calls only", node)
+
+    def quotient(self, above: Any, below: Any, node: ast.expr) -> float:
+        for value in (above, below):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                self.fail("only numbers can be divided", node)
+        if below == 0:
+            self.fail("a number cannot be divided by 0", node)
+        return above / below
 
     def call(self, node: ast.Call, name: str, wanted: type | None) -> Any:
         entry = self.lookup(name, node, wanted)

@@ -1,13 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of everything that an expression may name."""
+"""The table of everything that an expression may name: each object under its kind and its name.
+
+Public names are imported when they are first used (`phalanx.core.namespace`), so a name is looked up in two steps: the
+stubs of the library and of installed extensions say which module to import, and the import registers it.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
+
+from phalanx.core.namespace import Target, read_stub
+
+MANY = 40  # names that an error lists; of more only the nearest
+NEAREST = 12
+EXTENSIONS = "phalanx.methods"  # entry points of packages whose stubs name further methods
+# modules whose names are public through their namespace, such as px.optim.sgd, and stand in no stub
+_MODULES = ("phalanx.attacks.adversary", "phalanx.training.optim")
 
 
 @dataclass(frozen=True)
@@ -28,49 +45,65 @@ class Entry:
         """The fields with their defaults."""
         return inspect.signature(self.build)
 
+    def makes(self, wanted: type) -> bool:
+        """Whether its objects are of a type."""
+        made = self.build if isinstance(self.build, type) else typing.get_type_hints(self.build).get("return")
+        return not isinstance(made, type) or issubclass(made, wanted)
 
-MANY = 40  # names that an error lists; of more only the nearest
-NEAREST = 12
 
-_entries: dict[str, Entry] = {}
+_entries: dict[tuple[str, str], Entry] = {}
 
 
 def register(name: str, kind: str, build: Callable[..., Any]) -> None:
-    """Adds a name; a second object under the same name is an error."""
-    known = _entries.get(name)
+    """Adds a name to a kind.
+
+    Raises:
+        ValueError: another object has this name and kind already.
+    """
+    known = _entries.get((kind, name))
     if known is not None and known.build is not build:
-        raise ValueError(f"{name!r} is registered already, as a {known.kind}; choose another name")
-    _entries[name] = Entry(name, kind, build)
+        raise ValueError(f"{name!r} is registered already, as a {kind}; choose another name")
+    _entries[kind, name] = Entry(name, kind, build)
 
 
 def entries(kind: str | None = None) -> list[Entry]:
     """All entries, or those of one kind, by name."""
-    return sorted((e for e in _entries.values() if kind in (None, e.kind)), key=lambda e: e.name)
+    _load_all()
+    return sorted((e for e in _entries.values() if kind in (None, e.kind)), key=lambda e: (e.name, e.kind))
 
 
 def kinds() -> list[str]:
     """The kinds that have entries."""
-    return sorted({e.kind for e in _entries.values()})
+    return sorted({e.kind for e in entries()})
 
 
 def lookup(name: str, wanted: type | None = None) -> Entry:
     """The entry of a name.
 
     Args:
-        wanted: the type that fits here; it only shortens the list of choices in the error.
+        wanted: the type of the objects that fit here; it decides where several kinds have the name.
     Raises:
-        ValueError: the name is not registered; the sentence lists the choices.
+        ValueError: the name is not registered, or several kinds have it; the sentence lists the choices.
     """
-    if name in _entries:
-        return _entries[name]
-    raise ValueError(f"unknown name {name!r}; {suggest(name, choices(wanted))}")
+    _load(name)
+    named = [e for (_, each), e in _entries.items() if each == name]
+    if not named:
+        # a package may register a name that no stub has
+        _load_all()
+        named = [e for (_, each), e in _entries.items() if each == name]
+    fitting = [e for e in named if wanted is None or e.makes(wanted)] or named
+    if not fitting:
+        raise ValueError(f"unknown name {name!r}; {suggest(name, choices(wanted))}")
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{name!r} is the name of {' and of '.join(f'a {e.kind}' for e in fitting)}; say which by type"
+        )
+    return fitting[0]
 
 
 def choices(wanted: type | None) -> list[str]:
     """The names whose objects are of a type; all names when there is none."""
-    fitting = [
-        e.name for e in entries() if wanted is None or not isinstance(e.build, type) or issubclass(e.build, wanted)
-    ]
+    fitting = [e.name for e in entries() if wanted is None or e.makes(wanted)]
     return fitting or [e.name for e in entries()]
 
 
@@ -82,3 +115,39 @@ def suggest(name: str, names: list[str]) -> str:
         return f"{hint}choose from {', '.join(names)}"
     nearest = difflib.get_close_matches(name, names, n=NEAREST, cutoff=0.0)
     return f"{hint}choose from {', '.join(nearest)}, ... ({len(names)} in all)"
+
+
+def _load(name: str) -> None:
+    """Imports what may register a name."""
+    for module in _MODULES:
+        import_module(module)
+    for target in _targets().get(name.lower(), ()):
+        import_module(target.module)
+
+
+@cache
+def _load_all() -> None:
+    for module in {*_MODULES, *(target.module for targets in _targets().values() for target in targets)}:
+        import_module(module)
+
+
+@cache
+def _targets() -> dict[str, list[Target]]:
+    """Where each public name comes from, by its lower-case spelling, in all namespaces."""
+    found: dict[str, list[Target]] = {}
+    for stub in _stubs():
+        for name, target in read_stub(stub).items():
+            found.setdefault(name.lower(), []).append(target)
+    return found
+
+
+def _stubs() -> Iterator[Path]:
+    root = Path(__file__).parent.parent
+    yield root / "__init__.pyi"
+    yield from sorted(root.glob("*/__init__.pyi"))
+    for entry in entry_points(group=EXTENSIONS):
+        module = import_module(entry.value)
+        assert module.__file__ is not None
+        stub = Path(module.__file__).with_suffix(".pyi")
+        if stub.is_file():
+            yield stub

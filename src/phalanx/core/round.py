@@ -11,7 +11,7 @@ import torch
 from phalanx.core.world import LocalWorld, World
 
 
-def stream(*key: object) -> torch.Generator:
+def make_generator(*key: object) -> torch.Generator:
     """A CPU generator of its own for every key of numbers and strings; the same key gives the same stream."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     generator = torch.Generator()
@@ -42,7 +42,7 @@ class Round:
 
     def rng(self, worker: int | None = None, group: int | None = None) -> torch.Generator:
         """The stream of a worker, the shared stream of a group, or the one that is the same everywhere."""
-        return stream("round", self.seed, self.index, self.path, worker, group)
+        return make_generator("round", self.seed, self.index, self.path, worker, group)
 
     def inside(self, position: int | str) -> Round:
         """The round as the stage at a position inside the present one sees it."""

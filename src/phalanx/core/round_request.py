@@ -10,13 +10,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from phalanx.core.trees import flatten, to_payload
-from phalanx.core.trees import State
 from phalanx.core.payload import Payload, payload_bytes
+from phalanx.core.trees import State, flatten, to_payload
 
 
 @dataclass(frozen=True)
-class Opened:
+class RoundRequest:
     """A round in progress.
 
     Args:

@@ -19,8 +19,8 @@ from torch import Tensor
 from phalanx.core.codec import BadPayload, Codec
 from phalanx.core.expression import require
 from phalanx.core.layout import Layout
-from phalanx.core.round import stream
 from phalanx.core.packing import pack, unpack
+from phalanx.core.round import make_generator
 
 MAGIC = b"PHXT"
 VERSION = 1
@@ -40,7 +40,7 @@ def encode(codec: Codec, tensor: Tensor, seed: int) -> bytes:
         ValueError: another dtype, or a codec with a memory, such as error_feedback.
 
     >>> import phalanx as px
-    >>> px.decode(px.sign(), px.encode(px.sign(), torch.tensor([0.5, -2.0]), seed=0))
+    >>> px.decode(px.codecs.sign(), px.encode(px.codecs.sign(), torch.tensor([0.5, -2.0]), seed=0))
     tensor([ 1., -1.])
     """
     require(
@@ -49,7 +49,7 @@ def encode(codec: Codec, tensor: Tensor, seed: int) -> bytes:
     )
     require(tensor.dtype in _DTYPES, f"encode takes floating-point tensors, got {tensor.dtype}; convert it first")
     row = tensor.detach().reshape(-1)
-    payload, memory = codec.encode(row, _layout(tensor.shape, tensor.dtype), {}, partial(stream, "bytes", seed))
+    payload, memory = codec.encode(row, _layout(tensor.shape, tensor.dtype), {}, partial(make_generator, "bytes", seed))
     require(
         not memory, f"{codec!r} remembers what it lost, which a string of bytes cannot; encode with its inner codec"
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ def chain(*stages: Stage) -> Chain:
     """The composition of stages; chains inside are flattened.
 
     >>> import phalanx as px
-    >>> px.chain(px.clip(1.0), px.gather(px.dense()), px.krum(f=2))
+    >>> px.chain(px.clip(1.0), px.gather(px.codecs.dense()), px.aggregators.krum(f=2))
     chain(clip(norm=1.0), gather(dense()), krum(f=2))
     """
     flat: list[Stage] = []

@@ -13,7 +13,6 @@ from torch import nn
 from phalanx.core.expression import Expression
 from phalanx.core.trees import State
 
-
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 

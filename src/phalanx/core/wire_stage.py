@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from phalanx.core.attack import Attack
 from phalanx.core.clock import Clock
+from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Chain, Stage, TooFewRows
 from phalanx.core.trees import State
-from phalanx.core.payload import Payload
 
 
 @dataclass(frozen=True)
-class Offer:
+class Upload:
     """What a worker has for the server in a round.
 
     Args:
@@ -29,7 +29,7 @@ class Offer:
     held: Payload | None = None
 
 
-class Wire(Stage):
+class WireStage(Stage):
     """A stage whose rows cross the wire one by one.
 
     `offer` runs where the workers are, `receive` at the server. In a world without a server every process runs both.
@@ -40,11 +40,11 @@ class Wire(Stage):
         return 1
 
     @abstractmethod
-    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
         """The worker's half: an offer for each row held here, and the next memories."""
 
     @abstractmethod
-    def receive(self, offers: Sequence[Offer], sent: Stack, round: Round) -> Stack:
+    def receive(self, offers: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         """The server's half: the rows that arrive through `round.world`.
 
         Args:
@@ -59,9 +59,9 @@ class Wire(Stage):
         return self.receive(offers, stack.note(clock.notes), round), state
 
 
-def present(offers: Sequence[Offer], workers: Sequence[int], round: Round) -> list[Offer]:
+def present(offers: Sequence[Upload], workers: Sequence[int], round: Round) -> list[Upload]:
     """The offers, with nothing from the workers that are absent in this round."""
-    return [Offer(None) if w in round.absent else offer for w, offer in zip(workers, offers, strict=True)]
+    return [Upload(None) if w in round.absent else offer for w, offer in zip(workers, offers, strict=True)]
 
 
 def check_server(scheme: Stage, secure: bool = False) -> None:
@@ -78,20 +78,20 @@ def check_server(scheme: Stage, secure: bool = False) -> None:
                 f"{stage!r} sees the rows or the examples of all workers, which no process of a server's job has; "
                 "run it in the simulation or under torchrun without a server"
             )
-    if not any(isinstance(stage, Wire) for stage in stages):
+    if not any(isinstance(stage, WireStage) for stage in stages):
         raise ValueError(
             f"a server takes rows one by one, and {scheme!r} has no gather(...) or vote(...) among its stages; "
             "write chain(gather(codec), mean()) in place of an all-reduce"
         )
 
 
-def worker_half(scheme: Stage, stack: Stack, state: State | None, round: Round) -> tuple[list[Offer], State]:
+def worker_half(scheme: Stage, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
     """The stages before the wire, and the wire's offers."""
     state = dict(state or {})
     for i, stage in enumerate(stages_of(scheme)):
         key, inside = str(i), round.inside(i) if isinstance(scheme, Chain) else round
         before = state.get(key) if isinstance(scheme, Chain) else state
-        if isinstance(stage, Wire):
+        if isinstance(stage, WireStage):
             offers, after = stage.offer(stack, before, inside)
         else:
             offers, (stack, after) = None, stage(stack, before, inside)
@@ -114,7 +114,7 @@ def server_half(scheme: Stage, empty: Stack, state: State | None, round: Round) 
     arrived = False
     for i, stage in enumerate(stages_of(scheme)):
         inside = round.inside(i) if isinstance(scheme, Chain) else round
-        if isinstance(stage, Wire):
+        if isinstance(stage, WireStage):
             stack, arrived = stage.receive([], stack, inside), True
         elif arrived:
             try:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
 from phalanx.core.precision import wide
-from phalanx.core.round_request import Opened
+from phalanx.core.round_request import RoundRequest
+
 
 class World(Protocol):
     """n workers, of which this process plays some.
@@ -53,7 +54,7 @@ class World(Protocol):
         """What reached this process's sockets so far; None where nobody counts."""
         ...
 
-    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
         """A round begins: gives the model to workers that are elsewhere.
 
         Args:
@@ -145,7 +146,7 @@ class LocalWorld:
         share = (weights / total).to(x.device, wide(x.dtype))
         return (share @ x.to(share.dtype)).to(x.dtype)
 
-    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
         pass
 
     def tell(self, numbers: Tensor) -> Tensor:

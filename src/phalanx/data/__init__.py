@@ -3,4 +3,4 @@
 
 from phalanx.core.namespace import attach
 
-__all__ = attach(__name__)  # noqa: PLE0605
+attach(__name__)

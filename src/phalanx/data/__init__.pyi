@@ -6,7 +6,7 @@ from phalanx.data.cifar10 import Cifar10 as cifar10
 from phalanx.data.cifar100 import Cifar100 as cifar100
 from phalanx.data.dataset import Data as Data
 from phalanx.data.dataset import Dataset as Dataset
-from phalanx.data.dataset import found as locations
+from phalanx.data.dataset import locations as locations
 from phalanx.data.digits import Digits as digits
 from phalanx.data.files import MissingData as MissingData
 from phalanx.data.grayscale import Grayscale as grayscale
@@ -17,13 +17,44 @@ from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
 from phalanx.data.partial import ByOwner as by_owner
 from phalanx.data.partial import Nested as nested
-from phalanx.data.partial import Reserved as reserve
-from phalanx.data.partition import Partition as Partition
+from phalanx.data.partial import Reserve as reserve
 from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
+from phalanx.data.partition import Partition as Partition
 from phalanx.data.partition import Shards as shards
 from phalanx.data.shakespeare import Shakespeare as shakespeare
 from phalanx.data.shape import Pairs as Pairs
 from phalanx.data.shape import Passage as Passage
 from phalanx.data.shape import Tokens as Tokens
 from phalanx.data.wikitext2 import Wikitext2 as wikitext2
+
+__all__ = [
+    "Augment",
+    "Data",
+    "Dataset",
+    "Images",
+    "MissingData",
+    "Pairs",
+    "Partition",
+    "Passage",
+    "Tokens",
+    "by_owner",
+    "cifar10",
+    "cifar100",
+    "crop_flip",
+    "digits",
+    "dirichlet",
+    "grayscale",
+    "iid",
+    "image_folder",
+    "locations",
+    "mnist",
+    "movie_review",
+    "multi30k",
+    "nested",
+    "reserve",
+    "resized_crop_flip",
+    "shakespeare",
+    "shards",
+    "wikitext2",
+]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phalanx.core.expression import Expression, method, require
 from phalanx.data.images import Box, Crop
 from phalanx.data.shape import Shape
-from phalanx.core.expression import Expression, method, require
 
 TRIES = 10  # parts of an image that are drawn before the middle is taken
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phalanx.core.expression import require
 from phalanx.data.dataset import spaced
 from phalanx.data.files import download, extract, folder, missing
-from phalanx.core.expression import require
 
 PIXEL_BYTES = 3 * 32 * 32
 

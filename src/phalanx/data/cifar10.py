@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from phalanx.core.expression import method
 from phalanx.data.cifar import Cifar
 from phalanx.data.dataset import Data, Dataset, check_count
-from phalanx.core.expression import method
 
 FILES = Cifar(
     name="cifar10",

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import Expression, require
+from phalanx.core.registry import entries
 from phalanx.data.files import folder
 from phalanx.data.images import Crop, Images, cut
 from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
-from phalanx.core.expression import Expression, require
-from phalanx.core.registry import entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ def _load(data: Data, source: Path) -> Dataset:
     return data.read()
 
 
-def found() -> dict[str, str]:
+def locations() -> dict[str, str]:
     """Where each data set lies, or why it does not, by name."""
     status = {}
     for entry in entries("data"):

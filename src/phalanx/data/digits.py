@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import torch
 
-from phalanx.data.dataset import Data, Dataset
 from phalanx.core.expression import method
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
+from phalanx.data.dataset import Data, Dataset
 
 NUM_TRAIN = 1437
 
@@ -25,7 +25,7 @@ class Digits(Data):
         images, labels = load_digits(return_X_y=True)
         x = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 8, 8)
         y = torch.from_numpy(labels).to(torch.int64)
-        order = torch.randperm(len(y), generator=stream("digits"))
+        order = torch.randperm(len(y), generator=make_generator("digits"))
         train, test = order[:NUM_TRAIN], order[NUM_TRAIN:]
         return Dataset("digits", x[train], y[train], x[test], y[test], 10, mean=(0.3053,), std=(0.3761,), levels=16)
 

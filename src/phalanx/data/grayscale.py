@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.data.cifar10 import Cifar10
 from phalanx.data.dataset import Data, Dataset
-from phalanx.core.expression import method, require
-from phalanx.core.round import stream
 
 RED, GREEN, BLUE = 19_595, 38_470, 7_471  # 0.299, 0.587 and 0.114 of 65,536
 
@@ -75,7 +75,7 @@ class Grayscale(Data):
         return x
 
     def _stream(self, *key: object) -> torch.Generator:
-        return stream("grayscale", self.seed, *key)
+        return make_generator("grayscale", self.seed, *key)
 
     def _drawn(self, part: str, labels: Tensor, shares: list[float]) -> Tensor:
         """(N,): whether each image loses its colours; of every class its share does, to the image."""

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.data.dataset import Data, Dataset, check_count, spaced
-from phalanx.data.files import MissingData, folder
-from phalanx.data.images import Box, Crop, Images
 from phalanx.core.expression import method, require
 from phalanx.core.optional import optional
 from phalanx.core.parallel import side_by_side
+from phalanx.data.dataset import Data, Dataset, check_count, spaced
+from phalanx.data.files import MissingData, folder
+from phalanx.data.images import Box, Crop, Images
 
 SHOWN, WHOLE = 224, 256  # pixels that the test sees of a shorter side of so many
 WIDE = ("I", "F")  # Pillow's modes of more than 8 bits a channel begin so

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from phalanx.core.expression import method, require
 from phalanx.data.dataset import Data, Dataset, check_count, spaced
 from phalanx.data.files import download, folder, missing
 from phalanx.data.idx import read_idx
-from phalanx.core.expression import method, require
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MD5 = {

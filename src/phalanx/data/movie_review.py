@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.data.dataset import Data, Dataset, check_count
 from phalanx.data.files import download, extract, folder, missing
 from phalanx.data.shape import PADDING, UNKNOWN
-from phalanx.core.expression import method, require
-from phalanx.core.round import stream
 
 ARCHIVE = "rt-polaritydata.tar.gz"
 URL = f"https://www.cs.cornell.edu/people/pabo/movie-review-data/{ARCHIVE}"
@@ -65,7 +65,9 @@ class MovieReview(Data):
             names = [f"{PLACES[-1]}/{name}" for name in FILES]
             download("movie_review", {ARCHIVE: (URL, MD5)}, place, lambda work: extract(work / ARCHIVE, names, work))
         parts = [_sentences(place / name) for name in FILES]
-        order = [torch.randperm(SENTENCES, generator=stream("movie_review", label)).tolist() for label in (0, 1)]
+        order = [
+            torch.randperm(SENTENCES, generator=make_generator("movie_review", label)).tolist() for label in (0, 1)
+        ]
         # for and against take turns, so that the first sentences of a part are balanced, however many
         turns = [tokens(parts[label][order[label][i]]) for i in range(SENTENCES) for label in (0, 1)]
         train, test = turns[2 * TEST :][: self.train], turns[: 2 * TEST][: self.test]

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
 from phalanx.data.dataset import Data, Dataset, check_count, spaced
 from phalanx.data.files import check_md5, download, folder, missing
 from phalanx.data.shape import END, PADDING, START, UNKNOWN, UNSCORED
 from phalanx.data.words import Language, most_frequent, words
-from phalanx.core.expression import method, require
 
 PLACE = "multi30k"
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"

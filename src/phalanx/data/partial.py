@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Iid, Partition, check_units
-from phalanx.core.expression import method, require
-from phalanx.core.round import stream
 
 
 @method("by_owner", "partition")
@@ -52,7 +52,7 @@ class ByOwner(Partition):
             f"{self!r} has {len(owners)} owners with {self.least} samples or more, and {units} units need one each"
         )
         require(len(owners) >= units, sentence)
-        shuffled = torch.randperm(len(owners), generator=stream("owners", seed))
+        shuffled = torch.randperm(len(owners), generator=make_generator("owners", seed))
         order = shuffled if self.drawn else counts.argsort(descending=True, stable=True)
         return tuple((values == owner).nonzero().flatten() for owner in owners[order[:units]])
 
@@ -95,13 +95,13 @@ class Nested(Partition):
         )
         parts: list[Tensor] = []
         for number, piece in enumerate(Iid().split(values, self.pieces, seed)[: -(-units // self.each)]):
-            own_seed = stream("nested", seed, number).initial_seed()
+            own_seed = make_generator("nested", seed, number).initial_seed()
             parts += [piece[part] for part in self.inner.split(values[piece], self.each, own_seed)]
         return tuple(parts[:units])
 
 
-@method("reserved", "partition")
-class Reserved(Partition):
+@method("reserve", "partition")
+class Reserve(Partition):
     """`amount` samples drawn from all labels alike for the last unit, and the others as an inner partition has them.
 
     The last unit stands for a server that has collected some data of its own, as `fltrust` needs.
@@ -131,6 +131,6 @@ class Reserved(Partition):
         enough = units > 1 and self.amount + units - 1 <= len(values)
         have = f"{len(values)} samples for {units} units"
         require(enough, f"{self!r} leaves no sample for some unit, with {have}; lower amount")
-        order = torch.randperm(len(values), generator=stream("reserved", seed))
+        order = torch.randperm(len(values), generator=make_generator("reserved", seed))
         mine, rest = order[: self.amount].sort().values, order[self.amount :].sort().values
         return (*(rest[part] for part in self.inner.split(values[rest], units - 1, seed)), mine)

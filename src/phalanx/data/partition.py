@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import Expression, method, require
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
+from phalanx.data.dataset import Dataset
 
 MAX_DRAWS = 100
 
@@ -132,7 +132,7 @@ class Dirichlet(Partition):
 
     def _owners(self, labels: Tensor, units: int, seed: int, draw: int) -> Tensor:
         """(N,): the unit that owns each sample."""
-        generator = stream("dirichlet", seed, draw)
+        generator = make_generator("dirichlet", seed, draw)
         rng = np.random.default_rng(generator.initial_seed())
         owner = torch.empty(len(labels), dtype=torch.int64)
         sizes = np.zeros(units)
@@ -170,7 +170,7 @@ class Shards(Partition):
         check_units(self, len(values), units, self.per_unit)
         shuffled = _shuffled(len(values), ("split", seed))
         pieces = shuffled[values[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
-        dealt = torch.randperm(len(pieces), generator=stream("shards", seed)).reshape(units, self.per_unit)
+        dealt = torch.randperm(len(pieces), generator=make_generator("shards", seed)).reshape(units, self.per_unit)
         return tuple(torch.cat([pieces[i] for i in hand]) for hand in dealt.tolist())
 
 
@@ -193,7 +193,7 @@ def _check_batch(batch: int, units: int) -> None:
 
 @lru_cache(maxsize=8)
 def _shuffled(n: int, key: tuple[object, ...]) -> Tensor:
-    return torch.randperm(n, generator=stream("shuffle", *key))
+    return torch.randperm(n, generator=make_generator("shuffle", *key))
 
 
 def _walk(n: int, start: int, count: int, key: tuple[object, ...]) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from phalanx.data.shape import UNSCORED
 from phalanx.core.expression import require
+from phalanx.data.shape import UNSCORED
 
 
 def passages(ids: Tensor, length: int, context: int) -> tuple[Tensor, Tensor]:

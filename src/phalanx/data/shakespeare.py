@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
+from phalanx.core.round import make_generator
 from phalanx.data.dataset import Data, Dataset, check_count, spaced
 from phalanx.data.federated import examples_by_client
 from phalanx.data.files import download, folder, missing
 from phalanx.data.passages import passages
-from phalanx.core.expression import method, require
-from phalanx.core.round import stream
 
 PLACE, FILE = "shakespeare", "shakespeare_fed.jsonl"
 URL = "https://storage.googleapis.com/tff-datasets-public"
@@ -90,7 +90,7 @@ class Shakespeare(Data):
         wanted, what = 1 if self.roles is None else self.roles, f"{self.least} characters or more"
         sentence = f"shakespeare has {len(large)} roles of {what}, got roles={self.roles}; lower roles or least"
         require(wanted <= len(large), sentence)
-        order = torch.randperm(len(large), generator=stream("shakespeare"))
+        order = torch.randperm(len(large), generator=make_generator("shakespeare"))
         return [large[i] for i in order[: self.roles].tolist()]
 
     def location(self) -> str:

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
 from phalanx.data.dataset import Data, Dataset
 from phalanx.data.files import download, folder, missing
 from phalanx.data.passages import passages
 from phalanx.data.words import most_frequent
-from phalanx.core.expression import method, require
 
 PLACE = "wikitext-2"
 URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"

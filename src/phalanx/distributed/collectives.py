@@ -24,7 +24,7 @@ def carried(sizes: Sequence[int]) -> int:
     return pieces if pieces < LESS * padded else padded
 
 
-class Lines(Protocol):
+class Collectives(Protocol):
     """What joins the processes of a job; each calls the same methods in the same order."""
 
     @property
@@ -63,7 +63,7 @@ class Lines(Protocol):
         ...
 
 
-class GroupLines:
+class GroupCollectives:
     """The collectives of a process group, gloo or NCCL; the default group when None.
 
     Raises:
@@ -142,7 +142,7 @@ class GroupLines:
 
 
 @dataclass(frozen=True)
-class Echo:
+class Loopback:
     """Nobody is there: every other process would have sent what this one sends."""
 
     rank: int
@@ -179,10 +179,10 @@ class Call:
     seconds: float
 
 
-class Recorder:
+class Recording:
     """Other lines, with a list of the calls."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Collectives) -> None:
         self._lines = lines
         self.calls: list[Call] = []
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether processes that should hold the same numbers do: digests to decide it, sketches to say by how much.
 
-agreement = phalanx.exact(model, lambda net, x, y: loss_function(net(x), y), x, y)
+agreement = phalanx.sdc.check_determinism(model, lambda net, x, y: loss_function(net(x), y), x, y)
 print(agreement)                    # workers 0, 1, 2, 3 agree bit for bit
 """
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.pytree import unwrap, wrap
-from phalanx.distributed.recompute import Loss, group_of, plain, replay, snapshot
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
 from phalanx.core.world import World
 from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.recompute import Loss, group_of, plain, replay, snapshot
 
 BUCKETS = 256  # sums of a sketch; its error of a distance is about 1 / sqrt(2 BUCKETS), 4 %
 _PIECE = 1 << 20  # numbers in float64 at a time, a multiple of BUCKETS
@@ -44,7 +44,7 @@ class Agreement:
     unsteady: tuple[int, ...] = ()
 
     @property
-    def exact(self) -> bool:
+    def check_determinism(self) -> bool:
         """Whether votes by equality are possible: all workers agree bit for bit, each with itself too."""
         return len(self.camps) == 1 and not self.unsteady
 
@@ -102,7 +102,9 @@ def agreement(
     return Agreement(found.digests, found.camps, found.difference, tuple(w for w, s in enumerate(steady) if not s))
 
 
-def exact(model: nn.Module, loss_function: Loss, *batch: Any, world: World | None = None, seed: int = 0) -> Agreement:
+def check_determinism(
+    model: nn.Module, loss_function: Loss, *batch: Any, world: World | None = None, seed: int = 0
+) -> Agreement:
     """Whether exact votes and audits are possible on this cluster: all ranks compute rank 0's micro-batch, twice.
 
     Every rank calls it, before training. Where ranks differ, kernels, threads or hardware do: votes and audits need a
@@ -163,7 +165,7 @@ def sketch(tensors: Named, seed: int = 0) -> Tensor:
         if name == "loss":
             loss = tensor.detach().double().reshape(1).cpu()
             continue
-        rng = stream("sketch", seed, name)
+        rng = make_generator("sketch", seed, name)
         for piece in _flat(tensor).split(_PIECE):
             signs = torch.randint(2, (len(piece),), generator=rng, dtype=torch.int8)
             padded = torch.zeros(-(-len(piece) // BUCKETS) * BUCKETS, dtype=torch.float64)

@@ -22,7 +22,7 @@ PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
 
 
 @dataclass(frozen=True)
-class Team:
+class Processes:
     """The processes that run a study together; rank 0 writes, prints and decides.
 
     Args:
@@ -61,14 +61,14 @@ class Team:
 
 
 @contextmanager
-def team() -> Iterator[Team]:
+def team() -> Iterator[Processes]:
     """All processes of the job; under torchrun they form a process group, NCCL with a GPU for each, else gloo.
 
     Raises:
         ValueError: they cannot meet: the port is in use, or nobody listens there.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield Team()
+        yield Processes()
         return
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     backend = "gloo"
@@ -82,7 +82,7 @@ def team() -> Iterator[Team]:
         why = str(error).partition("\n")[0]
         raise ValueError(f"the processes cannot meet at {place} ({why}); give another --master-port") from None
     try:
-        yield Team(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 

@@ -28,7 +28,7 @@ _GRACE_S = 3.0  # for a worker to leave by itself when its run is over
 _NEEDED = ("numba", "torch._dynamo")  # a worker would wait for them in its first round, anew in every run
 
 
-class Jobs:
+class Launcher:
     """What the processes of a server's job know of each other, in torchrun's store.
 
     Args:

@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from phalanx.core.trees import from_payload, to_payload
-from phalanx.core.precision import wide
-from phalanx.core.packing import Shelf, pack, unpack
+from phalanx.core.packing import ReceiveBuffers, pack, unpack
 from phalanx.core.payload import BadPayload, Payload
-from phalanx.distributed.collectives import LESS, GroupLines, Lines
+from phalanx.core.precision import wide
+from phalanx.core.trees import from_payload, to_payload
+from phalanx.distributed.collectives import LESS, Collectives, GroupCollectives
 
 if TYPE_CHECKING:
-    from phalanx.core.round_request import Opened
+    from phalanx.core.round_request import RoundRequest
 
 RECENT, SLACK_BYTES = 4, 4096  # gathers whose sizes differ by no more let the next one do with a single trip
 
@@ -41,9 +41,9 @@ class GroupWorld:
     """
 
     def __init__(
-        self, n: int | None = None, group: dist.ProcessGroup | None = None, *, lines: Lines | None = None
+        self, n: int | None = None, group: dist.ProcessGroup | None = None, *, lines: Collectives | None = None
     ) -> None:
-        self._lines = lines or GroupLines(group)
+        self._lines = lines or GroupCollectives(group)
         self.rank, self._ranks = self._lines.rank, self._lines.size
         self.size = self._ranks if n is None else n
         if self.size < self._ranks:
@@ -94,7 +94,7 @@ class GroupWorld:
         recent.append(max(map(sum, carried)))
         opened: list[Payload | BadPayload] = []
         full = [length for mine in carried for length in mine if length]
-        shelf, place = Shelf(len(full), statistics.median_low(full or [0])), 0
+        shelf, place = ReceiveBuffers(len(full), statistics.median_low(full or [0])), 0
         for first, second, head, size, mine in zip(arrived, rest, heads, sizes, everyone, strict=True):
             pieces = [piece for piece in (first[head : min(size, room)], second) if len(piece)]
             body = pieces[0] if len(pieces) == 1 else torch.cat([empty, *pieces])
@@ -122,7 +122,7 @@ class GroupWorld:
         self._lines.all_reduce(local)
         return local.to(x.device)
 
-    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
         """Nothing: every process has the model."""
 
     def tell(self, numbers: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from phalanx.core.round_request import Opened
 from phalanx.core.payload import BadPayload, Payload
+from phalanx.core.round_request import RoundRequest
 from phalanx.core.world import World
 
 
-class Part:
+class SubsetTransport:
     """A world's workers who take part in a round; of the others nothing is sent and nothing is missed.
 
     Args:
@@ -38,7 +38,7 @@ class Part:
     def received_bytes(self) -> int | None:
         return self._world.received_bytes
 
-    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
         self._world.begin(opened, run, memories)
 
     def tell(self, numbers: Tensor) -> Tensor:

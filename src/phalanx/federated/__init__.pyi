@@ -9,6 +9,22 @@ from phalanx.federated.methods import fedavgm as fedavgm
 from phalanx.federated.methods import fedma as fedma
 from phalanx.federated.methods import fedprox as fedprox
 from phalanx.federated.methods import pfnm as pfnm
-from phalanx.training.client_sampler import Sampled as uniform
-from phalanx.training.client_sampler import Infiltrated as with_attackers
-from phalanx.training.client_sampler import Always as with_fixed
+from phalanx.training.client_sampler import Uniform as uniform
+from phalanx.training.client_sampler import WithAttackers as with_attackers
+from phalanx.training.client_sampler import WithFixed as with_fixed
+
+__all__ = [
+    "ball",
+    "diloco",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "fedma",
+    "fedprox",
+    "layerwise",
+    "local_training",
+    "pfnm",
+    "uniform",
+    "with_attackers",
+    "with_fixed",
+]

@@ -9,22 +9,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
 from phalanx.core.neuron_axes import OUTPUTS, Axes, picked, scattered
-from phalanx.core.trees import copied_tree
+from phalanx.core.trees import State, copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
-from phalanx.core.expression import method, require
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
-from phalanx.core.layout import Layout
 from phalanx.matching.features import present
 from phalanx.matching.matched import EXAMPLES, PLACES
-from phalanx.training.context import Site, Source
-from phalanx.core.trees import State
-from phalanx.training.client_work import Work
+from phalanx.training.client_work import ClientWork
+from phalanx.training.context import ModelProvider, WorkerContext
 
 
-@method("layerwise", "work")
-class Layerwise(Work):
+@method("layerwise", "client_work")
+class Layerwise(ClientWork):
     """A pass of as many rounds as the network has layers; in each the clients send one layer's weights.
 
     In the first round of a pass a client trains its whole network. In every later one it receives the matched layer and
@@ -86,7 +85,7 @@ class Layerwise(Work):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return self.local.samples(partition, data, units, index, seed)
 
-    def check(self, source: Source, rounds: int) -> None:
+    def check(self, source: ModelProvider, rounds: int) -> None:
         check_levels(source)
         found = len(source.graph.sizes) + 1
         names = ", ".join(source.graph.names)
@@ -99,13 +98,13 @@ class Layerwise(Work):
             f"a pass over {self.layers} layers takes as many rounds, got rounds={rounds}; use a multiple",
         )
 
-    def asks(self, source: Source, at: int) -> Sequence[str] | None:
+    def asks(self, source: ModelProvider, at: int) -> Sequence[str] | None:
         step = at % self.layers
         if step == 0:
             return () if source.begins and self.local.own else None
         return [name for name, when in turns(source).items() if when == step - 1]
 
-    def layout(self, source: Source, at: int) -> Layout:
+    def layout(self, source: ModelProvider, at: int) -> Layout:
         step = at % self.layers
         whole, when = source.layout if step else Layout.of(source.original()), turns(source)
         shapes = dict(zip(whole.names, whole.shapes, strict=True))
@@ -114,7 +113,7 @@ class Layerwise(Work):
         mine = Layout(names, tuple(shapes[name] for name in names), installed, whole.dtype)
         return wired(mine, source.graph.axes, {step})
 
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         source, step, turn = site.source, site.at % self.layers, site.at // self.layers
         assert source is not None
         axes, when = source.graph.axes, turns(source)
@@ -139,7 +138,7 @@ class Layerwise(Work):
             model.load_state_dict(before)
         return loss, {"pass": turn, "step": step, "places": known, "model": rest}
 
-    def _start(self, site: Site, unit: int, memory: State) -> Mapping[str, Tensor]:
+    def _start(self, site: WorkerContext, unit: int, memory: State) -> Mapping[str, Tensor]:
         """The network with which a client begins a pass."""
         source = site.source
         assert source is not None
@@ -170,7 +169,7 @@ def _taken(places: Tensor, size: int) -> Tensor:
     return places
 
 
-def turns(source: Source) -> dict[str, int]:
+def turns(source: ModelProvider) -> dict[str, int]:
     """The round of a pass in which each tensor of the layout is sent."""
     layout, axes, last = source.layout, source.graph.axes, len(source.graph.sizes)
     return {n: last if n in layout.installed else _turn(axes.get(n, ()), last) for n in layout.names}

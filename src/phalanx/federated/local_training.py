@@ -12,27 +12,26 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from phalanx.core.expression import method, require
+from phalanx.core.layout import Layout
 from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis
-from phalanx.core.trees import copied_tree
+from phalanx.core.round import make_generator
+from phalanx.core.trees import State, copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
-from phalanx.core.expression import method, require
 from phalanx.federated.ball import Ball
-from phalanx.training.optim import Finish, Sgd, moments, set_moments
-from phalanx.core.layout import Layout
 from phalanx.matching.matched import EXAMPLES
-from phalanx.core.round import stream
-from phalanx.training.context import Site, Source, seeded
-from phalanx.core.trees import State
-from phalanx.training.client_work import Work
+from phalanx.training.client_work import ClientWork
+from phalanx.training.context import ModelProvider, WorkerContext, seeded
+from phalanx.training.optim import ServerOptimizer, Sgd, moments, set_moments
 
 
-@method("local_training", "work")
-class LocalTraining(Work):
+@method("local_training", "client_work")
+class LocalTraining(ClientWork):
     """Steps of an optimizer over a client's own samples; the row is how the weights have changed, start minus end.
 
     `sgd(lr=1.0)` along the mean of such rows is FedAvg. With sends="weights" the row is the trained weights themselves,
-    for `install()`. Floating-point buffers travel as they become.
+    for `assign_weights()`. Floating-point buffers travel as they become.
 
     Args:
         optimizer: of the client, with its learning rate; its schedule runs over the rounds of the phase.
@@ -51,7 +50,7 @@ class LocalTraining(Work):
         arXiv:1812.06127, Algorithm 2. Differs: a fixed number of epochs in place of an inexact solution.
     """
 
-    optimizer: Finish = Sgd(lr=0.01)
+    optimizer: ServerOptimizer = Sgd(lr=0.01)
     epochs: int = 1
     steps: int | None = None
     batch: int = 32
@@ -75,10 +74,10 @@ class LocalTraining(Work):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return partition.parts(data, units, seed)
 
-    def layout(self, source: Source, at: int) -> Layout:
+    def layout(self, source: ModelProvider, at: int) -> Layout:
         return source.layout if self.sends == "change" else wired(source.layout, source.graph.axes)
 
-    def check(self, source: Source, rounds: int) -> None:
+    def check(self, source: ModelProvider, rounds: int) -> None:
         if self.sends == "weights":
             check_levels(source)
         names = [name for name, _ in source.model.named_parameters()]
@@ -94,14 +93,14 @@ class LocalTraining(Work):
     def matched(self) -> bool:
         return self.sends == "weights"
 
-    def asks(self, source: Source, at: int) -> Sequence[str] | None:
+    def asks(self, source: ModelProvider, at: int) -> Sequence[str] | None:
         # who begins with weights of its own needs none of the server's
         return () if self.own and source.begins and not self.frozen else None
 
     def passes(self, at: int) -> float | None:
         return None if self.steps is not None else float(self.epochs)
 
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         model, parts = site.model, site.layout.split(out)
         before = copied_tree(model.state_dict())
         if self.own and site.source is not None and site.source.begins:
@@ -120,7 +119,7 @@ class LocalTraining(Work):
         return loss, memory
 
     def train(
-        self, site: Site, unit: int, samples: Tensor, memory: State, settled: Iterable[str] = ()
+        self, site: WorkerContext, unit: int, samples: Tensor, memory: State, settled: Iterable[str] = ()
     ) -> tuple[float, State]:
         """Trains the site's model in place; the mean loss of the last epoch's batches, and the next memory.
 
@@ -136,7 +135,7 @@ class LocalTraining(Work):
         start = [p.detach().clone() for p in trained] if self.proximal or self.ball is not None else []
         losses: list[Tensor] = []
         if trained:
-            optimizer = self.optimizer.optimizer(trained)
+            optimizer = self.optimizer.build(trained)
             if "optimizer" in memory:
                 set_moments(optimizer, copied_tree(memory["optimizer"]))
             for group in optimizer.param_groups:
@@ -163,9 +162,9 @@ class LocalTraining(Work):
         last = losses[-max(1, len(losses) // max(1, self.epochs)) :]
         return (float(torch.stack(last).double().mean()) if last else float("nan")), memory
 
-    def _batches(self, site: Site, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    def _batches(self, site: WorkerContext, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """The batches of a round, every pass over the samples in an order of its own; and whether one ends it."""
-        rng, done = stream("local", *site.key, unit), 0
+        rng, done = make_generator("local", *site.key, unit), 0
         # without augmentation what the model reads is made once for all passes
         whole = site.batch(samples, unit) if site.augment is None else None
         each = len(_pieces(torch.arange(len(samples)), self.batch))
@@ -210,7 +209,7 @@ def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | Non
     )
 
 
-def check_levels(source: Source) -> None:
+def check_levels(source: ModelProvider) -> None:
     """Raises ValueError where layers that must be of one size would be matched one by one."""
     for groups in source.graph.level:
         names = ", ".join(source.graph.names[group] for group in sorted(groups))

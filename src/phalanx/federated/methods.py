@@ -6,20 +6,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from phalanx.core.aggregator import Aggregator
 from phalanx.aggregators.mean import Mean
-from phalanx.core.codec import Codec, Gather, Reduce
 from phalanx.codecs.dense import Dense
+from phalanx.core.aggregator import Aggregator
+from phalanx.core.codec import Codec, Gather, Reduce
+from phalanx.core.gate import Gate
+from phalanx.core.stage import Stage, chain
 from phalanx.federated.layerwise import Layerwise
 from phalanx.federated.local_training import LocalTraining
-from phalanx.training.optim import Adam, AdamW, Finish, Install, Sgd
-from phalanx.core.gate import Gate
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.matched import Matched, Middle
 from phalanx.matching.matching import Matcher
+from phalanx.training.client_sampler import AllClients, Uniform
+from phalanx.training.optim import Adam, AdamW, AssignWeights, ServerOptimizer, Sgd
 from phalanx.training.phase import Phase, amend
-from phalanx.training.client_sampler import Everyone, Sampled
-from phalanx.core.stage import Stage, chain
 
 _SIZES = Gate(max_weight=10.0)  # honest clients differ in size; nobody counts for more than ten median ones
 
@@ -31,7 +31,7 @@ def fedavg(
     clients: int | None = None,
     codec: Codec | None = None,
     rule: Stage | None = None,
-    finish: Finish | None = None,
+    optimizer: ServerOptimizer | None = None,
     secure: bool = False,
 ) -> Phase:
     """Federated averaging: clients train, and the global model moves by the mean of their changes.
@@ -42,7 +42,7 @@ def fedavg(
         codec: of what a client sends; `dense()` by default.
         rule: behind the wire, such as `krum(f=2)`; the mean by default, weighted by examples, at most ten median
             weights each.
-        finish: what is done with the result; a plain step by default.
+        optimizer: what is done with the result; a plain step by default.
         secure: the server sees the sum of the rows only; then clients' numbers of examples are believed, and a rule
             acts on the mean.
     Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
@@ -53,8 +53,8 @@ def fedavg(
         scheme = chain(Reduce(codec or Dense()), *behind)
     else:
         scheme = chain(Gather(codec or Dense(), _SIZES), *(behind or (Mean(),)))
-    everyone = Everyone() if clients is None else Sampled(clients)
-    return Phase(local or LocalTraining(), scheme, finish or Sgd(lr=1.0), rounds, clients=everyone, secure=secure)
+    everyone = AllClients() if clients is None else Uniform(clients)
+    return Phase(local or LocalTraining(), scheme, optimizer or Sgd(lr=1.0), rounds, clients=everyone, secure=secure)
 
 
 def fedprox(local: LocalTraining | None = None, rounds: int = 10, *, mu: float = 0.001, **options) -> Phase:
@@ -74,7 +74,7 @@ def fedavgm(
     Source: Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification,
         2019, arXiv:1909.06335, section 4.
     """
-    return fedavg(local, rounds, finish=Sgd(lr=lr, momentum=momentum), **options)
+    return fedavg(local, rounds, optimizer=Sgd(lr=lr, momentum=momentum), **options)
 
 
 def fedadam(local: LocalTraining | None = None, rounds: int = 10, *, lr: float = 0.001, **options) -> Phase:
@@ -83,14 +83,14 @@ def fedadam(local: LocalTraining | None = None, rounds: int = 10, *, lr: float =
     Source: Reddi et al., Adaptive Federated Optimization, 2020, arXiv:2003.00295, Algorithm 2. Differs: Adam's bias
         correction and its epsilon of 1e-8 as in PyTorch, beta2 = 0.999 in place of 0.99.
     """
-    return fedavg(local, rounds, finish=Adam(lr=lr), **options)
+    return fedavg(local, rounds, optimizer=Adam(lr=lr), **options)
 
 
 def diloco(
     steps: int = 50,
     rounds: int = 10,
     *,
-    inner: Finish | None = None,
+    inner: ServerOptimizer | None = None,
     batch: int = 32,
     lr: float = 0.7,
     momentum: float = 0.9,
@@ -106,7 +106,7 @@ def diloco(
         arXiv:2311.08105, Algorithm 1.
     """
     local = LocalTraining(inner or AdamW(), steps=steps, batch=batch, keep=True)
-    return fedavg(local, rounds, finish=Sgd(lr=lr, momentum=momentum, nesterov=True), **options)
+    return fedavg(local, rounds, optimizer=Sgd(lr=lr, momentum=momentum, nesterov=True), **options)
 
 
 def pfnm(
@@ -129,7 +129,7 @@ def pfnm(
     """
     local = replace(local or LocalTraining(), own=True, sends="weights")
     scheme = chain(Gather(codec or Dense(), _SIZES), Matched(matcher or Bbp(), outgoing), rule or Mean())
-    return Phase(local, scheme, Install(), rounds=1)
+    return Phase(local, scheme, AssignWeights(), rounds=1)
 
 
 def fedma(
@@ -173,5 +173,5 @@ def fedma(
     rule_of = matcher or Bbp(average="plain")
     matched = Matched(rule_of, support=support, middle=middle)
     scheme = chain(Gather(codec or Dense(), Gate(weights="equal")), matched, rule or Mean())
-    everyone = Everyone() if clients is None else Sampled(clients)
-    return Phase(Layerwise(local, layers, plain, last), scheme, Install(), layers * passes, clients=everyone)
+    everyone = AllClients() if clients is None else Uniform(clients)
+    return Phase(Layerwise(local, layers, plain, last), scheme, AssignWeights(), layers * passes, clients=everyone)

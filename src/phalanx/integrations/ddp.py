@@ -22,13 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from phalanx.training.accusations import Ledger
 from phalanx.attacks.adversary import Threat
-from phalanx.integrations.exchange import Courier, as_scheme
 from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.stage import Stage, check_scheme
 from phalanx.distributed.process_group import GroupWorld
+from phalanx.integrations.exchange import Courier, as_scheme
+from phalanx.training.accusations import WorkerStats
 
 _PATIENCE_S = 2.0  # for a thread that is told to end
 
@@ -100,7 +100,7 @@ class Hook:
             self._ends.insert(0, weakref.finalize(self, self._lane.close))
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> WorkerStats:
         """Bytes and accusations so far; every bucket counts as a round."""
         return self.courier.ledger
 

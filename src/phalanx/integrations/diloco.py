@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many local steps between two exchanges, in the user's own training loop: DiLoCo.
 
-outer = phalanx.outer(model, "chain(gather(qsgd(bits=4)), mean())", every=50)
+outer = phalanx.DiLoCo(model, "chain(gather(qsgd(bits=4)), mean())", every=50)
 for x, y in batches:
     loss_function(model(x), y).backward()
     optimizer.step()                # of this process alone, with its own moments
@@ -17,16 +17,16 @@ import torch
 from torch import nn
 
 from phalanx.attacks.adversary import Threat
-from phalanx.integrations.exchange import Courier, default_world
 from phalanx.core.expression import require
-from phalanx.training.optim import Decay, Finish, Sgd
 from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.stage import Stage
 from phalanx.core.world import World
+from phalanx.integrations.exchange import Courier, default_world
+from phalanx.training.optim import Decay, ServerOptimizer, Sgd
 
 
-class Outer:
+class DiLoCo:
     """Every so many local steps, moves all processes' models to one place: an outer step along their mean change.
 
     The row is the weights of the last outer step minus those of now; floating-point buffers travel in it and are
@@ -36,7 +36,7 @@ class Outer:
         model: a plain module, the same on every process.
         scheme: a stage or its expression; robust rules and codecs as everywhere.
         every: H, local steps between two exchanges, >= 1.
-        finish: the outer optimizer or its expression; Nesterov's momentum by default.
+        optimizer: the outer optimizer or its expression; Nesterov's momentum by default.
         world: a GroupWorld over the default process group when None.
         byzantine, seed: as for `Courier`, which is the attribute `courier` and holds the state.
     Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv:2311.08105,
@@ -48,15 +48,15 @@ class Outer:
         model: nn.Module,
         scheme: Stage | str = "chain(gather(dense()), mean())",
         every: int = 50,
-        finish: Finish | str | None = None,
+        optimizer: ServerOptimizer | str | None = None,
         *,
         world: World | None = None,
         byzantine: Threat | None = None,
         seed: int = 0,
     ) -> None:
         require(every >= 1, f"outer steps come every >= 1 local steps, got every={every}")
-        made = parse(finish) if isinstance(finish, str) else finish or Sgd(lr=0.7, momentum=0.9, nesterov=True)
-        if not isinstance(made, Finish) or made.installs:
+        made = parse(optimizer) if isinstance(optimizer, str) else optimizer or Sgd(lr=0.7, momentum=0.9, nesterov=True)
+        if not isinstance(made, ServerOptimizer) or made.installs:
             raise ValueError(f"{made!r} is no outer optimizer; write one such as sgd(lr=0.7, momentum=0.9)")
         require(
             made.schedule is None or isinstance(made.schedule, Decay),
@@ -67,7 +67,7 @@ class Outer:
         self.courier = Courier(scheme, world or default_world(), byzantine, seed)
         self._finish = made
         self._start = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = made.optimizer(list(self._start.values()))
+        self._optimizer = made.build(list(self._start.values()))
         self._buffers = {n: b.clone() for n, b in model.named_buffers() if n in self.layout.installed}
 
     @torch.no_grad()

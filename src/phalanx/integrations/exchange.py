@@ -22,12 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.training.accusations import Ledger
-from phalanx.core.allocation import Allocation
-from phalanx.attacks.adversary import Nobody, Threat
-from phalanx.core.trees import merge
-from phalanx.core.codec import Reduce
+from phalanx.attacks.adversary import NoAdversary, Threat
 from phalanx.codecs.dense import Dense
+from phalanx.core.allocation import Allocation
+from phalanx.core.codec import Reduce
 from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
@@ -35,8 +33,9 @@ from phalanx.core.precision import finite
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows, check_scheme
-from phalanx.core.trees import State
+from phalanx.core.trees import State, merge
 from phalanx.core.world import World
+from phalanx.training.accusations import WorkerStats
 
 _PLAIN = Reduce(Dense())
 
@@ -63,10 +62,10 @@ class Courier:
             raise ValueError(f"each process plays one worker here, and this one plays {len(world.ids)}")
         check_scheme(self.scheme, world.size)
         require(warmup >= 0, f"a scheme begins after warmup >= 0 rounds, got warmup={warmup}")
-        self.byzantine, self.seed, self.warmup = byzantine or Nobody(), seed, warmup
+        self.byzantine, self.seed, self.warmup = byzantine or NoAdversary(), seed, warmup
         self.index = 0
         self.state: State = {}
-        self.ledger = Ledger(world.size)
+        self.ledger = WorkerStats(world.size)
 
     def carry(
         self, row: Tensor, layout: Layout, *, index: int, weight: float = 1.0
@@ -118,14 +117,14 @@ class Courier:
                     "the state that it saved, into the same scheme, or begins without"
                 )
         self.index, self.state = saved["index"], saved.get("state", {})
-        self.ledger = Ledger.from_json(saved["ledger"])
+        self.ledger = WorkerStats.from_json(saved["ledger"])
 
     def _identity(self) -> dict[str, Any]:
         (worker,) = self.world.ids
         return {"scheme": repr(self.scheme), "seed": self.seed, "worker": worker, "workers": self.world.size}
 
 
-class Exchange:
+class GradientExchange:
     """Replaces the gradients of a model by a scheme's aggregate over all processes.
 
     The whole row crosses at once, so every scheme fits, Krum and DETOX included; floating-point buffers travel in the

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Silent corruption: ranks that compute wrong numbers without an error, found by computing some of them twice.
 
-audit = phalanx.audit(model, every=100)             # plain, or in DistributedDataParallel
+check = phalanx.sdc.check(model, every=100)             # plain, or in DistributedDataParallel
 for x, y in batches:
-    audit(lambda net, x, y: loss_function(net(x), y), x, y)
+    check(lambda net, x, y: loss_function(net(x), y), x, y)
     loss_function(model(x), y).backward()           # the training loop stays as it is
 """
 
@@ -19,14 +19,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from phalanx.distributed.determinism import BUCKETS, apart, camps_of, digest, share_digests, sketch
 from phalanx.core.expression import require
-from phalanx.integrations.finding import Finding, Pair
-from phalanx.core.pytree import cut, unwrap, wrap
-from phalanx.distributed.recompute import Answer, Loss, group_of, plain, replay, snapshot
-from phalanx.core.round import stream
 from phalanx.core.payload import Payload
+from phalanx.core.pytree import cut, unwrap, wrap
+from phalanx.core.round import make_generator
+from phalanx.distributed.determinism import BUCKETS, apart, camps_of, digest, share_digests, sketch
+from phalanx.distributed.determinism import Agreement as Agreement
+from phalanx.distributed.determinism import check_determinism as check_determinism
+from phalanx.distributed.determinism import compare_rows as compare_rows
 from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.recompute import Answer, Loss, group_of, plain, replay, snapshot
+from phalanx.integrations.finding import Finding, Pair
 
 _COUNTS = ("compared", "suspected", "convicted", "unsteady")
 _log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class Result:
     sketch: Tensor
 
 
-class Audit:
+class SilentCorruptionCheck:
     """Compares, every few steps, what pairs of ranks make of one micro-batch; gloo and NCCL.
 
     All ranks pair up at once, anew each time, so that every two have met after n - 1 audits (n for odd n, where one
@@ -55,7 +58,7 @@ class Audit:
         every: calls from one audit to the next; the first call is one.
         seed: of dropout and whatever else is random in an audited pass; equal on every rank.
         rtol: largest relative distance that passes as equal, for ranks whose kernels differ; 0 asks for equal bits, and
-            `phalanx.exact` tells whether this cluster gives them. Faults below it stay unseen.
+            `phalanx.sdc.check_determinism` tells whether this cluster gives them. Faults below it stay unseen.
         examples: first examples of the micro-batch that are enough; all when None.
         group: process group; that of the model, or the default one, when None.
     Raises:
@@ -228,7 +231,7 @@ class Audit:
     def _compute(self, parcel: Payload, step: int, loss_function: Loss) -> Answer:
         # the sender unpacks its own parcel too: the same strides, the same kernels
         tree = unwrap(parcel, next(self._module.parameters()).device)
-        seed = stream("audit", self.seed, step).initial_seed()
+        seed = make_generator("audit", self.seed, step).initial_seed()
         return replay(self.model, loss_function, tree.pop("inputs"), tree, seed)
 
     def _share(self, answers: Sequence[Answer | None]) -> list[list[Result]]:
@@ -262,3 +265,6 @@ def pairs_of(n: int, audit: int) -> list[Pair]:
     table = [*around, seats - 1]
     facing = [(table[0], table[-1])] + [(table[k], table[seats - 1 - k]) for k in range(1, seats // 2)]
     return [(min(pair), max(pair)) for pair in facing if max(pair) < n]
+
+
+check = SilentCorruptionCheck

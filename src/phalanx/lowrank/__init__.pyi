@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from phalanx.lowrank.adapt import adapt as adapt
-from phalanx.lowrank.carry import carry_average as transfer_average
-from phalanx.lowrank.carry import carry as transfer_optimizer
+from phalanx.lowrank.carry import transfer_average as transfer_average
+from phalanx.lowrank.carry import transfer_optimizer as transfer_optimizer
 from phalanx.lowrank.decay import frobenius_decay as frobenius_decay
 from phalanx.lowrank.macs import Macs as Macs
 from phalanx.lowrank.macs import macs as macs
@@ -14,5 +14,25 @@ from phalanx.lowrank.pruning.early_bird import EarlyBird as early_bird
 from phalanx.lowrank.pruning.lottery import Lottery as lottery
 from phalanx.lowrank.pufferfish import Pufferfish as pufferfish
 from phalanx.lowrank.rules import plan as plan
-from phalanx.lowrank.watch import settled as ranks_converged
+from phalanx.lowrank.watch import ranks_converged as ranks_converged
 from phalanx.lowrank.watch import stable_ranks as stable_ranks
+
+__all__ = [
+    "Macs",
+    "Plan",
+    "adapt",
+    "early_bird",
+    "frobenius_decay",
+    "from_pretrained",
+    "lottery",
+    "macs",
+    "merge",
+    "plan",
+    "power_sgd",
+    "pufferfish",
+    "ranks_converged",
+    "save_pretrained",
+    "stable_ranks",
+    "transfer_average",
+    "transfer_optimizer",
+]

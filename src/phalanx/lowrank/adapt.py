@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from phalanx.core.expression import require
+from phalanx.core.precision import finite, wide
 from phalanx.lowrank.exchange import exchanged
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import empty_pair
 from phalanx.lowrank.merge import low_rank_layers
 from phalanx.lowrank.spectrum import rank_for
-from phalanx.core.precision import finite, wide
 
 _Pair = tuple[nn.Parameter, nn.Parameter]
 

@@ -10,16 +10,18 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.precision import wide
 from phalanx.lowrank.moves import Move, Thin, moves
 from phalanx.lowrank.tangent import tangent
-from phalanx.core.precision import wide
 
 Moments = Literal["step", "gradient", "fresh"]
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
 _KNOWN = {"momentum_buffer", "exp_avg", *_SQUARES}
 
 
-def carry(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, moments: Moments = "step") -> None:
+def transfer_optimizer(
+    optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, moments: Moments = "step"
+) -> None:
     """Makes an optimizer of a model go on with its factorized form; schedulers that hold it stay valid.
 
     Factors take their weight's place in the parameter groups. Biases, norms and all else keep their moments.
@@ -80,7 +82,7 @@ def carried_state(
     return made
 
 
-def carry_average(average: nn.Module, new: nn.Module) -> nn.Module:
+def transfer_average(average: nn.Module, new: nn.Module) -> nn.Module:
     """A running average of a model's weights, written in the factors of its low-rank form, to be averaged on.
 
     Factors of the average's own decomposition would be turned against those of the model, and an average over both

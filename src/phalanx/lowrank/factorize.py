@@ -37,8 +37,8 @@ def factorize(
 
     Args:
         plan_or_ratio: a plan, whose ranks are obeyed also where the factors are larger than the weight; or the ratio
-            of the rank to the full rank, in (0, 1], for `phalanx.plan`.
-        first, keep, classifier, embedding: as in `phalanx.plan`, where a ratio is given.
+            of the rank to the full rank, in (0, 1], for `phalanx.lowrank.plan`.
+        first, keep, classifier, embedding: as in `phalanx.lowrank.plan`, where a ratio is given.
         svd: "exact", "randomized", or "auto", which is exact up to a short side of 512.
         seed: of the randomized one; processes with equal weights and seeds get equal factors.
         inplace: change the model and return it. By default the model stays as it is and the result shares nothing with

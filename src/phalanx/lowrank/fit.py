@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+from phalanx.core.registry import suggest
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.families import Layer
 from phalanx.lowrank.plan import Entry, Plan
-from phalanx.core.registry import suggest
 
 
 def matched(found: list[Layer], names: dict[int, list[str]], plan: Plan) -> dict[str, int]:

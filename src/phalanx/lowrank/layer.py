@@ -50,7 +50,7 @@ class LowRank(nn.Module, ABC):
 
     @abstractmethod
     def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
-        """Multiply-accumulates of a call with these inputs and this output, for `phalanx.macs`."""
+        """Multiply-accumulates of a call with these inputs and this output, for `phalanx.lowrank.macs`."""
 
     def pair(self, factor: Factor) -> tuple[nn.Parameter, nn.Parameter]:
         """The parameters u and v of a factor."""

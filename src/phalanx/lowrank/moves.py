@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.precision import wide
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.merge import low_rank_layers
-from phalanx.core.precision import wide
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar
 
+from phalanx.core.registry import suggest
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.table import FULL, table
-from phalanx.core.registry import suggest
 
 _Number = TypeVar("_Number", int, float)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from phalanx.core.clock import Clock
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.row_memory import recall, remember
 from phalanx.core.precision import cast, finite, wide
-from phalanx.core.round import Round, stream
+from phalanx.core.round import Round, make_generator
+from phalanx.core.row_memory import recall, remember
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope, Stage, memory_key
 from phalanx.core.trees import State
@@ -109,7 +109,9 @@ class PowerSgd(Stage):
         columns = matrices.shape[2]
         if name in known and known[name].shape == (columns, self.rank):
             return known[name].to(matrices)
-        drawn = torch.randn(columns, self.rank, generator=stream("power_sgd", columns, self.rank), dtype=torch.float64)
+        drawn = torch.randn(
+            columns, self.rank, generator=make_generator("power_sgd", columns, self.rank), dtype=torch.float64
+        )
         return _normed(drawn).to(matrices)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from phalanx.core.expression import method, require
-from phalanx.core.surgery import Parameters
+from phalanx.core.surgery import Parameters, Surgery
+from phalanx.core.trees import State
 from phalanx.lowrank.adapt import adapt
 from phalanx.lowrank.carry import Moments, carried_state
 from phalanx.lowrank.decay import factors_of, frobenius_decay
@@ -18,9 +19,7 @@ from phalanx.lowrank.factorize import apply, factorize
 from phalanx.lowrank.merge import applied
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.rules import Rank, plan
-from phalanx.lowrank.watch import settled, stable_ranks
-from phalanx.core.trees import State
-from phalanx.core.surgery import Surgery
+from phalanx.lowrank.watch import ranks_converged, stable_ranks
 
 LOOKS = 40  # of a phase, at ranks that are watched
 LATEST = 0.5  # of a phase: where a warm-up that never settles ends
@@ -38,18 +37,18 @@ class Pufferfish(Surgery):
             size to the spectra as well.
         warmup: share of the phase's rounds at full rank, in [0, 1); 0 is low rank from scratch. "auto" looks at the
             stable ranks 40 times a phase and ends the warm-up when they have settled, after half of the rounds at last.
-        rank: "ratio" or "auto", as in `phalanx.plan`; without a ratio by the stable ranks at the phase's start, where
+        rank: "ratio" or "auto", as in `phalanx.lowrank.plan`; without a ratio by the stable ranks at the phase's start, where
             these were watched, or by energy.
-        first: the first K - 1 layers stay full, as in `phalanx.plan`.
+        first: the first K - 1 layers stay full, as in `phalanx.lowrank.plan`.
         keep: layers, or patterns, that stay full.
         start: "spectrum" begins with the factors of the present weights, also from scratch, where these were drawn a
             moment ago; "drawn" with factors that are drawn as PyTorch draws two layers, as the published code does from
             scratch.
         classifier: the last fully connected layer stays full.
-        moments: what becomes of the optimizer's moments, as in `phalanx.carry`.
-        decay: "factors" decays u and v as any weight; "product" decays v u instead, as `phalanx.frobenius_decay`.
+        moments: what becomes of the optimizer's moments, as in `phalanx.lowrank.transfer_optimizer`.
+        decay: "factors" decays u and v as any weight; "product" decays v u instead, as `phalanx.lowrank.frobenius_decay`.
         adapt: shares of the phase's rounds, behind the warm-up, at which the ranks are lowered to what they still need.
-        energy: of v u that `phalanx.adapt` keeps then.
+        energy: of v u that `phalanx.lowrank.adapt` keeps then.
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, Algorithm 2; for "auto" Wang et al., Cuttlefish, 2023,
         arXiv:2305.02538. Differs: moments are carried, where the published code starts a fresh optimizer.
     """
@@ -101,7 +100,7 @@ class Pufferfish(Surgery):
             return None, memory
         if self.warmup == "auto":
             memory = self._look(model, memory)
-            waits = not settled(memory["looks"]) and at + max(1, rounds // LOOKS) <= self._latest(rounds)
+            waits = not ranks_converged(memory["looks"]) and at + max(1, rounds // LOOKS) <= self._latest(rounds)
             if waits:
                 return None, memory
         chosen = plan(

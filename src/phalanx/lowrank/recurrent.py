@@ -15,8 +15,8 @@ from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.gru_scan import GruScan, gru_steps
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
 from phalanx.lowrank.lstm_scan import LstmScan, lstm_steps
-from phalanx.lowrank.steps import Sizes
 from phalanx.lowrank.macs import words_of
+from phalanx.lowrank.steps import Sizes
 
 States = tuple[Tensor, ...]  # of one layer and direction, each (B, hidden)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from phalanx.core.expression import require
+from phalanx.core.registry import suggest
 from phalanx.lowrank.automatic import automatic
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.families import Layer, layers, uses
@@ -19,7 +20,6 @@ from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.positions import positions_of
 from phalanx.lowrank.ranks import own_rank, shares_of
 from phalanx.lowrank.times import Stopwatch
-from phalanx.core.registry import suggest
 
 Rank = Literal["ratio", "auto"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.precision import finite, wide
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
 
 _LONG = 512  # above this short side all eigenvalues take far longer than a few products with thin matrices
 _WIDTH, _PRODUCTS = 8, 12  # of the Krylov space
@@ -74,7 +74,7 @@ def _projected(w: Tensor) -> Tensor:
     Source: Musco and Musco, Randomized Block Krylov Methods, 2015, arXiv:1504.05477, Algorithm 2. As published.
     """
     w = w if w.shape[0] <= w.shape[1] else w.mT  # orthogonalises short vectors
-    rng = stream("krylov", 0, *w.shape)
+    rng = make_generator("krylov", 0, *w.shape)
     basis = [torch.linalg.qr(w @ torch.randn(w.shape[1], _WIDTH, generator=rng).to(w)).Q]
     for _ in range(_PRODUCTS):
         basis.append(torch.linalg.qr(w @ (w.mT @ basis[-1])).Q)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from phalanx.core.round import make_generator
 from phalanx.lowrank.families import Layer, layers
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.positions import modes_kept, run_sample
-from phalanx.core.round import stream
 
 _SLOWER = "slower here"
 _WARM, _REPEATS, _MOST = 2, 5, 50
@@ -217,7 +217,7 @@ def _filled(low: LowRank) -> LowRank:
     """With factors of normal numbers: memory as it is found may hold numbers that take longer."""
     with torch.no_grad():
         for parameter in (part for factor in low.factors for part in low.pair(factor)):
-            rng = stream("times", 0, *parameter.shape)
+            rng = make_generator("times", 0, *parameter.shape)
             parameter.copy_(torch.randn(parameter.shape, generator=rng) / parameter.shape[1] ** 0.5)
     return low
 

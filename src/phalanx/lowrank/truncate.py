@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.precision import finite
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
 
 Svd = Literal["auto", "exact", "randomized"]
 _LONG = 512  # above this short side the eigenvectors of a Gram matrix take seconds on two cores, a projection less
@@ -71,7 +71,7 @@ class Truncate:
 
     def _projected(self, w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         width = min(rank + self.oversampling, *w.shape)
-        rng = stream("truncate", self.seed, *w.shape)
+        rng = make_generator("truncate", self.seed, *w.shape)
         # drawn on the CPU, because generators of different devices give different numbers
         basis = torch.linalg.qr(w @ torch.randn(w.shape[1], width, generator=rng).to(w)).Q
         for _ in range(self.iterations):

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from phalanx.core.expression import require
+from phalanx.core.registry import suggest
 from phalanx.lowrank.families import layers
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.ranks import stable_rank_of
-from phalanx.core.registry import suggest
 
 
 def stable_ranks(model: nn.Module, plan: Plan | Iterable[str] | None = None) -> dict[str, float]:
@@ -45,7 +45,7 @@ def stable_ranks(model: nn.Module, plan: Plan | Iterable[str] | None = None) -> 
     return ranks
 
 
-def settled(
+def ranks_converged(
     history: Sequence[Mapping[str, float]], tolerance: float = 0.02, window: int = 3, share: float = 0.9
 ) -> bool:
     """Whether the stable ranks of enough weights have stopped to change.

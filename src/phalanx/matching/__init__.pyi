@@ -7,3 +7,14 @@ from phalanx.matching.matched import Matched as matched
 from phalanx.matching.matching import Matcher as Matcher
 from phalanx.matching.matching import Matching as Matching
 from phalanx.matching.spahm import Spahm as spahm
+
+__all__ = [
+    "Graph",
+    "Matcher",
+    "Matching",
+    "bbp",
+    "identity",
+    "match",
+    "matched",
+    "spahm",
+]

@@ -10,17 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.core.neuron_axes import OUTPUTS, Axes, scattered
 from phalanx.core.expression import method, require
 from phalanx.core.gate import Gate, admit
 from phalanx.core.layout import Layout
-from phalanx.matching.bbp import Bbp
-from phalanx.matching.features import known, present
-from phalanx.matching.matching import Matcher
+from phalanx.core.neuron_axes import OUTPUTS, Axes, scattered
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Matches, Scope, TooFewRows
 from phalanx.core.trees import State
+from phalanx.matching.bbp import Bbp
+from phalanx.matching.features import known, present
+from phalanx.matching.matching import Matcher
 
 PLACES = "places "  # before a group's number: where in the matched layer a client's neurons stand
 EXAMPLES = "examples"  # entry of a row that says how many examples of each class are behind it

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.module_tensors import replace_tensors
 from phalanx.core.neuron_axes import Axes
 from phalanx.matching.graph import Graph
 from phalanx.matching.trace import named_tensors
-from phalanx.core.module_tensors import replace_tensors
 
 
 def resized(model: nn.Module, graph: Graph, sizes: Mapping[int, int]) -> nn.Module:

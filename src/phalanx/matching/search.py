@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from phalanx.core.round import make_generator
 from phalanx.matching.assignment import assigned
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.matching import Assigned, by_size, numbered
 from phalanx.matching.normal import Normal
-from phalanx.core.round import stream
 
 Room = Callable[[int, int], int]  # (L_j, L) -> new neurons that a client may open
 
@@ -113,7 +113,7 @@ def search(
         if done == sweeps or (before is not None and before.equal(whole)):
             return Assigned(best.labels, best.objective, done)
         before = whole
-        for j in torch.randperm(len(layers), generator=stream("matching", seed, done)).tolist():
+        for j in torch.randperm(len(layers), generator=make_generator("matching", seed, done)).tolist():
             rematch(pool, j, model, prior, room)
         done += 1
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from phalanx.core.optional import optional
 from phalanx.data.multi30k import Multi30k
 from phalanx.data.words import sentence
 from phalanx.models.translate import Translates, translate
-from phalanx.core.optional import optional
 
 
 def bleu(written: Sequence[str], wanted: Sequence[str]) -> float:

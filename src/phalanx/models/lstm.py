@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phalanx.data.passages import columns, parts
 from phalanx.core.expression import method, require
+from phalanx.data.passages import columns, parts
 from phalanx.models.model import Model, Shape
 
 State = tuple[Tensor, Tensor]  # h and c of all layers, each (layers, B, width)

@@ -8,9 +8,9 @@ from typing import ClassVar, Never
 
 from torch import nn
 
+from phalanx.core.expression import Expression
 from phalanx.data.shape import Pairs, Passage, Tokens
 from phalanx.data.shape import Shape as Shape
-from phalanx.core.expression import Expression
 
 
 class Model(Expression, ABC):

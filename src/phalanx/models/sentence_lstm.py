@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from phalanx.data.shape import PADDING
 from phalanx.core.expression import method, require
+from phalanx.data.shape import PADDING
 from phalanx.models.model import Model, Shape
 
 

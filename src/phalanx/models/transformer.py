@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from phalanx.data.shape import PADDING
 from phalanx.core.expression import method, require
+from phalanx.data.shape import PADDING
 from phalanx.models.attention import Attention, FeedForward
 from phalanx.models.model import Model, Shape
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from phalanx.data.shape import END, PADDING, START
 from phalanx.core.expression import require
+from phalanx.data.shape import END, PADDING, START
 
 # B texts, W unfinished or finished translations of each, V words
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.registry import suggest
 from phalanx.data.shape import Pairs, Passage, Shape
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.rules import plan
@@ -17,7 +18,6 @@ from phalanx.models.model import Model
 from phalanx.models.resnet import Resnet18, Resnet50, WideResnet50
 from phalanx.models.transformer import Transformer
 from phalanx.models.vgg import Vgg19Bn
-from phalanx.core.registry import suggest
 
 
 @dataclass(frozen=True)

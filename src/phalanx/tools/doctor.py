@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from phalanx.data.dataset import found
+from phalanx.data.dataset import locations
 from phalanx.training.run_folder import versions
 
 
@@ -50,7 +50,7 @@ def examine(runs: Path) -> list[Finding]:
     ]
     data = [
         Finding(f"data: {name}", os.path.exists(words) or name == "digits" or None, words)
-        for name, words in found().items()
+        for name, words in locations().items()
     ]
     return [*wanted, *machine, *data]
 

@@ -46,7 +46,7 @@ def _distances(rows: Tensor, row: Tensor) -> Tensor:
 
 
 @dataclass
-class Ledger:
+class WorkerStats:
     """The accusations of a run, worker by worker; plain numbers, so that a checkpoint can hold it.
 
     `byzantine` counts the rounds in which a worker was bad, by the run's threat or by a drill's fault.
@@ -139,10 +139,10 @@ class Ledger:
         return plain
 
     @staticmethod
-    def from_json(plain: dict[str, Any]) -> Ledger:
+    def from_json(plain: dict[str, Any]) -> WorkerStats:
         """The ledger that `to_json` described."""
         counts = {
             n: Counter({int(k): v for k, v in plain.get(n, {}).items()}) for n in ("excluded", "outvoted", "byzantine")
         }
         reasons = {int(k): v for k, v in plain.get("reasons", {}).items()}
-        return Ledger(**{**plain, **counts, "reasons": reasons})
+        return WorkerStats(**{**plain, **counts, "reasons": reasons})

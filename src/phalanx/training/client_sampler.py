@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 import torch
 
 from phalanx.core.expression import Expression, method, require
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
 
 
-class Selection(Expression, ABC):
+class ClientSampler(Expression, ABC):
     """A way to choose the workers of a round."""
 
     @abstractmethod
@@ -27,8 +27,8 @@ class Selection(Expression, ABC):
         """The workers of round `index`, ascending; the same in every process."""
 
 
-@method("everyone", "selection")
-class Everyone(Selection):
+@method("all_clients", "client_sampler")
+class AllClients(ClientSampler):
     """All workers, in every round."""
 
     def count(self, n: int) -> int:
@@ -38,8 +38,8 @@ class Everyone(Selection):
         return tuple(range(n))
 
 
-@method("sampled", "selection")
-class Sampled(Selection):
+@method("uniform", "client_sampler")
+class Uniform(ClientSampler):
     """`clients` workers drawn anew for each round, without replacement; each is as likely as any other.
 
     Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
@@ -52,26 +52,26 @@ class Sampled(Selection):
         require(self.clients >= 1, f"sampled needs clients >= 1, got clients={self.clients}")
 
     def count(self, n: int) -> int:
-        require(self.clients <= n, f"sampled({self.clients}) needs at least {self.clients} workers, got n={n}")
+        require(self.clients <= n, f"uniform({self.clients}) needs at least {self.clients} workers, got n={n}")
         return self.clients
 
     def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
-        order = torch.randperm(n, generator=stream("clients", seed, index))
+        order = torch.randperm(n, generator=make_generator("clients", seed, index))
         return tuple(sorted(order[: self.count(n)].tolist()))
 
 
-@method("infiltrated", "selection")
-class Infiltrated(Selection):
+@method("with_attackers", "client_sampler")
+class WithAttackers(ClientSampler):
     """`clients` workers, among them the attackers in every so many rounds and never in between; the others by lot.
 
     Args:
         clients: of a round, as many as attackers at least.
-        attackers: workers of the adversary; name the same ones in the run's `byzantine=fixed(...)`.
+        attackers: workers of the adversary; name the same ones in the run's `byzantine=workers(...)`.
         every: rounds from one attack to the next, >= 1; the first is in round `first`.
         first: >= 0.
         rounds: behind which no attack comes any more; None goes on to the end.
     Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963, fixed-frequency attack;
-        Wang et al., 2020, arXiv:2007.05084, section 4, whose fixed-pool attack is `sampled` and `byzantine=drawn(...)`.
+        Wang et al., 2020, arXiv:2007.05084, section 4, whose fixed-pool attack is `sampled` and `byzantine=random(...)`.
     """
 
     clients: int
@@ -102,12 +102,14 @@ class Infiltrated(Selection):
         attacked = index >= self.first and (index - self.first) % self.every == 0 and not over
         inside = self.attackers if attacked else ()
         honest = torch.tensor([worker for worker in range(n) if worker not in self.attackers])
-        drawn = torch.randperm(len(honest), generator=stream("clients", seed, index))[: self.count(n) - len(inside)]
+        drawn = torch.randperm(len(honest), generator=make_generator("clients", seed, index))[
+            : self.count(n) - len(inside)
+        ]
         return tuple(sorted([*inside, *honest[drawn].tolist()]))
 
 
-@method("always", "selection")
-class Always(Selection):
+@method("with_fixed", "client_sampler")
+class WithFixed(ClientSampler):
     """The last `last` workers in every round, such as one that the server plays, and others among the rest.
 
     Args:
@@ -115,7 +117,7 @@ class Always(Selection):
         last: >= 1.
     """
 
-    others: Selection
+    others: ClientSampler
     last: int = 1
 
     def validate(self) -> None:

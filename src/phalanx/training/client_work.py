@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from phalanx.core.allocation import Allocation
-from phalanx.data.dataset import Dataset
-from phalanx.data.partition import Partition
+from phalanx.core.buffers import empty_rows
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.layout import Layout
-from phalanx.training.context import Site, Source, seeded
-from phalanx.core.trees import State
 from phalanx.core.stage import memory_key
-from phalanx.core.buffers import empty_rows
+from phalanx.core.trees import State
+from phalanx.data.dataset import Dataset
+from phalanx.data.partition import Partition
+from phalanx.training.context import ModelProvider, WorkerContext, seeded
 
 
-class Work(Expression, ABC):
+class ClientWork(Expression, ABC):
     """Turns a unit's samples into a row."""
 
     @abstractmethod
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         """Writes the row of a unit into out (d,), zeros before; leaves the model as it was.
 
         Args:
@@ -37,11 +37,11 @@ class Work(Expression, ABC):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         """The samples of each unit in round `index`."""
 
-    def layout(self, source: Source, at: int) -> Layout:
+    def layout(self, source: ModelProvider, at: int) -> Layout:
         """Of its rows in round `at` of the phase; the model's, unless it sends something else."""
         return source.layout
 
-    def check(self, source: Source, rounds: int) -> None:
+    def check(self, source: ModelProvider, rounds: int) -> None:
         """Raises ValueError for a network or a number of rounds that it cannot work with."""
         return
 
@@ -67,7 +67,7 @@ class Work(Expression, ABC):
         """Whether there is one whole model behind round `at`, which can be tested."""
         return True
 
-    def asks(self, source: Source, at: int) -> Sequence[str] | None:
+    def asks(self, source: ModelProvider, at: int) -> Sequence[str] | None:
         """The tensors of the model that a worker needs for round `at`; None needs all."""
         return None
 
@@ -76,8 +76,8 @@ class Work(Expression, ABC):
         return None
 
 
-@method("gradient", "work")
-class Gradient(Work):
+@method("gradient", "client_work")
+class Gradient(ClientWork):
     """The gradient of the mean loss over the unit's share of the batch; BatchNorm statistics as they become.
 
     Args:
@@ -97,7 +97,7 @@ class Gradient(Work):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return partition.draw(data, units, self.batch, index, seed)
 
-    def row(self, site: Site, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
+    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
         parts = site.layout.split(out)
         for name, parameter in site.model.named_parameters():
             # backward adds into the row itself; a parameter that the loss does not reach keeps its zeros
@@ -119,8 +119,8 @@ class Gradient(Work):
 
 
 def rows_of(
-    works: Mapping[int, Work],
-    site: Site,
+    works: Mapping[int, ClientWork],
+    site: WorkerContext,
     allocation: Allocation,
     samples: Sequence[Tensor],
     ids: Sequence[int],

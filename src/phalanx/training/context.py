@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.layout import Layout
+from phalanx.core.payload import Payload
+from phalanx.core.round import make_generator
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Dataset
-from phalanx.core.layout import Layout
-from phalanx.core.round import stream
 from phalanx.training.score import cross_entropy
-from phalanx.core.payload import Payload
 
 if TYPE_CHECKING:
     from phalanx.matching.graph import Graph
 
 
-class Source(Protocol):
+class ModelProvider(Protocol):
     """Where models come from besides the present one: the learner of a run."""
 
     @property
@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 @dataclass
-class Site:
+class WorkerContext:
     """What every worker has: the model as of this round, the data, and how to compute.
 
     Args:
@@ -73,7 +73,7 @@ class Site:
     precision: str
     channels_last: bool
     key: tuple[object, ...] = ()
-    source: Source | None = None
+    source: ModelProvider | None = None
     at: int = 0
     rounds: int = 1
     answers: Mapping[int, Payload] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Site:
             step: of several batches in one round; each has a stream of its own.
         """
         device = next(self.model.parameters()).device
-        draws = stream("augment", *self.key, unit, *([] if step is None else [step]))
+        draws = make_generator("augment", *self.key, unit, *([] if step is None else [step]))
         crops = None if self.augment is None else self.augment.crops(len(samples), draws)
         x, y = (t.to(device) for t in self.data.train(samples, crops))
         if self.augment is not None:
@@ -104,7 +104,7 @@ class Site:
 def seeded(device: torch.device, *key: object) -> Iterator[None]:
     """Draws from torch's global generators as from a stream, and leaves them as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed = stream(*key).initial_seed()
+        seed = make_generator(*key).initial_seed()
         # torch.manual_seed would also queue a call, with its traceback, for every GPU that is not in use yet
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

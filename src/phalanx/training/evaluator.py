@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import Expression
+from phalanx.data.dataset import Dataset
 from phalanx.training.score import scores_of, together
 
 
 @dataclass(frozen=True)
-class Sitting:
+class EvalContext:
     """A model that is tested, and what of its run an exam may look at.
 
     Args:
@@ -42,7 +42,7 @@ class Sitting:
         return torch.cat([scores_of(self.model, x.to(device), self.precision).argmax(dim=-1).cpu() for x in pieces])
 
 
-class Exam(Expression, ABC):
+class Evaluator(Expression, ABC):
     """Questions to a model whenever it is tested; changes nothing.
 
     What it returns is logged in metrics.jsonl under "examined", by the exam's expression, and the last of it stands in
@@ -54,7 +54,7 @@ class Exam(Expression, ABC):
         return
 
     @abstractmethod
-    def sit(self, sitting: Sitting) -> dict[str, Any]:
+    def sit(self, sitting: EvalContext) -> dict[str, Any]:
         """Plain values for JSON."""
 
 

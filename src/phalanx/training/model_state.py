@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.layout import Layout
+from phalanx.core.round import make_generator
+from phalanx.core.stack import Stack
+from phalanx.core.surgery import Surgery
+from phalanx.core.trees import State
+from phalanx.core.world import World
 from phalanx.data.shape import Shape, example
 from phalanx.training.optim import moments, set_moments
-from phalanx.core.layout import Layout
 from phalanx.training.phase import Phase, Run
-from phalanx.core.round import stream
-from phalanx.core.stack import Stack
-from phalanx.core.trees import State
-from phalanx.core.surgery import Surgery
-from phalanx.core.world import World
 
 if TYPE_CHECKING:
     from phalanx.matching.graph import Graph
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WIDTHS = "widths"  # in the shape of a phase whose rows let the model grow: neurons of each group
 
 
-class Learner:
+class ModelState:
     """A model in training; the same in every process of a job.
 
     Args:
@@ -81,7 +81,7 @@ class Learner:
             return ""
         made, tree, before = None, {}, self.parameters
         if world.rank == 0:
-            rng = stream("surgery", self._run.seed, number, at)
+            rng = make_generator("surgery", self._run.seed, number, at)
             made, memory = phase.surgery.operate(self.model, at, phase.rounds, self.memories.get(key, {}), rng)
             tree = {"memory": memory, "model": {} if made is None else dict(made.state_dict())}
         tree = world.share(tree)
@@ -108,8 +108,8 @@ class Learner:
         return changed
 
     def update(self, number: int, at: int, result: Stack) -> None:
-        """The single row of a round, as the phase's finish has it: values to install, or directions to step along."""
-        if self.phases[number].finish.installs:
+        """The single row of a round, as the phase's optimizer has it: values to install, or directions to step along."""
+        if self.phases[number].optimizer.installs:
             self._install(number, result.layout, result.rows[0])
         else:
             self._step(number, at, result.rows[0])
@@ -139,7 +139,7 @@ class Learner:
         phase = self.phases[number]
         clock = phase.surgery.clock(at, phase.rounds) if phase.surgery is not None else (at, phase.rounds)
         for group in self.optimizer.param_groups:
-            group["lr"] = phase.finish.rate(*clock)
+            group["lr"] = phase.optimizer.rate(*clock)
         named, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
         for name, part in self.layout.split(row).items():
             if name in named:
@@ -147,7 +147,7 @@ class Learner:
             else:
                 buffers[name].copy_(part)
         if phase.surgery is not None:
-            phase.surgery.before_step(self.model, self.memories.get(str(number), {}), phase.finish.weight_decay)
+            phase.surgery.before_step(self.model, self.memories.get(str(number), {}), phase.optimizer.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for surgery, memory in self._surgeries():
@@ -186,7 +186,7 @@ class Learner:
 
     def _built(self, *key: object) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(*key[:1], self._run.seed, *key[1:]).initial_seed())
+            torch.manual_seed(make_generator(*key[:1], self._run.seed, *key[1:]).initial_seed())
             model = self._run.model.build(*self._data)
         return model.to(self._run.device)
 
@@ -242,13 +242,13 @@ class Learner:
     def _optimizer(self, number: int) -> torch.optim.Optimizer:
         phase: Phase = self.phases[number]
         parameters = self.trained if phase.surgery is None else phase.surgery.groups(self.model)
-        return phase.finish.optimizer(parameters)
+        return phase.optimizer.build(parameters)
 
 
-class Sources:
+class PhaseModels:
     """The models that a learner has for the workers of one phase, in round `index` of the run."""
 
-    def __init__(self, learner: Learner, number: int, index: int = 0) -> None:
+    def __init__(self, learner: ModelState, number: int, index: int = 0) -> None:
         self._learner, self._number, self.begins = learner, number, index == 0
 
     @property

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.surgery import Parameters
@@ -64,7 +63,7 @@ class Cosine(Schedule):
         return 0.5 * (1 + math.cos(math.pi * (index - self.warmup) / max(1, rounds - self.warmup)))
 
 
-class Finish(Expression, ABC):
+class ServerOptimizer(Expression, ABC):
     """Makes the optimizer of a phase and gives its learning rate in each round.
 
     Class attribute `installs`: the row holds values that take the place of the model's, not directions to step along.
@@ -77,7 +76,7 @@ class Finish(Expression, ABC):
     schedule: Schedule | None
 
     @abstractmethod
-    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """A fresh optimizer of parameters, or of groups of them as PyTorch's optimizers take them."""
 
     def rate(self, index: int, rounds: int) -> float:
@@ -96,8 +95,8 @@ def set_moments(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> No
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-@method("sgd", "finish")
-class Sgd(Finish):
+@method("sgd", "optimizer")
+class Sgd(ServerOptimizer):
     """A step of torch.optim.SGD along the aggregated row.
 
     Args:
@@ -118,14 +117,14 @@ class Sgd(Finish):
         require(0 <= self.momentum < 1, f"sgd needs momentum in [0, 1), got momentum={self.momentum}")
         require(self.momentum > 0 or not self.nesterov, "sgd needs momentum > 0 for nesterov=True")
 
-    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
 
 
-@method("adam", "finish")
-class Adam(Finish):
+@method("adam", "optimizer")
+class Adam(ServerOptimizer):
     """A step of torch.optim.Adam along the aggregated row.
 
     Args:
@@ -143,12 +142,12 @@ class Adam(Finish):
     def validate(self) -> None:
         _check_adaptive(self)
 
-    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
 
 
-@method("adamw", "finish")
-class AdamW(Finish):
+@method("adamw", "optimizer")
+class AdamW(ServerOptimizer):
     """A step of torch.optim.AdamW along the row: the decay is no part of the gradient.
 
     Args:
@@ -167,12 +166,12 @@ class AdamW(Finish):
     def validate(self) -> None:
         _check_adaptive(self)
 
-    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
 
 
-@method("install", "finish")
-class Install(Finish):
+@method("assign_weights", "optimizer")
+class AssignWeights(ServerOptimizer):
     """The aggregated row takes the place of the weights, in a model that grows where the row's layers have grown."""
 
     installs: ClassVar[bool] = True
@@ -180,17 +179,21 @@ class Install(Finish):
     weight_decay: ClassVar[float] = 0.0  # type: ignore[assignment]
     schedule: ClassVar[None] = None  # type: ignore[assignment]
 
-    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, 1.0)
 
 
-def _check_rates(finish: Finish) -> None:
-    name, lr, decay = finish.expression_name, finish.lr, finish.weight_decay
+def _check_rates(optimizer: ServerOptimizer) -> None:
+    name, lr, decay = optimizer.expression_name, optimizer.lr, optimizer.weight_decay
     require(lr > 0, f"{name} needs lr > 0, got lr={lr}")
     require(decay >= 0, f"{name} needs weight_decay >= 0, got weight_decay={decay}")
 
 
-def _check_adaptive(finish: Adam | AdamW) -> None:
-    _check_rates(finish)
-    name, betas = finish.expression_name, (finish.beta1, finish.beta2)
+def _check_adaptive(optimizer: Adam | AdamW) -> None:
+    _check_rates(optimizer)
+    name, betas = optimizer.expression_name, (optimizer.beta1, optimizer.beta2)
     require(all(0 <= beta < 1 for beta in betas), f"{name} needs betas in [0, 1), got {betas[0]}, {betas[1]}")
+
+
+sgd, adam, adamw, assign_weights = Sgd, Adam, AdamW, AssignWeights
+decay, milestones, cosine = Decay, Milestones, Cosine

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from phalanx.training.evaluator import Exam, Sitting, share
 from phalanx.core.expression import method, require
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
+from phalanx.training.evaluator import EvalContext, Evaluator, share
 
 
-@method("parity", "exam")
-class Parity(Exam):
+@method("parity", "evaluator")
+class Parity(Evaluator):
     """The model's accuracy on every client's own training samples, and the least over the greatest of them.
 
     Args:
@@ -29,9 +29,9 @@ class Parity(Exam):
         require(self.clients is None or self.clients >= 1, f"parity needs clients >= 1, got clients={self.clients}")
         require(self.most >= 1, f"parity needs most >= 1 sample of a client, got most={self.most}")
 
-    def sit(self, sitting: Sitting) -> dict[str, Any]:
+    def sit(self, sitting: EvalContext) -> dict[str, Any]:
         parts = sitting.parts()
-        order = torch.randperm(len(parts), generator=stream("parity", sitting.seed))
+        order = torch.randperm(len(parts), generator=make_generator("parity", sitting.seed))
         asked = sorted(order[: len(parts) if self.clients is None else self.clients].tolist())
         accuracy = {}
         for worker in asked:

@@ -6,25 +6,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, TypeVar
 
+from phalanx.attacks.adversary import NoAdversary, Threat
+from phalanx.attacks.faults import Fault
 from phalanx.core.aggregator import Aggregator
-from phalanx.attacks.adversary import Nobody, Threat
 from phalanx.core.codec import Gather
+from phalanx.core.expression import Expression, method, require
+from phalanx.core.registry import suggest
+from phalanx.core.stage import Matches, Stage, check_scheme
+from phalanx.core.surgery import Surgery
 from phalanx.core.wire_stage import stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
-from phalanx.training.evaluator import Exam
-from phalanx.core.expression import Expression, method, require
-from phalanx.attacks.faults import Fault
-from phalanx.training.optim import Finish, Sgd
 from phalanx.models.model import Model
+from phalanx.training.client_sampler import AllClients, ClientSampler
+from phalanx.training.client_work import ClientWork
+from phalanx.training.evaluator import Evaluator
 from phalanx.training.observers.observer import Observer
-from phalanx.core.registry import suggest
+from phalanx.training.optim import ServerOptimizer, Sgd
 from phalanx.training.secure_sum import check_secure
-from phalanx.training.client_sampler import Everyone, Selection
-from phalanx.core.stage import Matches, Stage, check_scheme
-from phalanx.core.surgery import Surgery
-from phalanx.training.client_work import Work
 
 
 @method("phase", "phase")
@@ -34,7 +34,7 @@ class Phase(Expression):
     Args:
         work: what a worker's row is.
         scheme: chain of stages from the workers' rows to one row, across one wire.
-        finish: what is done with that row.
+        optimizer: what is done with that row.
         rounds: >= 0.
         surgery: what becomes of the network on the way, such as `pufferfish()`; None leaves it.
         clients: which workers take part in a round.
@@ -43,19 +43,19 @@ class Phase(Expression):
             view that is kept, for tests of attacks and defences; nothing is encrypted.
     """
 
-    work: Work
+    work: ClientWork
     scheme: Stage
-    finish: Finish = Sgd()
+    optimizer: ServerOptimizer = Sgd()
     rounds: int = 200
     surgery: Surgery | None = None
-    clients: Selection = Everyone()
-    adversary: Work | None = None
+    clients: ClientSampler = AllClients()
+    adversary: ClientWork | None = None
     secure: bool = False
 
     def validate(self) -> None:
         require(self.rounds >= 0, f"phase needs rounds >= 0, got rounds={self.rounds}")
         require(
-            not (self.finish.installs and self.surgery is not None),
+            not (self.optimizer.installs and self.surgery is not None),
             f"a phase whose rows are installed has no surgery, got {self.surgery!r}; make it a phase of its own",
         )
 
@@ -63,7 +63,7 @@ class Phase(Expression):
         """Raises ValueError unless n workers can carry it out."""
         count = self.clients.count(n)
         check_scheme(self.scheme, count)
-        everyone = isinstance(self.clients, Everyone)
+        everyone = isinstance(self.clients, AllClients)
         if self.secure:
             check_secure(self.scheme, count)
         require(
@@ -108,14 +108,14 @@ class Run(Expression):
         evaluate_every: rounds between two looks at the test set; the end is always evaluated.
         checkpoint_every: rounds between two checkpoints.
         observers: what is measured of the workers' rows before the scheme; never changes the run.
-        exams: what the model is asked whenever it is tested, besides its accuracy; never changes the run.
+        evaluators: what the model is asked whenever it is tested, besides its accuracy; never changes the run.
     """
 
     data: Data
     model: Model
     phases: tuple[Phase, ...]
     workers: int = 15
-    byzantine: Threat = Nobody()
+    byzantine: Threat = NoAdversary()
     partition: Partition = Iid()
     augment: Augment | None = None
     faults: tuple[Fault, ...] = ()
@@ -126,14 +126,14 @@ class Run(Expression):
     evaluate_every: int = 50
     checkpoint_every: int = 50
     observers: tuple[Observer, ...] = ()
-    exams: tuple[Exam, ...] = ()
+    evaluators: tuple[Evaluator, ...] = ()
 
     def validate(self) -> None:
         require(self.workers >= 1, f"run needs workers >= 1, got workers={self.workers}")
         require(len(self.phases) >= 1, "run needs at least one phase")
         for name in ("threads", "evaluate_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"run needs {name} >= 1, got {name}={getattr(self, name)}")
-        for name in ("observers", "exams"):
+        for name in ("observers", "evaluators"):
             mine = getattr(self, name)
             require(len(set(mine)) == len(mine), f"run: two {name} are equal; keep one of them")
         self.byzantine.at(0, self.workers, self.seed)
@@ -180,8 +180,8 @@ def amend(run: X, path: str, value: Any) -> X:
     """The run, or another expression, with one field changed.
 
     Args:
-        path: field names and positions joined by dots, such as "seed", "byzantine.count" or "phases.0.finish.lr". A
-            path that begins with a field of a phase ("finish.lr", "rounds", "scheme.3.f") changes every phase of a run.
+        path: field names and positions joined by dots, such as "seed", "byzantine.count" or "phases.0.optimizer.lr". A
+            path that begins with a field of a phase ("optimizer.lr", "rounds", "scheme.3.f") changes every phase of a run.
     Raises:
         NoField: there is no such field; the sentence lists the choices.
         ValueError: the value does not fit the field.

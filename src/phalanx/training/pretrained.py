@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from phalanx.data.files import folder
 from phalanx.core.expression import method, require
 from phalanx.core.folder_lock import held
+from phalanx.data.files import folder
 from phalanx.models.model import Model, Shape
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder, versions
 
 
-@method("trained", "model")
-class Trained(Model):
+@method("pretrained", "model")
+class Pretrained(Model):
     """The network that another run ends with, trained at its first use and kept.
 
     The run's folder lies under trained/ in the folder of the data sets, named by a hash of the run and of the versions
@@ -39,7 +39,7 @@ class Trained(Model):
     def validate(self) -> None:
         self.run.check()
         for phase in self.run.phases:
-            plain = phase.surgery is None and not phase.finish.installs
+            plain = phase.surgery is None and not phase.optimizer.installs
             require(plain, f"trained needs phases that keep the shape of their model, got {phase!r}")
 
     @property

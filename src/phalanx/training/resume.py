@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phalanx.training.accusations import Ledger
-from phalanx.training.checkpoint import Checkpoint
 from phalanx.core.trees import from_payload, merge, own, to_payload
+from phalanx.training.accusations import WorkerStats
+from phalanx.training.checkpoint import Checkpoint
 from phalanx.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -46,4 +46,4 @@ def resume(trainer: Trainer, point: Checkpoint | None) -> None:
     trainer.keep(own(tree.get("state", {}), trainer.world.ids))
     trainer.answers = {int(worker): answer for worker, answer in tree.get("answers", {}).items()}
     trainer.before = tree.get("before", {})
-    trainer.ledger = Ledger.from_json(tree["ledger"])
+    trainer.ledger = WorkerStats.from_json(tree["ledger"])

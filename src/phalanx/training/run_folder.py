@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from phalanx.training.checkpoint import Checkpoint
-from phalanx.core.trees import write_atomic
-from phalanx.training.checkpoint import load, save
 from phalanx.core.optional import optional
+from phalanx.core.trees import write_atomic
+from phalanx.training.checkpoint import Checkpoint, load, save
 
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phalanx.data.dataset import Dataset
 from phalanx.core.expression import require
+from phalanx.data.dataset import Dataset
 
 SCORED, VALUES = 1000, 2**24  # labels, and values of examples, that the test looks at together
 

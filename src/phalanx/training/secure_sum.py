@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from phalanx.aggregators.mean import Mean
-from phalanx.core.wire_stage import Wire, stages_of
 from phalanx.core.expression import require
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows
+from phalanx.core.wire_stage import WireStage, stages_of
 
 LEAST = 2  # rows in a sum: that of one row is the row
 
@@ -19,7 +19,7 @@ def check_secure(scheme: Stage, count: int) -> None:
     """
     require(count >= LEAST, f"secure=True hides a row among others, and {count} takes part; let {LEAST} or more")
     stages = stages_of(scheme)
-    at = next((i for i, stage in enumerate(stages) if isinstance(stage, Wire)), None)
+    at = next((i for i, stage in enumerate(stages) if isinstance(stage, WireStage)), None)
     if at is None:
         return
     wire, rows = stages[at], stages[at].rows_out(count)

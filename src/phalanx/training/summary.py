@@ -34,7 +34,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
         "test_loss": loss,
         **({"perplexity": _perplexity(loss)} if trainer.data.test_y.dim() > 1 else {}),
         **(_translation(trainer.config.data, trainer.model) if len(trainer.data.test_y) else {}),
-        **({"examined": trainer.examine()} if trainer.config.exams else {}),
+        **({"examined": trainer.examine()} if trainer.config.evaluators else {}),
         "rounds": trainer.step,
         "lost_rounds": ledger.lost_rounds,
         "lost_groups": ledger.lost_groups,

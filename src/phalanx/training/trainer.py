@@ -12,32 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.training.accusations import Ledger, outvoted
-from phalanx.core.trees import copied_tree
-from phalanx.core.clock import FORGING, PARTS
-from phalanx.core.wire_stage import check_server, server_half
-from phalanx.training.evaluator import Sitting
 from phalanx.attacks.faults import silenced
+from phalanx.core.clock import FORGING, PARTS
 from phalanx.core.layout import Layout
-from phalanx.training.model_state import Learner, Sources
+from phalanx.core.payload import Payload
+from phalanx.core.precision import finite
+from phalanx.core.round import Round
+from phalanx.core.round_request import RoundRequest
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import TooFewRows
+from phalanx.core.trees import State, copied_tree
+from phalanx.core.wire_stage import check_server, server_half
+from phalanx.core.world import LocalWorld, World
+from phalanx.distributed.subset import SubsetTransport
+from phalanx.training.accusations import WorkerStats, outvoted
+from phalanx.training.evaluator import EvalContext
+from phalanx.training.interrupt import Interrupted, stop_requests
+from phalanx.training.model_state import ModelState, PhaseModels
 from phalanx.training.observers.observer import looked
-from phalanx.core.round_request import Opened
 from phalanx.training.phase import Run
 from phalanx.training.played import round_of, site_of
-from phalanx.core.precision import finite
-from phalanx.training.run_folder import RunFolder
 from phalanx.training.resume import checkpoint, resume
-from phalanx.core.round import Round
+from phalanx.training.run_folder import RunFolder
 from phalanx.training.score import assess
 from phalanx.training.secure_sum import check_sum
-from phalanx.distributed.subset import Part
-from phalanx.core.stack import Note, Stack
-from phalanx.core.trees import State
-from phalanx.core.stage import TooFewRows
-from phalanx.training.interrupt import Interrupted, stop_requests
 from phalanx.training.summary import ROUND, number_of, summary
-from phalanx.core.world import LocalWorld, World
-from phalanx.core.payload import Payload
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -78,12 +77,12 @@ class Trainer:
         self.data = run.data.load()
         if run.augment is not None:
             run.augment.check(self.data.shape)
-        self.learner = Learner(run, self.data.shape, self.data.num_classes)
+        self.learner = ModelState(run, self.data.shape, self.data.num_classes)
         for observer in run.observers:
             observer.check(self.layout, run.workers)
-        for exam in run.exams:
+        for exam in run.evaluators:
             exam.check(self.data)
-        self.ledger = Ledger(run.workers)
+        self.ledger = WorkerStats(run.workers)
         self.step = 0
         self.state: State = {}  # of the scheme
         self.memories: State = {}  # of the work, by worker
@@ -92,7 +91,7 @@ class Trainer:
         self.before: dict[str, Any] = {}  # the learner when a pass of several rounds began
         for number, phase in enumerate(run.phases):
             self._check(number)
-            if phase.surgery is not None or phase.finish.installs:
+            if phase.surgery is not None or phase.optimizer.installs:
                 break  # what comes behind it is of a shape that nobody knows yet
         self._evaluated: tuple[int, tuple[float | None, float | None]] | None = None
         self._examined: tuple[int, dict[str, Any]] | None = None
@@ -135,7 +134,7 @@ class Trainer:
         if self.step == self.config.rounds or self._due(opened):
             line["accuracy"], line["test_loss"] = self.evaluate()
             line["parameters"] = self.learner.parameters
-            if self.config.exams:
+            if self.config.evaluators:
                 line["examined"] = self.examine()
         return line
 
@@ -144,17 +143,17 @@ class Trainer:
         phase, run = self.config.phases[number], self.config
         for work in (phase.work, phase.adversary):
             if work is not None:
-                work.check(Sources(self.learner, number), phase.rounds)
+                work.check(PhaseModels(self.learner, number), phase.rounds)
         if phase.adversary is not None:
             phase.adversary.samples(run.partition, self.data, run.workers, 0, run.seed)
 
-    def _due(self, opened: Opened) -> bool:
+    def _due(self, opened: RoundRequest) -> bool:
         """Whether the model is whole, and a round's turn to test it came since the exchange began."""
         work, every = self.config.phases[opened.number].work, self.config.evaluate_every
         first = opened.index - opened.at + work.begins(opened.at)
         return work.whole(opened.at) and (opened.index + 1) // every > first // every
 
-    def open(self) -> Opened:
+    def open(self) -> RoundRequest:
         """The next round begins: whom it asks, and what becomes of the model before."""
         run, world, index = self.config, self.world, self.step
         number, at = self.config.phase_at(index)
@@ -175,20 +174,20 @@ class Trainer:
         byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
         if first == at and not phase.work.whole(at):
             self.before = copied_tree(self.learner.to_tree())
-        asked = phase.work.asks(Sources(self.learner, number, index), at)
+        asked = phase.work.asks(PhaseModels(self.learner, number, index), at)
         model, shapes = self.model.state_dict(), self.learner.shapes
-        opened = Opened(
+        opened = RoundRequest(
             index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
         )
         self.ledger.bytes_down += opened.bytes_down
         world.begin(opened, self.text, self.elsewhere)
         return opened
 
-    def close(self, opened: Opened, stop: bool = False) -> dict[str, Any]:
+    def close(self, opened: RoundRequest, stop: bool = False) -> dict[str, Any]:
         """The round's work, exchange and update; returns its metrics."""
         run, index, number, at = self.config, opened.index, opened.number, opened.at
         phase, chosen, byzantine = run.phases[number], opened.chosen, opened.byzantine
-        world = self.world if len(chosen) == run.workers else Part(self.world, chosen)
+        world = self.world if len(chosen) == run.workers else SubsetTransport(self.world, chosen)
         stack, losses = self.work(index, chosen)
         # one small exchange: the losses of all workers, and whether any process was asked to stop
         seen = self.world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
@@ -253,7 +252,7 @@ class Trainer:
         Workers that are not chosen have a loss of NaN.
         """
         number, at = self.config.phase_at(index)
-        site = site_of(self.config, Sources(self.learner, number, index), self.data, index, at, self.answers)
+        site = site_of(self.config, PhaseModels(self.learner, number, index), self.data, index, at, self.answers)
         here = self.world.ids
         asked = set(here if chosen is None else chosen)
         ids = [worker for worker in here if worker in asked]
@@ -284,8 +283,8 @@ class Trainer:
         if self._examined is None or self._examined[0] != self.step:
             run = self.config
             parts = partial(run.partition.parts, self.data, run.workers, run.seed)
-            sitting = Sitting(self.model, self.data, run.workers, run.seed, run.precision, parts)
-            self._examined = self.step, {repr(exam): exam.sit(sitting) for exam in run.exams}
+            sitting = EvalContext(self.model, self.data, run.workers, run.seed, run.precision, parts)
+            self._examined = self.step, {repr(exam): exam.sit(sitting) for exam in run.evaluators}
         return self._examined[1]
 
     @property

@@ -11,16 +11,16 @@ from collections import deque
 
 import torch
 
-from phalanx.core.trees import from_payload, memories_of, to_payload
-from phalanx.core.wire_stage import Offer
-from phalanx.training.worker_runtime import Desk
 from phalanx.attacks.faults import befallen
-from phalanx.core.parser import parse
-from phalanx.training.phase import Run
 from phalanx.core.packing import pack
+from phalanx.core.parser import parse
 from phalanx.core.payload import Payload
+from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.core.wire_stage import Upload
 from phalanx.distributed.server.messages import Connection, Kind, Message, message, write
 from phalanx.distributed.server.transport import NUMBERS
+from phalanx.training.phase import Run
+from phalanx.training.worker_runtime import WorkerRuntime
 
 _LIMIT_BYTES = 1 << 40  # a worker believes its server
 
@@ -62,8 +62,8 @@ class _Desk:
 
     def __init__(self, workers: tuple[int, ...], line: Connection) -> None:
         self.workers, self.line = workers, line
-        self.desk: Desk | None = None
-        self.offers: dict[int, Offer] = {}
+        self.desk: WorkerRuntime | None = None
+        self.offers: dict[int, Upload] = {}
         self.index = -1
 
     def take(self, incoming: Message) -> None:
@@ -72,7 +72,7 @@ class _Desk:
                 brief = from_payload(incoming.payload())
                 run = parse(brief["run"])
                 assert isinstance(run, Run)
-                self.desk = Desk(run, self.workers)
+                self.desk = WorkerRuntime(run, self.workers)
                 self.desk.trainer.keep(brief.get("memories", {}))
             case Kind.ORDER:
                 assert self.desk is not None

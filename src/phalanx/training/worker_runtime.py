@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.core.trees import copied_tree, from_payload
-from phalanx.core.wire_stage import Offer, worker_half
-from phalanx.training.model_state import Sources
-from phalanx.training.phase import Run
+from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stage import memory_key
-from phalanx.training.trainer import Trainer
+from phalanx.core.trees import copied_tree, from_payload
+from phalanx.core.wire_stage import Upload, worker_half
 from phalanx.core.world import LocalWorld
-from phalanx.core.payload import Payload
+from phalanx.training.model_state import PhaseModels
+from phalanx.training.phase import Run
+from phalanx.training.trainer import Trainer
 
 
-class Desk:
+class WorkerRuntime:
     """What a process has at hand for its workers: the run, its data and model, and what they remember.
 
     Args:
@@ -41,7 +41,7 @@ class Desk:
         self.trainer.keep({})
         self.trainer.learner.follow({}, self._first)
 
-    def work(self, index: int, order: Payload) -> tuple[dict[int, Offer], Tensor]:
+    def work(self, index: int, order: Payload) -> tuple[dict[int, Upload], Tensor]:
         """What the chosen workers offer the server in round `index`, and numbers (k, 2) of all workers played here.
 
         Args:
@@ -71,7 +71,7 @@ class Desk:
         learner = self.trainer.learner
         number, at = self.run.phase_at(self.index + 1)
         over = self.index + 1 == self.run.rounds
-        asked = None if over else self.run.phases[number].work.asks(Sources(learner, number, self.index + 1), at)
+        asked = None if over else self.run.phases[number].work.asks(PhaseModels(learner, number, self.index + 1), at)
         # what the server sends by itself need not be kept
         model = {} if asked is None else {n: t for n, t in learner.model.state_dict().items() if n not in set(asked)}
         return {**self.trainer.kept, "shapes": learner.shapes, "model": model, "index": self.index}

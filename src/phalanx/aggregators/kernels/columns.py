@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from phalanx.core.precision import wide
 from phalanx.core.parallel import side_by_side
+from phalanx.core.precision import wide
 
 PIECE = 1 << 16  # columns
 

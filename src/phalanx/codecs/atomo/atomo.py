@@ -11,16 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.codecs.atomo.atomo.atoms import Atoms, Forms
-from phalanx.codecs.atomo.atomo.probabilities import atomo_probabilities
+from phalanx.codecs.atomo.atoms import Atoms, Forms
+from phalanx.codecs.atomo.probabilities import atomo_probabilities
 from phalanx.core.codec import BadPayload, Codec, Payload
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
+from phalanx.core.payload import expect, payload_bytes
 from phalanx.core.precision import cast, wide
-from phalanx.core.round import stream
+from phalanx.core.round import make_generator
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
-from phalanx.core.payload import expect, payload_bytes
 
 Counts = list[tuple[int, int]]  # for every tensor: atoms kept for certain and by chance; or DENSE for both
 DENSE = -1
@@ -81,7 +81,7 @@ class Atomo(Codec):
         counts: Counts = []
         dense, pieces = [], []
         for name, part in layout.split(row).items():
-            count, parts = self._draw(part, stream(seed, name))
+            count, parts = self._draw(part, make_generator(seed, name))
             counts.append(count)
             if count[0] == DENSE:
                 dense.append(part.reshape(-1))
@@ -97,7 +97,9 @@ class Atomo(Codec):
             payload[key] = torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=row.device)
         if self.vectors is not None:
             for key, vectors in self._vector_layouts(layout, counts).items():
-                coded, _ = self.vectors.encode(payload.pop(key), vectors, {}, partial(stream, seed, "vectors", key))
+                coded, _ = self.vectors.encode(
+                    payload.pop(key), vectors, {}, partial(make_generator, seed, "vectors", key)
+                )
                 payload.update({f"{key}.{name}": tensor for name, tensor in coded.items()})
         return payload, state
 
@@ -235,8 +237,8 @@ class Atomo(Codec):
 @cache
 def _coded_bytes(codec: Codec, length: int, dtype: torch.dtype) -> int:
     """Bytes of a coded vector, measured on one of normal numbers."""
-    vector = torch.randn(length, generator=stream(0), dtype=dtype)
-    coded, _ = codec.encode(vector, Layout.flat(length, dtype), {}, partial(stream, 1))
+    vector = torch.randn(length, generator=make_generator(0), dtype=dtype)
+    coded, _ = codec.encode(vector, Layout.flat(length, dtype), {}, partial(make_generator, 1))
     return payload_bytes(coded)
 
 

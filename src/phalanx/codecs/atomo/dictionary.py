@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.codecs.atomo.atomo import elias_fano
-from phalanx.codecs.atomo.atomo.atoms import Atoms, Forms
+from phalanx.codecs.atomo import elias_fano
+from phalanx.codecs.atomo.atoms import Atoms, Forms
 from phalanx.core.expression import method
 from phalanx.core.payload import BadPayload
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phalanx.codecs.atomo.atomo.dictionary import Dictionary
+from phalanx.codecs.atomo.dictionary import Dictionary
 from phalanx.core.expression import method
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phalanx.codecs.atomo.atomo.atoms import Atoms, Forms
+from phalanx.codecs.atomo.atoms import Atoms, Forms
 from phalanx.core.expression import method
 
 _PIECE = 1 << 16  # entries that are widened to float64 at a time: half a megabyte, which stays in cache

@@ -15,7 +15,7 @@ from phalanx.core.stage import RowStage
 from phalanx.core.trees import State
 
 
-@method("clip", "local")
+@method("clip", "transform")
 class Clip(RowStage):
     """Each row scaled down to an l2 norm of at most `norm`: x * min(1, norm / ||x||).
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.row_memory import recall, remember
 from phalanx.core.precision import cast
+from phalanx.core.row_memory import recall, remember
 from phalanx.core.stage import RowStage
 from phalanx.core.trees import State
 
 
-@method("momentum", "local")
+@method("momentum", "transform")
 class Momentum(RowStage):
     """Each worker's moving average of its rows: m = (1 - beta) g + beta m, begun with m = g.
 

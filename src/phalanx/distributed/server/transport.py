@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from phalanx.core.trees import from_payload, memories_of, to_payload
 from phalanx.core.expression import require
-from phalanx.core.packing import Shelf
+from phalanx.core.packing import ReceiveBuffers
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
-from phalanx.distributed.server.messages import Kind, Message, message
+from phalanx.core.trees import from_payload, memories_of, to_payload
 from phalanx.distributed.server.membership import Patience, Seat, Seats
+from phalanx.distributed.server.messages import Kind, Message, message
 
 if TYPE_CHECKING:
-    from phalanx.core.round_request import Opened
+    from phalanx.core.round_request import RoundRequest
 
 NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its payloads
 _SLACK_BYTES = 1 << 20
@@ -58,7 +58,7 @@ class ServerWorld:
         self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES
         self.seats = Seats(shares, patience or Patience(), lambda: self._limit, host)
         self._index, self._left = -1, left
-        self._shelf = Shelf(n, 0)
+        self._shelf = ReceiveBuffers(n, 0)
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
 
@@ -75,7 +75,7 @@ class ServerWorld:
         """What reached this process's sockets so far."""
         return self.seats.received_bytes
 
-    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
         """Sends every process the model of a round; one that is behind gets it when it is ready."""
         index, weights = opened.index, opened.order()
         self._index, self._first, self._numbers = index, {}, {}
@@ -84,7 +84,7 @@ class ServerWorld:
         # a codec may lengthen a row, and what it sends is looked at before it is believed
         self._limit = max(len(seat.workers) for seat in self.seats.all) * (_SLACK_BYTES + 16 * size)
         self._row_bytes = _SLACK_BYTES + size
-        self._shelf = Shelf(self.size, self._row_bytes)
+        self._shelf = ReceiveBuffers(self.size, self._row_bytes)
         order = message(Kind.ORDER, index, weights)
         for seat in self.seats.all:
             if seat.line is None:
@@ -137,7 +137,7 @@ class ServerWorld:
                 waiting.discard(worker)
             else:
                 line.send(message(Kind.ASK, self._index, {"worker": torch.tensor([worker])}))
-        until, shelf = self.seats.answer_deadline, Shelf(len(workers), self._row_bytes)
+        until, shelf = self.seats.answer_deadline, ReceiveBuffers(len(workers), self._row_bytes)
         while waiting:
             arrived = self.seats.next(until)
             if arrived is None:
@@ -200,7 +200,7 @@ class ServerWorld:
 
 
 def _open(
-    incoming: Message, workers: tuple[int, ...], shelf: Shelf, order: Sequence[int]
+    incoming: Message, workers: tuple[int, ...], shelf: ReceiveBuffers, order: Sequence[int]
 ) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
     """Numbers and payloads of a process's workers; what it says of others is not looked at.
 

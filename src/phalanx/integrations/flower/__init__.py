@@ -6,10 +6,10 @@ try:
 except ImportError:
     raise ImportError("phalanx.integrations.flower needs Flower; pip install 'phalanx-train[flower]'") from None
 
+from phalanx.distributed.server.membership import Patience as Patience
 from phalanx.integrations.flower.client import client_app as client_app
 from phalanx.integrations.flower.strategy import FlowerStrategy as FlowerStrategy
 from phalanx.integrations.flower.strategy import Outcome as Outcome
 from phalanx.integrations.flower.strategy import server_app as server_app
 from phalanx.integrations.flower.strategy import strategy as strategy
 from phalanx.integrations.flower.world import FlowerWorld as FlowerWorld
-from phalanx.distributed.server.membership import Patience as Patience

@@ -10,17 +10,37 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from phalanx.core.trees import from_payload, memories_of, to_payload
-from phalanx.core.codec import WEIGHT
-from phalanx.training.worker_runtime import Desk
-from phalanx.core.expression import require
 from phalanx.attacks.faults import befallen
-from phalanx.integrations.flower.records import ABOUT, EXAMPLES, LOSS, MEMORY, METRICS, ORDER, OWN, PACKED, REMEMBERS, REPORT, ROUND, RUN, SHARED, WORKER, RunSource, array, array_of_bytes, carried, run_of
-from phalanx.training.phase import Run
+from phalanx.core.codec import WEIGHT
+from phalanx.core.expression import require
 from phalanx.core.packing import pack
+from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.integrations.flower.records import (
+    ABOUT,
+    EXAMPLES,
+    LOSS,
+    MEMORY,
+    METRICS,
+    ORDER,
+    OWN,
+    PACKED,
+    REMEMBERS,
+    REPORT,
+    ROUND,
+    RUN,
+    SHARED,
+    WORKER,
+    RunSource,
+    array,
+    array_of_bytes,
+    carried,
+    run_of,
+)
+from phalanx.training.phase import Run
+from phalanx.training.worker_runtime import WorkerRuntime
 
 STATE = "phalanx"  # the one record of a context's state, replaced in every round
-_desks: dict[str, Desk] = {}  # of the newest run; Flower starts a process for each message, Ray's stay
+_desks: dict[str, WorkerRuntime] = {}  # of the newest run; Flower starts a process for each message, Ray's stay
 
 
 def client_app(run: RunSource = None, *, mods: Sequence[Mod] = ()) -> ClientApp:
@@ -93,10 +113,10 @@ def _remembered(context: Context) -> dict[str, Any]:
     return kept if kept.pop("run_id", None) == str(context.run_id) else {}
 
 
-def _desk(run: Run) -> Desk:
+def _desk(run: Run) -> WorkerRuntime:
     """The desk of a run, which has its data at hand; no worker depends on what it did for another."""
     text = repr(run)
     if text not in _desks:
         _desks.clear()
-        _desks[text] = Desk(run, ())
+        _desks[text] = WorkerRuntime(run, ())
     return _desks[text]

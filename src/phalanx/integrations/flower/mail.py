@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from phalanx.integrations.flower.records import TEXT
 from phalanx.core.payload import BadPayload
+from phalanx.integrations.flower.records import TEXT
 
 
 def push(grid: Grid, messages: Sequence[Message]) -> list[str | None]:

@@ -12,10 +12,10 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from phalanx.core.codec import WEIGHT
-from phalanx.core.parser import parse
-from phalanx.training.phase import Run
 from phalanx.core.packing import pack, unpack
+from phalanx.core.parser import parse
 from phalanx.core.payload import BadPayload, Payload
+from phalanx.training.phase import Run
 
 ORDER, SHARED, OWN = "order", "shared", "own"  # a record to clients, and its arrays: the same for all, and one's own
 ABOUT, ROUND, RUN = "about", "round", "run"  # another, and its entries

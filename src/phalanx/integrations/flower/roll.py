@@ -10,10 +10,10 @@ from typing import Any
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from phalanx.integrations.flower.mail import arrived, push
-from phalanx.integrations.flower.records import METRICS, TEXT, WORKER, error_of
 from phalanx.core.payload import BadPayload
 from phalanx.distributed.server.membership import rests
+from phalanx.integrations.flower.mail import arrived, push
+from phalanx.integrations.flower.records import METRICS, TEXT, WORKER, error_of
 
 log = logging.getLogger("flwr.phalanx")  # shown wherever Flower's own lines are
 

@@ -14,15 +14,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
 from phalanx.core.codec import Gather
-from phalanx.core.wire_stage import Wire, check_server, stages_of
 from phalanx.core.expression import require
+from phalanx.core.wire_stage import WireStage, check_server, stages_of
+from phalanx.distributed.server.membership import Patience
 from phalanx.integrations.flower.records import RunSource, run_of
 from phalanx.integrations.flower.roll import log
 from phalanx.integrations.flower.world import FlowerWorld
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder
 from phalanx.training.trainer import Trainer
-from phalanx.distributed.server.membership import Patience
 
 PATIENCE = Patience(join_s=120.0, first_s=300.0, least_s=10.0, factor=3.0)  # a message is a process that starts
 
@@ -93,7 +93,7 @@ class FlowerStrategy(Strategy):
         run.check()
         for phase in run.phases:
             check_server(phase.scheme, phase.secure)
-            wires = [stage for stage in stages_of(phase.scheme) if isinstance(stage, Wire)]
+            wires = [stage for stage in stages_of(phase.scheme) if isinstance(stage, WireStage)]
             ok = all(isinstance(wire, Gather) for wire in wires)
             require(ok, f"Flower carries gather(...) only, as each question starts a process; got {wires!r}")
         ok = 1 <= min_clients <= run.workers

@@ -12,15 +12,28 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from phalanx.core.trees import from_payload, memories_of, to_payload
-from phalanx.integrations.flower.mail import arrived, push
-from phalanx.integrations.flower.records import ABOUT, MEMORY, ORDER, OWN, PACKED, ROUND, RUN, SHARED, Report, array, carried, report_of
-from phalanx.integrations.flower.roll import Node, Roll, log
 from phalanx.core.payload import BadPayload, Payload
+from phalanx.core.trees import from_payload, memories_of, to_payload
 from phalanx.distributed.server.membership import Patience
+from phalanx.integrations.flower.mail import arrived, push
+from phalanx.integrations.flower.records import (
+    ABOUT,
+    MEMORY,
+    ORDER,
+    OWN,
+    PACKED,
+    ROUND,
+    RUN,
+    SHARED,
+    Report,
+    array,
+    carried,
+    report_of,
+)
+from phalanx.integrations.flower.roll import Node, Roll, log
 
 if TYPE_CHECKING:
-    from phalanx.core.round_request import Opened
+    from phalanx.core.round_request import RoundRequest
 
 
 class FlowerWorld:
@@ -75,7 +88,7 @@ class FlowerWorld:
         """The worker and the id of each node that plays one."""
         return [{"workers": [worker], "node": node.id} for worker, node in self.roll.present.items()]
 
-    def begin(self, opened: Opened, run: str, memories: dict[str, Any]) -> None:
+    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
         """Sends every chosen worker its order."""
         self._began, self._reports = time.monotonic(), {}
         self._nodes = {w: node for w, node in self.roll.call(again=True).items() if w in set(opened.chosen)}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.expression import method, require
+from phalanx.core.surgery import Surgery
+from phalanx.core.trees import State
 from phalanx.lowrank.pruning.chains import Chain, chains
 from phalanx.lowrank.pruning.slim import cut, cuts_of, slim
-from phalanx.core.trees import State
-from phalanx.core.surgery import Surgery
 
 
 @method("early_bird", "surgery")

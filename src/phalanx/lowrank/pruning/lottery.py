@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.expression import method, require
-from phalanx.core.trees import State
 from phalanx.core.surgery import Surgery
+from phalanx.core.trees import State
 
 Masks = dict[str, Tensor]  # of the weights that may be set to zero, by name: which entries are not
 

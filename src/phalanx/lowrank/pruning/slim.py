@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.lowrank.pruning.chains import chains
 from phalanx.core.module_tensors import replace_tensors
+from phalanx.lowrank.pruning.chains import chains
 
 Kept = Mapping[str, Sequence[int]]  # by the name of a BatchNorm: its channels that stay, ascending
 Cuts = dict[str, dict[int, Tensor]]  # by the name of a parameter or buffer: what stays of a dimension

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from phalanx.core.parser import parse
+from phalanx.core.registry import suggest
+from phalanx.core.stage import check_scheme
 from phalanx.tools.advisor.link import Link
 from phalanx.tools.advisor.measure import num_units
 from phalanx.tools.advisor.model import BreakEven, Cost, Step, break_even, check_workers, predict
 from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import PLAIN
-from phalanx.core.parser import parse
-from phalanx.core.registry import suggest
-from phalanx.core.stage import check_scheme
 
 WORTH = 1.05  # a smaller speed-up is within the error of the prediction
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from phalanx.core.parser import parse
+from phalanx.data.dataset import Data
 from phalanx.tools.advisor.advise import redundancy
 from phalanx.tools.advisor.link import Link
 from phalanx.tools.advisor.measure import share
 from phalanx.tools.advisor.model import Step, predict
 from phalanx.tools.advisor.probe import Probe
-from phalanx.data.dataset import Data
-from phalanx.core.parser import parse
-from phalanx.training.phase import Run
 from phalanx.tools.report.collect import collect
+from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder
 
 WARM_ROUNDS = 3  # the first rounds compile kernels

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from phalanx.core.expression import require
+from phalanx.core.parser import parse
+from phalanx.core.wire_stage import stages_of
 from phalanx.tools.advisor.advise import WORTH, Advice, advise, redundancy
 from phalanx.tools.advisor.link import Link
 from phalanx.tools.advisor.model import Cost
@@ -16,9 +19,6 @@ from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import PLAIN
 from phalanx.tools.advisor.served import ENTRY_BYTES
 from phalanx.tools.advisor.simulation import simulate, straggling
-from phalanx.core.wire_stage import stages_of
-from phalanx.core.expression import require
-from phalanx.core.parser import parse
 
 SEED = 0  # of what is drawn in a simulation
 

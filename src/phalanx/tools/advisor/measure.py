@@ -11,25 +11,25 @@ from statistics import fmean, median, pstdev
 
 import torch
 
-from phalanx.attacks.adversary import Nobody
+from phalanx.attacks.adversary import NoAdversary
+from phalanx.core.parser import parse
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
+from phalanx.core.stage import Stage, TooFewRows, check_scheme
+from phalanx.core.trees import State
+from phalanx.core.world import World
+from phalanx.distributed.collectives import GroupCollectives, Kind, Recording
+from phalanx.distributed.job import Processes
+from phalanx.distributed.process_group import GroupWorld
 from phalanx.tools.advisor.link import MeasuredLink
 from phalanx.tools.advisor.model import Cost, Effort, Message
 from phalanx.tools.advisor.probe import KINDS, Probe
 from phalanx.tools.advisor.quality import PLAIN, quality
 from phalanx.tools.advisor.rehearse import Sample, rehearse
-from phalanx.distributed.job import Team
-from phalanx.core.parser import parse
+from phalanx.training.client_work import Gradient
 from phalanx.training.phase import Run, amend
 from phalanx.training.run_folder import about
-from phalanx.core.round import Round
-from phalanx.core.stack import Stack
-from phalanx.core.stage import Stage, TooFewRows, check_scheme
-from phalanx.core.trees import State
 from phalanx.training.trainer import Trainer
-from phalanx.training.client_work import Gradient
-from phalanx.core.world import World
-from phalanx.distributed.process_group import GroupWorld
-from phalanx.distributed.collectives import GroupLines, Kind, Recorder
 
 SMALLEST, FACTOR = 1024, 4  # bytes of a curve's first message, and how much longer the next one is
 CURVE_S = 15.0  # seconds after which a curve is not measured further
@@ -80,7 +80,7 @@ def share(run: Run) -> int:
 def measure(
     run: Run,
     schemes: Sequence[Stage],
-    team: Team,
+    team: Processes,
     repeats: int = 5,
     workers: int | None = None,
     work_s: float | None = None,
@@ -103,7 +103,7 @@ def measure(
     plans = [places(scheme, workers or max(team.size, NEAR), team.size == 1) for scheme in every]
     phase = replace(run.phases[0], scheme=plain)
     each = share(run)
-    run = replace(run, workers=team.size, byzantine=Nobody(), phases=(phase,))
+    run = replace(run, workers=team.size, byzantine=NoAdversary(), phases=(phase,))
     run = amend(run, "work.batch", each * team.size)
     trainer = Trainer(run, team.world(team.size))
     table = Table(trainer.world)
@@ -118,7 +118,7 @@ def measure(
     return Probe(run, _hosts(trainer.world), trainer.layout.d, each, work_s, link, costs, about())
 
 
-def num_told(schemes: Sequence[Stage], team: Team, repeats: int) -> int:
+def num_told(schemes: Sequence[Stage], team: Processes, repeats: int) -> int:
     """How often `measure` says what it does."""
     return 1 + (repeats + 1) * len({parse(PLAIN), *schemes}) + (team.size > 1)
 
@@ -202,7 +202,7 @@ def _effort(table: Table, n: int, samples: Sequence[Sample]) -> Effort:
 
 
 def _link(table: Table, costs: Sequence[Cost], repeats: int) -> MeasuredLink:
-    lines = Recorder(GroupLines())
+    lines = Recording(GroupCollectives())
     curves = {}
     for kind in KINDS:
         largest = max([SMALLEST * FACTOR, *(int(m.bytes) for c in costs for m in c.messages if m.kind == kind)])
@@ -210,7 +210,7 @@ def _link(table: Table, costs: Sequence[Cost], repeats: int) -> MeasuredLink:
     return MeasuredLink(lines.size, curves)
 
 
-def _curve(table: Table, lines: Recorder, kind: Kind, largest: int, repeats: int) -> tuple[tuple[int, float], ...]:
+def _curve(table: Table, lines: Recording, kind: Kind, largest: int, repeats: int) -> tuple[tuple[int, float], ...]:
     """Seconds of a collective for messages up to the largest that a scheme sends, or until time is up."""
     points: list[tuple[int, float]] = []
     spent, size, last = 0.0, SMALLEST, False
@@ -226,7 +226,7 @@ def _curve(table: Table, lines: Recorder, kind: Kind, largest: int, repeats: int
     return tuple(points)
 
 
-def _collective(table: Table, lines: Recorder, kind: Kind, size: int) -> float:
+def _collective(table: Table, lines: Recording, kind: Kind, size: int) -> float:
     # a new world knows no sizes yet, so that its last call carries the whole message
     world = GroupWorld(lines=lines)
     table.ready()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from phalanx.tools.advisor.link import PAYLOAD_RATIO, Link, Traffic, hops, volume
 from phalanx.core.expression import require
+from phalanx.tools.advisor.link import PAYLOAD_RATIO, Link, Traffic, hops, volume
 
 CONTROL_BYTES = 16  # the loss and the wish to stop that the processes exchange in every round
 

@@ -27,11 +27,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from phalanx.core.parser import parse
+from phalanx.distributed.collectives import Kind
 from phalanx.tools.advisor.link import MeasuredLink
 from phalanx.tools.advisor.model import Cost, Effort, Message
-from phalanx.core.parser import parse
 from phalanx.training.phase import Run
-from phalanx.distributed.collectives import Kind
 
 FORMAT = 1
 KINDS: tuple[Kind, ...] = ("gather", "reduce")

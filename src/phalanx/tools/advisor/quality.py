@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from phalanx.coding.group_vote import GroupVote
 from phalanx.aggregators.mean import Mean
-from phalanx.core.codec import Codec, Gather, Reduce
 from phalanx.codecs.error_feedback import ErrorFeedback
 from phalanx.coding.code import Code
+from phalanx.coding.group_vote import GroupVote
 from phalanx.coding.vote import Vote
+from phalanx.core.codec import Codec, Gather, Reduce
+from phalanx.core.stage import Chain, Stage
 from phalanx.core.transforms.momentum import Momentum
 from phalanx.lowrank.power_sgd import PowerSgd
-from phalanx.core.stage import Chain, Stage
 
 PLAIN = "chain(reduce(dense()))"  # what every other scheme is compared with
 

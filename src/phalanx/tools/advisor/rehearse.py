@@ -11,15 +11,15 @@ from itertools import cycle
 import torch
 
 from phalanx.core.clock import PARTS
-from phalanx.tools.advisor.model import Effort
-from phalanx.training.phase import Phase
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage
 from phalanx.core.trees import State
-from phalanx.training.trainer import Trainer
+from phalanx.distributed.collectives import Kind, Loopback, Recording
 from phalanx.distributed.process_group import GroupWorld
-from phalanx.distributed.collectives import Echo, Kind, Recorder
+from phalanx.tools.advisor.model import Effort
+from phalanx.training.phase import Phase
+from phalanx.training.trainer import Trainer
 
 # in round 0 a vote asks the first worker of each group for its payload, and all would send what this one sends
 WORKER, ROUND = 0, 0
@@ -63,7 +63,7 @@ def rehearse(
 
 
 def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, index: int) -> tuple[Sample, State]:
-    lines = Recorder(Echo(WORKER, n, _device(trainer)))
+    lines = Recording(Loopback(WORKER, n, _device(trainer)))
     round = Round(ROUND, trainer.config.seed + index, world=GroupWorld(n, lines=lines))
     began = time.perf_counter()
     result, state = phase.scheme(stack, state, round)

@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phalanx.coding.vote import DIGEST_BYTES, Vote
+from phalanx.core.parser import parse
+from phalanx.core.wire_stage import check_server, stages_of
 from phalanx.tools.advisor.model import Cost, Message
 from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import PLAIN
-from phalanx.core.wire_stage import check_server, stages_of
-from phalanx.core.parser import parse
 
 ENTRY_BYTES = 4  # of the model that a server sends
 ASK_BYTES = 64  # of the message that asks a worker for its payload

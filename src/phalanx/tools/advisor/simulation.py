@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from phalanx.core.expression import require
 from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line, Link, hops
 from phalanx.tools.advisor.model import Cost, Message
-from phalanx.core.expression import require
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phalanx.distributed.job import Processes
 from phalanx.tools.cli import asked, growth, redundancy
 from phalanx.tools.cli.asked import Batch, Data, Model, Precision, Schemes, Threads
 from phalanx.tools.cli.common import Json, print_json, said
-from phalanx.distributed.job import Team
 
 if TYPE_CHECKING:
     from phalanx.tools.advisor.link import Line, Link
@@ -212,8 +212,8 @@ def _measured(
         )
     check_workers(workers)
     wanted, run = asked.schemes(schemes), asked.configured(options, 1)
-    with asked.bar(num_told(wanted, Team(), repeats), Team()) as told:
-        return measure(run, wanted, Team(), repeats, workers, work_s, told)
+    with asked.bar(num_told(wanted, Processes(), repeats), Processes()) as told:
+        return measure(run, wanted, Processes(), repeats, workers, work_s, told)
 
 
 def _read(file: Path) -> Probe:

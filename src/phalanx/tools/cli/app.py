@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from phalanx_experiments.reproduce.command import reproduce
 
 import phalanx
+from phalanx.core.registry import entries, kinds, suggest
+from phalanx.distributed.job import leave
 from phalanx.tools.cli.advise import advise
-from phalanx.tools.cli.redteam import audit
 from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Seed, Settings, print_json, said
 from phalanx.tools.cli.factorize import factorize
 from phalanx.tools.cli.probe import probe
-from phalanx_experiments.reproduce.command import reproduce
+from phalanx.tools.cli.redteam import audit
 from phalanx.tools.cli.run import run
-from phalanx.distributed.job import leave
-from phalanx.core.registry import entries, kinds, suggest
 from phalanx.tools.report import tables
 from phalanx.tools.runner.request import requested
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phalanx.core.expression import require
-from phalanx.distributed.job import Team
+from phalanx.distributed.job import Processes
 
 if TYPE_CHECKING:
+    from phalanx.core.stage import Stage
     from phalanx.tools.advisor.link import Link
     from phalanx.tools.advisor.probe import Probe
     from phalanx.training.phase import Run
-    from phalanx.core.stage import Stage
 
 MODEL, DATA, BATCH, THREADS, PRECISION = "resnet18()", "cifar10()", 64, 1, "float32"
 
@@ -35,12 +35,12 @@ Repeats = Annotated[int, typer.Option(metavar="STEPS", show_default=False, help=
 
 def configured(options: dict[str, Any], n: int) -> Run:
     """A run of n workers with these options."""
-    from phalanx.tools.advisor.quality import PLAIN
+    from phalanx.core.parser import parse
     from phalanx.data.dataset import Data
     from phalanx.models.model import Model
-    from phalanx.core.parser import parse
-    from phalanx.training.phase import Phase, Run
+    from phalanx.tools.advisor.quality import PLAIN
     from phalanx.training.client_work import Gradient
+    from phalanx.training.phase import Phase, Run
 
     def named(text: str | None, default: str, kind: type, word: str) -> Any:
         text = default if text is None else text
@@ -59,8 +59,8 @@ def configured(options: dict[str, Any], n: int) -> Run:
 
 def schemes(texts: Sequence[str]) -> list[Stage]:
     """The schemes of these expressions, or a choice of all."""
-    from phalanx.tools.advisor.quality import DEFAULTS
     from phalanx.integrations.exchange import as_scheme
+    from phalanx.tools.advisor.quality import DEFAULTS
 
     return [as_scheme(text) for text in texts or DEFAULTS]
 
@@ -77,7 +77,7 @@ def no_options(options: dict[str, Any], sentence: str) -> None:
         raise ValueError(f"{sentence}; leave out {' and '.join(given)}")
 
 
-def bar(total: int, processes: Team) -> Any:
+def bar(total: int, processes: Processes) -> Any:
     """Progress on rank 0, within `with` a function of the words that say what comes next."""
     from phalanx.tools.report.progress import Steps
 

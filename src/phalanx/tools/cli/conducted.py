@@ -9,11 +9,11 @@ from functools import partial
 
 import typer
 
+from phalanx.distributed.job import Processes
 from phalanx.tools.cli.common import STOPPED
 from phalanx.tools.runner.process_pool import side_by_side
-from phalanx.distributed.job import Team
-from phalanx.training.interrupt import Interrupted
 from phalanx.tools.runner.study import Study, StudyFolder, conduct
+from phalanx.training.interrupt import Interrupted
 
 
 def conducted(
@@ -21,7 +21,7 @@ def conducted(
     folder: StudyFolder | None,
     finished: Sequence[str],
     again: Callable[[StudyFolder], str],
-    processes: Team,
+    processes: Processes,
     jobs: int = 1,
     tensorboard: bool = False,
 ) -> None:

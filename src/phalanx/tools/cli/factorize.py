@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.tools.cli.common import Json, print_json, said
 from phalanx.core.expression import require
+from phalanx.tools.cli.common import Json, print_json, said
 
 if TYPE_CHECKING:
     from phalanx.lowrank.plan import Plan

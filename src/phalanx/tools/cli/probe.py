@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phalanx.distributed.job import team
 from phalanx.tools.cli import asked
 from phalanx.tools.cli.asked import Batch, Data, Model, Precision, Repeats, Schemes, Threads
 from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Settings, print_json, said
-from phalanx.distributed.job import team
 
 if TYPE_CHECKING:
     from phalanx.tools.advisor.probe import Probe
@@ -48,8 +48,8 @@ def probe(
         -m phalanx probe quickstart --only mean
       phalanx probe --model mlp --data digits --json
     """
-    from phalanx.tools.advisor.measure import measure, num_told
     from phalanx.core.parser import parse
+    from phalanx.tools.advisor.measure import measure, num_told
     from phalanx.training.run_folder import write_json
 
     asked.check_repeats(repeats)

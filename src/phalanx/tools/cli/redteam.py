@@ -13,18 +13,18 @@ from typing import Annotated
 
 import typer
 
+from phalanx.core.expression import require
+from phalanx.distributed.job import Processes
 from phalanx.tools.cli.common import Json, Scale, Seed, Settings, check_jobs, print_json, said
 from phalanx.tools.cli.conducted import conducted
-from phalanx.tools.runner.process_pool import cores
-from phalanx.core.expression import require
-from phalanx.distributed.job import Team
-from phalanx.tools.runner.recipe import slug
 from phalanx.tools.redteam.audit import REPORT, Audit, Findings
 from phalanx.tools.redteam.order import audited
 from phalanx.tools.redteam.sheets import costs, fairness, verdicts
 from phalanx.tools.report import tables
-from phalanx.training.run_folder import new_folder
+from phalanx.tools.runner.process_pool import cores
+from phalanx.tools.runner.recipe import slug
 from phalanx.tools.runner.study import StudyFolder
+from phalanx.training.run_folder import new_folder
 
 USUAL = "edge-case-mnist"
 
@@ -142,7 +142,7 @@ def audit(
     made.order = order
     try:
         again = partial(_again, jobs)
-        conducted(study, made.folder, made.folder.finished(study), again, Team(), jobs)
+        conducted(study, made.folder, made.folder.finished(study), again, Processes(), jobs)
     finally:
         found = made.write()
     _report(found, as_json)

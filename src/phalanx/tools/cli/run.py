@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
+from phalanx.distributed.job import Processes, team
 from phalanx.tools.cli.common import Jobs, Json, Only, Recipe, Scale, Seed, Settings, check_jobs, print_json, said
 from phalanx.tools.cli.conducted import conducted
-from phalanx.distributed.job import Team, team
 from phalanx.tools.report import tables
 from phalanx.tools.runner.request import requested
-from phalanx.training.run_folder import event_writer
 from phalanx.tools.runner.study import Study, StudyFolder
+from phalanx.training.run_folder import event_writer
 
 
 @said
@@ -57,8 +57,8 @@ def run(
     \b
     Examples:
       phalanx run quickstart
-      phalanx run quickstart --scale smoke --set finish.lr=0.05 --seed 1
-      phalanx run quickstart --only krum --only median --set "byzantine=drawn(3)"
+      phalanx run quickstart --scale smoke --set optimizer.lr=0.05 --seed 1
+      phalanx run quickstart --only krum --only median --set "byzantine=random(3)"
       phalanx run robust-mnist --jobs 8
       phalanx run --resume runs/2026-01-31-120000-quickstart
       torchrun --nproc-per-node 4 -m phalanx run robust-mnist
@@ -81,23 +81,23 @@ def run(
 
 
 @contextmanager
-def _processes(server: bool, deadline: float) -> Iterator[Team | None]:
+def _processes(server: bool, deadline: float) -> Iterator[Processes | None]:
     """The processes of the job; None in those that guard a worker until the job is over."""
     if not server:
         with team() as processes:
             yield processes
         return
-    from phalanx.distributed.launcher import Jobs
+    from phalanx.distributed.launcher import Launcher
     from phalanx.distributed.server.membership import Patience
     from phalanx.training.worker_loop import attend
 
-    jobs, patience = Jobs(attend), Patience(least_s=deadline)
+    jobs, patience = Launcher(attend), Patience(least_s=deadline)
     if jobs.rank:
         jobs.guard()
         yield None
         return
     try:
-        yield Team(server=lambda workers: jobs.open(workers, patience))
+        yield Processes(server=lambda workers: jobs.open(workers, patience))
     finally:
         jobs.end()
 
@@ -129,7 +129,7 @@ def _open(
     return {"study": study.to_json(), "folder": str(folder.path), "finished": folder.finished(study)}
 
 
-def _again(processes: Team, jobs: int, folder: StudyFolder) -> str:
+def _again(processes: Processes, jobs: int, folder: StudyFolder) -> str:
     """The command that resumes."""
     if processes.size == 1 and processes.server is None:
         return f"phalanx run --resume {shlex.quote(str(folder.path))}{f' --jobs {jobs}' if jobs > 1 else ''}"

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.core.expression import require
+from phalanx.core.registry import suggest
 from phalanx.tools.redteam.advice import advice
 from phalanx.tools.redteam.gate import Outcome, exit_code, gate
 from phalanx.tools.redteam.policy import policy
 from phalanx.tools.redteam.verdict import Limits, Standing, standings
-from phalanx.core.registry import suggest
 from phalanx.tools.report.backdoors import cell_of, plot_backdoors
 from phalanx.tools.report.collect import Result, collect
-from phalanx.training.run_folder import write_json
 from phalanx.tools.runner.study import Study, StudyFolder
+from phalanx.training.run_folder import write_json
 
 REPORT = "report.html"
 

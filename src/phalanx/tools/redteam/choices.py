@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from phalanx.training.phase import Run
 from phalanx.tools.report.collect import Result
 from phalanx.tools.report.selected import holders
+from phalanx.training.phase import Run
 
 ENOUGH = 5.0  # rows of theirs that would have been taken at the others' rate, below which nothing is said
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import phalanx as px
 from phalanx.backdoors.attack_success import Backdoor
-from phalanx.training.parity import Parity
 from phalanx.core.expression import require
-from phalanx.tools.runner.measurement import Job
-from phalanx.training.phase import Run, amend
-from phalanx.tools.runner.recipe import slug
-from phalanx.tools.redteam.verdict import is_plain
 from phalanx.core.registry import suggest
+from phalanx.tools.redteam.verdict import is_plain
 from phalanx.tools.report.backdoors import QUIET, cell_of
+from phalanx.tools.runner.measurement import Job
+from phalanx.tools.runner.recipe import slug
+from phalanx.training.parity import Parity
+from phalanx.training.phase import Run, amend
 
 ASKED = 100  # clients that the exam of parity asks, as all of thousands would take longer than the training
 
@@ -28,7 +28,7 @@ def grid_of(source: str, jobs: Mapping[str, Job]) -> dict[str, Run]:
     """
     runs = {label: job for label, job in jobs.items() if isinstance(job, Run)}
     quiet = {rule for attack, rule in map(cell_of, runs) if attack == QUIET}
-    examined = all(any(isinstance(exam, Backdoor) for exam in run.exams) for run in runs.values())
+    examined = all(any(isinstance(exam, Backdoor) for exam in run.evaluators) for run in runs.values())
     paired = bool(runs) and all(rule in quiet for _, rule in map(cell_of, runs))
     require(
         len(runs) == len(jobs) and paired and examined,
@@ -40,9 +40,9 @@ def grid_of(source: str, jobs: Mapping[str, Job]) -> dict[str, Run]:
 
 def fairly(run: Run) -> Run:
     """The run with an exam of how equally it serves its clients."""
-    if any(isinstance(exam, Parity) for exam in run.exams):
+    if any(isinstance(exam, Parity) for exam in run.evaluators):
         return run
-    return replace(run, exams=(*run.exams, px.parity(ASKED if run.workers > ASKED else None)))
+    return replace(run, evaluators=(*run.evaluators, px.training.parity(ASKED if run.workers > ASKED else None)))
 
 
 def narrowed(runs: Mapping[str, Run], only: Sequence[str]) -> dict[str, Run]:

@@ -9,12 +9,12 @@ from typing import Any
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.core.expression import require
 from phalanx.core.parser import parse
-from phalanx.training.phase import Run
 from phalanx.tools.redteam.audit import Order
 from phalanx.tools.redteam.grid import grid_of, narrowed, seeded
 from phalanx.tools.redteam.own import YOURS, Terms, own_grid
 from phalanx.tools.runner.request import requested
 from phalanx.tools.runner.study import Study
+from phalanx.training.phase import Run
 
 
 def audited(

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import phalanx as px
-from phalanx.core.attack import Attack
-from phalanx.attacks.adversary import Nobody
+from phalanx.attacks.adversary import NoAdversary
 from phalanx.backdoors.edges import EdgeCases
-from phalanx.backdoors.shared import Shared
-from phalanx.core.wire_stage import Wire, stages_of
-from phalanx.data.partition import Partition
+from phalanx.backdoors.shared import SplitEdgeCases
+from phalanx.core.attack import Attack
 from phalanx.core.expression import require
+from phalanx.core.stage import Stage, chain
+from phalanx.core.wire_stage import WireStage, stages_of
+from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining
-from phalanx.training.phase import Phase, Run
 from phalanx.tools.redteam.grid import fairly
 from phalanx.tools.redteam.setting import ATTACKER, ATTACKS, Defence, Plan, place_of_wire, smuggled, standard
-from phalanx.training.client_sampler import Everyone, Selection
-from phalanx.core.stage import Stage, chain
+from phalanx.training.client_sampler import AllClients, ClientSampler
+from phalanx.training.phase import Phase, Run
 from phalanx.training.trainer import Trainer
 
 YOURS = "yours"
@@ -82,11 +82,11 @@ def own_grid(run: Run, terms: Terms) -> Own:
     base = fairly(
         replace(
             begun,
-            data=px.joined(begun.data, edges),
+            data=px.backdoors.with_edge_cases(begun.data, edges),
             partition=partition,
-            byzantine=px.fixed((ATTACKER,)),
+            byzantine=px.adversary.workers((ATTACKER,)),
             evaluate_every=min(begun.evaluate_every, max(1, begun.rounds // TESTS)),
-            exams=(*begun.exams, px.backdoor(edges, begun.data)),
+            evaluators=(*begun.evaluators, px.backdoors.backdoor(edges, begun.data)),
         )
     )
     known, mine = standard(norm, run.workers), behind(begun.phases[0].scheme)
@@ -114,7 +114,7 @@ def check(run: Run) -> None:
     """Raises ValueError unless a run is a federated setting that an audit can bring its attacker to."""
     phase = run.phases[-1]
     refused = "cannot be audited: "
-    honest = isinstance(run.byzantine, Nobody) and all(each.adversary is None for each in run.phases)
+    honest = isinstance(run.byzantine, NoAdversary) and all(each.adversary is None for each in run.phases)
     attacks = [stage for each in run.phases for stage in stages_of(each.scheme) if isinstance(stage, Attack)]
     require(honest and not attacks, f"the run {refused}it has an attacker already; leave byzantine=... and attacks out")
     local = phase.work
@@ -127,10 +127,10 @@ def check(run: Run) -> None:
     require(
         alone, f"the run {refused}several workers compute the same in {phase.scheme!r}, and an attacker is one client"
     )
-    wired = any(isinstance(stage, Wire) for stage in stages_of(phase.scheme))
+    wired = any(isinstance(stage, WireStage) for stage in stages_of(phase.scheme))
     require(wired, f"the run {refused}{phase.scheme!r} sums changes on the way; write chain(gather(dense()), mean())")
     count = phase.clients.count(run.workers)
-    enough = isinstance(phase.clients, Everyone) or count < run.workers
+    enough = isinstance(phase.clients, AllClients) or count < run.workers
     require(
         enough and run.workers >= 2,
         f"the run {refused}it needs a client beside the attacker for every place; {count} of {run.workers} take part",
@@ -159,27 +159,29 @@ def _begun(run: Run) -> Run:
     """The run without the phases before the last one, beginning with the model that they make."""
     if len(run.phases) == 1:
         return run
-    before = px.trained(replace(run, phases=run.phases[:-1], exams=(), observers=()))
+    before = px.training.pretrained(replace(run, phases=run.phases[:-1], evaluators=(), observers=()))
     return replace(run, model=before, phases=run.phases[-1:])
 
 
 def _shared(run: Run, terms: Terms) -> tuple[EdgeCases, Partition]:
     """The edge cases with the honest clients' part, and who has what."""
     edges = terms.edges
-    if terms.attacker < 1 and not isinstance(edges, Shared):
+    if terms.attacker < 1 and not isinstance(edges, SplitEdgeCases):
         have = edges.load(run.data.load())
         total = len(have) if have.origins is None else len(have.origins.unique())
         mine = min(total, max(1, round(terms.attacker * total)))
-        edges = px.shared(edges, ratio=mine / total, attacker=mine) if mine < total else edges
+        edges = px.backdoors.split_edge_cases(edges, ratio=mine / total, attacker=mine) if mine < total else edges
     held = edges.load(run.data.load()).held
     if held is None:
         return edges, run.partition
-    return edges, px.dealt(run.partition, clients=max(1, min(len(held[1]), run.workers // TENTH)), drawn=True)
+    return edges, px.backdoors.assign_added(
+        run.partition, clients=max(1, min(len(held[1]), run.workers // TENTH)), drawn=True
+    )
 
 
 def _plans(run: Run) -> dict[str, Plan | None]:
     """The attacks; where everybody takes part the attacker always does."""
-    if not isinstance(run.phases[0].clients, Everyone):
+    if not isinstance(run.phases[0].clients, AllClients):
         return dict(ATTACKS)
     return {name: plan for name, plan in ATTACKS.items() if plan is None or not plan.often}
 
@@ -194,20 +196,23 @@ def _attacked(base: Run, begun: Run, edges: EdgeCases, terms: Terms, rule: Defen
         phase = replace(phase, adversary=foe)
         scheme = smuggled(scheme, rule.rule, plan, boost)
     clients = _turns(phase, count, terms.every, plan)
-    run = replace(base, phases=(replace(phase, scheme=scheme, clients=px.always(clients) if rule.root else clients),))
+    run = replace(
+        base,
+        phases=(replace(phase, scheme=scheme, clients=px.federated.with_fixed(clients) if rule.root else clients),),
+    )
     if rule.root:
         # the server plays a worker of its own
-        run = replace(run, workers=run.workers + 1, partition=px.reserved(run.partition, rule.root))
+        run = replace(run, workers=run.workers + 1, partition=px.data.reserve(run.partition, rule.root))
     return run
 
 
-def _turns(phase: Phase, count: int, every: int, plan: Plan | None) -> Selection:
+def _turns(phase: Phase, count: int, every: int, plan: Plan | None) -> ClientSampler:
     """Who takes part: the attacker in its rounds, and the same honest clients in the others with and without it."""
-    if isinstance(phase.clients, Everyone):
+    if isinstance(phase.clients, AllClients):
         return phase.clients
     if plan is None:
-        return px.infiltrated(count, (ATTACKER,), every=every, first=phase.rounds)
-    return px.infiltrated(count, (ATTACKER,), every=plan.every or every)
+        return px.federated.with_attackers(count, (ATTACKER,), every=every, first=phase.rounds)
+    return px.federated.with_attackers(count, (ATTACKER,), every=plan.every or every)
 
 
 def _foe(phase: Phase, run: Run, edges: EdgeCases, radius: float, plan: Plan):
@@ -215,10 +220,10 @@ def _foe(phase: Phase, run: Run, edges: EdgeCases, radius: float, plan: Plan):
     assert isinstance(local, LocalTraining)
     if plan.inside:
         longer = {"steps": LONGER * local.steps} if local.steps is not None else {"epochs": LONGER * local.epochs}
-        local = replace(local, ball=px.ball(radius), **longer)
+        local = replace(local, ball=px.federated.ball(radius), **longer)
     amount = len(edges.load(run.data.load()))
     clean = min(CLEAN * amount, len(run.data.load().train_y))
-    return px.poisoned(local, edges, run.data, clean=clean)
+    return px.backdoors.poisoned(local, edges, run.data, clean=clean)
 
 
 def _before(scheme: Stage) -> Sequence[Stage]:

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from phalanx.training.phase import Run
 from phalanx.tools.redteam.audit import Findings
 from phalanx.tools.redteam.drawn import Line, panel, style
 from phalanx.tools.redteam.gate import Outcome
@@ -16,6 +15,7 @@ from phalanx.tools.redteam.threat import adversary, rule, situation
 from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
 from phalanx.tools.report.backdoors import QUIET, cell_of, cells, rates
 from phalanx.tools.report.markup import Markup, document, joined, table, tag
+from phalanx.training.phase import Run
 
 CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "costly", SURVIVES: "survives"}
 

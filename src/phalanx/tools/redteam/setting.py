@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 
 import phalanx as px
 from phalanx.backdoors.edges import EdgeCases
-from phalanx.core.wire_stage import Wire, stages_of
+from phalanx.core.stage import Stage
+from phalanx.core.wire_stage import WireStage, stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Partition
-from phalanx.training.evaluator import Exam
 from phalanx.federated.local_training import LocalTraining
 from phalanx.models.model import Model
+from phalanx.training.client_sampler import ClientSampler
+from phalanx.training.evaluator import Evaluator
 from phalanx.training.phase import Phase, Run
-from phalanx.training.client_sampler import Selection
-from phalanx.core.stage import Stage
 
 ATTACKER = 0  # the adversary's worker
 NONE = "none"
@@ -29,7 +29,7 @@ class Setting:
 
     Args:
         data: before honest clients are given edge cases.
-        model: that the first attacked round begins with; `trained(...)` makes it a good one.
+        model: that the first attacked round begins with; `pretrained(...)` makes it a good one.
         workers: honest ones and the attacker, of whom `clients` take part in a round.
         local: how honest clients train.
         epochs: of the attacker where it knows the protocol.
@@ -42,7 +42,7 @@ class Setting:
         held: data with the edge cases that honest clients hold; None is `data` joined with none of them.
         partition: who has what of `held`.
         augment: of all clients' examples.
-        exams: besides that of the backdoor.
+        evaluators: besides that of the backdoor.
     """
 
     data: Data
@@ -60,11 +60,11 @@ class Setting:
     amount: int | None = None
     mix: bool = True
     held: Data | None = None
-    partition: Partition = field(default_factory=lambda: px.dirichlet(0.5))
+    partition: Partition = field(default_factory=lambda: px.data.dirichlet(0.5))
     evaluate_every: int = 2
     precision: str = "float32"
     augment: Augment | None = None
-    exams: tuple[Exam, ...] = ()
+    evaluators: tuple[Evaluator, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,56 +135,62 @@ def standard(norm: float, workers: int, f: int = 1) -> dict[str, Defence]:
         f: attackers of a round.
     """
     return {
-        "FedAvg": Defence(px.mean(), 10 * norm),
-        "norm clipping": Defence(px.chain(px.clip(2 * norm), px.mean()), 2 * norm),
-        "tight norm clipping": Defence(px.chain(px.clip(norm), px.mean()), norm),
-        "adaptive norm clipping": Defence(px.chain(px.adaptive_clip("median"), px.mean()), norm),
-        "weak DP": Defence(px.chain(px.clip(2 * norm), px.mean(), px.noise(0.002)), 2 * norm),
-        "RFA": Defence(px.geometric_median(), 2 * norm),
-        "trimmed mean": Defence(px.trimmed_mean(f=f), norm),
-        "median": Defence(px.median(), norm),
-        "Multi-Krum": Defence(px.multi_krum(f=f), norm),
-        "Krum": Defence(px.krum(f=f), 0.4 * norm),
-        "NNM + trimmed mean": Defence(px.chain(px.nnm(f=f), px.trimmed_mean(f=f)), norm),
-        "centered clipping": Defence(px.centered_clip(tau=norm), norm),
-        "FoolsGold": Defence(px.foolsgold(), 10 * norm),
-        "FLAME": Defence(px.flame(), norm),
-        "FLTrust, 100 samples": Defence(px.fltrust(root=workers), norm, root=100),
+        "FedAvg": Defence(px.aggregators.mean(), 10 * norm),
+        "norm clipping": Defence(px.chain(px.clip(2 * norm), px.aggregators.mean()), 2 * norm),
+        "tight norm clipping": Defence(px.chain(px.clip(norm), px.aggregators.mean()), norm),
+        "adaptive norm clipping": Defence(
+            px.chain(px.aggregators.adaptive_clip("median"), px.aggregators.mean()), norm
+        ),
+        "weak DP": Defence(px.chain(px.clip(2 * norm), px.aggregators.mean(), px.noise(0.002)), 2 * norm),
+        "RFA": Defence(px.aggregators.geometric_median(), 2 * norm),
+        "trimmed mean": Defence(px.aggregators.trimmed_mean(f=f), norm),
+        "median": Defence(px.aggregators.median(), norm),
+        "Multi-Krum": Defence(px.aggregators.multi_krum(f=f), norm),
+        "Krum": Defence(px.aggregators.krum(f=f), 0.4 * norm),
+        "NNM + trimmed mean": Defence(px.chain(px.aggregators.nnm(f=f), px.aggregators.trimmed_mean(f=f)), norm),
+        "centered clipping": Defence(px.aggregators.centered_clip(tau=norm), norm),
+        "FoolsGold": Defence(px.aggregators.foolsgold(), 10 * norm),
+        "FLAME": Defence(px.aggregators.flame(), norm),
+        "FLTrust, 100 samples": Defence(px.aggregators.fltrust(root=workers), norm, root=100),
     }
 
 
 def attacked(setting: Setting, defence: Defence, plan: Plan | None) -> Run:
     """Training under a defence while the adversary carries out a plan; without one, honest clients are the same."""
-    held = setting.held or px.joined(setting.data, setting.edges)
-    return px.run(
+    held = setting.held or px.backdoors.with_edge_cases(setting.data, setting.edges)
+    return px.Run(
         held,
         setting.model,
         (_phase(setting, defence, plan),),
         workers=setting.workers + bool(defence.root),
-        byzantine=px.drawn(plan.pool) if plan is not None and plan.pool else px.fixed((ATTACKER,)),
-        partition=px.reserved(setting.partition, defence.root) if defence.root else setting.partition,
+        byzantine=px.adversary.random(plan.pool)
+        if plan is not None and plan.pool
+        else px.adversary.workers((ATTACKER,)),
+        partition=px.data.reserve(setting.partition, defence.root) if defence.root else setting.partition,
         augment=setting.augment,
         precision=setting.precision,  # type: ignore[arg-type]
         evaluate_every=setting.evaluate_every,
-        observers=(px.norms(arrived=True),),
-        exams=(px.backdoor(setting.edges, setting.data), *setting.exams),
+        observers=(px.training.norms(arrived=True),),
+        evaluators=(px.backdoors.backdoor(setting.edges, setting.data), *setting.evaluators),
     )
 
 
 def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     rounds = setting.often if plan is not None and plan.often else setting.rounds
-    honest = px.fedavg(setting.local, rounds, rule=defence.rule)
-    calm = px.infiltrated(setting.clients, (ATTACKER,), every=setting.every, first=rounds)
+    honest = px.federated.fedavg(setting.local, rounds, rule=defence.rule)
+    calm = px.federated.with_attackers(setting.clients, (ATTACKER,), every=setting.every, first=rounds)
     if plan is None:
         return replace(honest, clients=_with_root(calm, defence))
     boost = plan.boost(setting.clients)
     local = setting.local
     if plan.inside:
-        local = replace(local, epochs=setting.epochs, ball=px.ball(defence.radius / boost, decay=defence.decay))
-    foe = px.poisoned(local, setting.edges, setting.data, setting.clean, setting.amount, setting.mix)
-    clients: Selection = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
+        local = replace(
+            local, epochs=setting.epochs, ball=px.federated.ball(defence.radius / boost, decay=defence.decay)
+        )
+    foe = px.backdoors.poisoned(local, setting.edges, setting.data, setting.clean, setting.amount, setting.mix)
+    clients: ClientSampler = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
     if plan.pool:
-        clients = px.sampled(setting.clients)
+        clients = px.federated.uniform(setting.clients)
     scheme = smuggled(honest.scheme, defence.rule, plan, boost)
     return replace(honest, scheme=scheme, clients=_with_root(clients, defence), adversary=foe)
 
@@ -197,15 +203,15 @@ def smuggled(scheme: Stage, rule: Stage, plan: Plan, boost: float) -> Stage:
     """
     stages = stages_of(scheme)
     wire = place_of_wire(stages)
-    attacks: list[Stage] = [px.replacement(boost)] if boost != 1 else []
-    attacks += [px.tailored(rule)] if plan.knows else []
+    attacks: list[Stage] = [px.attacks.replacement(boost)] if boost != 1 else []
+    attacks += [px.attacks.adaptive(rule)] if plan.knows else []
     return px.chain(*stages[:wire], *attacks, *stages[wire:])
 
 
 def place_of_wire(stages: Sequence[Stage]) -> int:
     """Where in a chain rows are sent."""
-    return next(i for i, stage in enumerate(stages) if isinstance(stage, Wire))
+    return next(i for i, stage in enumerate(stages) if isinstance(stage, WireStage))
 
 
-def _with_root(clients: Selection, defence: Defence) -> Selection:
-    return px.always(clients) if defence.root else clients
+def _with_root(clients: ClientSampler, defence: Defence) -> ClientSampler:
+    return px.federated.with_fixed(clients) if defence.root else clients

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 from phalanx.attacks.replacement import Replacement
-from phalanx.attacks.tailored import Tailored
-from phalanx.backdoors.joined import Joined
+from phalanx.attacks.tailored import Adaptive
+from phalanx.backdoors.joined import WithEdgeCases
 from phalanx.backdoors.poisoned import Poisoned
-from phalanx.core.wire_stage import Wire, stages_of
+from phalanx.core.wire_stage import WireStage, stages_of
+from phalanx.training.client_sampler import AllClients, WithAttackers, WithFixed
 from phalanx.training.phase import Phase, Run
-from phalanx.training.client_sampler import Always, Everyone, Infiltrated
 
 
 def situation(run: Run) -> list[tuple[str, str]]:
     """What honest clients do, as pairs of a heading and words."""
     phase, data = run.phases[-1], run.data
-    apart = [("edge cases", repr(data.edges))] if isinstance(data, Joined) else []
+    apart = [("edge cases", repr(data.edges))] if isinstance(data, WithEdgeCases) else []
     return [
-        ("data", repr(data.data if isinstance(data, Joined) else data)),
+        ("data", repr(data.data if isinstance(data, WithEdgeCases) else data)),
         *apart,
         ("who has what", repr(run.partition)),
         ("model", repr(run.model)),
@@ -47,12 +47,12 @@ def adversary(run: Run) -> list[str]:
                 f"it trains for {passes} and keeps its weights within {foe.local.ball.radius:g} of the global model's"
             )
     for stage in stages_of(phase.scheme):
-        if isinstance(stage, Wire):
+        if isinstance(stage, WireStage):
             break
         if isinstance(stage, Replacement):
             factor = "the clients of the round, by examples" if stage.boost is None else f"{stage.boost:g}"
             said.append(f"it sends its change times {factor}")
-        if isinstance(stage, Tailored):
+        if isinstance(stage, Adaptive):
             said.append("it knows the rule, sees what honest clients send, and fits its own length to both")
     return said
 
@@ -60,14 +60,14 @@ def adversary(run: Run) -> list[str]:
 def rule(run: Run) -> str:
     """What stands behind the wire."""
     stages = stages_of(run.phases[-1].scheme)
-    place = next((i for i, stage in enumerate(stages) if isinstance(stage, Wire)), -1)
+    place = next((i for i, stage in enumerate(stages) if isinstance(stage, WireStage)), -1)
     return ", ".join(map(repr, stages[place + 1 :]))
 
 
 def _often(phase: Phase) -> str:
-    clients = phase.clients.others if isinstance(phase.clients, Always) else phase.clients
-    if isinstance(clients, Infiltrated):
+    clients = phase.clients.others if isinstance(phase.clients, WithFixed) else phase.clients
+    if isinstance(clients, WithAttackers):
         count = len(clients.attackers)
         turn = "in every round" if clients.every == 1 else f"in one round of {clients.every}"
         return f"{count} client{'s' if count > 1 else ''} of {clients.clients} in a round, {turn}"
-    return "in every round, as all clients" if isinstance(clients, Everyone) else f"whenever drawn by {clients!r}"
+    return "in every round, as all clients" if isinstance(clients, AllClients) else f"whenever drawn by {clients!r}"

@@ -9,12 +9,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from phalanx.aggregators.mean import Mean
-from phalanx.core.wire_stage import Wire, stages_of
 from phalanx.core.expression import require
-from phalanx.training.phase import Run
+from phalanx.core.wire_stage import WireStage, stages_of
 from phalanx.tools.redteam.choices import Choices, choices
 from phalanx.tools.report.backdoors import QUIET, cell_of, cells, excess, main_accuracy, rates, taken, window, within
 from phalanx.tools.report.collect import Result
+from phalanx.training.phase import Run
 
 BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES = "broken", "not known", "unfair", "costly", "survives"
 WORDS = (BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES)  # the worst first
@@ -157,7 +157,7 @@ def standings(planned: Mapping[str, Run], results: Sequence[Result], limits: Lim
 def is_plain(run: Run) -> bool:
     """Whether nothing but a mean stands behind the wire."""
     stages = stages_of(run.phases[-1].scheme)
-    behind = [i for i, stage in enumerate(stages) if isinstance(stage, Wire)]
+    behind = [i for i, stage in enumerate(stages) if isinstance(stage, WireStage)]
     return bool(behind) and stages[behind[0] + 1 :] == (Mean(),)
 
 

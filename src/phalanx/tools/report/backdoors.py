@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from phalanx.training.phase import Run
 from phalanx.tools.report.collect import Result
 from phalanx.tools.report.plots import figure, save, tidy
 from phalanx.tools.report.sheet import Sheet
-from phalanx.training.client_sampler import Infiltrated
+from phalanx.training.client_sampler import WithAttackers
+from phalanx.training.phase import Run
 
 QUIET = "none"
 Cells = dict[tuple[str, str], dict[int, Result]]  # by attack and rule, then by seed
@@ -53,7 +53,7 @@ def window(result: Result) -> tuple[int, int]:
     hit = [i for i, phase in enumerate(made.phases) if phase.adversary is not None]
     first = hit[0] if hit else 0
     before, clients = sum(phase.rounds for phase in made.phases[:first]), made.phases[first].clients
-    stays = clients.rounds if hit and isinstance(clients, Infiltrated) else None
+    stays = clients.rounds if hit and isinstance(clients, WithAttackers) else None
     after = made.rounds if stays is None else min(made.rounds, before + stays)
     return before + (after - before) // 2, after
 
@@ -70,7 +70,7 @@ def excess(run: Result, quiet: Result | None, key: str = "attack_success") -> fl
         return None
     rounds, made = window(run), run.job
     assert isinstance(made, Run)
-    asked = repr(made.exams[0]) if made.exams else None
+    asked = repr(made.evaluators[0]) if made.evaluators else None
     got, floor = (within(rates(each, key, asked), rounds) for each in (run, quiet))
     return None if got is None or floor is None else got - floor
 

@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from phalanx.tools.runner.measurement import Job, parse_job
 from phalanx.core.registry import entries
+from phalanx.tools.runner.measurement import Job, parse_job
 from phalanx.training.run_folder import RunFolder
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from phalanx.training.observers.observer import Observer
 from phalanx.core.parser import parse
 from phalanx.tools.report.collect import Result
+from phalanx.training.observers.observer import Observer
 
 
 def observed(result: Result, kind: type[Observer]) -> dict[Any, dict[int, dict[str, Any]]]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from phalanx.tools.report.tables import console, percent, seconds, size
 from phalanx.tools.runner.measurement import Job
 from phalanx.training.phase import Run
-from phalanx.tools.report.tables import console, percent, seconds, size
 
 
 @dataclass

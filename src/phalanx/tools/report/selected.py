@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from phalanx.training.phase import Run
 from phalanx.tools.report.collect import Result
+from phalanx.training.phase import Run
 
 Role = Literal["attacker", "honest, edge cases", "honest"]
 ROLES: tuple[Role, ...] = ("attacker", "honest, edge cases", "honest")

@@ -15,8 +15,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from phalanx.training.interrupt import Interrupted, stop_requests
 from phalanx.tools.runner.study import Study, StudyFolder, Watcher
+from phalanx.training.interrupt import Interrupted, stop_requests
 
 TRIES = 2  # of a job whose process dies; the second one goes on from the checkpoint
 _LOOK_S = 0.1  # between two looks at whether a stop was asked for
@@ -30,7 +30,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Hand:
+class WorkerProcess:
     """A process that does jobs of a study, one after the other, and says how they go on.
 
     It is in a session of its own, so that a Ctrl-C reaches only whoever commands it, and it stops by itself when that
@@ -42,9 +42,15 @@ class Hand:
     """
 
     def __init__(
-        self, folder: StudyFolder, lock: int, tensorboard: bool, said: SimpleQueue[tuple[Hand, Message | None]]
+        self, folder: StudyFolder, lock: int, tensorboard: bool, said: SimpleQueue[tuple[WorkerProcess, Message | None]]
     ) -> None:
-        command = [sys.executable, "-m", "phalanx.tools.runner.worker_process", str(folder.path), *(["--tensorboard"] if tensorboard else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "phalanx.tools.runner.worker_process",
+            str(folder.path),
+            *(["--tensorboard"] if tensorboard else []),
+        ]
         self.label, self._said = "", said
         self.process = subprocess.Popen(
             command,
@@ -88,7 +94,7 @@ class Hand:
         self._said.put((self, None))
 
 
-class Crew:
+class ProcessPool:
     """Hands at work on a study.
 
     Args:
@@ -108,8 +114,8 @@ class Crew:
         self.study, self.folder, self.watcher = study, folder, watcher
         self.waiting = deque(label for label in study.jobs if label not in finished)
         self._limit, self._lock, self._tensorboard = jobs, lock, tensorboard
-        self._said: SimpleQueue[tuple[Hand, Message | None]] = SimpleQueue()
-        self._hands: list[Hand] = []
+        self._said: SimpleQueue[tuple[WorkerProcess, Message | None]] = SimpleQueue()
+        self._hands: list[WorkerProcess] = []
         self._tries: Counter[str] = Counter()
         self.lost: dict[str, str] = {}  # how the last process of a job died
         self.wrong = ""  # the first error of a job
@@ -140,7 +146,7 @@ class Crew:
             if idle is None and len(self._hands) >= self._limit:
                 return
             if idle is None:
-                idle = Hand(self.folder, self._lock, self._tensorboard, self._said)
+                idle = WorkerProcess(self.folder, self._lock, self._tensorboard, self._said)
                 self._hands.append(idle)
             label = self.waiting.popleft()
             self._tries[label] += 1
@@ -151,7 +157,7 @@ class Crew:
             self._hands.remove(hand)
             hand.leave(_GRACE_S)
 
-    def _hear(self, hand: Hand, message: Message | None) -> None:
+    def _hear(self, hand: WorkerProcess, message: Message | None) -> None:
         if hand not in self._hands:
             return
         if message is None:
@@ -170,7 +176,7 @@ class Crew:
         elif self.watcher is not None and "told" in message:
             self.watcher.told(hand.label, message["told"])
 
-    def _mourn(self, hand: Hand) -> None:
+    def _mourn(self, hand: WorkerProcess) -> None:
         """A hand has ended: its job, if it had one, is begun again or given up."""
         label, code = hand.label, hand.process.returncode
         if not label or self.stopping:
@@ -205,7 +211,7 @@ def side_by_side(
     for label in finished:
         if watcher is not None:
             watcher.end(label, folder.summary(label) or {})
-    crew = Crew(study, finished, folder, watcher, jobs, lock, tensorboard)
+    crew = ProcessPool(study, finished, folder, watcher, jobs, lock, tensorboard)
     with stop_requests() as stop:
         crew.work(stop)
     if crew.wrong:

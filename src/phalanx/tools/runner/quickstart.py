@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import phalanx as px
 from phalanx.core.gate import Gate
-from phalanx.training.phase import Run
-from phalanx.tools.runner.recipe import recipe
 from phalanx.core.stage import Stage
+from phalanx.tools.runner.recipe import recipe
+from phalanx.training.phase import Run
 
 GATE = px.gate()
 # after 200 rounds Krum, which learns from one worker's 32 samples, is more than 3 points behind in 1 of 7 seeds
@@ -21,29 +21,29 @@ def quickstart(scale: str) -> dict[str, Run]:
     """Digits, 15 workers of which 3 send reversed gradients: the mean breaks, robust rules do not."""
 
     def attacked(*rule: Stage, gate: Gate = GATE) -> Run:
-        phase = px.phase(
-            work=px.gradient(batch=480),
-            scheme=px.chain(px.reverse(c=100), px.gather(px.dense(), gate=gate), *rule),
+        phase = px.Phase(
+            work=px.training.gradient(batch=480),
+            scheme=px.chain(px.attacks.reverse(c=100), px.gather(px.codecs.dense(), gate=gate), *rule),
             # with momentum, or a larger step on a smaller batch, Krum and the median fall behind on these data
-            finish=px.sgd(lr=0.1),
+            optimizer=px.optim.sgd(lr=0.1),
             rounds=ROUNDS[scale],
         )
-        return px.run(
-            data=px.digits(),
-            model=px.mlp(hidden=(64,)),
+        return px.Run(
+            data=px.data.digits(),
+            model=px.models.mlp(hidden=(64,)),
             phases=(phase,),
             # no two of them in one vote group: with a random set the vote loses a group in 2 of 5 draws
-            byzantine=px.spread(3),
+            byzantine=px.adversary.evenly_spaced(3),
             evaluate_every=10,
         )
 
     return {
-        "mean, no attack": replace(attacked(px.mean()), byzantine=px.nobody()),
+        "mean, no attack": replace(attacked(px.aggregators.mean()), byzantine=px.adversary.none()),
         # what plain data parallel training does: any finite row counts
-        "mean": attacked(px.mean(), gate=px.gate(limit=1e38)),
-        "median": attacked(px.median()),
-        "trimmed mean": attacked(px.trimmed_mean(f=3)),
-        "krum": attacked(px.krum(f=3)),
-        "geometric median": attacked(px.geometric_median()),
-        "group vote r=3": attacked(px.group_vote(r=3), px.mean()),
+        "mean": attacked(px.aggregators.mean(), gate=px.gate(limit=1e38)),
+        "median": attacked(px.aggregators.median()),
+        "trimmed mean": attacked(px.aggregators.trimmed_mean(f=3)),
+        "krum": attacked(px.aggregators.krum(f=3)),
+        "geometric median": attacked(px.aggregators.geometric_median()),
+        "group vote r=3": attacked(px.coding.group_vote(r=3), px.aggregators.mean()),
     }

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phalanx.tools.runner.measurement import Job
-from phalanx.training.phase import Run
 from phalanx.core.registry import suggest
 from phalanx.tools.report.collect import Result
 from phalanx.tools.report.plots import plot_study
 from phalanx.tools.report.sheet import Sheet
+from phalanx.tools.runner.measurement import Job
+from phalanx.training.phase import Run
 
 Build = Callable[[str], Mapping[str, Job]]
 Plot = Callable[[Sequence[Result], str, Path], None]  # results, title, PNG to write

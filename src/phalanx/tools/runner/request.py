@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from phalanx.tools.runner.measurement import Job, parse_job
 from phalanx.core.parser import parse_value
-from phalanx.training.phase import NoField, amend
-from phalanx.tools.runner.recipe import find, recipes, slug
 from phalanx.core.registry import suggest
+from phalanx.tools.runner.measurement import Job, parse_job
+from phalanx.tools.runner.recipe import find, recipes, slug
 from phalanx.tools.runner.study import Study
+from phalanx.training.phase import NoField, amend
 
 ALONE = "run"  # label of a run that no recipe names
 
@@ -94,7 +94,7 @@ def _set(jobs: dict[str, Job], setting: str) -> tuple[dict[str, Job], list[str]]
     """The jobs with a setting where they have its path, and the labels of those that have not."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
-        raise ValueError(f"--set takes path=value, such as finish.lr=0.05, got {setting!r}")
+        raise ValueError(f"--set takes path=value, such as optimizer.lr=0.05, got {setting!r}")
     value = parse_value(text)
     changed: dict[str, Job] = {}
     without, error = [], None

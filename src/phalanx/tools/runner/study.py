@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from phalanx.distributed.job import Team
 from phalanx.core.folder_lock import held
-from phalanx.tools.runner.measurement import Job, Measurement, parse_job
 from phalanx.core.optional import MissingPackage
-from phalanx.training.phase import Run
-from phalanx.tools.runner.recipe import nothing, recipes, slug
+from phalanx.distributed.job import Processes
 from phalanx.tools.report.collect import collect
 from phalanx.tools.report.measured import measured_tables, no_plot
 from phalanx.tools.report.plots import plot_study
 from phalanx.tools.report.sheet import Sheet
+from phalanx.tools.runner.measurement import Job, Measurement, parse_job
+from phalanx.tools.runner.recipe import nothing, recipes, slug
+from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder, about, new_folder, write_json
 from phalanx.training.trainer import Listener, train
 
@@ -190,7 +190,7 @@ class Watcher(Protocol):
 def conduct(
     study: Study,
     finished: Sequence[str],
-    team: Team,
+    team: Processes,
     folder: StudyFolder | None,
     watcher: Watcher | None,
     tensorboard: bool = False,
@@ -221,7 +221,7 @@ def conduct(
 
 
 def perform(
-    job: Job, team: Team, target: RunFolder | None, listener: Listener | None, told: Callable[[str], None] | None
+    job: Job, team: Processes, target: RunFolder | None, listener: Listener | None, told: Callable[[str], None] | None
 ) -> None:
     """Trains or measures one job, from where its folder has it.
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from phalanx.distributed.job import Team
-from phalanx.training.run_folder import RunFolder
-from phalanx.training.interrupt import Interrupted
+from phalanx.distributed.job import Processes
 from phalanx.tools.runner.study import StudyFolder, perform
+from phalanx.training.interrupt import Interrupted
+from phalanx.training.run_folder import RunFolder
 
 
 class Orders:
@@ -67,7 +67,7 @@ def main(path: Path, tensorboard: bool) -> None:
     for label in orders:
         target = RunFolder(folder.run_path(label), tensorboard)
         try:
-            perform(jobs[label], Team(), target, lambda line: say(round=line), lambda words: say(told=words))
+            perform(jobs[label], Processes(), target, lambda line: say(round=line), lambda words: say(told=words))
         except Interrupted:
             return
         except (ValueError, OSError) as error:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from phalanx.core.expression import method
-from phalanx.training.observers.observer import Observer
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
+from phalanx.training.observers.observer import Observer
 from phalanx.training.summary import number_of
 
 

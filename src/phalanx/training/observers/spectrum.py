@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from phalanx.codecs.atomo.atomo.spectral import Spectral
+from phalanx.codecs.atomo.spectral import Spectral
 from phalanx.core.expression import method
-from phalanx.training.observers.observer import LayerObserver
 from phalanx.core.round import Round
+from phalanx.training.observers.observer import LayerObserver
 
 
 @method("spectrum", "observer")

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phalanx.codecs.atomo.atomo.atoms import Atoms
-from phalanx.codecs.atomo.atomo.dictionary import Entries
-from phalanx.codecs.atomo.atomo.probabilities import atomo_probabilities
-from phalanx.codecs.atomo.atomo.spectral import Spectral
-from phalanx.codecs.atomo.atomo.atomo import Atomo
+from phalanx.codecs.atomo.atomo import Atomo
+from phalanx.codecs.atomo.atoms import Atoms
+from phalanx.codecs.atomo.dictionary import Entries
+from phalanx.codecs.atomo.probabilities import atomo_probabilities
+from phalanx.codecs.atomo.spectral import Spectral
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.training.observers.observer import LayerObserver
-from phalanx.core.round import Round, stream
 from phalanx.core.payload import payload_bytes
+from phalanx.core.round import Round, make_generator
+from phalanx.training.observers.observer import LayerObserver
 
 RESHAPES = ("paper", "matrix", "square")
 _STEPS = 20  # of a bisection between no atom and all
@@ -93,7 +93,7 @@ class Variance(LayerObserver):
         codec, layout = Atomo(atoms, budget=budget), Layout(("x",), (unit.shape,))
         row, squares, sizes = unit.reshape(-1), [], []
         for draw in range(self.draws):
-            rng: Callable[[], torch.Generator] = partial(stream, *key, draw)
+            rng: Callable[[], torch.Generator] = partial(make_generator, *key, draw)
             payload, _ = codec.encode(row, layout, {}, rng)
             squares.append(codec.decode(payload, layout).to(torch.float64).square().sum())
             sizes.append(payload_bytes(payload))
