@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""phalanx audit from its first round to its exit code."""
+"""phalanx redteam from its first round to its exit code."""
 
 import json
 import signal

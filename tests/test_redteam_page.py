@@ -75,7 +75,7 @@ def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
         "knows the rule",
         "in one round of 2",
         "0 % of",
-        f"phalanx audit --resume {tmp_path}",
+        f"phalanx redteam --resume {tmp_path}",
     ):
         assert words in read.words, words
     assert (tmp_path / "plot.png").exists() and (tmp_path / "verdicts.json").exists()

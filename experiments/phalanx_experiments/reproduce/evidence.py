@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import phalanx
 from phalanx.core.expression import require
 from phalanx.tools.runner.study import StudyFolder
 
@@ -96,8 +95,8 @@ def results_folder(given: Path | None) -> Path | None:
     if given is not None:
         require(_holds(given), f"{given} holds no results: no results.json lies in a folder of it")
         return given
-    package = Path(phalanx.__file__).resolve().parent
-    places = (Path("results"), package.parents[1] / "results", package / "reproduce" / "results")
+    package = Path(__file__).resolve().parents[1]
+    places = (Path("results"), package.parent / "results", package / "results")
     return next((place for place in places if _holds(place)), None)
 
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from phalanx_experiments.reproduce.command import reproduce
 
 import phalanx
 from phalanx.core.registry import entries, kinds, suggest
@@ -17,7 +17,7 @@ from phalanx.tools.cli.advise import advise
 from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Seed, Settings, print_json, said
 from phalanx.tools.cli.factorize import factorize
 from phalanx.tools.cli.probe import probe
-from phalanx.tools.cli.redteam import audit
+from phalanx.tools.cli.redteam import redteam
 from phalanx.tools.cli.run import run
 from phalanx.tools.report import tables
 from phalanx.tools.runner.request import requested
@@ -59,8 +59,7 @@ def about(
 
 
 app.command()(run)
-app.command()(reproduce)
-app.command()(audit)
+app.command("redteam")(redteam)
 
 
 @app.command("list")
@@ -79,7 +78,7 @@ def list_(
       phalanx list aggregators
       phalanx list attacks --json
     """
-    from phalanx_experiments.recipes import recipes
+    from phalanx.tools.runner.recipe import recipes
 
     by_plural = {_plural(kind): kind for kind in kinds()}
     choices = ["recipes", *by_plural]
@@ -218,3 +217,5 @@ def doctor(as_json: Json = False) -> None:
 app.command()(probe)
 app.command()(advise)
 app.command()(factorize)
+for entry in entry_points(group="phalanx.commands"):
+    app.command(entry.name)(entry.load())

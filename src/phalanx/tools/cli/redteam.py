@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""phalanx audit: attacks against rules, a verdict on each, and a report."""
+"""phalanx redteam: attacks against rules, a verdict on each, and a report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USUAL = "edge-case-mnist"
 
 
 @said
-def audit(
+def redteam(
     source: Annotated[
         str | None,
         typer.Argument(
@@ -105,13 +105,13 @@ def audit(
 
     \b
     Examples:
-      phalanx audit --scale smoke
-      phalanx audit --scale laptop --seeds 3 --jobs 8
-      phalanx audit setting.txt --edges "own_edges('unusual', target=1)" \\
+      phalanx redteam --scale smoke
+      phalanx redteam --scale laptop --seeds 3 --jobs 8
+      phalanx redteam setting.txt --edges "own_edges('unusual', target=1)" \\
         --fail-if "attack_success > 0.1"
-      phalanx audit --only Multi-Krum --fail-if "excess > 0.1" \\
+      phalanx redteam --only Multi-Krum --fail-if "excess > 0.1" \\
         --fail-if "accuracy_lost > 0.05 exit 4" --json
-      phalanx audit --resume runs/2026-01-31-120000-audit-edge-case-mnist
+      phalanx redteam --resume runs/2026-01-31-120000-audit-edge-case-mnist
     """
     require("RANK" not in os.environ, "audit starts processes of its own; give --jobs, and leave torchrun out")
     jobs = cores() if jobs is None else jobs
@@ -152,7 +152,7 @@ def audit(
 
 def _again(jobs: int, folder: StudyFolder) -> str:
     """The command that resumes."""
-    return f"phalanx audit --resume {shlex.quote(str(folder.path))} --jobs {jobs}"
+    return f"phalanx redteam --resume {shlex.quote(str(folder.path))} --jobs {jobs}"
 
 
 def _report(found: Findings, as_json: bool) -> None:

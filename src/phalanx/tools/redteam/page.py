@@ -211,7 +211,7 @@ def _tried(found: Findings) -> Iterator[Markup]:
     yield tag(
         "p",
         "To go on or to look again: ",
-        tag("code", f"phalanx audit --resume {shlex.quote(str(found.path))}"),
+        tag("code", f"phalanx redteam --resume {shlex.quote(str(found.path))}"),
         ". Every run's expression, metrics round by round and checkpoint lie in that folder.",
     )
 

@@ -7,6 +7,8 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from phalanx.core.registry import suggest
@@ -21,6 +23,8 @@ Plot = Callable[[Sequence[Result], str, Path], None]  # results, title, PNG to w
 Tables = Callable[[Sequence[Result]], list[Sheet]]
 
 SCALES = ("smoke", "laptop", "paper")  # seconds; minutes; the size that was published
+
+ENTRY_POINTS = "phalanx.recipes"  # each names a module that registers recipes when it is imported
 
 _recipes: dict[str, Recipe] = {}
 
@@ -89,7 +93,8 @@ def recipe(
 
 
 def recipes() -> list[Recipe]:
-    """All recipes, by name."""
+    """All recipes, by name: the library's and those of installed packages."""
+    _load(None)
     return [_recipes[name] for name in sorted(_recipes)]
 
 
@@ -99,6 +104,14 @@ def find(name: str) -> Recipe:
     Raises:
         ValueError: there is none; the sentence lists the choices.
     """
+    _load(name)
     if name not in _recipes:
         raise ValueError(f"unknown recipe {name!r}; {suggest(name, [r.name for r in recipes()])}")
     return _recipes[name]
+
+
+def _load(name: str | None) -> None:
+    """Imports the modules that register recipes; only the one of a name, where an entry point is called so."""
+    found = [entry for entry in entry_points(group=ENTRY_POINTS) if entry.name == name]
+    for entry in found or entry_points(group=ENTRY_POINTS):
+        import_module(entry.value)
