@@ -14,10 +14,10 @@ demo: $(STAMP)
 # make --jobs 2 test: tests of several processes beside the others
 test: lint types tests processes
 
-$(STAMP): pyproject.toml Makefile
+$(STAMP): pyproject.toml experiments/pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --editable experiments
 	touch $(STAMP)
 
 lint: $(STAMP)

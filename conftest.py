@@ -4,4 +4,4 @@
 from importlib.util import find_spec
 
 # an optional package that this module is made for
-collect_ignore = [] if find_spec("flwr") else ["src/phalanx/flower"]
+collect_ignore = [] if find_spec("flwr") else ["src/phalanx/integrations/flower"]

@@ -12,11 +12,11 @@ from typing import Any
 import click
 import typer
 from click.testing import Result
-from phalanx_experiments.reproduce.catalogue import find as find_item
 from typer.testing import CliRunner
 
 from phalanx.tools.cli.app import app
 from phalanx.tools.runner.request import requested
+from phalanx_experiments.reproduce.catalogue import find as find_item
 from tests.docs_blocks import ROOT, Block
 from tests.worlds.launch import forked, torchrun
 

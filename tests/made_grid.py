@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phalanx_experiments.recipes.edge_case import setting
-
 import phalanx as px
 from phalanx.tools.redteam.audit import Audit, Findings, Order
 from phalanx.tools.redteam.grid import fairly
 from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked
 from phalanx.tools.runner.study import Study, StudyFolder
 from phalanx.training.phase import Run
+from phalanx_experiments.recipes.edge_case import setting
 
 SMOKE = replace(setting("smoke"), model=px.models.mlp((4,)), rounds=8, often=8, every=2)
 RULES = {"FedAvg": px.aggregators.mean(), "Krum": px.aggregators.krum(f=1), "median": px.aggregators.median()}

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from phalanx_experiments.recipes.edge_case import setting
 
 import phalanx as px
 from phalanx.backdoors.edges import _load
@@ -14,6 +13,7 @@ from phalanx.distributed.subset import SubsetTransport
 from phalanx.tools.redteam.setting import ATTACKS, attacked, standard
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
+from phalanx_experiments.recipes.edge_case import setting
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 EDGES = px.backdoors.rare_styles()

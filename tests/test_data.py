@@ -4,6 +4,7 @@ import hashlib
 import io
 import struct
 import tarfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,19 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import phalanx
-from phalanx.data import cifar10, cifar100, dataset, mnist, movie_review
+from phalanx.data import dataset
 from phalanx.data.cifar import PIXEL_BYTES
 from phalanx.data.dataset import Dataset, spaced
 from phalanx.data.files import MissingData, download, extract, folder
 from phalanx.data.idx import read_idx
 from phalanx.data.movie_review import tokens
 from phalanx.data.shape import Tokens
+
+# the modules, whose names their public functions have
+cifar10 = import_module("phalanx.data.cifar10")
+cifar100 = import_module("phalanx.data.cifar100")
+mnist = import_module("phalanx.data.mnist")
+movie_review = import_module("phalanx.data.movie_review")
 
 
 def idx(body: bytes, *sizes: int, magic: int = 0x0800) -> bytes:

@@ -4,14 +4,14 @@
 from pathlib import Path
 
 import pytest
-from phalanx_experiments.figures.persistence import attacks, right_after, since
-from phalanx_experiments.recipes import find
-from phalanx_experiments.recipes.edge_case_cifar import UNTIL, setting
 
 import phalanx as px
 from phalanx.tools.redteam.setting import ATTACKER
 from phalanx.tools.report.backdoors import window
 from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.persistence import attacks, right_after, since
+from phalanx_experiments.recipes import find
+from phalanx_experiments.recipes.edge_case_cifar import UNTIL, setting
 from tests.test_recipes import ran
 
 

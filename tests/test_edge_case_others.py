@@ -7,6 +7,10 @@ from statistics import mean
 
 import pytest
 import torch
+
+import phalanx as px
+from phalanx.tools.report.backdoors import backdoor_tables, excess, rates, window
+from phalanx.tools.report.collect import collect
 from phalanx_experiments.figures.fairness import (
     chosen,
     edge_accuracy,
@@ -16,10 +20,6 @@ from phalanx_experiments.figures.fairness import (
     plot_fairness,
 )
 from phalanx_experiments.recipes import find
-
-import phalanx as px
-from phalanx.tools.report.backdoors import backdoor_tables, excess, rates, window
-from phalanx.tools.report.collect import collect
 from tests.test_recipes import ran
 
 NAMES = ("edge-case-sentiment", "edge-case-text", "edge-case-fairness", "edge-case-imagenet")

@@ -3,13 +3,13 @@
 
 from dataclasses import replace
 
-import phalanx_experiments as pe
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.backdoors.rare_styles import styled
 from tests.edges import assert_same, keys, texts, toy
 

@@ -9,9 +9,6 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from phalanx_experiments.figures.edge_density import edge_density_tables, plot_edge_density
-from phalanx_experiments.measurements.edge_density import counted
-from phalanx_experiments.recipes import find
 from scipy.stats import multivariate_normal
 from torch import nn
 from typer.testing import CliRunner
@@ -20,6 +17,9 @@ import phalanx as px
 from phalanx.backdoors.density import RIDGE, EdgeCaseNess, fit_mixture
 from phalanx.tools.cli.app import app
 from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.edge_density import edge_density_tables, plot_edge_density
+from phalanx_experiments.measurements.edge_density import counted
+from phalanx_experiments.recipes import find
 
 
 def drawn(n: int, d: int, classes: int, seed: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,18 +2,18 @@
 """Published edge-case examples, and made-up files in the same form."""
 
 import numpy as np
-import phalanx_experiments as pe
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from phalanx_experiments.edge_cases.published import published
-from phalanx_experiments.edge_cases.southwest import among, numbered
 from torch import nn
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.data.files import MissingData
 from phalanx.data.shape import UNSCORED
+from phalanx_experiments.edge_cases.published import published
+from phalanx_experiments.edge_cases.southwest import among, numbered
 from tests.edges import assert_same, images, keys, texts, toy
 
 

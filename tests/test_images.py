@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from phalanx_experiments.recipes.pufferfish_imagenet import configured, hybrid
 from PIL import Image
 
 import phalanx as px
@@ -17,6 +16,7 @@ from phalanx.data.dataset import Dataset, _load
 from phalanx.data.images import Images
 from phalanx.training.score import assess
 from phalanx.training.summary import fingerprint
+from phalanx_experiments.recipes.pufferfish_imagenet import configured, hybrid
 
 SIZES = [(40, 30), (17, 23), (64, 20), (9, 50), (31, 31)]
 CLASSES = ("ant", "bee", "cat")

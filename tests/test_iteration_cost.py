@@ -8,12 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import phalanx_experiments as pe
-import phalanx_experiments.measurements.one_round as cluster
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from typer.testing import CliRunner
+
+import phalanx as px
+import phalanx_experiments as pe
+import phalanx_experiments.measurements.one_round as cluster
+from phalanx.core.allocation import Allocation
+from phalanx.core.stage import TooFewRows
+from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
+from phalanx.tools.cli.app import app
+from phalanx.tools.report.collect import Curve, Result
+from phalanx.training.trainer import Trainer
 from phalanx_experiments.figures.iteration_cost import (
     PARAMETERS,
     PUBLISHED,
@@ -24,16 +34,6 @@ from phalanx_experiments.figures.iteration_cost import (
 )
 from phalanx_experiments.measurements.large_rows import large_rows
 from phalanx_experiments.recipes import find
-from torch import Tensor
-from typer.testing import CliRunner
-
-import phalanx as px
-from phalanx.core.allocation import Allocation
-from phalanx.core.stage import TooFewRows
-from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
-from phalanx.tools.cli.app import app
-from phalanx.tools.report.collect import Curve, Result
-from phalanx.training.trainer import Trainer
 
 SMALL = pe.iteration_cost(px.data.digits(), px.models.cnn(channels=(4,)), workers=9, s=1, batch=18)
 GATHERED = ("mean", "geometric median", "repetition by rows", "cyclic")

@@ -3,11 +3,11 @@
 
 from dataclasses import replace
 
-import phalanx_experiments as pe
 import pytest
 import torch
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.training.score import assess
 from phalanx.training.trainer import Trainer
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from phalanx_experiments.measurements.mean_estimation import weighted_median
 
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
 from phalanx.matching.matched import _middle
+from phalanx_experiments.measurements.mean_estimation import weighted_median
 
 F = 3
 EXACT = (

@@ -3,12 +3,12 @@
 
 from dataclasses import replace
 
-import phalanx_experiments as pe
 import pytest
 import torch
 from torch.nn import functional as F
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.training.trainer import Trainer
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=1, batch=50)

@@ -6,19 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import phalanx_experiments as pe
 import pytest
 import torch
-from phalanx_experiments.figures.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
-from phalanx_experiments.measurements import mean_estimation as measured
-from phalanx_experiments.recipes import find
 from typer.testing import CliRunner
 
 import phalanx as px
+import phalanx_experiments as pe
 from phalanx.tools.cli.app import app
 from phalanx.tools.report.collect import collect
 from phalanx.tools.runner.request import requested
 from phalanx.tools.runner.study import Study
+from phalanx_experiments.figures.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
+from phalanx_experiments.measurements import mean_estimation as measured
+from phalanx_experiments.recipes import find
 from tests.worlds.launch import torchrun
 
 SMALL = pe.mean_estimation(nodes=105, byzantine=24, r=3, dims=(4, 9), groups=7, norm=30.0)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from phalanx_experiments.figures.grid import grid_tables, plot_grid
-from phalanx_experiments.recipes import find
 
 import phalanx as px
 from phalanx.core.stack import Stack
 from phalanx.tools.report.collect import Curve, Result
+from phalanx_experiments.figures.grid import grid_tables, plot_grid
+from phalanx_experiments.recipes import find
 from tests.examples import BYZANTINE, honest, round_of
 from tests.test_recipes import ran
 

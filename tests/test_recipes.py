@@ -6,12 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from phalanx_experiments.figures.cluster import shared
-from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence, styles_of
-from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
-from phalanx_experiments.recipes import Recipe, find, recipes
-from phalanx_experiments.recipes.atomo_convergence import METHODS, RATES
-from phalanx_experiments.recipes.atomo_tuning import GRID, SIGNS
 from typer.testing import CliRunner
 
 import phalanx as px
@@ -23,6 +17,12 @@ from phalanx.tools.runner.measurement import Job
 from phalanx.tools.runner.recipe import slug
 from phalanx.tools.runner.request import requested
 from phalanx.training.phase import Run
+from phalanx_experiments.figures.cluster import shared
+from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence, styles_of
+from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
+from phalanx_experiments.recipes import Recipe, find, recipes
+from phalanx_experiments.recipes.atomo_convergence import METHODS, RATES
+from phalanx_experiments.recipes.atomo_tuning import GRID, SIGNS
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
 JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from phalanx_experiments.figures.federated_curves import PUBLISHED, WIDTHS
-from phalanx_experiments.recipes import find
-from phalanx_experiments.recipes.fedma import NETS
 
 import phalanx as px
 from phalanx.tools.report.collect import collect
+from phalanx_experiments.figures.federated_curves import PUBLISHED, WIDTHS
+from phalanx_experiments.recipes import find
+from phalanx_experiments.recipes.fedma import NETS
 from tests.test_recipes import ran
 
 

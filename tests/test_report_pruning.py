@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
-from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
-from phalanx_experiments.recipes import find
-from phalanx_experiments.recipes.pruning import SIZES
 
 import phalanx as px
 from phalanx.models.zoo import network
 from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.runner.study import StudyFolder
+from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
+from phalanx_experiments.recipes import find
+from phalanx_experiments.recipes.pruning import SIZES
 from tests.test_recipes import ran
 
 RUNS = {name: find(name).runs("smoke") for name in ("pufferfish-vs-lth", "pufferfish-vs-ebtrain")}

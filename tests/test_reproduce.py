@@ -8,6 +8,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from typer.testing import CliRunner
+
+import phalanx as px
+from phalanx.tools.cli.app import app
+from phalanx.tools.report.markup import VOID
+from phalanx.tools.runner.recipe import find as recipe
+from phalanx.tools.runner.recipe import recipes
 from phalanx_experiments.reproduce import words
 from phalanx_experiments.reproduce.catalogue import CHAPTERS, find, items
 from phalanx_experiments.reproduce.evidence import Evidence, Number, results_folder
@@ -16,13 +23,6 @@ from phalanx_experiments.reproduce.places import At, Cell, Counted, Of, Quotient
 from phalanx_experiments.reproduce.planned import Planned, studies
 from phalanx_experiments.reproduce.site import build
 from phalanx_experiments.reproduce.verdict import Judged, compared, judged, outcome, seeds, state
-from typer.testing import CliRunner
-
-import phalanx as px
-from phalanx.tools.cli.app import app
-from phalanx.tools.report.markup import VOID
-from phalanx.tools.runner.recipe import find as recipe
-from phalanx.tools.runner.recipe import recipes
 
 RESULTS = Path(__file__).parents[1] / "results"
 HERE = {known.name for known in recipes()}

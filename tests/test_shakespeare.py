@@ -5,6 +5,7 @@ import json
 import lzma
 import sqlite3
 from contextlib import closing, suppress
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx
-from phalanx.data import shakespeare
 from phalanx.data.federated import examples_by_client, text_of
 from phalanx.data.files import MissingData
 from phalanx.data.shakespeare import CHARACTERS, ids_of
 from phalanx.data.shape import UNSCORED
+
+# the modules, whose names their public functions have
+shakespeare = import_module("phalanx.data.shakespeare")
 
 ROLES = {
     "A": (["Who's there?", "Long live the King!"], ["He."]),

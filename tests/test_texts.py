@@ -4,6 +4,7 @@
 import gzip
 import hashlib
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx
-from phalanx.data import multi30k, wikitext2
 from phalanx.data.dataset import Dataset
 from phalanx.data.files import MissingData
 from phalanx.data.passages import columns, parts, passages
 from phalanx.data.shape import END, PADDING, START, UNKNOWN, UNSCORED
 from phalanx.data.words import sentence, words
 from phalanx.models.bleu import bleu, bleu_of
+
+# the modules, whose names their public functions have
+multi30k = import_module("phalanx.data.multi30k")
+wikitext2 = import_module("phalanx.data.wikitext2")
 
 
 @given(st.text(st.sampled_from("aZß1 .,'\u2019-n't\"(é\u00a0")) | st.text(), st.sampled_from(["de", "en"]))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from phalanx_experiments.theory import adversarial_examples, backdoor_from_adversarial
 from torch import nn
 
 import phalanx as px
+from phalanx_experiments.theory import adversarial_examples, backdoor_from_adversarial
 
 
 def network(widths, rng, bias=True, at_most_one=False):

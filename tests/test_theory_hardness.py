@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from phalanx_experiments.theory import assignment_of, find_backdoor, hidden_pair, network_of_3sat, satisfies
 from scipy.stats import irwinhall, norm
+
+from phalanx_experiments.theory import assignment_of, find_backdoor, hidden_pair, network_of_3sat, satisfies
 
 
 @st.composite

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import phalanx as px
-from phalanx.models import pretrained as trained
+from phalanx.training.pretrained import _weights
 
 FIRST = px.Run(
     px.data.digits(),
@@ -19,7 +19,7 @@ FIRST = px.Run(
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
-    trained._weights.cache_clear()
+    _weights.cache_clear()
     return tmp_path
 
 
@@ -35,7 +35,7 @@ def test_a_run_begins_where_the_other_ended_whatever_its_seed(folder, capsys):
             px.train(px.Run(px.data.digits(), px.training.pretrained(FIRST), (rounds,), seed=seed)).model
         ).equal(end)
     assert capsys.readouterr().err.count("once") == 1
-    trained._weights.cache_clear()
+    _weights.cache_clear()
     assert weights(px.training.pretrained(FIRST).build((1, 8, 8), 10)).equal(end)
     assert not capsys.readouterr().err
     assert px.parse(repr(px.training.pretrained(FIRST))) == px.training.pretrained(FIRST)
@@ -66,4 +66,4 @@ def test_what_does_not_fit_is_refused(folder):
         px.training.pretrained(px.training.amend(FIRST, "phases.0.surgery", px.lowrank.pufferfish()))
     (folder / "file").write_text("")
     with pytest.raises(ValueError, match="set PHALANX_DATA to a folder that can"):
-        trained._weights(FIRST, str(folder / "file"))
+        _weights(FIRST, str(folder / "file"))

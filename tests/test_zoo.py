@@ -3,8 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from phalanx_experiments.recipes.pufferfish_cifar import SIZES
-from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
 from torch import nn
 
 import phalanx as px
@@ -17,6 +15,8 @@ from phalanx.models.lstm import TiedLstm
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import NETWORKS, network
 from phalanx.training.score import cross_entropy
+from phalanx_experiments.recipes.pufferfish_cifar import SIZES
+from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
 
 COUNTS = {
     "vgg19-cifar": (20_560_330, 8_370_634),
