@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import pytest
+from test_recipes import ran
 
 import phalanx as px
 from phalanx.tools.redteam.setting import ATTACKER
@@ -12,7 +13,6 @@ from phalanx.tools.report.collect import collect
 from phalanx_experiments.figures.persistence import attacks, right_after, since
 from phalanx_experiments.recipes import find
 from phalanx_experiments.recipes.edge_case_cifar import UNTIL, setting
-from tests.test_recipes import ran
 
 
 def test_the_attacker_leaves_and_success_is_counted_from_the_last_attack(tmp_path: Path) -> None:

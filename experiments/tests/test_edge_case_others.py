@@ -7,6 +7,7 @@ from statistics import mean
 
 import pytest
 import torch
+from test_recipes import ran
 
 import phalanx as px
 from phalanx.tools.report.backdoors import backdoor_tables, excess, rates, window
@@ -20,7 +21,6 @@ from phalanx_experiments.figures.fairness import (
     plot_fairness,
 )
 from phalanx_experiments.recipes import find
-from tests.test_recipes import ran
 
 NAMES = ("edge-case-sentiment", "edge-case-text", "edge-case-fairness", "edge-case-imagenet")
 SIZES = [(name, scale) for name in NAMES for scale in find(name).scales]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.backdoors.edges import assert_same, images, keys, texts, toy
 from torch import nn
 
 import phalanx as px
@@ -14,7 +15,6 @@ from phalanx.data.files import MissingData
 from phalanx.data.shape import UNSCORED
 from phalanx_experiments.edge_cases.published import published
 from phalanx_experiments.edge_cases.southwest import among, numbered
-from tests.edges import assert_same, images, keys, texts, toy
 
 
 def photos(count: int, seed: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.distributed.launch import torchrun
 from typer.testing import CliRunner
 
 import phalanx as px
@@ -19,7 +20,6 @@ from phalanx.tools.runner.study import Study
 from phalanx_experiments.figures.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
 from phalanx_experiments.measurements import mean_estimation as measured
 from phalanx_experiments.recipes import find
-from tests.worlds.launch import torchrun
 
 SMALL = pe.mean_estimation(nodes=105, byzantine=24, r=3, dims=(4, 9), groups=7, norm=30.0)
 FAST = ("--set", "groups=5", "--set", "byzantine=19", "--set", "nodes=220", "--set", "dims=(3, 5)")

@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from test_recipes import ran
 
 import phalanx as px
 from phalanx.tools.report.collect import collect
 from phalanx_experiments.figures.federated_curves import PUBLISHED, WIDTHS
 from phalanx_experiments.recipes import find
 from phalanx_experiments.recipes.fedma import NETS
-from tests.test_recipes import ran
 
 
 def rows_of(table: dict) -> dict[str, dict]:

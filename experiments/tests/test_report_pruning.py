@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_recipes import ran
 
 import phalanx as px
 from phalanx.models.zoo import network
@@ -13,7 +14,6 @@ from phalanx.tools.runner.study import StudyFolder
 from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
 from phalanx_experiments.recipes import find
 from phalanx_experiments.recipes.pruning import SIZES
-from tests.test_recipes import ran
 
 RUNS = {name: find(name).runs("smoke") for name in ("pufferfish-vs-lth", "pufferfish-vs-ebtrain")}
 

@@ -277,7 +277,7 @@ def test_what_adversarial_examples_refuse(changed, says):
 
 
 def test_the_page_runs(capsys):
-    page = Path(__file__).parents[1] / "docs" / "backdoor_theory.md"
+    page = Path(__file__).parents[2] / "docs" / "backdoor_theory.md"
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         exec(block, names)

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 import phalanx as px
 from phalanx.aggregators.kernels.shuffle import even_groups
 from phalanx.aggregators.majority import Majority
-from tests.test_kernels import close, exact, make_rows, nearest_to_median, tables, working
+from tests.aggregators.test_kernels import close, exact, make_rows, nearest_to_median, tables, working
 
 SEEDS = st.integers(0, 2**31)
 ROBUST = (

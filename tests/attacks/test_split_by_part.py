@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_recipes import ran
 
 import phalanx as px
 from phalanx.core.stack import Stack
@@ -15,7 +16,6 @@ from phalanx.tools.report.collect import Curve, Result
 from phalanx_experiments.figures.grid import grid_tables, plot_grid
 from phalanx_experiments.recipes import find
 from tests.examples import BYZANTINE, honest, round_of
-from tests.test_recipes import ran
 
 RULES = ("mean()", "median()", "krum(f=2)", "geometric_median()", "trimmed_mean(f=2)", "chain(group_vote(r=3), mean())")
 

@@ -14,7 +14,7 @@ from phalanx.training.evaluator import EvalContext
 from phalanx.training.score import SCORED
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
-from tests.edges import texts
+from tests.backdoors.edges import texts
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 import phalanx_experiments as pe
 from phalanx.backdoors.rare_styles import styled
-from tests.edges import assert_same, keys, texts, toy
+from tests.backdoors.edges import assert_same, keys, texts, toy
 
 STYLES = ("inverted", "rotated", "thin")
 

@@ -16,7 +16,7 @@ import phalanx as px
 from phalanx.backdoors.fitted import fitted
 from phalanx.data.arrays import read_arrays
 from phalanx.data.files import MissingData
-from tests.edges import images, texts, toy
+from tests.backdoors.edges import images, texts, toy
 
 
 def test_own_edges_from_arrays(tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ import pytest
 
 import phalanx as px
 from phalanx.data.dataset import _load
-from tests.test_images import fill, run_of
-from tests.worlds.launch import run_job
+from tests.data.test_images import fill, run_of
+from tests.distributed.launch import run_job
 
 pytestmark = pytest.mark.processes
 

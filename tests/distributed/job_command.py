@@ -3,7 +3,7 @@
 import os
 
 from phalanx.tools.cli.app import main
-from tests.worlds import unlike
+from tests.distributed import unlike
 
 assert unlike.Unlike
 if os.environ["RANK"] == "0":

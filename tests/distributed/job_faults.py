@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import phalanx as px
-from tests.worlds.faults import outcome
+from tests.distributed.faults import outcome
 
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())

@@ -16,7 +16,7 @@ import phalanx as px
 from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.server.membership import Patience
 from phalanx.training.worker_loop import attend
-from tests.worlds.unlike import listen, noise
+from tests.distributed.unlike import listen, noise
 
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())

@@ -76,7 +76,7 @@ def forked(processes: int, script: str, *argv: str, folder: Path, limit_s: float
 def _nursery() -> subprocess.Popen[str]:
     """One for all jobs of a session."""
     made = subprocess.Popen(
-        [sys.executable, "-m", "tests.worlds.nursery"],
+        [sys.executable, "-m", "tests.distributed.nursery"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -18,7 +18,7 @@ from contextlib import suppress
 import torch.distributed as dist
 
 from phalanx.distributed.job import leave
-from tests.worlds.launch import TIMED_OUT
+from tests.distributed.launch import TIMED_OUT
 
 PRELOADED = ("numba", "phalanx", "sklearn.datasets", "torch._dynamo")  # what takes long and jobs import
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 import phalanx as px
-from tests.worlds.faults import outcome
-from tests.worlds.launch import run_job
+from tests.distributed.faults import outcome
+from tests.distributed.launch import run_job
 
 pytestmark = pytest.mark.processes
 

@@ -7,7 +7,7 @@ import torch
 
 import phalanx as px
 from phalanx.training.trainer import Trainer
-from tests.worlds.launch import run_job
+from tests.distributed.launch import run_job
 
 pytestmark = pytest.mark.processes
 

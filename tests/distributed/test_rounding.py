@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.worlds.launch import forked, run_job
+from tests.distributed.launch import forked, run_job
 
 pytestmark = pytest.mark.processes
 

@@ -14,7 +14,7 @@ from phalanx.distributed.server import transport as server
 from phalanx.distributed.server.membership import Patience, Seats
 from phalanx.distributed.server.messages import Connection, Kind, Message, message, read, write
 from phalanx.distributed.server.transport import ServerWorld
-from tests.worlds.launch import run_job, torchrun
+from tests.distributed.launch import run_job, torchrun
 
 N = 9
 RUN = (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>\w*) *(?P<rest>.*)$")
 SHELL = ("console", "bash", "sh")
 LANGUAGES = (*SHELL, "python", "diff", "yaml", "text")

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from phalanx.tools.cli.app import app
 from phalanx.tools.runner.request import requested
 from phalanx_experiments.reproduce.catalogue import find as find_item
-from tests.docs_blocks import ROOT, Block
-from tests.worlds.launch import forked, torchrun
+from tests.distributed.launch import forked, torchrun
+from tests.docs.docs_blocks import ROOT, Block
 
 PLAIN = ("cat", "ls", "head", "echo")  # other programs that a block may run
 

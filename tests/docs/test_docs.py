@@ -20,8 +20,8 @@ import yaml
 from phalanx.core import registry
 from phalanx.tools.runner.recipe import _recipes
 from tests import docs_shell
-from tests.docs_blocks import SHELL, Block, alike, blocks, pages
-from tests.docs_setup import SETUPS
+from tests.docs.docs_blocks import SHELL, Block, alike, blocks, pages
+from tests.docs.docs_setup import SETUPS
 
 
 def _cases() -> Iterator[Any]:

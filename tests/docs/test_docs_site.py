@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import phalanx
-from tests.docs_blocks import ROOT
+from tests.docs.docs_blocks import ROOT
 
 
 def part(name: str) -> ModuleType:

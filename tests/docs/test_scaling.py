@@ -21,7 +21,7 @@ from phalanx.tools.cli.app import app
 from slow_network import hosts
 from tests.test_slow_network import unable
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "scaling"
 MANIFESTS = sorted((EXAMPLES / "kubernetes").glob("*.yaml"))
 SCRIPTS = [EXAMPLES / "host.sh", EXAMPLES / "train.sbatch"]

@@ -16,7 +16,7 @@ from phalanx.models.model import Model
 from phalanx.training.model_state import PhaseModels
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
-from tests.interrupted import stopped_and_resumed
+from tests.training.interrupted import stopped_and_resumed
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=1, batch=20)
 OWN = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=2, batch=20, own=True)

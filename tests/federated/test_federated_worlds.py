@@ -4,7 +4,7 @@
 import pytest
 
 import phalanx as px
-from tests.worlds.launch import run_job
+from tests.distributed.launch import run_job
 
 pytestmark = pytest.mark.processes
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.worlds.launch import run_job
+from tests.distributed.launch import run_job
 
 pytestmark = pytest.mark.processes
 

@@ -18,9 +18,9 @@ import phalanx as px
 from phalanx.integrations.flower import client_app, server_app, strategy
 from phalanx.integrations.flower.client import STATE, _desks
 from phalanx.training.summary import fingerprint
-from tests.test_federated import Normed
-from tests.worlds.flower_grid import AFTER, LocalGrid, conducted
-from tests.worlds.test_federated import LOCAL, OWN, RUNS, run
+from tests.federated.test_federated import Normed
+from tests.federated.test_federated_worlds import LOCAL, OWN, RUNS, run
+from tests.integrations.flower_grid import AFTER, LocalGrid, conducted
 
 SAME = {label: run for label, run in RUNS.items() if not run.faults} | {
     "fedavg, bf16": run(px.federated.fedavg(LOCAL, 3, codec=px.parse("half(precision='bf16')"))),

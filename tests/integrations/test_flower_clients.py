@@ -16,8 +16,8 @@ from phalanx.integrations.flower import client_app
 from phalanx.integrations.flower.records import array, payload_of
 from phalanx.integrations.flower.roll import Node
 from phalanx.training.summary import fingerprint
-from tests.worlds.flower_grid import SHORT, LocalGrid, conducted
-from tests.worlds.test_federated import LOCAL, OWN, run
+from tests.federated.test_federated_worlds import LOCAL, OWN, run
+from tests.integrations.flower_grid import SHORT, LocalGrid, conducted
 
 PLAIN = run(px.federated.fedavg(LOCAL, 3))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.worlds.launch import run_job
+from tests.distributed.launch import run_job
 
 pytestmark = pytest.mark.processes
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import phalanx as px
 from phalanx.lowrank.merge import applied, low_rank_layers
-from tests.full_rank import close, full_rank
-from tests.test_plan import Language
-from tests.test_pretrained import Small
+from tests.lowrank.full_rank import close, full_rank
+from tests.lowrank.test_plan import Language
+from tests.lowrank.test_pretrained import Small
 
 
 def narrowed(low, rank, seed=0):

@@ -11,7 +11,7 @@ from torch import nn
 
 import phalanx as px
 from phalanx.lowrank.attention import LowRankAttention
-from tests.full_rank import close, full_rank
+from tests.lowrank.full_rank import close, full_rank
 
 
 @st.composite

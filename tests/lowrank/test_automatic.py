@@ -14,8 +14,8 @@ from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.ranks import Choice, choices, spread
 from phalanx.lowrank.spectrum import energies, rank_for, stable_rank
 from phalanx.lowrank.times import Stopwatch
-from tests.test_plan import Language, mlp
-from tests.test_pretrained import Small
+from tests.lowrank.test_plan import Language, mlp
+from tests.lowrank.test_pretrained import Small
 
 
 def with_spectrum(rows, columns, values, copies=1, seed=0):

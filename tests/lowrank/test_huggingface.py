@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import phalanx as px
-from tests.full_rank import close, full_rank
+from tests.lowrank.full_rank import close, full_rank
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the library warns of is its own

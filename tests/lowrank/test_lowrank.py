@@ -16,7 +16,7 @@ from phalanx.lowrank.conv import LowRankConv
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.linear import LowRankLinear
 from phalanx.lowrank.truncate import Truncate
-from tests.full_rank import close, full_rank
+from tests.lowrank.full_rank import close, full_rank
 
 
 def drawn(*shape, seed=0, dtype=torch.float32):

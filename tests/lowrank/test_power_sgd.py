@@ -8,7 +8,7 @@ import torch
 import phalanx as px
 from phalanx.core.stack import Stack
 from phalanx.core.stage import memory_key
-from tests.worlds.launch import run_job
+from tests.distributed.launch import run_job
 
 LAYOUT = px.Layout(
     ("conv", "bias", "thin", "fc", "empty", "running_mean"),

@@ -57,7 +57,7 @@ def test_a_saved_model_loads_in_another_process(tmp_path):
     x = torch.linspace(-1, 1, 30).reshape(2, 3, 5)
     code = (
         "import torch, phalanx as px\n"
-        "from tests.test_pretrained import Small\n"
+        "from tests.lowrank.test_pretrained import Small\n"
         f"low = px.lowrank.from_pretrained({str(tmp_path)!r}, Small).eval()\n"
         "print(low(torch.linspace(-1, 1, 30).reshape(2, 3, 5)).double().sum().item())\n"
     )

@@ -18,7 +18,7 @@ from phalanx.lowrank.pruning.slim import slim
 from phalanx.models.resnet import BasicBlock, Bottleneck
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
-from tests.interrupted import stopped_and_resumed
+from tests.training.interrupted import stopped_and_resumed
 
 RUN = (
     "run(digits(), {model}, phases=(phase(gradient(batch=40), {scheme}, {optimizer}, rounds={rounds}, "

@@ -8,8 +8,8 @@ import phalanx as px
 from phalanx.lowrank.linear import LowRankLinear
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
-from tests.interrupted import stopped_and_resumed
-from tests.worlds.launch import run_job
+from tests.distributed.launch import run_job
+from tests.training.interrupted import stopped_and_resumed
 
 RUN = (
     "run(digits(), mlp(hidden=(24, 24)), phases=(phase(gradient(batch=60), {scheme}, {optimizer}, rounds={rounds}, "

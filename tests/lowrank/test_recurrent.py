@@ -14,7 +14,7 @@ import phalanx as px
 from phalanx.lowrank.gru_scan import GruScan, gru_steps
 from phalanx.lowrank.lstm_scan import LstmScan, lstm_steps
 from phalanx.lowrank.recurrent import LowRankGru, LowRankLstm
-from tests.full_rank import close, full_rank
+from tests.lowrank.full_rank import close, full_rank
 
 FAMILIES = {nn.LSTM: LowRankLstm, nn.GRU: LowRankGru}
 

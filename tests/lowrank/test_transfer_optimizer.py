@@ -12,7 +12,7 @@ import phalanx as px
 from phalanx.lowrank.decay import factors_of
 from phalanx.lowrank.moves import Thin, moves
 from phalanx.lowrank.tangent import tangent
-from tests.full_rank import close, full_rank
+from tests.lowrank.full_rank import close, full_rank
 
 
 def drawn(*shape, seed=0):

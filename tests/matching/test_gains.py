@@ -16,7 +16,7 @@ from phalanx.core.round import make_generator
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import gain_table, objective, rematch, search
-from tests.neurons import CALIBRATED, copies, pooled, same_partition, small
+from tests.matching.neurons import CALIBRATED, copies, pooled, same_partition, small
 
 
 @given(st.integers(0, 10_000))

@@ -16,7 +16,7 @@ import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.matching.graph import Graph
 from phalanx.matching.resize import resized
-from tests.shuffled import NETWORKS, CharLstm, apart, network, shuffled
+from tests.matching.shuffled import NETWORKS, CharLstm, apart, network, shuffled
 
 
 class Plain(nn.Module):

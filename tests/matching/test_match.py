@@ -13,7 +13,7 @@ import phalanx as px
 from matching import Published
 from phalanx.core.round import make_generator
 from phalanx.matching.search import objective
-from tests.neurons import CALIBRATED, copies, same_partition
+from tests.matching.neurons import CALIBRATED, copies, same_partition
 
 RULES = (
     px.matching.bbp(),

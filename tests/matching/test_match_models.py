@@ -19,7 +19,7 @@ from phalanx.matching.graph import Graph
 from phalanx.matching.matching import Assigned, Matcher
 from phalanx.matching.models import own_tensors
 from phalanx.matching.recurrent import refined, spread, squares
-from tests.shuffled import NETWORKS, CharLstm, apart, copies, network, shuffled
+from tests.matching.shuffled import NETWORKS, CharLstm, apart, copies, network, shuffled
 
 
 @method("nearest", "matcher", listed=False)

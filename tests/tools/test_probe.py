@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import PLAIN
 from phalanx.tools.cli.app import app
-from tests.worlds.launch import torchrun
+from tests.distributed.launch import torchrun
 
 pytestmark = pytest.mark.processes
 

@@ -13,7 +13,7 @@ from phalanx.tools.runner import process_pool as crew
 from phalanx.tools.runner.process_pool import WorkerProcess, side_by_side
 from phalanx.tools.runner.request import requested
 from phalanx.tools.runner.study import Study, StudyFolder
-from tests.test_cli import TINY, phalanx, process, sentence, wait_for, weights
+from tests.tools.test_cli import TINY, phalanx, process, sentence, wait_for, weights
 
 pytestmark = pytest.mark.processes
 LABELS = ("mean", "krum", "median")

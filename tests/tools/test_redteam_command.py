@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
-from tests.test_cli import phalanx, process, sentence, wait_for, weights
+from tests.tools.test_cli import phalanx, process, sentence, wait_for, weights
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1), batch=20)
 SETTING = px.Run(

@@ -13,7 +13,7 @@ import phalanx as px
 from phalanx.tools.redteam.audit import Order
 from phalanx.tools.redteam.page import page
 from phalanx.tools.report.markup import VOID, table, tag
-from tests.made_grid import RULES, audit, findings, lines, run
+from tests.tools.made_grid import RULES, audit, findings, lines, run
 
 HOSTILE = "<script>alert('x')</script> & \"more\""
 GRID = {

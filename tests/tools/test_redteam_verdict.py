@@ -15,7 +15,7 @@ from phalanx.tools.redteam.choices import ENOUGH, Choices, Share
 from phalanx.tools.redteam.policy import UNKNOWN as NO_NUMBER
 from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
 from phalanx.tools.report.selected import holders
-from tests.made_grid import SMOKE, findings, lines, run
+from tests.tools.made_grid import SMOKE, findings, lines, run
 
 QUIET = {"none: FedAvg": run(px.aggregators.mean()), "none: Krum": run(px.aggregators.krum(f=1))}
 GRID = {**QUIET, "PGD: FedAvg": run(px.aggregators.mean(), "PGD"), "PGD: Krum": run(px.aggregators.krum(f=1), "PGD")}

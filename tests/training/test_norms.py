@@ -11,8 +11,8 @@ from phalanx.tools.report.collect import collect
 from phalanx.tools.report.selected import holders, selected
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
+from tests.distributed.launch import run_job
 from tests.examples import honest, round_of
-from tests.worlds.launch import run_job
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 BEFORE, ARRIVED = px.training.norms(), px.training.norms(every=2, arrived=True)

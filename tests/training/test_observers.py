@@ -14,8 +14,8 @@ from phalanx.training.observers.observer import LayerObserver
 from phalanx.training.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
+from tests.distributed.launch import run_job
 from tests.examples import examples, honest, round_of
-from tests.worlds.launch import run_job
 
 OBSERVERS = examples("observer")
 RUN = px.parse(

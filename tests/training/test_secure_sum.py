@@ -13,7 +13,7 @@ from phalanx.core.stack import Stack
 from phalanx.core.wire_stage import check_server
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
-from tests.worlds.launch import run_job
+from tests.distributed.launch import run_job
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 TRUSTED = px.parse("chain(gather(dense(), gate=gate(weights='trusted')), mean())")

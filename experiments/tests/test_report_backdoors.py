@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from test_recipes import ran
 
 import phalanx as px
 from phalanx.tools.report.backdoors import backdoor_tables, cells, excess
 from phalanx.tools.report.collect import collect
-from tests.test_recipes import ran
 
 
 def test_success_is_counted_late_and_above_the_run_without(tmp_path: Path) -> None:
