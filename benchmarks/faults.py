@@ -4,7 +4,7 @@
     python benchmarks/faults.py --repeats 20 --json out.json
 
 From outside, one worker process is killed (SIGKILL) and one stopped (SIGSTOP), each after a random part of the run; one
-more sends random bytes from a random round on, and one NaN. Every run must optimizer, name exactly these four in its last
+more sends random bytes from a random round on, and one NaN. Every run must finish, name exactly these four in its last
 round, and end within a point of the same run undisturbed.
 """
 

@@ -15,14 +15,14 @@ from phalanx.core.trees import State
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "adaptive_clip": ("adaptive_clip(of='median', factor=1.5)",),
-    "aimed": (
+    "only_on": (
         "only_on(reverse(c=10.0))",
         "only_on(constant(), at='installed')",
         "only_on(alie(z=1.0), at='installed')",
     ),
     "after_pruning": ("after_pruning(backdoor(rare_styles(), digits()), bound=0.1, step=0.25, clean=50, layer='1')",),
     "alie": ("alie(z=1.5)", "alie(z=-1)"),
-    "apart": (
+    "split_by_part": (
         "split_by_part(krum(f=2), median())",
         "split_by_part(chain(group_vote(r=3), mean()), mean())",
         "split_by_part(geometric_median())",
@@ -49,7 +49,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
     "crash": ("crash(worker=1, at=2)",),
     "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
-    "dealt": ("assign_added(dirichlet(alpha=0.5), clients=2, drawn=True, first=1)",),
+    "assign_added": ("assign_added(dirichlet(alpha=0.5), clients=2, drawn=True, first=1)",),
     "decay": ("decay(by=0.99)",),
     "delay": ("delay(worker=1, seconds=0.5, at=1, rounds=2)",),
     "detox": (
@@ -58,7 +58,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "detox(3, majority(), majority(), groups=3, codec=sign())",
     ),
     "dirichlet": ("dirichlet(alpha=0.5)",),
-    "drawn": ("random(count=2, every=3)",),
+    "random": ("random(count=2, every=3)",),
     "edge_density": ("edge_density(rounds=2, covariance='own', percentile=5.0, bins=10)",),
     "error_feedback": (
         "error_feedback(dense())",
@@ -66,7 +66,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "error_feedback(sign(scaled=True))",
         "error_feedback(error_feedback(half()))",
     ),
-    "fixed": ("workers(workers=(1, 4))", "workers(workers=())"),
+    "workers": ("workers(workers=(1, 4))", "workers(workers=())"),
     "gate": ("gate(limit=10.0, weights='equal')", "gate(weights='trusted')"),
     "garble": ("garble(worker=0, at=0)",),
     "gather": ("gather(dense())", "gather(sign(), gate=gate(limit=5.0))", "gather(dense(), forge=malformed())"),
@@ -87,10 +87,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "backdoor": ("backdoor(rare_styles(), digits())",),
     "poisoned": ("poisoned(local_training(), rare_styles(), digits(), clean=10, amount=3)",),
-    "always": ("with_fixed(uniform(clients=2))", "with_fixed(with_attackers(clients=2), last=2)"),
-    "reserved": ("reserve(iid(), amount=5)",),
+    "with_fixed": ("with_fixed(uniform(clients=2))", "with_fixed(with_attackers(clients=2), last=2)"),
+    "reserve": ("reserve(iid(), amount=5)",),
     "ball": ("ball(radius=2.0)", "ball(radius=0.5, every=3, decay=0.99, norm='linf', each='tensor')"),
-    "infiltrated": (
+    "with_attackers": (
         "with_attackers(clients=4)",
         "with_attackers(clients=3, attackers=(1, 2), every=1, first=2, rounds=9)",
     ),
@@ -100,7 +100,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "local_training(adamw(), steps=5, keep=True)",
         "local_training(epochs=0, proximal=0.1, frozen=('0.*',), sends='weights')",
     ),
-    "joined": (
+    "with_edge_cases": (
         "with_edge_cases(digits(), split_edge_cases(rare_styles(style='thin', source=3, target=8), ratio=0.1))",
     ),
     "krum": ("krum(f=2)", "krum(f=0)"),
@@ -144,16 +144,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "repetition": ("repetition(r=5)",),
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shakespeare": ("shakespeare(train=500, test=100, roles=None, least=20000, length=1, context=79)",),
-    "sampled": ("uniform(clients=3)",),
+    "uniform": ("uniform(clients=3)",),
     "shards": ("shards(per_unit=3)",),
-    "shared": ("split_edge_cases(southwest())", "split_edge_cases(ardis(), ratio=0.1, attacker=6, seed=1)"),
+    "split_edge_cases": ("split_edge_cases(southwest())", "split_edge_cases(ardis(), ratio=0.1, attacker=6, seed=1)"),
     "sign": ("sign(scaled=True)",),
     "southwest_honest": ("southwest_honest(p=10)",),
     "spahm": ("spahm(gamma=1.0, sweeps=3)",),
-    "spread": ("evenly_spaced(count=3)",),
+    "evenly_spaced": ("evenly_spaced(count=3)",),
     "step_cost": ("step_cost(network='resnet18-cifar', batch=2, precision='bf16', repeats=1)",),
-    "tailored": ("adaptive(median())", "adaptive(krum(f=0))"),
-    "trained": (
+    "adaptive": ("adaptive(median())", "adaptive(krum(f=0))"),
+    "pretrained": (
         "pretrained(run(digits(), mlp(hidden=(4,)), phases=(phase(gradient(), reduce(dense()), rounds=2),), workers=1))",
     ),
     "svd_cost": ("svd_cost(network='vgg19-cifar', svd='auto', repeats=1)",),

@@ -19,7 +19,7 @@ import yaml
 
 from phalanx.core import registry
 from phalanx.tools.runner.recipe import _recipes
-from tests import docs_shell
+from tests.docs import docs_shell
 from tests.docs.docs_blocks import SHELL, Block, alike, blocks, pages
 from tests.docs.docs_setup import SETUPS
 

@@ -127,7 +127,7 @@ def _load(name: str) -> None:
 
 @cache
 def _load_all() -> None:
-    for module in {*_MODULES, *(target.module for targets in _targets().values() for target in targets)}:
+    for module in dict.fromkeys((*_MODULES, *(target.module for found in _targets().values() for target in found))):
         import_module(module)
 
 
