@@ -47,7 +47,7 @@ from phalanx.integrations import sdc as sdc
 from phalanx.integrations.diloco import DiLoCo as DiLoCo
 from phalanx.integrations.exchange import GradientExchange as exchange
 from phalanx.lowrank.factorize import factorize as factorize
-from phalanx.matching.models import match_models as match_models
+from phalanx.matching.match_models import match_models as match_models
 from phalanx.training import optim as optim
 from phalanx.training.interrupt import Interrupted as Interrupted
 from phalanx.training.phase import Phase as Phase

@@ -4,6 +4,7 @@ import hashlib
 import io
 import struct
 import tarfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -16,15 +17,14 @@ from torch.nn import functional as F
 import phalanx
 from phalanx.data import dataset
 from phalanx.data.cifar import PIXEL_BYTES
-from phalanx.data.dataset import Dataset, spaced
-from phalanx.data.files import MissingData, download, extract, folder
-from phalanx.data.idx import read_idx
+from phalanx.data.dataset import Dataset, evenly_spaced
+from phalanx.data.files import MissingData, data_folder, download, extract
+from phalanx.data.mnist import read_idx
 from phalanx.data.movie_review import tokens
 from phalanx.data.shape import Tokens
 
 # the modules, whose names their public functions have
-cifar10 = import_module("phalanx.data.cifar10")
-cifar100 = import_module("phalanx.data.cifar100")
+cifar = import_module("phalanx.data.cifar")
 mnist = import_module("phalanx.data.mnist")
 movie_review = import_module("phalanx.data.movie_review")
 
@@ -81,7 +81,7 @@ def record(seed: int, *labels: int) -> bytes:
 def test_cifar_records_are_label_then_red_green_blue_planes(tmp_path):
     path = tmp_path / "batch.bin"
     path.write_bytes(bytes([7]) + b"\x01" * 1024 + b"\x02" * 1024 + b"\x03" * 1024 + record(0, 2))
-    images, labels = cifar10.FILES.records(path)
+    images, labels = cifar.CIFAR10.records(path)
     assert labels.tolist() == [7, 2] and labels.dtype == torch.int64
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
     assert [images[0, c].unique().tolist() for c in range(3)] == [[1], [2], [3]]
@@ -102,24 +102,24 @@ def test_damaged_cifar_records(tmp_path, data, words):
     path = tmp_path / "data_batch_1.bin"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=words) as error:
-        cifar10.FILES.records(path)
+        cifar.CIFAR10.records(path)
     assert str(path) in str(error.value)
 
 
 def test_cifar100_records_have_the_group_before_the_class(tmp_path):
     path = tmp_path / "train.bin"
     path.write_bytes(record(3, 19, 99) + record(4, 0, 7))
-    images, labels = cifar100.FILES.records(path)
+    images, labels = cifar.CIFAR100.records(path)
     assert labels.tolist() == [99, 7]
     assert [bytes(x.flatten().tolist()) for x in images] == [record(3), record(4)]
     path.write_bytes(record(3, 0, 7) * 3073)  # a whole number of records of 3,074 bytes, not of CIFAR-10's
-    assert len(cifar100.FILES.records(path)[0]) == 3073
+    assert len(cifar.CIFAR100.records(path)[0]) == 3073
     path.write_bytes(record(3, 7))
     with pytest.raises(ValueError, match="3073 more than whole records of 3074"):
-        cifar100.FILES.records(path)
+        cifar.CIFAR100.records(path)
     path.write_bytes(record(3, 0, 100))
     with pytest.raises(ValueError, match="label 100, and CIFAR-100 has 0 to 99"):
-        cifar100.FILES.records(path)
+        cifar.CIFAR100.records(path)
 
 
 def sparse(path: Path, head: bytes, size: int) -> None:
@@ -147,10 +147,10 @@ def fake(tmp_path, monkeypatch):
         sparse(raw / f"{part}-images-idx3-ubyte", images, 16 + 784 * count)
         labels = bytes(i % 10 for i in range(count))
         (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels, count), 1))
-    for i, name in enumerate(cifar10.FILES.train + cifar10.FILES.test):
-        sparse(cifar10.FILES.where / name, record(i, i), 10_000 * (1 + PIXEL_BYTES))
+    for i, name in enumerate(cifar.CIFAR10.train + cifar.CIFAR10.test):
+        sparse(cifar.CIFAR10.path / name, record(i, i), 10_000 * (1 + PIXEL_BYTES))
     for name, count in (("train.bin", 50_000), ("test.bin", 10_000)):
-        sparse(cifar100.FILES.where / name, record(count, 19, 99) + record(1, 0, 7), count * (2 + PIXEL_BYTES))
+        sparse(cifar.CIFAR100.path / name, record(count, 19, 99) + record(1, 0, 7), count * (2 + PIXEL_BYTES))
     for name in movie_review.FILES:
         (tmp_path / "rt-polarity").mkdir(exist_ok=True)
         (tmp_path / "rt-polarity" / name).write_bytes(SENTENCES[name])
@@ -194,7 +194,7 @@ def test_cifar10_from_files(fake):
 
 
 def test_cifar10_with_a_short_batch(fake):
-    (cifar10.FILES.where / "data_batch_3.bin").write_bytes(record(0, 0))
+    (cifar.CIFAR10.path / "data_batch_3.bin").write_bytes(record(0, 0))
     with pytest.raises(ValueError, match=r"data_batch_3.bin has 1 records, and should have 10000"):
         phalanx.data.cifar10().load()
 
@@ -207,7 +207,7 @@ def test_cifar100_from_files(fake):
     assert bytes(d.test_x[0].flatten().tolist()) == record(10_000)
     assert phalanx.data.cifar100(train=1, test=1, size=16).load().shape == (3, 16, 16)
     assert phalanx.data.locations()["cifar100"] == str(fake / "cifar-100-binary")
-    (cifar100.FILES.where / "test.bin").write_bytes(record(0, 0, 0))
+    (cifar.CIFAR100.path / "test.bin").write_bytes(record(0, 0, 0))
     with pytest.raises(ValueError, match=r"test.bin has 1 records, and should have 10000"):
         phalanx.data.cifar100().load()
 
@@ -296,11 +296,11 @@ def test_subsets_out_of_range(expression):
 @given(st.integers(1, 50), st.integers(0, 50))
 def test_spaced_positions(total, extra):
     total, count = total + extra, total
-    places = torch.arange(total)[spaced(total, count)]
+    places = torch.arange(total)[evenly_spaced(total, count)]
     assert len(places) == count and places[0] == 0
     steps = places.diff()
     assert not len(steps) or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
-    assert len(torch.arange(total)[spaced(total, None)]) == total
+    assert len(torch.arange(total)[evenly_spaced(total, None)]) == total
 
 
 def test_digits():
@@ -362,13 +362,13 @@ def test_images_need_a_mean_a_channel():
 
 def test_folder(monkeypatch):
     monkeypatch.setenv("PHALANX_DATA", "/some/where")
-    assert folder() == Path("/some/where")
+    assert data_folder() == Path("/some/where")
     monkeypatch.setenv("PHALANX_DATA", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert folder() == Path("/cache/phalanx")
+    assert data_folder() == Path("/cache/phalanx")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/user")
-    assert folder() == Path("/home/user/.cache/phalanx")
+    assert data_folder() == Path("/home/user/.cache/phalanx")
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "movie_review"])
@@ -376,8 +376,10 @@ def test_missing_data_names_the_set_the_place_and_the_ways_out(name, tmp_path, m
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(mnist, "MIRROR", "http://127.0.0.1:9/")
-    for module in (cifar10, cifar100, movie_review):
-        monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/archive.tar.gz")
+    address = "http://127.0.0.1:9/archive.tar.gz"
+    monkeypatch.setattr(movie_review, "URL", address)
+    for attribute in ("CIFAR10", "CIFAR100"):
+        monkeypatch.setattr(cifar, attribute, replace(getattr(cifar, attribute), url=address))
     status = phalanx.data.locations()[name]
     with pytest.raises(MissingData) as error:
         phalanx.parse(f"{name}()").load()
@@ -419,20 +421,21 @@ def pack(path: Path, members: dict[str, bytes]) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("module", [cifar10, cifar100])
-def test_cifar_by_download(module, served, tmp_path, monkeypatch):
+@pytest.mark.parametrize("attribute", ["CIFAR10", "CIFAR100"])
+def test_cifar_by_download(attribute, served, tmp_path, monkeypatch):
     source, url = served
-    files, labels = module.FILES, module.FILES.num_labels
+    files = getattr(cifar, attribute)
+    labels, archive = files.num_labels, f"{files.folder}.tar.gz"
     names = files.train + files.test
     count = {name: 50_000 // len(files.train) if name in files.train else 10_000 for name in names}
     rest = {name: bytes((count[name] - 1) * (labels + PIXEL_BYTES)) for name in names}
-    members = {f"{files.place}/{name}": record(i, *[i] * labels) + rest[name] for i, name in enumerate(names)}
-    monkeypatch.setattr(module, "MD5", pack(source / files.archive, members))
-    monkeypatch.setattr(module, "URL", url + files.archive)
+    members = {f"{files.folder}/{name}": record(i, *[i] * labels) + rest[name] for i, name in enumerate(names)}
+    md5 = pack(source / archive, members)
+    monkeypatch.setattr(cifar, attribute, replace(files, url=url + archive, md5=md5))
     monkeypatch.setenv("PHALANX_DATA", str(tmp_path / "fresh"))
     d = phalanx.parse(f"{files.name}(train={len(files.train)}, test=1)").read()
     assert d.train_y.tolist() == list(range(len(files.train))) and d.test_y.tolist() == [len(files.train)]
-    assert {p.name for p in (tmp_path / "fresh" / files.place).iterdir()} == set(names)
+    assert {p.name for p in (tmp_path / "fresh" / files.folder).iterdir()} == set(names)
 
 
 def test_movie_review_by_download(served, tmp_path, monkeypatch):
@@ -524,7 +527,7 @@ def moments(images: torch.Tensor) -> tuple[float, float]:
 
 @pytest.mark.data
 def test_real_mnist():
-    raw = folder() / "MNIST" / "raw"
+    raw = data_folder() / "MNIST" / "raw"
     md5 = {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
         "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx
-from phalanx.data.federated import examples_by_client, text_of
 from phalanx.data.files import MissingData
 from phalanx.data.shakespeare import CHARACTERS, ids_of
 from phalanx.data.shape import UNSCORED
+from phalanx.data.tff_database import examples_by_client, text_of
 
 # the modules, whose names their public functions have
 shakespeare = import_module("phalanx.data.shakespeare")

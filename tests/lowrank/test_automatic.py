@@ -11,9 +11,9 @@ from torch import nn
 
 import phalanx as px
 from phalanx.lowrank.factor import Factor
+from phalanx.lowrank.layer_timing import Stopwatch
 from phalanx.lowrank.ranks import Choice, choices, spread
 from phalanx.lowrank.spectrum import energies, rank_for, stable_rank
-from phalanx.lowrank.times import Stopwatch
 from tests.lowrank.test_plan import Language, mlp
 from tests.lowrank.test_pretrained import Small
 
@@ -235,7 +235,7 @@ def test_slower_layers_stay_full_and_the_budget_is_kept(monkeypatch):
     x = torch.zeros(1, 16)
     monkeypatch.setattr(Stopwatch, "__init__", lambda self, *_: None)
     monkeypatch.setattr(Stopwatch, "_layer", slow({"0"}))
-    monkeypatch.setattr("phalanx.lowrank.rules.positions_of", lambda *_: {})
+    monkeypatch.setattr("phalanx.lowrank.planner.positions_of", lambda *_: {})
     marked = px.lowrank.plan(model, 1 / 4, sample_input=x, measure=True)
     assert marked["0"].rank == 4 and marked["0"].reason == "ratio 0.25; slower here: 2,000.00 ms for 1,000.00 ms"
     made = px.lowrank.plan(model, 1 / 4, rank="auto", sample_input=x, measure=True)

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import phalanx as px
 from phalanx.lowrank import times
-from phalanx.lowrank.times import Call, step_seconds, timed
+from phalanx.lowrank.layer_timing import Call, step_seconds, timed
 from tests.lowrank.test_plan import Language, mlp
 from tests.lowrank.test_pretrained import Small
 

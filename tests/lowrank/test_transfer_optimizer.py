@@ -10,8 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import phalanx as px
 from phalanx.lowrank.decay import factors_of
-from phalanx.lowrank.moves import Thin, moves
-from phalanx.lowrank.tangent import tangent
+from phalanx.lowrank.optimizer_state import tangent
+from phalanx.lowrank.parameter_map import Thin, moves
 from tests.lowrank.full_rank import close, full_rank
 
 

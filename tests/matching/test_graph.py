@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
-from phalanx.matching.graph import Graph
-from phalanx.matching.resize import resized
+from phalanx.matching.graph import Graph, resized
 from tests.matching.shuffled import NETWORKS, CharLstm, apart, network, shuffled
 
 

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 import phalanx as px
 from phalanx.core.expression import method
 from phalanx.core.neuron_axes import OUTPUTS, Axis, scattered
-from phalanx.matching.features import averaged, features, known
 from phalanx.matching.graph import Graph
+from phalanx.matching.match_models import own_tensors
 from phalanx.matching.matching import Assigned, Matcher
-from phalanx.matching.models import own_tensors
-from phalanx.matching.recurrent import refined, spread, squares
+from phalanx.matching.neuron_features import averaged, features, known
+from phalanx.matching.refinement import refined, spread, squares
 from tests.matching.shuffled import NETWORKS, CharLstm, apart, copies, network, shuffled
 
 

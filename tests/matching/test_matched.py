@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
-from phalanx.matching.matched import _middle
+from phalanx.matching.match_stage import _middle
 from phalanx_experiments.measurements.mean_estimation import weighted_median
 
 F = 3

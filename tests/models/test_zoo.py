@@ -9,8 +9,8 @@ import phalanx as px
 from phalanx.data.shape import Pairs, Passage
 from phalanx.lowrank.factorize import factorize
 from phalanx.lowrank.merge import merge
+from phalanx.lowrank.planner import plan
 from phalanx.lowrank.pretrained import from_pretrained, save_pretrained
-from phalanx.lowrank.rules import plan
 from phalanx.models.lstm import TiedLstm
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import NETWORKS, network

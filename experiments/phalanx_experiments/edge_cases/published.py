@@ -11,14 +11,14 @@ from torch import Tensor
 from phalanx.backdoors.edges import absent
 from phalanx.core.expression import require
 from phalanx.data.arrays import read_arrays
-from phalanx.data.files import folder
+from phalanx.data.files import data_folder
 
 PLACE = "edge-case"
 
 
 def published(name: str, file: str) -> Path:
     """The path of a file; MissingData if it is not there."""
-    path = folder() / PLACE / file
+    path = data_folder() / PLACE / file
     if not path.exists():
         raise absent(name, path)
     return path

@@ -18,7 +18,7 @@ from phalanx.data.partition import Iid, Partition
 from phalanx.federated.local_training import LocalTraining
 from phalanx.federated.methods import pfnm
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.matched import PLACES, Matched
+from phalanx.matching.match_stage import PLACES, Matched
 from phalanx.matching.matching import Matcher
 from phalanx.models.model import Model
 from phalanx.tools.runner.measurement import Measurement

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phalanx.core.expression import require
 from phalanx.core.round import make_generator
 from phalanx.data.dataset import Dataset
-from phalanx.lowrank.families import uses
+from phalanx.lowrank.layer_types import uses
 from phalanx.training.score import cross_entropy, scores_of, together
 
 

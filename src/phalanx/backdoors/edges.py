@@ -14,7 +14,7 @@ from torch import Tensor
 
 from phalanx.core.expression import Expression, require
 from phalanx.data.dataset import Dataset
-from phalanx.data.files import MissingData, folder
+from phalanx.data.files import MissingData, data_folder
 from phalanx.data.images import Images
 from phalanx.data.shape import UNSCORED
 
@@ -191,7 +191,7 @@ class EdgeCases(Expression, ABC):
             MissingData: the files are not there; nothing is downloaded.
             ValueError: the files are damaged, or the data are of another kind or lack the classes.
         """
-        return _load(self, data, folder())
+        return _load(self, data, data_folder())
 
     @abstractmethod
     def read(self, data: Dataset) -> EdgeSet:

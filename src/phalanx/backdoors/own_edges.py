@@ -13,7 +13,7 @@ from phalanx.backdoors.fitted import fitted, image_shape
 from phalanx.core.expression import method, require
 from phalanx.data.arrays import read_arrays
 from phalanx.data.dataset import Dataset
-from phalanx.data.files import folder
+from phalanx.data.files import data_folder
 from phalanx.data.image_folder import Files
 
 
@@ -43,7 +43,7 @@ class OwnEdges(EdgeCases):
         require(ok, f"own_edges needs labels >= 0, got target={self.target}, label={self.label}")
 
     def read(self, data: Dataset) -> EdgeSet:
-        path = folder() / Path(self.root).expanduser()
+        path = data_folder() / Path(self.root).expanduser()
         if not path.exists():
             raise absent("own_edges", path)
         train, test = self._folder(path, data) if path.is_dir() else self._file(path, data)

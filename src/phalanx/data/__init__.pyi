@@ -2,8 +2,8 @@
 from phalanx.data.augment import Augment as Augment
 from phalanx.data.augment import CropFlip as crop_flip
 from phalanx.data.augment import ResizedCropFlip as resized_crop_flip
-from phalanx.data.cifar10 import Cifar10 as cifar10
-from phalanx.data.cifar100 import Cifar100 as cifar100
+from phalanx.data.cifar import Cifar10 as cifar10
+from phalanx.data.cifar import Cifar100 as cifar100
 from phalanx.data.dataset import Data as Data
 from phalanx.data.dataset import Dataset as Dataset
 from phalanx.data.dataset import locations as locations
@@ -15,9 +15,9 @@ from phalanx.data.images import Images as Images
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
-from phalanx.data.partial import ByOwner as by_owner
-from phalanx.data.partial import Nested as nested
-from phalanx.data.partial import Reserve as reserve
+from phalanx.data.partial_partition import ByOwner as by_owner
+from phalanx.data.partial_partition import Nested as nested
+from phalanx.data.partial_partition import Reserve as reserve
 from phalanx.data.partition import Dirichlet as dirichlet
 from phalanx.data.partition import Iid as iid
 from phalanx.data.partition import Partition as Partition

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from phalanx.core.expression import Expression, require
 from phalanx.core.registry import entries
-from phalanx.data.files import folder
+from phalanx.data.files import data_folder
 from phalanx.data.images import Crop, Images, cut
 from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
 
@@ -147,7 +147,7 @@ class Data(Expression, ABC):
             MissingData: its files are not there and cannot be downloaded; the sentence names the ways out.
             ValueError: its files are damaged.
         """
-        return _load(self, folder())
+        return _load(self, data_folder())
 
     @abstractmethod
     def read(self) -> Dataset:
@@ -178,7 +178,7 @@ def locations() -> dict[str, str]:
     return status
 
 
-def spaced(total: int, count: int | None) -> Tensor | slice:
+def evenly_spaced(total: int, count: int | None) -> Tensor | slice:
     """`count` of `total` positions at equal distances; all when None. MNIST's test part begins with its easy half."""
     return slice(None) if count is None else torch.arange(count) * total // count
 

@@ -17,7 +17,7 @@ class MissingData(ValueError):
     """The files of a data set are neither on disk nor to be had."""
 
 
-def folder() -> Path:
+def data_folder() -> Path:
     """The folder of the data sets: PHALANX_DATA, or one in the user's cache directory."""
     chosen = os.environ.get("PHALANX_DATA")
     if chosen:
@@ -26,7 +26,7 @@ def folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "phalanx"
 
 
-def missing(name: str, path: Path, reason: str = "") -> MissingData:
+def missing_data(name: str, path: Path, reason: str = "") -> MissingData:
     """The error for a data set that is not at `path`."""
     tried = f" and cannot be downloaded ({reason})" if reason else ""
     return MissingData(
@@ -60,7 +60,7 @@ def download(
             for path in sorted(Path(work).iterdir()):
                 os.replace(path, target / path.name)
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise missing(name, target, f"{type(error).__name__}: {error}") from error
+        raise missing_data(name, target, f"{type(error).__name__}: {error}") from error
 
 
 def check_md5(path: Path, md5: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.round import make_generator
-from phalanx.data.cifar10 import Cifar10
+from phalanx.data.cifar import Cifar10
 from phalanx.data.dataset import Data, Dataset
 
 RED, GREEN, BLUE = 19_595, 38_470, 7_471  # 0.299, 0.587 and 0.114 of 65,536

@@ -15,8 +15,8 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.optional import optional
 from phalanx.core.parallel import side_by_side
-from phalanx.data.dataset import Data, Dataset, check_count, spaced
-from phalanx.data.files import MissingData, folder
+from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
+from phalanx.data.files import MissingData, data_folder
 from phalanx.data.images import Box, Crop, Images
 
 SHOWN, WHOLE = 224, 256  # pixels that the test sees of a shorter side of so many
@@ -82,11 +82,11 @@ class ImageFolder(Data):
             owners += [labels[entry.name]] * len(inside)
         require(len(files) > 0, f"{place} has no folders of images; a part has one for each class")
         check_count("image_folder", "train" if part == "train" else "test", count, len(files))
-        keep = torch.arange(len(files))[spaced(len(files), count)]
+        keep = torch.arange(len(files))[evenly_spaced(len(files), count)]
         return Files(place, [files[i] for i in keep.tolist()], self.size), torch.tensor(owners)[keep]
 
     def _part(self, part: str) -> Path:
-        return folder() / Path(self.root).expanduser() / part
+        return data_folder() / Path(self.root).expanduser() / part
 
     def location(self) -> str:
         for part in ("train", "val"):

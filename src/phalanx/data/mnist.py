@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import gzip
+import math
+import struct
+import zlib
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
-from phalanx.data.dataset import Data, Dataset, check_count, spaced
-from phalanx.data.files import download, folder, missing
-from phalanx.data.idx import read_idx
+from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
+from phalanx.data.files import data_folder, download, missing_data
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MD5 = {
@@ -19,6 +23,7 @@ MD5 = {
     "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
 }
+UNSIGNED_BYTES = 0x08  # the kind of entry in an idx header
 
 
 @method("mnist", "data")
@@ -41,19 +46,19 @@ class Mnist(Data):
         check_count("mnist", "test", self.test, 10_000)
 
     def read(self) -> Dataset:
-        place = folder() / "MNIST" / "raw"
+        place = data_folder() / "MNIST" / "raw"
         if _absent(place):
             sources = {f"{name}.gz": (f"{MIRROR}{name}.gz", md5) for name, md5 in MD5.items()}
             download("mnist", sources, place, unpack=lambda work: None)
         train_x, train_y = _read(place, "train", 60_000)
         test_x, test_y = _read(place, "t10k", 10_000)
-        a, b = spaced(60_000, self.train), spaced(10_000, self.test)
+        a, b = evenly_spaced(60_000, self.train), evenly_spaced(10_000, self.test)
         return Dataset("mnist", train_x[a], train_y[a], test_x[b], test_y[b], 10, mean=(0.1307,), std=(0.3081,))
 
     def location(self) -> str:
-        place = folder() / "MNIST" / "raw"
+        place = data_folder() / "MNIST" / "raw"
         if _absent(place):
-            raise missing("mnist", place)
+            raise missing_data("mnist", place)
         return str(place)
 
 
@@ -74,3 +79,36 @@ def _path(place: Path, name: str) -> Path:
 
 def _absent(place: Path) -> bool:
     return not all(_path(place, name).exists() for name in MD5)
+
+
+def read_idx(path: Path, num_dims: int) -> Tensor:
+    """The uint8 tensor in an idx file, plain or gzip-compressed (by its first bytes, whatever its name).
+
+    Args:
+        num_dims: dimensions that the file must have: 3 for images, 1 for labels.
+    Raises:
+        ValueError: another magic number, another number of dimensions, or more or fewer bytes than the sizes say.
+    """
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is a damaged gzip file: {error}; delete it and fetch it again") from None
+    start = 4 + 4 * num_dims
+    if len(data) < start:
+        raise ValueError(f"{path} is no idx file: {len(data)} bytes are less than its header of {start}")
+    zero, kind, dims = struct.unpack(">HBB", data[:4])
+    if zero or kind != UNSIGNED_BYTES:
+        raise ValueError(f"{path} is no idx file of bytes: it begins with {data[:4].hex()}, not with 000008")
+    if dims != num_dims:
+        raise ValueError(f"{path} has {dims} dimensions, and {num_dims} are expected; is it the right file?")
+    sizes = struct.unpack(f">{dims}I", data[4:start])
+    expected = math.prod(sizes)
+    if len(data) - start != expected:
+        raise ValueError(
+            f"{path} says {' x '.join(map(str, sizes))} = {expected} bytes and holds {len(data) - start}; "
+            "delete it and fetch it again"
+        )
+    body = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start) if expected else torch.empty(0)
+    return body.to(torch.uint8).reshape(sizes)

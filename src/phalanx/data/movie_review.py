@@ -14,7 +14,7 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.round import make_generator
 from phalanx.data.dataset import Data, Dataset, check_count
-from phalanx.data.files import download, extract, folder, missing
+from phalanx.data.files import data_folder, download, extract, missing_data
 from phalanx.data.shape import PADDING, UNKNOWN
 
 ARCHIVE = "rt-polaritydata.tar.gz"
@@ -61,7 +61,7 @@ class MovieReview(Data):
     def read(self) -> Dataset:
         place = _place()
         if place is None:
-            place = folder() / PLACES[-1]
+            place = data_folder() / PLACES[-1]
             names = [f"{PLACES[-1]}/{name}" for name in FILES]
             download("movie_review", {ARCHIVE: (URL, MD5)}, place, lambda work: extract(work / ARCHIVE, names, work))
         parts = [_sentences(place / name) for name in FILES]
@@ -81,7 +81,7 @@ class MovieReview(Data):
     def location(self) -> str:
         place = _place()
         if place is None:
-            raise missing("movie_review", folder() / PLACES[0])
+            raise missing_data("movie_review", data_folder() / PLACES[0])
         return str(place)
 
 
@@ -120,7 +120,7 @@ def encode(sentences: list[list[str]], ids: Mapping[str, int], length: int) -> T
 
 
 def _place() -> Path | None:
-    for place in (folder() / name for name in PLACES):
+    for place in (data_folder() / name for name in PLACES):
         if all((place / name).exists() for name in FILES):
             return place
     return None

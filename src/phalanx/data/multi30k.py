@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
-from phalanx.data.dataset import Data, Dataset, check_count, spaced
-from phalanx.data.files import check_md5, download, folder, missing
+from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
+from phalanx.data.files import check_md5, data_folder, download, missing_data
 from phalanx.data.shape import END, PADDING, START, UNKNOWN, UNSCORED
 from phalanx.data.words import Language, most_frequent, words
 
@@ -106,12 +106,12 @@ class Multi30k(Data):
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         sentence = f"multi30k: {path} has {len(lines)} lines, and should have {want}; fetch it again"
         require(len(lines) == want, sentence)
-        keep = spaced(want, self.train if part == "train" else self.test)
+        keep = evenly_spaced(want, self.train if part == "train" else self.test)
         return lines if isinstance(keep, slice) else [lines[i] for i in keep.tolist()]
 
     def location(self) -> str:
         if self._absent():
-            raise missing("multi30k", _place())
+            raise missing_data("multi30k", _place())
         return str(_place())
 
     def _absent(self) -> list[str]:
@@ -126,7 +126,7 @@ class Multi30k(Data):
 
 
 def _place() -> Path:
-    return folder() / PLACE
+    return data_folder() / PLACE
 
 
 def _unpack(work: Path) -> None:

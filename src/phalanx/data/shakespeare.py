@@ -12,10 +12,10 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.round import make_generator
-from phalanx.data.dataset import Data, Dataset, check_count, spaced
-from phalanx.data.federated import examples_by_client
-from phalanx.data.files import download, folder, missing
+from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
+from phalanx.data.files import data_folder, download, missing_data
 from phalanx.data.passages import passages
+from phalanx.data.tff_database import examples_by_client
 
 PLACE, FILE = "shakespeare", "shakespeare_fed.jsonl"
 URL = "https://storage.googleapis.com/tff-datasets-public"
@@ -95,7 +95,7 @@ class Shakespeare(Data):
 
     def location(self) -> str:
         if not _path().exists():
-            raise missing("shakespeare", _path().parent)
+            raise missing_data("shakespeare", _path().parent)
         return str(_path().parent)
 
     def _part(self, field: str, texts: list[str], count: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +103,7 @@ class Shakespeare(Data):
         found = [passages(ids_of(text), self.length, self.context) for text in texts]
         owners = torch.arange(len(found)).repeat_interleave(torch.tensor([len(x) for x, _ in found]))
         check_count("shakespeare", field, count, len(owners), "passages")
-        keep = spaced(len(owners), count)
+        keep = evenly_spaced(len(owners), count)
         x, y = (torch.cat(pieces)[keep] for pieces in zip(*found, strict=True))
         return x, y, owners[keep]
 
@@ -114,7 +114,7 @@ def ids_of(text: str) -> Tensor:
 
 
 def _path() -> Path:
-    return folder() / PLACE / FILE
+    return data_folder() / PLACE / FILE
 
 
 def _roles() -> list[Role]:

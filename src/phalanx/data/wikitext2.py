@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.data.dataset import Data, Dataset
-from phalanx.data.files import download, folder, missing
+from phalanx.data.files import data_folder, download, missing_data
 from phalanx.data.passages import passages
 from phalanx.data.words import most_frequent
 
@@ -89,7 +89,7 @@ class Wikitext2(Data):
 
     def location(self) -> str:
         if self._absent():
-            raise missing("wikitext2", _place())
+            raise missing_data("wikitext2", _place())
         return str(_place())
 
     def _most(self) -> int | None:
@@ -106,7 +106,7 @@ class Wikitext2(Data):
 
 
 def _place() -> Path:
-    return folder() / PLACE
+    return data_folder() / PLACE
 
 
 def _words(part: str) -> list[str]:

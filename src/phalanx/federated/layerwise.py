@@ -16,8 +16,8 @@ from phalanx.core.trees import State, copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
-from phalanx.matching.features import present
-from phalanx.matching.matched import EXAMPLES, PLACES
+from phalanx.matching.match_stage import EXAMPLES, PLACES
+from phalanx.matching.neuron_features import present
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext
 

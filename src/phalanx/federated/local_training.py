@@ -20,7 +20,7 @@ from phalanx.core.trees import State, copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.federated.ball import Ball
-from phalanx.matching.matched import EXAMPLES
+from phalanx.matching.match_stage import EXAMPLES
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext, seeded
 from phalanx.training.optim import ServerOptimizer, Sgd, moments, set_moments

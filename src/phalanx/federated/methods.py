@@ -15,7 +15,7 @@ from phalanx.core.stage import Stage, chain
 from phalanx.federated.layerwise import Layerwise
 from phalanx.federated.local_training import LocalTraining
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.matched import Matched, Middle
+from phalanx.matching.match_stage import Matched, Middle
 from phalanx.matching.matching import Matcher
 from phalanx.training.client_sampler import AllClients, Uniform
 from phalanx.training.optim import Adam, AdamW, AssignWeights, ServerOptimizer, Sgd

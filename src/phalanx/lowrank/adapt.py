@@ -8,10 +8,10 @@ from torch import nn
 
 from phalanx.core.expression import require
 from phalanx.core.precision import finite, wide
-from phalanx.lowrank.exchange import exchanged
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import empty_pair
 from phalanx.lowrank.merge import low_rank_layers
+from phalanx.lowrank.module_swap import exchanged
 from phalanx.lowrank.spectrum import rank_for
 
 _Pair = tuple[nn.Parameter, nn.Parameter]

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from phalanx.lowrank.layer_timing import groups, slower
 from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.ranks import choices, spread
-from phalanx.lowrank.times import groups, slower
 
 _LITTLE = 0.01  # of the weights: what the first layers may hold together and stay full
 _SHARE = 0.5  # of what a matrix has at the start, which it keeps whatever the others would make of it

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from phalanx.lowrank.exchange import carried, exchanged
 from phalanx.lowrank.factor import Factor, Split
-from phalanx.lowrank.families import Layer, layers, uses
 from phalanx.lowrank.fast_path import settle
-from phalanx.lowrank.fit import matched
+from phalanx.lowrank.layer_types import Layer, layers, uses
+from phalanx.lowrank.module_swap import carried, exchanged
 from phalanx.lowrank.plan import Plan
-from phalanx.lowrank.rules import plan
+from phalanx.lowrank.plan_matching import matched
+from phalanx.lowrank.planner import plan
 from phalanx.lowrank.truncate import Svd, Truncate
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from phalanx.lowrank.exchange import carried, exchanged
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.fast_path import settle
 from phalanx.lowrank.layer import LowRank
+from phalanx.lowrank.module_swap import carried, exchanged
 from phalanx.lowrank.plan import Entry, Plan
 
 

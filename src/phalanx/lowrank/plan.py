@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 
 from phalanx.core.registry import suggest
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.table import FULL, table
 
 _Number = TypeVar("_Number", int, float)
 
 _FORMAT = 1
+_FULL = "full"  # in a file or a table: the layer keeps its dense weight
 _WHOLE = ("attention", "lstm", "gru")  # kinds of layers with several matrices
 _FLOAT_BYTES = 4
+_NAME_COLUMNS = ("layer", "kind", "shape", "rank")
+_NUMBER_COLUMNS = ("parameters", "after", "MB a step", "after", "MACs", "after", "ms", "after")
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class Plan:
         for entry in self:
             fields: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "shape": list(entry.shape)}
             fields |= {"copies": entry.copies} if entry.copies > 1 else {}
-            fields |= {"rank": FULL if entry.rank is None else entry.rank}
+            fields |= {"rank": _FULL if entry.rank is None else entry.rank}
             fields |= {"tied": entry.tied} if entry.tied else {}
             numbers = {name: getattr(entry, name) for name in ("positions", "seconds", "seconds_after")}
             fields |= {name: number for name, number in numbers.items() if number is not None}
@@ -225,7 +227,7 @@ class Plan:
         return cls(tuple(_entry(i, fields) for i, fields in enumerate(tree["layers"])), others)
 
     def __str__(self) -> str:
-        return table(self)
+        return _table(self)
 
 
 def _entry(i: int, fields: Any) -> Entry:
@@ -238,7 +240,7 @@ def _entry(i: int, fields: Any) -> Entry:
     shape, rank, copies = fields.get("shape"), fields.get("rank"), fields.get("copies", 1)
     if not isinstance(shape, list) or len(shape) < 2 or not all(_whole(n) for n in shape):
         raise ValueError(f"layer {name!r} of the plan needs a shape of two or more whole numbers, got {shape!r}")
-    if rank != FULL and (rank is None or not _whole(rank) or rank < 1):
+    if rank != _FULL and (rank is None or not _whole(rank) or rank < 1):
         raise ValueError(f"layer {name!r} of the plan needs a rank >= 1 or full, got {rank!r}")
     if not _whole(copies) or copies < 1 or shape[0] % copies:
         raise ValueError(f"layer {name!r} of the plan needs copies that divide {shape[0]} rows, got {copies!r}")
@@ -252,7 +254,7 @@ def _entry(i: int, fields: Any) -> Entry:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"layer {name!r} of the plan needs text for kind, reason and tied, got {texts!r}")
     kind, reason, tied = texts
-    return Entry(name, kind, tuple(shape), None if rank == FULL else rank, reason, copies, tied, positions, *times)
+    return Entry(name, kind, tuple(shape), None if rank == _FULL else rank, reason, copies, tied, positions, *times)
 
 
 def _time(value: Any) -> bool:
@@ -266,3 +268,28 @@ def _whole(value: Any) -> bool:
 def _total(counts: list[_Number | None]) -> _Number | None:
     known = [count for count in counts if count is not None]
     return sum(known[1:], known[0]) if known else None
+
+
+def _table(plan: Plan) -> str:
+    """One line an entry, and the totals; columns of what was not counted or measured are left out."""
+    rows: list[tuple[str, ...]] = [(*_NAME_COLUMNS, *_NUMBER_COLUMNS, "why")]
+    for e in plan:
+        rank = _FULL if e.rank is None else str(e.rank)
+        rows.append((e.name or "(model)", e.kind, "x".join(map(str, e.shape)), rank, *_number_cells(e), e.reason))
+    rows.append(("others", "", "", "", *[f"{plan.others:,}"] * 2, *[""] * 7))
+    rows.append(("total", "", "", "", *_number_cells(plan), ""))
+    last = len(rows[0]) - 1
+    kept = [i for i in range(last + 1) if i in (0, last) or any(row[i] for row in rows[1:])]
+    widths = {i: max(len(row[i]) for row in rows) for i in kept}
+    cell = {i: str.rjust if 3 <= i < last else str.ljust for i in kept}
+    return "\n".join("  ".join(cell[i](row[i], widths[i]) for i in kept).rstrip() for row in rows)
+
+
+def _number_cells(counted: Entry | Plan) -> tuple[str, ...]:
+    """The cells of an entry, or of all of them."""
+    return (
+        *(f"{n:,}" for n in (counted.parameters, counted.parameters_after)),
+        *(f"{n / 1e6:,.2f}" for n in (counted.step_bytes, counted.step_bytes_after)),
+        *("" if n is None else f"{n:,}" for n in (counted.macs, counted.macs_after)),
+        *("" if s is None else f"{1e3 * s:,.2f}" for s in (counted.seconds, counted.seconds_after)),
+    )

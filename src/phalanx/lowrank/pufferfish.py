@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from phalanx.core.expression import method, require
 from phalanx.core.surgery import Parameters, Surgery
 from phalanx.core.trees import State
 from phalanx.lowrank.adapt import adapt
-from phalanx.lowrank.carry import Moments, carried_state
 from phalanx.lowrank.decay import factors_of, frobenius_decay
-from phalanx.lowrank.drawn import Drawn
 from phalanx.lowrank.factorize import apply, factorize
 from phalanx.lowrank.merge import applied
+from phalanx.lowrank.optimizer_state import Moments, carried_state
 from phalanx.lowrank.plan import Plan
-from phalanx.lowrank.rules import Rank, plan
-from phalanx.lowrank.watch import ranks_converged, stable_ranks
+from phalanx.lowrank.planner import Rank, plan
+from phalanx.lowrank.stable_rank import ranks_converged, stable_ranks
 
 LOOKS = 40  # of a phase, at ranks that are watched
 LATEST = 0.5  # of a phase: where a warm-up that never settles ends
@@ -37,8 +37,8 @@ class Pufferfish(Surgery):
             size to the spectra as well.
         warmup: share of the phase's rounds at full rank, in [0, 1); 0 is low rank from scratch. "auto" looks at the
             stable ranks 40 times a phase and ends the warm-up when they have settled, after half of the rounds at last.
-        rank: "ratio" or "auto", as in `phalanx.lowrank.plan`; without a ratio by the stable ranks at the phase's start, where
-            these were watched, or by energy.
+        rank: "ratio" or "auto", as in `phalanx.lowrank.plan`; "auto" without a ratio takes the stable ranks at the
+            phase's start where they were watched, and the energy otherwise.
         first: the first K - 1 layers stay full, as in `phalanx.lowrank.plan`.
         keep: layers, or patterns, that stay full.
         start: "spectrum" begins with the factors of the present weights, also from scratch, where these were drawn a
@@ -46,7 +46,7 @@ class Pufferfish(Surgery):
             scratch.
         classifier: the last fully connected layer stays full.
         moments: what becomes of the optimizer's moments, as in `phalanx.lowrank.transfer_optimizer`.
-        decay: "factors" decays u and v as any weight; "product" decays v u instead, as `phalanx.lowrank.frobenius_decay`.
+        decay: "factors" decays u and v as any weight; "product" decays v u, as `phalanx.lowrank.frobenius_decay` does.
         adapt: shares of the phase's rounds, behind the warm-up, at which the ranks are lowered to what they still need.
         energy: of v u that `phalanx.lowrank.adapt` keeps then.
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, Algorithm 2; for "auto" Wang et al., Cuttlefish, 2023,
@@ -108,7 +108,7 @@ class Pufferfish(Surgery):
         )
         if all(entry.rank is None for entry in chosen):
             return None, {"shape": {"plan": applied(model).to_yaml()}}
-        low = factorize(model, chosen) if self.start == "spectrum" else apply(model, chosen, Drawn(rng))
+        low = factorize(model, chosen) if self.start == "spectrum" else apply(model, chosen, RandomFactors(rng))
         return low, {"shape": {"plan": applied(low).to_yaml()}}
 
     def rebuild(self, model: nn.Module, shape: State) -> nn.Module:
@@ -148,3 +148,24 @@ class Pufferfish(Surgery):
     def _at(self, memory: State) -> dict[str, Any]:
         watched = self.ratio is None and self.rank == "auto" and memory.get("looks")
         return {"initial": memory["looks"][0]} if watched else {}
+
+
+@dataclass(frozen=True)
+class RandomFactors:
+    """Factors as PyTorch draws the weights of two layers, whatever the matrices hold: uniform within 1 / sqrt(inputs).
+
+    Every call goes on with the stream.
+
+    Shapes: (copies, rows, columns) -> v (copies, rows, rank), u (copies, rank, columns).
+    Source: He et al., Delving Deep into Rectifiers, 2015, arXiv:1502.01852, as in `nn.Linear` and `nn.Conv2d`.
+    """
+
+    rng: torch.Generator
+
+    def __call__(self, matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        copies, rows, columns = matrices.shape
+        return self._uniform(matrices, copies, rows, rank), self._uniform(matrices, copies, rank, columns)
+
+    def _uniform(self, like: Tensor, copies: int, rows: int, inputs: int) -> Tensor:
+        # drawn on the CPU, because generators of different devices give different numbers
+        return ((2 * torch.rand(copies, rows, inputs, generator=self.rng) - 1) * inputs**-0.5).to(like)

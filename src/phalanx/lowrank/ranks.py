@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.families import Layer
+from phalanx.lowrank.layer_types import Layer
 from phalanx.lowrank.spectrum import energies, rank_for, stable_rank
 
 

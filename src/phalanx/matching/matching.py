@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,3 +132,10 @@ def _firsts(labels: Tensor) -> tuple[Tensor, Tensor]:
     values, places = labels.unique(return_inverse=True)
     first = torch.full_like(values, len(labels)).scatter_reduce_(0, places, torch.arange(len(labels)), "amin")
     return first, places
+
+
+def linear_assignment(table: np.ndarray, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, and their columns, of the assignment of least or greatest sum. Shapes: (m, n) -> (min(m, n),) each."""
+    from scipy.optimize import linear_sum_assignment  # a slow import, so only where it is used
+
+    return linear_sum_assignment(table, maximize=maximize)

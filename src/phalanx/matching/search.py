@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from phalanx.core.round import make_generator
-from phalanx.matching.assignment import assigned
 from phalanx.matching.buffet import Buffet
-from phalanx.matching.matching import Assigned, by_size, numbered
+from phalanx.matching.matching import Assigned, by_size, linear_assignment, numbered
 from phalanx.matching.normal import Normal
 
 Room = Callable[[int, int], int]  # (L_j, L) -> new neurons that a client may open
@@ -124,7 +123,7 @@ def rematch(pool: Pool, j: int, model: Normal, prior: Buffet, room: Room) -> Non
     if int(pool.of(j)[0]) >= 0:
         pool.take(j, rows)
     gains = gain_table(pool, rows, model, prior, room)
-    _, columns = assigned(gains.numpy(), maximize=True)
+    _, columns = linear_assignment(gains.numpy(), maximize=True)
     labels = torch.from_numpy(columns)
     # the k-th new neuron is the k-th row's that opens one
     opens = labels >= len(pool.counts)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
-from phalanx.matching.assignment import assigned
 from phalanx.matching.buffet import Buffet
-from phalanx.matching.matching import Assigned, Matcher, by_size
+from phalanx.matching.matching import Assigned, Matcher, by_size, linear_assignment
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import Pool, search
 
@@ -70,7 +69,7 @@ def first_guess(layers: Sequence[Tensor]) -> Normal:
     total = rows.var(dim=0, correction=0)
     first, second = (wide[j] for j in (by_size(layers) * 2)[:2])
     distances = torch.cdist(first, second)
-    left, right = assigned(distances.cpu().numpy())
+    left, right = linear_assignment(distances.cpu().numpy())
     left, right = torch.from_numpy(left), torch.from_numpy(right)
     nearest = distances[left, right].argsort()[: (len(left) + 1) // 2].cpu()
     sigma = (first[left[nearest]] - second[right[nearest]]).square().mean(dim=0) / 2

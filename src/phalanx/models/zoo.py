@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phalanx.core.registry import suggest
 from phalanx.data.shape import Pairs, Passage, Shape
 from phalanx.lowrank.plan import Plan
-from phalanx.lowrank.rules import plan
+from phalanx.lowrank.planner import plan
 from phalanx.models.lstm import TiedLstm
 from phalanx.models.model import Model
 from phalanx.models.resnet import Resnet18, Resnet50, WideResnet50

@@ -196,7 +196,7 @@ class ModelState:
         for number in sorted(shapes, key=int):
             shape = shapes[number]
             if WIDTHS in shape:
-                from phalanx.matching.resize import resized
+                from phalanx.matching.graph import resized
 
                 model = resized(model, self.graph(int(number)), {int(g): w for g, w in shape[WIDTHS].items()})
             else:

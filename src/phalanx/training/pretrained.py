@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from phalanx.core.expression import method, require
 from phalanx.core.folder_lock import held
-from phalanx.data.files import folder
+from phalanx.data.files import data_folder
 from phalanx.models.model import Model, Shape
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder, versions
@@ -52,7 +52,7 @@ class Pretrained(Model):
         require(have == want, f"{self.run.data!r} has {have} inputs and classes, and the data of this run {want}")
         model = self.run.model.build(shape, num_classes)
         run = replace(self.run, seed=int(torch.randint(2**31, ()))) if self.drawn else self.run
-        model.load_state_dict(_weights(run, str(folder())))
+        model.load_state_dict(_weights(run, str(data_folder())))
         return model
 
 

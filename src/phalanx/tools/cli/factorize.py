@@ -58,8 +58,8 @@ def factorize(
       phalanx factorize --model vgg19-cifar --times --batch 32
       phalanx factorize --model transformer-multi30k --json
     """
-    from phalanx.lowrank.rules import plan
-    from phalanx.lowrank.times import timed
+    from phalanx.lowrank.layer_timing import timed
+    from phalanx.lowrank.planner import plan
     from phalanx.models.zoo import NETWORKS, network
 
     if model is None:

@@ -19,8 +19,8 @@ from phalanx.core.stack import Stack
 from phalanx.core.stage import Matches, Scope, TooFewRows
 from phalanx.core.trees import State
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.features import known, present
 from phalanx.matching.matching import Matcher
+from phalanx.matching.neuron_features import known, present
 
 PLACES = "places "  # before a group's number: where in the matched layer a client's neurons stand
 EXAMPLES = "examples"  # entry of a row that says how many examples of each class are behind it

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from phalanx.matching.moves import MOVES
 from phalanx.matching.neurons import Label
-from phalanx.matching.recurrence import RECURRENCES
 from phalanx.matching.trace import Rule, Trace
+from phalanx.matching.trace_recurrence import RECURRENCES
+from phalanx.matching.trace_reshapes import MOVES
 
 
 def _linear(trace: Trace, out: Tensor, /, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from phalanx.core.registry import suggest
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.families import Layer
+from phalanx.lowrank.layer_types import Layer
 from phalanx.lowrank.plan import Entry, Plan
 
 

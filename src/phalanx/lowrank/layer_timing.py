@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from phalanx.core.round import make_generator
-from phalanx.lowrank.families import Layer, layers
 from phalanx.lowrank.layer import LowRank
+from phalanx.lowrank.layer_types import Layer, layers
 from phalanx.lowrank.plan import Entry, Plan
-from phalanx.lowrank.positions import modes_kept, run_sample
+from phalanx.lowrank.sample_run import modes_kept, run_sample
 
 _SLOWER = "slower here"
 _WARM, _REPEATS, _MOST = 2, 5, 50

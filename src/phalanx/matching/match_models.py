@@ -11,11 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from phalanx.core.expression import require
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.features import averaged, known
-from phalanx.matching.graph import Graph, permuted
+from phalanx.matching.graph import Graph, permuted, resized
 from phalanx.matching.matching import Matcher
-from phalanx.matching.recurrent import refined, squares
-from phalanx.matching.resize import resized
+from phalanx.matching.neuron_features import averaged, known
+from phalanx.matching.refinement import refined, squares
 from phalanx.matching.symmetry import alike, output, wide
 
 Places = list[dict[int, Tensor]]  # of each model, the places of the neurons of each group

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from phalanx.core.neuron_axes import Axes, Axis, picked
-from phalanx.matching.assignment import assigned
-from phalanx.matching.features import averaged, axes_in
+from phalanx.matching.matching import linear_assignment
+from phalanx.matching.neuron_features import averaged, axes_in
 
 # L_j neurons of client j among L places, D entries of a neuron, K square matrices such as the gates of an LSTM
 _AXES: dict[str, Axes] = {"rows": (Axis(0, 0),), "squares": (Axis(1, 0), Axis(2, 0, makes=False))}
@@ -138,7 +138,7 @@ def _descend(p: Tensor, linear: Tensor, left: Tensor, right: Tensor, steps: int 
 
 def _least(cost: Tensor) -> Tensor:
     """The permutation matrix of least cost."""
-    rows, columns = assigned(cost.numpy())
+    rows, columns = linear_assignment(cost.numpy())
     made = torch.zeros_like(cost)
     made[rows, columns] = 1
     return made

@@ -15,11 +15,11 @@ from phalanx.core.expression import require
 from phalanx.core.registry import suggest
 from phalanx.lowrank.automatic import automatic
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.families import Layer, layers, uses
+from phalanx.lowrank.layer_timing import Stopwatch
+from phalanx.lowrank.layer_types import Layer, layers, uses
 from phalanx.lowrank.plan import Entry, Plan
-from phalanx.lowrank.positions import positions_of
 from phalanx.lowrank.ranks import own_rank, shares_of
-from phalanx.lowrank.times import Stopwatch
+from phalanx.lowrank.sample_run import positions_of
 
 Rank = Literal["ratio", "auto"]
 
@@ -67,7 +67,7 @@ def plan(
         sample_input: an input of the model (a tensor, a tuple of arguments or a dictionary of them) that is run once to
             count multiply-accumulates.
         measure: time a training step of every layer that could be factorized, dense and factorized, at the inputs that
-            it sees in a run of the sample; see `phalanx.lowrank.times.timed`.
+            it sees in a run of the sample; see `phalanx.lowrank.layer_timing.timed`.
         autocast: the dtype of `torch.autocast` in measured steps.
     Raises:
         ValueError: a number out of its range, arguments that do not go together, a pattern that fits no layer,

@@ -10,7 +10,7 @@ from torch import nn
 
 from phalanx.core.expression import require
 from phalanx.core.registry import suggest
-from phalanx.lowrank.families import layers
+from phalanx.lowrank.layer_types import layers
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.ranks import stable_rank_of
 

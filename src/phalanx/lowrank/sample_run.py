@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from phalanx.lowrank.families import Layer
+from phalanx.lowrank.layer_types import Layer
 
 Watch = Callable[[Layer, tuple[Any, ...], dict[str, Any], Any], None]  # a layer, its arguments, and its output
 
