@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from phalanx.core._torch_private import ConvBase, ConvTransposeBase, NormBase
 
 
 def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -29,11 +29,11 @@ def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _tell_shapes(model: nn.Module) -> None:
     """Sets what the layers of a model say of their sizes, such as `in_features`, to those of their tensors."""
     for layer in model.modules():
-        if isinstance(layer, _ConvNd):
+        if isinstance(layer, ConvBase):
             if 1 < layer.groups == layer.in_channels == layer.out_channels:
                 layer.groups = len(layer.weight)  # one group for every channel
             sides = len(layer.weight), layer.weight.shape[1] * layer.groups
-            layer.in_channels, layer.out_channels = sides if isinstance(layer, _ConvTransposeNd) else sides[::-1]
+            layer.in_channels, layer.out_channels = sides if isinstance(layer, ConvTransposeBase) else sides[::-1]
         elif isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = layer.weight.shape
         elif isinstance(layer, nn.Embedding):
@@ -44,7 +44,7 @@ def _tell_shapes(model: nn.Module) -> None:
             layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
         elif isinstance(layer, nn.PReLU):
             layer.num_parameters = len(layer.weight)
-        elif isinstance(layer, _NormBase):
+        elif isinstance(layer, NormBase):
             known = [tensor for tensor in (layer.weight, layer.running_mean) if tensor is not None]
             layer.num_features = len(known[0]) if known else layer.num_features
         elif isinstance(layer, nn.LayerNorm | nn.RMSNorm) and layer.weight is not None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from phalanx.attacks.adversary import Threat
+from phalanx.core._torch_private import group_timeout
 from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.stage import Stage, check_scheme
@@ -223,10 +224,9 @@ def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """A group of the same ranks, backends and patience."""
     assert group is not None
     ranks = dist.get_process_group_ranks(group)
-    backend = group._get_backend(group._device_types[0])  # pyright: ignore[reportAttributeAccessIssue]
     made = dist.new_group(
         ranks,
-        timeout=backend.options._timeout,  # pyright: ignore[reportAttributeAccessIssue]
+        timeout=group_timeout(group),
         backend=str(dist.get_backend_config(group)),
         # ranks that a group leaves out do not know of it
         use_local_synchronization=len(ranks) < dist.get_world_size(),

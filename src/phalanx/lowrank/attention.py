@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from phalanx.core._torch_private import NoFusedAttention
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
 from phalanx.lowrank.linear import LowRankLinear
@@ -19,7 +20,7 @@ _INPUTS = ("q_proj", "k_proj", "v_proj")
 _PROJECTIONS = (*_INPUTS, "out_proj")
 
 
-class LowRankAttention(LowRank):
+class LowRankAttention(NoFusedAttention, LowRank):
     """`nn.MultiheadAttention` with factors of the whole q, k, v and output matrices, not of each head.
 
     The projections are layers `q_proj`, `k_proj`, `v_proj`, `out_proj`, each of low rank or full. The biases stay in
@@ -31,9 +32,6 @@ class LowRankAttention(LowRank):
     """
 
     kind = "attention"
-    # encoder layers look here before they hand raw weights to a fused kernel, which factors do not have
-    _qkv_same_embed_dim = False
-    in_proj_weight = None
 
     def __init__(self, dense: nn.MultiheadAttention, projections: dict[str, nn.Module]) -> None:
         super().__init__()

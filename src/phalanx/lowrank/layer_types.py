@@ -62,7 +62,8 @@ class Layer:
     def owned(self, factor: Factor) -> nn.Parameter | None:
         """The dense parameter of a matrix; None where the weight is computed from others."""
         path, _, last = factor.weight.rpartition(".")
-        return self.module.get_submodule(path)._parameters.get(last)
+        own = self.module.get_submodule(path).named_parameters(recurse=False, remove_duplicate=False)
+        return dict(own).get(last)
 
     def weight(self, factor: Factor) -> nn.Parameter:
         """The dense parameter of a matrix that can be factorized."""
@@ -87,9 +88,8 @@ def uses(model: nn.Module) -> dict[int, list[str]]:
     """The names of every parameter object, more than one where it is tied."""
     names: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                names.setdefault(id(parameter), []).append(f"{prefix}.{name}" if prefix else name)
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(f"{prefix}.{name}" if prefix else name)
     return names
 
 

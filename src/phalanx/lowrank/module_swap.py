@@ -8,15 +8,7 @@ from typing import Any
 
 from torch import nn
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+from phalanx.core._torch_private import copy_hooks, submodules
 
 
 def exchanged(
@@ -44,14 +36,13 @@ def exchanged(
     if id(model) in replaced:
         raise ValueError("the model is itself a layer, which cannot be replaced in place; use inplace=False")
     for module in list(model.modules()):
-        for name, child in module._modules.items():
+        for name, child in submodules(module).items():
             if child is not None and id(child) in replaced:
-                module._modules[name] = replaced[id(child)]
+                submodules(module)[name] = replaced[id(child)]
     return model
 
 
 def carried(old: nn.Module, new: nn.Module) -> nn.Module:
     """The new module with the mode and the hooks of the old one."""
-    for hooks in _HOOKS:
-        new.__dict__[hooks] = old.__dict__[hooks]
+    copy_hooks(old, new)
     return new.train(old.training)

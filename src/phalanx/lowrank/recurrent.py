@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from phalanx.core._torch_private import is_persistent
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.gru_scan import GruScan, gru_steps
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
@@ -59,7 +60,7 @@ class LowRankRecurrent(LowRank):
                 if isinstance(bias, nn.Parameter):
                     self.register_parameter(name, bias)
                 else:  # zeros that do not train, as in `tied_lstm`
-                    self.register_buffer(name, bias, name not in dense._non_persistent_buffers_set)
+                    self.register_buffer(name, bias, is_persistent(dense, name))
 
     @classmethod
     def dense_factors(cls, dense: nn.Module) -> tuple[Factor, ...]:
@@ -101,7 +102,7 @@ class LowRankRecurrent(LowRank):
                 setattr(dense, name, parameter)
         for name, bias in self.named_buffers():
             delattr(dense, name)
-            dense.register_buffer(name, bias, name not in self._non_persistent_buffers_set)
+            dense.register_buffer(name, bias, is_persistent(self, name))
             setattr(dense, name, bias)  # into the list that the kernels read, too
         return dense
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from phalanx.core._torch_private import BatchNormBase
 from phalanx.core.expression import require
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.graph import Graph, permuted, resized
@@ -91,7 +91,7 @@ def matched(
 @torch.no_grad()
 def estimate(model: nn.Module, data: Iterable[Tensor]) -> None:
     """Sets the statistics of BatchNorm to their mean over these batches of inputs."""
-    norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    norms = [layer for layer in model.modules() if isinstance(layer, BatchNormBase) and layer.track_running_stats]
     momenta, modes = [norm.momentum for norm in norms], {layer: layer.training for layer in model.modules()}
     model.eval()
     for norm in norms:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phalanx.core._torch_private import refresh_flat_weights
 from phalanx.core.expression import method, require
 from phalanx.data.passages import columns, parts
 from phalanx.models.model import Model, Shape
@@ -84,8 +85,7 @@ def one_bias(lstm: nn.LSTM) -> nn.LSTM:
         zeros = torch.zeros_like(getattr(lstm, name).detach())
         delattr(lstm, name)
         lstm.register_buffer(name, zeros, persistent=False)
-    # the flat list that the kernels read still holds the parameter
-    lstm._flat_weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
+    refresh_flat_weights(lstm)
     return lstm
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phalanx.core._torch_private import BatchNormBase
 from phalanx.core.expression import method, require
 from phalanx.core.surgery import Surgery
 from phalanx.core.trees import State
@@ -94,7 +95,7 @@ class EarlyBird(Surgery):
         if "shape" in memory or not self.sparsity:
             return
         for layer in model.modules():
-            scale = layer.weight if isinstance(layer, nn.modules.batchnorm._BatchNorm) else None
+            scale = layer.weight if isinstance(layer, BatchNormBase) else None
             if scale is not None and scale.grad is not None:
                 scale.grad.add_(scale.detach().sign(), alpha=self.sparsity)
 

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All private names of PyTorch that the library uses, each behind a function or a class of ours.
+
+A new version of PyTorch may rename or remove them. `tests/core/test_torch_private.py` checks that each still exists
+and still means what is said here.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvBase
+from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeBase
+
+__all__ = [
+    "BatchNormBase",
+    "ConvBase",
+    "ConvTransposeBase",
+    "NoFusedAttention",
+    "NormBase",
+    "copy_hooks",
+    "group_timeout",
+    "is_persistent",
+    "refresh_flat_weights",
+    "submodules",
+]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class NoFusedAttention:
+    """Base of an attention layer whose projections are not plain weights.
+
+    In evaluation mode `nn.TransformerEncoderLayer` reads these two attributes of its attention. With these values it
+    calls the attention's forward, and does not pass the weights to its fused kernel.
+    """
+
+    _qkv_same_embed_dim = False
+    in_proj_weight = None
+
+
+def submodules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The dictionary in which a module keeps its direct children, to read and to write.
+
+    Unlike `named_children` it has a child that stands under two names twice.
+    """
+    return module._modules
+
+
+def copy_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Makes a module share the forward and backward hooks of another one."""
+    for hooks in _HOOKS:
+        new.__dict__[hooks] = old.__dict__[hooks]
+    new._is_full_backward_hook = old._is_full_backward_hook
+
+
+def is_persistent(module: nn.Module, name: str) -> bool:
+    """Whether a buffer of a module is saved in its state."""
+    return name not in module._non_persistent_buffers_set
+
+
+def refresh_flat_weights(recurrent: nn.RNNBase) -> None:
+    """Brings the list from which the kernels of a recurrent layer read its tensors up to date.
+
+    The list keeps the old tensor of an attribute that was deleted and registered anew.
+    """
+    recurrent._flat_weights = [getattr(recurrent, name) for name in recurrent._flat_weights_names]
+
+
+def group_timeout(group: Any) -> timedelta:
+    """The timeout of the collective operations of a process group, as it was given when the group was made."""
+    return group._get_backend(group._device_types[0]).options._timeout
