@@ -154,7 +154,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "step_cost": ("step_cost(network='resnet18-cifar', batch=2, precision='bf16', repeats=1)",),
     "adaptive": ("adaptive(median())", "adaptive(krum(f=0))"),
     "pretrained": (
-        "pretrained(run(digits(), mlp(hidden=(4,)), phases=(phase(gradient(), reduce(dense()), rounds=2),), workers=1))",
+        "pretrained(run(digits(), mlp(hidden=(4,)), phases=(phase(gradient(), reduce(dense()), rounds=2),), "
+        "workers=1))",
     ),
     "svd_cost": ("svd_cost(network='vgg19-cifar', svd='auto', repeats=1)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),

@@ -19,7 +19,8 @@ from tests.distributed.launch import run_job, torchrun
 N = 9
 RUN = (
     "run(digits(), mlp(hidden=({hidden},)), phases=(phase(gradient(batch=90), {scheme}, sgd(lr=0.1, momentum=0.5), "
-    "rounds={rounds}),), workers=9, byzantine=workers(workers={byzantine}), faults={faults}, checkpoint_every=5, seed=3)"
+    "rounds={rounds}),), workers=9, byzantine=workers(workers={byzantine}), faults={faults}, "
+    "checkpoint_every=5, seed=3)"
 )
 
 

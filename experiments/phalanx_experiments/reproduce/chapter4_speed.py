@@ -50,7 +50,8 @@ CHAPTER_4_SPEED = (
         "table-4.1",
         "parameters and operations of layers, full and factorized (formulas)",
         REPRODUCED,
-        "Formulas; `phalanx.lowrank.plan` counts parameters and multiply-accumulates of any network, and gives the published "
+        "Formulas; `phalanx.lowrank.plan` counts parameters and multiply-accumulates of any network, and "
+        "gives the published "
         "totals of chapter 4's six. Compared are those of ResNet-18.",
         command="phalanx factorize --model resnet18-cifar",
         rows=(

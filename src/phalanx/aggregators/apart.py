@@ -21,7 +21,7 @@ from phalanx.core.trees import State
 class SplitByPart(Aggregator):
     """Directions combined by one rule, installed values such as BatchNorm statistics by another, and joined again.
 
-    `split_by_part(krum(f=3), mean())` is what systems do that protect gradients and average statistics plainly. With a robust
+    `split_by_part(krum(f=3), mean())` is what systems do that protect gradients and average statistics. With a robust
     second rule each part is judged in its own scale: a rule that compares whole rows hardly sees a lie in the part
     that varies less among honest workers, mostly the statistics.
 

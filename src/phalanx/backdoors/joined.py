@@ -18,7 +18,7 @@ class WithEdgeCases(Data):
     part stays. The attacker's examples are not among them.
 
     Args:
-        edges: a set that honest clients hold some of, such as `split_edge_cases(southwest())`; with others nothing is added.
+        edges: a set of which honest clients hold some, as `split_edge_cases(southwest())`; others add nothing.
     """
 
     data: Data = Digits()

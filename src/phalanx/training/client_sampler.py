@@ -71,7 +71,7 @@ class WithAttackers(ClientSampler):
         first: >= 0.
         rounds: behind which no attack comes any more; None goes on to the end.
     Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963, fixed-frequency attack;
-        Wang et al., 2020, arXiv:2007.05084, section 4, whose fixed-pool attack is `sampled` and `byzantine=random(...)`.
+        Wang et al., 2020, arXiv:2007.05084, section 4; its fixed-pool attack is `uniform` with `byzantine=random(...)`.
     """
 
     clients: int

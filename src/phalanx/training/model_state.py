@@ -108,7 +108,7 @@ class ModelState:
         return changed
 
     def update(self, number: int, at: int, result: Stack) -> None:
-        """The single row of a round, as the phase's optimizer has it: values to install, or directions to step along."""
+        """Applies the single row of a round: values to assign, or directions for the phase's optimizer."""
         if self.phases[number].optimizer.installs:
             self._install(number, result.layout, result.rows[0])
         else:

@@ -180,8 +180,8 @@ def amend(run: X, path: str, value: Any) -> X:
     """The run, or another expression, with one field changed.
 
     Args:
-        path: field names and positions joined by dots, such as "seed", "byzantine.count" or "phases.0.optimizer.lr". A
-            path that begins with a field of a phase ("optimizer.lr", "rounds", "scheme.3.f") changes every phase of a run.
+        path: field names and positions joined by dots: "seed", "byzantine.count", "phases.0.optimizer.lr". A
+            path that begins with a field of a phase ("optimizer.lr", "rounds", "scheme.3.f") changes every phase.
     Raises:
         NoField: there is no such field; the sentence lists the choices.
         ValueError: the value does not fit the field.

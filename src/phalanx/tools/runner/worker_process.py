@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m phalanx.tools.runner.worker_process FOLDER`: does the jobs of a study whose labels come in, each a line of JSON (`phalanx.tools.runner.process_pool`).
+"""`python -m phalanx.tools.runner.worker_process FOLDER` runs jobs of a study for `phalanx.tools.runner.process_pool`.
+
+The labels of the jobs come in, each as a line of JSON.
 
 What comes out are lines of JSON: {"round": metrics}, {"told": words}, then {"end": summary} or {"error": sentence}.
 """
