@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from tests.cases import draws
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -56,7 +57,7 @@ def noise(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=12)
+@draws(12)
 @given(st.integers(3, 16), st.data())
 def test_codes_recover_the_mean_and_bytes_are_those_of_the_payloads(n: int, data: st.DataObject) -> None:
     s = data.draw(st.integers(1, (n - 1) // 2))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from tests.cases import draws
 from torch import nn
 
 import phalanx as px
@@ -50,7 +51,7 @@ def entering(net, layer, x):
 
 
 @given(problems())
-@settings(max_examples=40)
+@draws(40)
 def test_the_theorem_on_random_networks(problem):
     net, layer, x, near, kept, at_most_one = problem
     rows = entering(net, layer, torch.cat([x, kept]))
@@ -85,7 +86,7 @@ def test_the_theorem_on_random_networks(problem):
 
 
 @given(problems(), st.integers(0, 1000))
-@settings(max_examples=20)
+@draws(20)
 def test_no_other_change_with_these_outputs_is_smaller(problem, seed):
     net, layer, x, near, kept, _ = problem
     rows = entering(net, layer, torch.cat([x, kept]))

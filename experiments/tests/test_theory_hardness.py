@@ -6,9 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import irwinhall, norm
+from tests.cases import draws
 
 from phalanx_experiments.theory import assignment_of, find_backdoor, hidden_pair, network_of_3sat, satisfies
 
@@ -25,7 +26,7 @@ def true(clauses, values):
 
 
 @given(formulas())
-@settings(max_examples=30)
+@draws(30)
 def test_a_formula_has_a_solution_if_and_only_if_its_network_has_a_backdoor(formula):
     clauses, n = formula
     f = network_of_3sat(clauses, n)
@@ -40,7 +41,7 @@ def test_a_formula_has_a_solution_if_and_only_if_its_network_has_a_backdoor(form
 
 
 @given(formulas(), st.integers(0, 1000))
-@settings(max_examples=20)
+@draws(20)
 def test_every_point_where_it_is_not_zero_gives_a_solution(formula, seed):
     clauses, n = formula
     f = network_of_3sat(clauses, n)
@@ -88,7 +89,7 @@ def test_other_numbers_that_are_refused():
 
 
 @given(st.integers(1, 60), st.floats(0.001, 0.499), st.integers(0, 1000))
-@settings(max_examples=20)
+@draws(20)
 def test_the_pair_is_equal_outside_of_b(n, t, seed):
     pair, rng = hidden_pair(n, t), torch.Generator().manual_seed(seed)
     # means of all sizes, which uniform points do not have

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
@@ -38,7 +38,6 @@ def norm(row):
 
 
 @given(RULES, tables())
-@settings(deadline=None)
 def test_rows_are_cut_to_the_usual_norm_of_the_round(rule, rows):
     norms = [norm(row) for row in rows]
     most = rule.factor * (statistics.fmean if rule.of == "mean" else statistics.median)(norms)

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -16,6 +16,7 @@ import phalanx as px
 from phalanx.aggregators.kernels.shuffle import even_groups
 from phalanx.aggregators.majority import Majority
 from tests.aggregators.test_kernels import close, exact, make_rows, nearest_to_median, tables, working
+from tests.cases import draws
 
 SEEDS = st.integers(0, 2**31)
 ROBUST = (
@@ -90,7 +91,7 @@ def test_krum_and_multi_krum(case, m):
     close(px.aggregators.multi_krum(f=f, m=m).aggregate(rows), exact(rows)[order[:m]].mean(axis=0), rows)
 
 
-@settings(max_examples=60)
+@draws(60)
 @given(ranked_rows(4))
 def test_bulyan(case):
     f, rows = case
@@ -100,7 +101,7 @@ def test_bulyan(case):
     )
 
 
-@settings(max_examples=60)
+@draws(60)
 @given(ranked_rows(4))
 def test_one_shot_bulyan(case):
     f, rows = case
@@ -150,7 +151,7 @@ def total_distance(z: np.ndarray, x: np.ndarray, w: np.ndarray) -> float:
     return float(w @ np.linalg.norm(x - z, axis=1))
 
 
-@settings(max_examples=60)
+@draws(60)
 @given(st.integers(1, 12), st.sampled_from([1, 2, 3, 10]), SEEDS, st.booleans())
 def test_geometric_median_attains_the_least_sum_within_its_gap(n, d, seed, weighted):
     rng = np.random.default_rng(seed)
@@ -214,7 +215,7 @@ def clipped_mean(x: np.ndarray, v: np.ndarray, tau: float | None, iterations: in
     return v
 
 
-@settings(max_examples=50)
+@draws(50)
 @given(tables(12), st.sampled_from([None, 0.1, 10.0]), st.integers(1, 5))
 def test_centered_clip_by_definition(rows, tau, iterations):
     assume(rows.dtype in (torch.float32, torch.float64))

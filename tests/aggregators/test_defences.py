@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.core.stack import Stack
+from tests.cases import draws
 
 
 def rows_of(n, d=7, seed=0):
@@ -22,7 +23,6 @@ def cosine(a, b):
 
 
 @given(st.integers(2, 7), st.integers(0, 50))
-@settings(deadline=None)
 def test_foolsgold_is_algorithm_1(n, seed):
     rounds = [rows_of(n, seed=seed), rows_of(n, seed=seed + 100)]
     past = rounds[0] + rounds[1]
@@ -73,7 +73,7 @@ def test_flame_keeps_the_cluster_of_most_and_cuts_to_the_median_norm():
 
 
 @given(st.integers(5, 20), st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
+@draws(40)
 def test_flame_keeps_what_the_published_clustering_keeps(n, seed):
     from sklearn.cluster import HDBSCAN
 
@@ -105,7 +105,6 @@ def test_flame_reaches_as_far_as_it_is_told():
 
 
 @given(st.integers(2, 8), st.integers(0, 50))
-@settings(deadline=None)
 def test_fltrust_is_its_equation(n, seed):
     rows = rows_of(n, seed=seed)
     rows[1] = rows[0] + 0.5 * rows[1]

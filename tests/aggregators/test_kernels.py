@@ -9,13 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phalanx.aggregators.kernels import columns, order
 from phalanx.aggregators.kernels.columns import mix, mix_one
 from phalanx.aggregators.kernels.gram import distances, inner_products
 from phalanx.aggregators.kernels.network import BOTH, HIGH, LOW, network
+from tests.cases import draws
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS = ("normal", "ties", "zeros", "offset", "huge", "tiny", "clusters", "copies")
@@ -148,7 +149,7 @@ def nearest_to_median(x: np.ndarray, keep: int) -> np.ndarray:
     return out
 
 
-@settings(max_examples=60)
+@draws(60)
 @given(tables(), st.data())
 def test_central_mean_takes_the_values_closest_to_the_median(rows, data):
     keep = data.draw(st.integers(1, len(rows)))

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.attacks.tailored import STEPS
 from phalanx.core.attack import View
+from tests.cases import draws
 
 RULES = (
     "krum(1)",
@@ -44,7 +45,7 @@ def combined(rule, rows):
 
 
 @given(st.sampled_from(RULES), st.integers(5, 12), st.integers(0, 100), st.sampled_from([0.1, 1.0, 30.0]))
-@settings(deadline=None, max_examples=40)
+@draws(40)
 def test_no_other_length_takes_the_rule_further(rule, n, seed, far):
     rows = rows_of(n, 20, seed, far)
     mean = rows[1:].mean(dim=0)

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import phalanx as px
 from phalanx.codecs.atomo import elias_fano
 from phalanx.core.payload import BadPayload, payload_bytes
+from tests.cases import draws
 
 DRAWS = 2000
 Z = 6.0  # standard errors
@@ -414,7 +415,7 @@ class TestEliasFano:
         assert elias_fano.read(message, n, m).equal(indices)
 
     @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1))
-    @settings(max_examples=200)
+    @draws(200)
     def test_random_bytes_are_read_or_refused(self, n, m, seed):
         m = min(m, n)
         size = elias_fano.length(n, m)

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.coding.circulant import circulant
 from phalanx.coding.code import TooManyFaults
 from phalanx.coding.cyclic import LIMIT
+from tests.cases import draws
 from tests.examples import round_of
 
 PAIRS = [(n, s) for n in range(5, 51) for s in range(1, (n - 1) // 2 + 1)]
@@ -230,7 +231,7 @@ def test_a_thin_group_is_flagged():
     st.integers(0, 99),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@draws(60)
 def test_hostile_shapes_and_sizes(d, dtype, size, seed, apart):
     n, s = 9, 2
     code = px.coding.cyclic(s=s)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import phalanx
+from tests.cases import draws
 
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
 seeds = st.integers(0, 5)
@@ -159,7 +160,7 @@ def test_dirichlet_proportions_of_the_first_class():
 
 
 @given(st.integers(2, 12), st.floats(0.05, 5.0), seeds)
-@settings(max_examples=30)
+@draws(30)
 def test_a_full_unit_gets_nothing_of_later_classes(units, alpha, seed):
     y = torch.arange(1200) // 120
     try:

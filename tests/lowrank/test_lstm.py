@@ -5,13 +5,14 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import phalanx
 from phalanx.core.layout import Layout
 from phalanx.models.lstm import one_bias, perplexity
+from tests.cases import draws
 
 
 def model_of(width=5, layers=2, dropout=0.0, vocabulary=11, seed=0):
@@ -39,7 +40,7 @@ def by_the_book(model, x):
     return torch.stack(scores, dim=1)
 
 
-@settings(max_examples=20, deadline=None)
+@draws(20)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(1, 5))
 def test_the_scores_are_those_of_the_textbook(batch, layers, length, width):
     model = model_of(width, layers)
@@ -50,7 +51,7 @@ def test_the_scores_are_those_of_the_textbook(batch, layers, length, width):
     torch.testing.assert_close(model(x), by_the_book(model, x))
 
 
-@settings(max_examples=20, deadline=None)
+@draws(20)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 3))
 def test_parts_with_the_state_carried_are_one_text(parts, layers):
     model, x = model_of(layers=layers), torch.randint(11, (3, sum(parts)))
@@ -108,7 +109,7 @@ def test_weights_are_drawn_gate_by_gate():
     assert model.lstm.bias_ih_l0.abs().max() == 0 and model.embedding.weight.abs().max() <= 0.1
 
 
-@settings(max_examples=20, deadline=None)
+@draws(20)
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 30))
 def test_perplexity_carries_the_state_through_each_column(columns, part, extra):
     model, text = model_of(dropout=0.5), torch.randint(11, (2 * columns + extra,))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import phalanx
 from phalanx.models.zoo import network
+from tests.cases import draws
 
 # of the dissertation, Tables 4.2, 4.4 and 4.5, one input
 PUBLISHED = {"vgg19-cifar": 0.40e9, "resnet18-cifar": 0.56e9, "resnet50": 4.12e9, "wide-resnet50-2": 11.44e9}
@@ -47,7 +48,7 @@ def test_the_networks_against_pytorchs_counter(name):
         check(network(name).build().eval(), network(name).sample_input(2))
 
 
-@settings(max_examples=25, deadline=None)
+@draws(25)
 @given(st.sampled_from([1, 2, 3]), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.booleans(), st.data())
 def test_convolutions(dims, stride, kernel, padding, transposed, data):
     groups = data.draw(st.sampled_from([1, 2, 4]))
@@ -87,7 +88,7 @@ def test_recurrent_cells_and_projections():
     assert phalanx.lowrank.macs(nn.LSTM(3, 5, proj_size=2), torch.zeros(6, 1, 3)).total == 6 * (20 * (3 + 2) + 2 * 5)
 
 
-@settings(max_examples=25, deadline=None)
+@draws(25)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans())
 def test_multi_head_attention(batch, asks, asked, batch_first, own_sizes):
     sizes = {"kdim": 6, "vdim": 10} if own_sizes else {}

@@ -7,7 +7,7 @@ from itertools import combinations, permutations, product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
@@ -16,11 +16,12 @@ from phalanx.core.round import make_generator
 from phalanx.matching.buffet import Buffet
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import gain_table, objective, rematch, search
+from tests.cases import draws
 from tests.matching.neurons import CALIBRATED, copies, pooled, same_partition, small
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@draws(25)
 def test_gains_are_those_of_the_formulas(seed):
     rng = np.random.default_rng(seed)
     num, known, width, clients = rng.integers(1, 6), rng.integers(1, 6), rng.integers(1, 9), int(rng.integers(2, 20))
@@ -77,7 +78,7 @@ def test_spahm_gains_are_those_of_its_formulas():
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@draws(30)
 def test_a_rematch_is_the_best_of_all_placements_and_moves_the_objective_by_its_gain(seed):
     layers = small(seed)
     clients = len(layers)

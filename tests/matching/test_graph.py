@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.matching.graph import Graph, resized
+from tests.cases import draws
 from tests.matching.shuffled import NETWORKS, CharLstm, apart, network, shuffled
 
 
@@ -88,7 +89,7 @@ def test_the_streams_of_a_residual_network_are_a_group_each():
     assert set(graph.axes) == {name for name, t in model.state_dict().items() if t.is_floating_point()}
 
 
-@settings(max_examples=15)
+@draws(15)
 @given(st.sampled_from(sorted(NETWORKS)), st.integers(0, 2**31))
 def test_a_network_with_its_neurons_in_another_order_is_the_same_function(kind, seed):
     model, x = network(kind)
@@ -98,7 +99,7 @@ def test_a_network_with_its_neurons_in_another_order_is_the_same_function(kind, 
     assert Graph.of(other, x) == graph
 
 
-@settings(max_examples=25)
+@draws(25)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 7), st.integers(1, 5), st.data())
 def test_sizes_can_be_others(widths, height, width, data):
     def built(widths):

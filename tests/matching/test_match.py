@@ -6,13 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
 from matching import Published
 from phalanx.core.round import make_generator
 from phalanx.matching.search import objective
+from tests.cases import draws
 from tests.matching.neurons import CALIBRATED, copies, same_partition
 
 RULES = (
@@ -103,7 +104,7 @@ def test_a_seed_decides_all_and_the_order_of_neurons_nothing(rule):
     st.sampled_from([1.0, 1e-30, 1e4, 0.0]),
     st.sampled_from(["identity()", "bbp()", "bbp(sigma=0.01, log_determinant=True, limit=1)", "spahm()"]),
 )
-@settings(max_examples=40, deadline=None)
+@draws(40)
 def test_every_layer_has_its_place_and_its_average(sizes, width, dtype, scale, text):
     rule = px.parse(text)
     sizes = [sizes[0]] * len(sizes) if text == "identity()" else sizes

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -19,6 +19,7 @@ from phalanx.matching.match_models import own_tensors
 from phalanx.matching.matching import Assigned, Matcher
 from phalanx.matching.neuron_features import averaged, features, known
 from phalanx.matching.refinement import refined, spread, squares
+from tests.cases import draws
 from tests.matching.shuffled import NETWORKS, CharLstm, apart, copies, network, shuffled
 
 
@@ -54,7 +55,7 @@ def test_noise_is_averaged_away(kind):
     assert apart(made, model, x) < max(apart(one, model, x) for one in noisy)
 
 
-@settings(max_examples=5)
+@draws(5)
 @given(st.sampled_from(["fc", "lenet", "resnet", "lstm"]), st.integers(0, 99), st.integers(1, 4))
 def test_neurons_that_are_found_twice_change_nothing(kind, seed, count):
     """Small weights make bbp() open places for copies of neurons that it has; their outputs are shared out then."""
@@ -262,7 +263,7 @@ def recurrent_clients(seed, noise, count=4, size=10):
     return layers, tables, truth
 
 
-@settings(max_examples=20)
+@draws(20)
 @given(st.integers(0, 2**31), st.floats(0, 3), st.integers(1, 4), st.integers(1, 7))
 def test_refinement_never_makes_a_matching_worse(seed, noise, count, size):
     layers, tables, _ = recurrent_clients(seed, noise, count, size)

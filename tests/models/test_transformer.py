@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ from phalanx.data.shape import END, START
 from phalanx.models.attention import Attention
 from phalanx.models.transformer import positions
 from phalanx.models.translate import translate
+from tests.cases import draws
 
 
 def model_of(vocabulary=12, width=8, heads=2, layers=2, dropout=0.0, seed=0):
@@ -29,7 +30,7 @@ def pairs(batch, length, vocabulary=12):
     return torch.randint(4, vocabulary, (batch, 2, length))
 
 
-@settings(max_examples=15, deadline=None)
+@draws(15)
 @given(st.integers(1, 3), st.integers(2, 6), st.data())
 def test_a_word_sees_none_behind_it(batch, length, data):
     model, x = model_of(), pairs(batch, length)
@@ -44,7 +45,7 @@ def test_a_word_sees_none_behind_it(batch, length, data):
     assert not torch.allclose(model(other)[:, 0], want[:, 0])
 
 
-@settings(max_examples=15, deadline=None)
+@draws(15)
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4))
 def test_padding_changes_nothing(batch, length, more):
     model, x = model_of(), pairs(batch, length)
@@ -124,7 +125,7 @@ def test_a_wide_beam_finds_the_best_of_all_translations(seed, alpha):
     assert tuple(got) == max(scored, key=scored.__getitem__)
 
 
-@settings(max_examples=15, deadline=None)
+@draws(15)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 7), st.integers(0, 3))
 def test_a_text_is_translated_alike_in_any_batch(batch, width, longest, seed):
     model, source = model_of(seed=seed), torch.randint(4, 12, (batch, 5))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
@@ -15,6 +15,7 @@ from phalanx.tools.advisor.model import Cost, Effort, Message, predict
 from phalanx.tools.advisor.quality import PLAIN, quality
 from phalanx.tools.advisor.served import served
 from phalanx.tools.advisor.simulation import HALVES, WHOLE, Network, queued, simulate, straggling
+from tests.cases import draws
 
 QSGD = "chain(gather(qsgd()), mean())"
 VOTE = "chain(vote(qsgd(), r=3), mean())"
@@ -104,7 +105,7 @@ def test_every_line_carries_the_bytes_of_the_formula(costs, n):
 
 
 @each_scheme
-@settings(max_examples=30)
+@draws(30)
 @given(
     n=st.integers(3, 10),
     factor=st.floats(1, 10),
