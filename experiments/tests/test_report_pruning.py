@@ -13,7 +13,7 @@ from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.runner.study import StudyFolder
 from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
 from phalanx_experiments.recipes import find
-from phalanx_experiments.recipes.pruning import SIZES
+from phalanx_experiments.recipes.pruning import SETTINGS
 
 RUNS = {name: find(name).runs("smoke") for name in ("pufferfish-vs-lth", "pufferfish-vs-ebtrain")}
 
@@ -84,5 +84,5 @@ def test_early_birds_are_smaller_the_more_channels_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("label", "name"), [("VGG-19-BN", "vgg19-lth"), ("ResNet-50", "resnet50")])
 def test_the_hybrids_are_the_published_ones(label: str, name: str) -> None:
     published = network(name)
-    chosen = px.lowrank.plan(published.build(), published.ratio, SIZES["paper"].models[label][1])
+    chosen = px.lowrank.plan(published.build(), published.ratio, SETTINGS["paper"][label].first)
     assert [entry.name for entry in chosen if entry.rank] == [e.name for e in published.hybrid() if e.rank]

@@ -3,74 +3,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
 import phalanx as px
 from phalanx.core.codec import Codec
 from phalanx.core.stage import Stage
-from phalanx.data.augment import Augment
-from phalanx.data.dataset import Data
-from phalanx.models.model import Model
 from phalanx.tools.runner.recipe import recipe
+from phalanx.training.optim import ServerOptimizer
 from phalanx.training.phase import Run
 from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence
+from phalanx_experiments.recipes.size import Size, in_panel, with_models
 
 
-@dataclass(frozen=True)
-class Size:
-    """What a scale changes.
+def optimizer(lr: float) -> ServerOptimizer:
+    """SGD without momentum and weight decay, as in the dissertation.
 
-    Args:
-        models: by the name of their panel; a single one needs none.
-        batch: examples a round over all workers.
-        tuning_rounds: of a run that tries a step size.
+    Differs: the step size falls to zero over the run. With a constant one, two tests 50 rounds apart differ by up to 10
+    points, more than any two methods.
     """
-
-    data: Data
-    models: dict[str, Model]
-    augment: Augment
-    batch: int
-    rounds: int
-    tuning_rounds: int
-    evaluate_every: int
-    workers: int = 4
-    precision: Literal["float32", "bf16"] = "float32"
+    return px.optim.sgd(lr=lr, schedule=px.optim.cosine())
 
 
+RATE = 0.0625  # of most methods
+# by the name of the panel; a single panel needs no name
 SIZES = {
-    "smoke": Size(
-        px.data.cifar10(train=2000, test=500, size=16),
-        {"": px.models.cnn(channels=(8, 16))},
-        px.data.crop_flip(pad=1),
-        batch=64,
-        rounds=10,
-        tuning_rounds=4,
-        evaluate_every=5,
-    ),
-    "laptop": Size(
-        px.data.cifar10(test=2000, size=16),
-        # 768,042 parameters, most of them where images are small: so four workers that share two cores communicate for
-        # longer than they compute, as those of the dissertation do on machines of their own
-        {"": px.models.cnn(channels=(32, 64, 256, 256))},
-        # no image is seen more than twice: wider crops only slow it down
-        px.data.crop_flip(pad=1),
-        batch=128,
-        rounds=400,
-        tuning_rounds=200,
-        evaluate_every=40,
-        precision="bf16",
-    ),
+    "smoke": {
+        "": Size(
+            data=px.data.cifar10(train=2000, test=500, size=16),
+            model=px.models.cnn(channels=(8, 16)),
+            augment=px.data.crop_flip(pad=1),
+            batch=64,
+            optimizer=optimizer(RATE),
+            rounds=10,
+            evaluate_every=5,
+            workers=4,
+        )
+    },
+    "laptop": {
+        "": Size(
+            data=px.data.cifar10(test=2000, size=16),
+            # 768,042 parameters, most of them where images are small: so four workers that share two cores communicate
+            # for longer than they compute, as those of the dissertation do on machines of their own
+            model=px.models.cnn(channels=(32, 64, 256, 256)),
+            # no image is seen more than twice: wider crops only slow it down
+            augment=px.data.crop_flip(pad=1),
+            batch=128,
+            optimizer=optimizer(RATE),
+            rounds=400,
+            evaluate_every=40,
+            workers=4,
+            precision="bf16",
+        )
+    },
     # dissertation, section 3.7; the number of rounds is in no table
-    "paper": Size(
-        px.data.cifar10(),
+    "paper": with_models(
+        Size(
+            data=px.data.cifar10(),
+            model=px.models.resnet18(),
+            augment=px.data.crop_flip(),
+            batch=128,
+            optimizer=optimizer(RATE),
+            rounds=20_000,
+            evaluate_every=500,
+            workers=16,
+        ),
         {"ResNet-18": px.models.resnet18(), "VGG-11-BN": px.models.vgg11_bn()},
-        px.data.crop_flip(),
-        batch=128,
-        rounds=20_000,
-        tuning_rounds=200,
-        evaluate_every=500,
-        workers=16,
     ),
 }
 
@@ -112,7 +110,7 @@ METHODS: dict[str, Stage] = {
 # what atomo-tuning at scale laptop chose for SGD, spectral s=3 and s=8, QSGD 2 bit and TernGrad; others by likeness. At
 # scale paper, where to begin
 RATES: dict[str, float] = {
-    **dict.fromkeys(METHODS, 0.0625),
+    **dict.fromkeys(METHODS, RATE),
     # the noisiest estimates want shorter steps
     "spectral s=1": 0.03125,
     "QSGD 1 bit": 0.03125,
@@ -120,35 +118,11 @@ RATES: dict[str, float] = {
 }
 
 
-def configured(size: Size, model: Model, scheme: Stage, lr: float, rounds: int) -> Run:
-    """One run: SGD without momentum and weight decay, as in the dissertation.
-
-    Differs: the step size falls to zero over the run. With a constant one, two tests 50 rounds apart differ by up to 10
-    points, more than any two methods.
-    """
-    phase = px.Phase(
-        work=px.training.gradient(batch=size.batch),
-        scheme=scheme,
-        optimizer=px.optim.sgd(lr=lr, schedule=px.optim.cosine()),
-        rounds=rounds,
-    )
-    return px.Run(
-        data=size.data,
-        model=model,
-        phases=(phase,),
-        workers=size.workers,
-        augment=size.augment,
-        precision=size.precision,
-        evaluate_every=min(rounds, size.evaluate_every),
-    )
-
-
 @recipe("atomo-convergence", plot=plot_convergence, tables=convergence_tables)
 def atomo_convergence(scale: str) -> dict[str, Run]:
     """CIFAR-10 under spectral ATOMO, QSGD, TernGrad and others, step sizes tuned: accuracy by bytes and by rounds."""
-    size = SIZES[scale]
     return {
-        f"{name}: {label}" if name else label: configured(size, model, scheme, RATES[label], size.rounds)
-        for name, model in size.models.items()
+        in_panel(panel, label): replace(size, optimizer=optimizer(RATES[label])).run(scheme)
+        for panel, size in SIZES[scale].items()
         for label, scheme in METHODS.items()
     }

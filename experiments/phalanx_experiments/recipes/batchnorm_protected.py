@@ -3,18 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import phalanx as px
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.stage import Stage
-from phalanx.data.augment import Augment
-from phalanx.data.dataset import Data
-from phalanx.models.model import Model
 from phalanx.tools.runner.recipe import recipe
-from phalanx.training.optim import ServerOptimizer
 from phalanx.training.phase import Run
 from phalanx_experiments.figures.grid import grid_tables, plot_grid
+from phalanx_experiments.recipes.size import Size
 
 WORKERS, F = 15, 3
 
@@ -30,35 +25,34 @@ ATTACKS: dict[str, Stage | None] = {
     "both": px.chain(STATISTICS, DIRECTIONS),
 }
 
-
-@dataclass(frozen=True)
-class Size:
-    """What a scale changes.
-
-    Args:
-        batch: examples a round over all workers.
-    """
-
-    data: Data
-    model: Model
-    batch: int
-    optimizer: ServerOptimizer
-    rounds: int
-    evaluate_every: int
-    augment: Augment | None = None
-
-
 SIZES = {
-    "smoke": Size(px.data.mnist(train=3000, test=500), px.models.cnn((4, 8)), 120, px.optim.sgd(0.1, 0.9), 10, 5),
-    "laptop": Size(px.data.mnist(test=2000), px.models.cnn((8, 16, 16)), 240, px.optim.sgd(0.1, 0.9), 40, 10),
+    "smoke": Size(
+        data=px.data.mnist(train=3000, test=500),
+        model=px.models.cnn((4, 8)),
+        batch=120,
+        optimizer=px.optim.sgd(0.1, 0.9),
+        rounds=10,
+        evaluate_every=5,
+        workers=WORKERS,
+    ),
+    "laptop": Size(
+        data=px.data.mnist(test=2000),
+        model=px.models.cnn((8, 16, 16)),
+        batch=240,
+        optimizer=px.optim.sgd(0.1, 0.9),
+        rounds=40,
+        evaluate_every=10,
+        workers=WORKERS,
+    ),
     "paper": Size(
-        px.data.cifar10(),
-        px.models.resnet18(),
-        480,
-        px.optim.sgd(0.1, 0.9, schedule=px.optim.decay(0.99, every=10)),
-        3000,
-        100,
+        data=px.data.cifar10(),
+        model=px.models.resnet18(),
         augment=px.data.crop_flip(),
+        batch=480,
+        optimizer=px.optim.sgd(0.1, 0.9, schedule=px.optim.decay(0.99, every=10)),
+        rounds=3000,
+        evaluate_every=100,
+        workers=WORKERS,
     ),
 }
 
@@ -94,24 +88,11 @@ def schemes() -> dict[str, Stage]:
 def batchnorm_protected(scale: str) -> dict[str, Run]:
     """Poisoned BatchNorm statistics, gradients or both, against rules over whole rows and over gradients alone."""
     size = SIZES[scale]
-    made = {}
+    made: dict[str, Run] = {}
     for word, attack in ATTACKS.items():
+        # no two of them in one vote group
+        byzantine = px.adversary.evenly_spaced(F) if attack else px.adversary.none()
         for name, rule in schemes().items():
             stages = [stage for stage in (attack, px.gather(px.codecs.dense()), rule) if stage is not None]
-            phase = px.Phase(
-                work=px.training.gradient(batch=size.batch),
-                scheme=px.chain(*stages),
-                optimizer=size.optimizer,
-                rounds=size.rounds,
-            )
-            made[f"{word}: {name}"] = px.Run(
-                data=size.data,
-                model=size.model,
-                phases=(phase,),
-                workers=WORKERS,
-                # no two of them in one vote group
-                byzantine=px.adversary.evenly_spaced(F) if attack else px.adversary.none(),
-                augment=size.augment,
-                evaluate_every=size.evaluate_every,
-            )
+            made[f"{word}: {name}"] = size.run(px.chain(*stages), byzantine=byzantine)
     return made

@@ -3,74 +3,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import phalanx as px
 from phalanx.attacks.adversary import Threat
 from phalanx.core.stage import Stage
-from phalanx.data.augment import Augment
-from phalanx.data.dataset import Data
-from phalanx.models.model import Model
 from phalanx.tools.runner.recipe import recipe
-from phalanx.training.optim import ServerOptimizer
 from phalanx.training.phase import Run
 from phalanx_experiments.figures.cluster import cluster_tables, plot_cluster
+from phalanx_experiments.recipes.size import Size, in_panel
 
 WORKERS, R = 45, 3
 VOTES_LOST = 2  # f of the rules behind the vote: 5 Byzantine workers win at most so many of 15 groups
 
-
-@dataclass(frozen=True)
-class Size:
-    """What a scale changes.
-
-    Args:
-        models: with their data, by the name of their panel; a single one needs none.
-        batch: examples a round over all workers. ALIE hides in the noise of small shares: at the published 32 a worker
-            it hardly harms anybody at laptop scale.
-        sign_lr: step of sign votes, whose rows have entries of size 1.
-    """
-
-    models: dict[str, tuple[Data, Model]]
-    batch: int
-    optimizer: ServerOptimizer
-    sign_lr: float
-    rounds: int
-    evaluate_every: int
-    augment: Augment | None = None
-
-
+# ALIE hides in the noise of small shares: at the published 32 examples a worker it hardly harms anybody at laptop scale
+_PAPER = Size(
+    data=px.data.cifar10(),
+    model=px.models.resnet18(),
+    augment=px.data.crop_flip(),
+    batch=1440,
+    optimizer=px.optim.sgd(0.1, 0.9, schedule=px.optim.decay(0.99, every=10)),
+    rounds=3000,
+    evaluate_every=100,
+    workers=WORKERS,
+)
+# by the name of the panel; a single panel needs no name
 SIZES = {
-    "smoke": Size(
-        {"": (px.data.mnist(train=3000, test=500), px.models.mlp((16,)))},
-        batch=180,
-        optimizer=px.optim.sgd(0.05, 0.9),
-        sign_lr=0.002,
-        rounds=12,
-        evaluate_every=6,
-    ),
-    "laptop": Size(
-        {"": (px.data.mnist(test=5000), px.models.lenet(channels=(8, 16), hidden=32))},
-        batch=360,
-        optimizer=px.optim.sgd(0.05, 0.9),
-        sign_lr=0.001,
-        rounds=150,
-        evaluate_every=25,
-    ),
+    "smoke": {
+        "": Size(
+            data=px.data.mnist(train=3000, test=500),
+            model=px.models.mlp((16,)),
+            batch=180,
+            optimizer=px.optim.sgd(0.05, 0.9),
+            rounds=12,
+            evaluate_every=6,
+            workers=WORKERS,
+        )
+    },
+    "laptop": {
+        "": Size(
+            data=px.data.mnist(test=5000),
+            model=px.models.lenet(channels=(8, 16), hidden=32),
+            batch=360,
+            optimizer=px.optim.sgd(0.05, 0.9),
+            rounds=150,
+            evaluate_every=25,
+            workers=WORKERS,
+        )
+    },
     # section 7.4.1; one step size for all rules, where table 7.3 tunes each
-    "paper": Size(
-        {
-            "CIFAR-10": (px.data.cifar10(), px.models.resnet18()),
-            "CIFAR-100": (px.data.cifar100(), px.models.vgg13_bn()),
-        },
-        batch=1440,
-        optimizer=px.optim.sgd(0.1, 0.9, schedule=px.optim.decay(0.99, every=10)),
-        sign_lr=0.0001,
-        rounds=3000,
-        evaluate_every=100,
-        augment=px.data.crop_flip(),
-    ),
+    "paper": {
+        "CIFAR-10": _PAPER,
+        "CIFAR-100": replace(_PAPER, data=px.data.cifar100(), model=px.models.vgg13_bn()),
+    },
 }
+# step sizes of sign votes, whose rows have entries of size 1
+SIGN_LR = {"smoke": 0.002, "laptop": 0.001, "paper": 0.0001}
 
 
 def plain_rules(q: int) -> dict[str, Stage]:
@@ -95,67 +83,49 @@ def pairings(groups: int) -> dict[str, Stage]:
 
 
 def runs(
-    size: Size,
-    schemes: dict[str, Stage],
-    attack: Stage,
-    byzantine: Threat,
-    panel: str = "",
-    optimizer: ServerOptimizer | None = None,
+    sizes: dict[str, Size], schemes: dict[str, Stage], attack: Stage, byzantine: Threat, panel: str = ""
 ) -> dict[str, Run]:
-    """A run for each model and scheme under an attack."""
-    made = {}
-    for model, (data, network) in size.models.items():
-        names = [name for name in (model, panel) if name]
+    """A run for each network and scheme under an attack."""
+    made: dict[str, Run] = {}
+    for network, size in sizes.items():
+        names = ", ".join(name for name in (network, panel) if name)
         for label, scheme in schemes.items():
-            phase = px.Phase(
-                work=px.training.gradient(batch=size.batch),
-                scheme=px.chain(attack, scheme),
-                optimizer=optimizer or size.optimizer,
-                rounds=size.rounds,
-            )
-            made[": ".join([", ".join(names), label]) if names else label] = px.Run(
-                data=data,
-                model=network,
-                phases=(phase,),
-                workers=WORKERS,
-                byzantine=byzantine,
-                augment=size.augment,
-                evaluate_every=size.evaluate_every,
-            )
+            made[in_panel(names, label)] = size.run(px.chain(attack, scheme), byzantine=byzantine)
     return made
 
 
-def free(
-    size: Size, attack: Stage, optimizer: ServerOptimizer | None = None, scheme: Stage | None = None
-) -> dict[str, Run]:
-    """The mean of everyone without an attack."""
+def unattacked(sizes: dict[str, Size], attack: Stage, scheme: Stage | None = None) -> dict[str, Run]:
+    """The mean of all workers, none of which attacks."""
     scheme = scheme or px.chain(px.gather(px.codecs.dense()), px.aggregators.mean())
-    return runs(size, {"no attack": scheme}, attack, px.adversary.none(), optimizer=optimizer)
+    return runs(sizes, {"no attack": scheme}, attack, px.adversary.none())
 
 
 @recipe("detox-alie", plot=plot_cluster, tables=cluster_tables)
 def detox_alie(scale: str) -> dict[str, Run]:
     """Table 7.1, figures 7.1 and 7.2: median, Multi-Krum and Bulyan under ALIE with z = 1, alone and behind a vote."""
-    size, attack = SIZES[scale], px.attacks.alie(z=1.0)
-    made = free(size, attack)
+    sizes, attack = SIZES[scale], px.attacks.alie(z=1.0)
+    made = unattacked(sizes, attack)
     for q in (5, 10) if scale != "paper" else (5,):
-        made |= runs(size, plain_rules(q) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
+        made |= runs(sizes, plain_rules(q) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
     return made
 
 
 @recipe("detox-reverse", plot=plot_cluster, tables=cluster_tables)
 def detox_reverse(scale: str) -> dict[str, Run]:
     """Figures 7.3 and 7.4: the same rules under reversed gradients, which all of them stand: who is faster."""
-    size, attack = SIZES[scale], px.attacks.reverse(c=100)
-    return free(size, attack) | runs(size, plain_rules(5) | pairings(groups=5), attack, px.adversary.random(5), "q=5")
+    sizes, attack = SIZES[scale], px.attacks.reverse(c=100)
+    return unattacked(sizes, attack) | runs(
+        sizes, plain_rules(5) | pairings(groups=5), attack, px.adversary.random(5), "q=5"
+    )
 
 
 @recipe("detox-signsgd", plot=plot_cluster, tables=cluster_tables)
 def detox_signsgd(scale: str) -> dict[str, Run]:
     """Figure 7.5: majority of signs against workers that send minus one everywhere, alone and behind a vote."""
-    size, attack = SIZES[scale], px.attacks.constant(value=-1)
+    sizes, attack = SIZES[scale], px.attacks.constant(value=-1)
     schedule = px.optim.decay(0.99, every=10) if scale == "paper" else None
-    optimizer = px.optim.sgd(size.sign_lr, schedule=schedule)
+    optimizer = px.optim.sgd(SIGN_LR[scale], schedule=schedule)
+    sizes = {name: replace(size, optimizer=optimizer) for name, size in sizes.items()}
     alone = px.chain(px.gather(px.codecs.sign()), px.aggregators.majority())
     schemes: dict[str, Stage] = {
         "signSGD": alone,
@@ -163,28 +133,28 @@ def detox_signsgd(scale: str) -> dict[str, Run]:
             R, px.aggregators.majority(), px.aggregators.majority(), groups=5, codec=px.codecs.sign()
         ),
     }
-    made = free(size, attack, optimizer, alone)
+    made = unattacked(sizes, attack, alone)
     for q in (5, 10) if scale != "paper" else (5,):
-        made |= runs(size, schemes, attack, px.adversary.random(q), f"q={q}", optimizer)
+        made |= runs(sizes, schemes, attack, px.adversary.random(q), f"q={q}")
     return made
 
 
 @recipe("detox-q", plot=plot_cluster, tables=cluster_tables)
 def detox_q(scale: str) -> dict[str, Run]:
     """Figure 7.7: no or one Byzantine worker under ALIE, where a rule should cost nothing."""
-    size, attack = SIZES[scale], px.attacks.alie(z=1.0)
-    made = free(size, attack)
+    sizes, attack = SIZES[scale], px.attacks.alie(z=1.0)
+    made = unattacked(sizes, attack)
     for q in (0, 1):
         # the rules are set up for five, as nobody knows that there are fewer
-        made |= runs(size, plain_rules(5) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
+        made |= runs(sizes, plain_rules(5) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
     return made
 
 
 @recipe("detox-vs-draco", plot=plot_cluster, tables=cluster_tables)
 def detox_vs_draco(scale: str) -> dict[str, Run]:
     """Figures 7.8 and 7.9: DETOX with three computations of each gradient against DRACO with eleven."""
-    size, attack = SIZES[scale], px.attacks.reverse(c=100)
+    sizes, attack = SIZES[scale], px.attacks.reverse(c=100)
     draco: dict[str, Stage] = {
         "DRACO repetition r=11": px.chain(px.coding.vote(px.codecs.dense(), r=11), px.aggregators.mean())
     }
-    return free(size, attack) | runs(size, pairings(groups=5) | draco, attack, px.adversary.random(5), "q=5")
+    return unattacked(sizes, attack) | runs(sizes, pairings(groups=5) | draco, attack, px.adversary.random(5), "q=5")

@@ -3,65 +3,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import phalanx as px
-from phalanx.attacks.adversary import Threat
 from phalanx.core.stage import Stage
-from phalanx.data.augment import Augment
-from phalanx.data.dataset import Data
 from phalanx.models.model import Model
 from phalanx.tools.runner.recipe import recipe
-from phalanx.training.optim import ServerOptimizer
 from phalanx.training.phase import Run
 from phalanx_experiments.figures.cluster import cluster_tables, plot_cluster
+from phalanx_experiments.recipes.size import Size, in_panel, with_models
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a scale changes.
+class Cluster:
+    """What is trained, and how many workers lie.
 
     Args:
-        models: by the name of their panel; a single one needs none.
-        batch: examples a round over all workers.
-        liars: numbers of Byzantine workers.
+        sizes: by the name of their panel; a single panel needs no name.
+        byzantine: numbers of Byzantine workers.
     """
 
-    data: Data
-    models: dict[str, Model]
-    batch: int
-    optimizer: ServerOptimizer
-    rounds: int
-    evaluate_every: int
-    liars: tuple[int, ...] = (1, 3, 5)
-    workers: int = 45
-    augment: Augment | None = None
+    sizes: dict[str, Size]
+    byzantine: tuple[int, ...] = (1, 3, 5)
 
 
 ATTACKS: dict[str, Stage] = {"reverse": px.attacks.reverse(c=100), "constant": px.attacks.constant(value=-100)}
 
 
-def configured(size: Size, model: Model, attack: Stage, scheme: Stage, byzantine: Threat) -> Run:
-    """One run; as in the dissertation other workers lie in every round."""
-    phase = px.Phase(
-        work=px.training.gradient(batch=size.batch),
-        scheme=px.chain(attack, scheme),
-        optimizer=size.optimizer,
-        rounds=size.rounds,
-    )
-    return px.Run(
-        data=size.data,
-        model=model,
-        phases=(phase,),
-        workers=size.workers,
-        byzantine=byzantine,
-        augment=size.augment,
-        evaluate_every=size.evaluate_every,
-    )
-
-
 def codes(s: int) -> dict[str, Stage]:
-    """The geometric median and both codes for s liars."""
+    """The geometric median, and both codes for s Byzantine workers."""
     gather = px.gather(px.codecs.dense())
     return {
         "geometric median": px.chain(gather, px.aggregators.geometric_median()),
@@ -70,87 +40,158 @@ def codes(s: int) -> dict[str, Stage]:
     }
 
 
-def panels(size: Size, attacks: dict[str, Stage] = ATTACKS) -> dict[str, Run]:
-    """A panel for each model, attack and number of liars, and one reference without liars for each model."""
-    mean, made = px.chain(px.gather(px.codecs.dense()), px.aggregators.mean()), {}
-    for name, model in size.models.items():
+def panels(cluster: Cluster, attacks: dict[str, Stage] = ATTACKS) -> dict[str, Run]:
+    """A panel for each network, attack and number of Byzantine workers, and for each network a run without them.
+
+    As in the dissertation other workers lie in every round.
+    """
+    mean, made = px.chain(px.gather(px.codecs.dense()), px.aggregators.mean()), dict[str, Run]()
+    for name, size in cluster.sizes.items():
         first = next(iter(attacks.values()))
-        head = f"{name}: " if name else ""
-        made[f"{head}no attack"] = configured(size, model, first, mean, px.adversary.none())
+        made[in_panel(name, "no attack")] = size.run(px.chain(first, mean), byzantine=px.adversary.none())
         for word, attack in attacks.items():
-            for s in size.liars:
+            for s in cluster.byzantine:
                 panel = ", ".join(part for part in (name, word, f"s={s}") if part)
                 for label, scheme in codes(s).items():
-                    run = configured(size, model, attack, scheme, px.adversary.random(s, every=1))
-                    made[f"{panel}: {label}"] = run
+                    byzantine = px.adversary.random(s, every=1)
+                    made[f"{panel}: {label}"] = size.run(px.chain(attack, scheme), byzantine=byzantine)
     return made
 
 
+_NETWORKS: dict[str, Model] = {"FC": px.models.fc(), "LeNet": px.models.lenet()}
 MNIST = {
-    "smoke": Size(
-        px.data.mnist(train=3000, test=500),
-        {"": px.models.mlp((16,))},
-        90,
-        px.optim.sgd(0.1),
-        8,
-        4,
-        liars=(1,),
-        workers=9,
+    "smoke": Cluster(
+        {
+            "": Size(
+                data=px.data.mnist(train=3000, test=500),
+                model=px.models.mlp((16,)),
+                batch=90,
+                optimizer=px.optim.sgd(0.1),
+                rounds=8,
+                evaluate_every=4,
+                workers=9,
+            )
+        },
+        byzantine=(1,),
     ),
-    "laptop": Size(
-        px.data.mnist(test=5000),
-        {"FC": px.models.fc(), "LeNet": px.models.lenet()},
-        720,
-        px.optim.sgd(0.1),
-        60,
-        5,
-        liars=(1, 5),
+    "laptop": Cluster(
+        with_models(
+            Size(
+                data=px.data.mnist(test=5000),
+                model=px.models.fc(),
+                batch=720,
+                optimizer=px.optim.sgd(0.1),
+                rounds=60,
+                evaluate_every=5,
+                workers=45,
+            ),
+            _NETWORKS,
+        ),
+        byzantine=(1, 5),
     ),
     # table 6.1
-    "paper": Size(
-        px.data.mnist(), {"FC": px.models.fc(), "LeNet": px.models.lenet()}, 720, px.optim.sgd(0.01), 10_000, 100
+    "paper": Cluster(
+        with_models(
+            Size(
+                data=px.data.mnist(),
+                model=px.models.fc(),
+                batch=720,
+                optimizer=px.optim.sgd(0.01),
+                rounds=10_000,
+                evaluate_every=100,
+                workers=45,
+            ),
+            _NETWORKS,
+        )
     ),
 }
 CIFAR = {
-    "smoke": Size(
-        px.data.cifar10(train=500, test=200, size=16),
-        {"": px.models.cnn(channels=(8, 16))},
-        90,
-        px.optim.sgd(0.1),
-        4,
-        2,
-        (1,),
-        9,
+    "smoke": Cluster(
+        {
+            "": Size(
+                data=px.data.cifar10(train=500, test=200, size=16),
+                model=px.models.cnn(channels=(8, 16)),
+                batch=90,
+                optimizer=px.optim.sgd(0.1),
+                rounds=4,
+                evaluate_every=2,
+                workers=9,
+            )
+        },
+        byzantine=(1,),
     ),
-    "laptop": Size(
-        px.data.cifar10(test=2000, size=16),
-        {"": px.models.cnn(channels=(16, 32, 64))},
-        180,
-        px.optim.sgd(0.1),
-        300,
-        50,
-        (5,),
-        augment=px.data.crop_flip(pad=1),
+    "laptop": Cluster(
+        {
+            "": Size(
+                data=px.data.cifar10(test=2000, size=16),
+                model=px.models.cnn(channels=(16, 32, 64)),
+                augment=px.data.crop_flip(pad=1),
+                batch=180,
+                optimizer=px.optim.sgd(0.1),
+                rounds=300,
+                evaluate_every=50,
+                workers=45,
+            )
+        },
+        byzantine=(5,),
     ),
-    "paper": Size(
-        px.data.cifar10(), {"": px.models.resnet18()}, 180, px.optim.sgd(0.1), 10_000, 200, augment=px.data.crop_flip()
+    "paper": Cluster(
+        {
+            "": Size(
+                data=px.data.cifar10(),
+                model=px.models.resnet18(),
+                augment=px.data.crop_flip(),
+                batch=180,
+                optimizer=px.optim.sgd(0.1),
+                rounds=10_000,
+                evaluate_every=200,
+                workers=45,
+            )
+        }
     ),
 }
 REVIEWS = {
-    "smoke": Size(
-        px.data.movie_review(train=500, test=200), {"": px.models.cnn_rand()}, 90, px.optim.adam(0.001), 4, 2, (1,), 9
+    "smoke": Cluster(
+        {
+            "": Size(
+                data=px.data.movie_review(train=500, test=200),
+                model=px.models.cnn_rand(),
+                batch=90,
+                optimizer=px.optim.adam(0.001),
+                rounds=4,
+                evaluate_every=2,
+                workers=9,
+            )
+        },
+        byzantine=(1,),
     ),
-    "laptop": Size(
-        px.data.movie_review(vocabulary=5000),
-        {"": px.models.cnn_rand(dim=32, maps=32)},
-        180,
-        px.optim.adam(0.003),
-        300,
-        25,
-        (3,),
-        workers=15,
+    "laptop": Cluster(
+        {
+            "": Size(
+                data=px.data.movie_review(vocabulary=5000),
+                model=px.models.cnn_rand(dim=32, maps=32),
+                batch=180,
+                optimizer=px.optim.adam(0.003),
+                rounds=300,
+                evaluate_every=25,
+                workers=15,
+            )
+        },
+        byzantine=(3,),
     ),
-    "paper": Size(px.data.movie_review(), {"": px.models.cnn_rand()}, 180, px.optim.adam(0.001), 10_000, 100),
+    "paper": Cluster(
+        {
+            "": Size(
+                data=px.data.movie_review(),
+                model=px.models.cnn_rand(),
+                batch=180,
+                optimizer=px.optim.adam(0.001),
+                rounds=10_000,
+                evaluate_every=100,
+                workers=45,
+            )
+        }
+    ),
 }
 
 
@@ -174,15 +215,16 @@ def draco_mr(scale: str) -> dict[str, Run]:
 
 @recipe("draco-adversaries", plot=plot_cluster, tables=cluster_tables)
 def draco_adversaries(scale: str) -> dict[str, Run]:
-    """Figure 6.4: 15 workers of which 1 to 7 send a constant; what more liars cost each code."""
-    size, attack = CIFAR[scale], ATTACKS["constant"]
+    """Figure 6.4: 15 workers of which 1 to 7 send a constant; what more Byzantine workers cost each code."""
+    attack = ATTACKS["constant"]
     workers, most = (7, 3) if scale == "smoke" else (15, 7)
-    (model,) = size.models.values()
+    (size,) = CIFAR[scale].sizes.values()
+    size = replace(size, workers=workers)
     made: dict[str, Run] = {}
     for s in range(1, most + 1):
         for label, scheme in codes(s).items():
             if label != "geometric median":
-                run = configured(size, model, attack, scheme, px.adversary.random(s, every=1))
                 kind = label.split()[0]
-                made[f"{kind}: {label}"] = px.training.amend(run, "workers", workers)
+                byzantine = px.adversary.random(s, every=1)
+                made[f"{kind}: {label}"] = size.run(px.chain(attack, scheme), byzantine=byzantine)
     return made

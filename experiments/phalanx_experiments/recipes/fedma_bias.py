@@ -17,8 +17,8 @@ CLIENTS = 2  # one has the classes that are mostly gray, the other the colourful
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a scale changes.
+class Lengths:
+    """The network, and how long each method trains it.
 
     Args:
         net: on the images from which the skewed ones are made.
@@ -42,10 +42,10 @@ _SMALL = Net(
     local=px.federated.local_training(px.optim.sgd(0.02, momentum=0.9), batch=32, own=True),
 )
 # section 5.4.6; the text is silent on the rounds
-SIZES = {
-    "smoke": Size(_SMALL, 3, 1, 1, 1),
-    "laptop": Size(NETS["laptop"]["VGG-9"], 20, 1, 5, 10),
-    "paper": Size(NETS["paper"]["VGG-9"], 200, 6, 5, 50),
+LENGTHS = {
+    "smoke": Lengths(_SMALL, 3, 1, 1, 1),
+    "laptop": Lengths(NETS["laptop"]["VGG-9"], 20, 1, 5, 10),
+    "paper": Lengths(NETS["paper"]["VGG-9"], 200, 6, 5, 50),
 }
 
 
@@ -60,8 +60,8 @@ def centralised(net: Net, data: Data, epochs: int) -> Run:
 @recipe("fedma-bias", plot=plot_methods, tables=bias_tables)
 def fedma_bias(scale: str) -> dict[str, Run]:
     """Figure 5.4: half of the classes nearly all grayscale; training on all data against two clients."""
-    size = SIZES[scale]
-    net, rounds = size.net, size.passes * size.net.layers
+    lengths = LENGTHS[scale]
+    net, rounds = lengths.net, lengths.passes * lengths.net.layers
     skewed = px.data.grayscale(net.data)
     whole = {
         "entire data": skewed,
@@ -69,11 +69,11 @@ def fedma_bias(scale: str) -> dict[str, Run]:
         "colour balanced": px.data.grayscale(net.data, minor=0.5),
         "no bias": net.data,
     }
-    made = {name: centralised(net, data, size.epochs) for name, data in whole.items()}
+    made = {name: centralised(net, data, lengths.epochs) for name, data in whole.items()}
     phases = {
-        "FedAvg": net.fedavg(rounds, size.averaged),
-        "FedProx": net.fedprox(rounds, size.averaged),
-        "FedMA": net.fedma(size.passes, size.matched),
+        "FedAvg": net.fedavg(rounds, lengths.averaged),
+        "FedProx": net.fedprox(rounds, lengths.averaged),
+        "FedMA": net.fedma(lengths.passes, lengths.matched),
     }
     for name, phase in phases.items():
         fields = {"data": skewed, "workers": CLIENTS, "partition": px.data.by_owner(), "evaluate_every": net.layers}

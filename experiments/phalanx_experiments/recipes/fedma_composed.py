@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import phalanx as px
 from phalanx.core.aggregator import Aggregator
@@ -39,28 +39,17 @@ CODECS: dict[str, Codec] = {
 }
 _LOCAL = px.federated.local_training(px.optim.sgd(0.02, momentum=0.9), epochs=4, batch=20, own=True)
 
-
-@dataclass(frozen=True)
-class Size:
-    """What a scale changes.
-
-    Args:
-        f: liars among the clients, at equal distances; the first client, with whom the matcher begins, is one.
-    """
-
-    net: Net
-    f: int
-
-
-SIZES = {
-    "smoke": Size(replace(NETS["smoke"]["MLP"], workers=7), 1),
-    "laptop": Size(
+# the network, and the number of Byzantine clients; they are spread evenly, and one of them is the first client, with
+# whom the matcher begins
+NETWORKS = {
+    "smoke": (replace(NETS["smoke"]["MLP"], workers=7), 1),
+    "laptop": (
         Net(
             px.data.mnist(train=3200, test=2000), px.models.lenet(channels=(8, 16), hidden=32), 4, 16, _LOCAL, last=None
         ),
         3,
     ),
-    "paper": Size(NETS["paper"]["LeNet"], 3),
+    "paper": (NETS["paper"]["LeNet"], 3),
 }
 
 
@@ -104,7 +93,7 @@ def tables(results: Sequence[Result]) -> list[Sheet]:
 @recipe("fedma-composed", plot=plot_grid, tables=tables)
 def fedma_composed(scale: str) -> dict[str, Run]:
     """FedMA with codecs on the wire, with robust rules behind matching, and with both, against clients that lie."""
-    net, f = SIZES[scale].net, SIZES[scale].f
+    net, f = NETWORKS[scale]
     made = {f"{HONEST}: {name}": net.run(phase) for name, phase in methods(net, f).items()}
     for name, codec in CODECS.items():
         made[f"{HONEST}: FedMA, {name}"] = net.run(fedma(net, codec=codec))

@@ -8,100 +8,77 @@ from dataclasses import dataclass, replace
 import phalanx as px
 from phalanx.core.gate import Gate
 from phalanx.core.stage import Stage
-from phalanx.data.dataset import Data
-from phalanx.models.model import Model
 from phalanx.tools.runner.recipe import recipe
-from phalanx.training.optim import ServerOptimizer
 from phalanx.training.phase import Run
+from phalanx_experiments.recipes.size import Size
 
 GATE = px.gate()
 OPEN = px.gate(limit=1e38)  # any finite row counts, as in plain data parallel training
 
 
 @dataclass(frozen=True)
-class Regime:
-    """How rows become steps.
-
-    Args:
-        batch: examples a round over all workers.
-    """
-
-    batch: int
-    optimizer: ServerOptimizer
-    rounds: int
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a scale changes.
+class Setting:
+    """The size of the runs under each kind of attack, and the number of attackers.
 
     Args:
         crude: for attacks that send far rows. Shares of 32 examples and no momentum: with shares of 8 Krum and the
             median fail by their own noise.
         subtle: for ALIE, which hides in the noise of small shares; with shares of 32 it harms nobody much.
+        f: number of Byzantine workers.
+        groups: of votes, behind which the median is taken.
     """
 
-    data: Data
-    model: Model
-    crude: Regime
-    subtle: Regime
-    evaluate_every: int
-    workers: int = 15
-    count: int = 3
+    crude: Size
+    subtle: Size
+    f: int = 3
     groups: int = 3
 
 
-SIZES = {
-    "smoke": Size(
-        px.data.mnist(train=3000, test=500),
-        px.models.mlp((32,)),
-        Regime(480, px.optim.sgd(0.1), 20),
-        Regime(120, px.optim.sgd(0.05, 0.9), 20),
-        evaluate_every=5,
-    ),
-    "laptop": Size(
-        px.data.mnist(),
-        px.models.lenet(),
-        Regime(480, px.optim.sgd(0.1), 160),
-        Regime(120, px.optim.sgd(0.05, 0.9), 120),
-        evaluate_every=40,
-    ),
+_SMOKE = Size(
+    data=px.data.mnist(train=3000, test=500),
+    model=px.models.mlp((32,)),
+    batch=480,
+    optimizer=px.optim.sgd(0.1),
+    rounds=20,
+    evaluate_every=5,
+    workers=15,
+)
+_LAPTOP = Size(
+    data=px.data.mnist(),
+    model=px.models.lenet(),
+    batch=480,
+    optimizer=px.optim.sgd(0.1),
+    rounds=160,
+    evaluate_every=40,
+    workers=15,
+)
+_PAPER = Size(
+    data=px.data.mnist(),
+    model=px.models.lenet(),
+    batch=720,
+    optimizer=px.optim.sgd(0.01, 0.9),
+    rounds=3000,
+    evaluate_every=100,
+    workers=45,
+)
+SETTINGS = {
+    "smoke": Setting(_SMOKE, replace(_SMOKE, batch=120, optimizer=px.optim.sgd(0.05, 0.9))),
+    "laptop": Setting(_LAPTOP, replace(_LAPTOP, batch=120, optimizer=px.optim.sgd(0.05, 0.9), rounds=120)),
     # crude: dissertation, section 6.5; subtle: shares of 8 again, which no table has
-    "paper": Size(
-        px.data.mnist(),
-        px.models.lenet(),
-        Regime(720, px.optim.sgd(0.01, 0.9), 3000),
-        Regime(360, px.optim.sgd(0.05, 0.9), 1000),
-        evaluate_every=100,
-        workers=45,
-        count=5,
-        groups=5,
-    ),
+    "paper": Setting(_PAPER, replace(_PAPER, batch=360, optimizer=px.optim.sgd(0.05, 0.9), rounds=1000), f=5, groups=5),
 }
 
 
 @recipe("robust-mnist")
 def robust_mnist(scale: str) -> dict[str, Run]:
     """MNIST with LeNet: every robust rule against reversed gradients, a constant, and ALIE with z = 1."""
-    size = SIZES[scale]
-    f = size.count
+    setting = SETTINGS[scale]
+    f = setting.f
 
-    def attacked(regime: Regime, attack: Stage, *rule: Stage, gate: Gate = GATE) -> Run:
-        phase = px.Phase(
-            work=px.training.gradient(batch=regime.batch),
-            scheme=px.chain(attack, px.gather(px.codecs.dense(), gate=gate), *rule),
-            optimizer=regime.optimizer,
-            rounds=regime.rounds,
-        )
-        return px.Run(
-            data=size.data,
-            model=size.model,
-            phases=(phase,),
-            workers=size.workers,
-            # no two of them in one vote group
-            byzantine=px.adversary.evenly_spaced(f),
-            evaluate_every=size.evaluate_every,
-        )
+    def attacked(size: Size, attack: Stage, *rule: Stage, gate: Gate = GATE) -> Run:
+        scheme = px.chain(attack, px.gather(px.codecs.dense(), gate=gate), *rule)
+        # no two of them in one vote group
+        return size.run(scheme, byzantine=px.adversary.evenly_spaced(f))
 
     reverse, constant = px.attacks.reverse(c=100), px.attacks.constant(value=-100)
     # z from n and f would be 0.2 here, which harms nobody; the dissertation fixes 1
@@ -116,21 +93,21 @@ def robust_mnist(scale: str) -> dict[str, Run]:
         "group vote r=3": (px.coding.group_vote(r=3), px.aggregators.mean()),
         "DETOX": (
             px.coding.group_vote(r=3),
-            px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=size.groups),
+            px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=setting.groups),
         ),
     }
 
-    def panel(name: str, regime: Regime, attack: Stage) -> dict[str, Run]:
-        plain = {f"{name}: mean": attacked(regime, attack, px.aggregators.mean(), gate=OPEN)}
-        return plain | {f"{name}: {label}": attacked(regime, attack, *rule) for label, rule in rules.items()}
+    def panel(name: str, size: Size, attack: Stage) -> dict[str, Run]:
+        plain = {f"{name}: mean": attacked(size, attack, px.aggregators.mean(), gate=OPEN)}
+        return plain | {f"{name}: {label}": attacked(size, attack, *rule) for label, rule in rules.items()}
 
-    def free(regime: Regime, attack: Stage) -> Run:
-        return replace(attacked(regime, attack, px.aggregators.mean(), gate=OPEN), byzantine=px.adversary.none())
+    def free(size: Size, attack: Stage) -> Run:
+        return replace(attacked(size, attack, px.aggregators.mean(), gate=OPEN), byzantine=px.adversary.none())
 
     return {
-        "no attack: mean": free(size.crude, reverse),
-        **panel("reverse gradient", size.crude, reverse),
-        **panel("constant", size.crude, constant),
-        "ALIE, small shares: mean, no attack": free(size.subtle, alie),
-        **panel("ALIE, small shares", size.subtle, alie),
+        "no attack: mean": free(setting.crude, reverse),
+        **panel("reverse gradient", setting.crude, reverse),
+        **panel("constant", setting.crude, constant),
+        "ALIE, small shares: mean, no attack": free(setting.subtle, alie),
+        **panel("ALIE, small shares", setting.subtle, alie),
     }
