@@ -15,7 +15,7 @@ from phalanx.core.registry import kinds
 from phalanx.tools.cli.app import app
 from phalanx.tools.runner.request import requested
 
-COMMANDS = ("run", "reproduce", "audit", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
+COMMANDS = ("run", "reproduce", "redteam", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
 
 
@@ -57,10 +57,23 @@ def test_version() -> None:
     assert phalanx("--version") == f"phalanx {px.__version__}\n"
 
 
-def test_importing_the_library_imports_nothing_that_was_not_asked_for() -> None:
-    unasked = ("typer", "rich", "matplotlib", "sklearn", "phalanx_experiments.theory")
-    check = f"import sys, phalanx; print([m for m in {unasked} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "[]\n"
+HEAVY = ("torch", "numba", "scipy", "sklearn", "matplotlib", "rich.console", "phalanx_experiments.recipes")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["import phalanx", "from phalanx.tools.cli.app import app; app(['--help'], standalone_mode=False)"],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(lines: str) -> None:
+    check = f"import sys; {lines}; print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stderr == "[]\n"
+
+
+def test_a_command_says_at_once_that_torch_is_loading() -> None:
+    running = process("show", "quickstart", "--only", "krum")
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, err) == (0, "loading torch ...\n")
+    assert out.startswith("# krum\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,7 +85,7 @@ def test_help_has_examples(command: str) -> None:
 def test_list_names_everything() -> None:
     listed = json.loads(phalanx("list", "--json"))
     names = {row["name"] for rows in listed.values() for row in rows}
-    assert {"quickstart", "krum", "dense", "reverse", "digits", "lenet", "spread"} <= names
+    assert {"quickstart", "krum", "dense", "reverse", "digits", "lenet", "evenly_spaced"} <= names
     assert len(listed) == 1 + len(kinds())
     assert all(row["summary"] for rows in listed.values() for row in rows)
     assert "krum" in phalanx("list") and "quickstart" in phalanx("list")

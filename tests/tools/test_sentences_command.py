@@ -73,7 +73,7 @@ COMMANDS = [
     ("show quickstart --set seed=x", "run: seed must be a whole number, got 'x'"),
     (
         "list agregators",
-        "nothing is called 'agregators'; did you mean aggregators? choose from recipes, aggregators, $",
+        "nothing is called 'agregators'; did you mean aggregators? choose from recipes, adversaries, aggregators, $",
     ),
     ("compare", "compare needs folders of runs or of studies, such as runs/2026-01-31-120000-quickstart"),
     ("compare full", "full holds neither a run nor a study; give a folder that phalanx run has written"),
@@ -92,7 +92,7 @@ COMMANDS = [
         "advise --bandwidth fast --workers 4",
         "a bandwidth is a number above zero with a unit, such as 100Mbit, 1Gbit or 12.5MB/s; got 'fast'",
     ),
-    ("advise --latency 1ms", "--latency describes a link together with --bandwidth; give both"),
+    ("advise --latency 1ms", "--latency describes a link only together with --bandwidth; give both"),
     (
         "advise --bandwidth 1Gbit --workers 1",
         "a step of one worker sends nothing; give --workers of at least 2, got 1",
@@ -102,13 +102,13 @@ COMMANDS = [
         "a time is a number with a unit, such as 0.1ms, 100us or 1.5s; got 'soon'",
     ),
     ("advise --bandwidth 1Gbit --workers 4 --repeats 0", "--repeats takes a number of steps >= 1, got 0"),
-    ("advise --byzantine 5", "--byzantine counts them among all workers; add --workers, such as --workers 45"),
+    ("advise --byzantine 5", "--byzantine needs the number of all workers; add --workers, such as --workers 45"),
     (
         "advise --byzantine 50 --workers 45",
         "the odds need 0 <= q <= n Byzantine workers, got q=50 of n=45",
     ),
     ("advise --byzantine 5 --workers 45 --risk 2", "--risk takes a probability in [0, 1], got 2.0"),
-    ("advise --r 3", "--r belongs to a question about redundancy; add --byzantine Q"),
+    ("advise --r 3", "--r is about redundancy; add --byzantine Q"),
     ("probe --repeats 0", "--repeats takes a number of steps >= 1, got 0"),
     ("probe --model digits", "--model takes a model, got digits(); phalanx list model names them"),
     ("probe --batch 0", "--batch takes at least 1 example, got 0"),
@@ -131,22 +131,22 @@ COMMANDS = [
     ),
     ("reproduce --list --results full", "full holds no results: no results.json lies in a folder of it"),
     ("reproduce --resume full", "full holds no table or figure: there is no reproduce.json in it"),
-    ("audit --seeds 0", "--seeds takes a number >= 1, got 0"),
+    ("redteam --seeds 0", "--seeds takes a number >= 1, got 0"),
     (
-        "audit --fail-if nonsense",
+        "redteam --fail-if nonsense",
         "--fail-if 'nonsense': unknown number 'nonsense'; choose from attack_success, excess, main_accuracy, $",
     ),
     (
-        "audit --fail-if 'excess > many'",
+        "redteam --fail-if 'excess > many'",
         "--fail-if 'excess > many': excess > is followed by a number such as 0.1",
     ),
-    ("audit --rule krumm", "no rule of the grid is called 'krumm'; did you mean Krum? choose from FedAvg, $"),
-    ("audit --every 3", "--every belongs to a run of your own, and edge-case-mnist is a recipe; leave it out"),
+    ("redteam --rule krumm", "no rule of the grid is called 'krumm'; did you mean Krum? choose from FedAvg, $"),
+    ("redteam --every 3", "--every belongs to a run of your own, and edge-case-mnist is a recipe; leave it out"),
     (
-        f"audit '{RUN}'",
+        f"redteam '{RUN}'",
         "a run of your own needs --edges, such as \"own_edges('folder', target=1)\", or rare_styles() for images",
     ),
-    ("audit --resume full", "full holds no study: there is no study.json in it"),
+    ("redteam --resume full", "full holds no study: there is no study.json in it"),
 ]
 
 

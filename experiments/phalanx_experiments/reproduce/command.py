@@ -14,8 +14,8 @@ import typer
 
 from phalanx.core.expression import require
 from phalanx.distributed.job import Processes
-from phalanx.tools.cli.common import Jobs, Json, Only, Scale, Settings, check_jobs, print_json, said
-from phalanx.tools.cli.conducted import conducted
+from phalanx.tools.cli.common import Jobs, Json, Only, Scale, Settings, check_jobs, print_json, user_command
+from phalanx.tools.cli.study_progress import run_with_progress
 from phalanx.tools.report import tables
 from phalanx.tools.runner.study import StudyFolder
 from phalanx_experiments.reproduce import words
@@ -26,7 +26,7 @@ from phalanx_experiments.reproduce.planned import Planned, studies
 from phalanx_experiments.reproduce.verdict import judged, outcome, state
 
 
-@said
+@user_command
 def reproduce(
     what: Annotated[
         str | None, typer.Argument(metavar="[TABLE_OR_FIGURE]", help="Such as table-5.1; --list names them all.")
@@ -115,7 +115,7 @@ def _run(
         planned = Planned.create(item, studies(item, scale, settings, only, seeds), out, sys.argv)
     for folder in planned.studies:
         study = folder.study
-        conducted(study, folder, folder.finished(study), partial(_again, planned, jobs), Processes(), jobs)
+        run_with_progress(study, folder, folder.finished(study), partial(_again, planned, jobs), Processes(), jobs)
         folder.finish(study, partial(typer.echo, err=True))
     where = {
         "folder": str(planned.path),

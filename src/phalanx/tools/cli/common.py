@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: options, errors as one sentence, JSON."""
+"""What all commands share: options, errors printed as one sentence, and JSON output."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import errno
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from phalanx.core.expression import require
-from phalanx.tools.runner.recipe import SCALES
 
-FAULT, STOPPED = 2, 130  # exit codes: an error of the user's, Ctrl-C
+FAULT, STOPPED = 2, 130  # exit codes: an error of the user, and Ctrl-C
 
-# what is wrong with a path, and the way out
-_PLACES = {
+# what is wrong with a path, and what to do about it
+_PATH_ERRORS = {
     errno.ENOENT: "is not there; check the path",
     errno.EEXIST: "is a file where a folder is needed; give another path",
     errno.ENOTDIR: "leads through a file; give another path",
@@ -36,7 +36,7 @@ Recipe = Annotated[
 Scale = Annotated[
     str | None,
     typer.Option(
-        metavar="SCALE", help=f"{', '.join(SCALES)}: seconds, minutes, the published size; laptop if left out."
+        metavar="SCALE", help="smoke, laptop, paper: seconds, minutes, the published size; laptop if left out."
     ),
 ]
 Settings = Annotated[
@@ -54,23 +54,25 @@ Seed = Annotated[
 
 
 def check_jobs(jobs: int) -> None:
-    """Raises ValueError unless this process may do so many jobs at a time."""
+    """Raises ValueError unless this process may run this many jobs at the same time."""
     require(jobs >= 1, f"--jobs takes a number of processes >= 1, got {jobs}")
     alone = jobs == 1 or "RANK" not in os.environ
     require(alone, f"--jobs {jobs} and torchrun both start processes; leave one of them out")
 
 
-def said(command: Callable[P, None]) -> Callable[P, None]:
-    """The command with its errors as one sentence on stderr: a user's error is no reason for a traceback."""
+def user_command(command: Callable[P, None]) -> Callable[P, None]:
+    """Decorates a command: it says that torch is loading, and prints an error of the user as one sentence on stderr."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        if "torch" not in sys.modules:
+            _tell("loading torch ...")
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
             raise
         except OSError as error:
-            words = _PLACES.get(error.errno or 0)
+            words = _PATH_ERRORS.get(error.errno or 0)
             if error.filename and words:
                 _fail(f"{error.filename} {words}")
             place = f"{error.filename}: " if error.filename else ""
@@ -82,11 +84,16 @@ def said(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _fail(sentence: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"error: {sentence}", err=True)
+    _tell(f"error: {sentence}")
     raise typer.Exit(FAULT)
 
 
+def _tell(words: str) -> None:
+    """Prints a line on stderr; under torchrun only rank 0 does."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(words, err=True)
+
+
 def print_json(value: Any) -> None:
-    """The document, indented, on stdout."""
+    """Prints a value on stdout as indented JSON."""
     typer.echo(json.dumps(value, indent=2))

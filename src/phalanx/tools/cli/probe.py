@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""phalanx probe: how long do link, work and schemes take here?"""
+"""phalanx probe: measures the network, the work of a step, and schemes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.distributed.job import team
-from phalanx.tools.cli import asked
-from phalanx.tools.cli.asked import Batch, Data, Model, Precision, Repeats, Schemes, Threads
-from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Settings, print_json, said
+from phalanx.tools.cli import probe_options
+from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Settings, print_json, user_command
+from phalanx.tools.cli.probe_options import Batch, Data, Model, Precision, Repeats, Schemes, Threads
 
 if TYPE_CHECKING:
     from phalanx.tools.advisor.probe import Probe
 
 
-@said
+@user_command
 def probe(
     recipe: Recipe = None,
     scale: Scale = None,
@@ -31,13 +30,13 @@ def probe(
     precision: Precision = None,
     schemes: Schemes = None,
     repeats: Repeats = 5,
-    out: Annotated[Path | None, typer.Option(help="Write here the JSON document that advise reads.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write here the JSON file that advise reads.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures link, work of a step and schemes, for advise.
+    """Measures network, work and schemes, as input for advise.
 
-    What is measured are model, data, share of the batch and schemes of RECIPE, or without one those that the options
-    name. The link is that between the processes of the job; without torchrun it stays unknown.
+    It takes model, data, share of the batch and schemes from RECIPE, or from the options. The network is the one
+    between the processes of the job; without torchrun it stays unknown.
 
     \b
     Examples:
@@ -49,32 +48,33 @@ def probe(
       phalanx probe --model mlp --data digits --json
     """
     from phalanx.core.parser import parse
+    from phalanx.distributed.job import team
     from phalanx.tools.advisor.measure import measure, num_told
     from phalanx.training.run_folder import write_json
 
-    asked.check_repeats(repeats)
+    probe_options.check_repeats(repeats)
     options = {"model": model, "data": data, "batch": batch, "threads": threads, "precision": precision}
     with team() as processes:
-        order = processes.agree(
-            lambda: _order(recipe, scale, settings or [], only or [], options, schemes or [], processes.size)
+        request = processes.agree(
+            lambda: _request(recipe, scale, settings or [], only or [], options, schemes or [], processes.size)
         )
-        run, wanted = parse(order["run"]), [parse(text) for text in order["schemes"]]
-        with asked.bar(num_told(wanted, processes, repeats), processes) as told:
-            found = measure(run, wanted, processes, repeats, told=told)
+        run, chosen = parse(request["run"]), [parse(text) for text in request["schemes"]]
+        with probe_options.bar(num_told(chosen, processes, repeats), processes) as told:
+            measured = measure(run, chosen, processes, repeats, told=told)
         if processes.rank != 0:
             return
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(out, found.to_json())
+            write_json(out, measured.to_json())
         if as_json:
-            print_json(found.to_json())
+            print_json(measured.to_json())
             return
-        _show(found)
+        _show(measured)
         if out is not None:
             typer.echo(f"probe   {out}")
 
 
-def _order(
+def _request(
     recipe: str | None,
     scale: str | None,
     settings: Sequence[str],
@@ -90,8 +90,11 @@ def _order(
     if recipe is None:
         if scale is not None or settings or only:
             raise ValueError("--scale, --set and --only belong to a recipe; name one, or use --model and --data")
-        return {"run": repr(asked.configured(options, max(n, 1))), "schemes": [repr(s) for s in asked.schemes(schemes)]}
-    asked.no_options(options, f"{recipe} says what to probe; use --set")
+        return {
+            "run": repr(probe_options.configured(options, max(n, 1))),
+            "schemes": [repr(s) for s in probe_options.schemes(schemes)],
+        }
+    probe_options.no_options(options, f"{recipe} says what to probe; use --set")
     runs = requested(recipe, scale, settings, only).runs
     if not runs:
         raise ValueError(
@@ -100,17 +103,17 @@ def _order(
     first, *others = runs.values()
     for label, run in list(runs.items())[1:]:
         alike(first, run, f"{recipe}, {label}")
-    ran = [run.phases[0].scheme for run in (first, *others)]
-    return {"run": repr(first), "schemes": [repr(s) for s in (asked.schemes(schemes) if schemes else ran)]}
+    given = [run.phases[0].scheme for run in (first, *others)]
+    chosen = probe_options.schemes(schemes) if schemes else given
+    return {"run": repr(first), "schemes": [repr(scheme) for scheme in chosen]}
 
 
-def _show(found: Probe) -> None:
+def _show(measured: Probe) -> None:
     from phalanx.tools.report import tables
 
-    screen = tables.console()
-    typer.echo(
-        f"{found.processes} processes on {', '.join(sorted(set(found.hosts)))}, {asked.words(found, found.link, True)}"
-    )
-    if found.link is not None:
-        screen.print(tables.link_table(found.link))
-    screen.print(tables.costs_table(found))
+    console = tables.console()
+    hosts = ", ".join(sorted(set(measured.hosts)))
+    typer.echo(f"{measured.processes} processes on {hosts}, {probe_options.describe(measured, measured.link, True)}")
+    if measured.link is not None:
+        console.print(tables.link_table(measured.link))
+    console.print(tables.costs_table(measured))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""phalanx redteam: attacks against rules, a verdict on each, and a report."""
+"""phalanx redteam: runs attacks against aggregation rules, judges each rule, and writes a report."""
 
 from __future__ import annotations
 
@@ -9,99 +9,104 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phalanx.core.expression import require
-from phalanx.distributed.job import Processes
-from phalanx.tools.cli.common import Json, Scale, Seed, Settings, check_jobs, print_json, said
-from phalanx.tools.cli.conducted import conducted
-from phalanx.tools.redteam.audit import REPORT, Audit, Findings
-from phalanx.tools.redteam.order import audited
-from phalanx.tools.redteam.sheets import costs, fairness, verdicts
-from phalanx.tools.report import tables
-from phalanx.tools.runner.process_pool import cores
-from phalanx.tools.runner.recipe import slug
-from phalanx.tools.runner.study import StudyFolder
-from phalanx.training.run_folder import new_folder
+from phalanx.tools.cli.common import Json, Scale, Seed, Settings, check_jobs, print_json, user_command
+from phalanx.tools.cli.study_progress import run_with_progress
 
-USUAL = "edge-case-mnist"
+if TYPE_CHECKING:
+    from phalanx.tools.redteam.audit import Findings
+    from phalanx.tools.runner.study import StudyFolder
+
+DEFAULT_RECIPE = "edge-case-mnist"
 
 
-@said
+@user_command
 def redteam(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE_OR_CONFIG]", help=f"A recipe of attacks, or a setting of your own; {USUAL} if left out."
+            metavar="[RECIPE_OR_CONFIG]",
+            help=f"A recipe of attacks, or your own setting; {DEFAULT_RECIPE} if left out.",
         ),
     ] = None,
     scale: Scale = None,
     edges: Annotated[
         str | None,
-        typer.Option(metavar="EXPR", help="Of a setting of your own, which needs it: what the attacker calls wrongly."),
+        typer.Option(metavar="EXPR", help="Your own setting needs it: the examples that the attacker labels wrongly."),
     ] = None,
     every: Annotated[
         int | None,
-        typer.Option(metavar="ROUNDS", help="Of your own: from one attack to the next; 10 if left out."),
+        typer.Option(
+            metavar="ROUNDS", help="For your own setting: rounds from one attack to the next; 10 if left out."
+        ),
     ] = None,
     attacker_share: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Of your own: of the edge cases, what the attacker has, 0 to 1; 0.5 if left out."
+            metavar="SHARE",
+            help="For your own setting: the attacker's share of the edge cases, 0 to 1; 0.5 if left out.",
         ),
     ] = None,
     norm: Annotated[
         float | None,
-        typer.Option(metavar="LENGTH", help="Of your own: of a client's change of the weights; measured if left out."),
+        typer.Option(
+            metavar="LENGTH",
+            help="For your own setting: norm of a client's change of the weights; measured if left out.",
+        ),
     ] = None,
     settings: Settings = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="WHAT", help="Only this attack, rule, or attack: rule; may be repeated."),
+        typer.Option(metavar="WHAT", help="Only this attack, this rule, or this attack: rule; may be repeated."),
     ] = None,
     seed: Seed = None,
     seeds: Annotated[
-        int | None, typer.Option(metavar="N", help="Every run with N seeds, from --seed on; 1 if left out.")
+        int | None, typer.Option(metavar="N", help="Do every run with N seeds, from --seed on; 1 if left out.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/TIME-audit-RECIPE if left out.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on in this folder where it stopped, or judge it anew.")
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; runs/TIME-redteam-RECIPE if left out.")
     ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on in this folder, or judge its results again.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(metavar="N", help="Runs at a time; one for each core if left out.")
+        int | None, typer.Option(metavar="N", help="Number of runs at the same time; one for each core if left out.")
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(metavar="RULE", help="Policies and advice are about this rule; may be repeated.")
+        list[str] | None, typer.Option(metavar="RULE", help="Apply policies and advice to this rule; may be repeated.")
     ] = None,
     fail_if: Annotated[
-        list[str] | None, typer.Option(metavar="POLICY", help="'attack_success > 0.1 exit 4'; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="POLICY", help="A policy, such as 'attack_success > 0.1 exit 4'; may be repeated."),
     ] = None,
     excess_limit: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="More attack success gained is broken; 0.1 if left out."),
+        typer.Option(metavar="SHARE", help="A rule that raises attack success by more is broken; 0.1 if left out."),
     ] = None,
     accuracy_limit: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="More main accuracy lost is costly; 0.025 if left out.")
+        float | None,
+        typer.Option(metavar="SHARE", help="A rule that loses more main accuracy is costly; 0.025 if left out."),
     ] = None,
     parity_limit: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="More accuracy parity lost is unfair; 0.1 if left out.")
+        float | None,
+        typer.Option(metavar="SHARE", help="A rule that loses more accuracy parity is unfair; 0.1 if left out."),
     ] = None,
     choice_limit: Annotated[
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Unusual clients taken at less than this share of the others' rate is unfair; 0.5 if left out.",
+            help="A rule that takes unusual clients below this share of the others' rate is unfair; 0.5 if left out.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Attacks a federated setting, and judges each rule.
 
-    It says which rules stand backdoors, at what cost, and unfair to whom. A setting of your own is an honest run(...)
-    with local_training, or a file that holds one, with --edges. The exit code is 0; 1 or the policy's own if a policy
-    fails; 3 if a number that a policy needs is missing; 2 for wrong input.
+    It says which rules withstand backdoors, what they cost, and to which clients they are unfair. Your own setting is
+    an honest run(...) with local_training, or a file that holds one, together with --edges. The exit code is 0; 1 or
+    the policy's own code if a policy fails; 3 if a number that a policy needs is missing; 2 for wrong input.
 
     \b
     Examples:
@@ -111,61 +116,78 @@ def redteam(
         --fail-if "attack_success > 0.1"
       phalanx redteam --only Multi-Krum --fail-if "excess > 0.1" \\
         --fail-if "accuracy_lost > 0.05 exit 4" --json
-      phalanx redteam --resume runs/2026-01-31-120000-audit-edge-case-mnist
+      phalanx redteam --resume runs/2026-01-31-120000-redteam-edge-case-mnist
     """
-    require("RANK" not in os.environ, "audit starts processes of its own; give --jobs, and leave torchrun out")
+    from phalanx.distributed.job import Processes
+    from phalanx.tools.redteam.audit import Audit
+    from phalanx.tools.redteam.order import audited
+    from phalanx.tools.runner.process_pool import cores
+    from phalanx.tools.runner.recipe import slug
+    from phalanx.tools.runner.study import StudyFolder
+    from phalanx.training.run_folder import new_folder
+
+    require("RANK" not in os.environ, "redteam starts processes of its own; give --jobs, and leave torchrun out")
     jobs = cores() if jobs is None else jobs
     check_jobs(jobs)
-    given = {"excess": excess_limit, "accuracy": accuracy_limit, "parity": parity_limit, "choice": choice_limit}
+    new_limits = {
+        "excess": excess_limit,
+        "accuracy": accuracy_limit,
+        "parity": parity_limit,
+        "choice": choice_limit,
+    }
     own = {"edges": edges, "every": every, "attacker": attacker_share, "norm": norm}
     own = {name: value for name, value in own.items() if value is not None}
     if resume is not None:
-        fixed = (source, scale, settings, only, seed, seeds, out)
+        unchangeable = (source, scale, settings, only, seed, seeds, out)
         require(
-            not own and all(value is None for value in fixed),
+            not own and all(value is None for value in unchangeable),
             f"{resume} goes on as it began; only --rule, --fail-if, the limits and --jobs may change",
         )
-        made = Audit(StudyFolder(resume))
-        study, order = made.folder.study, made.order
+        audit = Audit(StudyFolder(resume))
+        study, order = audit.folder.study, audit.order
     else:
-        made = None
+        audit = None
         study, order = audited(
-            source or USUAL, scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
+            source or DEFAULT_RECIPE, scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
         )
-    limits = replace(order.limits, **{name: value for name, value in given.items() if value is not None})
+    limits = replace(order.limits, **{name: value for name, value in new_limits.items() if value is not None})
     order = replace(order, limits=limits, judged=tuple(rule or order.judged), policies=tuple(fail_if or order.policies))
     order.check(study)
-    if made is None:
-        made = Audit(StudyFolder.create(study, out or new_folder(f"audit-{slug(study.recipe)}"), sys.argv))
+    if audit is None:
+        audit = Audit(StudyFolder.create(study, out or new_folder(f"redteam-{slug(study.recipe)}"), sys.argv))
         for notice in (*study.notices, *order.notes):
             typer.echo(notice, err=True)
-    made.order = order
+    audit.order = order
     try:
-        again = partial(_again, jobs)
-        conducted(study, made.folder, made.folder.finished(study), again, Processes(), jobs)
+        resume_command = partial(_resume_command, jobs)
+        run_with_progress(study, audit.folder, audit.folder.finished(study), resume_command, Processes(), jobs)
     finally:
-        found = made.write()
-    _report(found, as_json)
-    if found.exit_code:
-        raise typer.Exit(found.exit_code)
+        findings = audit.write()
+    _report(findings, as_json)
+    if findings.exit_code:
+        raise typer.Exit(findings.exit_code)
 
 
-def _again(jobs: int, folder: StudyFolder) -> str:
-    """The command that resumes."""
+def _resume_command(jobs: int, folder: StudyFolder) -> str:
+    """The command that goes on with the study in a folder."""
     return f"phalanx redteam --resume {shlex.quote(str(folder.path))} --jobs {jobs}"
 
 
-def _report(found: Findings, as_json: bool) -> None:
+def _report(findings: Findings, as_json: bool) -> None:
+    from phalanx.tools.redteam.audit import REPORT
+    from phalanx.tools.redteam.sheets import costs, fairness, verdicts
+    from phalanx.tools.report import tables
+
     if as_json:
-        print_json(found.to_json())
+        print_json(findings.to_json())
         return
-    screen = tables.console()
-    for sheet in (verdicts(found.standings), costs(found.standings), fairness(found.standings)):
-        screen.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
-    for sentence in found.advice:
+    console = tables.console()
+    for sheet in (verdicts(findings.standings), costs(findings.standings), fairness(findings.standings)):
+        console.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
+    for sentence in findings.advice:
         typer.echo(sentence)
-    for outcome in found.outcomes:
-        word = {True: "fails", False: "holds", None: "cannot be told"}[outcome.fails]
-        where = "; ".join(f"{case.attack}: {case.rule} ({case.seen})" for case in outcome.decisive)
-        typer.echo(f"policy {outcome.policy.text!r} {word}{f': {where}' if where else ''}")
-    typer.echo(f"report  {found.path / REPORT}\nfolder  {found.path}")
+    for outcome in findings.outcomes:
+        word = {True: "fails", False: "holds", None: "is unknown"}[outcome.fails]
+        cases = "; ".join(f"{case.attack}: {case.rule} ({case.seen})" for case in outcome.decisive)
+        typer.echo(f"policy {outcome.policy.text!r} {word}{f': {cases}' if cases else ''}")
+    typer.echo(f"report  {findings.path / REPORT}\nfolder  {findings.path}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""phalanx advise --byzantine: how much redundancy do so many Byzantine workers ask for?"""
+"""phalanx advise --byzantine: how much redundancy is needed against a number of Byzantine workers."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ import typer
 from phalanx.tools.cli.common import print_json
 
 SHOWN = tuple(range(1, 16, 2))
-MOST = 99  # r beyond which none is looked for
+MOST = 99  # the largest r that is tried
 RISK = 0.01
 NOTE = (
-    "A vote is wrong where at least half of its group is Byzantine. A rule that meets more wrong votes than it "
-    "tolerates may still be right: what it tolerates, it stands wherever they fall."
+    "A vote is wrong if at least half of its group is Byzantine. A rule that gets more wrong votes than it tolerates "
+    "may still be right. A rule that gets no more than it tolerates is right whichever votes are wrong."
 )
 
 
 def check_others(others: dict[str, Any]) -> None:
-    """Raises ValueError for an option that asks for step times."""
+    """Raises ValueError for an option that is about step times."""
     for option, value in others.items():
         if value:
-            raise ValueError(f"--byzantine asks about redundancy and {option} about step times; leave one of them out")
+            raise ValueError(f"--byzantine is about redundancy and {option} about step times; leave one of them out")
 
 
 def redundancy(
-    n: int | None, q: int, wanted: Sequence[int], risk: float | None, redrawn: int | None, as_json: bool
+    n: int | None, q: int, group_sizes: Sequence[int], risk: float | None, redrawn: int | None, as_json: bool
 ) -> None:
-    """Prints the odds of a vote in groups of r workers, and the smallest r for each rule behind it.
+    """Prints the odds of a vote in groups of r workers, and the smallest r for each rule behind the vote.
 
     Args:
-        wanted: values of r; odd ones up to 15 when empty.
-        redrawn: rounds in each of which the Byzantine workers are drawn anew; None where they are drawn once.
+        group_sizes: values of r; the odd numbers up to 15 when empty.
+        redrawn: number of rounds, in each of which the Byzantine workers are drawn anew; None if they are drawn once.
     """
     if n is None:
-        raise ValueError("--byzantine counts them among all workers; add --workers, such as --workers 45")
-    found = document(n, q, wanted, RISK if risk is None else risk, 1 if redrawn is None else redrawn)
+        raise ValueError("--byzantine needs the number of all workers; add --workers, such as --workers 45")
+    answer = document(n, q, group_sizes, RISK if risk is None else risk, 1 if redrawn is None else redrawn)
     if as_json:
-        print_json(found)
+        print_json(answer)
         return
     from phalanx.tools.report import tables
 
-    screen = tables.console()
-    when = "drawn once" if found["rounds"] == 1 else f"drawn anew in each of {found['rounds']:,} rounds"
-    head = ("r", ">groups", ">wrong votes\nexpected", ">bound", ">worst case", ">P(a group\nis lost)")
+    console = tables.console()
+    drawn = "drawn once" if answer["rounds"] == 1 else f"drawn anew in each of {answer['rounds']:,} rounds"
+    header = ("r", ">groups", ">wrong votes\nexpected", ">bound", ">worst case", ">P(a group\nis lost)")
     lines = [
         (
             str(row["r"]),
@@ -55,21 +55,21 @@ def redundancy(
             str(row["worst"]),
             chance(row["group_lost"]),
         )
-        for row in found["table"]
+        for row in answer["table"]
     ]
-    screen.print(tables.plain_table(f"{n} workers, {q} Byzantine, {when}; groups of r vote", head, lines))
-    screen.print(
+    console.print(tables.plain_table(f"{n} workers, {q} Byzantine, {drawn}; groups of r vote", header, lines))
+    console.print(
         tables.plain_table(
             "wrong votes that a rule over the votes tolerates, and the odds of more",
-            ("vote, then", *(f">r={row['r']}" for row in found["table"])),
-            [(name, *(_cell(row["pairings"][name]) for row in found["table"])) for name in found["smallest_r"]],
+            ("vote, then", *(f">r={row['r']}" for row in answer["table"])),
+            [(name, *(_cell(row["pairings"][name]) for row in answer["table"])) for name in answer["smallest_r"]],
         )
     )
-    typer.echo("\n" + "\n".join([*found["sentences"], NOTE]))
+    typer.echo("\n" + "\n".join([*answer["sentences"], NOTE]))
 
 
-def document(n: int, q: int, wanted: Sequence[int], risk: float, rounds: int) -> dict[str, Any]:
-    """All odds as plain values."""
+def document(n: int, q: int, group_sizes: Sequence[int], risk: float, rounds: int) -> dict[str, Any]:
+    """Returns all odds as plain values."""
     from phalanx.coding import odds
     from phalanx.coding.pairings import PAIRINGS
 
@@ -78,7 +78,7 @@ def document(n: int, q: int, wanted: Sequence[int], risk: float, rounds: int) ->
     if rounds < 1:
         raise ValueError(f"--redrawn takes at least 1 round, got {rounds}")
     table = []
-    for r in wanted or [r for r in SHOWN if r <= n]:
+    for r in group_sizes or [r for r in SHOWN if r <= n]:
         groups = n // r if r >= 1 else 0
         row: dict[str, Any] = {
             "r": r,
@@ -110,7 +110,7 @@ def document(n: int, q: int, wanted: Sequence[int], risk: float, rounds: int) ->
 
 
 def chance(probability: float) -> str:
-    """0.031 as '3.1 %', nothing as '0', what is lost in rounding as '< 1e-10'."""
+    """Formats a probability: 0.031 as '3.1 %', zero as '0', a very small one as '< 1e-10'."""
     if probability < 1e-10:
         return "< 1e-10" if probability else "0"
     return f"{100 * probability:.2g} %" if probability < 0.1 else f"{100 * probability:.0f} %"
@@ -127,7 +127,7 @@ def _least(smallest: dict[str, int | None], risk: float, n: int) -> str:
 
 def _exact(r: int | None, n: int, q: int) -> str:
     if r is None:
-        return f"Exact recovery whoever is Byzantine asks for n >= 2q + 1 = {2 * q + 1} workers, and there are {n}."
+        return f"Exact recovery whoever is Byzantine needs n >= 2q + 1 = {2 * q + 1} workers, and there are {n}."
     return (
         f"Exact recovery whoever is Byzantine: repetition with r=2q+1={r}, where a worker computes {r} times as many "
         f"gradients, or cyclic with s=q={q}, where it computes {_cyclic_load(n, q)} times as many."
@@ -135,5 +135,5 @@ def _exact(r: int | None, n: int, q: int) -> str:
 
 
 def _cyclic_load(n: int, s: int) -> int:
-    """Units of a worker in `cyclic(s)`, whose support is one larger for even n."""
+    """Number of units that a worker computes in `cyclic(s)`: one more for even n."""
     return 2 * s + 1 + (n % 2 == 0)

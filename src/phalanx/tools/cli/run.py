@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""phalanx run: a recipe from its first round to its table."""
+"""phalanx run: all runs of a recipe, and a table of their results."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.distributed.job import Processes, team
-from phalanx.tools.cli.common import Jobs, Json, Only, Recipe, Scale, Seed, Settings, check_jobs, print_json, said
-from phalanx.tools.cli.conducted import conducted
-from phalanx.tools.report import tables
-from phalanx.tools.runner.request import requested
-from phalanx.tools.runner.study import Study, StudyFolder
-from phalanx.training.run_folder import event_writer
+from phalanx.tools.cli.common import (
+    Jobs,
+    Json,
+    Only,
+    Recipe,
+    Scale,
+    Seed,
+    Settings,
+    check_jobs,
+    print_json,
+    user_command,
+)
+from phalanx.tools.cli.study_progress import run_with_progress
+
+if TYPE_CHECKING:
+    from phalanx.distributed.job import Processes
+    from phalanx.tools.runner.study import Study, StudyFolder
 
 
-@said
+@user_command
 def run(
     recipe: Recipe = None,
     scale: Scale = None,
@@ -31,28 +41,28 @@ def run(
     only: Only = None,
     seed: Seed = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results, new or empty; runs/TIME-RECIPE if left out.")
+        Path | None, typer.Option(help="New or empty folder for the results; runs/TIME-RECIPE if left out.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped; needs no RECIPE.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder; needs no RECIPE.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")] = False,
     server: Annotated[
-        bool, typer.Option("--server", help="Under torchrun: rank 0 serves, the others work and may fail.")
+        bool, typer.Option("--server", help="Under torchrun: rank 0 is a server, the others are workers that may fail.")
     ] = False,
     deadline: Annotated[
         float,
         typer.Option(
             metavar="SECONDS",
             show_default=False,
-            help="With --server: how long it waits for a worker at least; 2 if left out.",
+            help="With --server: the shortest time it waits for a worker; 2 if left out.",
         ),
     ] = 2.0,
     jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
-    """Trains or measures what a recipe says; ends with a table.
+    """Runs a recipe, and prints a table of the results.
 
-    Every run of the recipe is done, one after the other, and the results lie in a folder with a table, a plot and all
-    that is needed to go on after a stop. phalanx list recipes names the recipes; quickstart is the one to begin with.
+    The runs of the recipe follow one after the other. Their folder then holds a table, a plot, and all that is needed
+    to go on after a stop. phalanx list recipes names the recipes; begin with quickstart.
 
     \b
     Examples:
@@ -65,24 +75,29 @@ def run(
       torchrun --nproc-per-node 10 -m phalanx run quickstart --server \\
         --set workers=9
     """
+    from phalanx.tools.runner.study import Study, StudyFolder
+    from phalanx.training.run_folder import event_writer
+
     check_jobs(jobs)
     if tensorboard:
         event_writer()
     with _processes(server, deadline) as processes:
         if processes is None:
             return
-        ticket = processes.agree(lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume))
-        study = Study.from_json(ticket["study"])
-        folder = StudyFolder(ticket["folder"]) if processes.rank == 0 else None
-        again = partial(_again, processes, jobs)
-        conducted(study, folder, ticket["finished"], again, processes, jobs, tensorboard)
+        opened = processes.agree(lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume))
+        study = Study.from_json(opened["study"])
+        folder = StudyFolder(opened["folder"]) if processes.rank == 0 else None
+        resume_command = partial(_resume_command, processes, jobs)
+        run_with_progress(study, folder, opened["finished"], resume_command, processes, jobs, tensorboard)
         if folder is not None:
             _report(study, folder, as_json)
 
 
 @contextmanager
 def _processes(server: bool, deadline: float) -> Iterator[Processes | None]:
-    """The processes of the job; None in those that guard a worker until the job is over."""
+    """The processes of the job; None in a process that only guards a worker until the job is over."""
+    from phalanx.distributed.job import Processes, team
+
     if not server:
         with team() as processes:
             yield processes
@@ -111,7 +126,10 @@ def _open(
     out: Path | None,
     resume: Path | None,
 ) -> dict[str, Any]:
-    """The study, its folder and what is done of it."""
+    """The study as plain values, its folder, and the labels of the jobs that have ended."""
+    from phalanx.tools.runner.request import requested
+    from phalanx.tools.runner.study import StudyFolder
+
     if resume is not None:
         folder = StudyFolder(resume)
         study = folder.study
@@ -129,8 +147,8 @@ def _open(
     return {"study": study.to_json(), "folder": str(folder.path), "finished": folder.finished(study)}
 
 
-def _again(processes: Processes, jobs: int, folder: StudyFolder) -> str:
-    """The command that resumes."""
+def _resume_command(processes: Processes, jobs: int, folder: StudyFolder) -> str:
+    """The command that goes on with the study in a folder."""
     if processes.size == 1 and processes.server is None:
         return f"phalanx run --resume {shlex.quote(str(folder.path))}{f' --jobs {jobs}' if jobs > 1 else ''}"
     local = os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))
@@ -139,18 +157,22 @@ def _again(processes: Processes, jobs: int, folder: StudyFolder) -> str:
 
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
+    from phalanx.tools.report import tables
+
     results, sheets = folder.finish(study, partial(typer.echo, err=True))
     plot = folder.path / "plot.png"
-    drawn = plot.exists()
+    has_plot = plot.exists()
     if as_json:
-        where = {"folder": str(folder.path), "plot": str(plot) if drawn else None}
-        printed = {**study.to_json(), **where, "results": results}
-        print_json({**printed, "tables": [sheet.to_json() for sheet in sheets]})
+        paths = {"folder": str(folder.path), "plot": str(plot) if has_plot else None}
+        document = {**study.to_json(), **paths, "results": results}
+        print_json({**document, "tables": [sheet.to_json() for sheet in sheets]})
         return
-    screen = tables.console()
+    console = tables.console()
     trained = [r for r in results if r["label"] in study.runs]
     if trained:
-        screen.print(tables.results_table((r["label"], r["accuracy"], r) for r in trained))
+        console.print(tables.results_table((r["label"], r["accuracy"], r) for r in trained))
     for sheet in sheets:
-        screen.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
-    typer.echo(f"{f'plot    {plot}' if drawn else ''}\nfolder  {folder.path}".lstrip())
+        console.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
+    if has_plot:
+        typer.echo(f"plot    {plot}")
+    typer.echo(f"folder  {folder.path}")

@@ -1,37 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study under way on the terminal: progress, a stop, and how to go on."""
+"""Runs a study from the terminal: shows its progress, and says how to go on after a stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import typer
 
-from phalanx.distributed.job import Processes
 from phalanx.tools.cli.common import STOPPED
-from phalanx.tools.runner.process_pool import side_by_side
-from phalanx.tools.runner.study import Study, StudyFolder, conduct
-from phalanx.training.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from phalanx.distributed.job import Processes
+    from phalanx.tools.runner.study import Study, StudyFolder
 
 
-def conducted(
+def run_with_progress(
     study: Study,
     folder: StudyFolder | None,
     finished: Sequence[str],
-    again: Callable[[StudyFolder], str],
+    resume_command: Callable[[StudyFolder], str],
     processes: Processes,
     jobs: int = 1,
     tensorboard: bool = False,
 ) -> None:
-    """Does what has not ended of a study; all processes call it alike, only rank 0 with a folder.
+    """Runs those jobs of a study that have not ended; all processes call it alike, only rank 0 with a folder.
 
     Args:
-        again: the command that goes on.
-        jobs: at a time, in processes of their own if more than one.
+        resume_command: returns the command that goes on with the study in a folder.
+        jobs: number of jobs at the same time; more than one run in processes of their own.
     """
     from phalanx.tools.report.progress import Progress
+    from phalanx.tools.runner.process_pool import side_by_side
+    from phalanx.tools.runner.study import conduct
+    from phalanx.training.interrupt import Interrupted
 
     try:
         with (
@@ -44,9 +48,10 @@ def conducted(
                 conduct(study, finished, processes, folder, watcher, tensorboard)
     except (Interrupted, KeyboardInterrupt) as stop:
         if folder is not None:
-            typer.echo(f"{stop or 'stopped'}; go on with\n  {again(folder)}", err=True)
+            typer.echo(f"{stop or 'stopped'}; go on with\n  {resume_command(folder)}", err=True)
         raise typer.Exit(STOPPED) from None
     except Exception:
         if folder is not None:
-            typer.echo(f"the study stopped early; when the cause is gone, go on with\n  {again(folder)}", err=True)
+            command = resume_command(folder)
+            typer.echo(f"the study stopped early; when the cause is removed, go on with\n  {command}", err=True)
         raise
