@@ -27,7 +27,7 @@ from scipy.optimize import linear_sum_assignment
 
 import phalanx as px
 from phalanx.core.round import make_generator
-from phalanx.matching.buffet import Buffet
+from phalanx.matching.buffet import BuffetPrior
 from phalanx.matching.search import Pool, gain_table
 from phalanx.training.run_folder import about
 from record import keep
@@ -134,11 +134,11 @@ def tables(layers: list[torch.Tensor], repeats: int) -> dict[str, list[float]]:
     for j in range(len(layers) - 1):
         old.place(j)
         pool.put(j, pool.rows(j), torch.tensor(old.assignments[j]))
-    prior, last = Buffet(rule.gamma, rule.popularity, rule.cap, len(layers)), len(layers) - 1
+    prior, last = BuffetPrior(rule.gamma, rule.popularity, rule.cap, len(layers)), len(layers) - 1
     spent: dict[str, list[float]] = {"published": [], "phalanx": []}
     for _ in range(repeats):
         spent["published"].append(clock(lambda: old.gains(last))[0])
-        spent["phalanx"].append(clock(lambda: gain_table(pool, pool.rows(last), model, prior, rule.room))[0])
+        spent["phalanx"].append(clock(lambda: gain_table(pool, pool.rows(last), model, prior, rule.max_new))[0])
     return spent
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that becomes low-rank on its way: in the simulation, after a crash, over processes, with every scheme."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -163,7 +165,7 @@ def test_the_warm_up_ends_when_the_ranks_have_settled(monkeypatch):
     # steps of nothing: the ranks stand still from the first look on, and are seen to do so at the fourth
     trainer, lines = trained(rounds=40, optimizer="sgd(lr=1e-30)", surgery="pufferfish(warmup='auto')")
     assert [line["step"] for line in lines if "operated" in line] == [3]
-    monkeypatch.setattr("phalanx.lowrank.pufferfish.settled", lambda looks: False)
+    monkeypatch.setattr(import_module("phalanx.lowrank.pufferfish"), "ranks_converged", lambda looks: False)
     trainer, lines = trained(rounds=40, surgery="pufferfish(warmup='auto')")
     assert [line["step"] for line in lines if "operated" in line] == [20]
     assert set(trainer.learner.memories["0"]) == {"shape"}

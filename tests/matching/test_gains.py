@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 
 import phalanx as px
 from phalanx.core.round import make_generator
-from phalanx.matching.buffet import Buffet
+from phalanx.matching.buffet import BuffetPrior
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import gain_table, objective, rematch, search
 from tests.cases import draws
@@ -52,7 +52,7 @@ def test_gains_are_those_of_the_formulas(seed):
         pool = pooled([torch.from_numpy(rows)], [], mean)
         pool.counts = torch.from_numpy(counts)
         pool.sums = torch.from_numpy(sums) - pool.counts[:, None] * mean
-        prior = Buffet(gamma, popularity, 10, clients)
+        prior = BuffetPrior(gamma, popularity, 10, clients)
         got = gain_table(pool, pool.rows(0), model, prior, lambda num, known: num).numpy()
         # what only the row decides is left out
         only = np.sum(a * rows**2, axis=1)
@@ -73,7 +73,7 @@ def test_spahm_gains_are_those_of_its_formulas():
     model = Normal(mean, torch.from_numpy(s), torch.from_numpy(s0), True)
     pool = pooled([torch.from_numpy(w[None])], [], mean)
     pool.counts, pool.sums = torch.tensor([n]), torch.from_numpy(total - n * mu0)[None]
-    got = gain_table(pool, pool.rows(0), model, Buffet(7.0, 2, None, clients), lambda num, known: num)
+    got = gain_table(pool, pool.rows(0), model, BuffetPrior(7.0, 2, None, clients), lambda num, known: num)
     assert float(got[0, 0] - got[0, 1]) == pytest.approx(joined - opened, abs=1e-9)
 
 
@@ -83,7 +83,7 @@ def test_a_rematch_is_the_best_of_all_placements_and_moves_the_objective_by_its_
     layers = small(seed)
     clients = len(layers)
     rng = make_generator("placed", seed)
-    prior = Buffet(float(torch.rand((), generator=rng)) * 8 + 0.1, 2 if seed % 2 else 1, 10, clients)
+    prior = BuffetPrior(float(torch.rand((), generator=rng)) * 8 + 0.1, 2 if seed % 2 else 1, 10, clients)
     variances = torch.rand(2, generator=rng, dtype=torch.float64) + 0.1
     model = Normal(torch.zeros(layers[0].shape[1], dtype=torch.float64), variances[:1], variances[1:], seed % 3 > 0)
     labels = [torch.randperm(4, generator=rng)[: len(layer)] for layer in layers]
@@ -153,7 +153,7 @@ def test_the_objective_is_the_probability_and_clear_cases_end_at_its_maximum(see
     assert matching.objective == pytest.approx(highest, rel=1e-9)
 
 
-class Unordered(Buffet):
+class Unordered(BuffetPrior):
     """Without the log k: new neurons are worth the same, however many."""
 
     def opening(self, most):
@@ -169,14 +169,14 @@ def test_but_for_the_log_k_no_rematch_is_worse_and_at_rest_none_is_better(seed, 
     layers = small(seed, most=4)
     rule, prior = px.matching.bbp(sigma=0.09, log_determinant=True), Unordered(2.0, popularity, 2, len(layers))
     model = rule.model(layers[0], ())
-    found = search(layers, model, prior, rule.room, 50, seed)
+    found = search(layers, model, prior, rule.max_new, 50, seed)
     assert found.sweeps < 50
     start = [torch.arange(len(layer)) for layer in layers]
     for labels in (start, found.labels):
         pool = pooled(layers, labels)
         value = objective(pool, model, prior)
         for j in range(len(layers)):
-            rematch(pool, j, model, prior, rule.room)
+            rematch(pool, j, model, prior, rule.max_new)
             after = objective(pool, model, prior)
             assert after >= value - 1e-9
             value = after

@@ -17,8 +17,8 @@ from phalanx.core.neuron_axes import OUTPUTS, Axis, scattered
 from phalanx.matching.graph import Graph
 from phalanx.matching.match_models import own_tensors
 from phalanx.matching.matching import Assigned, Matcher
-from phalanx.matching.neuron_features import averaged, features, known
-from phalanx.matching.refinement import refined, spread, squares
+from phalanx.matching.neuron_features import average_models, features_of_models, neuron_features
+from phalanx.matching.refinement import refined, square_weights, total_distance
 from tests.cases import draws
 from tests.matching.shuffled import NETWORKS, CharLstm, apart, copies, network, shuffled
 
@@ -174,15 +174,17 @@ def test_a_forward_that_cannot_grow_is_refused_where_it_would(way):
 def test_features_are_the_weights_that_make_a_neuron():
     model, x = network("lenet")
     graph, tensors = Graph.of(model, x), own_tensors(model)
-    rows, biases = features(tensors, graph.axes, 1, {0})
+    rows, biases = neuron_features(tensors, graph.axes, 1, {0})
     assert rows.equal(torch.cat([model[3].weight.flatten(1), model[3].bias[:, None]], 1)) and biases == (4 * 25,)
-    rows, biases = features(tensors, graph.axes, 2, {0, 1}, outgoing=True)
+    rows, biases = neuron_features(tensors, graph.axes, 2, {0, 1}, outgoing=True)
     wanted = torch.cat([model[7].weight, model[7].bias[:, None], model[9].weight.T], 1)
     assert rows.equal(wanted) and biases == (6,)
     # the convolution behind it is not settled
-    assert features(tensors, graph.axes, 0, set(), outgoing=True)[0].equal(features(tensors, graph.axes, 0, set())[0])
+    assert neuron_features(tensors, graph.axes, 0, set(), outgoing=True)[0].equal(
+        neuron_features(tensors, graph.axes, 0, set())[0]
+    )
     with pytest.raises(ValueError, match="neurons of group 1 out of settled ones"):
-        features({"3.weight": model[3].weight}, graph.axes, 1, set())
+        neuron_features({"3.weight": model[3].weight}, graph.axes, 1, set())
 
 
 def test_outgoing_weights_count_as_much_as_incoming_ones():
@@ -192,29 +194,31 @@ def test_outgoing_weights_count_as_much_as_incoming_ones():
         model, x = network("lenet")
         graph = Graph.of(model, x)
         parts.append(own_tensors(model))
-    rows, biases = known(parts, graph.axes, 2, {0, 1}, outgoing=True)
-    plain = [features(part, graph.axes, 2, {0, 1}, outgoing=True)[0] for part in parts]
+    rows, biases = features_of_models(parts, graph.axes, 2, {0, 1}, outgoing=True)
+    plain = [neuron_features(part, graph.axes, 2, {0, 1}, outgoing=True)[0] for part in parts]
     making, going = (sum(row[:, cut].square().sum() for row in rows) for cut in (slice(0, 7), slice(7, None)))
     torch.testing.assert_close(making, going)
     factors = [(row / before)[:, 7:] for row, before in zip(rows, plain, strict=True)]
     assert all(row[:, :7].equal(before[:, :7]) for row, before in zip(rows, plain, strict=True)) and biases == (6,)
     torch.testing.assert_close(torch.cat(factors), factors[0][:1, :1].expand(sum(map(len, factors)), 10))
-    alone, _ = known(parts, graph.axes, 0, set(), outgoing=True)
-    assert all(row.equal(features(part, graph.axes, 0, set())[0]) for row, part in zip(alone, parts, strict=True))
+    alone, _ = features_of_models(parts, graph.axes, 0, set(), outgoing=True)
+    assert all(
+        row.equal(neuron_features(part, graph.axes, 0, set())[0]) for row, part in zip(alone, parts, strict=True)
+    )
 
 
 def test_features_of_an_lstm_and_of_batch_norm():
     model, x = network("lstm")
     graph, tensors = Graph.of(model, x), own_tensors(model)
-    assert features(tensors, graph.axes, 0, set())[0].equal(model.embedding.weight.T)
-    rows, biases = features(tensors, graph.axes, 1, {0})
+    assert neuron_features(tensors, graph.axes, 0, set())[0].equal(model.embedding.weight.T)
+    rows, biases = neuron_features(tensors, graph.axes, 1, {0})
     lstm = model.recurrent
     wanted = torch.cat([lstm.weight_ih_l0.view(4, 16, 8).transpose(0, 1).flatten(1), lstm.bias_ih_l0.view(4, 16).T], 1)
     assert rows.equal(wanted) and biases == (32, 33, 34, 35)
-    table = squares(tensors, graph.axes, 1, {0})
-    assert table.equal(lstm.weight_hh_l0.view(4, 16, 16)) and squares(tensors, graph.axes, 0, set()) is None
+    table = square_weights(tensors, graph.axes, 1, {0})
+    assert table.equal(lstm.weight_hh_l0.view(4, 16, 16)) and square_weights(tensors, graph.axes, 0, set()) is None
     model, x = network("resnet")
-    rows, biases = features(own_tensors(model), Graph.of(model, x).axes, 0, set())
+    rows, biases = neuron_features(own_tensors(model), Graph.of(model, x).axes, 0, set())
     norms = [vector[:, None] for norm in (model[1], model[3].bn2, model[4].bn2) for vector in (norm.weight, norm.bias)]
     assert rows.equal(torch.cat([model[0].weight.flatten(1), *norms], 1)) and biases == (28, 30, 32)
 
@@ -233,7 +237,7 @@ def test_the_mean_of_every_entry_is_over_those_who_have_it(count, outer, inner, 
         parts.append({name: torch.rand(shape) + 1 for name, shape in shapes.items()})
         places.append({0: torch.tensor(data.draw(st.permutations(range(size)))[:own])})
     weights = [data.draw(st.sampled_from([1.0, 2.5])) for _ in parts]
-    found = averaged(parts, axes, places, {0: size}, weights, padded)
+    found = average_models(parts, axes, places, {0: size}, weights, padded)
     assert float(found["scalar"]) == pytest.approx(
         sum(w * float(part["scalar"]) for w, part in zip(weights, parts, strict=True)) / sum(weights)
     )
@@ -269,7 +273,7 @@ def test_refinement_never_makes_a_matching_worse(seed, noise, count, size):
     layers, tables, _ = recurrent_clients(seed, noise, count, size)
     places = [torch.randperm(size + 2, generator=torch.Generator().manual_seed(seed + j))[:size] for j in range(count)]
     better = refined(layers, tables, places, size + 2)
-    assert spread(layers, tables, better, size + 2) <= spread(layers, tables, places, size + 2) + 1e-9
+    assert total_distance(layers, tables, better, size + 2) <= total_distance(layers, tables, places, size + 2) + 1e-9
     assert all(torch.equal(a.sort().values, b.sort().values) for a, b in zip(places, better, strict=True))
 
 

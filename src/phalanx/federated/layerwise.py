@@ -17,7 +17,7 @@ from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
 from phalanx.matching.match_stage import EXAMPLES, PLACES
-from phalanx.matching.neuron_features import present
+from phalanx.matching.neuron_features import presence
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext
 
@@ -156,7 +156,7 @@ class Layerwise(ClientWork):
             return state
         # neurons that are nobody's any more begin anew
         fresh, there = source.first(unit), {group: (own >= 0).nonzero().flatten() for group, own in places.items()}
-        has = {n: present(t, graph.axes.get(n, ()), there) for n, t in state.items()}
+        has = {n: presence(t, graph.axes.get(n, ()), there) for n, t in state.items()}
         return {n: torch.where(has[n] > 0, t, fresh[n]) for n, t in state.items()}
 
 

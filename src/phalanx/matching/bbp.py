@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching under a beta-Bernoulli process: as many global neurons as the prior and the data ask for."""
+"""Matching under a beta-Bernoulli process, in which the prior and the data decide the number of global neurons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
-from phalanx.matching.buffet import Buffet
+from phalanx.matching.buffet import BuffetPrior
 from phalanx.matching.matching import Assigned, Matcher
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import search
@@ -19,39 +19,41 @@ from phalanx.matching.search import search
 
 @method("bbp", "matcher")
 class Bbp(Matcher):
-    """Neurons that are likely copies of one are one, others stay apart: a probable matching, improved client by client.
+    """Merges neurons that are likely copies of one; the matching is improved client by client.
 
-    A client's neuron w joins a global one that n of the J clients have, with weights that sum to T, for
+    If a client's neuron w joins a global neuron that n of the J clients have, with weights that sum to T, it gains
 
         |w/sigma + G|^2 / (1/sigma + S) - |G|^2 / S + popularity * log(n / (J - n)),
         G = mu0/sigma0 + T/sigma,  S = 1/sigma0 + n/sigma,
 
-    or is the client's k-th new one for the first two terms at n = 0 and 2 log(gamma/J) - 2 log k. All neurons of a
-    client are placed at once, by linear assignment: clients with most neurons first, then all in random order until a
-    sweep ends where it began. The objective is twice the log joint probability of weights and partition, up to what is
-    equal for all partitions. But for the log k no rematch would lower it. They stand for the -2 log(s!) of the s
-    neurons that a client has alone, and a rematch changes the s of other clients, too; so the best partition is kept.
+    As the client's k-th new neuron it gains the first two terms at n = 0 plus 2 log(gamma/J) - 2 log k. All neurons of
+    a client are placed at once by linear assignment: clients with most neurons first, then all clients in random order
+    until a sweep changes nothing. The objective is twice the log joint probability of weights and partition, without
+    terms that are equal for all partitions. The terms log k stand for the -2 log(s!) of the s neurons that only one
+    client has. A rematch also changes the s of other clients, so it can lower the objective; the best partition is
+    returned.
 
     With sigma = sigma0 = 1 and small weights the prior alone decides how many neurons there are: see docs/matching.md.
 
     Shapes: J of (L_j, D) -> (L, D).
     Args:
-        gamma: neurons to expect; higher opens more.
-        sigma: variance of an entry around the neuron it is a copy of; lower opens more.
-        sigma0: variance of a neuron's entries around their prior mean.
-        bias_mean: prior mean of biases; of all other entries it is 0.
-        popularity: 1 as the published code, 2 as the model has it, which opens more where few clients have a neuron.
-        cap: clients from which on a neuron is not more popular; None is as the model has it.
-        sweeps: at most.
+        gamma: expected number of neurons, > 0; higher opens more.
+        sigma: variance of an entry around the neuron it is a copy of, > 0; lower opens more.
+        sigma0: variance of a neuron's entries around their prior mean, > 0.
+        bias_mean: prior mean of biases; the prior mean of all other entries is 0.
+        popularity: factor of the third term, > 0; 1 as in the published code, or 2 as in the model, which opens more
+            neurons where few clients have one.
+        cap: largest n in the third term, >= 1; None, as in the model, is no limit.
+        sweeps: passes over all clients after the first one, at most; >= 0.
         average: "posterior" is G / S, which with sigma = sigma0 and mu0 = 0 is T/(n + 1); "plain" is T/n.
-        log_determinant: normalises the Gaussians; wanted where sigma and sigma0 are those of the weights.
-        limit: global neurons beyond which a client may open one only; None lets each neuron open one.
+        log_determinant: whether the Gaussians are normalised; use it if sigma and sigma0 are those of the weights.
+        limit: number of global neurons, >= 1, above which a client may open only one; None lets each neuron open one.
     Raises:
-        ValueError: gamma, sigma, sigma0 or popularity not above 0; what `match` raises.
+        ValueError: a setting is out of its range, or as `match`.
     Source: Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, arXiv:1905.12022,
         section 3; Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, section 2. Differs:
-        ends when a sweep ends where it began, keeps the best partition, numbers neurons as they appear; `limit` leaves
-        no neuron without a place.
+        ends after a sweep that changes nothing, returns the best partition, numbers neurons as they appear; `limit`
+        leaves no neuron without a place.
     """
 
     gamma: float = 7.0
@@ -75,16 +77,16 @@ class Bbp(Matcher):
         require(self.sweeps >= 0, f"bbp needs sweeps >= 0, got sweeps={self.sweeps}")
 
     def assign(self, layers: Sequence[Tensor], bias_columns: Sequence[int], seed: int) -> Assigned:
-        prior = Buffet(self.gamma, self.popularity, self.cap, len(layers))
-        return search(layers, self.model(layers[0], bias_columns), prior, self.room, self.sweeps, seed)
+        prior = BuffetPrior(self.gamma, self.popularity, self.cap, len(layers))
+        return search(layers, self.model(layers[0], bias_columns), prior, self.max_new, self.sweeps, seed)
 
     def model(self, like: Tensor, bias_columns: Sequence[int]) -> Normal:
-        """The Gaussians of rows like these."""
+        """The likelihood for rows of the width, type and device of `like`."""
         mean = self._mean(like, bias_columns)
         return Normal(mean, mean.new_tensor([self.sigma]), mean.new_tensor([self.sigma0]), self.log_determinant)
 
-    def room(self, num_rows: int, known: int) -> int:
-        """K_max = min(L_j, max(limit - L, 1))."""
+    def max_new(self, num_rows: int, known: int) -> int:
+        """The new neurons that a client may open: min(L_j, max(limit - L, 1))."""
         return num_rows if self.limit is None else min(num_rows, max(self.limit - known, 1))
 
     def posterior(self, mean: Tensor, counts: Tensor, bias_columns: Sequence[int] = ()) -> Tensor:

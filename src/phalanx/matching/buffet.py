@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many neurons to expect, and how many clients to have each: the beta-Bernoulli prior."""
+"""Prior of a partition of neurons: the beta-Bernoulli or Indian buffet process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Buffet:
-    """Each of J clients has each neuron as often as others have it, and Poisson(gamma / J) neurons of its own.
+class BuffetPrior:
+    """A client has a neuron that n of J clients have with odds n : (J - n), and Poisson(gamma / J) neurons of its own.
 
-    All values are twice the logarithm of a probability where popularity is 2.
+    All values are twice the logarithm of a probability if popularity is 2.
 
     Args:
-        gamma: neurons to expect that nobody has yet, over all clients; higher opens more.
+        gamma: expected number of new neurons over all clients, > 0; higher opens more.
         popularity: factor of log(n / (J - n)).
-        cap: where n is cut; None leaves it.
+        cap: largest n that counts; None is no limit.
         clients: J.
     """
 
@@ -38,10 +38,14 @@ class Buffet:
         return 2 * math.log(self.gamma / self.clients) - 2 * torch.arange(1, most + 1, dtype=torch.float64).log()
 
     def value(self, counts: Tensor, alone: Tensor) -> float:
-        """The prior of a partition: `counts` clients at each neuron, `alone` neurons that only client j has.
+        """The prior of a partition.
 
-        One neuron is worth what opening it and then joining it, one client after the other, is worth, whatever their
-        order; the s_j neurons of client j alone are worth -2 log(s_j!) together.
+        The value of a neuron is that of opening it plus that of joining it, client after client, in any order. The s_j
+        neurons that only client j has add -2 log(s_j!) together.
+
+        Args:
+            counts: (L,) clients that have each neuron, >= 1.
+            alone: (J,) neurons that only client j has.
         """
         steps = self.joining(torch.arange(1, self.clients))
         by_count = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which neurons of a network may change places together."""
+"""The groups of neurons of a network that may change places together, and networks with other groups."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from phalanx.matching.trace_rules import RULES
 
 @dataclass(frozen=True)
 class Graph:
-    """The groups of neurons of a network, each of which can be put in any order without another output.
+    """The groups of neurons of a network. The order of neurons in a group does not change the output.
 
     Args:
-        axes: of every parameter and floating-point buffer of the model's state, by name; () where it has none.
-        names: of the groups, each that of the module which makes its neurons first.
+        axes: the neuron axes of every parameter and floating-point buffer in the model's state, by name; () for none.
+        names: a name for each group, that of the module which makes its neurons first.
         sizes: neurons of each group.
-        unsaved: as axes, of the buffers that are not in the state.
-        level: groups that must have one size, such as the layers of one nn.LSTM.
+        unsaved: as axes, for the buffers that are not in the state.
+        level: sets of groups that must have one size, such as the layers of one nn.LSTM.
     """
 
     axes: Mapping[str, Axes]
@@ -37,37 +37,37 @@ class Graph:
     level: tuple[frozenset[int], ...] = ()
 
     def levelled(self, sizes: Mapping[int, int]) -> dict[int, int]:
-        """The sizes of all groups, those that are not given as they are, each as large as those beside it must be."""
-        made = dict(enumerate(self.sizes)) | dict(sizes)
+        """The given sizes, the present ones of other groups, and one size for groups that must have the same."""
+        all_sizes = dict(enumerate(self.sizes)) | dict(sizes)
         for groups in self.level:
-            made |= dict.fromkeys(groups, max(made[group] for group in groups))
-        return made
+            all_sizes |= dict.fromkeys(groups, max(all_sizes[group] for group in groups))
+        return all_sizes
 
     @staticmethod
     def of(model: nn.Module, example: Tensor) -> Graph:
         """The graph of a model, found by one forward pass of a copy in evaluation and checked with random weights.
 
-        Followed are linear layers, convolutions, embeddings, LSTM, GRU and RNN, normalizations, activations, pooling,
-        flattening and reshaping, sums and other pointwise functions, as modules or as functions, whatever the code
-        around them. Neurons that are added to others are in their group. Where the order of neurons is no free choice,
-        as where they are added to the network's input, they are in none. The outputs are the group OUTPUTS; of several
-        tensors that a model returns, the first is meant.
+        It follows linear layers, convolutions, embeddings, LSTM, GRU and RNN, normalizations, activations, pooling,
+        flattening and reshaping, sums and other pointwise functions, as modules or as functions, in any Python code.
+        Neurons that are added to others are in the same group. Neurons whose order cannot be chosen are in no group,
+        for example neurons that are added to the network's input. The outputs are the group OUTPUTS; if a model
+        returns several tensors, the first one counts.
 
         Args:
             example: a small batch of inputs.
         Raises:
-            ValueError: the model cannot take the example, or an operation is not known to treat neurons alike; the
-                sentence names it and the way out.
+            ValueError: the model cannot take the example, or it calls an operation that may treat neurons differently;
+                the sentence names it and the way out.
         """
-        made = copy.deepcopy(model).eval()
-        trace = Trace(made, RULES)
+        copied = copy.deepcopy(model).eval()
+        trace = Trace(copied, RULES)
         trace.note(example, [None] * example.dim())
         device = [example.device] if example.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices=device):
             kind = type(model).__name__
             try:
                 with trace:
-                    out = made(example)
+                    out = copied(example)
             except RuntimeError as error:
                 shape = tuple(example.shape)
                 raise ValueError(
@@ -88,23 +88,27 @@ def permuted(
     """A model's state with the neurons of some groups at other places, along every axis that they have.
 
     Args:
-        places: of the neurons of each of these groups; number l of the given is number places[l] of the result.
-        sizes: of these groups in the result, the places that nobody takes being zeros; else as many as are given.
+        places: for each group the new places: neuron l of the state becomes neuron places[l] of the result.
+        sizes: of the groups in the result, where a place that no neuron takes is zero; by default as in `places`.
     """
     sizes = sizes or {}
-    made = dict(state)
+    permuted_state = dict(state)
     for name, tensor in state.items():
-        for group, at in places.items():
+        for group, positions in places.items():
             axes = graph.axes.get(name, ())
-            made[name] = tensor = scattered(tensor, axes, group, at, sizes.get(group, len(at)))
-    return made
+            tensor = scattered(tensor, axes, group, positions, sizes.get(group, len(positions)))
+        permuted_state[name] = tensor
+    return permuted_state
 
 
 def resized(model: nn.Module, graph: Graph, sizes: Mapping[int, int]) -> nn.Module:
-    """A copy of a model whose groups have these sizes: the first neurons are those of the model, further ones zeros.
+    """A copy of a model whose groups have these sizes: the first neurons are the model's, the others are zero.
 
+    Args:
+        sizes: neurons of each group that changes, >= 1.
     Raises:
-        ValueError: a size is below 1, of a group that the graph does not have, or unlike one that it must be like.
+        ValueError: a size is below 1, belongs to a group that the graph does not have, or differs from that of a group
+            which must be as large.
     """
     for group, size in sizes.items():
         if not 0 <= group < len(graph.sizes) or size < 1:
@@ -113,14 +117,15 @@ def resized(model: nn.Module, graph: Graph, sizes: Mapping[int, int]) -> nn.Modu
     if uneven:
         names = ", ".join(graph.names[group] for group in uneven)
         raise ValueError(f"{names} must be as large as the layers beside them; give graph.levelled(sizes)")
-    made = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     axes = {**graph.axes, **graph.unsaved}
-    old = {name: t for name, t in named_tensors(made) if any(axis.group in sizes for axis in axes[name])}
-    replace_tensors(made, {name: _fitted(tensor.detach(), axes[name], sizes) for name, tensor in old.items()})
-    return made
+    old = {name: t for name, t in named_tensors(copied) if any(axis.group in sizes for axis in axes[name])}
+    replace_tensors(copied, {name: _fitted(tensor.detach(), axes[name], sizes) for name, tensor in old.items()})
+    return copied
 
 
 def _fitted(tensor: Tensor, axes: Axes, sizes: Mapping[int, int]) -> Tensor:
+    """The first neurons of a tensor along each axis, and zeros up to the new size."""
     for axis in axes:
         if axis.group in sizes:
             first = torch.arange(min(sizes[axis.group], axis.neurons(tensor)))
@@ -132,12 +137,12 @@ def _resolved(trace: Trace, saved: set[str]) -> Graph:
     neurons = trace.neurons
     for name, tensor in trace.leaves.items():
         if name not in saved:
-            # nothing would put it in order
+            # a buffer that is not saved would keep its order
             for dim, label in enumerate(trace.labels(tensor)):
                 if not is_even(tensor, dim):
                     neurons.join(label, None)
     order = list(neurons.met)
-    free: list[tuple[int, int]] = []  # when it is met first, and the node
+    free: list[tuple[int, int]] = []  # position of the layer that makes the neurons first, and the node
     outputs: set[int] = set()
     for root, members in neurons.members():
         met = [order.index(node) for node in members if node in neurons.met]
@@ -156,10 +161,10 @@ def _resolved(trace: Trace, saved: set[str]) -> Graph:
     def axes_of(tensor: Tensor) -> Iterator[Axis]:
         for dim, label in enumerate(trace.labels(tensor)):
             assert label is not None
-            found = neurons.find(label)
-            if found.node in groups:
+            root = neurons.find(label)
+            if root.node in groups:
                 makes = label.node not in neurons.contracted or label.node in neurons.looked_up
-                yield Axis(dim, groups[found.node], found.outer, found.inner, makes)
+                yield Axis(dim, groups[root.node], root.outer, root.inner, makes)
 
     axes = {name: tuple(axes_of(tensor)) for name, tensor in trace.leaves.items()}
     return Graph(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No matching, as a control."""
+"""A matcher that matches nothing, as a control."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Identity(Matcher):
 
     Shapes: J of (L, D) -> (L, D).
     Raises:
-        ValueError: clients with different numbers of neurons, and what `match` raises.
+        ValueError: clients have different numbers of neurons, or as `match`.
     """
 
     def assign(self, layers: Sequence[Tensor], bias_columns: Sequence[int], seed: int) -> Assigned:

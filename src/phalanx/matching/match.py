@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching as a plain function of layers."""
+"""Matching of layers as a plain function."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ def match(
     bias: Literal["last", "none", "first"] = "last",
     seed: int = 0,
 ) -> Matching:
-    """The layers of several networks as one: who is who among their neurons, and their averages.
+    """Which neurons of several networks are the same, and the layer that averages them.
 
     Shapes: J of (L_j, D) -> (L, D).
     Args:
-        layers: of each client a row for each neuron: its incoming weights, then its bias; tensors or arrays.
-        gamma: neurons to expect, as sigma and sigma0 a setting of `bbp`; the defaults are the published ones.
-        sigma: variance of an entry around the neuron it is a copy of.
-        sigma0: variance of a neuron's entries around their prior mean.
-        matcher: the rule in place of bbp(gamma, sigma, sigma0), with settings of its own.
-        bias: where the bias is; "first" gives its prior mean to the first weight, as the published code does in all
-            layers but the first.
+        layers: for each client one row for each neuron, with its incoming weights and then its bias; tensors or arrays.
+        gamma: expected number of neurons, > 0; gamma, sigma and sigma0 are settings of `bbp`, by default the published
+            ones.
+        sigma: variance of an entry around the neuron it is a copy of, > 0.
+        sigma0: variance of a neuron's entries around their prior mean, > 0.
+        matcher: a matcher with its own settings, in place of bbp(gamma, sigma, sigma0).
+        bias: the column of the bias; "first" gives the prior mean of biases to the first weight, as the published code
+            does in all layers but the first.
         seed: of the order of clients.
     Raises:
-        ValueError: no clients, an empty layer, other widths, NaN or Inf, no floating point; settings beside a matcher.
+        ValueError: there is no client, a layer is empty, the widths differ, an entry is NaN or Inf, a layer is not of
+            floating point, or settings are given beside a matcher.
     Source: as `bbp`.
 
     >>> match([torch.eye(3), torch.eye(3).flip(0)], gamma=0.1, bias="none").assignments

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole networks averaged once, their neurons matched before."""
+"""Several networks averaged into one, after their neurons were matched."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from phalanx.core.expression import require
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.graph import Graph, permuted, resized
 from phalanx.matching.matching import Matcher
-from phalanx.matching.neuron_features import averaged, known
-from phalanx.matching.refinement import refined, squares
-from phalanx.matching.symmetry import alike, output, wide
+from phalanx.matching.neuron_features import average_models, features_of_models
+from phalanx.matching.refinement import refined, square_weights
+from phalanx.matching.symmetry import double_precision, output, same_output
 
-Places = list[dict[int, Tensor]]  # of each model, the places of the neurons of each group
+Places = list[dict[int, Tensor]]  # for each model, the places of the neurons of each group
 
 
 def match_models(
@@ -30,67 +30,71 @@ def match_models(
     refine: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """One network out of several of one architecture: their neurons are matched, group by group, and averaged.
+    """One network from several of one architecture: their neurons are matched, group by group, and averaged.
 
-    A neuron is known by the weights that make it out of neurons which are matched already. Every model's neurons are
-    put where the matcher says, models that lack one having zeros there; then each entry is averaged over the models
-    that have the neuron which it makes. The result is as wide as the matcher asks for. Integer buffers are those of the
-    first model, and so is the mode (training or evaluation).
+    Neurons are compared by the weights that make them out of neurons that are matched already. The neurons of every
+    model move to the places that the matcher gives them, with zeros where a model lacks a neuron. Then each entry is
+    averaged over the models that have the neuron which it makes. The result is as wide as the matcher asks for. It has
+    the integer buffers and the mode (training or evaluation) of the first model.
 
     Args:
-        models: at least one; groups may have other sizes in each.
-        example_input: a small batch on which the models are followed (`Graph.of`) and the result is checked.
-        matcher: by default `bbp()`.
-        outgoing: a neuron of the last hidden layer is known by the weights to the outputs as much as by its own.
-        data: batches of inputs on which the statistics of BatchNorm are estimated anew; else they are averaged.
-        refine: recurrent weights too decide which neurons are one (`refined`).
+        models: at least one; the sizes of groups may differ between models.
+        example_input: a small batch, on which the models are traced (`Graph.of`) and the result is checked.
+        matcher: the rule that decides which neurons are the same; `bbp()` by default.
+        outgoing: whether neurons of the last hidden layer are also compared by the weights to the outputs, which count
+            as much as the weights that make them.
+        data: batches of inputs on which the statistics of BatchNorm are estimated again; they are averaged if None.
+        refine: whether recurrent weights also decide which neurons are the same (`refined`).
         seed: of the matcher.
     Raises:
-        ValueError: the models differ in more than their widths, or are no function of their neurons alone; see
-            `Graph.of`.
+        ValueError: the models differ in more than their widths, or the order of their neurons matters; see `Graph.of`.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1 without its
         training between layers. Differs: any network that `Graph.of` follows; the plain mean.
     """
-    graph, parts = _shared(models, example_input)
-    places, sizes = matched(parts, graph, Bbp() if matcher is None else matcher, outgoing, refine, seed)
+    graph, tensors = _common_graph(models, example_input)
+    places, sizes = match_groups(tensors, graph, Bbp() if matcher is None else matcher, outgoing, refine, seed)
     sizes = graph.levelled(sizes)
-    made = resized(models[0], graph, sizes)
-    for j, (part, place) in enumerate(zip(parts, places, strict=True)):
-        _check(j, models[j], made, permuted(part, graph, place, sizes), example_input)
-    _install(made, averaged(parts, graph.axes, places, sizes, padded=True))
+    merged = resized(models[0], graph, sizes)
+    for j, (own, place) in enumerate(zip(tensors, places, strict=True)):
+        _check(j, models[j], merged, permuted(own, graph, place, sizes), example_input)
+    _assign(merged, average_models(tensors, graph.axes, places, sizes, padded=True))
     if data is not None:
-        estimate(made, data)
-    return made
+        estimate_statistics(merged, data)
+    return merged
 
 
-def matched(
-    parts: Sequence[Mapping[str, Tensor]], graph: Graph, matcher: Matcher, outgoing: bool, refine: bool, seed: int
+def match_groups(
+    models: Sequence[Mapping[str, Tensor]], graph: Graph, matcher: Matcher, outgoing: bool, refine: bool, seed: int
 ) -> tuple[Places, dict[int, int]]:
-    """Where the neurons of several models stand in one, and how many there are of each group.
+    """The places of the neurons of several models in one model, and the size of each group in it.
 
     Args:
-        parts: tensors of each model, each once.
+        models: the tensors of each model; a tensor with two names appears once.
     """
-    moved = [dict(part) for part in parts]
-    places: Places = [{} for _ in parts]
+    moved = [dict(tensors) for tensors in models]
+    places: Places = [{} for _ in models]
     sizes: dict[int, int] = {}
     for group in range(len(graph.sizes)):
         settled = set(range(group))
-        rows, biases = known(moved, graph.axes, group, settled, outgoing)
-        found = matcher.match(rows, biases, seed)
-        sizes[group], assigned = len(found.counts), found.assignments
-        between = [table for part in moved if (table := squares(part, graph.axes, group, settled)) is not None]
-        if refine and between:
-            assigned = refined(rows, between, assigned, sizes[group])
-        for j, at in enumerate(assigned):
-            places[j][group] = at
-            moved[j] = permuted(moved[j], graph, {group: at}, sizes)
+        rows, bias_columns = features_of_models(moved, graph.axes, group, settled, outgoing)
+        matching = matcher.match(rows, bias_columns, seed)
+        sizes[group], assignments = len(matching.counts), matching.assignments
+        squares = [s for own in moved if (s := square_weights(own, graph.axes, group, settled)) is not None]
+        if refine and squares:
+            assignments = refined(rows, squares, assignments, sizes[group])
+        for j, positions in enumerate(assignments):
+            places[j][group] = positions
+            moved[j] = permuted(moved[j], graph, {group: positions}, sizes)
     return places, sizes
 
 
 @torch.no_grad()
-def estimate(model: nn.Module, data: Iterable[Tensor]) -> None:
-    """Sets the statistics of BatchNorm to their mean over these batches of inputs."""
+def estimate_statistics(model: nn.Module, data: Iterable[Tensor]) -> None:
+    """Sets the running statistics of every BatchNorm to their mean over these batches of inputs.
+
+    Raises:
+        ValueError: there is no batch.
+    """
     norms = [layer for layer in model.modules() if isinstance(layer, BatchNormBase) and layer.track_running_stats]
     momenta, modes = [norm.momentum for norm in norms], {layer: layer.training for layer in model.modules()}
     model.eval()
@@ -110,14 +114,14 @@ def estimate(model: nn.Module, data: Iterable[Tensor]) -> None:
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers of floating point, each once."""
-    both = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """The parameters and saved buffers of floating point, each under its first name only."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     saved = model.state_dict()
-    return {name: t.detach() for name, t in both.items() if name in saved and t.is_floating_point()}
+    return {name: t.detach() for name, t in tensors.items() if name in saved and t.is_floating_point()}
 
 
-def _shared(models: Sequence[nn.Module], example: Tensor) -> tuple[Graph, list[dict[str, Tensor]]]:
-    """The graph of all models, with the sizes of the first."""
+def _common_graph(models: Sequence[nn.Module], example: Tensor) -> tuple[Graph, list[dict[str, Tensor]]]:
+    """The graph of all models, with the sizes of the first, and the tensors of each model."""
     require(len(models) > 0, "match_models needs at least one model, got none")
     graphs = [Graph.of(model, example) for model in models]
     for j, graph in enumerate(graphs):
@@ -126,23 +130,23 @@ def _shared(models: Sequence[nn.Module], example: Tensor) -> tuple[Graph, list[d
     return graphs[0], [own_tensors(model) for model in models]
 
 
-def _install(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own_tensors(model).items():
             tensor.copy_(tensors[name])
 
 
-def _check(j: int, model: nn.Module, made: nn.Module, part: Mapping[str, Tensor], example: Tensor) -> None:
-    """Whether model j is the same function in the shape of the result."""
+def _check(j: int, model: nn.Module, merged: nn.Module, own: Mapping[str, Tensor], example: Tensor) -> None:
+    """Raises ValueError unless model j is the same function with its tensors in the shape of the result."""
     shape, *way = (
         f"model {j} is another function in the shape of the match",
         "its forward may hold sizes of its own or normalise over neurons that were added",
         "take sizes from the tensors, or choose a matcher that adds none",
     )
     try:
-        copied, inputs = wide(made, example)
-        _install(copied, part)
-        same = alike(output(copied, inputs), output(*wide(model, example)))
+        copied, inputs = double_precision(merged, example)
+        _assign(copied, own)
+        same = same_output(output(copied, inputs), output(*double_precision(model, example)))
     except RuntimeError as error:
         raise ValueError("; ".join((shape, f"{way[0]} ({error})", way[1]))) from error
     require(same, "; ".join((shape, *way)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which neurons of several networks are one neuron, and the layer that averages them."""
+"""The interface of a matcher, and its result: which neurons of several networks are the same."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Matching:
     """A layer matched over J clients: L global neurons, client j with L_j of its own, rows of D entries.
 
     Args:
-        global_rows: (L, D) in the clients' dtype, averaged by the rule; in the order in which neurons appear when the
+        global_rows: (L, D) in the clients' dtype, averaged by the matcher; neurons are numbered as they appear when the
             clients with most neurons come first.
-        assignments: for each client (L_j,) int64: the global neuron of each local one, no two alike.
-        counts: (L,) int64, clients behind each global neuron, >= 1.
-        objective: of the rule, higher is better; comparable between matchings of the same layers by the same rule.
+        assignments: for each client (L_j,) int64, the global neuron of each local one; all different.
+        counts: (L,) int64, clients that have each global neuron, >= 1.
+        objective: value of the matching, higher is better; comparable for the same layers and the same matcher.
         sweeps: passes over all clients after the first one.
     """
 
@@ -37,7 +37,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class Assigned:
-    """What a rule finds: a label for each neuron of each client, equal where they are one neuron."""
+    """The result of a matcher: for each client a label of each neuron; equal labels are one neuron."""
 
     labels: tuple[Tensor, ...]
     objective: float = 0.0
@@ -45,33 +45,38 @@ class Assigned:
 
 
 class Matcher(Expression, ABC):
-    """A rule that matches neurons: layers of J clients -> one layer and who is who in it."""
+    """A rule that decides which neurons of J clients are the same."""
 
     @abstractmethod
     def assign(self, layers: Sequence[Tensor], bias_columns: Sequence[int], seed: int) -> Assigned:
-        """The rule itself, on layers that passed the checks of `match`."""
+        """The labels of all neurons, for layers that passed the checks of `match`."""
 
     @abstractmethod
     def posterior(self, mean: Tensor, counts: Tensor, bias_columns: Sequence[int] = ()) -> Tensor:
-        """What the rule calls the average of neurons, from the plain means of those that have them.
+        """The average of each neuron as the matcher defines it, from the plain mean over the clients that have it.
 
         Shapes: (L, D), (L,) -> (L, D).
+        Args:
+            mean: plain mean of each neuron.
+            counts: clients that have each neuron.
+            bias_columns: the columns that are biases.
         """
 
     def match(self, layers: Sequence[Tensor], bias_columns: Sequence[int] = (), seed: int = 0) -> Matching:
-        """The layers of J clients as one layer.
+        """Matches the layers of J clients, and averages them into one layer.
 
-        Shapes: J of (L_j, D) -> (L, D), at least the largest L_j and at most their sum.
+        Shapes: J of (L_j, D) -> (L, D); L is at least the largest L_j and at most their sum.
         Args:
-            layers: a row for each neuron: what it computes from, such as its incoming weights and its bias.
-            bias_columns: of the D entries those that are biases.
+            layers: for each client one row for each neuron, such as its incoming weights and its bias.
+            bias_columns: those of the D columns that are biases.
             seed: of the order in which clients are matched again; nothing else is random.
         Raises:
-            ValueError: no clients, a layer without neurons or entries, other widths, NaN or Inf, no floating point.
+            ValueError: there is no client, a layer has no neuron or no entry, the widths differ, an entry is NaN or
+                Inf, or a layer is not of floating point.
         """
         layers = checked(layers, bias_columns, self.expression_name)
-        found = self.assign(layers, bias_columns, seed)
-        labels = numbered(found.labels)
+        assigned = self.assign(layers, bias_columns, seed)
+        labels = numbered(assigned.labels)
         counts = torch.bincount(torch.cat(labels))
         sums = layers[0].new_zeros(len(counts), layers[0].shape[1], dtype=torch.float64)
         for layer, label in zip(layers, labels, strict=True):
@@ -79,11 +84,11 @@ class Matcher(Expression, ABC):
         mean = sums / counts[:, None].to(sums.device)
         dtype = reduce(torch.promote_types, (layer.dtype for layer in layers))
         rows = self.posterior(mean, counts, bias_columns).to(dtype)
-        return Matching(rows, labels, counts, found.objective, found.sweeps)
+        return Matching(rows, labels, counts, assigned.objective, assigned.sweeps)
 
 
 def checked(layers: Sequence[Tensor], bias_columns: Sequence[int], name: str) -> list[Tensor]:
-    """The layers without their graphs, if a rule can match them."""
+    """The layers, detached, after the checks of `Matcher.match`."""
     require(len(layers) > 0, f"{name} needs at least one client, got none")
     layers = [layer.detach() for layer in layers]
     for j, layer in enumerate(layers):
@@ -113,12 +118,12 @@ def checked(layers: Sequence[Tensor], bias_columns: Sequence[int], name: str) ->
 
 
 def by_size(layers: Sequence[Tensor]) -> list[int]:
-    """The clients, those with most neurons first."""
+    """The numbers of the clients, those with most neurons first."""
     return sorted(range(len(layers)), key=lambda j: -len(layers[j]))
 
 
 def numbered(labels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The same partition, its labels numbered as they appear, clients with most neurons first."""
+    """The same partition with labels numbered as they appear when the clients with most neurons come first."""
     order = by_size(labels)
     first, places = _firsts(torch.cat([labels[j] for j in order]))
     rank = torch.empty_like(first)
@@ -128,14 +133,17 @@ def numbered(labels: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _firsts(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each label, ascending, appears first, and the place of every entry among them."""
+    """Where each different label, in ascending order, appears first; and the rank of the label of each entry."""
     values, places = labels.unique(return_inverse=True)
     first = torch.full_like(values, len(labels)).scatter_reduce_(0, places, torch.arange(len(labels)), "amin")
     return first, places
 
 
 def linear_assignment(table: np.ndarray, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Rows, and their columns, of the assignment of least or greatest sum. Shapes: (m, n) -> (min(m, n),) each."""
+    """The rows and columns of the linear assignment with the least or greatest sum, by SciPy.
+
+    Shapes: (m, n) -> (min(m, n),) each.
+    """
     from scipy.optimize import linear_sum_assignment  # a slow import, so only where it is used
 
     return linear_sum_assignment(table, maximize=maximize)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it is worth that a neuron is one of several copies: Gaussians around what they have in common."""
+"""Likelihood of neurons as noisy copies of global neurons, all Gaussian."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normal:
-    """Copies w ~ N(theta, sigma) of neurons theta ~ N(mean, sigma0), entries independent, theta integrated out.
+    """Copies w ~ N(theta, sigma) of global neurons theta ~ N(mean, sigma0), with theta integrated out.
 
-    Rows and sums are those of w - mean. All values are twice the logarithm of a probability.
+    Entries are independent. Rows and sums are those of w - mean. All values are twice the logarithm of a probability.
 
     Args:
-        mean: (D,).
-        sigma: variance of a copy, (1,) or (D,).
-        sigma0: variance of what they are copies of, (1,) or (D,) as sigma.
-        log_determinant: whether Gaussians are normalised; without, a wide one costs nothing.
+        mean: prior mean of a neuron, (D,).
+        sigma: variance of a copy around its global neuron, (1,) or (D,).
+        sigma0: variance of a global neuron around the mean, of the shape of sigma.
+        log_determinant: whether Gaussians are normalised; without it a wide Gaussian costs nothing.
     """
 
     mean: Tensor
@@ -30,9 +30,9 @@ class Normal:
     def gains(self, rows: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
         """log N(w; theta_i, sigma + variance of theta_i) for each row w and neuron i of n_i copies with sum T_i.
 
-        With S_i = 1/sigma0 + n_i/sigma and theta_i = T_i / (sigma S_i). One matrix product, two where variances differ
-        between entries. A neuron without copies is a new one. Left out: the terms of the row alone, which no
-        assignment changes.
+        Here S_i = 1/sigma0 + n_i/sigma and theta_i = T_i / (sigma S_i). It takes one matrix product, or two if the
+        variances differ between entries. A neuron without copies is a new one. The terms of the row alone are left
+        out, as no assignment changes them.
 
         Shapes: (K, D), (L, D), (L,) -> (K, L).
         """
@@ -53,7 +53,7 @@ class Normal:
         return out
 
     def evidence(self, sums: Tensor, counts: Tensor, squares: Tensor) -> float:
-        """The likelihood of all neurons and their copies, `squares` (D,) being summed over all copies."""
+        """The likelihood of all neurons and their copies; `squares` (D,) is the sum over all copies."""
         a, total = self._precisions(counts)
         value = (a.square() / total * sums.square()).sum() - (a * squares).sum()
         if self.log_determinant:
@@ -62,9 +62,10 @@ class Normal:
         return float(value)
 
     def _precisions(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """1/sigma, and S for each neuron."""
         a = 1 / self.sigma
         return a, 1 / self.sigma0 + counts[:, None] * a
 
     def _entries(self, x: Tensor) -> Tensor:
-        """The sum over all D entries, where one may stand for all."""
+        """The sum over all D entries; a single column counts for each of them."""
         return x.sum(dim=1) * (len(self.mean) // x.shape[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The partition of all neurons that a model likes best: each client in turn is taken out and matched again."""
+"""Search for the most probable partition of all neurons: each client in turn is removed and matched again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from phalanx.core.round import make_generator
-from phalanx.matching.buffet import Buffet
+from phalanx.matching.buffet import BuffetPrior
 from phalanx.matching.matching import Assigned, by_size, linear_assignment, numbered
 from phalanx.matching.normal import Normal
 
-Room = Callable[[int, int], int]  # (L_j, L) -> new neurons that a client may open
+MaxNew = Callable[[int, int], int]  # (L_j, L) -> new global neurons that a client may open
 
 
 class Pool:
-    """The global neurons while clients come and go: for each the sum of w - mean over its copies, and their number."""
+    """The global neurons during the search: for each the sum of w - mean over its copies, and their number."""
 
     def __init__(self, layers: Sequence[Tensor], mean: Tensor) -> None:
         self.layers, self.mean = layers, mean
@@ -27,28 +27,28 @@ class Pool:
         self.counts = torch.zeros(0, dtype=torch.int64)
 
     def rows(self, j: int) -> Tensor:
-        """(L_j, D) of client j, as float64."""
+        """The rows of client j minus the mean. Shapes: -> (L_j, D) float64."""
         return self.layers[j].double() - self.mean
 
     def of(self, j: int) -> Tensor:
-        """The labels of client j, to read and to write."""
+        """The labels of client j, as a view to read and to write."""
         return self.labels[self.ends[j] - len(self.layers[j]) : self.ends[j]]
 
     def take(self, j: int, rows: Tensor) -> None:
-        """Client j is out, and neurons that only it had are gone."""
+        """Removes client j, and the neurons that only it had."""
         mine = self.of(j)
         self.counts[mine] -= 1
         self.sums.index_add_(0, mine.to(self.sums.device), rows, alpha=-1)
         mine.fill_(-1)
         alive = self.counts > 0
         if not alive.all():
-            # one place behind the end, for the -1 of those that are out
+            # one entry behind the end, for the -1 of removed clients
             moved = torch.cat([alive.cumsum(0) - 1, torch.tensor([-1])])
             self.labels = moved[self.labels]
             self.counts, self.sums = self.counts[alive], self.sums[alive.to(self.sums.device)]
 
     def put(self, j: int, rows: Tensor, labels: Tensor) -> None:
-        """Client j is in, at these global neurons; those beyond L are new."""
+        """Adds client j with these global neurons; those from L on are new."""
         opened = max(int(labels.max()) + 1 - len(self.counts), 0)
         self.counts = torch.cat([self.counts, self.counts.new_zeros(opened)])
         self.counts[labels] += 1
@@ -57,46 +57,50 @@ class Pool:
         self.of(j).copy_(labels)
 
     def centre(self, mean: Tensor) -> None:
-        """The same sums around another mean."""
+        """Expresses the sums around another mean."""
         self.sums += self.counts[:, None].to(self.sums.device) * (self.mean - mean)
         self.mean = mean
 
     def alone(self) -> Tensor:
-        """(J,) neurons that only client j has."""
+        """The number of neurons that only client j has. Shapes: -> (J,)."""
         single = (self.counts == 1)[self.labels].long()
         return torch.stack([part.sum() for part in single.tensor_split(self.ends[:-1])])
 
     def squares(self) -> Tensor:
-        """(D,) squares of w - mean, summed over all copies."""
+        """The squares of w - mean, summed over all copies. Shapes: -> (D,)."""
         return torch.stack([self.rows(j).square().sum(dim=0) for j in range(len(self.layers))]).sum(dim=0)
 
     def partition(self) -> tuple[Tensor, ...]:
-        """The labels of each client."""
+        """The labels of each client, numbered as they appear."""
         return numbered([self.of(j) for j in range(len(self.layers))])
 
 
 def search(
     layers: Sequence[Tensor],
     model: Normal,
-    prior: Buffet,
-    room: Room,
+    prior: BuffetPrior,
+    max_new: MaxNew,
     sweeps: int,
     seed: int,
     estimate: Callable[[Pool], Normal] | None = None,
 ) -> Assigned:
-    """The best partition met by one pass over the clients and sweeps that take each out and match it again.
+    """The best partition seen in one pass over the clients and in sweeps that match each client again.
 
-    A rematch is the best place of a client's neurons given all others. A sweep that ends where it began is the last.
+    A rematch gives the neurons of a client their best places while all other clients stay. The search ends after a
+    sweep that changes nothing.
 
     Args:
-        room: bound on new neurons.
-        sweeps: at most.
+        layers: rows of each client.
+        model: likelihood of neurons and their copies.
+        prior: of the partition.
+        max_new: limit of the new neurons of a client.
+        sweeps: passes after the first one, at most.
         seed: of the order of clients in each sweep.
-        estimate: a new model from the partition, after every pass.
+        estimate: makes a new likelihood from the partition after every pass; None keeps `model`.
     """
     pool = Pool(layers, model.mean)
     for j in by_size(layers):
-        rematch(pool, j, model, prior, room)
+        rematch(pool, j, model, prior, max_new)
     best = None
     done = 0
     before: Tensor | None = None
@@ -113,37 +117,41 @@ def search(
             return Assigned(best.labels, best.objective, done)
         before = whole
         for j in torch.randperm(len(layers), generator=make_generator("matching", seed, done)).tolist():
-            rematch(pool, j, model, prior, room)
+            rematch(pool, j, model, prior, max_new)
         done += 1
 
 
-def rematch(pool: Pool, j: int, model: Normal, prior: Buffet, room: Room) -> None:
-    """Client j at the places that are best while all others stay."""
+def rematch(pool: Pool, j: int, model: Normal, prior: BuffetPrior, max_new: MaxNew) -> None:
+    """Moves the neurons of client j to the places that are best while all other clients stay."""
     rows = pool.rows(j)
     if int(pool.of(j)[0]) >= 0:
         pool.take(j, rows)
-    gains = gain_table(pool, rows, model, prior, room)
+    gains = gain_table(pool, rows, model, prior, max_new)
     _, columns = linear_assignment(gains.numpy(), maximize=True)
     labels = torch.from_numpy(columns)
-    # the k-th new neuron is the k-th row's that opens one
+    # the k-th row that opens a neuron opens the k-th new one
     opens = labels >= len(pool.counts)
     labels[opens] = len(pool.counts) + torch.arange(int(opens.sum()))
     pool.put(j, rows, labels)
 
 
-def gain_table(pool: Pool, rows: Tensor, model: Normal, prior: Buffet, room: Room) -> Tensor:
-    """What each neuron of a client is worth at each global neuron, then at each that it may open, up to what only its
-    row decides. Shapes: (L_j, L + K)."""
+def gain_table(pool: Pool, rows: Tensor, model: Normal, prior: BuffetPrior, max_new: MaxNew) -> Tensor:
+    """The gain of each neuron of a client at each global neuron, and at each of the K new ones that it may open.
+
+    Terms that depend on the row alone are left out.
+
+    Shapes: rows (L_j, D) -> (L_j, L + K).
+    """
     num_rows, known = len(rows), len(pool.counts)
-    # enough columns for every row, whatever the bound
-    most = max(room(num_rows, known), num_rows - known)
+    # every row needs a column, whatever the limit
+    most = max(max_new(num_rows, known), num_rows - known)
     counts = pool.counts.to(rows.device)
     joined = model.gains(rows, pool.sums, counts).cpu() + prior.joining(pool.counts)
-    nobody = model.gains(rows, rows.new_zeros(1, rows.shape[1]), counts.new_zeros(1)).cpu()
-    return torch.cat([joined, nobody + prior.opening(most)], dim=1)
+    opened = model.gains(rows, rows.new_zeros(1, rows.shape[1]), counts.new_zeros(1)).cpu()
+    return torch.cat([joined, opened + prior.opening(most)], dim=1)
 
 
-def objective(pool: Pool, model: Normal, prior: Buffet) -> float:
-    """The model's and the prior's value of the partition."""
+def objective(pool: Pool, model: Normal, prior: BuffetPrior) -> float:
+    """The value of the partition: its likelihood plus its prior."""
     counts = pool.counts.to(pool.sums.device)
     return model.evidence(pool.sums, counts, pool.squares()) + prior.value(pool.counts, pool.alone())

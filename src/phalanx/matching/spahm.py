@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching with the variances that the neurons themselves show."""
+"""SPAHM: matching with variances that are estimated from the neurons themselves."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
-from phalanx.matching.buffet import Buffet
+from phalanx.matching.buffet import BuffetPrior
 from phalanx.matching.matching import Assigned, Matcher, by_size, linear_assignment
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import Pool, search
 
-FLOOR = 1e-10  # of a variance, as a share of the neurons' mean variance
+FLOOR = 1e-10  # least variance, as a share of the neurons' mean variance
 
 
 @method("spahm", "matcher")
 class Spahm(Matcher):
-    """Neurons that are likely copies of one are one, under Gaussians whose variances are estimated entry by entry.
+    """Merges neurons that are likely copies of one, with Gaussians whose variances are estimated for each entry.
 
     The gains are those of bbp(popularity=2, cap=None, log_determinant=True). After every pass over the clients, with L
     global neurons of n_i copies and means m_i, and N neurons in all,
 
         mu0 = mean_i m_i,  sigma = sum |w - m_i|^2 / (N - L),  sigma0 = var_i m_i - sigma mean_i(1 / n_i).
 
-    The data decide how many global neurons there are, and entries that say nothing count for little. The average is the
-    plain one. The objective is the log probability doubled; a new estimate can lower it.
+    The data decide how many global neurons there are, and entries that are the same in all neurons count for little.
+    The average is the plain mean. The objective is twice the log probability; a new estimate can lower it.
 
     Shapes: J of (L_j, D) -> (L, D).
     Args:
-        gamma: neurons to expect; matters little beside the data.
-        sweeps: at most.
+        gamma: expected number of neurons, > 0; it matters little beside the data.
+        sweeps: passes over all clients after the first one, at most; >= 0.
     Raises:
-        ValueError: gamma not above 0, and what `match` raises.
+        ValueError: gamma is not above 0, sweeps is below 0, or as `match`.
     Source: Yurochkin et al., Statistical Model Aggregation via Parameter Matching, 2019, arXiv:1911.00218, section 4.
-        Differs: the first variances come from the better half of the best pairs of two clients; floors are shares of
-        the mean variance; the average is not drawn towards mu0 by sigma / (n sigma0 + sigma), which needs the
-        estimates and is small where neurons match.
+        Differs: the first variances come from the better half of the best pairs of two clients; the least variance is
+        a share of the mean variance; the average is not shrunk towards mu0 by sigma / (n sigma0 + sigma), which needs
+        the estimates and is small where neurons match.
     """
 
     gamma: float = 7.0
@@ -50,20 +50,23 @@ class Spahm(Matcher):
         require(self.sweeps >= 0, f"spahm needs sweeps >= 0, got sweeps={self.sweeps}")
 
     def assign(self, layers: Sequence[Tensor], bias_columns: Sequence[int], seed: int) -> Assigned:
-        prior = Buffet(self.gamma, 2, None, len(layers))
-        return search(layers, first_guess(layers), prior, room, self.sweeps, seed, estimated)
+        prior = BuffetPrior(self.gamma, 2, None, len(layers))
+        return search(layers, initial_model(layers), prior, max_new, self.sweeps, seed, estimated_model)
 
     def posterior(self, mean: Tensor, counts: Tensor, bias_columns: Sequence[int] = ()) -> Tensor:
         return mean
 
 
-def room(num_rows: int, known: int) -> int:
-    """K_max = min(L_j, max(2 L_j - L, 1))."""
+def max_new(num_rows: int, known: int) -> int:
+    """The new neurons that a client may open: min(L_j, max(2 L_j - L, 1))."""
     return min(num_rows, max(2 * num_rows - known, 1))
 
 
-def first_guess(layers: Sequence[Tensor]) -> Normal:
-    """Variances from the better half of the best pairs of the two clients with most neurons; one client is no pair."""
+def initial_model(layers: Sequence[Tensor]) -> Normal:
+    """Variances from the better half of the best pairs of neurons of the two clients with most neurons.
+
+    A single client is compared with itself.
+    """
     wide = [layer.double() for layer in layers]
     rows = torch.cat(wide)
     total = rows.var(dim=0, correction=0)
@@ -76,8 +79,8 @@ def first_guess(layers: Sequence[Tensor]) -> Normal:
     return _floored(rows.mean(dim=0), sigma, total - sigma, total)
 
 
-def estimated(pool: Pool) -> Normal:
-    """The moments of the present partition."""
+def estimated_model(pool: Pool) -> Normal:
+    """Mean and variances estimated from the present partition."""
     n = pool.counts.to(pool.sums.device).double()[:, None]
     means = pool.sums / n
     squares = pool.squares()
@@ -88,5 +91,6 @@ def estimated(pool: Pool) -> Normal:
 
 
 def _floored(mean: Tensor, sigma: Tensor, sigma0: Tensor, total: Tensor) -> Normal:
+    """The model with variances of at least `FLOOR` times the mean of `total`."""
     floor = float(FLOOR * total.mean()) or 1.0
     return Normal(mean, sigma.clamp(min=floor), sigma0.clamp(min=floor), log_determinant=True)

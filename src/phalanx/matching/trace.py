@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A forward pass that notes which dimensions run over which neurons."""
+"""A forward pass that records which dimensions of which tensors run over the same neurons."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch.overrides import TorchFunctionMode
 
 from phalanx.matching.neurons import Label, Labels, Neurons
 
-Rule = Callable[..., None]  # of the trace, what a function returned, and its arguments
+Rule = Callable[..., None]  # called with the trace, the output of a function, and the function's arguments
 _WAY = "write it with layers, activations, pooling, sums and flattening, or leave it out of the matched model"
 
 
 class Trace(TorchFunctionMode):
-    """While it is entered, every function of torch that is called on the model's tensors is followed by its rule.
+    """A mode in which every function of torch that gets one of the model's tensors is followed by its rule.
 
     Args:
-        model: in evaluation; hooks are put on it, so give a copy.
-        rules: by the name of a function, without underscores around it.
+        model: in evaluation mode. Hooks are registered on it, so give a copy.
+        rules: one for each function, by the function's name without underscores around it.
     """
 
     def __init__(self, model: nn.Module, rules: dict[str, Rule]) -> None:
         super().__init__()
         self.neurons = Neurons()
         self.leaves: dict[str, Tensor] = dict(named_tensors(model))
-        self.func: Callable[..., Any] = torch.relu  # that runs, and the tensors which it is given
+        self.func: Callable[..., Any] = torch.relu  # the function that is running, and below the tensors it got
         self.given: list[Tensor] = []
         self._rules = rules
-        self._labels: dict[int, tuple[Tensor, Labels]] = {}  # holds the tensors, so that no identity is used twice
+        self._labels: dict[int, tuple[Tensor, Labels]] = {}  # keeps the tensors alive, so that no id is used twice
         self._traps: dict[int, str] = {}
         self._kind = type(model).__name__
         self._where: list[str] = [""]
@@ -49,22 +49,22 @@ class Trace(TorchFunctionMode):
         return self._where[-1] or self._kind
 
     def note(self, tensor: Tensor, labels: Iterable[Label | None], trap: str = "") -> None:
-        """Remembers the labels of a tensor; with a trap, whatever uses it is refused in this sentence."""
+        """Records the labels of a tensor; with a trap, any function that gets the tensor fails with this sentence."""
         labels = tuple(labels)
         assert len(labels) == tensor.dim()
         self._labels[id(tensor)] = tensor, labels
         self._traps[id(tensor)] = trap
 
     def known(self, tensor: Tensor) -> bool:
-        """Whether it depends on the network's input or its parameters."""
+        """Whether the tensor depends on the network's input or its parameters."""
         return id(tensor) in self._labels
 
     def labels(self, tensor: Tensor) -> Labels:
-        """What is remembered of a tensor."""
+        """The labels of a tensor; None for each dimension of a constant."""
         return self._labels[id(tensor)][1] if self.known(tensor) else (None,) * tensor.dim()
 
     def binds(self, tensor: Tensor, dim: int) -> bool:
-        """Whether the order along a dimension matters; not in a constant whose entries are all equal along it."""
+        """Whether the order along a dimension matters; it does not in a constant whose entries there are all equal."""
         return self.known(tensor) or not is_even(tensor, dim)
 
     def tie(self, label: Label | None, tensor: Tensor, dim: int) -> None:
@@ -73,48 +73,48 @@ class Trace(TorchFunctionMode):
             self.neurons.join(label, self.labels(tensor)[dim])
 
     def broadcast(self, shape: Sequence[int], tensors: Sequence[Tensor]) -> Labels:
-        """The labels of a result of this shape; operands that share a dimension share its order."""
-        found: list[Label | None] = []
+        """The labels of a result of this shape; dimensions of the operands that are aligned get one order."""
+        result: list[Label | None] = []
         for dim in range(-len(shape), 0):
-            here = [t for t in tensors if t.dim() >= -dim and t.shape[dim] == shape[dim] and self.binds(t, dim)]
-            labels = [self.labels(tensor)[dim] for tensor in here]
+            operands = [t for t in tensors if t.dim() >= -dim and t.shape[dim] == shape[dim] and self.binds(t, dim)]
+            labels = [self.labels(tensor)[dim] for tensor in operands]
             for label in labels[1:]:
                 self.neurons.join(labels[0], label)
             ranked = [
                 (label.node >= self._born, isinstance(tensor, nn.Parameter), label)
-                for tensor, label in zip(here, labels, strict=True)
+                for tensor, label in zip(operands, labels, strict=True)
                 if label is not None
             ]
-            # that of an activation, or of a weight rather than its mask
-            found.append(max(ranked, key=lambda rank: rank[:2])[2] if ranked else None)
-        return tuple(found)
+            # an activation's label comes first, and a weight's before that of its mask
+            result.append(max(ranked, key=lambda rank: rank[:2])[2] if ranked else None)
+        return tuple(result)
 
     def made(self, label: Label | None, part: str = "") -> Label | None:
-        """The output of the module that is running: a new node in the order of `label`."""
+        """The label of the running module's output: a new node in the order of `label`."""
         if label is None:
             return None
-        found = self.neurons.find(label)
-        fresh = self.neurons.new(found.outer * self.neurons.sizes[found.node] * found.inner)
-        self.neurons.join(fresh, label)
-        self.neurons.met[fresh.node] = self.where + part
-        return fresh
+        root = self.neurons.find(label)
+        output = self.neurons.new(root.outer * self.neurons.sizes[root.node] * root.inner)
+        self.neurons.join(output, label)
+        self.neurons.met[output.node] = self.where + part
+        return output
 
     def whole(self, label: Label) -> Label:
-        """The same dimension in terms of the smallest neurons that are known to be in it."""
-        found = self.neurons.find(label)
-        fresh = self.neurons.new(self.neurons.sizes[found.node])
-        self.neurons.join(fresh, Label(found.node))
-        return Label(fresh.node, found.outer, found.inner)
+        """The same dimension in terms of the smallest neurons that it is known to consist of."""
+        root = self.neurons.find(label)
+        node = self.neurons.new(self.neurons.sizes[root.node]).node
+        self.neurons.join(Label(node), Label(root.node))
+        return Label(node, root.outer, root.inner)
 
     def maker(self, label: Label | None) -> str:
-        """The layer that made the neurons of a dimension; empty where it has none."""
+        """The name of the layer that makes the neurons of a dimension; empty if no layer does."""
         root = None if label is None else self.neurons.find(label).node
         return next(
             (name for node, name in self.neurons.met.items() if self.neurons.find(Label(node)).node == root), ""
         )
 
     def refuse(self, what: str, way: str = _WAY) -> Never:
-        """Raises the sentence for what cannot be followed."""
+        """Raises ValueError for an operation that the trace cannot follow."""
         raise ValueError(f"the graph of {self._kind} ends at {self.where}: {what}; {way}")
 
     def __torch_function__(
@@ -123,8 +123,8 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         self.func, self.given, name = func, list(tensors_in((args, kwargs))), name_of(func)
-        made = list(tensors_in(out))
-        touched = any(map(self.known, self.given)) and (made or name == "__setitem__")
+        outputs = list(tensors_in(out))
+        touched = any(map(self.known, self.given)) and (outputs or name == "__setitem__")
         if not touched or name.startswith("new_") or name.endswith("_like"):
             return out  # a constant, or no tensor
         for tensor in self.given:
@@ -136,19 +136,19 @@ class Trace(TorchFunctionMode):
                 self.refuse(f"{name} is no function that is known to treat neurons alike")
             rule(self, out, *args, **kwargs)
         else:
-            for tensor in made:
+            for tensor in outputs:
                 self.note(tensor, [None] * tensor.dim())
         return out
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """A function's name, or that of the attribute which it reads."""
+    """The name of a function, or of the attribute that it reads."""
     owner = getattr(func, "__self__", None)
     return owner.__name__ if func.__name__ == "__get__" and owner is not None else func.__name__
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of floating point, under every name that they have."""
+    """The parameters and buffers of floating point; a tensor with two names comes twice."""
     for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
         yield from ((name, tensor) for name, tensor in named if tensor.is_floating_point())
 

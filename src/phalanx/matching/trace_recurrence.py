@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recurrent layers do to dimensions that run over neurons."""
+"""Rules of the trace for recurrent layers."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _single(
     b_hh: Tensor | None = None,
 ) -> None:
     biases = [bias for bias in (b_ih, b_hh) if bias is not None]
-    made = _cell(trace, trace.labels(input)[-1], hx, w_ih, w_hh, biases, "")
+    hidden = _cell(trace, trace.labels(input)[-1], hx, w_ih, w_hh, biases, "")
     for state in tensors_in(out):
-        trace.note(state, [None] * (state.dim() - 1) + [made])
+        trace.note(state, [None] * (state.dim() - 1) + [hidden])
 
 
 def _cell(
@@ -74,19 +74,19 @@ def _cell(
     biases: Sequence[Tensor],
     part: str,
 ) -> Label | None:
-    """The neurons of a layer, whose gates stand below each other in its weights."""
+    """The label of a layer's hidden units; the rows of its weights are the units of one gate after the other."""
     neurons, width = trace.neurons, w_hh.shape[1]
     columns = trace.labels(w_hh)[1]
-    made = trace.made(columns, part)
-    if made is not None:
-        gates = Label(made.node, outer=w_hh.shape[0] // width)
+    hidden = trace.made(columns, part)
+    if hidden is not None:
+        gates = Label(hidden.node, outer=w_hh.shape[0] // width)
         for tensor in (w_ih, w_hh, *biases):
             trace.tie(gates, tensor, 0)
     neurons.contract(below, trace.labels(w_ih)[1])
     neurons.contract(columns)
     for state in tensors_in(hx):
-        trace.tie(made, state, -1)
-    return made
+        trace.tie(hidden, state, -1)
+    return hidden
 
 
 RECURRENCES: dict[str, Rule] = {

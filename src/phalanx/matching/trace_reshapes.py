@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What functions that move, pool, sum or join tensors do to dimensions that run over neurons."""
+"""Rules of the trace for functions that reshape, index, pool, reduce or join tensors."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from torch import Tensor
 from phalanx.matching.neurons import Label
 from phalanx.matching.trace import Rule, Trace, name_of, tensors_in
 
-_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)  # sizes and strides by which a dimension is told from the others
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)  # distinct sizes and strides, by which a dimension is recognised in a result
 
 
 def _reshape(trace: Trace, out: Tensor, /, input: Tensor, *_: Any, **__: Any) -> None:
-    """Also what only squeezes, for dimensions of size one are told from their places."""
+    """Labels the output of a reshape; also of a squeeze, as strides do not tell dimensions of size one apart."""
     labels = trace.labels(input)
-    found: list[Label | None] = []
+    result: list[Label | None] = []
     for old, new in _blocks(input.shape, out.shape):
-        here = [(at, label) for at in old if (label := labels[at]) is not None]
-        if len(here) > 1:
-            for pair in here:
+        labelled = [(dim, label) for dim in old if (label := labels[dim]) is not None]
+        if len(labelled) > 1:
+            for pair in labelled:
                 trace.neurons.join(pair[1], None)
         sizes = [out.shape[dim] for dim in new]
-        if len(here) != 1:
-            found += [None] * len(sizes)
+        if len(labelled) != 1:
+            result += [None] * len(sizes)
             continue
-        at, label = here[0]
-        outer = math.prod(input.shape[old[0] : at]) * label.outer
-        inner = label.inner * math.prod(input.shape[at + 1 : old[-1] + 1])
-        found += _placed(trace, Label(label.node, outer, inner), sizes)
-    trace.note(out, found)
+        dim, label = labelled[0]
+        outer = math.prod(input.shape[old[0] : dim]) * label.outer
+        inner = label.inner * math.prod(input.shape[dim + 1 : old[-1] + 1])
+        result += _placed(trace, Label(label.node, outer, inner), sizes)
+    trace.note(out, result)
 
 
 def _placed(trace: Trace, label: Label, sizes: list[int]) -> list[Label | None]:
-    """The neurons of one dimension, on the one of several dimensions that keeps them whole."""
+    """Labels for the dimensions that one labelled dimension is split into; one of them holds the whole neurons."""
     for whole in (label, trace.whole(label)):
         neurons = trace.neurons.sizes[whole.node]
-        for at, size in enumerate(sizes):
-            before, after = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
+        for dim, size in enumerate(sizes):
+            before, after = math.prod(sizes[:dim]), math.prod(sizes[dim + 1 :])
             outer, inner = whole.outer // before, whole.inner // after
             fits = (outer * before, inner * after) == (whole.outer, whole.inner)
             if fits and outer * neurons * inner == size:
-                return [None] * at + [Label(whole.node, outer, inner)] + [None] * (len(sizes) - at - 1)
+                return [None] * dim + [Label(whole.node, outer, inner)] + [None] * (len(sizes) - dim - 1)
     return _lost(trace, label, [None] * len(sizes), "cuts the neurons of {} into parts")
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """The least runs of dimensions with as many entries in both shapes."""
+    """The shortest runs of dimensions that have as many entries in the old shape as in the new one."""
     i = j = 0
     while i < len(old) or j < len(new):
         a, b = [i] if i < len(old) else [], [j] if j < len(new) else []
@@ -73,24 +73,26 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
 
 
 def _view(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Whatever returns views, of which the strides tell where each dimension comes from."""
+    """Labels the views that a function returns; the strides tell from which dimension each one comes."""
     if len(trace.given) > 1:
         trace.refuse(f"{name_of(trace.func)} picks by a tensor", "pick by numbers and slices")
     labels = trace.labels(input)
     probe = torch.empty_strided(input.shape, _PRIMES[: input.dim()], dtype=input.dtype, device="meta")
-    for made, seen in zip(tensors_in(out), tensors_in(trace.func(probe, *args, **kwargs)), strict=True):
-        found: list[Label | None] = [None] * made.dim()
+    for view, strided in zip(tensors_in(out), tensors_in(trace.func(probe, *args, **kwargs)), strict=True):
+        result: list[Label | None] = [None] * view.dim()
         for dim, label in enumerate(labels):
-            at = [k for k in range(made.dim()) if seen.stride(k) == _PRIMES[dim] and made.shape[k] == input.shape[dim]]
-            if label is not None and at:
-                found[at[0]] = label
+            kept = [
+                k for k in range(view.dim()) if strided.stride(k) == _PRIMES[dim] and view.shape[k] == input.shape[dim]
+            ]
+            if label is not None and kept:
+                result[kept[0]] = label
             elif label is not None:
                 _lost(trace, label, [], "takes a part of the neurons of {}")
-        trace.note(made, found)
+        trace.note(view, result)
 
 
 def _lost(trace: Trace, label: Label, labels: list[Label | None], what: str) -> list[Label | None]:
-    """Refuses what takes neurons apart; a parameter's dimension that runs over none merely keeps its order."""
+    """Refuses a function that splits neurons; a dimension of a parameter that no layer makes just keeps its order."""
     maker = trace.maker(label)
     if maker:
         trace.refuse(f"{name_of(trace.func).strip('_')} {what.format(maker)}")
@@ -99,23 +101,23 @@ def _lost(trace: Trace, label: Label, labels: list[Label | None], what: str) -> 
 
 
 def _reduce(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Whatever depends on all entries of a dimension and not on their order."""
+    """Labels the output of a function that depends on all entries of a dimension and not on their order."""
     if len(trace.given) > 1:
-        (made,) = tensors_in(out)
-        trace.note(made, trace.broadcast(made.shape, trace.given))  # the larger of two tensors
+        (larger,) = tensors_in(out)  # the element-wise maximum or minimum of two tensors
+        trace.note(larger, trace.broadcast(larger.shape, trace.given))
         return
     labels = trace.labels(input)
-    seen = trace.func(torch.empty(_PRIMES[: input.dim()], dtype=input.dtype, device="meta"), *args, **kwargs)
-    for made, probe in zip(tensors_in(out), tensors_in(seen), strict=True):
-        found = [labels[_PRIMES.index(size)] if size > 1 else None for size in probe.shape]
-        gone = [label for label in labels if label is not None and label not in found]
-        if gone and not made.is_floating_point():
+    probes = trace.func(torch.empty(_PRIMES[: input.dim()], dtype=input.dtype, device="meta"), *args, **kwargs)
+    for reduced, probe in zip(tensors_in(out), tensors_in(probes), strict=True):
+        result = [labels[_PRIMES.index(size)] if size > 1 else None for size in probe.shape]
+        gone = [label for label in labels if label is not None and label not in result]
+        if gone and not reduced.is_floating_point():
             trace.refuse(f"{name_of(trace.func)} tells neurons of {trace.maker(gone[0])} by their places")
-        trace.note(made, found)
+        trace.note(reduced, result)
 
 
 def _pool(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> None:
-    """What works within the last dimensions of every channel."""
+    """Labels the output of a function that works within the last dimensions of every channel."""
     labels, name = trace.labels(input), name_of(trace.func)
     if name == "pad":
         within = len(args[0] if args else kwargs["pad"]) // 2
@@ -124,8 +126,8 @@ def _pool(trace: Trace, out: Tensor | Sequence[Tensor], /, input: Tensor, *args:
     for label in labels[input.dim() - within :]:
         if label is not None:
             _lost(trace, label, [], "mixes the neurons of {} with their neighbours")
-    for made in tensors_in(out):
-        trace.note(made, [*labels[: input.dim() - within], *[None] * within])
+    for pooled in tensors_in(out):
+        trace.note(pooled, [*labels[: input.dim() - within], *[None] * within])
 
 
 def _stack(trace: Trace, out: Tensor, /, tensors: Sequence[Tensor], dim: int = 0) -> None:
@@ -149,7 +151,7 @@ tensor_split unbind
 """
 _REDUCTIONS = "mean sum amax amin max min prod logsumexp std var norm"
 _POOLS = [f"{kind}_pool{k}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for k in (1, 2, 3)]
-MOVES: dict[str, Rule] = {
+RESHAPES: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"), _reshape),
     **dict.fromkeys(_VIEWS.split(), _view),
     **dict.fromkeys(_REDUCTIONS.split(), _reduce),

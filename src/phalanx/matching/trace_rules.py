@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What layers do to dimensions that run over neurons."""
+"""Rules of the trace for layers: the labels of their outputs, and the dimensions that they join."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from phalanx.matching.neurons import Label
 from phalanx.matching.trace import Rule, Trace
 from phalanx.matching.trace_recurrence import RECURRENCES
-from phalanx.matching.trace_reshapes import MOVES
+from phalanx.matching.trace_reshapes import RESHAPES
 
 
 def _linear(trace: Trace, out: Tensor, /, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -78,6 +78,7 @@ def _convolved(
 
 
 def _produce(trace: Trace, out: Tensor, labels: list[Label | None], dim: int, bias: Tensor | None = None) -> None:
+    """Labels the output of a layer, whose dimension `dim` becomes a new node with the order of the bias."""
     labels[dim] = trace.made(labels[dim])
     if bias is not None:
         trace.tie(labels[dim], bias, 0)
@@ -104,7 +105,7 @@ def _addmm(trace: Trace, out: Tensor, /, input: Tensor, mat1: Tensor, mat2: Tens
 
 def _embedding(trace: Trace, out: Tensor, /, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
     rows, columns = trace.labels(weight)
-    trace.neurons.join(rows, None)  # what is looked up has an order of its own
+    trace.neurons.join(rows, None)  # the order of the token ids cannot change
     if columns is not None:
         trace.neurons.looked_up.add(columns.node)
     _produce(trace, out, [*trace.labels(input), columns], -1)
@@ -145,6 +146,7 @@ def _prelu(trace: Trace, out: Tensor, /, input: Tensor, weight: Tensor) -> None:
 
 
 def _scaled(trace: Trace, out: Tensor, input: Tensor, vectors: Sequence[Tensor | None]) -> None:
+    """Labels the output of a layer with one number in each vector for each channel."""
     labels = trace.labels(input)
     for vector in vectors:
         if vector is not None:
@@ -164,7 +166,7 @@ def _layer_norm(
 ) -> None:
     labels = trace.labels(input)
     if weight is None and any(labels[-len(normalized_shape) :]):
-        # its size would stand in the module or in the code of the forward only
+        # only the module or the code of the forward would hold its size
         trace.refuse("a normalization over neurons without a scale of each", "give it elementwise_affine=True")
     for tensor in [tensor for tensor in (weight, bias) if tensor is not None]:
         for back in range(1, tensor.dim() + 1):
@@ -180,7 +182,7 @@ def _attention(trace: Trace, out: Any, /, *_: Any, **__: Any) -> None:
     trace.refuse("attention cuts neurons into heads", "match the layers before and behind it as models of their own")
 
 
-# each takes every entry alone and alike, or depends on all entries of a dimension whatever their order
+# these treat every entry alone and alike, or depend on all entries of a dimension in any order
 _POINTWISE = """
 relu relu6 leaky_relu rrelu elu selu celu silu mish gelu hardswish hardsigmoid hardtanh tanh tanhshrink sigmoid
 logsigmoid softplus softsign softshrink hardshrink threshold dropout dropout1d dropout2d dropout3d alpha_dropout
@@ -203,6 +205,6 @@ RULES: dict[str, Rule] = {
     "embedding": _embedding,
     "group_norm": _group_norm,
     "prelu": _prelu,
-    **MOVES,
+    **RESHAPES,
     **RECURRENCES,
 }

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import phalanx as px
-from phalanx.lowrank import times
+from phalanx.lowrank import layer_timing
 from phalanx.lowrank.layer_timing import Call, step_seconds, timed
 from tests.lowrank.test_plan import Language, mlp
 from tests.lowrank.test_pretrained import Small
@@ -24,7 +24,7 @@ def steps(monkeypatch):
         seen.append((forms, call, autocast))
         return tuple(float(sum(p.numel() for p in form.parameters())) for form in forms)
 
-    monkeypatch.setattr(times, "step_seconds", counted)
+    monkeypatch.setattr(layer_timing, "step_seconds", counted)
     return seen
 
 
@@ -91,7 +91,7 @@ def test_whole_layers_and_ties_are_measured_and_marked_together(steps):
     whole = timed(Language(), px.lowrank.plan(Language(), embedding=True), torch.zeros(5, 2, dtype=torch.long))
     slow = {"embed": 1.0, "head": 3.0, "rnn": 1.0}
     entries = tuple(replace(e, seconds=1.0, seconds_after=slow[e.layer]) if e.seconds else e for e in whole)
-    assert set(times.slower(px.lowrank.Plan(entries))) == {"embed", "head"}
+    assert set(layer_timing.slower(px.lowrank.Plan(entries))) == {"embed", "head"}
 
 
 models = [

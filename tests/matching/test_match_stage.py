@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
-from phalanx.matching.match_stage import _middle
+from phalanx.matching.match_stage import weighted_middle
 from phalanx_experiments.measurements.mean_estimation import weighted_median
 
 F = 3
@@ -65,13 +65,13 @@ def test_the_middle_is_the_weighted_median_and_stays_it_with_itself_added(
     rng = torch.Generator().manual_seed(seed)
     rows = torch.randint(-3, 4, (n, d), generator=rng).float()
     weights = torch.randint(0 if zero else 1, 4, (n,), generator=rng).float()
-    middle, whole = _middle(list(rows), [w.expand(d) for w in weights], "median")
+    middle, whole = weighted_middle(list(rows), [w.expand(d) for w in weights], "median")
     assert whole.equal(weights.sum().expand(d))
     expected = weighted_median(rows, weights) if weights.any() else torch.zeros(d)
     torch.testing.assert_close(middle, expected)
-    again, _ = _middle([*rows, middle], [w.expand(d) for w in (*weights, weights.new_tensor(2.0))], "median")
+    again, _ = weighted_middle([*rows, middle], [w.expand(d) for w in (*weights, weights.new_tensor(2.0))], "median")
     assert again.equal(middle)
-    mean, _ = _middle(list(rows), [w.expand(d) for w in weights], "mean")
+    mean, _ = weighted_middle(list(rows), [w.expand(d) for w in weights], "mean")
     torch.testing.assert_close(mean, (weights[:, None] * rows).sum(0) / weights.sum().clamp(min=1e-30))
 
 
