@@ -104,14 +104,20 @@ def find(name: str) -> Recipe:
     Raises:
         ValueError: there is none; the sentence lists the choices.
     """
-    _load(name)
-    if name not in _recipes:
+    recipe = find_or_none(name)
+    if recipe is None:
         raise ValueError(f"unknown recipe {name!r}; {suggest(name, [r.name for r in recipes()])}")
-    return _recipes[name]
+    return recipe
+
+
+def find_or_none(name: str) -> Recipe | None:
+    """The recipe of a name, or None if there is none."""
+    _load(name)
+    return _recipes.get(name)
 
 
 def _load(name: str | None) -> None:
-    """Imports the modules that register recipes; only the one of a name, where an entry point is called so."""
-    found = [entry for entry in entry_points(group=ENTRY_POINTS) if entry.name == name]
-    for entry in found or entry_points(group=ENTRY_POINTS):
+    """Imports the modules that register recipes. If an entry point has this name, only its module is imported."""
+    entries = entry_points(group=ENTRY_POINTS)
+    for entry in [entry for entry in entries if entry.name == name] or entries:
         import_module(entry.value)

@@ -10,7 +10,7 @@ from pathlib import Path
 from phalanx.core.parser import parse_value
 from phalanx.core.registry import suggest
 from phalanx.tools.runner.measurement import Job, parse_job
-from phalanx.tools.runner.recipe import find, recipes, slug
+from phalanx.tools.runner.recipe import find, find_or_none, slug
 from phalanx.tools.runner.study import Study
 from phalanx.training.phase import NoField, amend
 
@@ -68,9 +68,11 @@ def _named(recipe: str, scale: str | None) -> tuple[str, str | None, dict[str, J
 
 def _is_expression(recipe: str) -> bool:
     """Whether this is an expression or a file, and not the name of a recipe."""
-    if recipe in {r.name for r in recipes()}:
+    if "(" in recipe:
+        return True
+    if find_or_none(recipe) is not None:
         return False
-    if os.path.isfile(recipe) or "(" in recipe:
+    if os.path.isfile(recipe):
         return True
     if os.path.isdir(recipe):
         raise ValueError(f"{recipe} is a folder; give --resume {recipe}, or the config.txt of a run in it")

@@ -20,7 +20,7 @@ from phalanx.tools.report.measured import measured_tables, no_plot
 from phalanx.tools.report.plots import plot_study
 from phalanx.tools.report.sheet import Sheet
 from phalanx.tools.runner.measurement import Job, Measurement, parse_job
-from phalanx.tools.runner.recipe import nothing, recipes, slug
+from phalanx.tools.runner.recipe import find_or_none, nothing, slug
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder, about, new_folder, write_json
 from phalanx.training.trainer import Listener, train
@@ -143,7 +143,7 @@ class StudyFolder:
         Args:
             told: called with a sentence if there is no plot, as the package that draws it is not installed.
         """
-        known = {r.name: r for r in recipes()}.get(study.recipe)
+        known = find_or_none(study.recipe)
         plot, tables = (plot_study, nothing) if study.runs else (no_plot, measured_tables)
         if known is not None:
             plot, tables = known.plot, known.tables
