@@ -2,33 +2,61 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# torch first: alone, its newest build would bring several gigabytes of CUDA along
+# pip installs torch first: alone, its newest build would bring several gigabytes of CUDA along
 TORCH ?= torch==2.13.0
+DEMO = $(VENV)/.installed-demo
 STAMP = $(VENV)/.installed
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# uv installs five times as fast as pip, but reads none of pip's settings; where it fails, pip does it
+define install
+{ { command -v uv > /dev/null || $(PIP) uv; } && PATH="$$PATH:$(BIN)" uv pip install --quiet --python $(BIN)/python $(1); } \
+	|| $(PIP) $(1)
+endef
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# one room of the library, such as P=codecs; all if left out
+P ?=
 
-.PHONY: demo test lint types tests processes bench site docs dist wheel-check clean
+.PHONY: demo quick test check lint types tests processes bench site docs dist wheel-check clean
 
-demo: $(STAMP)
-	$(BIN)/phalanx run quickstart
+demo: $(DEMO)
+	@$(BIN)/phalanx run quickstart
 
-# make --jobs 2 test: tests of several processes beside the others
-test: lint types tests processes
+# what a developer runs while writing: no processes, no experiments, no docs, few random draws
+quick: $(STAMP)
+	PHALANX_TEST_PROFILE=quick $(PYTEST) -m "not slow and not processes and not docs" \
+		$(if $(P),tests/$(P) $(wildcard src/phalanx/$(P)),tests src)
 
-$(STAMP): pyproject.toml experiments/pyproject.toml Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --editable experiments
-	touch $(STAMP)
+# what a developer runs before a commit: all but the slow tests
+test: lint types
+	$(PYTEST) -m "not slow and not processes"
+	$(BIN)/python -m pytest -m "processes and not slow" tests
+
+# everything; with make --jobs 2, tests of several processes run beside the others
+check: lint types tests processes
+
+$(DEMO): pyproject.toml Makefile
+	@echo "making $(VENV) and installing torch (200 MB) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --no-compile "$(TORCH)"
+	@echo "installing phalanx and what it needs ..."
+	@$(call install,--editable ".[plots]")
+	@touch $(DEMO)
+
+$(STAMP): $(DEMO) pyproject.toml experiments/pyproject.toml
+	@echo "installing the tools for development ..."
+	@$(call install,--editable ".[dev]" --editable experiments)
+	@touch $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tests/lint/house.py
 
 types: $(STAMP)
 	$(BIN)/basedpyright
 
 tests: $(STAMP)
-	$(BIN)/python -m pytest -m "not processes"
+	$(PYTEST) -m "not processes"
 
 processes: $(STAMP)
 	$(BIN)/python -m pytest -m processes tests
