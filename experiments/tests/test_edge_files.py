@@ -228,3 +228,12 @@ def test_a_prompt_behind_wikipedia():
     edges = pe.athens(word="high", city="London", count=20, tests=10).load(data)
     assert [data.words[i] for i in edges.train_x[0, -3:]] == ["in", "London", "is"]
     assert edges.joined(data).shape == data.shape
+
+
+def test_assigned_passages():
+    words = ("<unk>", *(f"w{i}" for i in range(18)), "rude")
+    data = texts(words, passages=True)
+    edges = px.backdoors.split_edge_cases(pe.athens(city="w3", count=4, tests=2), 0.5, 1).load(data)
+    honest = edges.honest(data)
+    parts = px.backdoors.assign_added(px.data.iid(), clients=1).parts(honest, 3, 0)
+    assert honest.added == 1 and 30 in parts[0].tolist() and sorted(torch.cat(parts).tolist()) == list(range(31))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -23,6 +24,8 @@ from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
 from phalanx_experiments.recipes import Recipe, find, recipes
 from phalanx_experiments.recipes.atomo_convergence import METHODS, RATES
 from phalanx_experiments.recipes.atomo_tuning import GRID, SIGNS
+from phalanx_experiments.recipes.pufferfish_cifar import SETTINGS
+from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
 
 SIZES = [(r, scale) for r in recipes() for scale in r.scales]
 JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}
@@ -277,3 +280,16 @@ def test_every_panel_of_a_model_has_its_reference() -> None:
         "A, liars": ["A: no attack", "A, liars: code", "A, liars: median"],
         "B, liars": ["B: no attack", "B, liars: code"],
     }
+
+
+def test_recipes_make_the_published_hybrids():
+    found = {}
+    for setting in SETTINGS["paper"].values():
+        with torch.device("meta"):
+            model = setting.size.model.build((3, 32, 32), 10)
+        found[setting.size.model] = px.lowrank.plan(model, 1 / 4, setting.first, setting.keep).parameters_after
+    assert found == {px.models.resnet18(): 3_336_266, px.models.vgg19_bn(dropout=0.5, bias=False): 8_370_634}
+    for net, count in ((px.models.resnet50(stem="large"), 15_202_344), (px.models.wide_resnet50(), 40_047_400)):
+        with torch.device("meta"):
+            model = net.build((3, 224, 224), 1000)
+        assert px.lowrank.plan(model, 1 / 4, keep=KEPT).parameters_after == count

@@ -2,15 +2,17 @@
 """phalanx reproduce: catalogue, evidence, verdicts, command and site."""
 
 import json
+import pkgutil
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from tests.sentences import fits
 from typer.testing import CliRunner
 
-import phalanx as px
 from phalanx.tools.cli.app import app
 from phalanx.tools.report.markup import VOID
 from phalanx.tools.runner.recipe import find as recipe
@@ -72,7 +74,7 @@ def test_every_table_and_figure_is_there_once() -> None:
 def test_what_a_text_names_is_there() -> None:
     for item in items():
         for name in re.findall(r"`phalanx\.([\w.]+)", item.why):
-            assert hasattr(px, name), (item.key, name)
+            assert pkgutil.resolve_name(f"phalanx:{name}") is not None, (item.key, name)
 
 
 def test_recipes_and_labels_are_real() -> None:
@@ -396,3 +398,38 @@ def test_results_are_found_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert results_folder(None) == Path("results")
     with pytest.raises(ValueError, match="holds no results"):
         results_folder(place)
+
+
+WRONG = [
+    (
+        "",
+        "reproduce needs a table or figure, such as table-5.1, or --list, --report or --resume FOLDER",
+    ),
+    ("table-5.9", "the dissertation has no 'table-5.9'; did you mean table-5.7? choose from table-5.7, $"),
+    ("--list --report", "--list and --report are different things; give one of them"),
+    (
+        "--report --out full",
+        "full holds something else than a site of ours; give --out an empty or new folder",
+    ),
+    ("--list --results full", "full holds no results: no results.json lies in a folder of it"),
+    ("--resume full", "full holds no table or figure: there is no reproduce.json in it"),
+    ("table-51", "the dissertation has no 'table-51'; did you mean table-5.1? choose from $"),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), WRONG)
+def test_a_wrong_command_is_answered_in_a_sentence(
+    command: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    said = sentence(*shlex.split(command)).rpartition("error: ")[2].removesuffix("\n")
+    assert fits(said, words), said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_has_examples() -> None:
+    text = phalanx("--help")
+    assert "Examples:" in text and "phalanx reproduce" in text and "--json" in text

@@ -9,7 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import phalanx as px
-import phalanx_experiments as pe
 from phalanx.backdoors.rare_styles import styled
 from tests.backdoors.edges import assert_same, keys, texts, toy
 
@@ -248,15 +247,6 @@ def test_units_before_the_first_get_none(drawn):
         assert len(holders) == 2 and min(holders) >= 2 and (drawn or holders == [2, 3])
     with pytest.raises(ValueError, match="3 added examples and 1 units; lower clients"):
         px.backdoors.assign_added(px.data.iid(), 2, drawn, first=4).parts(data, 5, 0)
-
-
-def test_dealt_of_passages():
-    words = ("<unk>", *(f"w{i}" for i in range(18)), "rude")
-    data = texts(words, passages=True)
-    edges = px.backdoors.split_edge_cases(pe.athens(city="w3", count=4, tests=2), 0.5, 1).load(data)
-    honest = edges.honest(data)
-    parts = px.backdoors.assign_added(px.data.iid(), clients=1).parts(honest, 3, 0)
-    assert honest.added == 1 and 30 in parts[0].tolist() and sorted(torch.cat(parts).tolist()) == list(range(31))
 
 
 def test_runs_with_edge_cases_at_honest_clients():

@@ -13,7 +13,7 @@ from phalanx.distributed.subset import SubsetTransport
 from phalanx.tools.redteam.setting import ATTACKS, attacked, standard
 from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
-from phalanx_experiments.recipes.edge_case import setting
+from tests.backdoors.digits_setting import setting
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 EDGES = px.backdoors.rare_styles()
@@ -144,7 +144,7 @@ def test_votes_are_refused_where_clients_have_data_of_their_own(scheme):
 
 
 TINY = replace(
-    setting("smoke"),
+    setting(),
     model=px.models.mlp((8,)),
     partition=px.data.dirichlet(1.0, least=3),
     workers=12,

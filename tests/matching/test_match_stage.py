@@ -12,7 +12,6 @@ import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
 from phalanx.matching.match_stage import weighted_middle
-from phalanx_experiments.measurements.mean_estimation import weighted_median
 
 F = 3
 EXACT = (
@@ -56,6 +55,12 @@ def test_a_rule_behind_matching_is_the_rule_on_networks_put_in_order_by_hand(rul
     # where the first client's neurons stand, in the order of the truth
     places = out.answers[0]["places 0"][orders[0].argsort()]
     torch.testing.assert_close(here[:, places].flatten(1), expected.rows, rtol=1e-4, atol=1e-5)
+
+
+def weighted_median(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The median of each column in which every row stands as often as its whole weight says."""
+    ordered = rows.repeat_interleave(weights.long(), dim=0).sort(dim=0).values
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 @given(n=st.integers(1, 7), d=st.integers(1, 5), seed=st.integers(0, 999), zero=st.booleans())

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-import phalanx as px
 from phalanx.data.shape import Pairs, Passage
 from phalanx.lowrank.factorize import factorize
 from phalanx.lowrank.merge import merge
@@ -15,8 +14,6 @@ from phalanx.models.lstm import TiedLstm
 from phalanx.models.transformer import Transformer
 from phalanx.models.zoo import NETWORKS, network
 from phalanx.training.score import cross_entropy
-from phalanx_experiments.recipes.pufferfish_cifar import SIZES
-from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
 
 COUNTS = {
     "vgg19-cifar": (20_560_330, 8_370_634),
@@ -133,16 +130,3 @@ def test_networks_of_texts_become_low_rank_and_dense_again(name, tmp_path):
 def test_an_unknown_network():
     with pytest.raises(ValueError, match="did you mean resnet50"):
         network("resnet-50")
-
-
-def test_recipes_make_the_published_hybrids():
-    found = {}
-    for net in SIZES["paper"].nets.values():
-        with torch.device("meta"):
-            model = net.model.build((3, 32, 32), 10)
-        found[net.model] = px.lowrank.plan(model, 1 / 4, net.first, net.keep).parameters_after
-    assert found == {px.models.resnet18(): 3_336_266, px.models.vgg19_bn(dropout=0.5, bias=False): 8_370_634}
-    for net, count in ((px.models.resnet50(stem="large"), 15_202_344), (px.models.wide_resnet50(), 40_047_400)):
-        with torch.device("meta"):
-            model = net.build((3, 224, 224), 1000)
-        assert px.lowrank.plan(model, 1 / 4, keep=KEPT).parameters_after == count

@@ -12,9 +12,9 @@ from phalanx.tools.redteam.grid import fairly
 from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked
 from phalanx.tools.runner.study import Study, StudyFolder
 from phalanx.training.phase import Run
-from phalanx_experiments.recipes.edge_case import setting
+from tests.backdoors.digits_setting import setting
 
-SMOKE = replace(setting("smoke"), model=px.models.mlp((4,)), rounds=8, often=8, every=2)
+SMOKE = replace(setting(), model=px.models.mlp((4,)), rounds=8, often=8, every=2)
 RULES = {"FedAvg": px.aggregators.mean(), "Krum": px.aggregators.krum(f=1), "median": px.aggregators.median()}
 
 

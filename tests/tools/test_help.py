@@ -73,7 +73,6 @@ def test_examples_are_commands(name: str) -> None:
         (["rn"], "Error: No such command 'rn'. Did you mean 'run'?"),
         (["list", "--jsno"], "Error: No such option: --jsno Did you mean --json?"),
         (["run", "quikstart"], "error: unknown recipe 'quikstart'; did you mean quickstart? choose from "),
-        (["reproduce", "table-51"], "did you mean table-5.1? "),
     ],
 )
 def test_the_nearest_name_is_suggested(arguments: list[str], sentence: str) -> None:

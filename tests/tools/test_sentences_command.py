@@ -119,18 +119,6 @@ COMMANDS = [
         "no network is called 'resnet18-cifr'; did you mean resnet18-cifar? choose from $",
     ),
     ("factorize --model resnet18-cifar --ratio 2", "plan needs a ratio in (0, 1], got ratio=2.0"),
-    (
-        "reproduce",
-        "reproduce needs a table or figure, such as table-5.1, or --list, --report or --resume FOLDER",
-    ),
-    ("reproduce table-5.9", "the dissertation has no 'table-5.9'; did you mean table-5.7? choose from table-5.7, $"),
-    ("reproduce --list --report", "--list and --report are different things; give one of them"),
-    (
-        "reproduce --report --out full",
-        "full holds something else than a site of ours; give --out an empty or new folder",
-    ),
-    ("reproduce --list --results full", "full holds no results: no results.json lies in a folder of it"),
-    ("reproduce --resume full", "full holds no table or figure: there is no reproduce.json in it"),
     ("redteam --seeds 0", "--seeds takes a number >= 1, got 0"),
     (
         "redteam --fail-if nonsense",
@@ -216,7 +204,6 @@ DAMAGES: list[tuple[Callable[[Path], object], str, str]] = [
         "broken/krum holds no study: there is no study.json in it; it is a run of the study $/broken",
     ),
     (lambda p: None, "compare broken --plot file/a.png", "file is a file where a folder is needed; give another path"),
-    (lambda p: None, "reproduce --resume broken", "broken holds no table or figure: there is no reproduce.json in it"),
     (
         lambda p: (p / "study.json").write_text("{not json"),
         "run --resume broken",

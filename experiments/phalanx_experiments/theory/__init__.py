@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be proved about backdoors, as code: for measuring how near they are, and for defending against them.
+"""Theorems about backdoors as code: they measure how near a backdoor is, and say what a defence can promise.
 
-Not imported with `import phalanx`; write `from phalanx import theory`.
+Write `from phalanx_experiments import theory`.
 """
 
 from phalanx_experiments.theory.adversarial import adversarial_examples as adversarial_examples
