@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference of the library, made from what `phalanx` exports and from docstrings."""
+"""The pages of the reference, made from the public names of `phalanx` and from docstrings."""
 
 from __future__ import annotations
 
@@ -7,47 +7,57 @@ import inspect
 import pkgutil
 from dataclasses import dataclass
 
-import phalanx
-
 
 @dataclass(frozen=True)
 class Group:
-    """A page: the exports of these modules, and further names by their full path."""
+    """A page of the reference.
+
+    Args:
+        namespaces: packages whose public names all stand on it, such as "codecs" for phalanx.codecs.
+        names: further names behind "phalanx.", such as "exchange".
+        paths: names of other packages, by their full path.
+    """
 
     page: str
     title: str
     words: str
-    modules: tuple[str, ...]
-    further: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
+# names at the top of the library that no other page has stand on the first one
 GROUPS = (
     Group(
         "core",
         "Core types",
         "What a method is written with. [The pattern](../pattern.md) says how the parts fit together.",
-        ("expression", "parser", "layout", "stack", "round", "stage", "codec", "aggregator", "gate", "world", "worlds"),
     ),
     Group(
         "codecs",
         "Codecs and atoms",
         "What travels. [Codecs](../codecs.md) says which one to take, [ATOMO](../atomo.md) has the mathematics.",
-        ("codecs", "atoms", "bytestring", "lowrank.power_sgd"),
+        ("codecs",),
     ),
-    Group("local", "Local stages", "What a worker does to its row before the wire.", ("local",)),
+    Group(
+        "local",
+        "Local stages",
+        "What a worker does to its row before it is sent.",
+        names=("clip", "momentum", "noise"),
+    ),
     Group(
         "aggregators",
         "Aggregators",
-        "Rules behind the wire. [Choose a robust rule](../howto/choose_a_rule.md) compares them.",
+        "Rules that combine the rows of all workers. [Choose a robust rule](../howto/choose_a_rule.md) compares them.",
         ("aggregators",),
     ),
     Group(
         "codes",
         "Codes and votes",
         "Redundant work. See [DRACO](../draco.md), [DETOX](../detox.md) and [votes](../votes.md).",
-        ("codes",),
+        ("coding",),
         tuple(
-            f"phalanx.coding.odds.{name}"
+            f"coding.odds.{name}"
             for name in (
                 *("byzantine_votes", "expected_byzantine_votes", "probability_group_lost", "worst_votes"),
                 *("probability_above", "smallest_r", "bound_expected", "bound_votes", "theorem_73", "Asked"),
@@ -57,60 +67,60 @@ GROUPS = (
     Group(
         "attacks",
         "Attacks and faults",
-        "Drills for rules and servers. [Threat models](../threat_models.md) says what the place of an attack means.",
-        ("attack", "attacks"),
-        ("phalanx.fault.Crash", "phalanx.fault.Hang", "phalanx.fault.Delay", "phalanx.fault.Garble"),
+        "Attacks and failures that test rules and servers, and who carries them out. "
+        "[Threat models](../threat_models.md) says what the place of an attack means.",
+        ("attacks",),
+        ("Attack", "PayloadAttack", *(f"adversary.{name}" for name in ("none", "random", "evenly_spaced", "workers"))),
     ),
     Group(
         "loops",
-        "DDP, exchange, outer, audit",
+        "DDP, exchange, DiLoCo, silent corruption",
         "For a training loop of your own. See the tutorial on [DDP](../tutorials/ddp.md).",
-        ("ddp", "exchange", "outer", "audit", "agreement", "finding"),
+        names=("ddp.register", "exchange", "DiLoCo", "sdc.check", "sdc.check_determinism", "sdc.Finding"),
     ),
     Group(
         "runs",
         "Runs",
         "A whole training as one expression, and what is observed and measured in it.",
+        ("training",),
         (
-            *("phase", "train", "work", "optimizer", "selection", "results", "stop", "surgery"),
-            *("observers", "exam", "exams", "measurement", "measurements"),
+            *("Run", "Phase", "train", "Interrupted", "Surgery"),
+            *(f"optim.{name}" for name in ("sgd", "adam", "adamw", "assign_weights", "cosine", "decay", "milestones")),
         ),
     ),
     Group(
         "data",
         "Data and models",
-        "What runs are trained on, and how it is dealt to workers.",
-        ("data", "models", "macs"),
+        "Data sets, their parts for each worker, and networks.",
+        ("data", "models"),
     ),
     Group(
         "federated",
         "Federated",
         "Clients with data of their own. See the tutorial on [unlike clients](../tutorials/federated.md).",
         ("federated",),
-        (
-            "phalanx.integrations.flower.strategy",
-            "phalanx.integrations.flower.server_app",
-            "phalanx.integrations.flower.client_app",
-        ),
+        ("flower.strategy", "flower.server_app", "flower.client_app"),
     ),
     Group(
         "matching",
         "Matching",
         "Which neurons of several networks are the same. See [matching](../matching.md).",
         ("matching",),
+        ("match_models",),
     ),
     Group(
         "lowrank",
         "Low rank and pruning",
         "Smaller networks. See [PUFFERFISH](../pufferfish.md).",
-        ("lowrank", "pruning"),
+        ("lowrank",),
+        ("factorize",),
     ),
     Group(
         "backdoors",
         "Backdoors and theory",
         "Attackers of federated settings. See [backdoors](../backdoors.md) and [theory](../backdoor_theory.md).",
         ("backdoors",),
-        tuple(
+        paths=tuple(
             f"phalanx_experiments.theory.{name}"
             for name in (
                 *("adversarial_examples", "backdoor_from_adversarial", "Backdoor", "hidden_pair", "HiddenPair"),
@@ -122,21 +132,37 @@ GROUPS = (
 
 
 def pages() -> list[tuple[str, str]]:
-    """Address and text of each page; every export stands on one of them."""
-    names: dict[str, list[str]] = {group.page: [] for group in GROUPS}
-    for name, value in sorted(vars(phalanx).items(), key=lambda pair: pair[0].lower()):
-        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
-            names[_page(value.__module__)].append(f"phalanx.{name}")
-    return [(f"reference/{g.page}.md", _text(g, [*names[g.page], *g.further])) for g in GROUPS]
+    """Address and text of each page; every public name stands on one of them."""
+    by_page = {group.page: _names(group) for group in GROUPS}
+    placed = {id(_value(name)) for names in by_page.values() for name in names}
+    # one object may have two names, as gate has, which is also the type Gate
+    rest = {id(_value(name)): name for name in _objects("phalanx") if id(_value(name)) not in placed}
+    by_page["core"] = list(rest.values())
+    return [(f"reference/{g.page}.md", _text(g, [*sorted(by_page[g.page], key=_order), *g.paths])) for g in GROUPS]
 
 
-def _page(module: str) -> str:
-    """The group whose module is the longest that holds this one."""
-    inner = module.removeprefix("phalanx.")
-    fitting = [(len(m), g.page) for g in GROUPS for m in g.modules if f"{inner}.".startswith(f"{m}.")]
-    if not fitting:
-        raise ValueError(f"no page of the reference has {module}; name it in a group of docs/_site/api.py")
-    return max(fitting)[1]
+def _names(group: Group) -> list[str]:
+    inside = [name for space in group.namespaces for name in _objects(f"phalanx.{space}")]
+    return [*inside, *(f"phalanx.{name}" for name in group.names)]
+
+
+def _objects(package: str) -> list[str]:
+    """The public classes and functions of a package, by their full path."""
+    module = pkgutil.resolve_name(package)
+    return [
+        f"{package}.{name}"
+        for name in module.__all__
+        if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name))
+    ]
+
+
+def _order(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def _value(name: str) -> object:
+    module, _, short = name.rpartition(".")
+    return getattr(pkgutil.resolve_name(module), short)
 
 
 def _text(group: Group, names: list[str]) -> str:
@@ -145,12 +171,12 @@ def _text(group: Group, names: list[str]) -> str:
 
 def _directive(name: str) -> str:
     """A heading, the call, the docstring; of a class with a capital its methods too, of an expression none."""
-    module, _, short = name.rpartition(".")
-    value = pkgutil.resolve_name(f"{module}:{short}")
+    short, value = name.rpartition(".")[2], _value(name)
     whole = short[0].isupper() or name in ("phalanx.sdc.check", "phalanx.exchange", "phalanx.DiLoCo")
     heading = f"## {short} {{ #{name} }}"
     call = f"```python\n{_call(short, value)}\n```"
-    path = f"{value.__module__}.{value.__qualname__}"  # audit, exchange and outer are modules, too
+    assert inspect.isclass(value) or inspect.isfunction(value)
+    path = f"{value.__module__}.{value.__qualname__}"  # where the docstring stands
     return f"{heading}\n\n{call}\n\n::: {path}\n    options:\n      members: {'null' if whole else 'false'}"
 
 

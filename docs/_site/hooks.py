@@ -24,7 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     root = _root(config)
     _folders.append(tempfile.TemporaryDirectory())
     made = Path(_folders[-1].name)
-    for file in chapters.build(root / "results", made):
+    for file in chapters.build(root / "experiments" / "results", made):
         files.append(File.generated(config, f"{chapters.PLACE}/{file.relative_to(made)}", abs_src_path=str(file)))
     for name, text in (*commands.pages(), *api.pages()):
         files.append(File.generated(config, name, content=text))
@@ -41,7 +41,7 @@ def _file(root: Path, path: str, config: MkDocsConfig) -> File:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """The page with links into the site, and the list of chapters where it has its place."""
-    return links.rewritten(chapters.inserted(markdown, _root(config) / "results"), page.file.src_uri)
+    return links.rewritten(chapters.inserted(markdown, _root(config) / "experiments" / "results"), page.file.src_uri)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

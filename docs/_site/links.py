@@ -10,7 +10,7 @@ from pathlib import Path
 
 PLACE = "repository"  # folder of the site for what lies outside docs/
 LINK = re.compile(r"(\]\()([^)#\s]*)(#[^)\s]*)?(\))")
-ALWAYS = ("results/README.md", "CHANGELOG.md")  # pages of the navigation
+ALWAYS = ("experiments/results/README.md", "CHANGELOG.md")  # pages of the navigation
 
 
 def rewritten(markdown: str, uri: str) -> str:

@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 
 import pytest
@@ -24,35 +25,51 @@ def part(name: str) -> ModuleType:
     return module
 
 
-def test_the_reference_has_every_export_once() -> None:
+def test_the_reference_has_every_public_name_once() -> None:
     text = "\n".join(text for _, text in part("api").pages())
-    found = re.findall(r"^## \w+ \{ #phalanx\.(\w+) \}", text, re.M)
-    exports = [n for n, v in vars(phalanx).items() if inspect.isclass(v) or inspect.isfunction(v)]
-    assert sorted(found) == sorted(exports)
+    headings = re.findall(r"^## \w+ \{ #(phalanx\.[\w.]+) \}", text, re.M)
+    assert len(headings) == len(set(headings))
+    there = [resolve_name(name) for name in (heading.replace(".", ":", 1) for heading in headings)]
+    spaces = [phalanx, *(value for name in phalanx.__all__ if hasattr(value := getattr(phalanx, name), "__all__"))]
+    for space in spaces:
+        for name in space.__all__:
+            value = getattr(space, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                assert there.count(value) == 1, f"{space.__name__}.{name}"
     assert "krum(f: int)" in text and "class Stage(" in text
 
 
 def test_the_page_on_commands_has_every_command() -> None:
     ((_, text),) = part("commands").pages()
-    for name in ("run", "reproduce", "audit", "list", "show", "compare", "probe", "advise", "factorize", "doctor"):
+    for name in ("run", "reproduce", "redteam", "list", "show", "compare", "probe", "advise", "factorize", "doctor"):
         assert f"\n## phalanx {name}\n" in text
     assert "--resume PATH" in text and "phalanx run quickstart" in text
 
 
 def test_links_out_of_the_documentation_stay_in_the_site() -> None:
     links = part("links")
-    text = "[a](../results/README.md#x) [b](pattern.md) [c](https://a.b/c.md) [d](#e)\n```\n[f](../src/g.py)\n```\n"
+    text = "[a](../experiments/results/README.md#x) [b](pattern.md) [c](https://a.b/c.md) [d](#e)\n"
+    text += "```\n[f](../src/g.py)\n```\n"
     became = links.rewritten(text, "ddp.md")
-    assert "[a](repository/results/README.md#x)" in became and "[b](pattern.md) [c](https://a.b/c.md) [d](#e)" in became
+    assert (
+        "[a](repository/experiments/results/README.md#x)" in became
+        and "[b](pattern.md) [c](https://a.b/c.md) [d](#e)" in became
+    )
     assert "[f](../src/g.py)" in became
-    assert links.rewritten("[a](../../results/README.md)", "howto/x.md") == "[a](../repository/results/README.md)"
-    assert links.rewritten("[a](../docs/draco.md)", "repository/results/README.md") == "[a](../../draco.md)"
+    assert (
+        links.rewritten("[a](../../experiments/results/README.md)", "howto/x.md")
+        == "[a](../repository/experiments/results/README.md)"
+    )
+    assert (
+        links.rewritten("[a](../../docs/draco.md)", "repository/experiments/results/README.md")
+        == "[a](../../../draco.md)"
+    )
     assert links.rewritten("[a](../examples/train.py)", "x.md") == "[a](repository/examples/train.py.md)"
 
 
 def test_all_links_of_the_repository_lead_somewhere() -> None:
     links = part("links")
-    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "results" / "README.md", ROOT / "README.md"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "experiments" / "results" / "README.md", ROOT / "README.md"]
     for page in pages:
         for _, target, _, _ in links.LINK.findall(
             re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
