@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import phalanx as px
 from phalanx.tools.runner.request import requested
 
