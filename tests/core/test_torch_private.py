@@ -2,6 +2,8 @@
 """Every private name of PyTorch that the library uses exists and means what `core/_torch_private.py` says."""
 
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 from datetime import timedelta
 from pathlib import Path
@@ -118,3 +120,45 @@ def test_no_other_file_uses_private_names_of_torch() -> None:
         if imported.search(line) or field.search(line)
     ]
     assert not found, "put these behind core/_torch_private.py"
+
+
+OPTIMIZERS = {
+    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    "Adam": {"lr": 0.1, "weight_decay": 0.01},
+    "AdamW": {"lr": 0.1, "weight_decay": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_eager_optimizer_takes_the_steps_of_the_original(name: str) -> None:
+    original = getattr(torch.optim, name)
+    weights = []
+    for kind in (original, private.eager(original)):
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(5, 3, generator=generator))
+        optimizer = kind([weight], **OPTIMIZERS[name])
+        for _ in range(3):
+            weight.grad = torch.randn(5, 3, generator=generator)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state = optimizer.state_dict()
+            optimizer = kind([weight], **OPTIMIZERS[name])
+            optimizer.load_state_dict(state)
+        weights.append(weight.detach())
+        assert isinstance(optimizer, original) and type(optimizer).__name__ == name
+    assert torch.equal(*weights)
+
+
+def test_an_eager_optimizer_does_not_import_the_compiler() -> None:
+    lines = """
+import sys, torch
+from phalanx.core._torch_private import eager
+weight = torch.nn.Parameter(torch.zeros(2))
+optimizer = eager(torch.optim.SGD)([weight], 0.1)
+weight.grad = torch.ones(2)
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True).stdout == "False\n"

@@ -7,9 +7,13 @@ and still means what is said here.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.batchnorm import _NormBase as NormBase
@@ -23,6 +27,7 @@ __all__ = [
     "NoFusedAttention",
     "NormBase",
     "copy_hooks",
+    "eager",
     "group_timeout",
     "is_persistent",
     "refresh_flat_weights",
@@ -82,3 +87,23 @@ def refresh_flat_weights(recurrent: nn.RNNBase) -> None:
 def group_timeout(group: Any) -> timedelta:
     """The timeout of the collective operations of a process group, as it was given when the group was made."""
     return group._get_backend(group._device_types[0]).options._timeout
+
+
+@cache
+def eager(optimizer: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """A subclass of an optimizer class whose methods do not import torch's compiler, which takes more than a second.
+
+    The methods of torch.optim are wrapped, so that torch.compile does not look into them. The subclass has the
+    functions inside the wrappers, which compute the same; it must not be used in a compiled function.
+    """
+
+    assert isinstance(optimizer, type)
+    raw_step = inspect.unwrap(optimizer.step)
+
+    def step(self: torch.optim.Optimizer, closure: Any = None) -> Any:
+        with torch.no_grad():
+            return raw_step(self, closure)
+
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    return type(optimizer.__name__, (optimizer,), {**methods, "step": step, "__doc__": optimizer.__doc__})

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from phalanx.core.expression import method
@@ -20,9 +25,7 @@ class Digits(Data):
     """
 
     def read(self) -> Dataset:
-        from sklearn.datasets import load_digits
-
-        images, labels = load_digits(return_X_y=True)
+        images, labels = _load_digits()
         x = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 8, 8)
         y = torch.from_numpy(labels).to(torch.int64)
         order = torch.randperm(len(y), generator=make_generator("digits"))
@@ -31,3 +34,16 @@ class Digits(Data):
 
     def location(self) -> str:
         return "part of scikit-learn"
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 64) and labels (N,) of `sklearn.datasets.load_digits`, without the second that its import takes."""
+    spec = find_spec("sklearn")
+    file = Path(spec.origin or "").parent / "datasets/data/digits.csv.gz" if spec is not None else Path()
+    if file.is_file():
+        with gzip.open(file, "rt") as lines:
+            table = np.array([line.split(",") for line in lines], dtype=np.float64)
+        return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)

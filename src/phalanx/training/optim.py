@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from phalanx.core._torch_private import eager
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.surgery import Parameters
 
@@ -118,7 +119,7 @@ class Sgd(ServerOptimizer):
         require(self.momentum > 0 or not self.nesterov, "sgd needs momentum > 0 for nesterov=True")
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        return eager(torch.optim.SGD)(
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
 
@@ -143,7 +144,7 @@ class Adam(ServerOptimizer):
         _check_adaptive(self)
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+        return eager(torch.optim.Adam)(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
 
 
 @method("adamw", "optimizer")
@@ -167,7 +168,7 @@ class AdamW(ServerOptimizer):
         _check_adaptive(self)
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+        return eager(torch.optim.AdamW)(parameters, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
 
 
 @method("assign_weights", "optimizer")
@@ -180,7 +181,7 @@ class AssignWeights(ServerOptimizer):
     schedule: ClassVar[None] = None  # type: ignore[assignment]
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, 1.0)
+        return eager(torch.optim.SGD)(parameters, 1.0)
 
 
 def _check_rates(optimizer: ServerOptimizer) -> None:
