@@ -46,10 +46,10 @@ def coded(code: Any, n: int, d: int, bad: int) -> torch.Tensor:
 
 def decoder(code: Any, rows: torch.Tensor) -> Call:
     """The server's half of a gather and a rule; the payloads have arrived, one behind the other."""
-    wire, stack, round = px.gather(px.codecs.dense()), Stack.of(rows), px.Round(world=px.LocalWorld(len(rows)))
-    offers, _ = wire.offer(stack, None, round)
+    wire, stack, round = px.gather(px.codecs.dense()), Stack.of(rows), px.Round(world=px.LocalCollective(len(rows)))
+    uploads, _ = wire.upload(stack, None, round)
     empty = stack.pick([])
-    return lambda: code(wire.receive(offers, empty, round), None, round)
+    return lambda: code(wire.receive(uploads, empty, round), None, round)
 
 
 def digest_vote(rows: torch.Tensor, r: int) -> Call:
@@ -57,17 +57,17 @@ def digest_vote(rows: torch.Tensor, r: int) -> Call:
     n = len(rows)
     wire, mean = px.coding.vote(px.codecs.dense(), r=r), px.aggregators.mean()
     stack = Stack.of(rows)
-    offers, _ = wire.offer(stack, None, px.Round(world=px.LocalWorld(n)))
-    first = [offer.first for offer in offers]
+    uploads, _ = wire.upload(stack, None, px.Round(world=px.LocalCollective(n)))
+    first = [upload.now for upload in uploads]
 
     @cache
     def delivered(workers: tuple[int, ...]) -> list[Any]:
         """The payloads of these workers as worlds of several processes place them."""
         shelf = ReceiveBuffers(len(workers), 2 * rows[0].nbytes)
-        packed = (pack(offers[worker].held or {}) for worker in workers)
+        packed = (pack(uploads[worker].on_request or {}) for worker in workers)
         return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(packed)]
 
-    class Arrived(px.LocalWorld):
+    class Arrived(px.LocalCollective):
         def gather(self, payloads: Any, limit_bytes: int) -> Any:
             return first
 

@@ -20,8 +20,7 @@ from statistics import median
 import federated
 import phalanx as px
 from phalanx.training.run_folder import about, write_json
-from phalanx.training.summary import ROUND
-from phalanx.training.trainer import Trainer
+from phalanx.training.trainer import ROUND, Trainer
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

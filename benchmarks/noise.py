@@ -46,9 +46,9 @@ def gradient(rounds: int) -> tuple[Any, Any, str]:
     run = find("atomo-convergence").runs("laptop")["SGD"]
     for path, value in (("rounds", rounds), ("model", px.models.cnn()), ("data.test", 100)):
         run = px.training.amend(run, path, value)
-    trainer = Trainer(run, px.LocalWorld(run.workers))
+    trainer = Trainer(run, px.LocalCollective(run.workers))
     trainer.run()
-    stack, _ = trainer.work(rounds)
+    stack, _ = trainer.compute_rows(rounds)
     layout = stack.layout.head
     return stack.rows[0, : layout.d].clone(), layout, repr(run)
 

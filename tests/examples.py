@@ -207,7 +207,7 @@ def honest(stage: Stage | None = None, n: int = N, dtype: torch.dtype = torch.fl
 def received(wire: px.gather, arrived: list[Any], sent: Stack) -> Stack:
     """What a wire stage makes of these messages from its world."""
 
-    class Arrived(px.LocalWorld):
+    class Arrived(px.LocalCollective):
         def gather(self, payloads: Any, limit_bytes: int) -> Any:
             return arrived
 
@@ -217,7 +217,7 @@ def received(wire: px.gather, arrived: list[Any], sent: Stack) -> Stack:
 def round_of(
     n: int = N, index: int = 0, seed: int = 0, byzantine: frozenset[int] = BYZANTINE, world: Any = None
 ) -> px.Round:
-    return px.Round(index, seed, byzantine, world or px.LocalWorld(n))
+    return px.Round(index, seed, byzantine, world or px.LocalCollective(n))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -196,8 +196,8 @@ def test_attacks_in_parts_are_the_attack_on_the_whole(attack):
     for index in range(3):
         stack = honest(seed=index)
 
-        class Part(px.LocalWorld):
-            def peek(self, x):
+        class Part(px.LocalCollective):
+            def all_gather(self, x):
                 rows, weights = stack.rows, stack.weights.reshape(-1, 1)  # noqa: B023
                 return rows if x.shape[1] == rows.shape[1] else weights
 

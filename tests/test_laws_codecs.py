@@ -142,7 +142,7 @@ def test_memories_serve_every_cut_of_the_model(codec):
         torch.testing.assert_close(layout.join(pieces), expected)
 
 
-class Meter(px.LocalWorld):
+class Meter(px.LocalCollective):
     """Counts the bytes of the buffers that a stage hands over, for each worker."""
 
     def gather(self, payloads, limit_bytes):
@@ -189,8 +189,8 @@ def test_malformed_payloads_are_erasures(codec, how):
 
 
 def sent(codec, stack=None, **kwargs):
-    offers, _ = px.gather(codec).offer(stack or honest(**kwargs), None, round_of())
-    return [offer.first for offer in offers]
+    uploads, _ = px.gather(codec).upload(stack or honest(**kwargs), None, round_of())
+    return [upload.now for upload in uploads]
 
 
 def forgeries(payload):

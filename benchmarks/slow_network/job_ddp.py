@@ -29,14 +29,14 @@ def main() -> None:
     assert isinstance(run, Run)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     # for its data, model and seeds; the training loop is torch's own
-    trainer = Trainer(run, px.GroupWorld(run.workers))
+    trainer = Trainer(run, px.ProcessGroupCollective(run.workers))
     phase, model = run.phases[0], trainer.model
     site = WorkerContext(model, trainer.layout, trainer.data, run.augment, run.precision, run.model.channels_last)
     model.train()
     wrapped = DistributedDataParallel(model)
     if len(sys.argv) > 4:
         px.ddp.register(wrapped, sys.argv[4])
-    optimizer = phase.optimizer.build(trainer.learner.trained)
+    optimizer = phase.optimizer.build(trainer.model_state.trained)
     seconds: dict[str, list[float]] = {"step_s": [], "alone_s": []}
     for index in range(2 * steps):
         # alternating, so that a busy moment of the machine hits both

@@ -42,7 +42,7 @@ def test_attacks_end_where_the_attacker_leaves(scale: str) -> None:
     runs, mine = find("edge-case-cifar").runs(scale), setting(scale)
     for label, every in (("black-box", mine.every), ("black-box, every round", 1)):
         run = runs[f"{label}: FedAvg"]
-        chosen = [run.phases[0].clients.at(i, run.workers, 0) for i in range(run.rounds)]
+        chosen = [run.phases[0].clients.sample(i, run.workers, 0) for i in range(run.rounds)]
         hit = [i for i, ids in enumerate(chosen) if ATTACKER in ids]
         assert hit == list(range(0, UNTIL[scale], every)) and UNTIL[scale] < run.rounds
 

@@ -100,8 +100,10 @@ def test_rows_in_a_file_give_what_rows_in_memory_do() -> None:
 def test_the_rows_are_those_of_training(scheme: str) -> None:
     # with BatchNorm, whose statistics travel in the row
     phase = px.Phase(px.training.gradient(SMALL.batch), SMALL.schemes[scheme])
-    trainer = Trainer(px.Run(SMALL.data, SMALL.model, (phase,), workers=9, threads=SMALL.threads), px.LocalWorld(9))
-    expected = trainer.work(0)[0].rows
+    trainer = Trainer(
+        px.Run(SMALL.data, SMALL.model, (phase,), workers=9, threads=SMALL.threads), px.LocalCollective(9)
+    )
+    expected = trainer.compute_rows(0)[0].rows
     rows = torch.empty(9, trainer.layout.d)
     sent = SMALL._sent(scheme if scheme != "cyclic" else "mean", trainer, rows, quiet)
     if scheme != "cyclic":
@@ -127,7 +129,7 @@ def test_units_are_combined_in_place_piece_by_piece(d: int) -> None:
 def test_liars_send_what_the_attack_makes_of_their_rows(attack: px.Stage) -> None:
     rows, liars = noise(6, 11), frozenset({1, 4})
     layout = px.Layout.flat(11)
-    round = px.Round(world=px.LocalWorld(6), byzantine=liars)
+    round = px.Round(world=px.LocalCollective(6), byzantine=liars)
     expected, _ = attack(px.Stack.of(rows.clone(), layout), None, round)
     cluster.falsify(attack, rows, layout, liars)
     torch.testing.assert_close(rows, expected.rows)

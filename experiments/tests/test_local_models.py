@@ -33,7 +33,7 @@ def test_one_client_alone_is_the_ensemble_and_the_run():
 def test_clients_are_those_that_are_matched_and_probabilities_are_averaged():
     found, said = measured(SMALL), []
     trainer = Trainer(replace(SMALL.run, phases=(px.federated.pfnm(LOCAL),)))
-    stack, _ = trainer.work(0)
+    stack, _ = trainer.compute_rows(0)
     data, accuracies = trainer.data, []
     x, y = data.test(slice(None))
     together = torch.zeros(len(y), 10)
@@ -43,7 +43,9 @@ def test_clients_are_those_that_are_matched_and_probabilities_are_averaged():
         together = together + trainer.model(x).softmax(dim=-1)
     assert found["accuracies"] == accuracies and found["mean"] == pytest.approx(sum(accuracies) / 3)
     assert found["ensemble"] == int((together.argmax(dim=-1) == y).sum()) / len(y)
-    assert found["parameters"] == 3 * trainer.learner.parameters and found["bytes_up"] == 4 * found["parameters"]
+    assert (
+        found["parameters"] == 3 * trainer.model_state.num_parameters and found["bytes_up"] == 4 * found["parameters"]
+    )
     assert found["local_epochs"] == 2 and SMALL.measure(said.append) == found
     assert said == ["client 1 of 3", "client 2 of 3", "client 3 of 3"]
 

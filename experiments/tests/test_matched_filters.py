@@ -21,7 +21,7 @@ def measured(job):
 
 def test_pictures_are_those_of_the_filters_on_the_image():
     found, trainer = measured(SMALL), Trainer(SMALL.run)
-    stack, _ = trainer.work(0)
+    stack, _ = trainer.compute_rows(0)
     x, _ = trainer.data.test(slice(5, 6))
     one, two = (stack.layout.split(row) for row in stack.rows)
     name = next(name for name, shape in zip(stack.layout.names, stack.layout.shapes, strict=True) if len(shape) == 4)

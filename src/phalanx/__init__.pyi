@@ -38,9 +38,9 @@ from phalanx.core.surgery import Surgery as Surgery
 from phalanx.core.transforms.clip import Clip as clip
 from phalanx.core.transforms.momentum import Momentum as momentum
 from phalanx.core.transforms.noise import Noise as noise
-from phalanx.core.world import LocalWorld as LocalWorld
-from phalanx.core.world import World as World
-from phalanx.distributed.process_group import GroupWorld as GroupWorld
+from phalanx.core.world import Collective as Collective
+from phalanx.core.world import LocalCollective as LocalCollective
+from phalanx.distributed.process_group import ProcessGroupCollective as ProcessGroupCollective
 from phalanx.integrations import ddp as ddp
 from phalanx.integrations import flower as flower
 from phalanx.integrations import sdc as sdc
@@ -60,17 +60,18 @@ __all__ = [
     "Attack",
     "BadPayload",
     "Codec",
+    "Collective",
     "DiLoCo",
     "Expression",
     "Gate",
-    "GroupWorld",
     "Interrupted",
     "Layout",
-    "LocalWorld",
+    "LocalCollective",
     "Note",
     "Payload",
     "PayloadAttack",
     "Phase",
+    "ProcessGroupCollective",
     "Round",
     "RowStage",
     "Run",
@@ -78,7 +79,6 @@ __all__ = [
     "Stage",
     "Surgery",
     "TooFewRows",
-    "World",
     "adversary",
     "aggregators",
     "attacks",

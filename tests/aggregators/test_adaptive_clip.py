@@ -19,7 +19,7 @@ TOLERANCE = {torch.float16: 2e-3, torch.float32: 1e-6, torch.float64: 1e-12}
 
 def clipped(rule, rows, layout=None):
     stack = replace(Stack.of(rows, layout), received=True)
-    return rule(stack, None, px.Round(world=px.LocalWorld(max(1, len(rows)))))[0]
+    return rule(stack, None, px.Round(world=px.LocalCollective(max(1, len(rows)))))[0]
 
 
 @st.composite
@@ -96,7 +96,7 @@ def test_the_median_is_no_attackers_to_move_and_the_mean_is():
 def test_it_stands_before_a_rule_in_a_chain():
     scheme = px.parse("chain(gather(dense()), adaptive_clip(of='median'), mean(), noise(std=0.0))")
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [100.0, 0.0]])
-    out, _ = scheme(Stack.of(rows), None, px.Round(world=px.LocalWorld(3)))
+    out, _ = scheme(Stack.of(rows), None, px.Round(world=px.LocalCollective(3)))
     assert out.rows[0].tolist() == pytest.approx([1.0, 0.0])
     with pytest.raises(ValueError, match="rows and prepares them for a rule"):
         px.aggregators.adaptive_clip().aggregate(rows)

@@ -409,7 +409,7 @@ def notes_of(stack: px.Stack, kind: str) -> list:
 
 
 def vote(rule, rows, ids=None, byzantine=(), size=1, **fields):
-    round = px.Round(byzantine=frozenset(byzantine), world=px.LocalWorld(size))
+    round = px.Round(byzantine=frozenset(byzantine), world=px.LocalCollective(size))
     return rule(stack_of(rows, ids, **fields), None, round)[0]
 
 

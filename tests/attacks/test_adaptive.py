@@ -73,7 +73,7 @@ def test_a_row_that_would_be_left_out_gets_in(rule):
 def test_honest_rows_and_a_round_without_attackers_stay():
     rows = rows_of(6, 5, 1, 1.0)
     scheme = px.chain(px.attacks.adaptive(px.aggregators.median()), px.gather(px.codecs.dense()), px.aggregators.mean())
-    world = px.LocalWorld(6)
+    world = px.LocalCollective(6)
     calm, _ = scheme.stages[0](px.Stack.of(rows), None, px.Round(world=world))
     hit, _ = scheme.stages[0](px.Stack.of(rows), None, px.Round(byzantine=frozenset({0}), world=world))
     assert calm.rows.equal(rows) and hit.rows[1:].equal(rows[1:]) and not hit.rows[0].equal(rows[0])

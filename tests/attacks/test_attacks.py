@@ -21,7 +21,7 @@ GOOD = [0, 2, 3, 5, 6, 7, 8]
 
 def attacked(attack, rows=ROWS, state=None, index=0, byzantine=BAD, seed=0):
     n = len(rows)
-    out, state = attack(px.Stack.of(rows), state, px.Round(index, seed, byzantine, px.LocalWorld(n)))
+    out, state = attack(px.Stack.of(rows), state, px.Round(index, seed, byzantine, px.LocalCollective(n)))
     return out.rows, state
 
 
@@ -120,7 +120,7 @@ def test_mimic_copies_another_honest_worker_when_its_target_is_not_honest():
     copied = [i for i in range(9) if i != 6 and rows[6].equal(skewed(30)[i])]
     assert len(copied) == 1
     stack = replace(px.Stack.of(skewed(30)), received=True).pick([0, 1, 2, 3, 4, 5, 7, 8])
-    out, _ = attack(stack, state, px.Round(30, 0, BAD, px.LocalWorld(9)))
+    out, _ = attack(stack, state, px.Round(30, 0, BAD, px.LocalCollective(9)))
     assert any(out.rows[1].equal(stack.rows[i]) for i in (0, 2, 3, 5, 6, 7))
 
 

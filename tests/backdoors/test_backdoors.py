@@ -11,8 +11,8 @@ from phalanx.backdoors.edges import _load
 from phalanx.backdoors.poisoned import _mixture
 from phalanx.core.stack import Stack
 from phalanx.training.evaluator import EvalContext
+from phalanx.training.model_state import fingerprint
 from phalanx.training.score import SCORED
-from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.backdoors.edges import texts
 
@@ -72,14 +72,14 @@ def test_a_client_in_a_ball_ends_in_it(epochs):
     inside = px.federated.local_training(
         px.optim.sgd(0.1), epochs=epochs, batch=7, ball=px.federated.ball(0.05, every=4)
     )
-    rows = Trainer(run(px.federated.fedavg(inside, 1))).work(0)[0].rows
+    rows = Trainer(run(px.federated.fedavg(inside, 1))).compute_rows(0)[0].rows
     assert (rows.double().norm(dim=1) <= 0.05 * (1 + 1e-5)).all()
     far = px.federated.local_training(px.optim.sgd(0.1), epochs=epochs, batch=7, ball=px.federated.ball(1e6))
     free = px.federated.local_training(px.optim.sgd(0.1), epochs=epochs, batch=7)
     assert (
         Trainer(run(px.federated.fedavg(far, 1)))
         .work(0)[0]
-        .rows.equal(Trainer(run(px.federated.fedavg(free, 1))).work(0)[0].rows)
+        .rows.equal(Trainer(run(px.federated.fedavg(free, 1))).compute_rows(0)[0].rows)
     )
 
 
@@ -89,18 +89,18 @@ def test_replacement_with_silent_others_installs_the_attackers_model():
     phase = px.Phase(still, scheme, px.optim.sgd(1.0), 1, adversary=own)
     trainer = Trainer(run(phase, byzantine=px.adversary.workers((2,))))
     start = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-    row = trainer.work(0)[0].rows[2]
+    row = trainer.compute_rows(0)[0].rows[2]
     trainer.run()
     end = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     torch.testing.assert_close(end, start - row, rtol=1e-4, atol=1e-6)
-    assert not trainer.work(0)[0].rows[[0, 1, 3, 4, 5]].any()
+    assert not trainer.compute_rows(0)[0].rows[[0, 1, 3, 4, 5]].any()
 
 
 def test_attackers_of_a_round_share_the_boost():
     layout = px.Layout.flat(3)
     weights = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
     stack = Stack(torch.ones(4, 3), layout, ((0,), (1,), (2,), (3,)), weights)
-    round = px.Round(byzantine=frozenset({1, 2}), world=px.LocalWorld(4))
+    round = px.Round(byzantine=frozenset({1, 2}), world=px.LocalCollective(4))
     out, _ = px.attacks.replacement()(stack, None, round)
     assert out.rows[:, 0].tolist() == pytest.approx([1, 12 / 5, 12 / 5, 1])
     share = (weights / weights.sum()).float()
@@ -112,21 +112,21 @@ def test_the_adversary_works_in_place_of_its_workers_only():
     phase = px.federated.fedavg(LOCAL, 1)
     both = px.Phase(phase.work, phase.scheme, phase.optimizer, 1, adversary=strange)
     plain, mixed = (
-        Trainer(run(phase)).work(0)[0].rows,
-        Trainer(run(both, byzantine=px.adversary.workers((1, 4)))).work(0)[0].rows,
+        Trainer(run(phase)).compute_rows(0)[0].rows,
+        Trainer(run(both, byzantine=px.adversary.workers((1, 4)))).compute_rows(0)[0].rows,
     )
     honest = [0, 2, 3, 5]
     assert mixed[honest].equal(plain[honest]) and not mixed[[1, 4]].equal(plain[[1, 4]])
-    assert mixed[[1, 4]].equal(Trainer(run(px.federated.fedavg(strange, 1))).work(0)[0].rows[[1, 4]])
+    assert mixed[[1, 4]].equal(Trainer(run(px.federated.fedavg(strange, 1))).compute_rows(0)[0].rows[[1, 4]])
 
 
 def test_attackers_come_when_it_is_their_turn():
     selection = px.federated.with_attackers(4, (0, 7), every=3, first=2, rounds=9)
     for index in range(14):
-        chosen = selection.at(index, 12, 5)
+        chosen = selection.sample(index, 12, 5)
         assert len(set(chosen)) == 4 and chosen == tuple(sorted(chosen))
         assert ({0, 7} <= set(chosen)) == (index in (2, 5, 8)) and (index in (2, 5, 8) or not {0, 7} & set(chosen))
-    assert len({selection.at(index, 12, 5) for index in range(14)}) > 5
+    assert len({selection.sample(index, 12, 5) for index in range(14)}) > 5
 
 
 def test_an_attack_by_turns_runs_and_is_counted():
@@ -281,7 +281,7 @@ def test_another_seed_draws_other_ordinary_examples():
 def test_replacement_leaves_what_is_installed_and_is_refused_by_a_server():
     layout = px.Layout(("w", "running_mean"), (torch.Size([2]), torch.Size([2])), 1)
     stack = Stack.of(torch.ones(3, 4), layout)
-    out, _ = px.attacks.replacement(5.0)(stack, None, px.Round(byzantine=frozenset({1}), world=px.LocalWorld(3)))
+    out, _ = px.attacks.replacement(5.0)(stack, None, px.Round(byzantine=frozenset({1}), world=px.LocalCollective(3)))
     assert out.rows[1].tolist() == [5, 5, 1, 1] and out.rows[0].tolist() == [1, 1, 1, 1]
     from phalanx.core.wire_stage import check_server
 

@@ -11,7 +11,7 @@ from torch import nn
 import phalanx as px
 from phalanx.backdoors.dormant import Pruner, before_fall, clean_samples, reader
 from phalanx.training.evaluator import EvalContext
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
 
 EDGES = px.backdoors.rare_styles()
@@ -186,13 +186,13 @@ def test_the_exam_asks_at_every_share_and_changes_nothing():
     inner = px.backdoors.backdoor(EDGES, px.data.digits())
     exam = px.backdoors.after_pruning(inner, bound=0.05, step=0.25, clean=150)
     sha = fingerprint(MODEL)
-    found = exam.sit(sitting(MODEL))
-    assert fingerprint(MODEL) == sha and exam.sit(sitting(MODEL)) == found
+    found = exam.evaluate(sitting(MODEL))
+    assert fingerprint(MODEL) == sha and exam.evaluate(sitting(MODEL)) == found
     assert found["shares"] == [0, 0.25, 0.5, 0.75, 23 / 24]
-    assert found["examined"][0] == inner.sit(sitting(MODEL))
+    assert found["examined"][0] == inner.evaluate(sitting(MODEL))
     x, y = DIGITS.train(clean_samples(DIGITS, 150, 0))
     for bound in (0.0, 0.05, 1.0):
-        stopped = replace(exam, bound=bound).sit(sitting(MODEL))["stopped"]
+        stopped = replace(exam, bound=bound).evaluate(sitting(MODEL))["stopped"]
         assert round(24 * found["shares"][stopped]) == len(by_definition(MODEL, x, y, 0.25, bound))
     test_x, test_y = DIGITS.test(slice(None))
     for share, clean, tested, asked in zip(*(found[k] for k in list(found)[:4]), strict=True):
@@ -201,7 +201,7 @@ def test_the_exam_asks_at_every_share_and_changes_nothing():
         changed[3].weight.data[:, order[: round(24 * share)]] = 0
         assert accuracy(changed, x, y) == pytest.approx(clean)
         assert accuracy(changed, test_x, test_y) == pytest.approx(tested)
-        assert asked == inner.sit(sitting(changed))
+        assert asked == inner.evaluate(sitting(changed))
 
 
 def test_a_run_reports_what_pruning_would_do():

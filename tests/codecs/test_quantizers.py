@@ -337,7 +337,7 @@ def test_signum_is_momentum_sign_and_majority():
         == px.chain(px.momentum(0.5), px.gather(px.codecs.sign()), px.aggregators.majority())
     )
     rows = torch.tensor([[1.0, -1.0], [2.0, 3.0], [-1.0, -2.0]])
-    world = px.Round(world=px.LocalWorld(3))
+    world = px.Round(world=px.LocalCollective(3))
     out, state = scheme(px.Stack.of(rows), None, world)
     assert out.rows.tolist() == [[1.0, -1.0]]
     # the momenta remember the first rows

@@ -123,12 +123,12 @@ def test_processes_that_decode_share_one_key(monkeypatch):
     monkeypatch.setattr(cyclic, "sweep", lambda rows, key, *rest: keys.append(key) or sweep(rows, key, *rest))
     monkeypatch.setattr(cyclic.secrets, "randbits", lambda bits: 11)
 
-    class Other(px.LocalWorld):
-        def share(self, tree):
+    class Other(px.LocalCollective):
+        def broadcast(self, tree):
             return {"key": 22} if set(tree) == {"key"} else tree
 
     code, rows, _ = example(7, 1)
-    for world in (px.LocalWorld(7), Other(7)):
+    for world in (px.LocalCollective(7), Other(7)):
         code(stack_of(rows), None, round_of(7, world=world))
     assert list(dict.fromkeys(keys)) == [11, 22]
 

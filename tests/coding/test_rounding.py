@@ -24,11 +24,11 @@ SCHEMES = (
 
 def spread(n, ids=(0,)):
     """A world of n workers of which other processes play some, and whose messages all arrive."""
-    return px.LocalWorld(n, ids)
+    return px.LocalCollective(n, ids)
 
 
 def first(n, byzantine=(), world=None):
-    return replace(round_of(n, byzantine=frozenset(byzantine), world=world or spread(n)), begins=True)
+    return replace(round_of(n, byzantine=frozenset(byzantine), world=world or spread(n)), is_first=True)
 
 
 def rows_of(n, r, d=400, seed=0):
@@ -67,8 +67,8 @@ def test_equal_rows_later_rounds_and_single_processes_are_silent(scheme):
     odd = nudged(rows, (1, 5), 3e-3)
     assert notices(scheme, rows, first(9)) == []
     assert notices(scheme, odd, first(9)) != []
-    assert notices(scheme, odd, replace(first(9), begins=False)) == []
-    assert notices(scheme, odd, first(9, world=px.LocalWorld(9))) == []
+    assert notices(scheme, odd, replace(first(9), is_first=False)) == []
+    assert notices(scheme, odd, first(9, world=px.LocalCollective(9))) == []
     # a drill's liars are no hardware, however small their lies
     assert notices(scheme, odd, first(9, byzantine=(1, 5))) == []
     assert notices(scheme.replace("r=3", "r=3, rtol=1e-6"), odd, first(9)) == []
@@ -78,7 +78,7 @@ def test_equal_rows_later_rounds_and_single_processes_are_silent(scheme):
 def test_looking_changes_no_bit_and_no_meter(scheme):
     rows = nudged(nudged(rows_of(9, 3), (1, 5), 3e-3), (7,), 1.0)
     (looking, _), (not_looking, _) = (
-        px.parse(scheme)(px.Stack.of(rows), None, round) for round in (first(9), replace(first(9), begins=False))
+        px.parse(scheme)(px.Stack.of(rows), None, round) for round in (first(9), replace(first(9), is_first=False))
     )
     assert looking.rows.equal(not_looking.rows) and looking.sources == not_looking.sources
     kinds = {"bytes", "outvoted", "excluded", "undecided", "lost_groups"}
@@ -101,13 +101,13 @@ def test_a_false_sketch_stops_nothing(shown):
     """What is malformed is an erasure; numbers and silence are not even that."""
     vote, rows, round = px.parse("vote(dense(), r=3)"), rows_of(6, 3), first(6)
     stack = px.Stack.of(nudged(rows, (1, 2), 1e-6))
-    offers, _ = vote.offer(stack, None, round)
-    assert all(len(pack(offer.first)) < 4096 for offer in offers)
+    uploads, _ = vote.upload(stack, None, round)
+    assert all(len(pack(upload.now)) < 4096 for upload in uploads)
     if shown is None:
-        del offers[1].first[SKETCH]
+        del uploads[1].now[SKETCH]
     else:
-        offers[1].first[SKETCH] = shown
-    out = vote.receive(offers, stack, round)
+        uploads[1].now[SKETCH] = shown
+    out = vote.receive(uploads, stack, round)
     malformed = shown is not None and shown.dtype != torch.float64
     assert {n.worker for n in out.notes if n.kind == "excluded"} == ({1} if malformed else set())
     (notice,) = [n.reason for n in out.notes if n.kind == "notice"]

@@ -9,7 +9,7 @@ import torch
 import phalanx as px
 from phalanx.core.codec import WEIGHT
 from phalanx.core.packing import digest, pack, unpack
-from phalanx.distributed.collectives import Loopback
+from phalanx.distributed.backend import Loopback
 from tests.examples import honest, round_of
 
 N = 9
@@ -144,7 +144,7 @@ def test_a_lie_of_huge_norm_brings_no_tolerance_of_its_own():
 
 
 def test_a_digest_must_be_one():
-    class Odd(px.LocalWorld):
+    class Odd(px.LocalCollective):
         def gather(self, payloads, limit_bytes):
             odd = {"digest": torch.zeros(31, dtype=torch.uint8)}
             return [odd, {"values": payloads[1]["digest"]}, *super().gather(payloads, limit_bytes)[2:]]
@@ -214,7 +214,9 @@ def test_detox_passes_the_effective_count_on():
 def test_your_own_loop_is_told_its_units():
     def exchange(scheme, rank, n):
         return px.exchange(
-            torch.nn.Linear(2, 2), scheme, world=px.GroupWorld(lines=Loopback(rank, n, torch.device("cpu")))
+            torch.nn.Linear(2, 2),
+            scheme,
+            world=px.ProcessGroupCollective(backend=Loopback(rank, n, torch.device("cpu"))),
         )
 
     voted = [exchange("chain(vote(dense(), r=3), mean())", rank, 7) for rank in range(7)]

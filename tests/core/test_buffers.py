@@ -112,7 +112,7 @@ def test_a_sum_leaves_the_rows_of_silent_workers_as_they_are():
     source = torch.randn(3, 16)
     before = source.clone()
     out, _ = px.reduce(px.codecs.dense())(
-        px.Stack.of(source), None, px.Round(world=px.LocalWorld(3), absent=frozenset({1}))
+        px.Stack.of(source), None, px.Round(world=px.LocalCollective(3), absent=frozenset({1}))
     )
     assert torch.equal(source, before)
     torch.testing.assert_close(out.rows[0], before[[0, 2]].mean(dim=0))
@@ -162,5 +162,5 @@ def test_the_simulation_hands_over_its_rows_and_copies_those_around_a_bad_one():
 def test_no_stage_writes_into_the_rows_that_were_sent(scheme):
     rows = torch.randn(5, 64)
     before = rows.clone()
-    px.parse(scheme)(px.Stack.of(rows), None, px.Round(world=px.LocalWorld(5)))
+    px.parse(scheme)(px.Stack.of(rows), None, px.Round(world=px.LocalCollective(5)))
     assert torch.equal(rows, before)

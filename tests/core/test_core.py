@@ -93,9 +93,9 @@ def test_streams_are_their_own_and_repeat():
         base.rng(group=1),
         round_of(index=1).rng(0),
         round_of(seed=1).rng(0),
-        base.inside(0).rng(0),
-        base.inside(0).inside(1).rng(0),
-        base.inside(1).inside(0).rng(0),
+        base.child(0).rng(0),
+        base.child(0).child(1).rng(0),
+        base.child(1).child(0).rng(0),
     ]
     assert len({torch.rand(1, generator=g).item() for g in keys}) == len(keys)
     assert torch.rand(3, generator=base.rng(2)).equal(torch.rand(3, generator=round_of().rng(2)))

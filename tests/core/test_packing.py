@@ -93,7 +93,7 @@ def test_gather_carries_directions_coded_and_values_as_they_are():
 
 def test_installed_values_of_the_wrong_form_are_erasures():
     wire, stack = px.gather(px.codecs.sign()), honest(n=4)
-    payloads = [offer.first for offer in wire.offer(stack, None, round_of())[0]]
+    payloads = [upload.now for upload in wire.upload(stack, None, round_of())[0]]
     values = payloads[1]["installed"]
     for forged in (values[:-1], values.double(), values.reshape(1, -1), values * torch.nan):
         out = received(wire, [payloads[0], {**payloads[1], "installed": forged}, *payloads[2:]], stack)
@@ -101,7 +101,7 @@ def test_installed_values_of_the_wrong_form_are_erasures():
 
 
 def test_payloads_beyond_the_limit_are_erasures():
-    class Verbose(px.LocalWorld):
+    class Verbose(px.LocalCollective):
         def gather(self, payloads, limit_bytes):
             flood = {"values": torch.zeros(limit_bytes // 4 + 1)}
             return super().gather([flood, *payloads[1:]], limit_bytes)
@@ -129,7 +129,7 @@ def test_sixteen_bit_shares_add_up_to_one(dtype):
     for n in range(1, 60):
         rows = torch.ones(n, 4, dtype=dtype)
         weights = torch.ones(n, dtype=torch.float64)
-        assert px.LocalWorld(n).mean(rows, weights, weights.sum()).equal(rows[0])
+        assert px.LocalCollective(n).mean(rows, weights, weights.sum()).equal(rows[0])
 
 
 def test_a_forged_payload_is_only_the_byzantine_workers():

@@ -14,8 +14,8 @@ from PIL import Image
 import phalanx as px
 from phalanx.data.dataset import Dataset, _load
 from phalanx.data.images import Images
+from phalanx.training.model_state import fingerprint
 from phalanx.training.score import assess
-from phalanx.training.summary import fingerprint
 
 SIZES = [(40, 30), (17, 23), (64, 20), (9, 50), (31, 31)]
 CLASSES = ("ant", "bee", "cat")
@@ -255,7 +255,7 @@ def run_of(model, rounds=4, **fields):
 def test_a_residual_network_trains_on_files_and_resumes_to_the_same_bits(root, tmp_path):
     run = run_of(px.models.resnet18(), checkpoint_every=2, partition=px.data.dirichlet(alpha=5.0))
     whole = px.train(run)
-    assert 0 <= whole.summary()["accuracy"] <= 1 and whole.ledger.lost_rounds == 0
+    assert 0 <= whole.summary()["accuracy"] <= 1 and whole.worker_stats.lost_rounds == 0
 
     def stop(line):
         if line["step"] == 1:
@@ -264,7 +264,7 @@ def test_a_residual_network_trains_on_files_and_resumes_to_the_same_bits(root, t
     with pytest.raises(px.Interrupted):
         px.train(run, folder=px.training.RunFolder(tmp_path / "run"), listener=stop)
     resumed = px.train(run, folder=px.training.RunFolder(tmp_path / "run"))
-    assert resumed.step == 4 and fingerprint(resumed.model) == fingerprint(whole.model)
+    assert resumed.rounds_done == 4 and fingerprint(resumed.model) == fingerprint(whole.model)
     assert fingerprint(px.train(px.training.amend(run, "augment", None)).model) != fingerprint(whole.model)
     assert px.parse(repr(run)) == run
 

@@ -9,14 +9,14 @@ import phalanx as px
 D = 37
 
 
-def outcome(scheme: str, world: px.World, byzantine: list[int]) -> dict[str, Any]:
+def outcome(scheme: str, world: px.Collective, byzantine: list[int]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(5)
     # pairs of workers hold equal rows, so that votes have something to agree on
     rows = torch.randn(world.size, D, generator=generator)
     allocation = px.parse(scheme).assign(world.size)
     if allocation is not None:
         rows = allocation.weights_matrix.float() @ rows[: allocation.num_units]
-    stack = px.Stack.of(rows[list(world.ids)], ids=world.ids)
+    stack = px.Stack.of(rows[list(world.local_workers)], ids=world.local_workers)
     round = px.Round(index=2, seed=4, byzantine=frozenset(byzantine), world=world)
     result, _ = px.parse(scheme)(stack, None, round)
     return {

@@ -194,11 +194,11 @@ def exact() -> Any:
 def rows() -> Any:
     """Several workers a rank, rows of their own."""
     workers = 2 * ranks + 1
-    world = px.GroupWorld(workers)
+    world = px.ProcessGroupCollective(workers)
     row = torch.arange(1000, dtype=torch.float32)
-    mine = row.expand(len(world.ids), -1).clone()
+    mine = row.expand(len(world.local_workers), -1).clone()
     same, shared = px.sdc.compare_rows(world, mine), px.sdc.compare_rows(world, row)
-    for k, worker in enumerate(world.ids):
+    for k, worker in enumerate(world.local_workers):
         mine[k, 7] += 20.0 * (worker in (0, workers - 1))
     return {"workers": workers, "apart": asdict(px.sdc.compare_rows(world, mine)), "same": [same.exact, shared.exact]}
 

@@ -15,7 +15,7 @@ LIMIT = 100_000
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-world = px.GroupWorld(task.get("workers", 3))
+world = px.ProcessGroupCollective(task.get("workers", 3))
 trips, longest = 0, 0
 plain = dist.all_gather
 
@@ -38,7 +38,7 @@ for index, sizes in enumerate(task["sizes"]):
 
     trips, longest = 0, 0
     chosen = asked[index] if asked else list(world.workers)
-    held = [payload(w) for w in world.ids]
+    held = [payload(w) for w in world.local_workers]
     arrived = world.fetch(held, chosen, LIMIT) if asked else world.gather(held, LIMIT)
     outcome = []
     for worker, got in zip(chosen, arrived, strict=True):
@@ -48,7 +48,7 @@ for index, sizes in enumerate(task["sizes"]):
         else:
             outcome.append("same" if sent is not None and got["x"].equal(sent["x"]) else "other")
     seen.append({"trips": trips, "longest": longest, "outcome": outcome})
-every = world.collect({"seen": torch.frombuffer(bytearray(json.dumps(seen).encode()), dtype=torch.uint8)})
+every = world.all_gather_payloads({"seen": torch.frombuffer(bytearray(json.dumps(seen).encode()), dtype=torch.uint8)})
 if dist.get_rank() == 0:
     ranks = [json.loads(bytes(part["seen"].tolist())) for part in every]
     (folder / "result.json").write_text(json.dumps(ranks))

@@ -15,7 +15,7 @@ from torch import nn
 import phalanx as px
 from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.server.membership import Patience
-from phalanx.training.worker_loop import attend
+from phalanx.training.worker_loop import worker_loop
 from tests.distributed.unlike import listen, noise
 
 folder = Path(sys.argv[1])
@@ -23,7 +23,7 @@ task = json.loads((folder / "task.json").read_text())
 heard = listen()
 
 
-def trained(label: str, world: px.World, writes: bool = True) -> dict[str, Any]:
+def trained(label: str, world: px.Collective, writes: bool = True) -> dict[str, Any]:
     """What is logged, and the lines of the run, which may be stopped on the way."""
     heard.clear()
     lines: list[dict[str, Any]] = []
@@ -79,7 +79,8 @@ def group() -> dict[str, Any] | None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = dist.get_rank()
     results = {
-        label: trained(label, px.GroupWorld(px.parse(run).workers), rank == 0) for label, run in task["runs"].items()
+        label: trained(label, px.ProcessGroupCollective(px.parse(run).workers), rank == 0)
+        for label, run in task["runs"].items()
     }
     results |= {label: exchanged(**case) for label, case in task.get("exchanges", {}).items()}
     every: list[Any] = [None] * dist.get_world_size()
@@ -90,7 +91,7 @@ def group() -> dict[str, Any] | None:
 
 
 def server() -> dict[str, Any] | None:
-    jobs = Launcher(attend)
+    jobs = Launcher(worker_loop)
     if jobs.rank:
         jobs.guard()
         return None
@@ -100,7 +101,7 @@ def server() -> dict[str, Any] | None:
         try:
             results[label] = trained(label, world)
         finally:
-            world.leave()
+            world.close()
     jobs.end()
     return results
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import phalanx as px
 from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.server.membership import Patience
-from phalanx.training.worker_loop import attend
+from phalanx.training.worker_loop import worker_loop
 
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
-jobs = Launcher(attend)
+jobs = Launcher(worker_loop)
 if jobs.rank:
     jobs.guard()
 else:
@@ -33,6 +33,6 @@ else:
         except px.Interrupted:
             summaries[label] = {"interrupted": stop_at}
         finally:
-            world.leave()
+            world.close()
     jobs.end()
     (folder / "result.json").write_text(json.dumps(summaries))

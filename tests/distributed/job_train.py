@@ -26,7 +26,7 @@ for label, expression in task["runs"].items():
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        trainer = px.train(run, px.GroupWorld(run.workers), out, listener if out is not None else None)
+        trainer = px.train(run, px.ProcessGroupCollective(run.workers), out, listener if out is not None else None)
         weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
         summaries[label] = {**trainer.summary(), "weights": weights.tolist(), "metrics": out.metrics() if out else []}
     except px.Interrupted:

@@ -45,7 +45,7 @@ def over_gloo(tmp_path_factory):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_finite_and_named_in_every_world(over_gloo, scheme):
     scheme = repr(px.parse(scheme))
-    here = outcome(scheme, px.LocalWorld(N), BYZANTINE)
+    here = outcome(scheme, px.LocalCollective(N), BYZANTINE)
     assert all(math.isfinite(x) for x in here["row"])
     assert max(map(abs, here["row"])) < 10
     assert here["excluded"] == BYZANTINE

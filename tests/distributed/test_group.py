@@ -64,8 +64,8 @@ def test_same_weights_as_the_simulation(over_gloo, label):
     trainer = simulate(EXACT[label])
     there = over_gloo[label]
     assert trainer.summary()["weights_sha256"] == there["weights_sha256"]
-    assert trainer.ledger.bytes_up == there["bytes_up"]
-    assert trainer.ledger.table() == there["accused"]
+    assert trainer.worker_stats.bytes_up == there["bytes_up"]
+    assert trainer.worker_stats.table() == there["accused"]
     assert there["processes"] > 1
 
 

@@ -13,7 +13,7 @@ from phalanx.core.packing import ReceiveBuffers
 from phalanx.distributed.server import transport as server
 from phalanx.distributed.server.membership import Patience, Seats
 from phalanx.distributed.server.messages import Connection, Kind, Message, message, read, write
-from phalanx.distributed.server.transport import ServerWorld
+from phalanx.distributed.server.transport import TcpTransport
 from tests.distributed.launch import run_job, torchrun
 
 N = 9
@@ -237,14 +237,14 @@ def test_payloads_of_several_processes_lie_in_the_order_of_the_workers():
 @pytest.mark.parametrize(("n", "processes"), [(3, 0), (3, 4)])
 def test_every_process_plays_a_worker(n, processes):
     with pytest.raises(ValueError, match="worker processes"):
-        ServerWorld(n, processes)
+        TcpTransport(n, processes)
 
 
 @pytest.mark.parametrize(
     "scheme", ["chain(reduce(dense()))", "power_sgd(rank=2)", "chain(alie(), gather(dense()), mean())"]
 )
 def test_schemes_that_no_server_can_run_are_refused(scheme):
-    world = ServerWorld(9, 1)
+    world = TcpTransport(9, 1)
     with pytest.raises(ValueError, match="server"):
         px.train(px.parse(expression(scheme)), world)
-    world.leave()
+    world.close()

@@ -24,10 +24,10 @@ class Unlike(Gradient):
     ranks: tuple[int, ...] = ()
     size: float = 1e-7
 
-    def row(
+    def compute_row(
         self, site: WorkerContext, unit: int, samples: torch.Tensor, out: torch.Tensor, memory: State
     ) -> tuple[float, State]:
-        loss, memory = super().row(site, unit, samples, out, memory)
+        loss, memory = super().compute_row(site, unit, samples, out, memory)
         out += noise(out, self.ranks, self.size, *site.key, unit)
         return loss, memory
 

@@ -9,9 +9,9 @@ import torch
 import phalanx as px
 from phalanx.backdoors.edges import _load
 from phalanx.backdoors.poisoned import _mixture
-from phalanx.distributed.subset import SubsetTransport
+from phalanx.distributed.subset import SubsetCollective
 from phalanx.tools.redteam.setting import ATTACKS, attacked, standard
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.backdoors.digits_setting import setting
 
@@ -58,9 +58,9 @@ def test_untargeted_attacks_act_together_beside_local_training(attack):
     assert fingerprint(trainer.model) != fingerprint(calm.model)
     # the update is the mean of what the attack makes of the workers' own rows
     start = Trainer(made)
-    stack, _ = start.work(0, lines[0]["clients"])
-    world = SubsetTransport(px.LocalWorld(12), tuple(lines[0]["clients"]))
-    forged, _ = px.parse(attack)(stack, None, px.Round(0, 1, frozenset(GANG), world).inside(0))
+    stack, _ = start.compute_rows(0, lines[0]["clients"])
+    world = SubsetCollective(px.LocalCollective(12), tuple(lines[0]["clients"]))
+    forged, _ = px.parse(attack)(stack, None, px.Round(0, 1, frozenset(GANG), world).child(0))
     norms = dict(zip(map(str, forged.ids), forged.rows.double().norm(dim=1).tolist(), strict=True))
     assert lines[0]["observed"][repr(made.observers[0])] == pytest.approx(norms)
     honest = [i for i, worker in enumerate(stack.ids) if worker not in GANG]
@@ -73,9 +73,9 @@ def test_untargeted_attacks_act_together_beside_local_training(attack):
 def test_colluders_of_one_mind_send_one_row():
     for attack in ("alie()", "ipm(epsilon=0.5)", "mimic()"):
         trainer = Trainer(run(phase(f"chain({attack}, {TRUSTED}, mean())")))
-        clients = trainer.config.phases[0].clients.at(0, 12, 1)
-        world = SubsetTransport(px.LocalWorld(12), clients)
-        stack, _ = px.parse(attack)(trainer.work(0, clients)[0], None, px.Round(0, 1, frozenset(GANG), world))
+        clients = trainer.config.phases[0].clients.sample(0, 12, 1)
+        world = SubsetCollective(px.LocalCollective(12), clients)
+        stack, _ = px.parse(attack)(trainer.compute_rows(0, clients)[0], None, px.Round(0, 1, frozenset(GANG), world))
         rows = stack.rows[[stack.ids.index(worker) for worker in GANG]]
         assert rows.equal(rows[:1].expand(3, -1))
 
@@ -104,7 +104,7 @@ def test_attackers_who_meet_share_the_boost_and_install_the_mean_of_their_models
     made = run(replace(made, clients=px.federated.with_attackers(7, GANG, every=1)))
     trainer = Trainer(made)
     start = flat(trainer.model)
-    stack, _ = trainer.work(0, trainer.config.phases[0].clients.at(0, 12, 1))
+    stack, _ = trainer.compute_rows(0, trainer.config.phases[0].clients.sample(0, 12, 1))
     mine = [stack.ids.index(worker) for worker in GANG]
     share = stack.weights[mine] / stack.weights[mine].sum()
     assert not stack.rows[[i for i in range(7) if i not in mine]].any() and len(set(share.tolist())) > 1

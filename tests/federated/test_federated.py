@@ -13,8 +13,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
 from phalanx.models.model import Model
-from phalanx.training.model_state import PhaseModels
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import PhaseModels, fingerprint
 from phalanx.training.trainer import Trainer
 from tests.training.interrupted import stopped_and_resumed
 
@@ -76,7 +75,7 @@ def test_the_mean_weighs_clients_by_their_examples():
     trainer = Trainer(run(px.federated.fedavg(LOCAL, rounds=1), partition=partition))
     start = {name: t.clone() for name, t in state(trainer).items()}
     sizes = torch.tensor([float(len(p)) for p in partition.parts(trainer.data, 4, 1)])
-    stack, losses = trainer.work(0)
+    stack, losses = trainer.compute_rows(0)
     assert stack.weights.tolist() == sizes.tolist() and losses.isfinite().all()
     trainer.run()
     change = (sizes / sizes.sum()) @ stack.rows
@@ -90,25 +89,26 @@ def test_a_liar_about_its_examples_is_named():
         phase = px.Phase(LOCAL, px.parse(scheme.format(how)), px.optim.sgd(1.0), 2)
         trainer, lines = trained(phase, byzantine=px.adversary.workers((2,)))
         assert all("weight" in line["excluded"]["2"] for line in lines)
-        assert trainer.ledger.table()[0]["worker"] == 2
+        assert trainer.worker_stats.table()[0]["worker"] == 2
 
 
 def test_the_proximal_term_pulls_towards_the_global_model():
     far, near, nearer = (
-        Trainer(run(px.federated.fedprox(LOCAL, 1, mu=mu))).work(0)[0].rows.norm(dim=1) for mu in (0.0, 0.3, 3.0)
+        Trainer(run(px.federated.fedprox(LOCAL, 1, mu=mu))).compute_rows(0)[0].rows.norm(dim=1)
+        for mu in (0.0, 0.3, 3.0)
     )
     assert (nearer < near).all() and (near < far).all()
-    same = Trainer(run(px.federated.fedavg(LOCAL, 1))).work(0)[0].rows
-    assert Trainer(run(px.federated.fedprox(LOCAL, 1, mu=0.0))).work(0)[0].rows.equal(same)
+    same = Trainer(run(px.federated.fedavg(LOCAL, 1))).compute_rows(0)[0].rows
+    assert Trainer(run(px.federated.fedprox(LOCAL, 1, mu=0.0))).compute_rows(0)[0].rows.equal(same)
 
 
 def test_the_proximal_gradient_is_the_formula():
     n = len(px.data.digits().load().train_y)
     lr, mu = 0.1, 0.5
     two = px.federated.local_training(px.optim.sgd(lr), epochs=2, batch=n, proximal=mu)
-    moved = Trainer(run(px.federated.fedavg(two, 1), workers=1)).work(0)[0].rows[0]
+    moved = Trainer(run(px.federated.fedavg(two, 1), workers=1)).compute_rows(0)[0].rows[0]
     plain = px.federated.local_training(px.optim.sgd(lr), epochs=2, batch=n)
-    other = Trainer(run(px.federated.fedavg(plain, 1), workers=1)).work(0)[0].rows[0]
+    other = Trainer(run(px.federated.fedavg(plain, 1), workers=1)).compute_rows(0)[0].rows[0]
     first = (
         Trainer(run(px.federated.fedavg(px.federated.local_training(px.optim.sgd(lr), batch=n), 1), workers=1))
         .work(0)[0]
@@ -121,7 +121,7 @@ def test_the_proximal_gradient_is_the_formula():
 def test_a_long_gradient_is_cut_and_a_short_one_stays():
     def moved(clip):
         one = px.federated.local_training(px.optim.sgd(1.0), steps=1, batch=10_000, clip=clip)
-        return Trainer(run(px.federated.fedavg(one, 1), workers=1)).work(0)[0].rows[0]
+        return Trainer(run(px.federated.fedavg(one, 1), workers=1)).compute_rows(0)[0].rows[0]
 
     whole = moved(None)
     norm = float(whole.norm())
@@ -134,7 +134,7 @@ def test_a_long_gradient_is_cut_and_a_short_one_stays():
 def test_frozen_parameters_stay_and_unknown_patterns_are_refused():
     local = px.federated.local_training(px.optim.sgd(0.1), frozen=("1.*",))
     trainer = Trainer(run(px.federated.fedavg(local, 1)))
-    parts = trainer.layout.split(trainer.work(0)[0].rows)
+    parts = trainer.layout.split(trainer.compute_rows(0)[0].rows)
     assert not parts["1.weight"].any() and parts["3.weight"].any()
     assert all(p.requires_grad for p in trainer.model.parameters())
     with pytest.raises(ValueError, match=r"frozen='conv\*' names no parameter of this network; they are 1.weight"):
@@ -155,12 +155,12 @@ def test_work_leaves_the_model_and_the_random_numbers_as_they_were():
     for phase in (px.federated.fedavg(OWN, 2), px.federated.pfnm(OWN), px.federated.fedma(OWN, layers=2)):
         trainer = Trainer(run(phase))
         before, drawn = {n: t.clone() for n, t in state(trainer).items()}, torch.get_rng_state()
-        trainer.work(0)
+        trainer.compute_rows(0)
         assert all(t.equal(before[n]) for n, t in state(trainer).items()) and torch.get_rng_state().equal(drawn)
 
 
 def test_no_epochs_change_nothing_and_steps_count():
-    assert not Trainer(run(px.federated.fedavg(px.federated.local_training(epochs=0), 1))).work(0)[0].rows.any()
+    assert not Trainer(run(px.federated.fedavg(px.federated.local_training(epochs=0), 1))).compute_rows(0)[0].rows.any()
     whole = (
         Trainer(
             run(px.federated.fedavg(px.federated.local_training(px.optim.sgd(0.1), epochs=3, batch=50), 1), workers=9)
@@ -170,7 +170,7 @@ def test_no_epochs_change_nothing_and_steps_count():
     )
     each = math.ceil(1437 / 9 / 50)
     counted = px.federated.local_training(px.optim.sgd(0.1), steps=3 * each, batch=50)
-    assert Trainer(run(px.federated.fedavg(counted, 1), workers=9)).work(0)[0].rows.equal(whole)
+    assert Trainer(run(px.federated.fedavg(counted, 1), workers=9)).compute_rows(0)[0].rows.equal(whole)
 
 
 def test_a_single_example_at_the_end_of_an_epoch_joins_the_batch_before():
@@ -201,7 +201,7 @@ def test_drawn_clients_are_the_only_ones_who_work():
 def test_every_client_is_drawn_equally_often():
     counts = torch.zeros(10)
     for index in range(600):
-        counts[list(px.federated.uniform(3).at(index, 10, 5))] += 1
+        counts[list(px.federated.uniform(3).sample(index, 10, 5))] += 1
     # 600 draws of 3 in 10: a standard deviation of 11.2
     assert (counts - 180).abs().max() < 5 * 11.2
 
@@ -289,7 +289,7 @@ def test_one_client_alone_is_matched_to_itself():
 
 
 def _source(trainer):
-    return PhaseModels(trainer.learner, 0)
+    return PhaseModels(trainer.model_state, 0)
 
 
 def test_equal_clients_without_retraining_become_that_client():
@@ -311,12 +311,15 @@ def test_equal_clients_without_retraining_become_that_client():
 
 @pytest.mark.parametrize("model", [px.models.mlp((12, 9)), px.models.vgg9(0.05, 0.0), Normed()], ids=repr)
 def test_a_pass_sends_every_tensor_once_and_grows_the_model(model):
-    layers = len(Trainer(run(px.federated.fedavg(LOCAL, 1), model=model)).learner.graph(0).sizes) + 1
+    layers = len(Trainer(run(px.federated.fedavg(LOCAL, 1), model=model)).model_state.graph(0).sizes) + 1
     trainer, lines = trained(px.federated.fedma(OWN, layers=layers, passes=2), model=model, workers=3)
     assert [line["accuracy"] is not None if "accuracy" in line else False for line in lines] == (
         [False] * (layers - 1) + [True]
     ) * 2
-    assert trainer.learner.parameters >= Trainer(run(px.federated.fedavg(LOCAL, 1), model=model)).learner.parameters
+    assert (
+        trainer.model_state.num_parameters
+        >= Trainer(run(px.federated.fedavg(LOCAL, 1), model=model)).model_state.num_parameters
+    )
     original = Trainer(run(px.federated.fedavg(LOCAL, 1), model=model))
     work, source = trainer.config.phases[0].work, _source(trainer)
     sent = [name for at in range(layers) for name in work.layout(source, at).names if name != "examples"]
@@ -349,7 +352,7 @@ def test_nobody_left_loses_the_round_and_says_so():
     assert (
         "at least 1 rows" in lines[0]["lost"]
         and "no worker is left" in lines[1]["lost"]
-        and trainer.ledger.lost_rounds == 2
+        and trainer.worker_stats.lost_rounds == 2
     )
 
 
@@ -424,10 +427,10 @@ def test_permuted_copies_of_a_layer_are_one_layer_behind_any_rule(rule):
     out, _ = matcher(stack, None, px.Round())
     one, _ = px.parse(rule)(out, None, px.Round())
     parts = out.layout.split(one.rows[0])
-    inverse = out.answers[0]["places 0"]
+    inverse = out.replies[0]["places 0"]
     for name, tensor in truth.items():
         torch.testing.assert_close(parts[name][inverse], tensor[orders[0]], rtol=1e-5, atol=1e-6)
-    assert out.weights.tolist() == [1.0] * 7 and set(out.answers) == set(range(7))
+    assert out.weights.tolist() == [1.0] * 7 and set(out.replies) == set(range(7))
 
 
 def test_the_posterior_mean_shrinks_as_published():
@@ -485,10 +488,10 @@ def test_neurons_that_few_clients_have_can_be_dropped():
     rule = "matched(bbp(gamma=1.0, sigma=0.01, average='plain', log_determinant=True), support={})"
     grown, fitted = (px.parse(rule.format(k))(stack.with_rows(rows), None, px.Round())[0] for k in (1, 2))
     assert grown.layout.shapes[1] == (10,) and fitted.layout.shapes[1] == (5,)
-    assert fitted.answers[3]["places 0"].tolist() == [-1] * 5
+    assert fitted.replies[3]["places 0"].tolist() == [-1] * 5
     out = fitted.layout.split(px.aggregators.median()(fitted, None, px.Round())[0].rows[0])
     for name, tensor in truth.items():
-        torch.testing.assert_close(out[name][fitted.answers[0]["places 0"]], tensor[orders[0]], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(out[name][fitted.replies[0]["places 0"]], tensor[orders[0]], rtol=1e-5, atol=1e-6)
     with pytest.raises(px.TooFewRows, match="at least 5 rows"):
         px.parse("matched(support=5)")(stack, None, px.Round())
 
@@ -511,7 +514,7 @@ def test_a_pass_stands_a_liar_behind_a_codec_with_support_and_a_robust_rule():
 def lost_at(*rounds):
     """FedMA of two hidden layers whose rounds at these places have no row."""
 
-    class Lossy(px.LocalWorld):
+    class Lossy(px.LocalCollective):
         def gather(self, payloads, limit_bytes):
             self.count = getattr(self, "count", -1) + 1
             gone = [px.BadPayload("nothing arrived")] * len(payloads)
@@ -527,7 +530,7 @@ def test_a_round_that_is_lost_in_a_pass_gives_the_model_of_before_back():
     _, whole = lost_at()
     trainer, lost = lost_at(4)
     assert lost[0] == whole[0] and lost[1] == lost[0] and lost[2] > 0.8
-    assert trainer.ledger.lost_rounds == 2
+    assert trainer.worker_stats.lost_rounds == 2
 
 
 def test_a_pass_that_is_lost_is_lost_after_a_resume_too(tmp_path):
@@ -537,7 +540,7 @@ def test_a_pass_that_is_lost_is_lost_after_a_resume_too(tmp_path):
     phase = px.Phase(work, px.parse(scheme), px.optim.assign_weights(), 6)
     options = {"byzantine": px.adversary.random(1, every=3), "workers": 4, "checkpoint_every": 1}
     whole, _ = trained(phase, **options)
-    assert whole.ledger.lost_rounds > 0
+    assert whole.worker_stats.lost_rounds > 0
     again = stopped_and_resumed(run(phase, **options), tmp_path, 2)
     assert fingerprint(again.model) == fingerprint(whole.model)
 
@@ -547,7 +550,7 @@ def test_clients_begin_the_run_on_their_own_and_not_every_phase():
     assert lines[-1]["accuracy"] > lines[-2]["accuracy"] - 0.05
     behind, lines = trained((px.federated.fedma(OWN, layers=2), px.federated.fedavg(OWN, 2)))
     assert lines[-1]["accuracy"] > lines[1]["accuracy"] - 0.05
-    assert behind.learner.widths and once.ledger.lost_rounds == 0
+    assert behind.model_state.widths and once.worker_stats.lost_rounds == 0
 
 
 def test_a_pass_behind_a_pass_begins_from_the_grown_network(tmp_path):
@@ -555,7 +558,7 @@ def test_a_pass_behind_a_pass_begins_from_the_grown_network(tmp_path):
     whole, _ = trained(two, checkpoint_every=1)
     again = stopped_and_resumed(run(two, checkpoint_every=1), tmp_path, 1)
     assert fingerprint(again.model) == fingerprint(whole.model)
-    assert again.learner.widths == whole.learner.widths
+    assert again.model_state.widths == whole.model_state.widths
 
 
 def test_the_first_phase_that_has_rounds_has_its_own_optimizer():
@@ -566,12 +569,12 @@ def test_the_first_phase_that_has_rounds_has_its_own_optimizer():
 
 
 def test_what_was_sent_in_a_lost_round_stays_sent():
-    class Lossy(px.LocalWorld):
+    class Lossy(px.LocalCollective):
         def gather(self, payloads, limit_bytes):
             return [px.BadPayload("nothing arrived")] * len(payloads)
 
     trainer = px.train(run(px.federated.fedavg(LOCAL, 1, codec=px.parse("error_feedback(top_k(0.1))"))), Lossy(4))
-    assert trainer.ledger.lost_rounds == 1 and len(trainer.state["0"]) == 4
+    assert trainer.worker_stats.lost_rounds == 1 and len(trainer.state.scheme_state["0"]) == 4
 
 
 def test_a_client_without_its_memory_leaves_a_pass_out():
@@ -579,15 +582,14 @@ def test_a_client_without_its_memory_leaves_a_pass_out():
 
     made = run(px.federated.fedma(OWN, layers=2), workers=2)
     trainer = Trainer(made)
-    opened = trainer.open()
-    trainer.close(opened)
-    opened = trainer.open()
-    offers, _ = WorkerRuntime(made, (0, 1)).work(1, opened.order())
-    assert offers == {}
+    trainer.train_round()
+    started = trainer.start_round()
+    uploads, _ = WorkerRuntime(made, (0, 1)).run_round(1, started.request.payload())
+    assert uploads == {}
 
 
 def test_absent_attackers_are_no_missed_accusations():
     phase = px.federated.fedavg(LOCAL, 6)
     made = px.Phase(LOCAL, phase.scheme, phase.optimizer, 6, clients=px.federated.with_attackers(3, (0,), every=3))
     trainer = px.train(run(made, workers=6, byzantine=px.adversary.workers((0,))))
-    assert trainer.ledger.attacks == 2 and trainer.ledger.byzantine[0] == 2
+    assert trainer.worker_stats.attacks == 2 and trainer.worker_stats.byzantine[0] == 2

@@ -32,15 +32,15 @@ def steps(model, optimizer, outer, which, rank):
 
 
 def alone(**options):
-    return px.DiLoCo(net(), world=px.LocalWorld(1), **options)
+    return px.DiLoCo(net(), world=px.LocalCollective(1), **options)
 
 
-class Both(px.LocalWorld):
+class Both(px.LocalCollective):
     """Two workers, one in each of two threads, that wait for each other."""
 
     def __init__(self, rank, table, barrier):
         super().__init__(2)
-        self.ids, self.rank, self._table, self._barrier = (rank,), rank, table, barrier
+        self.local_workers, self.rank, self._table, self._barrier = (rank,), rank, table, barrier
 
     def gather(self, payloads, limit_bytes):
         self._table[self.rank] = payloads[0]

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 import phalanx as px
 from phalanx.integrations.flower import client_app, server_app, strategy
 from phalanx.integrations.flower.client import STATE, _desks
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from tests.federated.test_federated import Normed
 from tests.federated.test_federated_worlds import LOCAL, OWN, RUNS, run
 from tests.integrations.flower_grid import AFTER, LocalGrid, conducted

@@ -15,7 +15,7 @@ import phalanx as px
 from phalanx.integrations.flower import client_app
 from phalanx.integrations.flower.records import array, payload_of
 from phalanx.integrations.flower.roll import Node
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from tests.federated.test_federated_worlds import LOCAL, OWN, run
 from tests.integrations.flower_grid import SHORT, LocalGrid, conducted
 

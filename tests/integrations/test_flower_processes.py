@@ -16,7 +16,7 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'phalan
 
 import phalanx as px
 from phalanx.integrations.flower.local import Flower
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from tests.distributed.launch import HERE, environment
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(1800)]

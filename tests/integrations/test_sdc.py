@@ -159,7 +159,7 @@ def test_losses_count_by_themselves_and_infinities_differ_from_numbers():
 
 def test_rows_of_one_process_are_compared():
     rows = torch.ones(5, 100)
-    world = px.LocalWorld(5)
+    world = px.LocalCollective(5)
     assert px.sdc.compare_rows(world, rows).exact
     assert px.sdc.compare_rows(world, rows[0]).camps == ((0, 1, 2, 3, 4),)
     rows[1, 3] += 1e-3
@@ -174,7 +174,7 @@ def test_rows_of_one_process_are_compared():
 
 
 def test_exact_in_one_process_asks_whether_kernels_are_deterministic():
-    net, world = Net(), px.LocalWorld(3)
+    net, world = Net(), px.LocalCollective(3)
     assert px.sdc.check_determinism(net, loss_function, *batch(), world=world).exact
     calls = []
 

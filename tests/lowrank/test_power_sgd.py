@@ -31,7 +31,7 @@ def rows_of(seed, n=4, dtype=torch.float32):
 
 
 def round_of(index, n=4):
-    return px.Round(index, world=px.LocalWorld(n))
+    return px.Round(index, world=px.LocalCollective(n))
 
 
 def residuals(state, stack):
@@ -156,7 +156,7 @@ def test_simulation_equals_gloo(tmp_path):
         trainer = px.train(px.parse(text))
         here = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
         torch.testing.assert_close(here, torch.tensor(there[label]["weights"]), rtol=1e-5, atol=1e-5)
-        assert trainer.ledger.bytes_up == there[label]["bytes_up"]
+        assert trainer.worker_stats.bytes_up == there[label]["bytes_up"]
 
 
 @pytest.mark.processes

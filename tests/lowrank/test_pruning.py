@@ -16,7 +16,7 @@ from phalanx.lowrank.pruning.early_bird import apart, ticket_of
 from phalanx.lowrank.pruning.lottery import pruned
 from phalanx.lowrank.pruning.slim import slim
 from phalanx.models.resnet import BasicBlock, Bottleneck
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.training.interrupted import stopped_and_resumed
 
@@ -192,11 +192,11 @@ def test_an_early_bird_ticket_is_drawn_and_moments_go_on(optimizer):
     full, slimmed = lines[0]["parameters"], lines[-1]["parameters"]
     assert lines[at]["operated"] == f"early_bird: {full:,} trained parameters become {slimmed:,}"
     assert slimmed == sum(p.numel() for p in trainer.model.parameters()) == trainer.summary()["parameters"]
-    (kept,) = [memory["shape"]["kept"] for memory in trainer.learner.memories.values()]
+    (kept,) = [memory["shape"]["kept"] for memory in trainer.model_state.memories.values()]
     assert [len(channels) for channels in kept.values()] == [m.num_features for m in trainer.model if hasattr(m, "eps")]
     assert sum(map(len, kept.values())) == 14 - int(0.4 * 14)
     # the moments of every parameter are there, in its shape
-    state = trainer.learner.optimizer.state
+    state = trainer.model_state.optimizer.state
     for parameter in trainer.model.parameters():
         held = [x for x in state[parameter].values() if isinstance(x, torch.Tensor) and x.dim()]
         assert held and all(x.shape == parameter.shape for x in held)
@@ -258,7 +258,7 @@ LOTTERY = "lottery(every=4, rate=0.5, rewind=1)"
 def test_a_lottery_rewinds_the_survivors_and_holds_the_rest_at_zero():
     lines, seen = [], {}
     run = px.parse(expression(LOTTERY, rounds=10))
-    trainer = Trainer(run, px.LocalWorld(2))
+    trainer = Trainer(run, px.LocalCollective(2))
 
     def listener(line):
         lines.append(line)
@@ -267,7 +267,7 @@ def test_a_lottery_rewinds_the_survivors_and_holds_the_rest_at_zero():
     trainer.run(listener=listener)
     operated = [line["step"] for line in lines if "operated" in line]
     assert operated == [4, 7]
-    (memory,) = trainer.learner.memories.values()
+    (memory,) = trainer.model_state.memories.values()
     # what round 1 began with
     assert all(seen[0][name].equal(value) for name, value in memory["start"].items())
     weights = {name: p.numel() for name, p in trainer.model.named_parameters() if p.dim() > 1}
@@ -302,7 +302,7 @@ def test_a_lottery_goes_on_from_what_an_earlier_phase_has_pruned():
     one = phase.format(scheme=MEAN)
     run = px.parse(f"run(digits(), cnn(channels=(6, 8)), phases=({one}, {one}), workers=2)")
     trainer = px.train(run)
-    first, second = (memory["masks"] for memory in trainer.learner.memories.values())
+    first, second = (memory["masks"] for memory in trainer.model_state.memories.values())
     for name, mask in second.items():
         assert not (mask > first[name]).any() and not trainer.model.state_dict()[name][mask == 0].any()
     left = sum(int(mask.sum()) for mask in second.values())

@@ -8,7 +8,7 @@ import torch
 
 import phalanx as px
 from phalanx.lowrank.linear import LowRankLinear
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.distributed.launch import run_job
 from tests.training.interrupted import stopped_and_resumed
@@ -51,9 +51,9 @@ def test_the_schedule_goes_on():
 
     def listener(line):
         del line
-        rates.append(trainer.learner.optimizer.param_groups[0]["lr"])
+        rates.append(trainer.model_state.optimizer.param_groups[0]["lr"])
 
-    trainer = Trainer(run, px.LocalWorld(6))
+    trainer = Trainer(run, px.LocalCollective(6))
     trainer.run(listener=listener)
     assert rates == [0.1] * 3 + [pytest.approx(0.01)] * 9
 
@@ -64,7 +64,7 @@ def test_the_schedule_goes_on():
 def test_it_learns_however_the_moments_are_carried(optimizer, moments, decay):
     surgery = f"pufferfish(warmup=0.5, moments='{moments}', decay='{decay}')"
     trainer, _ = trained(rounds=80, surgery=surgery, optimizer=optimizer)
-    assert trainer.ledger.lost_rounds == 0
+    assert trainer.worker_stats.lost_rounds == 0
     assert trainer.summary()["accuracy"] > 0.8
 
 
@@ -75,7 +75,7 @@ def test_decay_of_the_product_differs_from_that_of_the_factors():
 
 def test_from_scratch_means_the_spectrum_of_the_first_weights():
     trainer, lines = trained(rounds=1, surgery="pufferfish(warmup=0.0)", optimizer="sgd(lr=1e-30)")
-    start = Trainer(px.parse(text()), px.LocalWorld(6)).model
+    start = Trainer(px.parse(text()), px.LocalCollective(6)).model
     wanted = px.lowrank.merge(px.factorize(start, 1 / 4))
     for found, want in zip(px.lowrank.merge(trainer.model).parameters(), wanted.parameters(), strict=True):
         assert torch.allclose(found, want, atol=1e-6)
@@ -97,7 +97,7 @@ SCHEMES = (
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_goes_on_with_the_new_rows(scheme):
     trainer, lines = trained(scheme=scheme)
-    assert trainer.ledger.lost_rounds == 0
+    assert trainer.worker_stats.lost_rounds == 0
     if "rank" not in scheme and "spectral" not in scheme:  # which send as little of a thin matrix as of a full one
         sizes = [line["bytes_up"] for line in lines]
         assert max(sizes[7:]) < min(sizes[1:6])
@@ -168,7 +168,7 @@ def test_the_warm_up_ends_when_the_ranks_have_settled(monkeypatch):
     monkeypatch.setattr(import_module("phalanx.lowrank.pufferfish"), "ranks_converged", lambda looks: False)
     trainer, lines = trained(rounds=40, surgery="pufferfish(warmup='auto')")
     assert [line["step"] for line in lines if "operated" in line] == [20]
-    assert set(trainer.learner.memories["0"]) == {"shape"}
+    assert set(trainer.model_state.memories["0"]) == {"shape"}
 
 
 def test_ranks_are_chosen_and_lowered_later():

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import phalanx as px
 from phalanx.core.stage import TooFewRows, check_scheme
-from phalanx.distributed.collectives import Loopback, Recording
+from phalanx.distributed.backend import Loopback, Recording
 from phalanx.distributed.job import Processes
-from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.tools.advisor.advise import advise, chosen
 from phalanx.tools.advisor.check import check
 from phalanx.tools.advisor.growth import grow
@@ -227,13 +227,13 @@ def test_the_default_schemes_are_schemes():
 @pytest.mark.parametrize("scheme", [*DEFAULTS, "chain(gather(dense()), median())"])
 def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
     """Bytes and shape of the result are those of a round in which every worker holds the same row."""
-    trainer = Trainer(replace(RUN, workers=1), px.LocalWorld(1))
-    stack, _ = trainer.work(0)
+    trainer = Trainer(replace(RUN, workers=1), px.LocalCollective(1))
+    stack, _ = trainer.compute_rows(0)
     stage = px.parse(scheme)
     sample = next(rehearse(trainer, stage, [stack], n))
     assert sample.effort.workers == n and min(vars(sample.effort).values()) >= 0
     every = px.Stack(stack.rows.expand(n, -1), stack.layout, tuple((i,) for i in range(n)), torch.ones(n).double())
-    result, _ = stage(every, None, px.Round(1, RUN.seed, world=px.LocalWorld(n)))
+    result, _ = stage(every, None, px.Round(1, RUN.seed, world=px.LocalCollective(n)))
     meter = sum(note.value for note in result.notes if note.kind == "bytes" and note.worker == 0)
     if not any(word in scheme for word in ("atomo", "elias", "top_k")):  # of random length, or with a memory
         assert sample.sent_bytes == meter
@@ -255,13 +255,13 @@ def test_lines_note_what_messages_of_unlike_lengths_move(sizes, bytes):
 
 def test_a_world_on_recorded_lines_notes_every_collective():
     lines = Recording(Loopback(0, 3, CPU))
-    world = GroupWorld(lines=lines)
+    world = ProcessGroupCollective(backend=lines)
     payloads = world.gather([{"x": torch.arange(1000, dtype=torch.uint8)}], limit_bytes=2000)
     assert len(payloads) == 3 and all(torch.equal(p["x"], torch.arange(1000, dtype=torch.uint8)) for p in payloads)
     assert [(c.kind, c.bytes >= 1000) for c in lines.calls] == [("gather", False), ("gather", True)]
     row = torch.randn(1, 50)
     weights = torch.tensor([7.0])
-    torch.testing.assert_close(world.mean(row, weights, world.peek(weights.reshape(1, 1)).sum()), row[0])
+    torch.testing.assert_close(world.mean(row, weights, world.all_gather(weights.reshape(1, 1)).sum()), row[0])
     assert [(c.kind, c.bytes) for c in lines.calls[2:]] == [("gather", 4), ("reduce", 200)]
 
 

@@ -44,7 +44,7 @@ def test_the_setting_stays_as_it_is_but_for_the_attack_and_the_rule() -> None:
         quiet = grid.runs[f"none: {rule}"].phases[0]
         assert replace(run, phases=(quiet,)) == grid.runs[f"none: {rule}"]
         for index in range(4):
-            came, calm = (set(p.clients.at(index, run.workers, 0)) - {20} for p in (phase, quiet))
+            came, calm = (set(p.clients.sample(index, run.workers, 0)) - {20} for p in (phase, quiet))
             assert len(came) == 8 and 0 not in calm and came - {0} <= calm
             assert (0 in came) == (attack != "none" and (attack.endswith("every round") or index % 2 == 0))
 

@@ -13,9 +13,9 @@ import phalanx as px
 def test_the_last_take_part_always_and_the_others_as_without_them(last, clients, index, seed):
     others = px.federated.uniform(clients)
     n = clients + last + 3
-    chosen = px.federated.with_fixed(others, last).at(index, n, seed)
+    chosen = px.federated.with_fixed(others, last).sample(index, n, seed)
     assert chosen[-last:] == tuple(range(n - last, n)) and px.federated.with_fixed(others, last).count(n) == len(chosen)
-    assert chosen[:-last] == others.at(index, n - last, seed)
+    assert chosen[:-last] == others.sample(index, n - last, seed)
 
 
 @given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 5))

@@ -9,7 +9,7 @@ import torch
 import phalanx as px
 from phalanx.tools.report.collect import collect
 from phalanx.tools.report.selected import holders, selected
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.distributed.launch import run_job
 from tests.examples import honest, round_of
@@ -49,7 +49,7 @@ def test_norms_are_those_of_the_directions():
 def test_what_is_computed_and_what_arrives():
     made = run("chain(replacement(boost=4.0), gather(dense()), median())")
     trainer, lines = logged(made)
-    rows = Trainer(made).work(0, lines[0]["clients"])[0].rows.double().norm(dim=1).tolist()
+    rows = Trainer(made).compute_rows(0, lines[0]["clients"])[0].rows.double().norm(dim=1).tolist()
     before, arrived = (lines[0]["observed"][repr(one)] for one in (BEFORE, ARRIVED))
     assert list(before) == list(map(str, lines[0]["clients"])) and list(before.values()) == pytest.approx(rows)
     assert {w: x / before[w] for w, x in arrived.items()} == {w: pytest.approx(4 if w == "0" else 1) for w in before}

@@ -10,9 +10,9 @@ import torch
 
 import phalanx as px
 from phalanx.core.stack import Stack
+from phalanx.training.model_state import fingerprint
 from phalanx.training.observers.observer import LayerObserver
 from phalanx.training.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
-from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.distributed.launch import run_job
 from tests.examples import examples, honest, round_of
@@ -56,8 +56,8 @@ def test_observing_changes_no_weights_and_logs_when_it_is_due():
 
 def test_the_numbers_are_those_of_the_gradient_before_the_scheme():
     _, lines = logged(WATCHED)
-    trainer = Trainer(RUN, px.LocalWorld(4))
-    stack, _ = trainer.work(0)
+    trainer = Trainer(RUN, px.LocalCollective(4))
+    stack, _ = trainer.compute_rows(0)
     for observer, worker, names in (
         (WATCHED.observers[0], 0, ["1.weight", "3.weight"]),
         (WATCHED.observers[1], 3, ["3.weight"]),
@@ -158,7 +158,7 @@ def test_second_moment_is_the_sum_over_the_probabilities():
 )
 def test_what_cannot_be_observed_is_an_error_before_the_run(text, words):
     with pytest.raises(ValueError, match=words):
-        Trainer(replace(RUN, observers=(px.parse(text),)), px.LocalWorld(4))
+        Trainer(replace(RUN, observers=(px.parse(text),)), px.LocalCollective(4))
 
 
 def test_two_equal_observers_are_one_too_many():

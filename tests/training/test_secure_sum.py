@@ -11,7 +11,7 @@ import torch
 import phalanx as px
 from phalanx.core.stack import Stack
 from phalanx.core.wire_stage import check_server
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
 from tests.distributed.launch import run_job
 
@@ -111,12 +111,12 @@ def test_one_row_is_no_sum():
 def test_who_is_silent_has_no_part_in_the_sum():
     rows = torch.tensor([[1.0, 2.0], [torch.nan, 5.0], [3.0, 4.0]])
     stack = Stack(rows, px.Layout.flat(2), ((0,), (1,), (2,)), torch.tensor([1.0, 7.0, 3.0], dtype=torch.float64))
-    round = px.Round(world=px.LocalWorld(3), absent=frozenset({1}))
+    round = px.Round(world=px.LocalCollective(3), absent=frozenset({1}))
     out, _ = px.reduce(px.codecs.dense())(stack, None, round)
     assert out.rows.tolist() == [[2.5, 3.5]] and out.sources == ((0, 2),) and out.erased == 1
     assert [(n.worker, n.reason) for n in out.notes if n.kind == "excluded"] == [(1, "nothing arrived")]
     with pytest.raises(px.TooFewRows, match="nothing arrived"):
-        px.reduce(px.codecs.dense())(stack, None, px.Round(world=px.LocalWorld(3), absent=frozenset({0, 1, 2})))
+        px.reduce(px.codecs.dense())(stack, None, px.Round(world=px.LocalCollective(3), absent=frozenset({0, 1, 2})))
 
 
 def test_observers_and_servers_see_single_rows_and_are_refused():

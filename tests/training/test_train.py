@@ -17,7 +17,7 @@ import phalanx as px
 from phalanx.attacks.alie import Alie
 from phalanx.core.trees import flatten, own, unflatten
 from phalanx.models.model import Model
-from phalanx.training.summary import fingerprint
+from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
 
 RUN = (
@@ -67,7 +67,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     timeless = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in metrics]
     there = px.training.RunFolder(tmp_path / "whole").metrics()
     assert timeless == [{k: v for k, v in line.items() if not k.endswith("_s")} for line in there]
-    assert summary["accused"] == whole.ledger.table()
+    assert summary["accused"] == whole.worker_stats.table()
 
 
 def _lines(folder: Path) -> int:
@@ -89,7 +89,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, stop_at):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = px.train(run, folder=px.training.RunFolder(tmp_path))
     assert fingerprint(again.model) == fingerprint(whole.model)
-    assert again.ledger.to_json() == whole.ledger.to_json()
+    assert again.worker_stats.to_json() == whole.worker_stats.to_json()
 
 
 def test_a_folder_holds_one_run(tmp_path):
@@ -119,7 +119,7 @@ def test_rounds_without_enough_rows_are_lost_and_the_run_goes_on():
     trainer = px.train(run, listener=lines.append)
     # two rows are left of six: krum needs three even when all faults are known; the second phase's median needs one
     assert [bool(line["lost"]) for line in lines] == [True] * 3 + [False] * 5
-    assert trainer.ledger.lost_rounds == 3
+    assert trainer.worker_stats.lost_rounds == 3
     assert all(line["excluded"] == dict.fromkeys("0123", "NaN") for line in lines[:3])
 
 
@@ -168,9 +168,9 @@ def test_accusations_are_right_about_a_loud_adversary():
     )
     run = px.training.amend(run, "phases.1.rounds", 0)
     trainer = px.train(run)
-    assert trainer.ledger.outvoted[4] == 20
-    assert trainer.ledger.recall == 1.0
-    assert trainer.ledger.precision > 0.8
+    assert trainer.worker_stats.outvoted[4] == 20
+    assert trainer.worker_stats.recall == 1.0
+    assert trainer.worker_stats.precision > 0.8
 
 
 @px.method("norm_mlp", "model")
@@ -203,9 +203,9 @@ def test_texts_are_learnt():
     run = px.parse(TEXTS.format(model="cnn_rand(dim=8, maps=8, windows=(1, 2))", scheme=scheme))
     assert px.train(run).evaluate()[0] > 0.95
     with pytest.raises(ValueError, match=r"^crop_flip changes images, and the data are sequences of 5 token ids"):
-        Trainer(px.training.amend(run, "augment", px.data.crop_flip()), px.LocalWorld(6))
+        Trainer(px.training.amend(run, "augment", px.data.crop_flip()), px.LocalCollective(6))
     with pytest.raises(ValueError, match=r"^lenet reads images, and the data are sequences of 5 token ids"):
-        Trainer(px.training.amend(run, "model", px.models.lenet()), px.LocalWorld(6))
+        Trainer(px.training.amend(run, "model", px.models.lenet()), px.LocalCollective(6))
 
 
 def batch_norm_run(rule: str) -> Trainer:

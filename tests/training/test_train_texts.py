@@ -17,8 +17,8 @@ from phalanx.core.expression import method
 from phalanx.data.dataset import Dataset
 from phalanx.data.passages import passages
 from phalanx.data.shape import END, START, UNSCORED
+from phalanx.training.model_state import fingerprint
 from phalanx.training.score import assess, cross_entropy
-from phalanx.training.summary import fingerprint
 from phalanx.training.trainer import Trainer
 
 
@@ -96,13 +96,13 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, data, model):
     with pytest.raises(px.Interrupted):
         px.train(run, folder=px.training.RunFolder(tmp_path / "run"), listener=stop)
     resumed = px.train(run, folder=px.training.RunFolder(tmp_path / "run"))
-    assert resumed.step == 9 and fingerprint(resumed.model) == fingerprint(whole.model)
+    assert resumed.rounds_done == 9 and fingerprint(resumed.model) == fingerprint(whole.model)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["perplexity"] == pytest.approx(math.exp(summary["test_loss"]))
 
 
 def test_tied_weights_travel_once_and_stay_tied():
-    trainer = Trainer(run_of(RoundAndRound(), LSTM), px.LocalWorld(5))
+    trainer = Trainer(run_of(RoundAndRound(), LSTM), px.LocalCollective(5))
     assert trainer.layout.d == sum(p.numel() for p in trainer.model.parameters())
     before = trainer.model.decoder.weight.clone()
     trainer.run()
@@ -141,7 +141,7 @@ def test_smoothed_labels_share_with_the_other_classes(batch, classes, smoothing,
 
 def test_smoothing_is_of_the_training_only():
     run = px.parse(DIGITS.replace("batch=20", "batch=20, smoothing=0.1"))
-    smoothed, plain = Trainer(run, px.LocalWorld(2)), Trainer(px.parse(DIGITS), px.LocalWorld(2))
+    smoothed, plain = Trainer(run, px.LocalCollective(2)), Trainer(px.parse(DIGITS), px.LocalCollective(2))
     assert smoothed.evaluate() == plain.evaluate() and px.parse(repr(run)) == run
     smoothed.run()
     plain.run()
@@ -198,7 +198,7 @@ def test_a_classifier_refuses_a_passage():
 
 def test_an_exchange_of_ones_own_leaves_constants_alone():
     model = LSTM.build(px.data.Passage(5, 4), 4)
-    exchange = px.exchange(model, "chain(gather(dense()), mean())", world=px.LocalWorld(1))
+    exchange = px.exchange(model, "chain(gather(dense()), mean())", world=px.LocalCollective(1))
     x = torch.tensor([[1, 2, 3]])
     model(x).square().sum().backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}

@@ -26,7 +26,7 @@ from phalanx.core.codec import Gather
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.stage import Chain, chain, check_scheme
-from phalanx.core.world import LocalWorld
+from phalanx.core.world import LocalCollective
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
 from phalanx.tools.advisor.link import Line
@@ -138,7 +138,7 @@ class IterationCost(Measurement):
         n, schemes = self.workers, self.schemes
         phase = Phase(Gradient(self.batch), schemes["mean"])
         run = Run(self.data, self.model, (phase,), workers=n, seed=self.seed, threads=self.threads)
-        trainer = Trainer(run, LocalWorld(n))
+        trainer = Trainer(run, LocalCollective(n))
         entries, costs = trainer.layout.d, dict[str, Any]()
         with large_rows(n, entries, self.memory_bytes) as rows:
             # one after the other in the same rows, as there may be no room for two of them

@@ -77,7 +77,7 @@ class LocalModels(Measurement):
         labels: list[Tensor] = []
         for client in range(self.workers):
             told(f"client {client + 1} of {self.workers}")
-            stack, _ = trainer.work(0, (client,))
+            stack, _ = trainer.compute_rows(0, (client,))
             parts = layout.split(stack.rows[0])
             own = {n: part if n in layout.installed else start[n] - part for n, part in parts.items()}
             model.load_state_dict({**start, **own})
@@ -90,9 +90,9 @@ class LocalModels(Measurement):
             "accuracies": accuracies,
             "mean": mean(accuracies),
             "ensemble": _accuracy(together, labels),
-            "parameters": self.workers * trainer.learner.parameters,
+            "parameters": self.workers * trainer.model_state.num_parameters,
             "bytes_up": self.workers * layout.d * layout.dtype.itemsize,
-            "local_epochs": self.local.passes(0),
+            "local_epochs": self.local.num_epochs(0),
         }
 
 

@@ -69,13 +69,13 @@ class MatchedFilters(Measurement):
         require(self.image < count, f"matched_filters: the test part has {count} images, got image={self.image}")
         name, layer = _first_convolution(trainer.model)
         told("two clients train")
-        stack, _ = trainer.work(0)
+        stack, _ = trainer.compute_rows(0)
         matched, _ = Matched(self.matcher)(stack, None, Round(seed=self.seed))
         shares = (stack.weights / stack.weights.sum()).to(stack.rows)
         rows = [stack.layout.split(row) for row in (*stack.rows, shares @ stack.rows)]
         one, two, average = (_filters(parts, name) for parts in rows)
         together = _filters(matched.layout.split(matched.rows.mean(dim=0)), name)
-        first, second = (matched.answers[client][f"{PLACES}0"].tolist() for client in range(CLIENTS))
+        first, second = (matched.replies[client][f"{PLACES}0"].tolist() for client in range(CLIENTS))
         both = [(i, second.index(g), g) for i, g in enumerate(first) if g in second]
         x, _ = trainer.data.test(slice(self.image, self.image + 1))
         seen = [_seen(layer, *filters, x) for filters in (one, two, together, average)]

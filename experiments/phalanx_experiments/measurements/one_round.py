@@ -22,7 +22,7 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Chain
 from phalanx.core.wire_stage import Upload, WireStage, worker_half
-from phalanx.core.world import LocalWorld
+from phalanx.core.world import LocalCollective
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import WorkerContext
 
@@ -49,11 +49,11 @@ def compute(
     A unit that several workers have is computed once.
     """
     scratch = torch.zeros(site.layout.d)
-    work.row(site, 0, samples[0], scratch, {})  # the first one of a shape chooses its kernels
+    work.compute_row(site, 0, samples[0], scratch, {})  # the first one of a shape chooses its kernels
     spent = []
     for unit, mine in enumerate(samples):
         scratch.zero_()
-        _, seconds = timed(lambda unit=unit, mine=mine: work.row(site, unit, mine, scratch, {}), 1)
+        _, seconds = timed(lambda unit=unit, mine=mine: work.compute_row(site, unit, mine, scratch, {}), 1)
         spent.append(seconds)
         for worker in range(len(rows)):
             if allocation.unit(worker) == unit:
@@ -86,15 +86,15 @@ def combine_all(allocation: Allocation, rows: Tensor) -> None:
 def falsify(attack: Attack, rows: Tensor, layout: Layout, liars: Collection[int]) -> None:
     """Puts what these workers send under an attack in the place of their rows, one by one."""
     for worker in sorted(liars):
-        world = LocalWorld(len(rows), ids=(worker,))
+        world = LocalCollective(len(rows), local_workers=(worker,))
         own = Stack.of(rows[worker : worker + 1], layout, ids=(worker,))
         forged, _ = attack(own, None, Round(world=world, byzantine=frozenset(liars)))
         rows[worker] = forged.rows[0]
 
 
 def encode_seconds(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> float:
-    """From the row of the first of n workers to what it offers the server."""
-    one, round = Stack.of(rows[:1], layout), Round(world=LocalWorld(len(rows), ids=(0,)))
+    """From the row of the first of n workers to what it uploads the server."""
+    one, round = Stack.of(rows[:1], layout), Round(world=LocalCollective(len(rows), local_workers=(0,)))
     worker_half(scheme, one, None, round)  # imports what hashes
     _, seconds = timed(lambda: worker_half(scheme, one, None, round), repeats)
     return seconds
@@ -124,24 +124,24 @@ def serve(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> Served:
     """
     wire, *rules = scheme.stages
     assert isinstance(wire, WireStage)
-    round, stack = Round(world=LocalWorld(len(rows))), Stack.of(rows, layout)
-    offers, _ = wire.offer(stack, None, round.inside(0))
+    round, stack = Round(world=LocalCollective(len(rows))), Stack.of(rows, layout)
+    uploads, _ = wire.upload(stack, None, round.child(0))
     gathers = isinstance(wire, Gather)
 
     def call() -> Stack:
-        result = replace(stack, received=True) if gathers else wire.receive(offers, stack.pick([]), round.inside(0))
+        result = replace(stack, received=True) if gathers else wire.receive(uploads, stack.pick([]), round.child(0))
         for i, rule in enumerate(rules, 1):
-            result, _ = rule(result, None, round.inside(i))
+            result, _ = rule(result, None, round.child(i))
         return result
 
     result, seconds = timed(call, repeats)
     came = sum(note.value for note in result.notes if note.kind == "bytes")
     # who votes on digests asks for payloads: digests, the question, the answers
-    return Served(result.rows[0], _sent(offers) if gathers else int(came), 1 if gathers else 3, seconds)
+    return Served(result.rows[0], _sent(uploads) if gathers else int(came), 1 if gathers else 3, seconds)
 
 
-def _sent(offers: Sequence[Upload]) -> int:
-    return sum(payload_bytes(offer.first) for offer in offers if offer.first is not None)
+def _sent(uploads: Sequence[Upload]) -> int:
+    return sum(payload_bytes(upload.now) for upload in uploads if upload.now is not None)
 
 
 def mean_of(rows: Tensor, picks: Sequence[int]) -> Tensor:

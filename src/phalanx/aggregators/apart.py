@@ -67,7 +67,7 @@ class SplitByPart(Aggregator):
         made: list[Stack] = []
         memory: State = {}
         for name, (rule, part) in parts.items():
-            result, after = rule(part, state.get(name), round.inside(name))
+            result, after = rule(part, state.get(name), round.child(name))
             made.append(result)
             if after:
                 memory[name] = after

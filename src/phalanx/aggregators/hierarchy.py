@@ -73,7 +73,7 @@ class Hierarchy(Aggregator):
             members = present(places[cut.start : cut.stop])
             group = replace(stack.pick(members), erased=len(cut) - len(members))
             try:
-                result, after = self.inner(group, state.get(f"inner/{g}"), round.inside(0).inside(g))
+                result, after = self.inner(group, state.get(f"inner/{g}"), round.child(0).child(g))
             except TooFewRows:
                 continue
             results.append(result)
@@ -90,7 +90,7 @@ class Hierarchy(Aggregator):
             weights=torch.cat([r.weights for r in results]),
             erased=self.groups - len(results),
         )
-        merged, after = self.outer(join_notes(middle, results), state.get("outer"), round.inside(1))
+        merged, after = self.outer(join_notes(middle, results), state.get("outer"), round.child(1))
         if after:
             memory["outer"] = after
         return merged, memory

@@ -15,7 +15,7 @@ from phalanx.core.expression import Expression, method, require
 
 
 class Fault(Expression, ABC):
-    """What befalls one worker."""
+    """A failure of one worker."""
 
     worker: int
     at: int
@@ -25,17 +25,17 @@ class Fault(Expression, ABC):
         require(self.worker >= 0, f"{name} needs a worker >= 0, got worker={self.worker}")
         require(self.at >= 0, f"{name} needs a round at >= 0, got at={self.at}")
 
-    def silences(self, index: int) -> bool:
+    def drops_message(self, index: int) -> bool:
         """Whether the worker's message does not arrive in round `index`."""
         return index >= self.at
 
     def due(self, index: int) -> bool:
-        """Whether it strikes in round `index`."""
+        """Whether it happens in round `index`."""
         return index >= self.at
 
     @abstractmethod
-    def strike(self, body: Tensor) -> Tensor:
-        """Befalls this process when the worker's message is due; the bytes that are sent in its place."""
+    def inject(self, body: Tensor) -> Tensor:
+        """Lets the fault happen when the worker's message is due; returns the bytes that are sent in its place."""
 
 
 @method("crash", "fault")
@@ -50,7 +50,7 @@ class Crash(Fault):
     worker: int
     at: int
 
-    def strike(self, body: Tensor) -> Tensor:
+    def inject(self, body: Tensor) -> Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
         return body
 
@@ -67,7 +67,7 @@ class Hang(Fault):
     worker: int
     at: int
 
-    def strike(self, body: Tensor) -> Tensor:
+    def inject(self, body: Tensor) -> Tensor:
         os.kill(os.getpid(), signal.SIGSTOP)
         return body
 
@@ -94,13 +94,13 @@ class Delay(Fault):
         super().validate()
         require(self.seconds > 0, f"delay needs seconds > 0, got seconds={self.seconds}")
 
-    def silences(self, index: int) -> bool:
+    def drops_message(self, index: int) -> bool:
         return False
 
     def due(self, index: int) -> bool:
         return index >= self.at and (self.rounds is None or index < self.at + self.rounds)
 
-    def strike(self, body: Tensor) -> Tensor:
+    def inject(self, body: Tensor) -> Tensor:
         time.sleep(self.seconds)
         return body
 
@@ -117,18 +117,18 @@ class Garble(Fault):
     worker: int
     at: int
 
-    def strike(self, body: Tensor) -> Tensor:
+    def inject(self, body: Tensor) -> Tensor:
         return torch.randint(256, body.shape, dtype=torch.uint8)
 
 
-def befallen(faults: tuple[Fault, ...], workers: tuple[int, ...], index: int, body: Tensor) -> Tensor:
-    """The bytes that these workers' process sends in a round, after what befalls it."""
+def inject_faults(faults: tuple[Fault, ...], workers: tuple[int, ...], index: int, body: Tensor) -> Tensor:
+    """Lets the faults of these workers happen in a round; returns the bytes that their process sends."""
     for fault in faults:
         if fault.worker in workers and fault.due(index):
-            body = fault.strike(body)
+            body = fault.inject(body)
     return body
 
 
-def silenced(faults: tuple[Fault, ...], index: int) -> frozenset[int]:
+def silenced_workers(faults: tuple[Fault, ...], index: int) -> frozenset[int]:
     """The workers whose messages do not arrive in a round."""
-    return frozenset(fault.worker for fault in faults if fault.silences(index))
+    return frozenset(fault.worker for fault in faults if fault.drops_message(index))

@@ -48,7 +48,7 @@ class Replacement(Attack):
             weights, sources = stack.weights, stack.sources
         else:
             # every process calls it alike, also one without an attacker
-            weights = round.world.peek(stack.weights.reshape(-1, 1)).flatten()
+            weights = round.collective.all_gather(stack.weights.reshape(-1, 1)).flatten()
             sources = [(worker,) for worker in round.world.workers]
         bad = torch.tensor([set(source) <= round.byzantine for source in sources])
         factor = float(weights.sum() / weights[bad].sum()) if bool(bad.any()) else 1.0

@@ -11,8 +11,7 @@ from phalanx.backdoors.prune import check_pruning
 from phalanx.core.expression import method
 from phalanx.data.dataset import Dataset
 from phalanx.training.evaluator import EvalContext, Evaluator
-from phalanx.training.score import assess
-from phalanx.training.summary import number_of
+from phalanx.training.score import assess, number_of
 
 
 @method("after_pruning", "evaluator")
@@ -42,17 +41,17 @@ class AfterPruning(Evaluator):
         clean_samples(data, self.clean, 0)
         self.exam.check(data)
 
-    def sit(self, sitting: EvalContext) -> dict[str, Any]:
-        data, precision = sitting.data, sitting.precision
-        samples = clean_samples(data, self.clean, sitting.seed)
-        pruner = Pruner(sitting.model, self.layer, data, samples, precision)
+    def evaluate(self, context: EvalContext) -> dict[str, Any]:
+        data, precision = context.data, context.precision
+        samples = clean_samples(data, self.clean, context.seed)
+        pruner = Pruner(context.model, self.layer, data, samples, precision)
         counts = list(pruner.steps(self.step))
         clean, accuracy, examined = [], [], []
         for count in counts:
             model = pruner.without(count)
             clean.append(pruner.tested()[0])
             accuracy.append(number_of(assess(model, data, next(model.parameters()).device, precision)[0]))
-            examined.append(self.exam.sit(replace(sitting, model=model)))
+            examined.append(self.exam.evaluate(replace(context, model=model)))
         return {
             "shares": [count / pruner.width for count in counts],
             "clean_accuracy": clean,

@@ -29,11 +29,11 @@ class Backdoor(Evaluator):
     def check(self, data: Dataset) -> None:
         self.edges.load(self.data.load())
 
-    def sit(self, sitting: EvalContext) -> dict[str, Any]:
-        data, edges = sitting.data, self.edges.load(self.data.load())
-        success, right = edges.rates(sitting.labels(data.inputs(edges.test_x)))
+    def evaluate(self, context: EvalContext) -> dict[str, Any]:
+        data, edges = context.data, self.edges.load(self.data.load())
+        success, right = edges.rates(context.labels(data.inputs(edges.test_x)))
         sources, source = edges.true_y.unique(), None
         if edges.true_y.dim() == 1 and len(sources) == 1:
             x, y = data.test((data.test_y == sources).nonzero().flatten())
-            source = share(sitting.labels(x) == y)
+            source = share(context.labels(x) == y)
         return {"attack_success": success, "edge_accuracy": right, "source_accuracy": source}

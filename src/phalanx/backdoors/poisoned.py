@@ -55,11 +55,11 @@ class Poisoned(ClientWork):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return [torch.arange(len(self.mixture(data, seed).train_y))] * units
 
-    def layout(self, source: ModelProvider, at: int) -> Layout:
-        return self.local.layout(source, at)
+    def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
+        return self.local.layout(models, round_in_phase)
 
-    def check(self, source: ModelProvider, rounds: int) -> None:
-        self.local.check(source, rounds)
+    def check(self, models: ModelProvider, rounds: int) -> None:
+        self.local.check(models, rounds)
 
     @property
     def stateful(self) -> bool:
@@ -69,10 +69,13 @@ class Poisoned(ClientWork):
     def matched(self) -> bool:
         return self.local.matched
 
-    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
-        seed = site.key[0]
+    def compute_row(
+        self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
+    ) -> tuple[float, State]:
+        seed = context.key[0]
         assert isinstance(seed, int)
-        return self.local.row(replace(site, data=self.mixture(site.data, seed)), unit, samples, out, memory)
+        poisoned = replace(context, data=self.mixture(context.data, seed))
+        return self.local.compute_row(poisoned, unit, samples, out, memory)
 
     def mixture(self, data: Dataset, seed: int) -> Dataset:
         """What the attacker trains on, as the training part of the data that honest clients have."""

@@ -52,15 +52,17 @@ class Prune(ClientWork):
             return partition.parts(data, units, seed)
         return [clean_samples(data, self.clean, seed)] * units
 
-    def check(self, source: ModelProvider, rounds: int) -> None:
-        reader(source.model, self.layer)
+    def check(self, models: ModelProvider, rounds: int) -> None:
+        reader(models.model, self.layer)
 
-    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
-        pruner = Pruner(site.model, self.layer, site.data, samples, site.precision)
+    def compute_row(
+        self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
+    ) -> tuple[float, State]:
+        pruner = Pruner(context.model, self.layer, context.data, samples, context.precision)
         pruned = pruner.without(pruner.most(self.step, self.bound)).state_dict()
-        before, parts = site.model.state_dict(), site.layout.split(out)
+        before, parts = context.model.state_dict(), context.layout.split(out)
         torch.sub(before[pruner.weight], pruned[pruner.weight], out=parts[pruner.weight])
-        for name in site.layout.installed:
+        for name in context.layout.installed:
             parts[name].copy_(before[name])
         return pruner.tested()[1], memory
 

@@ -178,4 +178,4 @@ def _secret(round: Round) -> int:
 
     With keys of their own, processes could differ on a lie of the size of the rounding, and their models from then on.
     """
-    return round.world.share({"key": secrets.randbits(63)})["key"]
+    return round.world.broadcast({"key": secrets.randbits(63)})["key"]

@@ -25,7 +25,7 @@ _NAMED = 3  # groups
 
 def watched(round: Round) -> bool:
     """Whether exact votes look for rounding: in a scheme's first round, if several processes compute."""
-    return round.begins and len(round.world.ids) < round.world.size
+    return round.is_first and len(round.world.local_workers) < round.world.size
 
 
 def rounding_notes(

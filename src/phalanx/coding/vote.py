@@ -27,7 +27,7 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
-from phalanx.core.wire_stage import Upload, WireStage, present
+from phalanx.core.wire_stage import Upload, WireStage, without_absent
 from phalanx.distributed.determinism import BUCKETS, apart, sketch
 
 DIGEST, DIGEST_BYTES = "digest", 32
@@ -90,25 +90,25 @@ class Vote(WireStage):
     def assign(self, n: int) -> Allocation:
         return vote_allocation(vote_groups(n, self.r, "vote"))
 
-    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
+    def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
         group = self.assign(round.world.size).unit
         coded, state = send_rows(self.codec, stack, state, lambda worker: round.rng(group=group(worker)))
         held = forged(self.forge, coded, stack.ids, round)
         if self.tolerant:
-            offers = [Upload(payload) for payload in held]
+            uploads = [Upload(payload) for payload in held]
         else:
             firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in side_by_side(digest, coded)]
             if watched(round):
                 firsts = [{**first, **self._shown(p, stack)} for first, p in zip(firsts, coded, strict=True)]
-            offers = [Upload(first, h) for first, h in zip(firsts, held, strict=True)]
-        return present(offers, stack.ids, round), state
+            uploads = [Upload(first, h) for first, h in zip(firsts, held, strict=True)]
+        return without_absent(uploads, stack.ids, round), state
 
-    def receive(self, offers: Sequence[Upload], sent: Stack, round: Round) -> Stack:
+    def receive(self, uploads: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         if self.tolerant:
-            received = Gather(self.codec, self.gate).receive(offers, sent, round)
+            received = Gather(self.codec, self.gate).receive(uploads, sent, round)
             return GroupVote(self.r, self.none, self.atol, self.rtol)(received, None, round)[0]
         clock = Clock()
-        digests, sketches, notes = self._digests(offers, round)
+        digests, sketches, notes = self._digests(uploads, round)
         groups = vote_groups(round.world.size, self.r, "vote")
 
         def same(a: int, b: int) -> bool:
@@ -118,7 +118,7 @@ class Vote(WireStage):
             return apart(sketches[a], sketches[b]) if a in sketches and b in sketches else math.inf
 
         ballots = [by_equality([worker for worker in group if worker in digests], same) for group in groups]
-        found, bad = self._fetch(ballots, digests, [offer.held for offer in offers], sent, round)
+        found, bad = self._fetch(ballots, digests, [upload.on_request for upload in uploads], sent, round)
         clock.lap("wire_s")
         opened = open_rows(
             self.codec,
@@ -146,13 +146,13 @@ class Vote(WireStage):
         return {}
 
     def _digests(
-        self, offers: Sequence[Upload], round: Round
+        self, uploads: Sequence[Upload], round: Round
     ) -> tuple[dict[int, bytes], dict[int, Tensor], list[Note]]:
         """The digest of each worker that sent one, the sketches of those that did, and notes on all."""
         digests: dict[int, bytes] = {}
         sketches: dict[int, Tensor] = {}
         notes = []
-        for worker, message in enumerate(round.world.gather([offer.first for offer in offers], _DIGEST_LIMIT)):
+        for worker, message in enumerate(round.world.gather([upload.now for upload in uploads], _DIGEST_LIMIT)):
             try:
                 if isinstance(message, BadPayload):
                     raise message

@@ -85,7 +85,7 @@ class Attack(Stage):
         view = self.look(stack, round)
         workers = tuple(stack.sources[i][0] for i in mine)
         # pieces of one row draw from different streams
-        piece = round.inside(" ".join(stack.layout.names))
+        piece = round.child(" ".join(stack.layout.names))
         forged, state = self.forge(stack.rows[mine], workers, view, state, piece)
         if mine:
             rows, cut = stack.rows.clone(), stack.layout.stepped
@@ -102,6 +102,6 @@ class Attack(Stage):
         if stack.received:
             bad = [set(s) <= round.byzantine for s in stack.sources]
             return View(stack.rows, torch.tensor(bad, dtype=torch.bool), tuple(s[0] for s in stack.sources))
-        rows = round.world.peek(stack.rows)
+        rows = round.collective.all_gather(stack.rows)
         workers = round.world.workers
         return View(rows, torch.tensor([i in round.byzantine for i in workers], dtype=torch.bool), workers)

@@ -20,7 +20,7 @@ from phalanx.core.round import Round, make_generator
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope, Stage, TooFewRows, memory_key
 from phalanx.core.trees import State
-from phalanx.core.wire_stage import Upload, WireStage, present
+from phalanx.core.wire_stage import Upload, WireStage, without_absent
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
 
@@ -87,14 +87,14 @@ class Gather(WireStage):
     def scope(self) -> Scope:
         return self.codec.scope
 
-    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
+    def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
         coded, state = send_rows(self.codec, stack, state, round.rng)
-        offers = [Upload(payload) for payload in forged(self.forge, coded, stack.ids, round)]
-        return present(offers, stack.ids, round), state
+        uploads = [Upload(payload) for payload in forged(self.forge, coded, stack.ids, round)]
+        return without_absent(uploads, stack.ids, round), state
 
-    def receive(self, offers: Sequence[Upload], sent: Stack, round: Round) -> Stack:
+    def receive(self, uploads: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         clock = Clock()
-        arrived = round.world.gather([offer.first for offer in offers], payload_limit(sent))
+        arrived = round.world.gather([upload.now for upload in uploads], payload_limit(sent))
         clock.lap("wire_s")
         received = self.gate.admit(open_rows(self.codec, arrived, [(worker,) for worker in round.world.workers], sent))
         clock.lap("decode_s")
@@ -227,7 +227,7 @@ class Reduce(Stage):
         return 1
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
-        world, layout, clock = round.world, stack.layout, Clock()
+        world, layout, clock = round.collective, stack.layout, Clock()
         coded, state = send_rows(self.codec, stack, state, round.rng)
         clock.lap("encode_s")
         silent = torch.tensor([worker in round.absent for worker in stack.ids], dtype=torch.bool)
@@ -239,7 +239,7 @@ class Reduce(Stage):
         # a process may play none of the workers that take part
         form = coded[0] if coded else self._form(stack)
         keys = [k for k in form if k != WEIGHT]
-        every = world.peek(weights.reshape(-1, 1)).sum()
+        every = world.all_gather(weights.reshape(-1, 1)).sum()
         mean = {}
         for key in keys:
             rows = together([payload[key] for payload in coded], form[key])

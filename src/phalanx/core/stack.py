@@ -45,7 +45,7 @@ class Stack:
         gated: True while every row is known to be finite and bounded.
         erased: rows that should be here and are not; they count towards f.
         arrived: the rows as they came off the wire, for the accusation table.
-        answers: what the server tells single workers with the next round.
+        replies: what the server replies to single workers with the next round.
     """
 
     rows: Tensor
@@ -57,7 +57,7 @@ class Stack:
     erased: int = 0
     notes: tuple[Note, ...] = ()
     arrived: Stack | None = field(default=None, repr=False)
-    answers: Mapping[int, Payload] = field(default_factory=dict, repr=False)
+    replies: Mapping[int, Payload] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         k = self.rows.shape[0]

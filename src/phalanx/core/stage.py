@@ -129,7 +129,7 @@ class Chain(Stage):
         state = dict(state or {})
         for i, stage in enumerate(self.stages):
             try:
-                stack, inner = stage(stack, state.get(str(i)), round.inside(i))
+                stack, inner = stage(stack, state.get(str(i)), round.child(i))
             except TooFewRows as error:
                 if error.state:
                     state[str(i)] = error.state

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stage that crosses the wire, and a scheme cut in two there: a worker's half and the server's."""
+"""The stage whose rows cross the wire, and the two halves of a scheme: the workers' and the server's."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Upload:
     """What a worker has for the server in a round.
 
     Args:
-        first: sent unasked; None for nothing.
-        held: kept until the server asks for it.
+        now: the payload that it sends without being asked; None for nothing.
+        on_request: the payload that it keeps until the server asks for it.
     """
 
-    first: Payload | None
-    held: Payload | None = None
+    now: Payload | None
+    on_request: Payload | None = None
 
 
 class WireStage(Stage):
     """A stage whose rows cross the wire one by one.
 
-    `offer` runs where the workers are, `receive` at the server. In a world without a server every process runs both.
+    `upload` runs where the workers are, `receive` at the server. Without a server every process runs both.
     """
 
     @property
@@ -40,32 +40,32 @@ class WireStage(Stage):
         return 1
 
     @abstractmethod
-    def offer(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
-        """The worker's half: an offer for each row held here, and the next memories."""
+    def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
+        """The worker's half: an upload for each row of this process, and the next memories."""
 
     @abstractmethod
-    def receive(self, offers: Sequence[Upload], sent: Stack, round: Round) -> Stack:
+    def receive(self, uploads: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         """The server's half: the rows that arrive through `round.world`.
 
         Args:
-            offers: of the rows held in this process; none at a server that plays no worker.
-            sent: for its layout, dtype and notes.
+            uploads: one for each worker of this process; none at a server.
+            sent: has the layout, dtype and notes of the result.
         """
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         clock = Clock()
-        offers, state = self.offer(stack, state, round)
+        uploads, state = self.upload(stack, state, round)
         clock.lap("encode_s")
-        return self.receive(offers, stack.note(clock.notes), round), state
+        return self.receive(uploads, stack.note(clock.notes), round), state
 
 
-def present(offers: Sequence[Upload], workers: Sequence[int], round: Round) -> list[Upload]:
-    """The offers, with nothing from the workers that are absent in this round."""
-    return [Upload(None) if w in round.absent else offer for w, offer in zip(workers, offers, strict=True)]
+def without_absent(uploads: Sequence[Upload], workers: Sequence[int], round: Round) -> list[Upload]:
+    """The uploads, with an empty one for each worker that is absent in this round."""
+    return [Upload(None) if w in round.absent else upload for w, upload in zip(workers, uploads, strict=True)]
 
 
 def check_server(scheme: Stage, secure: bool = False) -> None:
-    """Raises ValueError unless a scheme can be cut into a worker's half and a server's that may see single rows."""
+    """Raises ValueError unless a scheme splits into a worker's half and the half of a server that sees single rows."""
     if secure:
         raise ValueError(
             "a server takes rows one by one, and secure=True shows it their sum only; run it in the simulation or "
@@ -86,39 +86,39 @@ def check_server(scheme: Stage, secure: bool = False) -> None:
 
 
 def worker_half(scheme: Stage, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
-    """The stages before the wire, and the wire's offers."""
+    """Runs the stages before the wire; returns the uploads of the wire stage and the next state."""
     state = dict(state or {})
+    if isinstance(scheme, WireStage):
+        return scheme.upload(stack, state, round)
     for i, stage in enumerate(stages_of(scheme)):
-        key, inside = str(i), round.inside(i) if isinstance(scheme, Chain) else round
-        before = state.get(key) if isinstance(scheme, Chain) else state
+        key, child = str(i), round.child(i)
         if isinstance(stage, WireStage):
-            offers, after = stage.offer(stack, before, inside)
+            uploads, after = stage.upload(stack, state.get(key), child)
         else:
-            offers, (stack, after) = None, stage(stack, before, inside)
-        if not isinstance(scheme, Chain):
-            state = after
-        elif after:
+            uploads, (stack, after) = None, stage(stack, state.get(key), child)
+        if after:
             state[key] = after
-        if offers is not None:
-            return offers, state
+        if uploads is not None:
+            return uploads, state
     raise AssertionError(f"{scheme!r} has no wire")
 
 
 def server_half(scheme: Stage, empty: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
-    """What arrives, and the stages behind the wire.
+    """Receives the rows and runs the stages behind the wire.
 
     Args:
-        empty: a stack of no rows, for its layout and dtype.
+        empty: a stack of no rows; has the layout and dtype.
     """
     state, stack = dict(state or {}), empty
-    arrived = False
+    if isinstance(scheme, WireStage):
+        return scheme.receive([], stack, round), state
+    crossed = False
     for i, stage in enumerate(stages_of(scheme)):
-        inside = round.inside(i) if isinstance(scheme, Chain) else round
         if isinstance(stage, WireStage):
-            stack, arrived = stage.receive([], stack, inside), True
-        elif arrived:
+            stack, crossed = stage.receive([], stack, round.child(i)), True
+        elif crossed:
             try:
-                stack, after = stage(stack, state.get(str(i)), inside)
+                stack, after = stage(stack, state.get(str(i)), round.child(i))
             except TooFewRows as error:
                 if error.state:
                     state[str(i)] = error.state
@@ -130,5 +130,5 @@ def server_half(scheme: Stage, empty: Stack, state: State | None, round: Round) 
 
 
 def stages_of(scheme: Stage) -> tuple[Stage, ...]:
-    """The stages of a chain, or the one there is."""
+    """The stages of a chain, or the single stage itself."""
     return scheme.stages if isinstance(scheme, Chain) else (scheme,)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from phalanx.core.pytree import unwrap, wrap
 from phalanx.core.round import make_generator
-from phalanx.core.world import World
-from phalanx.distributed.process_group import GroupWorld
+from phalanx.core.world import Collective
+from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.distributed.recompute import Loss, group_of, plain, replay, snapshot
 
 BUCKETS = 256  # sums of a sketch; its error of a distance is about 1 / sqrt(2 BUCKETS), 4 %
@@ -59,7 +59,7 @@ class Agreement:
         return said
 
 
-def compare_rows(world: World, rows: Tensor) -> Agreement:
+def compare_rows(world: Collective, rows: Tensor) -> Agreement:
     """The camps of workers whose rows are equal, bit for bit; every process calls it and learns the same.
 
     One trip of 32 bytes a worker; where rows differ, a second of 2 KiB.
@@ -68,15 +68,15 @@ def compare_rows(world: World, rows: Tensor) -> Agreement:
     Args:
         rows: d may differ between workers, which then disagree.
     """
-    stack = rows.expand(len(world.ids), -1) if rows.dim() == 1 else rows
-    if len(stack) != len(world.ids):
-        raise ValueError(f"this process plays {len(world.ids)} workers and has rows of {len(stack)}")
+    stack = rows.expand(len(world.local_workers), -1) if rows.dim() == 1 else rows
+    if len(stack) != len(world.local_workers):
+        raise ValueError(f"this process plays {len(world.local_workers)} workers and has rows of {len(stack)}")
     named = [[("row", row)] for row in stack]
     return _compare(world, [digest(row) for row in named], lambda: torch.stack([sketch(row) for row in named]))
 
 
 def agreement(
-    world: World,
+    world: Collective,
     model: nn.Module,
     loss_function: Loss,
     batch: tuple[Any, ...],
@@ -96,14 +96,14 @@ def agreement(
     again = digest(replay(model, loss_function, batch, state, seed))
     answer = replay(model, loss_function, batch, state, seed)
     mine = digest(answer)
-    k = len(world.ids)
+    k = len(world.local_workers)
     found = _compare(world, [mine] * k, lambda: sketch(answer).expand(k, -1))
-    steady = world.peek(torch.tensor([[mine == again]] * k, dtype=torch.uint8)).flatten().tolist()
+    steady = world.all_gather(torch.tensor([[mine == again]] * k, dtype=torch.uint8)).flatten().tolist()
     return Agreement(found.digests, found.camps, found.difference, tuple(w for w, s in enumerate(steady) if not s))
 
 
 def check_determinism(
-    model: nn.Module, loss_function: Loss, *batch: Any, world: World | None = None, seed: int = 0
+    model: nn.Module, loss_function: Loss, *batch: Any, world: Collective | None = None, seed: int = 0
 ) -> Agreement:
     """Whether exact votes and audits are possible on this cluster: all ranks compute rank 0's micro-batch, twice.
 
@@ -120,17 +120,17 @@ def check_determinism(
         ValueError: the ranks hold different weights, or the model needs other ranks for a pass.
     """
     module = plain(model)
-    world = world or GroupWorld(group=group_of(model))
+    world = world or ProcessGroupCollective(group=group_of(model))
     state, weights = snapshot(module), digest(module.named_parameters())
-    camps = _compare(world, [weights] * len(world.ids), lambda: sketch(module.named_parameters())[None]).camps
+    camps = _compare(world, [weights] * len(world.local_workers), lambda: sketch(module.named_parameters())[None]).camps
     if len(camps) > 1:
         raise ValueError(
             f"{ranks_in_words(camps[0])} and {ranks_in_words(sorted(w for c in camps[1:] for w in c))} hold different "
             "weights; give all ranks the same before their computations are compared"
         )
-    if isinstance(world, GroupWorld):
+    if isinstance(world, ProcessGroupCollective):
         mine = wrap({"batch": batch, **state})
-        arrived = world.deliver(dict.fromkeys(range(1, world.size), mine) if world.rank == 0 else {})
+        arrived = world.send_recv(dict.fromkeys(range(1, world.size), mine) if world.rank == 0 else {})
         state = unwrap(arrived.get(0, mine), next(module.parameters()).device)
         batch = state.pop("batch")
     return agreement(world, model, loss_function, batch, seed, state)
@@ -190,10 +190,10 @@ def camps_of(digests: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(map(tuple, camps.values()), key=lambda camp: (-len(camp), camp)))
 
 
-def share_digests(world: World, digests: Sequence[bytes]) -> list[bytes]:
+def share_digests(world: Collective, digests: Sequence[bytes]) -> list[bytes]:
     """All workers' digests. Shapes: k of the workers of this process -> n."""
     mine = torch.tensor([list(each) for each in digests], dtype=torch.uint8)
-    return [bytes(row) for row in world.peek(mine).tolist()]
+    return [bytes(row) for row in world.all_gather(mine).tolist()]
 
 
 def ranks_in_words(ranks: Sequence[int], noun: str = "worker") -> str:
@@ -205,12 +205,12 @@ def ranks_in_words(ranks: Sequence[int], noun: str = "worker") -> str:
     return f"{noun}{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
-def _compare(world: World, digests: list[bytes], sketches: Callable[[], Tensor]) -> Agreement:
+def _compare(world: Collective, digests: list[bytes], sketches: Callable[[], Tensor]) -> Agreement:
     everyone = share_digests(world, digests)
     camps = camps_of(everyone)
     difference = 0.0
     if len(camps) > 1:
-        all_sketches = world.peek(sketches().expand(len(world.ids), -1))
+        all_sketches = world.all_gather(sketches().expand(len(world.local_workers), -1))
         difference = max(apart(all_sketches[camps[0][0]], all_sketches[camp[0]]) for camp in camps[1:])
     return Agreement(tuple(each.hex() for each in everyone), camps, difference)
 

@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from phalanx.core.world import LocalWorld, World
-from phalanx.distributed.process_group import GroupWorld
+from phalanx.core.world import Collective, LocalCollective
+from phalanx.distributed.process_group import ProcessGroupCollective
+from phalanx.distributed.server_transport import ServerTransport
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
 
@@ -31,13 +32,15 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    server: Callable[[int], World] | None = None
+    server: Callable[[int], ServerTransport] | None = None
 
-    def world(self, workers: int) -> World:
-        """The workers of a run, spread over the processes."""
-        if self.server is not None:
-            return self.server(workers)
-        return LocalWorld(workers) if self.size == 1 else GroupWorld(workers)
+    def world(self, workers: int) -> Collective | ServerTransport:
+        """The workers of a run: of this job's server if it has one, else distributed over its processes."""
+        return self.collective(workers) if self.server is None else self.server(workers)
+
+    def collective(self, workers: int) -> Collective:
+        """The workers of a run, distributed over the processes."""
+        return LocalCollective(workers) if self.size == 1 else ProcessGroupCollective(workers)
 
     def agree(self, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What rank 0 decides, as plain values, in every process.
@@ -54,7 +57,7 @@ class Processes:
             except (ValueError, OSError) as error:
                 answer = {"error": str(error)}
         text = torch.frombuffer(bytearray(json.dumps(answer).encode()), dtype=torch.uint8)
-        answer = json.loads(bytes(GroupWorld().collect({"answer": text})[0]["answer"].tolist()))
+        answer = json.loads(bytes(ProcessGroupCollective().all_gather_payloads({"answer": text})[0]["answer"].tolist()))
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer["decided"]

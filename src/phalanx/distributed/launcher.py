@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from torch import distributed as dist
 
 from phalanx.distributed.server.membership import Patience
-from phalanx.distributed.server.transport import ServerWorld
+from phalanx.distributed.server.transport import TcpTransport
 
 _LOOK_S = 0.1  # between two looks at a child and at the store
 _GRACE_S = 3.0  # for a worker to leave by itself when its run is over
@@ -56,9 +56,9 @@ class Launcher:
         self._store = made.PrefixStore(f"phalanx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self._attend, self._count, self._child = attend, 0, 0
 
-    def open(self, workers: int, patience: Patience | None = None) -> ServerWorld:
+    def open(self, workers: int, patience: Patience | None = None) -> TcpTransport:
         """At rank 0: the world of the next run, once its workers have connected."""
-        world = ServerWorld(workers, self.processes, patience, left=self._over)
+        world = TcpTransport(workers, self.processes, patience, left=self._over)
         place = {
             "port": world.seats.port,
             "token": world.seats.token,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers spread over the processes of a torch.distributed job."""
+"""The workers of a run, distributed over the processes of a torch.distributed job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,15 +18,12 @@ from phalanx.core.packing import ReceiveBuffers, pack, unpack
 from phalanx.core.payload import BadPayload, Payload
 from phalanx.core.precision import wide
 from phalanx.core.trees import from_payload, to_payload
-from phalanx.distributed.collectives import LESS, Collectives, GroupCollectives
-
-if TYPE_CHECKING:
-    from phalanx.core.round_request import RoundRequest
+from phalanx.distributed.backend import LESS, Backend, TorchBackend
 
 RECENT, SLACK_BYTES = 4, 4096  # gathers whose sizes differ by no more let the next one do with a single trip
 
 
-class GroupWorld:
+class ProcessGroupCollective:
     """n workers over the ranks of a process group, in contiguous blocks; one a rank when n is None.
 
     Payloads travel as packed bytes by all-gather, on gloo and NCCL alike; every rank then runs the same deterministic
@@ -35,31 +32,29 @@ class GroupWorld:
     Args:
         n: workers; at least one a rank.
         group: process group; the default one when None.
-        lines: what carries the bytes in place of a process group.
+        backend: carries the bytes in place of a process group.
     Raises:
         ValueError: torch.distributed is not initialised, or there are fewer workers than ranks.
     """
 
     def __init__(
-        self, n: int | None = None, group: dist.ProcessGroup | None = None, *, lines: Collectives | None = None
+        self, n: int | None = None, group: dist.ProcessGroup | None = None, *, backend: Backend | None = None
     ) -> None:
-        self._lines = lines or GroupCollectives(group)
-        self.rank, self._ranks = self._lines.rank, self._lines.size
+        self._backend = backend or TorchBackend(group)
+        self.rank, self._ranks = self._backend.rank, self._backend.size
         self.size = self._ranks if n is None else n
         if self.size < self._ranks:
             raise ValueError(f"{self._ranks} ranks need at least as many workers, got n={n}")
         self.workers = tuple(range(self.size))
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
-        self._shares = [range(a, b) for a, b in pairwise(bounds)]
-        self.ids = tuple(self._shares[self.rank])
+        self._blocks = [range(a, b) for a, b in pairwise(bounds)]
+        self.local_workers = tuple(self._blocks[self.rank])
         # by limit and number of those asked: the longest blocks of late, the same in every process
         self._recent: dict[tuple[int, int], deque[int]] = {}
-        self.serves, self.received_bytes = False, None
-        self.processes: list[dict[str, Any]] = []
-        self.device = self._lines.device  # where the messages lie that travel
+        self.device = self._backend.device  # of the messages
 
     def __repr__(self) -> str:
-        return f"GroupWorld({self.size}, rank {self.rank} of {self._ranks})"
+        return f"ProcessGroupCollective({self.size}, rank {self.rank} of {self._ranks})"
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         """As in the simulation, with every payload packed, carried and unpacked."""
@@ -69,7 +64,7 @@ class GroupWorld:
         self, payloads: Sequence[Payload | None], limit_bytes: int, wanted: frozenset[int]
     ) -> list[Payload | BadPayload]:
         """What the wanted workers send, who are the same in every process."""
-        assert len(payloads) == len(self.ids)
+        assert len(payloads) == len(self.local_workers)
         empty = torch.empty(0, dtype=torch.uint8)
         # a payload beyond the limit stays at home; its length says why
         messages = [empty if p is None else pack(p) for p in payloads]
@@ -80,17 +75,17 @@ class GroupWorld:
         # where few are wanted, room for all would be in vain
         few = len(wanted) < LESS * self.size
         steady = len(recent) == RECENT and max(recent) - min(recent) <= SLACK_BYTES and not few
-        heads = [8 * len(share) for share in self._shares]
+        heads = [8 * len(share) for share in self._blocks]
         room = max(heads) + (max(recent) if steady else 0)
-        arrived = self._all_gather(block[:room], [room] * self._ranks)
+        arrived = self._all_gather_bytes(block[:room], [room] * self._ranks)
         said = [part[:head].view(torch.int64).tolist() for part, head in zip(arrived, heads, strict=True)]
         everyone = [
             [length if worker in wanted else 0 for worker, length in zip(share, mine, strict=True)]
-            for share, mine in zip(self._shares, said, strict=True)
+            for share, mine in zip(self._blocks, said, strict=True)
         ]
         carried = [[length if length <= limit_bytes else 0 for length in mine] for mine in everyone]
         sizes = [head + sum(mine) for head, mine in zip(heads, carried, strict=True)]
-        rest = self._all_gather(block[room:], [max(0, size - room) for size in sizes])
+        rest = self._all_gather_bytes(block[room:], [max(0, size - room) for size in sizes])
         recent.append(max(map(sum, carried)))
         opened: list[Payload | BadPayload] = []
         full = [length for mine in carried for length in mine if length]
@@ -111,7 +106,7 @@ class GroupWorld:
     ) -> list[Payload | BadPayload]:
         """As `gather`, in which the others send nothing."""
         wanted = frozenset(workers)
-        asked = [p if worker in wanted else None for worker, p in zip(self.ids, payloads, strict=True)]
+        asked = [p if worker in wanted else None for worker, p in zip(self.local_workers, payloads, strict=True)]
         arrived = self._gather(asked, limit_bytes, wanted)
         return [arrived[worker] for worker in workers]
 
@@ -119,58 +114,54 @@ class GroupWorld:
         """All-reduce of the local weighted sums, in the dtype of x."""
         share = (weights / total).to(x.device, wide(x.dtype))
         local = (share @ x.to(share.dtype)).to(self.device, x.dtype)
-        self._lines.all_reduce(local)
+        self._backend.all_reduce(local)
         return local.to(x.device)
 
-    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
-        """Nothing: every process has the model."""
-
-    def tell(self, numbers: Tensor) -> Tensor:
-        """As `peek`."""
-        return self.peek(numbers)
-
-    def peek(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """All ranks' rows in the order of the workers. Shapes: (k, m) -> (n, m)."""
-        sizes = [len(share) * x.shape[1] * x.element_size() for share in self._shares]
+        sizes = [len(share) * x.shape[1] * x.element_size() for share in self._blocks]
         flat = x.detach().contiguous().reshape(-1)
-        blocks = self._all_gather(
+        blocks = self._all_gather_bytes(
             flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8), sizes
         )
         rows = [
             b.view(x.dtype).reshape(-1, x.shape[1]) if b.numel() else x.new_empty(len(s), x.shape[1])
-            for b, s in zip(blocks, self._shares, strict=True)
+            for b, s in zip(blocks, self._blocks, strict=True)
         ]
         return torch.cat(rows).to(x.device)
 
-    def collect(self, payload: Payload) -> list[Payload]:
+    def all_gather_payloads(self, payload: Payload) -> list[Payload]:
         """One payload of each rank, by rank."""
         message = pack(payload)
         length = torch.tensor([len(message)]).view(torch.uint8)
-        sizes = [int(block.view(torch.int64)) for block in self._all_gather(length, [8] * self._ranks)]
-        return [unpack(block) for block in self._all_gather(message, sizes)]
+        sizes = [int(block.view(torch.int64)) for block in self._all_gather_bytes(length, [8] * self._ranks)]
+        return [unpack(block) for block in self._all_gather_bytes(message, sizes)]
 
-    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
+    def broadcast(self, tree: dict[str, Any]) -> dict[str, Any]:
         """The tree that rank 0 has."""
-        return from_payload(self.collect(to_payload(tree))[0])
+        return from_payload(self.all_gather_payloads(to_payload(tree))[0])
 
-    def deliver(self, letters: Mapping[int, Payload]) -> dict[int, Payload]:
-        """Payloads from one rank to another, by rank; every rank calls it, also without letters."""
-        outgoing = {r: pack(payload).to(self.device) for r, payload in letters.items()}
+    def send_recv(self, payloads: Mapping[int, Payload]) -> dict[int, Payload]:
+        """Sends payloads to single ranks and returns those that came from others, by rank.
+
+        Every rank calls it, also one that has nothing to send.
+        """
+        outgoing = {r: pack(payload).to(self.device) for r, payload in payloads.items()}
         sizes = torch.tensor([[len(outgoing.get(r, ())) for r in range(self._ranks)]])
-        everyone = self._all_gather(sizes.view(torch.uint8).flatten(), [8 * self._ranks] * self._ranks)
+        everyone = self._all_gather_bytes(sizes.view(torch.uint8).flatten(), [8 * self._ranks] * self._ranks)
         mine = [int(block.view(torch.int64)[self.rank]) for block in everyone]
-        arrived = self._lines.deliver(outgoing, {r: size for r, size in enumerate(mine) if size})
+        arrived = self._backend.send_recv(outgoing, {r: size for r, size in enumerate(mine) if size})
         return {r: unpack(message.cpu()) for r, message in arrived.items()}
 
-    def leave(self) -> None:
-        """Gives a group of its own back, for good; ranks that wait in it for this one get an error."""
-        self._lines.leave()
+    def close(self) -> None:
+        """Destroys a group of its own, for good; ranks that wait in it for this one get an error."""
+        self._backend.close()
 
-    def _all_gather(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
+    def _all_gather_bytes(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
         """Every rank's bytes, `sizes` of them."""
         if max(sizes) == 0:
             return [message.new_empty(0).cpu() for _ in sizes]
-        return [block.cpu() for block in self._lines.all_gather_uneven(message.to(self.device), sizes)]
+        return [block.cpu() for block in self._backend.all_gather_uneven(message.to(self.device), sizes)]
 
 
 def _open(message: Tensor, length: int, limit_bytes: int, room: Callable[[str, int], Tensor]) -> Payload | BadPayload:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workers of a world that take part in a round, as a world of their own."""
+"""The workers that are chosen for a round, as a world of their own."""
 
 from __future__ import annotations
 
@@ -9,74 +9,81 @@ from typing import Any
 from torch import Tensor
 
 from phalanx.core.payload import BadPayload, Payload
-from phalanx.core.round_request import RoundRequest
-from phalanx.core.world import World
+from phalanx.core.world import Collective, World
+from phalanx.distributed.server_transport import ServerTransport
 
 
 class SubsetTransport:
-    """A world's workers who take part in a round; of the others nothing is sent and nothing is missed.
+    """Some workers of another world; nothing of the others is sent, and nothing of them is missed.
 
     Args:
         workers: ascending.
     """
 
     def __init__(self, world: World, workers: tuple[int, ...]) -> None:
-        self._world, self.workers = world, workers
-        self.size = len(workers)
-        asked = set(workers)
-        self.ids = tuple(worker for worker in world.ids if worker in asked)
-        self.rank, self.serves = world.rank, world.serves
+        self._whole, self.workers = world, workers
+        self.rank, self.size = world.rank, len(workers)
+        chosen = set(workers)
+        self.local_workers = tuple(worker for worker in world.local_workers if worker in chosen)
 
     def __repr__(self) -> str:
-        return f"Part({self._world!r}, {self.workers})"
-
-    @property
-    def processes(self) -> list[dict[str, Any]]:
-        return self._world.processes
-
-    @property
-    def received_bytes(self) -> int | None:
-        return self._world.received_bytes
-
-    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
-        self._world.begin(opened, run, memories)
-
-    def tell(self, numbers: Tensor) -> Tensor:
-        return self._world.tell(self._spread(numbers))[list(self.workers)]
+        return f"{type(self).__name__}({self._whole!r}, {self.workers})"
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
-        arrived = self._world.gather(self._all(payloads), limit_bytes)
+        arrived = self._whole.gather(self._payloads_of_all(payloads), limit_bytes)
         return [arrived[worker] for worker in self.workers]
 
     def fetch(
         self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
     ) -> list[Payload | BadPayload]:
-        return self._world.fetch(self._all(payloads), workers, limit_bytes)
+        return self._whole.fetch(self._payloads_of_all(payloads), workers, limit_bytes)
+
+    def broadcast(self, tree: dict[str, Any]) -> dict[str, Any]:
+        return self._whole.broadcast(tree)
+
+    def close(self) -> None:
+        self._whole.close()
+
+    def _payloads_of_all(self, payloads: Sequence[Payload | None]) -> list[Payload | None]:
+        """One payload for each local worker of the whole world, None for those that are not chosen."""
+        by_worker = dict(zip(self.local_workers, payloads, strict=True))
+        return [by_worker.get(worker) for worker in self._whole.local_workers]
+
+
+class SubsetCollective(SubsetTransport):
+    """Some workers of another collective.
+
+    Args:
+        workers: ascending.
+    """
+
+    def __init__(self, collective: Collective, workers: tuple[int, ...]) -> None:
+        super().__init__(collective, workers)
+        self._collective = collective
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
-        return self._world.mean(self._spread(x), self._spread(weights), total)
+        return self._collective.mean(self._rows_of_all(x), self._rows_of_all(weights), total)
 
-    def peek(self, x: Tensor) -> Tensor:
-        return self._world.peek(self._spread(x))[list(self.workers)]
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self._collective.all_gather(self._rows_of_all(x))[list(self.workers)]
 
-    def collect(self, payload: Payload) -> list[Payload]:
-        return self._world.collect(payload)
+    def all_gather_payloads(self, payload: Payload) -> list[Payload]:
+        return self._collective.all_gather_payloads(payload)
 
-    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
-        return self._world.share(tree)
-
-    def leave(self) -> None:
-        self._world.leave()
-
-    def _all(self, payloads: Sequence[Payload | None]) -> list[Payload | None]:
-        """One for each worker that this process plays; a server plays none."""
-        have = dict(zip(self.ids, payloads, strict=True))
-        return [have.get(worker) for worker in self._world.ids]
-
-    def _spread(self, x: Tensor) -> Tensor:
-        """Zeros for the workers played here that take no part. Shapes: (k, ...) -> (k', ...)."""
-        if self.ids == self._world.ids:
+    def _rows_of_all(self, x: Tensor) -> Tensor:
+        """The rows, and zeros for the local workers that are not chosen. Shapes: (k, ...) -> (k', ...)."""
+        everyone = self._collective.local_workers
+        if self.local_workers == everyone:
             return x
-        out = x.new_zeros((len(self._world.ids), *x.shape[1:]))
-        out[[self._world.ids.index(worker) for worker in self.ids]] = x
+        out = x.new_zeros((len(everyone), *x.shape[1:]))
+        out[[everyone.index(worker) for worker in self.local_workers]] = x
         return out
+
+
+def subset_of(world: Collective | ServerTransport, workers: tuple[int, ...]) -> World:
+    """The workers of a world that are chosen for a round; the world itself where all are."""
+    if len(workers) == world.size:
+        return world
+    if isinstance(world, ServerTransport):
+        return SubsetTransport(world, workers)
+    return SubsetCollective(world, workers)

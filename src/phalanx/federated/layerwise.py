@@ -18,12 +18,12 @@ from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
 from phalanx.matching.match_stage import EXAMPLES, PLACES
 from phalanx.matching.neuron_features import presence
-from phalanx.training.client_work import ClientWork
+from phalanx.training.client_work import MultiRoundWork
 from phalanx.training.context import ModelProvider, WorkerContext
 
 
 @method("layerwise", "client_work")
-class Layerwise(ClientWork):
+class Layerwise(MultiRoundWork):
     """A pass of as many rounds as the network has layers; in each the clients send one layer's weights.
 
     In the first round of a pass a client trains its whole network. In every later one it receives the matched layer and
@@ -57,38 +57,34 @@ class Layerwise(ClientWork):
             require(plain, f"layerwise: {name} sends nothing by itself and keeps no optimizer, got {part!r}")
 
     @property
-    def stateful(self) -> bool:
-        return True
-
-    @property
     def matched(self) -> bool:
         return True
 
-    def begins(self, at: int) -> int:
-        return at - at % self.layers
+    def pass_start(self, round_in_phase: int) -> int:
+        return round_in_phase - round_in_phase % self.layers
 
-    def whole(self, at: int) -> bool:
-        return at % self.layers == self.layers - 1
+    def is_complete(self, round_in_phase: int) -> bool:
+        return round_in_phase % self.layers == self.layers - 1
 
-    def ready(self, at: int, memory: State) -> bool:
-        turn, step = divmod(at, self.layers)
-        return step == 0 or (memory.get("pass"), memory.get("step")) == (turn, step - 1)
+    def can_continue(self, round_in_phase: int, memory: State) -> bool:
+        pass_index, layer = divmod(round_in_phase, self.layers)
+        return layer == 0 or (memory.get("pass"), memory.get("step")) == (pass_index, layer - 1)
 
     def training(self, step: int) -> LocalTraining:
         """How a client trains in a round of a pass."""
         retrain = self.retrain or self.local
         return self.local if step == 0 else (self.last or retrain) if step == self.layers - 1 else retrain
 
-    def passes(self, at: int) -> float | None:
-        return self.training(at % self.layers).passes(at)
+    def num_epochs(self, round_in_phase: int) -> float | None:
+        return self.training(round_in_phase % self.layers).num_epochs(round_in_phase)
 
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return self.local.samples(partition, data, units, index, seed)
 
-    def check(self, source: ModelProvider, rounds: int) -> None:
-        check_levels(source)
-        found = len(source.graph.sizes) + 1
-        names = ", ".join(source.graph.names)
+    def check(self, models: ModelProvider, rounds: int) -> None:
+        check_levels(models)
+        found = len(models.graph.sizes) + 1
+        names = ", ".join(models.graph.names)
         require(
             found == self.layers,
             f"this network has {found} layers to match and average, {names} and the last one, got layers={self.layers}",
@@ -98,53 +94,55 @@ class Layerwise(ClientWork):
             f"a pass over {self.layers} layers takes as many rounds, got rounds={rounds}; use a multiple",
         )
 
-    def asks(self, source: ModelProvider, at: int) -> Sequence[str] | None:
-        step = at % self.layers
+    def required_tensors(self, models: ModelProvider, round_in_phase: int) -> Sequence[str] | None:
+        step = round_in_phase % self.layers
         if step == 0:
-            return () if source.begins and self.local.own else None
-        return [name for name, when in turns(source).items() if when == step - 1]
+            return () if models.is_first_round and self.local.own else None
+        return [name for name, when in turns(models).items() if when == step - 1]
 
-    def layout(self, source: ModelProvider, at: int) -> Layout:
-        step = at % self.layers
-        whole, when = source.layout if step else Layout.of(source.original()), turns(source)
+    def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
+        step = round_in_phase % self.layers
+        whole, when = models.layout if step else Layout.of(models.original()), turns(models)
         shapes = dict(zip(whole.names, whole.shapes, strict=True))
         names = tuple(name for name in whole.names if when[name] == step)
         installed = sum(name in whole.installed for name in names)
         mine = Layout(names, tuple(shapes[name] for name in names), installed, whole.dtype)
-        return wired(mine, source.graph.axes, {step})
+        return wired(mine, models.graph.axes, {step})
 
-    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
-        source, step, turn = site.source, site.at % self.layers, site.at // self.layers
-        assert source is not None
-        axes, when = source.graph.axes, turns(source)
-        model = site.model if step else source.original()
+    def compute_row(
+        self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
+    ) -> tuple[float, State]:
+        models, step, turn = context.models, context.round_in_phase % self.layers, context.round_in_phase // self.layers
+        assert models is not None
+        axes, when = models.graph.axes, turns(models)
+        model = context.model if step else models.original()
         before = copied_tree(model.state_dict()) if step else {}
         if step:
-            places = site.answers[unit][f"{PLACES}{step - 1}"]
+            places = context.replies[unit][f"{PLACES}{step - 1}"]
             known = {**memory.get("places", {}), str(step - 1): places}
             size = _width(before, axes, step - 1)
             mine = {n: scattered(t, axes.get(n, ()), step - 1, places, size) for n, t in memory["model"].items()}
         else:
             known: dict[str, Tensor] = {}
-            mine = self._start(site, unit, memory if memory.get("pass") == turn - 1 else {})
+            mine = self._start(context, unit, memory if memory.get("pass") == turn - 1 else {})
         model.load_state_dict(mine, strict=False)
         settled = [name for name, t in when.items() if t < step]
-        loss, _ = self.training(step).train(replace(site, model=model), unit, samples, {}, settled)
+        loss, _ = self.training(step).train(replace(context, model=model), unit, samples, {}, settled)
         after = model.state_dict()
-        for name, part in site.layout.split(out).items():
-            part.copy_(examples_of(site.data, samples) if name == EXAMPLES else after[name])
+        for name, part in context.layout.split(out).items():
+            part.copy_(examples_of(context.data, samples) if name == EXAMPLES else after[name])
         rest = copied_tree({n: t for n, t in after.items() if when.get(n, self.layers) > step})
         if step:
             model.load_state_dict(before)
         return loss, {"pass": turn, "step": step, "places": known, "model": rest}
 
-    def _start(self, site: WorkerContext, unit: int, memory: State) -> Mapping[str, Tensor]:
+    def _start(self, context: WorkerContext, unit: int, memory: State) -> Mapping[str, Tensor]:
         """The network with which a client begins a pass."""
-        source = site.source
-        assert source is not None
-        if source.begins and self.local.own:
-            return source.first(unit)
-        state, graph = dict(site.model.state_dict()), source.graph
+        models = context.models
+        assert models is not None
+        if models.is_first_round and self.local.own:
+            return models.initial_weights(unit)
+        state, graph = dict(context.model.state_dict()), models.graph
         known = memory.get("places", {})
         places = {
             group: _taken(known.get(str(group), torch.arange(size)), _width(state, graph.axes, group))
@@ -155,7 +153,8 @@ class Layerwise(ClientWork):
         if all(bool((own >= 0).all()) for own in places.values()):
             return state
         # neurons that are nobody's any more begin anew
-        fresh, there = source.first(unit), {group: (own >= 0).nonzero().flatten() for group, own in places.items()}
+        fresh = models.initial_weights(unit)
+        there = {group: (own >= 0).nonzero().flatten() for group, own in places.items()}
         has = {n: presence(t, graph.axes.get(n, ()), there) for n, t in state.items()}
         return {n: torch.where(has[n] > 0, t, fresh[n]) for n, t in state.items()}
 
@@ -169,9 +168,9 @@ def _taken(places: Tensor, size: int) -> Tensor:
     return places
 
 
-def turns(source: ModelProvider) -> dict[str, int]:
+def turns(models: ModelProvider) -> dict[str, int]:
     """The round of a pass in which each tensor of the layout is sent."""
-    layout, axes, last = source.layout, source.graph.axes, len(source.graph.sizes)
+    layout, axes, last = models.layout, models.graph.axes, len(models.graph.sizes)
     return {n: last if n in layout.installed else _turn(axes.get(n, ()), last) for n in layout.names}
 
 

@@ -74,13 +74,13 @@ class LocalTraining(ClientWork):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return partition.parts(data, units, seed)
 
-    def layout(self, source: ModelProvider, at: int) -> Layout:
-        return source.layout if self.sends == "change" else wired(source.layout, source.graph.axes)
+    def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
+        return models.layout if self.sends == "change" else wired(models.layout, models.graph.axes)
 
-    def check(self, source: ModelProvider, rounds: int) -> None:
+    def check(self, models: ModelProvider, rounds: int) -> None:
         if self.sends == "weights":
-            check_levels(source)
-        names = [name for name, _ in source.model.named_parameters()]
+            check_levels(models)
+        names = [name for name, _ in models.model.named_parameters()]
         for pattern in self.frozen:
             known = any(fnmatchcase(name, pattern) for name in names)
             require(known, f"frozen={pattern!r} names no parameter of this network; they are {', '.join(names)}")
@@ -93,24 +93,26 @@ class LocalTraining(ClientWork):
     def matched(self) -> bool:
         return self.sends == "weights"
 
-    def asks(self, source: ModelProvider, at: int) -> Sequence[str] | None:
+    def required_tensors(self, models: ModelProvider, round_in_phase: int) -> Sequence[str] | None:
         # who begins with weights of its own needs none of the server's
-        return () if self.own and source.begins and not self.frozen else None
+        return () if self.own and models.is_first_round and not self.frozen else None
 
-    def passes(self, at: int) -> float | None:
+    def num_epochs(self, round_in_phase: int) -> float | None:
         return None if self.steps is not None else float(self.epochs)
 
-    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
-        model, parts = site.model, site.layout.split(out)
+    def compute_row(
+        self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
+    ) -> tuple[float, State]:
+        model, parts = context.model, context.layout.split(out)
         before = copied_tree(model.state_dict())
-        if self.own and site.source is not None and site.source.begins:
-            fresh = site.source.first(unit)
+        if self.own and context.models is not None and context.models.is_first_round:
+            fresh = context.models.initial_weights(unit)
             model.load_state_dict({n: before[n] if _named(n, self.frozen) else t for n, t in fresh.items()})
-        loss, memory = self.train(site, unit, samples, memory)
-        after, entries = model.state_dict(), set(site.layout.installed)
+        loss, memory = self.train(context, unit, samples, memory)
+        after, entries = model.state_dict(), set(context.layout.installed)
         for name, part in parts.items():
             if name == EXAMPLES:
-                part.copy_(examples_of(site.data, samples))
+                part.copy_(examples_of(context.data, samples))
             elif self.sends == "weights" or name in entries:
                 part.copy_(after[name])
             else:
@@ -119,14 +121,14 @@ class LocalTraining(ClientWork):
         return loss, memory
 
     def train(
-        self, site: WorkerContext, unit: int, samples: Tensor, memory: State, settled: Iterable[str] = ()
+        self, context: WorkerContext, unit: int, samples: Tensor, memory: State, settled: Iterable[str] = ()
     ) -> tuple[float, State]:
-        """Trains the site's model in place; the mean loss of the last epoch's batches, and the next memory.
+        """Trains the context's model in place; the mean loss of the last epoch's batches, and the next memory.
 
         Args:
             settled: names of parameters that keep their values, besides the frozen ones.
         """
-        model, held = site.model, set(settled)
+        model, held = context.model, set(settled)
         device = next(model.parameters()).device
         asked = {name: p.requires_grad for name, p in model.named_parameters()}
         for name, parameter in model.named_parameters():
@@ -139,11 +141,11 @@ class LocalTraining(ClientWork):
             if "optimizer" in memory:
                 set_moments(optimizer, copied_tree(memory["optimizer"]))
             for group in optimizer.param_groups:
-                group["lr"] = self.optimizer.rate(site.at, site.rounds)
+                group["lr"] = self.optimizer.rate(context.round_in_phase, context.rounds)
             model.train()
-            with seeded(device, "dropout", *site.key, unit):
-                for x, y, ends in self._batches(site, unit, samples):
-                    loss = site.loss(x, y)
+            with seeded(device, "dropout", *context.key, unit):
+                for x, y, ends in self._batches(context, unit, samples):
+                    loss = context.loss(x, y)
                     loss.backward()
                     for p, before in zip(trained, start if self.proximal else (), strict=False):
                         if p.grad is not None:
@@ -154,7 +156,7 @@ class LocalTraining(ClientWork):
                     optimizer.zero_grad(set_to_none=True)
                     losses.append(loss.detach())
                     if self.ball is not None and (ends or len(losses) % self.ball.every == 0):
-                        self.ball.project(trained, start, site.at)
+                        self.ball.project(trained, start, context.round_in_phase)
             if self.keep:
                 memory = {**memory, "optimizer": moments(optimizer)}
         for name, parameter in model.named_parameters():
@@ -162,21 +164,21 @@ class LocalTraining(ClientWork):
         last = losses[-max(1, len(losses) // max(1, self.epochs)) :]
         return (float(torch.stack(last).double().mean()) if last else float("nan")), memory
 
-    def _batches(self, site: WorkerContext, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    def _batches(self, context: WorkerContext, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """The batches of a round, every pass over the samples in an order of its own; and whether one ends it."""
-        rng, done = make_generator("local", *site.key, unit), 0
+        rng, done = make_generator("local", *context.key, unit), 0
         # without augmentation what the model reads is made once for all passes
-        whole = site.batch(samples, unit) if site.augment is None else None
+        whole = context.batch(samples, unit) if context.augment is None else None
         each = len(_pieces(torch.arange(len(samples)), self.batch))
         wanted = self.epochs * each if self.steps is None else self.steps
         while done < wanted:
             pieces = _pieces(torch.randperm(len(samples), generator=rng), self.batch)[: wanted - done]
             for piece in pieces:
                 if whole is None:
-                    x, y = site.batch(samples[piece], unit, done)
+                    x, y = context.batch(samples[piece], unit, done)
                 else:
                     x, y = whole[0][piece], whole[1][piece]
-                    x = x.contiguous(memory_format=torch.channels_last) if site.channels_last else x
+                    x = x.contiguous(memory_format=torch.channels_last) if context.channels_last else x
                 done += 1
                 yield x, y, piece is pieces[-1]
 
@@ -209,10 +211,10 @@ def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | Non
     )
 
 
-def check_levels(source: ModelProvider) -> None:
+def check_levels(models: ModelProvider) -> None:
     """Raises ValueError where layers that must be of one size would be matched one by one."""
-    for groups in source.graph.level:
-        names = ", ".join(source.graph.names[group] for group in sorted(groups))
+    for groups in models.graph.level:
+        names = ", ".join(models.graph.names[group] for group in sorted(groups))
         raise ValueError(
             f"{names} are layers of one module and have to be of one size, and matching may let them grow apart; make "
             "each layer a module of its own"

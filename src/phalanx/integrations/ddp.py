@@ -27,9 +27,9 @@ from phalanx.core._torch_private import group_timeout
 from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.stage import Stage, check_scheme
-from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.integrations.exchange import Courier, as_scheme
-from phalanx.training.accusations import WorkerStats
+from phalanx.training.worker_stats import WorkerStats
 
 _PATIENCE_S = 2.0  # for a thread that is told to end
 
@@ -79,7 +79,7 @@ def register(
     check_scheme(stage, dist.get_world_size(group))
     device = next(p.device for p in model.module.parameters() if p.requires_grad)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        world = GroupWorld(group=_twin(group))
+        world = ProcessGroupCollective(group=_twin(group))
     names = {id(p): n for n, p in model.module.named_parameters()}
     hook = Hook(Courier(stage, world, byzantine, seed, warmup), world, names, overlap)
     model.register_comm_hook(None, hook.exchange)
@@ -89,12 +89,12 @@ def register(
 class Hook:
     """A scheme that exchanges the buckets of one model; made by `register`."""
 
-    def __init__(self, courier: Courier, world: GroupWorld, names: dict[int, str], overlap: bool) -> None:
+    def __init__(self, courier: Courier, world: ProcessGroupCollective, names: dict[int, str], overlap: bool) -> None:
         self.courier, self._world = courier, world
         self._names, self._lane = names, Lane() if overlap else None
         self._streams: dict[torch.device, Any] = {}
         self._failure = ""
-        self._ends = [weakref.finalize(self, world.leave)]
+        self._ends = [weakref.finalize(self, world.close)]
         # at exit groups end with the process; what happens in between is torch's own business
         self._ends[0].atexit = False
         if self._lane is not None:
@@ -177,7 +177,7 @@ class Hook:
             if not self._failure:
                 self._failure = f"{type(error).__name__}: {error}"
                 # ranks that wait for this one get an error in place of silence
-                self._world.leave()
+                self._world.close()
             done.set_exception(error)  # pyright: ignore[reportArgumentType]
 
     @contextmanager

@@ -21,7 +21,7 @@ from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.stage import Stage
-from phalanx.core.world import World
+from phalanx.core.world import Collective
 from phalanx.integrations.exchange import Courier, default_world
 from phalanx.training.optim import Decay, ServerOptimizer, Sgd
 
@@ -37,7 +37,7 @@ class DiLoCo:
         scheme: a stage or its expression; robust rules and codecs as everywhere.
         every: H, local steps between two exchanges, >= 1.
         optimizer: the outer optimizer or its expression; Nesterov's momentum by default.
-        world: a GroupWorld over the default process group when None.
+        world: a ProcessGroupCollective over the default process group when None.
         byzantine, seed: as for `Courier`, which is the attribute `courier` and holds the state.
     Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv:2311.08105,
         Algorithm 1; lr = 0.7 and momentum = 0.9 as there.
@@ -50,7 +50,7 @@ class DiLoCo:
         every: int = 50,
         optimizer: ServerOptimizer | str | None = None,
         *,
-        world: World | None = None,
+        world: Collective | None = None,
         byzantine: Threat | None = None,
         seed: int = 0,
     ) -> None:

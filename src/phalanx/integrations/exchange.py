@@ -34,8 +34,8 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows, check_scheme
 from phalanx.core.trees import State, merge
-from phalanx.core.world import World
-from phalanx.training.accusations import WorkerStats
+from phalanx.core.world import Collective
+from phalanx.training.worker_stats import WorkerStats
 
 _PLAIN = Reduce(Dense())
 
@@ -55,11 +55,11 @@ class Courier:
     """
 
     def __init__(
-        self, scheme: Stage | str, world: World, byzantine: Threat | None = None, seed: int = 0, warmup: int = 0
+        self, scheme: Stage | str, world: Collective, byzantine: Threat | None = None, seed: int = 0, warmup: int = 0
     ) -> None:
         self.scheme, self.world = as_scheme(scheme), world
-        if len(world.ids) != 1:
-            raise ValueError(f"each process plays one worker here, and this one plays {len(world.ids)}")
+        if len(world.local_workers) != 1:
+            raise ValueError(f"each process plays one worker here, and this one plays {len(world.local_workers)}")
         check_scheme(self.scheme, world.size)
         require(warmup >= 0, f"a scheme begins after warmup >= 0 rounds, got warmup={warmup}")
         self.byzantine, self.seed, self.warmup = byzantine or NoAdversary(), seed, warmup
@@ -81,11 +81,11 @@ class Courier:
         scheme, state = (_PLAIN, {}) if warm else (self.scheme, self.state)
         byzantine = frozenset() if warm else self.byzantine.at(index, self.world.size, self.seed)
         weights = torch.tensor([weight], dtype=torch.float64)
-        stack = Stack(row.reshape(1, -1), layout, (self.world.ids,), weights)
+        stack = Stack(row.reshape(1, -1), layout, (self.world.local_workers,), weights)
         result, lost, notes = None, "", ()
         try:
             begins = index == self.warmup
-            result, state = scheme(stack, state, Round(index, self.seed, byzantine, self.world, begins=begins))
+            result, state = scheme(stack, state, Round(index, self.seed, byzantine, self.world, is_first=begins))
             # memories of the names in other pieces stay
             self.state = merge([state, self.state])
             notes = result.notes
@@ -94,7 +94,7 @@ class Courier:
             lost, notes = str(error), error.notes
             self.state = merge([error.state or {}, self.state])
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(notes, byzantine, aloud=self.world.rank == 0)
+        measured = self.ledger.add_round(notes, byzantine, log_notices=self.world.rank == 0)
         return (None if result is None or lost else result.rows[0]), {**measured, "lost": lost}
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Courier:
         self.ledger = WorkerStats.from_json(saved["ledger"])
 
     def _identity(self) -> dict[str, Any]:
-        (worker,) = self.world.ids
+        (worker,) = self.world.local_workers
         return {"scheme": repr(self.scheme), "seed": self.seed, "worker": worker, "workers": self.world.size}
 
 
@@ -133,7 +133,7 @@ class GradientExchange:
     Args:
         model: a plain module, the same on every process (not wrapped in DistributedDataParallel).
         scheme: a stage or its expression.
-        world: a GroupWorld over the default process group when None.
+        world: a ProcessGroupCollective over the default process group when None.
         byzantine, seed, warmup: as for `Courier`, which is the attribute `courier` and holds the state.
     """
 
@@ -142,7 +142,7 @@ class GradientExchange:
         model: nn.Module,
         scheme: Stage | str,
         *,
-        world: World | None = None,
+        world: Collective | None = None,
         byzantine: Threat | None = None,
         seed: int = 0,
         warmup: int = 0,
@@ -181,7 +181,7 @@ class GradientExchange:
         Without redundancy the process's own one, (rank, 1.0). With it, every process that has a unit computes the same
         gradient from the same samples, order, augmentation and dropout; give them seeds that depend on the unit.
         """
-        (worker,) = self.courier.world.ids
+        (worker,) = self.courier.world.local_workers
         return tuple(zip(self._allocation.units[worker], self._allocation.shares[worker], strict=True))
 
     @property
@@ -211,8 +211,8 @@ def as_scheme(scheme: Stage | str) -> Stage:
     return made
 
 
-def default_world() -> World:
+def default_world() -> Collective:
     """The processes of the default process group, one worker each."""
-    from phalanx.distributed.process_group import GroupWorld
+    from phalanx.distributed.process_group import ProcessGroupCollective
 
-    return GroupWorld()
+    return ProcessGroupCollective()

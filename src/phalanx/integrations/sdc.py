@@ -27,7 +27,7 @@ from phalanx.distributed.determinism import BUCKETS, apart, camps_of, digest, sh
 from phalanx.distributed.determinism import Agreement as Agreement
 from phalanx.distributed.determinism import check_determinism as check_determinism
 from phalanx.distributed.determinism import compare_rows as compare_rows
-from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.distributed.recompute import Answer, Loss, group_of, plain, replay, snapshot
 from phalanx.integrations.finding import Finding, Pair
 
@@ -80,7 +80,7 @@ class SilentCorruptionCheck:
         require(examples is None or examples >= 1, f"an audit needs examples >= 1, got examples={examples}")
         self.model, self.every, self.seed, self.rtol, self.examples = model, every, seed, rtol, examples
         self._module = plain(model)
-        self._world = GroupWorld(group=group or group_of(model))
+        self._world = ProcessGroupCollective(group=group or group_of(model))
         require(self._world.size >= 2, "an audit compares two ranks, and this process group has one")
         self._hosts: list[str] = []
         self.step, self.audits = 0, 0
@@ -134,7 +134,7 @@ class SilentCorruptionCheck:
         pairs = pairs_of(n, self.audits)
         mine = next((pair for pair in pairs if rank in pair), None)
         own = self._parcel(inputs) if mine and rank == mine[0] else None
-        arrived = self._world.deliver({mine[1]: own} if mine and own else {})
+        arrived = self._world.send_recv({mine[1]: own} if mine and own else {})
         own = own or next(iter(arrived.values()), None)
         answer = None if own is None else self._compute(own, step, loss_function)
         weights = share_digests(self._world, [digest(self._module.named_parameters())])
@@ -165,7 +165,7 @@ class SilentCorruptionCheck:
         rank = self._world.rank
         thirds = self._thirds(doubted, weights)
         letters = {c: own for (a, _), c in thirds.items() if rank == a and own and c is not None}
-        arrived = self._world.deliver(letters)
+        arrived = self._world.send_recv(letters)
         doubtful = any(rank in pair for pair in doubted)
         again = self._compute(own, step, loss_function) if own and doubtful else None
         others = next(iter(arrived.values()), None)
@@ -201,7 +201,7 @@ class SilentCorruptionCheck:
         camps = camps_of(weights)
         if len(camps) == 1:
             return ()
-        sketches = self._world.peek(sketch(self._module.named_parameters(), self.seed)[None])
+        sketches = self._world.all_gather(sketch(self._module.named_parameters(), self.seed)[None])
         difference = max(apart(sketches[camps[0][0]], sketches[camp[0]]) for camp in camps[1:])
         majority = 2 * len(camps[0]) > len(weights)
         suspects = tuple(sorted(r for camp in camps[1 if majority else 0 :] for r in camp))
@@ -238,8 +238,8 @@ class SilentCorruptionCheck:
         """For each of the answers that this rank has, those of all ranks in its place."""
         digests = [bytes(32) if each is None else digest(each) for each in answers]
         sketches = [torch.zeros(BUCKETS + 1).double() if each is None else sketch(each, self.seed) for each in answers]
-        bits = self._world.peek(torch.tensor([list(b"".join(digests))], dtype=torch.uint8))
-        sums = self._world.peek(torch.cat(sketches)[None])
+        bits = self._world.all_gather(torch.tensor([list(b"".join(digests))], dtype=torch.uint8))
+        sums = self._world.all_gather(torch.cat(sketches)[None])
         cuts = zip(bits.split(32, dim=1), sums.split(BUCKETS + 1, dim=1), strict=True)
         return [[Result(bytes(d), s) for d, s in zip(ds.tolist(), ss, strict=True)] for ds, ss in cuts]
 
@@ -249,7 +249,9 @@ class SilentCorruptionCheck:
     def _host_names(self) -> list[str]:
         if not self._hosts:
             name = torch.frombuffer(bytearray(socket.gethostname().encode()), dtype=torch.uint8)
-            self._hosts = [bytes(each["host"].tolist()).decode() for each in self._world.collect({"host": name})]
+            self._hosts = [
+                bytes(each["host"].tolist()).decode() for each in self._world.all_gather_payloads({"host": name})
+            ]
         return self._hosts
 
 

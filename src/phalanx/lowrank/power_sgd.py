@@ -18,7 +18,7 @@ from phalanx.core.row_memory import recall, remember
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope, Stage, memory_key
 from phalanx.core.trees import State
-from phalanx.core.world import World
+from phalanx.core.world import Collective
 
 _SHARED = memory_key(None, received=True)  # the right factors, the same in every process
 
@@ -56,7 +56,7 @@ class PowerSgd(Stage):
         return 1
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
-        state, layout, world = dict(state or {}), stack.layout, round.world
+        state, layout, world = dict(state or {}), stack.layout, round.collective
         head, cut, clock = layout.head, layout.stepped, Clock()
         owed = stack.rows[:, :cut].to(wide(layout.dtype), copy=True)
         for i, worker in enumerate(stack.ids):
@@ -70,7 +70,7 @@ class PowerSgd(Stage):
         plain = {name: part for name, part in parts.items() if name not in matrices}
         installed = stack.rows[:, cut:].to(owed)
         clock.lap("encode_s")
-        every = world.peek(stack.weights.reshape(-1, 1)).sum()
+        every = world.all_gather(stack.weights.reshape(-1, 1)).sum()
         left, plain, sent = _mean(stack, world, every, left, {**plain, "": installed})
         clock.lap("wire_s")
         left = {name: _orthogonal(p) for name, p in left.items()}
@@ -116,7 +116,7 @@ class PowerSgd(Stage):
 
 
 def _mean(
-    stack: Stack, world: World, total: Tensor, factors: dict[str, Tensor], others: dict[str, Tensor]
+    stack: Stack, world: Collective, total: Tensor, factors: dict[str, Tensor], others: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """The weighted mean of (k, ...) tensors over all workers in one all-reduce, and the bytes of one worker's part."""
     named = [*factors.items(), *others.items()]

@@ -138,12 +138,12 @@ class Matched(Matches):
                 client[name] = tensor + shift
         rows = torch.stack([matched_layout.join(client) for client in clients])
         workers = [source[0] for source in stack.sources]
-        answers = {
+        replies = {
             worker: {f"{PLACES}{group}": positions for group, positions in place.items()}
             for worker, place in zip(workers, places, strict=True)
         }
         weights = torch.ones(n, dtype=torch.float64)
-        return replace(stack, rows=rows, layout=matched_layout, weights=weights, answers=answers), {}
+        return replace(stack, rows=rows, layout=matched_layout, weights=weights, replies=replies), {}
 
     def _match_groups(
         self, clients: Sequence[dict[str, Tensor]], axes: Mapping[str, Axes], round: Round

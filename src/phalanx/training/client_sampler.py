@@ -23,8 +23,8 @@ class ClientSampler(Expression, ABC):
         """
 
     @abstractmethod
-    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
-        """The workers of round `index`, ascending; the same in every process."""
+    def sample(self, round_index: int, n: int, seed: int) -> tuple[int, ...]:
+        """The workers of a round, ascending; the same in every process."""
 
 
 @method("all_clients", "client_sampler")
@@ -34,7 +34,7 @@ class AllClients(ClientSampler):
     def count(self, n: int) -> int:
         return n
 
-    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
+    def sample(self, round_index: int, n: int, seed: int) -> tuple[int, ...]:
         return tuple(range(n))
 
 
@@ -49,14 +49,14 @@ class Uniform(ClientSampler):
     clients: int
 
     def validate(self) -> None:
-        require(self.clients >= 1, f"sampled needs clients >= 1, got clients={self.clients}")
+        require(self.clients >= 1, f"uniform needs clients >= 1, got clients={self.clients}")
 
     def count(self, n: int) -> int:
         require(self.clients <= n, f"uniform({self.clients}) needs at least {self.clients} workers, got n={n}")
         return self.clients
 
-    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
-        order = torch.randperm(n, generator=make_generator("clients", seed, index))
+    def sample(self, round_index: int, n: int, seed: int) -> tuple[int, ...]:
+        order = torch.randperm(n, generator=make_generator("clients", seed, round_index))
         return tuple(sorted(order[: self.count(n)].tolist()))
 
 
@@ -82,13 +82,13 @@ class WithAttackers(ClientSampler):
 
     def validate(self) -> None:
         known = len(set(self.attackers)) == len(self.attackers) and min(self.attackers, default=0) >= 0
-        require(known, f"infiltrated needs different attackers >= 0, got attackers={self.attackers}")
+        require(known, f"with_attackers needs different attackers >= 0, got attackers={self.attackers}")
         require(
             1 <= len(self.attackers) <= self.clients,
-            f"infiltrated needs 1 to clients={self.clients} attackers, got {len(self.attackers)}",
+            f"with_attackers needs 1 to clients={self.clients} attackers, got {len(self.attackers)}",
         )
-        require(self.every >= 1, f"infiltrated needs every >= 1 round, got every={self.every}")
-        require(self.first >= 0, f"infiltrated needs first >= 0, got first={self.first}")
+        require(self.every >= 1, f"with_attackers needs every >= 1 round, got every={self.every}")
+        require(self.first >= 0, f"with_attackers needs first >= 0, got first={self.first}")
 
     def count(self, n: int) -> int:
         honest = n - len(self.attackers)
@@ -97,12 +97,12 @@ class WithAttackers(ClientSampler):
         require(self.clients <= honest, f"{self!r} needs {self.clients} honest workers, and there are {honest}")
         return self.clients
 
-    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
-        over = self.rounds is not None and index >= self.rounds
-        attacked = index >= self.first and (index - self.first) % self.every == 0 and not over
+    def sample(self, round_index: int, n: int, seed: int) -> tuple[int, ...]:
+        over = self.rounds is not None and round_index >= self.rounds
+        attacked = round_index >= self.first and (round_index - self.first) % self.every == 0 and not over
         inside = self.attackers if attacked else ()
         honest = torch.tensor([worker for worker in range(n) if worker not in self.attackers])
-        drawn = torch.randperm(len(honest), generator=make_generator("clients", seed, index))[
+        drawn = torch.randperm(len(honest), generator=make_generator("clients", seed, round_index))[
             : self.count(n) - len(inside)
         ]
         return tuple(sorted([*inside, *honest[drawn].tolist()]))
@@ -121,11 +121,11 @@ class WithFixed(ClientSampler):
     last: int = 1
 
     def validate(self) -> None:
-        require(self.last >= 1, f"always needs last >= 1 worker, got last={self.last}")
+        require(self.last >= 1, f"with_fixed needs last >= 1 worker, got last={self.last}")
 
     def count(self, n: int) -> int:
         require(self.last < n, f"{self!r} needs more than {self.last} workers, got n={n}")
         return self.others.count(n - self.last) + self.last
 
-    def at(self, index: int, n: int, seed: int) -> tuple[int, ...]:
-        return (*self.others.at(index, n - self.last, seed), *range(n - self.last, n))
+    def sample(self, round_index: int, n: int, seed: int) -> tuple[int, ...]:
+        return (*self.others.sample(round_index, n - self.last, seed), *range(n - self.last, n))

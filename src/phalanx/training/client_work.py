@@ -24,56 +24,70 @@ class ClientWork(Expression, ABC):
     """Turns a unit's samples into a row."""
 
     @abstractmethod
-    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
-        """Writes the row of a unit into out (d,), zeros before; leaves the model as it was.
+    def compute_row(
+        self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
+    ) -> tuple[float, State]:
+        """Writes the row of a unit into out (d,), which is zero before; leaves the model as it was.
 
         Args:
             memory: what the worker remembers of its last round; {} before its first.
         Returns:
-            The loss, and the next memory.
+            The loss, and the worker's next memory.
         """
 
     @abstractmethod
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
-        """The samples of each unit in round `index`."""
+        """The samples of each unit in round `index` of the run."""
 
-    def layout(self, source: ModelProvider, at: int) -> Layout:
-        """Of its rows in round `at` of the phase; the model's, unless it sends something else."""
-        return source.layout
+    def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
+        """The layout of the rows of a round; the model's, unless the work sends something else."""
+        return models.layout
 
-    def check(self, source: ModelProvider, rounds: int) -> None:
+    def check(self, models: ModelProvider, rounds: int) -> None:
         """Raises ValueError for a network or a number of rounds that it cannot work with."""
         return
 
     @property
     def stateful(self) -> bool:
-        """Whether a worker remembers something from round to round; then nobody can compute for another."""
+        """Whether a worker remembers something from round to round; then no other worker can compute its row."""
         return False
 
     @property
     def matched(self) -> bool:
-        """Whether its rows are weights of networks whose neurons stand in an order of the worker's own."""
+        """Whether its rows are weights of networks whose neurons are in an order of the worker's own."""
         return False
 
-    def begins(self, at: int) -> int:
-        """The round in which the exchange began that round `at` goes on with; only who took part then goes on."""
-        return at
-
-    def ready(self, at: int, memory: State) -> bool:
-        """Whether a worker that remembers this can do its part in round `at`; one that has lost its memory may not."""
-        return True
-
-    def whole(self, at: int) -> bool:
-        """Whether there is one whole model behind round `at`, which can be tested."""
-        return True
-
-    def asks(self, source: ModelProvider, at: int) -> Sequence[str] | None:
-        """The tensors of the model that a worker needs for round `at`; None needs all."""
+    def required_tensors(self, models: ModelProvider, round_in_phase: int) -> Sequence[str] | None:
+        """Names of the tensors of the model that a worker needs for a round; None for all."""
         return None
 
-    def passes(self, at: int) -> float | None:
-        """How often a worker goes through its samples in round `at`; None where that is not its measure."""
+    def num_epochs(self, round_in_phase: int) -> float | None:
+        """The number of epochs that a worker trains for in a round; None for work that is not measured in epochs."""
         return None
+
+
+class MultiRoundWork(ClientWork):
+    """Work whose passes span several rounds of a phase; between them the model is not whole.
+
+    The clients that are chosen for the first round of a pass take part in all of its rounds, as long as their messages
+    arrive. The model is restored if a round of the pass is lost.
+    """
+
+    @property
+    def stateful(self) -> bool:
+        return True
+
+    @abstractmethod
+    def pass_start(self, round_in_phase: int) -> int:
+        """The first round of the pass that a round belongs to, counted in the phase as well."""
+
+    @abstractmethod
+    def can_continue(self, round_in_phase: int, memory: State) -> bool:
+        """Whether a worker with this memory can do its part of a round; one that has lost its memory may not."""
+
+    @abstractmethod
+    def is_complete(self, round_in_phase: int) -> bool:
+        """Whether a round is the last one of its pass, so that the model behind it is whole."""
 
 
 @method("gradient", "client_work")
@@ -97,50 +111,52 @@ class Gradient(ClientWork):
     def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return partition.draw(data, units, self.batch, index, seed)
 
-    def row(self, site: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State) -> tuple[float, State]:
-        parts = site.layout.split(out)
-        for name, parameter in site.model.named_parameters():
+    def compute_row(
+        self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
+    ) -> tuple[float, State]:
+        parts = context.layout.split(out)
+        for name, parameter in context.model.named_parameters():
             # backward adds into the row itself; a parameter that the loss does not reach keeps its zeros
             parameter.grad = parts[name].view_as(parameter) if parameter.requires_grad else None
-        before = {name: buffer.clone() for name, buffer in site.model.named_buffers()}
-        x, y = site.batch(samples, unit)
-        site.model.train()
-        with seeded(x.device, "dropout", *site.key, unit):
-            loss = site.loss(x, y, self.smoothing)
+        before = {name: buffer.clone() for name, buffer in context.model.named_buffers()}
+        x, y = context.batch(samples, unit)
+        context.model.train()
+        with seeded(x.device, "dropout", *context.key, unit):
+            loss = context.loss(x, y, self.smoothing)
             loss.backward()
-        tensors = site.layout.tensors(site.model)
-        for name in site.layout.installed:
+        tensors = context.layout.tensors(context.model)
+        for name in context.layout.installed:
             parts[name].copy_(tensors[name])
-        for name, buffer in site.model.named_buffers():
+        for name, buffer in context.model.named_buffers():
             buffer.copy_(before[name])
-        for parameter in site.model.parameters():
+        for parameter in context.model.parameters():
             parameter.grad = None
         return float(loss.detach()), {}
 
 
-def rows_of(
+def compute_rows(
     works: Mapping[int, ClientWork],
-    site: WorkerContext,
+    context: WorkerContext,
     allocation: Allocation,
     samples: Sequence[Tensor],
     ids: Sequence[int],
     memories: State | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, State]:
-    """Rows, mean losses and numbers of examples of some workers; a unit that several have is computed once.
+    """Computes the rows of some workers; a unit that several workers have is computed once.
 
     Shapes: -> (k, d) in the layout's dtype, (k,) and (k,) float64.
     Args:
-        works: what is done for each unit.
-        samples: of each unit.
+        works: the work of each unit.
+        samples: the samples of each unit.
         ids: the k workers.
-        memories: of the workers, where the work is stateful.
+        memories: the workers' memories, where the work is stateful.
     Returns:
-        Besides, the next memories; those of workers that are not among the k stay as they are.
+        Rows, mean losses, numbers of examples, and the next memories; memories of other workers stay as they are.
     """
     memories = dict(memories or {})
-    device = next(site.model.parameters()).device
-    like = torch.empty(0, dtype=site.layout.dtype, device=device)
-    rows = empty_rows(len(ids), site.layout.d, like).zero_()
+    device = next(context.model.parameters()).device
+    like = torch.empty(0, dtype=context.layout.dtype, device=device)
+    rows = empty_rows(len(ids), context.layout.d, like).zero_()
     losses, weights = (torch.zeros(len(ids), dtype=torch.float64) for _ in range(2))
     users: dict[int, list[tuple[int, float]]] = {}
     for i, worker in enumerate(ids):
@@ -153,7 +169,7 @@ def rows_of(
         first = users[unit][0][0]
         row = rows[first] if scratch is None else scratch.zero_()
         key = memory_key(unit, received=False)
-        loss, memory = works[unit].row(site, unit, samples[unit], row, memories.get(key, {}))
+        loss, memory = works[unit].compute_row(context, unit, samples[unit], row, memories.get(key, {}))
         if memory:
             memories[key] = memory
         count = len(samples[unit])

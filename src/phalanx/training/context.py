@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every worker has at hand when it works: models, data, and how to compute."""
+"""What a worker computes its row with: models, data and precision."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ if TYPE_CHECKING:
 
 
 class ModelProvider(Protocol):
-    """Where models come from besides the present one: the learner of a run."""
+    """The models that client work may use."""
 
     @property
     def layout(self) -> Layout:
-        """Of the present model."""
+        """The layout of the current model."""
         ...
 
     @property
     def model(self) -> nn.Module:
-        """The present one."""
+        """The current model."""
         ...
 
     @property
     def graph(self) -> Graph:
-        """Which neurons of the original model can change places."""
+        """The graph of the original model: which of its neurons can be permuted."""
         ...
 
     @property
-    def begins(self) -> bool:
+    def is_first_round(self) -> bool:
         """Whether this is the first round of the run."""
         ...
 
     def original(self) -> nn.Module:
-        """A model in the size that the clients' own ones have, for the caller to fill."""
+        """A model in the size that clients' own networks have, whose weights the caller loads."""
         ...
 
-    def first(self, unit: int) -> dict[str, Tensor]:
-        """The weights that a client would begin with by itself, in the original size."""
+    def initial_weights(self, unit: int) -> dict[str, Tensor]:
+        """The weights of an initialization of a client's own, in the original size."""
         ...
 
 
 @dataclass
 class WorkerContext:
-    """What every worker has: the model as of this round, the data, and how to compute.
+    """What every worker of a round computes with: the model, the data, and how to compute.
 
     Args:
-        layout: of the rows that are asked for.
-        key: what the random numbers of this round depend on, besides the unit.
-        source: of other models than the present one: the original, and clients' own first ones.
-        at: the round of the phase, of `rounds`.
-        answers: what the server told single workers after the last round.
+        layout: the layout of the rows.
+        key: the random numbers of this round depend on it and on the unit.
+        models: other models than the current one: the original, and clients' own initial ones.
+        round_in_phase: number of the round in its phase, which has `rounds` rounds.
+        replies: what the server replied to single workers after the last round.
     """
 
     model: nn.Module
@@ -73,16 +73,16 @@ class WorkerContext:
     precision: str
     channels_last: bool
     key: tuple[object, ...] = ()
-    source: ModelProvider | None = None
-    at: int = 0
+    models: ModelProvider | None = None
+    round_in_phase: int = 0
     rounds: int = 1
-    answers: Mapping[int, Payload] = field(default_factory=dict)
+    replies: Mapping[int, Payload] = field(default_factory=dict)
 
     def batch(self, samples: Tensor, unit: int, step: int | None = None) -> tuple[Tensor, Tensor]:
-        """The examples and labels of a unit, as `Dataset.train` gives them, augmented under its own stream.
+        """The examples and labels of a unit, as `Dataset.train` gives them, augmented with the unit's random numbers.
 
         Args:
-            step: of several batches in one round; each has a stream of its own.
+            step: number of the batch, where a round has several; each has random numbers of its own.
         """
         device = next(self.model.parameters()).device
         draws = make_generator("augment", *self.key, unit, *([] if step is None else [step]))
@@ -102,7 +102,7 @@ class WorkerContext:
 
 @contextmanager
 def seeded(device: torch.device, *key: object) -> Iterator[None]:
-    """Draws from torch's global generators as from a stream, and leaves them as they were."""
+    """Seeds torch's global generators by a key, and restores them at the end."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed = make_generator(*key).initial_seed()
         # torch.manual_seed would also queue a call, with its traceback, for every GPU that is not in use yet

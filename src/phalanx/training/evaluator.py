@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is asked besides its accuracy on the test part, whenever it is tested."""
+"""Measurements of a model whenever it is tested, besides its accuracy on the test set."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from phalanx.training.score import scores_of, together
 
 @dataclass(frozen=True)
 class EvalContext:
-    """A model that is tested, and what of its run an exam may look at.
+    """A model that is tested, and what an evaluator may know of its run.
 
     Args:
-        parts: makes the training samples that each worker owns.
+        parts: returns the training samples of each worker.
     """
 
     model: nn.Module
@@ -32,7 +32,7 @@ class EvalContext:
     parts: Callable[[], tuple[Tensor, ...]]
 
     def labels(self, x: Tensor) -> Tensor:
-        """What the model calls inputs as `Dataset.inputs` gives them, in evaluation mode.
+        """The labels that the model predicts, in evaluation mode, for inputs as `Dataset.inputs` gives them.
 
         Shapes: (B, ...) -> (B,), or (B, L) where every token has a label.
         """
@@ -43,21 +43,21 @@ class EvalContext:
 
 
 class Evaluator(Expression, ABC):
-    """Questions to a model whenever it is tested; changes nothing.
+    """A measurement of a model whenever it is tested; changes nothing.
 
-    What it returns is logged in metrics.jsonl under "examined", by the exam's expression, and the last of it stands in
-    the summary.
+    Its result is logged in metrics.jsonl under "examined", by the evaluator's expression. The last result is in the
+    summary.
     """
 
     def check(self, data: Dataset) -> None:
-        """Raises ValueError, before anything is computed, if models of such data cannot be asked."""
+        """Raises ValueError, before anything is computed, if it cannot measure models of such data."""
         return
 
     @abstractmethod
-    def sit(self, sitting: EvalContext) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def evaluate(self, context: EvalContext) -> dict[str, Any]:
+        """Measures the model; returns plain values for JSON."""
 
 
 def share(right: Tensor) -> float | None:
-    """Of truths; None of nothing. Shapes: (n,) bool -> scalar."""
+    """The share of entries that are true; None if there are no entries. Shapes: (n,) bool -> scalar."""
     return float(right.double().mean()) if len(right) else None

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an update changes: the model of a run, its optimizer, and what its surgeries remember."""
+"""The model of a run, its optimizer, and the memories of its surgeries: all that an update changes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from phalanx.core.trees import State
 from phalanx.core.world import World
 from phalanx.data.shape import Shape, example
 from phalanx.training.optim import moments, set_moments
-from phalanx.training.phase import Phase, Run
+from phalanx.training.phase import Phase, Position, Run
 
 if TYPE_CHECKING:
     from phalanx.matching.graph import Graph
@@ -29,17 +30,17 @@ class ModelState:
     """A model in training; the same in every process of a job.
 
     Args:
-        shape, num_classes: of the data.
+        shape, num_classes: those of the data.
     """
 
     def __init__(self, run: Run, shape: Shape, num_classes: int) -> None:
         self.phases, self._run, self._data = run.phases, run, (shape, num_classes)
-        self.memories: State = {}  # of what changes the model's shape, by the number of its phase
-        # by the shapes that earlier phases have given the model
+        self.memories: State = {}  # of what changes the model's shape, by the index of its phase
+        # both by the shapes that earlier phases have given the model
         self._originals: dict[str, nn.Module] = {}
         self._graphs: dict[str, Graph] = {}
         self._take(self._built("model"))
-        self.optimizer = self._optimizer(run.phase_at(0)[0])
+        self.optimizer = self._optimizer(run.position(0).phase_index)
 
     @property
     def shapes(self) -> State:
@@ -52,14 +53,14 @@ class ModelState:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @property
-    def parameters(self) -> int:
-        """How many are trained and not held at zero by a surgery."""
+    def num_parameters(self) -> int:
+        """The number of parameters that are trained and not held at zero by a surgery."""
         held = [surgery.zeros(self.model, memory) for surgery, memory in self._surgeries()]
         return self.layout.stepped - max(held, default=0)
 
     @property
     def widths(self) -> list[tuple[str, int, int]]:
-        """The name of each group of neurons, and how many it had before and has after a phase that lets it grow."""
+        """The name of each group of neurons, and its width before and after a phase that lets it grow."""
         grown = [int(number) for number, shape in self.shapes.items() if WIDTHS in shape]
         if not grown:
             return []
@@ -67,24 +68,25 @@ class ModelState:
         named = zip(graph.names, graph.sizes, strict=True)
         return [(name, size, now.get(str(group), size)) for group, (name, size) in enumerate(named)]
 
-    def enter(self, number: int) -> None:
-        """A phase begins, with an optimizer of its own."""
-        self.optimizer = self._optimizer(number)
+    def enter_phase(self, phase_index: int) -> None:
+        """Makes the optimizer of a phase that begins."""
+        self.optimizer = self._optimizer(phase_index)
 
-    def operate(self, number: int, at: int, world: World) -> str:
-        """Lets the phase's surgery look at the model before round `at`; every process calls it alike.
+    def apply_surgery(self, position: Position, world: World) -> str:
+        """Lets the phase's surgery change the model before a round; every process calls it alike.
 
-        Returns: what it did, in a sentence; nothing where the model is the same as before.
+        Returns: what it did, in a sentence; an empty one where the model is the same as before.
         """
+        number, at = position.phase_index, position.round_in_phase
         phase, key = self.phases[number], str(number)
         if phase.surgery is None or not phase.surgery.watches(at, phase.rounds):
             return ""
-        made, tree, before = None, {}, self.parameters
+        made, tree, before = None, {}, self.num_parameters
         if world.rank == 0:
             rng = make_generator("surgery", self._run.seed, number, at)
             made, memory = phase.surgery.operate(self.model, at, phase.rounds, self.memories.get(key, {}), rng)
             tree = {"memory": memory, "model": {} if made is None else dict(made.state_dict())}
-        tree = world.share(tree)
+        tree = world.broadcast(tree)
         self.memories[key] = self._here(tree.get("memory", {}))
         if not tree.get("model"):
             return ""
@@ -96,10 +98,10 @@ class ModelState:
         carried = phase.surgery.carried(optimizer, old, made, self.memories[key])
         self.optimizer = self._optimizer(number)
         self.optimizer.state.update(carried)
-        return f"{phase.surgery.expression_name}: {before:,} trained parameters become {self.parameters:,}"
+        return f"{phase.surgery.expression_name}: {before:,} trained parameters become {self.num_parameters:,}"
 
-    def follow(self, shapes: State, weights: dict[str, Tensor]) -> bool:
-        """Takes over the tensors of the server's model that are given; returns whether its shape has changed."""
+    def load_from_server(self, shapes: State, weights: dict[str, Tensor]) -> bool:
+        """Loads the tensors that the server sent of its model; returns whether the model's shape has changed."""
         changed = shapes != self.shapes
         if changed:
             self.memories = {number: {"shape": shape} for number, shape in shapes.items()}
@@ -107,15 +109,15 @@ class ModelState:
         self.model.load_state_dict(weights, strict=False)
         return changed
 
-    def update(self, number: int, at: int, result: Stack) -> None:
-        """Applies the single row of a round: values to assign, or directions for the phase's optimizer."""
-        if self.phases[number].optimizer.installs:
-            self._install(number, result.layout, result.rows[0])
+    def update(self, position: Position, aggregate: Stack) -> None:
+        """Updates the model by the single row of a round: new values, or a direction for the optimizer's step."""
+        if self.phases[position.phase_index].optimizer.installs:
+            self._install(position.phase_index, aggregate.layout, aggregate.rows[0])
         else:
-            self._step(number, at, result.rows[0])
+            self._step(position.phase_index, position.round_in_phase, aggregate.rows[0])
 
     def _install(self, number: int, layout: Layout, row: Tensor) -> None:
-        """Puts a row's tensors in the model; where their layers have other widths than before, the model gets them."""
+        """Copies a row's tensors into the model, whose layers change their widths where those of the row differ."""
         parts, memory = layout.split(row), dict(self.memories.get(str(number), {}))
         made = {
             str(axis.group): axis.neurons(parts[name])
@@ -135,7 +137,7 @@ class ModelState:
                 tensor.copy_(parts[name])
 
     def _step(self, number: int, at: int, row: Tensor) -> None:
-        """One step along a row's directions; its installed entries become buffers."""
+        """Takes an optimizer step along a row's directions; copies its installed entries into buffers."""
         phase = self.phases[number]
         clock = phase.surgery.clock(at, phase.rounds) if phase.surgery is not None else (at, phase.rounds)
         for group in self.optimizer.param_groups:
@@ -154,20 +156,20 @@ class ModelState:
             surgery.after_step(self.model, memory)
 
     def to_tree(self) -> dict[str, Any]:
-        """For a checkpoint; `load` is the inverse."""
+        """The state as a tree for a checkpoint; `load` is the inverse."""
         model = dict(self.model.state_dict())
         return {"model": model, "optimizer": moments(self.optimizer), "surgery": self.memories}
 
-    def load(self, tree: dict[str, Any], number: int) -> None:
-        """Goes on from a checkpoint within a phase."""
+    def load(self, tree: dict[str, Any], phase_index: int) -> None:
+        """Loads a tree that `to_tree` made within a phase."""
         self.memories = self._here(tree.get("surgery", {}))
         self._take(self._shaped(self.shapes))
         self.model.load_state_dict(tree["model"])
-        self.optimizer = self._optimizer(number)
+        self.optimizer = self._optimizer(phase_index)
         set_moments(self.optimizer, tree.get("optimizer", {}))
 
     def _here(self, tree: State) -> State:
-        """The tensors of a memory on the device of the run."""
+        """The memory with its tensors on the device of the run."""
         device = self._run.device
         return {
             key: self._here(x) if isinstance(x, dict) else x.to(device) if isinstance(x, Tensor) else x
@@ -178,7 +180,7 @@ class ModelState:
         self.model, self.layout = model, Layout.of(model)
 
     def _replace(self, model: nn.Module) -> None:
-        """Another model, with the tensors of the present one whose shapes are the same."""
+        """Replaces the model by another, which takes the current tensors where their shapes are equal."""
         now = self.model.state_dict()
         same = {name: now[name] for name, t in model.state_dict().items() if name in now and now[name].shape == t.shape}
         model.load_state_dict(same, strict=False)
@@ -191,7 +193,7 @@ class ModelState:
         return model.to(self._run.device)
 
     def _shaped(self, shapes: State) -> nn.Module:
-        """The run's model in the shape that these phases have given it, weights to be filled in."""
+        """The run's model in the shape that these phases have given it; its weights are to be loaded."""
         model = self._built("model")
         for number in sorted(shapes, key=int):
             shape = shapes[number]
@@ -204,19 +206,19 @@ class ModelState:
         return model
 
     def original(self, number: int) -> nn.Module:
-        """A model as it was shaped before a phase, one for all who fill it and use it."""
+        """A model in the shape before a phase; all callers share one model and load their weights first."""
         past = self._before(number)
         key = repr(past)
         if key not in self._originals:
             self._originals[key] = self._shaped(past)
         return self._originals[key]
 
-    def first(self, unit: int) -> nn.Module:
-        """The model that a client would begin a run with by itself."""
+    def initial_model(self, unit: int) -> nn.Module:
+        """A model with an initialization of a client's own."""
         return self._built("model", "client", unit)
 
     def graph(self, number: int) -> Graph:
-        """Which neurons of a phase's original model can change places."""
+        """The graph of a phase's original model: which of its neurons can be permuted."""
         from phalanx.matching.graph import Graph
 
         key = repr(self._before(number))
@@ -225,7 +227,7 @@ class ModelState:
         return self._graphs[key]
 
     def _before(self, number: int) -> State:
-        """The shapes that phases before this one have given the model, in their order."""
+        """The shapes that earlier phases have given the model, in the order of the phases."""
         shapes = self.shapes
         return {past: shapes[past] for past in sorted(shapes, key=int) if int(past) < number}
 
@@ -246,30 +248,39 @@ class ModelState:
 
 
 class PhaseModels:
-    """The models that a learner has for the workers of one phase, in round `index` of the run."""
+    """The models for the workers of one phase, in one round of the run."""
 
-    def __init__(self, learner: ModelState, number: int, index: int = 0) -> None:
-        self._learner, self._number, self.begins = learner, number, index == 0
+    def __init__(self, model_state: ModelState, phase_index: int, round_index: int = 0) -> None:
+        self._model_state, self._phase_index, self.is_first_round = model_state, phase_index, round_index == 0
 
     @property
     def layout(self) -> Layout:
-        """Of the present model."""
-        return self._learner.layout
+        """The layout of the current model."""
+        return self._model_state.layout
 
     @property
     def model(self) -> nn.Module:
-        """The present one."""
-        return self._learner.model
+        """The current model."""
+        return self._model_state.model
 
     @property
     def graph(self) -> Graph:
-        """Which neurons of the original model can change places."""
-        return self._learner.graph(self._number)
+        """The graph of the original model: which of its neurons can be permuted."""
+        return self._model_state.graph(self._phase_index)
 
     def original(self) -> nn.Module:
-        """A model in the size that the clients' own ones have, for the caller to fill."""
-        return self._learner.original(self._number)
+        """A model in the size that clients' own networks have, whose weights the caller loads."""
+        return self._model_state.original(self._phase_index)
 
-    def first(self, unit: int) -> dict[str, Tensor]:
-        """The weights that a client would begin with by itself."""
-        return dict(self._learner.first(unit).state_dict())
+    def initial_weights(self, unit: int) -> dict[str, Tensor]:
+        """The weights of an initialization of a client's own."""
+        return dict(self._model_state.initial_model(unit).state_dict())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights and buffers; equal for models that are equal to the bit."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -29,15 +29,15 @@ class Parity(Evaluator):
         require(self.clients is None or self.clients >= 1, f"parity needs clients >= 1, got clients={self.clients}")
         require(self.most >= 1, f"parity needs most >= 1 sample of a client, got most={self.most}")
 
-    def sit(self, sitting: EvalContext) -> dict[str, Any]:
-        parts = sitting.parts()
-        order = torch.randperm(len(parts), generator=make_generator("parity", sitting.seed))
+    def evaluate(self, context: EvalContext) -> dict[str, Any]:
+        parts = context.parts()
+        order = torch.randperm(len(parts), generator=make_generator("parity", context.seed))
         asked = sorted(order[: len(parts) if self.clients is None else self.clients].tolist())
         accuracy = {}
         for worker in asked:
             mine = parts[worker][: self.most]
-            x, y = sitting.data.train(mine)
-            right = (sitting.labels(x) == y)[y >= 0]
+            x, y = context.data.train(mine)
+            right = (context.labels(x) == y)[y >= 0]
             accuracy[str(worker)] = share(right)
         known = [rate for rate in accuracy.values() if rate is not None]
         least, most = min(known, default=None), max(known, default=None)

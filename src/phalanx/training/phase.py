@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run is a tuple of phases; a phase says what a row is, how rows become one, and what is done with it."""
+"""The configuration of a run: phases that say what a row is, how rows become one, and what is done with it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,36 @@ from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
 from phalanx.models.model import Model
 from phalanx.training.client_sampler import AllClients, ClientSampler
-from phalanx.training.client_work import ClientWork
+from phalanx.training.client_work import ClientWork, MultiRoundWork
 from phalanx.training.evaluator import Evaluator
 from phalanx.training.observers.observer import Observer
 from phalanx.training.optim import ServerOptimizer, Sgd
 from phalanx.training.secure_sum import check_secure
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a round stands in its run.
+
+    Args:
+        round_index: number of the round in the run, from 0.
+        phase_index: number of its phase in the run, from 0.
+        round_in_phase: number of the round in its phase, from 0.
+        pass_start: number in the run of the first round of the pass that it belongs to: the round itself, unless the
+            phase's work spans several rounds.
+        completes_pass: whether the model is whole behind this round and can be tested.
+    """
+
+    round_index: int
+    phase_index: int
+    round_in_phase: int
+    pass_start: int
+    completes_pass: bool = True
+
+    @property
+    def starts_pass(self) -> bool:
+        """Whether it is the first round of a pass."""
+        return self.pass_start == self.round_index
 
 
 @method("phase", "phase")
@@ -146,13 +171,25 @@ class Run(Expression):
         """Rounds of all phases together."""
         return sum(phase.rounds for phase in self.phases)
 
-    def phase_at(self, index: int) -> tuple[int, int]:
-        """The number of the phase of a round of the run, and the round's number within it."""
-        for number, phase in enumerate(self.phases):
-            if index < phase.rounds:
-                return number, index
-            index -= phase.rounds
-        return len(self.phases) - 1, index
+    def position(self, round_index: int) -> Position:
+        """The phase that a round belongs to, and the round's place in it."""
+        phase_index, round_in_phase = 0, round_index
+        while phase_index < len(self.phases) - 1 and round_in_phase >= self.phases[phase_index].rounds:
+            round_in_phase -= self.phases[phase_index].rounds
+            phase_index += 1
+        if round_in_phase >= self.phases[phase_index].rounds:
+            round_in_phase -= self.phases[phase_index].rounds
+        work = self.phases[phase_index].work
+        start, complete = round_in_phase, True
+        if isinstance(work, MultiRoundWork):
+            start, complete = work.pass_start(round_in_phase), work.is_complete(round_in_phase)
+        return Position(
+            round_index=round_index,
+            phase_index=phase_index,
+            round_in_phase=round_in_phase,
+            pass_start=round_index - round_in_phase + start,
+            completes_pass=complete,
+        )
 
     def check(self) -> None:
         """Raises ValueError for a scheme that the number of workers cannot carry, or for rows that nobody may see."""

@@ -72,3 +72,9 @@ def scored(model: nn.Module, data: Dataset, device: torch.device, precision: str
     for start in range(0, len(data.test_y), step):
         x, y = (t.to(device) for t in data.test(slice(start, start + step)))
         yield scores_of(model, x, precision), y
+
+
+def number_of(x: Tensor | float) -> float | None:
+    """A float for JSON; None in place of NaN and infinity, which JSON does not have."""
+    value = float(x)
+    return value if math.isfinite(value) else None

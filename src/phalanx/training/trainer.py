@@ -1,54 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one training loop: every phase of every run, in every world."""
+"""The one training loop: every phase of every run, in the simulation, in a process group and at a server."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from phalanx.attacks.faults import silenced
+from phalanx.attacks.faults import silenced_workers
 from phalanx.core.clock import FORGING, PARTS
 from phalanx.core.layout import Layout
-from phalanx.core.payload import Payload
 from phalanx.core.precision import finite
 from phalanx.core.round import Round
-from phalanx.core.round_request import RoundRequest
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import TooFewRows
-from phalanx.core.trees import State, copied_tree
+from phalanx.core.trees import State, copied_tree, from_payload, merge, own, to_payload
 from phalanx.core.wire_stage import check_server, server_half
-from phalanx.core.world import LocalWorld, World
-from phalanx.distributed.subset import SubsetTransport
-from phalanx.training.accusations import WorkerStats, outvoted
+from phalanx.core.world import Collective, LocalCollective
+from phalanx.data.dataset import Data, Dataset
+from phalanx.data.multi30k import Multi30k
+from phalanx.data.shape import example
+from phalanx.distributed.round_request import RoundRequest
+from phalanx.distributed.server_transport import ServerTransport
+from phalanx.distributed.subset import subset_of
+from phalanx.lowrank.macs import macs
+from phalanx.models.bleu import bleu_of
+from phalanx.training.checkpoint import Checkpoint
 from phalanx.training.evaluator import EvalContext
 from phalanx.training.interrupt import Interrupted, stop_requests
-from phalanx.training.model_state import ModelState, PhaseModels
-from phalanx.training.observers.observer import looked
-from phalanx.training.phase import Run
-from phalanx.training.played import round_of, site_of
-from phalanx.training.resume import checkpoint, resume
+from phalanx.training.model_state import ModelState, PhaseModels, fingerprint
+from phalanx.training.observers.observer import observe
+from phalanx.training.phase import Position, Run
 from phalanx.training.run_folder import RunFolder
-from phalanx.training.score import assess
+from phalanx.training.run_state import RunState
+from phalanx.training.score import assess, number_of
 from phalanx.training.secure_sum import check_sum
-from phalanx.training.summary import ROUND, number_of, summary
+from phalanx.training.worker_stats import WorkerStats, find_outliers
 
 Listener = Callable[[dict[str, Any]], None]
+ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
 
 
 def train(
-    run: Run, world: World | None = None, folder: RunFolder | None = None, listener: Listener | None = None
+    run: Run,
+    world: Collective | ServerTransport | None = None,
+    folder: RunFolder | None = None,
+    listener: Listener | None = None,
 ) -> Trainer:
     """Trains to the end, from the folder's checkpoint if it has one.
 
-    Every process of the world calls it alike; only rank 0 is given a folder and a listener.
+    Every process of a collective calls it alike; only rank 0 is given a folder and a listener.
 
     Args:
+        world: where the workers are; all in this process when None.
         listener: called with each round's metrics.
     Raises:
         ValueError: the scheme does not fit the number of workers, before anything is computed.
@@ -59,243 +70,428 @@ def train(
     return trainer
 
 
-class Trainer:
-    """A run in progress: model, optimizer, stage state, ledger."""
+@dataclass(frozen=True)
+class StartedRound:
+    """A round that has started.
 
-    def __init__(self, run: Run, world: World | None = None) -> None:
+    Args:
+        request: what the workers are asked for.
+        byzantine: workers that the adversary controls in it.
+        silent: workers whose messages an injected fault drops.
+        surgery_report: what a surgery did to the model before it, in a sentence; empty for nothing.
+        started_s: time when it started.
+        received_bytes: bytes that had reached the sockets of this process by then, where they are counted.
+    """
+
+    position: Position
+    request: RoundRequest
+    byzantine: frozenset[int]
+    silent: frozenset[int]
+    surgery_report: str
+    started_s: float
+    received_bytes: int | None
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What the workers of a round computed, and what the scheme made of their rows.
+
+    Args:
+        aggregate: the single row that came out of the scheme; None if the round is lost.
+        lost_reason: why the round is lost; empty if it is not.
+        notes: what the stages noted.
+        losses: (n,) float64, the loss of each worker.
+        reported: (n,) bool, whether its report arrived.
+        stop: whether the run is to stop behind this round.
+        observed: what the observers measured, by their expressions.
+        work_s: seconds of the workers' computation.
+        scheme_s: seconds of the scheme.
+    """
+
+    aggregate: Stack | None
+    lost_reason: str
+    notes: tuple[Note, ...]
+    losses: Tensor
+    reported: Tensor
+    stop: bool
+    observed: dict[str, Any]
+    work_s: float
+    scheme_s: float
+
+
+class Trainer:
+    """A run in progress.
+
+    Attributes:
+        state: data, model, and what stages and workers remember.
+        worker_stats: who was excluded or outvoted, and how often.
+        rounds_done: rounds that have ended, over all phases.
+    """
+
+    def __init__(self, run: Run, world: Collective | ServerTransport | None = None) -> None:
         run.check()
-        world = world or LocalWorld(run.workers)
-        if world.serves:
+        self.config, self.text, self.device = run, repr(run), torch.device(run.device)
+        self.world = world or LocalCollective(run.workers)
+        self.server = self.world if isinstance(self.world, ServerTransport) else None
+        self._check_world()
+        self.state = RunState(run)
+        for observer in run.observers:
+            observer.check(self.layout, run.workers)
+        for evaluator in run.evaluators:
+            evaluator.check(self.data)
+        self.state.check_phases()
+        self.worker_stats = WorkerStats(run.workers)
+        self.rounds_done = 0
+        self._remote_memories: State = {}  # from a checkpoint, of workers in other processes
+        self._model_before_pass: dict[str, Any] = {}  # to restore when a round of the pass is lost
+        self._times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
+        self._accuracy_and_loss: tuple[int, tuple[float | None, float | None]] | None = None
+        self._examined: tuple[int, dict[str, Any]] | None = None
+
+    def _check_world(self) -> None:
+        run = self.config
+        if self.server is not None:
             for phase in run.phases:
                 check_server(phase.scheme, phase.secure)
             if not all(observer.arrived for observer in run.observers):
                 raise ValueError("observers see rows before the wire, and a server does not; run them in a simulation")
-        if world.size != run.workers:
-            raise ValueError(f"the run has {run.workers} workers and the world {world.size}; make them equal")
-        torch.set_num_threads(run.threads)
-        self.config, self.text, self.world, self.device = run, repr(run), world, torch.device(run.device)
-        self.data = run.data.load()
-        if run.augment is not None:
-            run.augment.check(self.data.shape)
-        self.learner = ModelState(run, self.data.shape, self.data.num_classes)
-        for observer in run.observers:
-            observer.check(self.layout, run.workers)
-        for exam in run.evaluators:
-            exam.check(self.data)
-        self.ledger = WorkerStats(run.workers)
-        self.step = 0
-        self.state: State = {}  # of the scheme
-        self.memories: State = {}  # of the work, by worker
-        self.elsewhere: State = {}  # of workers that other processes play, from a checkpoint
-        self.answers: dict[int, Payload] = {}  # to what workers sent in the last round
-        self.before: dict[str, Any] = {}  # the learner when a pass of several rounds began
-        for number, phase in enumerate(run.phases):
-            self._check(number)
-            if phase.surgery is not None or phase.optimizer.installs:
-                break  # what comes behind it is of a shape that nobody knows yet
-        self._evaluated: tuple[int, tuple[float | None, float | None]] | None = None
-        self._examined: tuple[int, dict[str, Any]] | None = None
-        self.times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
+        if self.world.size != run.workers:
+            raise ValueError(f"the run has {run.workers} workers and the world {self.world.size}; make them equal")
+
+    @property
+    def data(self) -> Dataset:
+        """The data of the run."""
+        return self.state.data
+
+    @property
+    def model_state(self) -> ModelState:
+        """The model with its optimizer."""
+        return self.state.model_state
 
     @property
     def model(self) -> nn.Module:
         """The network as it is now."""
-        return self.learner.model
+        return self.state.model_state.model
 
     @property
     def layout(self) -> Layout:
-        """Of its rows."""
-        return self.learner.layout
+        """The layout of the model's rows."""
+        return self.state.model_state.layout
 
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
-        """All rounds that are not done yet."""
+        """Trains all rounds that are not done yet."""
+        run = self.config
         if folder is not None:
-            folder.begin(self.text, self.world.processes)
-        resume(self, folder.restore() if folder is not None else None)
+            folder.begin(self.text, self.server.processes if self.server is not None else ())
+        self.resume(folder.restore() if folder is not None else None)
         with stop_requests() as stop, folder or nullcontext():
-            while self.step < self.config.rounds:
-                line = self.round(stop.is_set())
-                index, ended = line["step"], self.step == self.config.rounds
+            while self.rounds_done < run.rounds:
+                metrics = self.train_round(stop.is_set())
+                ended = self.rounds_done == run.rounds
                 if folder is not None:
-                    folder.log(line)
+                    folder.log(metrics)
                 if listener is not None:
-                    listener(line)
-                if ended or line["stop"] or (index + 1) % self.config.checkpoint_every == 0:
-                    checkpoint(self, folder)
-                if line["stop"] and not ended:
-                    raise Interrupted(f"stopped after round {index + 1} of {self.config.rounds}")
+                    listener(metrics)
+                if ended or metrics["stop"] or self.rounds_done % run.checkpoint_every == 0:
+                    self.save_checkpoint(folder)
+                if metrics["stop"] and not ended:
+                    raise Interrupted(f"stopped after round {self.rounds_done} of {run.rounds}")
         if folder is not None:
             folder.finish(self.summary())
 
-    def round(self, stop: bool = False) -> dict[str, Any]:
-        """One round, and its metrics."""
-        opened = self.open()
-        line = self.close(opened, stop)
-        if self.step == self.config.rounds or self._due(opened):
-            line["accuracy"], line["test_loss"] = self.evaluate()
-            line["parameters"] = self.learner.parameters
+    def train_round(self, stop: bool = False) -> dict[str, Any]:
+        """Trains one round, tests the model if it is time to, and returns the metrics.
+
+        Args:
+            stop: whether this process was asked to stop, which all processes of a collective learn.
+        """
+        started = self.start_round()
+        metrics = self.finish_round(started, self.run_round(started, stop))
+        if self.rounds_done == self.config.rounds or self._is_test_due(started.position):
+            metrics["accuracy"], metrics["test_loss"] = self.evaluate()
+            metrics["parameters"] = self.model_state.num_parameters
             if self.config.evaluators:
-                line["examined"] = self.examine()
-        return line
+                metrics["examined"] = self.examine()
+        return metrics
 
-    def _check(self, number: int) -> None:
-        """Raises ValueError for a phase that cannot work with the network as it is, or whose adversary cannot."""
-        phase, run = self.config.phases[number], self.config
-        for work in (phase.work, phase.adversary):
-            if work is not None:
-                work.check(PhaseModels(self.learner, number), phase.rounds)
-        if phase.adversary is not None:
-            phase.adversary.samples(run.partition, self.data, run.workers, 0, run.seed)
+    def _is_test_due(self, position: Position) -> bool:
+        """Whether the model is whole, and the pass that ends here has reached a multiple of `evaluate_every`."""
+        every = self.config.evaluate_every
+        return position.completes_pass and (position.round_index + 1) // every > position.pass_start // every
 
-    def _due(self, opened: RoundRequest) -> bool:
-        """Whether the model is whole, and a round's turn to test it came since the exchange began."""
-        work, every = self.config.phases[opened.number].work, self.config.evaluate_every
-        first = opened.index - opened.at + work.begins(opened.at)
-        return work.whole(opened.at) and (opened.index + 1) // every > first // every
-
-    def open(self) -> RoundRequest:
-        """The next round begins: whom it asks, and what becomes of the model before."""
-        run, world, index = self.config, self.world, self.step
-        number, at = self.config.phase_at(index)
-        if at == 0 and index > 0:
-            self.state, self.memories, self.answers, self.elsewhere = {}, {}, {}, {}
-            self.learner.enter(number)
-            self._check(number)
-        began, before = time.perf_counter(), world.received_bytes
-        operated = self.learner.operate(number, at, world)
-        if operated:
-            self.state, self.memories, self.elsewhere = {}, {}, {}
-        phase = run.phases[number]
-        first = phase.work.begins(at)
-        chosen = phase.clients.at(index - at + first, run.workers, run.seed)
-        if first != at:
-            # who missed the last round has no place in what follows it
-            chosen = tuple(worker for worker in chosen if worker in self.answers)
-        byzantine, silent = run.byzantine.at(index, run.workers, run.seed), silenced(run.faults, index)
-        if first == at and not phase.work.whole(at):
-            self.before = copied_tree(self.learner.to_tree())
-        asked = phase.work.asks(PhaseModels(self.learner, number, index), at)
-        model, shapes = self.model.state_dict(), self.learner.shapes
-        opened = RoundRequest(
-            index, number, at, chosen, model, shapes, asked, self.answers, byzantine, silent, operated, began, before
+    def start_round(self) -> StartedRound:
+        """Prepares the model, chooses the clients and, at a server, sends them the request of the round."""
+        run, position = self.config, self.config.position(self.rounds_done)
+        if position.round_in_phase == 0 and position.round_index > 0:
+            self._forget_memories()
+            self.state.replies = {}
+            self.model_state.enter_phase(position.phase_index)
+            self.state.check_phase(position.phase_index)
+        started_s = time.perf_counter()
+        received_bytes = self.server.received_bytes if self.server is not None else None
+        surgery_report = self.model_state.apply_surgery(position, self.world)
+        if surgery_report:
+            self._forget_memories()
+        clients = self._choose_clients(position)
+        if position.starts_pass and not position.completes_pass:
+            self._model_before_pass = copied_tree(self.model_state.to_tree())
+        models = PhaseModels(self.model_state, position.phase_index, position.round_index)
+        work = run.phases[position.phase_index].work
+        request = RoundRequest(
+            round_index=position.round_index,
+            clients=clients,
+            model=self.model.state_dict(),
+            shapes=self.model_state.shapes,
+            required=work.required_tensors(models, position.round_in_phase),
+            replies=self.state.replies,
         )
-        self.ledger.bytes_down += opened.bytes_down
-        world.begin(opened, self.text, self.elsewhere)
-        return opened
+        self.worker_stats.bytes_down += request.bytes_down
+        if self.server is not None:
+            self.server.start_round(request, self.text, self._remote_memories)
+        return StartedRound(
+            position=position,
+            request=request,
+            byzantine=run.byzantine.at(position.round_index, run.workers, run.seed),
+            silent=silenced_workers(run.faults, position.round_index),
+            surgery_report=surgery_report,
+            started_s=started_s,
+            received_bytes=received_bytes,
+        )
 
-    def close(self, opened: RoundRequest, stop: bool = False) -> dict[str, Any]:
-        """The round's work, exchange and update; returns its metrics."""
-        run, index, number, at = self.config, opened.index, opened.number, opened.at
-        phase, chosen, byzantine = run.phases[number], opened.chosen, opened.byzantine
-        world = self.world if len(chosen) == run.workers else SubsetTransport(self.world, chosen)
-        stack, losses = self.work(index, chosen)
-        # one small exchange: the losses of all workers, and whether any process was asked to stop
-        seen = self.world.tell(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
-        worked = time.perf_counter()
-        absent = frozenset[int]() if world.serves else opened.silent
-        round = Round(index, run.seed, byzantine, world, absent=absent, begins=at == 0 or bool(opened.operated))
-        observed = looked(run.observers, stack, round)
-        watched = time.perf_counter()
-        result, lost, notes = None, "", ()
+    def _forget_memories(self) -> None:
+        self.state.load_memories({})
+        self._remote_memories = {}
+
+    def _choose_clients(self, position: Position) -> tuple[int, ...]:
+        """The clients of a round; within a pass, those of its first round whose last message arrived."""
+        run, sampler = self.config, self.config.phases[position.phase_index].clients
+        clients = sampler.sample(position.pass_start, run.workers, run.seed)
+        return clients if position.starts_pass else tuple(w for w in clients if w in self.state.replies)
+
+    def compute_rows(self, round_index: int, clients: Collection[int] | None = None) -> tuple[Stack, Tensor]:
+        """The rows of this process's workers among the clients of a round, and the losses of all its workers.
+
+        Args:
+            clients: workers that take part; all when None.
+        """
+        local_workers = self.world.local_workers
+        position = self.config.position(round_index)
+        return self.state.compute_rows(position, local_workers, local_workers if clients is None else clients)
+
+    def run_round(self, started: StartedRound, stop: bool = False) -> RoundResult:
+        """Computes the workers' rows, or waits for them at a server, and aggregates them to one row."""
+        run, position, clients = self.config, started.position, started.request.clients
+        phase = run.phases[position.phase_index]
+        stack, losses = self.compute_rows(position.round_index, clients)
+        if isinstance(self.world, ServerTransport):
+            losses, reported = self.world.receive_reports(num_metrics=2).unbind(dim=1)
+        else:
+            metrics = self.world.all_gather(torch.stack([losses, torch.full_like(losses, float(stop))], dim=1))
+            losses, reported = metrics.unbind(dim=1)
+            stop = bool(reported.any())
+        worked_s = time.perf_counter()
+        round = Round(
+            index=position.round_index,
+            seed=run.seed,
+            byzantine=started.byzantine,
+            world=subset_of(self.world, clients),
+            # in a server's job the faults happen in the workers' processes
+            absent=frozenset() if self.server is not None else started.silent,
+            is_first=position.round_in_phase == 0 or bool(started.surgery_report),
+        )
+        observed = observe(run.observers, stack, round)
+        observed_s = time.perf_counter()
+        aggregate, lost_reason, notes = None, "", ()
         try:
-            if not chosen:
+            if not clients:
                 raise TooFewRows("no worker is left of those who began this pass")
-            scheme = partial(server_half, phase.scheme) if world.serves else phase.scheme
-            result, self.state = scheme(stack, self.state, round)
-            check_sum(phase.secure, result)
+            scheme = partial(server_half, phase.scheme) if self.server is not None else phase.scheme
+            aggregate, self.state.scheme_state = scheme(stack, self.state.scheme_state, round)
+            check_sum(phase.secure, aggregate)
+            notes = aggregate.notes
         except TooFewRows as error:
-            lost, notes = str(error), error.notes
-            result, self.state = None, error.state or self.state
-        combined = time.perf_counter()
-        if result is not None and result.arrived is not None:
-            observed |= looked(run.observers, result.arrived, round, arrived=True)
-        seen_s = time.perf_counter() - combined
-        if result is not None:
-            notes, lost = self.finish(number, at, result)
-        self.answers = {} if result is None or lost else dict(result.answers)
-        if self.before and (lost or phase.work.whole(at)):
-            if lost:
-                # what a pass has begun to put in the model is no model
-                self.learner.load(self.before, number)
-            self.before = {}
-        ended = time.perf_counter()
-        self.step += 1
-        self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.enter(notes, (byzantine | opened.silent) & set(chosen), aloud=world.rank == 0)
-        combined_s = combined - watched - measured[FORGING]
-        measured |= zip(ROUND, (worked - opened.began, combined_s, ended - combined - seen_s), strict=True)
-        for part, values in self.times.items():
-            values.append(measured[part])
-        if opened.received is not None and world.received_bytes is not None:
-            measured["socket_bytes"] = world.received_bytes - opened.received
-        heard = [i for i in chosen if i not in byzantine and bool(seen[i, 1].isfinite())]
-        epochs = phase.work.passes(at)
-        self.ledger.local_epochs += (epochs or 0.0) * len(chosen)
+            aggregate, lost_reason, notes = None, str(error), error.notes
+            self.state.scheme_state = error.state or self.state.scheme_state
+        aggregated_s = time.perf_counter()
+        if aggregate is not None and aggregate.arrived is not None:
+            observed |= observe(run.observers, aggregate.arrived, round, arrived=True)
+        return RoundResult(
+            aggregate=aggregate,
+            lost_reason=lost_reason,
+            notes=notes,
+            losses=losses,
+            reported=reported.isfinite(),
+            stop=stop,
+            observed=observed,
+            work_s=worked_s - started.started_s,
+            scheme_s=aggregated_s - observed_s,
+        )
+
+    def finish_round(self, started: StartedRound, result: RoundResult) -> dict[str, Any]:
+        """Updates the model with the aggregate of a round; returns the metrics of the round."""
+        before_s = time.perf_counter()
+        position, aggregate, lost_reason, notes = started.position, result.aggregate, result.lost_reason, result.notes
+        if aggregate is not None:
+            outlier_notes, lost_reason = self.update_model(position, aggregate)
+            notes += outlier_notes
+        self.state.replies = {} if aggregate is None or lost_reason else dict(aggregate.replies)
+        if self._model_before_pass and (lost_reason or position.completes_pass):
+            if lost_reason:
+                # the layers that the pass has replaced so far make no model with the others
+                self.model_state.load(self._model_before_pass, position.phase_index)
+            self._model_before_pass = {}
+        self.rounds_done += 1
+        return self._metrics(started, result, notes, lost_reason, time.perf_counter() - before_s)
+
+    def update_model(self, position: Position, aggregate: Stack) -> tuple[tuple[Note, ...], str]:
+        """Updates the model; returns notes on the outliers, and why the update was skipped if it was."""
+        outliers: tuple[Note, ...] = ()
+        if aggregate.arrived is not None and aggregate.arrived.layout == aggregate.layout:
+            workers = find_outliers(aggregate.arrived, aggregate.rows[0])
+            outliers = tuple(Note("outvoted", worker) for worker in workers)
+        if not finite(aggregate.rows):
+            return outliers, "the update is not finite"
+        self.model_state.update(position, aggregate)
+        return outliers, ""
+
+    def _metrics(
+        self, started: StartedRound, result: RoundResult, notes: tuple[Note, ...], lost_reason: str, finish_s: float
+    ) -> dict[str, Any]:
+        """Counts a round in the statistics of the run; returns its metrics."""
+        run, position, clients, byzantine = self.config, started.position, started.request.clients, started.byzantine
+        stats = self.worker_stats
+        stats.lost_rounds += bool(lost_reason)
+        faulty = (byzantine | started.silent) & set(clients)
+        counts = stats.add_round(notes, faulty, log_notices=self.world.rank == 0)
+        counts |= {"work_s": result.work_s, "scheme_s": result.scheme_s - counts[FORGING], "finish_s": finish_s}
+        for part, values in self._times.items():
+            values.append(counts[part])
+        if self.server is not None and self.server.received_bytes is not None and started.received_bytes is not None:
+            counts["socket_bytes"] = self.server.received_bytes - started.received_bytes
+        honest = [worker for worker in clients if worker not in byzantine and bool(result.reported[worker])]
+        epochs = run.phases[position.phase_index].work.num_epochs(position.round_in_phase)
+        stats.local_epochs += (epochs or 0.0) * len(clients)
         return {
-            "step": index,
-            "loss": number_of(seen[heard, 0].mean()) if heard else None,
-            # a server is not stopped by what a worker says
-            "stop": stop if world.serves else bool(seen[:, 1].any()),
-            **measured,
-            "bytes_down": opened.bytes_down,
+            "step": position.round_index,
+            "loss": number_of(result.losses[honest].mean()) if honest else None,
+            "stop": result.stop,
+            **counts,
+            "bytes_down": started.request.bytes_down,
             "byzantine": sorted(byzantine),
-            "lost": lost,
-            **({"clients": list(chosen)} if len(chosen) < run.workers else {}),
+            "lost": lost_reason,
+            **({"clients": list(clients)} if len(clients) < run.workers else {}),
             **({"local_epochs": epochs} if epochs is not None else {}),
-            **({"operated": opened.operated} if opened.operated else {}),
-            **({"observed": observed} if observed else {}),
+            **({"operated": started.surgery_report} if started.surgery_report else {}),
+            **({"observed": result.observed} if result.observed else {}),
         }
 
-    def work(self, index: int, chosen: Sequence[int] | None = None) -> tuple[Stack, Tensor]:
-        """The rows of those workers played here who are chosen for round `index`, and losses (k,) of all played here.
-
-        Workers that are not chosen have a loss of NaN.
-        """
-        number, at = self.config.phase_at(index)
-        site = site_of(self.config, PhaseModels(self.learner, number, index), self.data, index, at, self.answers)
-        here = self.world.ids
-        asked = set(here if chosen is None else chosen)
-        ids = [worker for worker in here if worker in asked]
-        rows, found, weights, self.memories = round_of(self.config, site, index, ids, self.memories)
-        losses = torch.full((len(here),), float("nan"), dtype=torch.float64)
-        losses[[here.index(worker) for worker in ids]] = found
-        return Stack(rows, site.layout, tuple((w,) for w in ids), weights), losses
-
-    def finish(self, number: int, at: int, result: Stack) -> tuple[tuple[Note, ...], str]:
-        """What is done with the result of a round, the notes on it, and why the update was skipped, if it was."""
-        notes = result.notes
-        if result.arrived is not None and result.arrived.layout == result.layout:
-            notes += tuple(Note("outvoted", w) for w in outvoted(result.arrived, result.rows[0]))
-        if not finite(result.rows):
-            return notes, "the update is not finite"
-        self.learner.update(number, at, result)
-        return notes, ""
-
     def evaluate(self) -> tuple[float | None, float | None]:
-        """Accuracy in [0, 1] and mean loss over the test set's labels, None without a test set; once a round."""
-        if self._evaluated is None or self._evaluated[0] != self.step:
+        """Accuracy in [0, 1] and mean loss over the labels of the test set, None without one; computed once a round."""
+        if self._accuracy_and_loss is None or self._accuracy_and_loss[0] != self.rounds_done:
             accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
-            self._evaluated = self.step, (number_of(accuracy), number_of(loss))
-        return self._evaluated[1]
+            self._accuracy_and_loss = self.rounds_done, (number_of(accuracy), number_of(loss))
+        return self._accuracy_and_loss[1]
 
     def examine(self) -> dict[str, Any]:
-        """What each exam finds, by its expression; asked once a round."""
-        if self._examined is None or self._examined[0] != self.step:
+        """What each evaluator finds, by its expression; computed once a round."""
+        if self._examined is None or self._examined[0] != self.rounds_done:
             run = self.config
-            parts = partial(run.partition.parts, self.data, run.workers, run.seed)
-            sitting = EvalContext(self.model, self.data, run.workers, run.seed, run.precision, parts)
-            self._examined = self.step, {repr(exam): exam.sit(sitting) for exam in run.evaluators}
+            context = EvalContext(
+                model=self.model,
+                data=self.data,
+                workers=run.workers,
+                seed=run.seed,
+                precision=run.precision,
+                parts=partial(run.partition.parts, self.data, run.workers, run.seed),
+            )
+            self._examined = self.rounds_done, {repr(each): each.evaluate(context) for each in run.evaluators}
         return self._examined[1]
 
-    @property
-    def kept(self) -> State:
-        """What stages and workers remember from round to round; `keep` is the inverse."""
-        return {"scheme": self.state, "work": self.memories}
+    def save_checkpoint(self, folder: RunFolder | None) -> None:
+        """Writes a checkpoint: every process of a collective gives its workers' memories, rank 0 has the folder."""
+        memories, ended = [self.state.memories], self.rounds_done == self.config.rounds
+        # where a run has ended nobody goes on from what other workers remember
+        if isinstance(self.world, ServerTransport):
+            if folder is not None and not ended:
+                memories += self.world.collect_memories()
+        elif len(self.world.local_workers) < self.world.size and not ended:
+            memories = [from_payload(part) for part in self.world.all_gather_payloads(to_payload(memories[0]))]
+        if folder is None:
+            return
+        tree = {
+            **self.model_state.to_tree(),
+            "memories": merge(memories),
+            "replies": {str(worker): reply for worker, reply in self.state.replies.items()},
+            "model_before_pass": self._model_before_pass,
+            "worker_stats": self.worker_stats.to_json(),
+        }
+        folder.checkpoint(Checkpoint(self.rounds_done, self.text, tree))
 
-    def keep(self, kept: State) -> None:
-        """Takes over what stages and workers remember."""
-        self.state, self.memories = kept.get("scheme", {}), kept.get("work", {})
+    def resume(self, checkpoint: Checkpoint | None) -> None:
+        """Continues from a checkpoint that rank 0 has read; a process takes the memories of its own workers only."""
+        found = {"rounds_done": checkpoint.step, **checkpoint.tree} if checkpoint is not None else {}
+        tree = self.world.broadcast(found)
+        if not tree:
+            return
+        self.rounds_done = tree["rounds_done"]
+        self.model_state.load(tree, self.config.position(max(self.rounds_done - 1, 0)).phase_index)
+        memories = tree.get("memories", {})
+        self._remote_memories = memories if self.server is not None else {}
+        self.state.load_memories(own(memories, self.world.local_workers))
+        self.state.replies = {int(worker): reply for worker, reply in tree.get("replies", {}).items()}
+        self._model_before_pass = tree.get("model_before_pass", {})
+        self.worker_stats = WorkerStats.from_json(tree["worker_stats"])
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a run that has ended, as plain values."""
-        return summary(self)
+        run, data, stats, model_state = self.config, self.data, self.worker_stats, self.model_state
+        accuracy, loss = self.evaluate()
+        # the first rounds compile kernels and warm caches
+        times = {name: values[min(3, len(values) // 2) :] for name, values in self._times.items()}
+        return {
+            "accuracy": accuracy,
+            "test_loss": loss,
+            **({"perplexity": _perplexity(loss)} if data.test_y.dim() > 1 else {}),
+            **(_translation(run.data, self.model) if len(data.test_y) else {}),
+            **({"examined": self.examine()} if run.evaluators else {}),
+            "rounds": self.rounds_done,
+            "lost_rounds": stats.lost_rounds,
+            "lost_groups": stats.lost_groups,
+            "bytes_up": stats.bytes_up,
+            "bytes_down": stats.bytes_down,
+            "local_epochs": stats.local_epochs,
+            "bytes_per_worker_round": stats.bytes_up / max(1, self.rounds_done * run.workers),
+            "round_s": sum(median(times[name]) for name in ROUND if times[name]),
+            **{name: median(values) if values else None for name, values in times.items()},
+            "parameters": model_state.num_parameters,
+            **({"widths": model_state.widths} if model_state.widths else {}),
+            "macs": macs(self.model, _example(data).to(self.device)).total,
+            "accused": stats.table(),
+            "accusation_precision": stats.precision,
+            "accusation_recall": stats.recall,
+            "weights_sha256": fingerprint(self.model),
+            "processes": self._num_processes,
+            "seed": run.seed,
+        }
+
+    @property
+    def _num_processes(self) -> int:
+        if self.server is not None:
+            return len(self.server.processes) + 1
+        return self.world.size // len(self.world.local_workers)
+
+
+def _perplexity(loss: float | None) -> float | None:
+    return None if loss is None else number_of(torch.tensor(loss, dtype=torch.float64).exp())
+
+
+def _translation(data: Data, model: nn.Module) -> dict[str, float]:
+    """BLEU of a model that translates, where `beam` of the data set asks for it."""
+    if not isinstance(data, Multi30k) or data.beam == 0:
+        return {}
+    return {"bleu": bleu_of(model, data, data.beam)}  # type: ignore[arg-type]
+
+
+def _example(data: Dataset) -> Tensor:
+    """One example; a text has the length of the first one of the test set."""
+    return data.test(slice(0, 1))[0] if len(data.test_y) else example(data.shape)[:1]

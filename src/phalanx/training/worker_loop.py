@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process of a server's job: it computes what the orders ask for, until the server ends the run."""
+"""The loop of a worker's process in a server's job: it computes what the server requests until the run ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import deque
 
 import torch
 
-from phalanx.attacks.faults import befallen
+from phalanx.attacks.faults import inject_faults
 from phalanx.core.packing import pack
 from phalanx.core.parser import parse
 from phalanx.core.payload import Payload
@@ -22,79 +22,80 @@ from phalanx.distributed.server.transport import NUMBERS
 from phalanx.training.phase import Run
 from phalanx.training.worker_runtime import WorkerRuntime
 
-_LIMIT_BYTES = 1 << 40  # a worker believes its server
+_LIMIT_BYTES = 1 << 40  # a worker trusts its server
 
 
-def attend(host: str, port: int, token: str, process: int, workers: tuple[int, ...], wait_s: float = 60.0) -> None:
-    """Works for a server until it ends the run or its connection is lost.
+def worker_loop(host: str, port: int, token: str, process: int, workers: tuple[int, ...], wait_s: float = 60.0) -> None:
+    """Answers the messages of a server until it ends the run or its connection is lost.
 
     Args:
-        process: which of the server's seats to take.
-        workers: of that seat.
-        wait_s: for the connection.
+        process: number of this process among the server's worker processes.
+        workers: the workers of this process.
+        wait_s: how long to wait for the connection.
     """
     link = socket.create_connection((host, port), timeout=wait_s)
-    about = {"token": token, "process": process, "host": socket.gethostname(), "pid": os.getpid()}
-    body = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+    hello = {"token": token, "process": process, "host": socket.gethostname(), "pid": os.getpid()}
+    body = torch.frombuffer(bytearray(json.dumps(hello).encode()), dtype=torch.uint8)
     write(link, Message(Kind.HELLO, 0, body))
-    arrived: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-    line = Connection(link, lambda _, incoming: arrived.put(incoming), lambda: _LIMIT_BYTES)
-    line.start()
-    desk = _Desk(workers, line)
+    received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    connection = Connection(link, lambda _, incoming: received.put(incoming), lambda: _LIMIT_BYTES)
+    connection.start()
+    handler = _MessageHandler(workers, connection)
     waiting: deque[Message | None] = deque()
     while True:
-        waiting.append(arrived.get())
-        while not arrived.empty():
-            waiting.append(arrived.get())
+        waiting.append(received.get())
+        while not received.empty():
+            waiting.append(received.get())
         while waiting:
             incoming = waiting.popleft()
             if incoming is None or incoming.kind == Kind.END:
-                line.close()
+                connection.close()
                 return
-            line.taken()
-            # of several orders only the newest is worth the work
+            connection.taken()
+            # of several requests only the newest is worth the work
             if incoming.kind != Kind.ORDER or not any(m is not None and m.kind == Kind.ORDER for m in waiting):
-                desk.take(incoming)
+                handler.handle(incoming)
 
 
-class _Desk:
-    """The desk of a worker process, and what it tells the server."""
+class _MessageHandler:
+    """Computes what a message of the server asks for, and sends the answer."""
 
-    def __init__(self, workers: tuple[int, ...], line: Connection) -> None:
-        self.workers, self.line = workers, line
-        self.desk: WorkerRuntime | None = None
-        self.offers: dict[int, Upload] = {}
-        self.index = -1
+    def __init__(self, workers: tuple[int, ...], connection: Connection) -> None:
+        self._workers, self._connection = workers, connection
+        self._runtime: WorkerRuntime | None = None
+        self._uploads: dict[int, Upload] = {}
+        self._round_index = -1
 
-    def take(self, incoming: Message) -> None:
+    def handle(self, incoming: Message) -> None:
         match incoming.kind:
             case Kind.SETUP:
-                brief = from_payload(incoming.payload())
-                run = parse(brief["run"])
+                setup = from_payload(incoming.payload())
+                run = parse(setup["run"])
                 assert isinstance(run, Run)
-                self.desk = WorkerRuntime(run, self.workers)
-                self.desk.trainer.keep(brief.get("memories", {}))
+                self._runtime = WorkerRuntime(run, self._workers)
+                self._runtime.load_memories(setup.get("memories", {}))
             case Kind.ORDER:
-                assert self.desk is not None
-                self.index = incoming.round
-                self.offers, numbers = self.desk.work(self.index, incoming.payload())
-                first = {worker: offer.first for worker, offer in self.offers.items()}
-                self._send(Kind.REPORT, {NUMBERS: numbers, **_parts(first)})
-            case Kind.ASK if incoming.round == self.index:
+                assert self._runtime is not None
+                self._round_index = incoming.round
+                self._uploads, metrics = self._runtime.run_round(self._round_index, incoming.payload())
+                payloads = {worker: upload.now for worker, upload in self._uploads.items()}
+                self._send(Kind.REPORT, {NUMBERS: metrics, **_joined(payloads)})
+            case Kind.ASK if incoming.round == self._round_index:
                 worker = int(incoming.payload()["worker"])
-                self._send(Kind.HELD, _parts({worker: self.offers[worker].held}))
+                self._send(Kind.HELD, _joined({worker: self._uploads[worker].on_request}))
             case Kind.RECALL:
-                kept = self.desk.trainer.kept if self.desk is not None else {}
-                self.line.send(message(Kind.MEMORY, self.index, to_payload(memories_of(kept, self.workers))))
+                memories = self._runtime.memories if self._runtime is not None else {}
+                payload = to_payload(memories_of(memories, self._workers))
+                self._connection.send(message(Kind.MEMORY, self._round_index, payload))
             case _:
                 pass
 
     def _send(self, kind: Kind, payload: Payload) -> None:
-        assert self.desk is not None
-        body = befallen(self.desk.run.faults, self.workers, self.index, pack(payload))
-        self.line.send(Message(kind, self.index, body))
+        assert self._runtime is not None
+        body = inject_faults(self._runtime.run.faults, self._workers, self._round_index, pack(payload))
+        self._connection.send(Message(kind, self._round_index, body))
 
 
-def _parts(payloads: dict[int, Payload | None]) -> Payload:
-    """Payloads of several workers as one."""
+def _joined(payloads: dict[int, Payload | None]) -> Payload:
+    """The payloads of several workers as one."""
     return {f"{worker}/{key}": tensor for worker, p in payloads.items() if p is not None for key, tensor in p.items()}

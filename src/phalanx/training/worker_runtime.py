@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's half of a run, in a process that plays some workers of a server elsewhere."""
+"""The workers' half of a run, in a process that computes for some workers of a server elsewhere."""
 
 from __future__ import annotations
 
@@ -12,73 +12,100 @@ from torch import Tensor
 from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stage import memory_key
-from phalanx.core.trees import copied_tree, from_payload
+from phalanx.core.trees import State, copied_tree, from_payload
 from phalanx.core.wire_stage import Upload, worker_half
-from phalanx.core.world import LocalWorld
+from phalanx.core.world import LocalCollective
+from phalanx.training.client_work import MultiRoundWork
 from phalanx.training.model_state import PhaseModels
-from phalanx.training.phase import Run
-from phalanx.training.trainer import Trainer
+from phalanx.training.phase import Position, Run
+from phalanx.training.run_state import RunState
 
 
 class WorkerRuntime:
-    """What a process has at hand for its workers: the run, its data and model, and what they remember.
+    """A process's part of a run: it computes the rows of its workers and prepares their uploads.
 
     Args:
-        workers: that are played here.
+        workers: the workers of this process.
     """
 
     def __init__(self, run: Run, workers: tuple[int, ...]) -> None:
+        run.check()
         self.run, self.workers = run, workers
-        self.trainer = Trainer(run, LocalWorld(run.workers, workers))
-        self._first = copied_tree(self.trainer.model.state_dict())
-        self.index = -1
+        self.state = RunState(run)
+        self.state.check_phases()
+        self._initial_model = copied_tree(self.state.model_state.model.state_dict())
+        self._last_round = -1
 
-    def seat(self, workers: tuple[int, ...]) -> None:
-        """Becomes the desk of other workers, as if it were new; the data stays."""
-        self.workers, self.index = workers, -1
-        self.trainer.world = LocalWorld(self.run.workers, workers)
-        self.trainer.answers = {}
-        self.trainer.keep({})
-        self.trainer.learner.follow({}, self._first)
+    def reassign(self, workers: tuple[int, ...]) -> None:
+        """Computes for other workers from now on, as a new runtime would; the data stay loaded."""
+        self.workers, self._last_round = workers, -1
+        self.state.replies = {}
+        self.state.load_memories({})
+        self.state.model_state.load_from_server({}, self._initial_model)
 
-    def work(self, index: int, order: Payload) -> tuple[dict[int, Upload], Tensor]:
-        """What the chosen workers offer the server in round `index`, and numbers (k, 2) of all workers played here.
+    def run_round(self, round_index: int, request: Payload) -> tuple[dict[int, Upload], Tensor]:
+        """The uploads of the workers that a round chose, and the metrics of all workers of this process.
 
+        Shapes: metrics (k, 2) float64, the loss and zero.
         Args:
-            order: as `Opened.order` writes it.
+            request: what `RoundRequest.payload` wrote.
         """
-        run, trainer = self.run, self.trainer
-        asked = from_payload(order)
-        changed = trainer.learner.follow(asked.get("shapes", {}), asked.get("model", {}))
-        trainer.answers = {int(worker): answer for worker, answer in asked.get("answers", {}).items()}
-        number, at = run.phase_at(index)
-        phase = run.phases[number]
-        entered = self.index >= 0 and number != run.phase_at(self.index)[0]
-        if entered or (self.index >= 0 and changed and phase.surgery is not None):
-            trainer.keep({})
-        memories = {w: trainer.memories.get(memory_key(w, received=False), {}) for w in self.workers}
-        able = [w for w in asked["clients"].tolist() if w in memories and phase.work.ready(at, memories[w])]
-        stack, losses = trainer.work(index, able)
-        byzantine = run.byzantine.at(index, run.workers, run.seed)
-        round = Round(index, run.seed, byzantine, trainer.world, begins=at == 0 or changed)
-        self.index = index
-        offers, trainer.state = worker_half(phase.scheme, stack, trainer.state, round)
-        return dict(zip(stack.ids, offers, strict=True)), torch.stack([losses, torch.zeros_like(losses)], dim=1)
+        run, state = self.run, self.state
+        tree, position = from_payload(request), run.position(round_index)
+        shape_changed = state.model_state.load_from_server(tree.get("shapes", {}), tree.get("model", {}))
+        state.replies = {int(worker): reply for worker, reply in tree.get("answers", {}).items()}
+        phase = run.phases[position.phase_index]
+        if self._last_round >= 0:
+            phase_changed = position.phase_index != run.position(self._last_round).phase_index
+            if phase_changed or (shape_changed and phase.surgery is not None):
+                state.load_memories({})
+        clients = [worker for worker in tree["clients"].tolist() if self._can_take_part(worker, position)]
+        stack, losses = state.compute_rows(position, self.workers, clients)
+        round = Round(
+            index=round_index,
+            seed=run.seed,
+            byzantine=run.byzantine.at(round_index, run.workers, run.seed),
+            world=LocalCollective(run.workers, self.workers),
+            is_first=position.round_in_phase == 0 or shape_changed,
+        )
+        self._last_round = round_index
+        uploads, state.scheme_state = worker_half(phase.scheme, stack, state.scheme_state, round)
+        return dict(zip(stack.ids, uploads, strict=True)), torch.stack([losses, torch.zeros_like(losses)], dim=1)
+
+    def _can_take_part(self, worker: int, position: Position) -> bool:
+        """Whether a worker is one of this process and remembers what the round needs."""
+        if worker not in self.workers:
+            return False
+        work = self.run.phases[position.phase_index].work
+        memory = self.state.work_memories.get(memory_key(worker, received=False), {})
+        return not isinstance(work, MultiRoundWork) or work.can_continue(position.round_in_phase, memory)
 
     @property
-    def kept(self) -> dict[str, Any]:
-        """All that the next round needs, should another process play these workers then; `keep` is the inverse."""
-        learner = self.trainer.learner
-        number, at = self.run.phase_at(self.index + 1)
-        over = self.index + 1 == self.run.rounds
-        asked = None if over else self.run.phases[number].work.asks(PhaseModels(learner, number, self.index + 1), at)
-        # what the server sends by itself need not be kept
-        model = {} if asked is None else {n: t for n, t in learner.model.state_dict().items() if n not in set(asked)}
-        return {**self.trainer.kept, "shapes": learner.shapes, "model": model, "index": self.index}
+    def memories(self) -> State:
+        """What the workers remember; `load_memories` is the inverse."""
+        return self.state.memories
 
-    def keep(self, kept: Mapping[str, Any]) -> None:
-        """Goes on from what another desk has kept."""
-        self.trainer.keep(dict(kept))
-        self.index = kept.get("index", -1)
-        if self.index >= 0:
-            self.trainer.learner.follow(kept.get("shapes", {}), kept.get("model", {}))
+    def load_memories(self, memories: Mapping[str, Any]) -> None:
+        """Replaces what the workers remember."""
+        self.state.load_memories(memories)
+
+    def to_tree(self) -> State:
+        """All that another runtime needs to compute the next round for these workers; `load` is the inverse."""
+        run, model_state, next_round = self.run, self.state.model_state, self._last_round + 1
+        required = None
+        if next_round < run.rounds:
+            position = run.position(next_round)
+            models = PhaseModels(model_state, position.phase_index, next_round)
+            required = run.phases[position.phase_index].work.required_tensors(models, position.round_in_phase)
+        # what the server sends with the next request need not be kept
+        model = {}
+        if required is not None:
+            model = {name: t for name, t in model_state.model.state_dict().items() if name not in set(required)}
+        return {**self.memories, "shapes": model_state.shapes, "model": model, "index": self._last_round}
+
+    def load(self, tree: Mapping[str, Any]) -> None:
+        """Continues from the tree of another runtime."""
+        self.load_memories(tree)
+        self._last_round = tree.get("index", -1)
+        if self._last_round >= 0:
+            self.state.model_state.load_from_server(tree.get("shapes", {}), tree.get("model", {}))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A parameter server: this process serves, the workers are in others, and none of them can stop it."""
+"""A parameter server over TCP: the workers are in other processes, and none of them can stop it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,22 +14,23 @@ from torch import Tensor
 from phalanx.core.expression import require
 from phalanx.core.packing import ReceiveBuffers
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
-from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.core.trees import State, from_payload, memories_of, to_payload
+from phalanx.core.world import checked_payload
+from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server.membership import Patience, Seat, Seats
 from phalanx.distributed.server.messages import Kind, Message, message
-
-if TYPE_CHECKING:
-    from phalanx.core.round_request import RoundRequest
+from phalanx.distributed.server_transport import ServerTransport
 
 NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its payloads
 _SLACK_BYTES = 1 << 20
 
 
-class ServerWorld:
+class TcpTransport(ServerTransport):
     """n workers in other processes, which connect to this one.
 
-    This process serves and plays no worker. A worker that crashes, hangs, is late or sends what no worker writes is an
-    erasure, with the reason in the results; the run goes on. `phalanx run --server` under torchrun makes the processes.
+    This process is the server and runs no worker. A worker that crashes, hangs, is late or sends what no worker writes
+    is an erasure, with the reason in the results; the run goes on. `phalanx run --server` under torchrun starts the
+    processes.
 
     Args:
         n: workers.
@@ -41,8 +42,6 @@ class ServerWorld:
         ValueError: fewer workers than processes, or no process.
     """
 
-    serves = True
-
     def __init__(
         self,
         n: int,
@@ -52,7 +51,7 @@ class ServerWorld:
         left: Callable[[], None] = lambda: None,
     ) -> None:
         require(1 <= processes <= n, f"a server of n={n} workers needs 1 to {n} worker processes, got {processes}")
-        self.size, self.rank, self.ids, self.workers = n, 0, (), tuple(range(n))
+        super().__init__(n)
         bounds = [r * n // processes for r in range(processes + 1)]
         shares = [tuple(range(a, b)) for a, b in pairwise(bounds)]
         self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES
@@ -63,7 +62,7 @@ class ServerWorld:
         self._numbers: dict[int, Tensor] = {}
 
     def __repr__(self) -> str:
-        return f"ServerWorld({self.size}, {len(self.seats.all)} processes)"
+        return f"TcpTransport({self.size}, {len(self.seats.all)} processes)"
 
     @property
     def processes(self) -> list[dict[str, Any]]:
@@ -75,9 +74,9 @@ class ServerWorld:
         """What reached this process's sockets so far."""
         return self.seats.received_bytes
 
-    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
+    def start_round(self, request: RoundRequest, run: str, memories: State) -> None:
         """Sends every process the model of a round; one that is behind gets it when it is ready."""
-        index, weights = opened.index, opened.order()
+        index, weights = request.round_index, request.payload()
         self._index, self._first, self._numbers = index, {}, {}
         self.seats.begin()
         size = payload_bytes(weights)
@@ -95,9 +94,7 @@ class ServerWorld:
                 seat.briefed = True
             seat.line.send(order)
 
-    def tell(self, numbers: Tensor) -> Tensor:
-        """Waits for the workers' reports; NaN for those that have not come in time. Shapes: (0, m) -> (n, m)."""
-        columns = numbers.shape[1]
+    def receive_reports(self, num_metrics: int) -> Tensor:
         while missing := [seat for seat in self.seats.all if seat.awaited and seat.workers[0] not in self._first]:
             arrived = self.seats.next(self.seats.deadline)
             if arrived is None:
@@ -106,29 +103,27 @@ class ServerWorld:
                 break
             seat, incoming = arrived
             if incoming is not None and (incoming.kind, incoming.round) == (Kind.REPORT, self._index):
-                self._enter(seat, incoming, columns)
+                self._enter(seat, incoming, num_metrics)
         self.seats.ended()
-        table = numbers.new_full((self.size, columns), float("nan"))
+        table = torch.full((self.size, num_metrics), float("nan"), dtype=torch.float64)
         for worker, row in self._numbers.items():
             table[worker] = row.to(table)
         return table
 
-    def _enter(self, seat: Seat, report: Message, columns: int) -> None:
+    def _enter(self, seat: Seat, report: Message, num_metrics: int) -> None:
         numbers, payloads = _open(report, seat.workers, self._shelf, range(self.size))
         self.seats.reported(seat)
         self._first |= payloads
-        if numbers is not None and numbers.shape == (len(seat.workers), columns) and numbers.is_floating_point():
+        if numbers is not None and numbers.shape == (len(seat.workers), num_metrics) and numbers.is_floating_point():
             self._numbers |= dict(zip(seat.workers, numbers, strict=True))
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
-        """What the reports of this round brought."""
         assert not payloads
         return [self._checked(worker, self._first.get(worker), limit_bytes) for worker in range(self.size)]
 
     def fetch(
         self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
     ) -> list[Payload | BadPayload]:
-        """The payloads that these workers hold, asked for one by one."""
         assert not payloads
         found: dict[int, Payload | BadPayload] = {}
         waiting = set(workers)
@@ -153,13 +148,12 @@ class ServerWorld:
                 waiting -= set(answers)
         return [self._checked(worker, found.get(worker), limit_bytes) for worker in workers]
 
-    def collect(self, payload: Payload) -> list[Payload]:
-        """This process's payload, and the memories of every worker process that answers in time."""
+    def collect_memories(self) -> list[State]:
         asked = {seat for seat in self.seats.all if seat.awaited}
         for seat in asked:
             assert seat.line is not None
             seat.line.send(message(Kind.RECALL, self._index))
-        answers, until = [payload], self.seats.answer_deadline
+        memories, until = list[State](), self.seats.answer_deadline
         while asked:
             arrived = self.seats.next(until)
             if arrived is None:
@@ -171,32 +165,16 @@ class ServerWorld:
                 asked.discard(seat)
                 # one that cannot be read is as lost as that of a dead worker
                 with suppress(BadPayload, ValueError, KeyError, AttributeError, TypeError):
-                    answers.append(to_payload(memories_of(from_payload(incoming.payload()), seat.workers)))
-        return answers
+                    memories.append(memories_of(from_payload(incoming.payload()), seat.workers))
+        return memories
 
-    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The tree as it is: no other process runs the server's half."""
-        return tree
-
-    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
-        """Never called: `check_server` refuses what needs it."""
-        raise AssertionError("a server has no all-reduce")
-
-    def peek(self, x: Tensor) -> Tensor:
-        """Never called: `check_server` refuses what needs it."""
-        raise AssertionError("a server sees what is sent, not what workers compute")
-
-    def leave(self) -> None:
+    def close(self) -> None:
         """Ends the run for every process."""
         self.seats.close()
         self._left()
 
     def _checked(self, worker: int, payload: Payload | BadPayload | None, limit_bytes: int) -> Payload | BadPayload:
-        if payload is None:
-            return BadPayload(self.seats.of(worker).gone or "nothing arrived")
-        if isinstance(payload, BadPayload) or (size := payload_bytes(payload)) <= limit_bytes:
-            return payload
-        return BadPayload(f"{size} bytes, at most {limit_bytes} allowed")
+        return checked_payload(payload, limit_bytes, self.seats.of(worker).gone or "nothing arrived")
 
 
 def _open(

@@ -12,4 +12,4 @@ from phalanx.integrations.flower.strategy import FlowerStrategy as FlowerStrateg
 from phalanx.integrations.flower.strategy import Outcome as Outcome
 from phalanx.integrations.flower.strategy import server_app as server_app
 from phalanx.integrations.flower.strategy import strategy as strategy
-from phalanx.integrations.flower.world import FlowerWorld as FlowerWorld
+from phalanx.integrations.flower.transport import FlowerTransport as FlowerTransport

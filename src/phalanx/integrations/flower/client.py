@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from phalanx.attacks.faults import befallen
+from phalanx.attacks.faults import inject_faults
 from phalanx.core.codec import WEIGHT
 from phalanx.core.expression import require
 from phalanx.core.packing import pack
@@ -40,7 +40,7 @@ from phalanx.training.phase import Run
 from phalanx.training.worker_runtime import WorkerRuntime
 
 STATE = "phalanx"  # the one record of a context's state, replaced in every round
-_desks: dict[str, WorkerRuntime] = {}  # of the newest run; Flower starts a process for each message, Ray's stay
+_runtimes: dict[str, WorkerRuntime] = {}  # of the newest run; Flower starts a process for each message, Ray's stay
 
 
 def client_app(run: RunSource = None, *, mods: Sequence[Mod] = ()) -> ClientApp:
@@ -79,25 +79,25 @@ def _train(run: Run, message: Message, context: Context) -> RecordDict:
     require(same, f"the server's run differs from this client's: {about[RUN]} is not {run!r}")
     index = about[ROUND]
     assert isinstance(index, int)
-    desk = _desk(run)
-    desk.seat((worker,))
+    runtime = _runtime(run)
+    runtime.reassign((worker,))
     sent = MEMORY in message.content
-    desk.keep(from_payload(carried(message.content, MEMORY)) if sent else _remembered(context))
-    order = {**carried(message.content, ORDER, SHARED), **carried(message.content, ORDER, OWN)}
-    offers, numbers = desk.work(index, order)
-    offer = offers[worker].first
-    remembers = bool(memories_of(desk.trainer.kept, (worker,)))
-    metrics: dict[str, Any] = {LOSS: float(numbers[0, 0]), REMEMBERS: int(remembers)}
+    runtime.load(from_payload(carried(message.content, MEMORY)) if sent else _remembered(context))
+    request = {**carried(message.content, ORDER, SHARED), **carried(message.content, ORDER, OWN)}
+    uploads, worker_metrics = runtime.run_round(index, request)
+    payload = uploads[worker].now
+    remembers = bool(memories_of(runtime.memories, (worker,)))
+    metrics: dict[str, Any] = {LOSS: float(worker_metrics[0, 0]), REMEMBERS: int(remembers)}
     reply = RecordDict()
-    if offer is not None:
-        if WEIGHT in offer:
-            examples = float(offer[WEIGHT])
+    if payload is not None:
+        if WEIGHT in payload:
+            examples = float(payload[WEIGHT])
             metrics[EXAMPLES] = int(examples) if examples.is_integer() and abs(examples) < 2**53 else examples
-        body = befallen(run.faults, (worker,), index, pack(offer))
+        body = inject_faults(run.faults, (worker,), index, pack(payload))
         reply[REPORT] = ArrayRecord({PACKED: array_of_bytes(body)})
     reply[METRICS] = MetricRecord(metrics)
-    # last: what a round that failed has done must not be remembered
-    context.state[STATE] = _record({**desk.kept, "run_id": str(context.run_id)})
+    # last, so that a round that fails leaves no memories
+    context.state[STATE] = _record({**runtime.to_tree(), "run_id": str(context.run_id)})
     return reply
 
 
@@ -113,10 +113,10 @@ def _remembered(context: Context) -> dict[str, Any]:
     return kept if kept.pop("run_id", None) == str(context.run_id) else {}
 
 
-def _desk(run: Run) -> WorkerRuntime:
-    """The desk of a run, which has its data at hand; no worker depends on what it did for another."""
+def _runtime(run: Run) -> WorkerRuntime:
+    """The runtime of a run, kept from one message to the next because it has loaded the data."""
     text = repr(run)
-    if text not in _desks:
-        _desks.clear()
-        _desks[text] = WorkerRuntime(run, ())
-    return _desks[text]
+    if text not in _runtimes:
+        _runtimes.clear()
+        _runtimes[text] = WorkerRuntime(run, ())
+    return _runtimes[text]

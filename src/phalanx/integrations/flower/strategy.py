@@ -19,7 +19,7 @@ from phalanx.core.wire_stage import WireStage, check_server, stages_of
 from phalanx.distributed.server.membership import Patience
 from phalanx.integrations.flower.records import RunSource, run_of
 from phalanx.integrations.flower.roll import log
-from phalanx.integrations.flower.world import FlowerWorld
+from phalanx.integrations.flower.transport import FlowerTransport
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder
 from phalanx.training.trainer import Trainer
@@ -134,13 +134,13 @@ class FlowerStrategy(Strategy):
         if timeout is not None:
             patience = Patience(patience.join_s, timeout, min(patience.least_s, timeout), patience.factor)
         self.summary()
-        world = FlowerWorld(run.workers, grid, patience, self._poll_s)
-        trainer = Trainer(run, world)
+        transport = FlowerTransport(run.workers, grid, patience, self._poll_s)
+        trainer = Trainer(run, transport)
         if not self._evaluate:
-            trainer.data = trainer.data.untested()
+            trainer.state.data = trainer.data.untested()
         if initial_arrays:
             trainer.model.load_state_dict(initial_arrays.to_torch_state_dict())
-        world.join(self._least)
+        transport.join(self._least)
         outcome = Outcome()
 
         def listen(line: dict[str, Any]) -> None:

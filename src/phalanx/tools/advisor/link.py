@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal, Protocol
 
 from phalanx.core.expression import require
-from phalanx.distributed.collectives import Kind
+from phalanx.distributed.backend import Kind
 
 # of a frame of 1538 bytes with its preamble and gap, TCP carries 1448
 PAYLOAD_RATIO = 1448 / 1538

@@ -17,10 +17,10 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows, check_scheme
 from phalanx.core.trees import State
-from phalanx.core.world import World
-from phalanx.distributed.collectives import GroupCollectives, Kind, Recording
+from phalanx.core.world import Collective
+from phalanx.distributed.backend import Kind, Recording, TorchBackend
 from phalanx.distributed.job import Processes
-from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.tools.advisor.link import MeasuredLink
 from phalanx.tools.advisor.model import Cost, Effort, Message
 from phalanx.tools.advisor.probe import KINDS, Probe
@@ -43,16 +43,16 @@ Told = Callable[[str], object]
 class Table:
     """Numbers that the processes measured at once, as rank 0 keeps them."""
 
-    world: World
+    world: Collective
 
     def ready(self) -> None:
         """Waits for the other processes."""
-        self.world.peek(torch.zeros(len(self.world.ids), 1))
+        self.world.all_gather(torch.zeros(len(self.world.local_workers), 1))
 
     def every(self, numbers: Sequence[float]) -> list[list[float]]:
         """The numbers of each process, by rank."""
         row = torch.tensor([list(numbers)], dtype=torch.float64)
-        return self.world.peek(row).tolist()
+        return self.world.all_gather(row).tolist()
 
     def slowest(self, seconds: Sequence[float]) -> list[float]:
         """The longest of all processes, sample by sample."""
@@ -105,8 +105,9 @@ def measure(
     each = share(run)
     run = replace(run, workers=team.size, byzantine=NoAdversary(), phases=(phase,))
     run = amend(run, "work.batch", each * team.size)
-    trainer = Trainer(run, team.world(team.size))
-    table = Table(trainer.world)
+    collective = team.collective(team.size)
+    trainer = Trainer(run, collective)
+    table = Table(collective)
     told("forward and backward")
     stacks, spent_s = _work(trainer, table, repeats if work_s is None else 1)
     costs = _costs(trainer, table, dict(zip(every, plans, strict=True)), stacks, repeats, told)
@@ -115,7 +116,7 @@ def measure(
         told("the link")
         link = _link(table, costs, repeats)
     work_s = spent_s if work_s is None else work_s
-    return Probe(run, _hosts(trainer.world), trainer.layout.d, each, work_s, link, costs, about())
+    return Probe(run, _hosts(collective), trainer.layout.d, each, work_s, link, costs, about())
 
 
 def num_told(schemes: Sequence[Stage], team: Processes, repeats: int) -> int:
@@ -150,12 +151,12 @@ def _work(trainer: Trainer, table: Table, repeats: int) -> tuple[list[Stack], fl
         index = len(spent)
         table.ready()
         began = time.perf_counter()
-        stack, _ = trainer.work(index)
+        stack, _ = trainer.compute_rows(index)
         worked = time.perf_counter()
         spent += table.slowest([worked - began])
         stacks = [*stacks[-1:], stack]
         result, state = phase.scheme(stack, state, Round(index, trainer.config.seed, world=trainer.world))
-        trainer.finish(0, index, result)
+        trainer.update_model(trainer.config.position(index), result)
         (whole,) = table.slowest([time.perf_counter() - began])
         repeats = repeats if whole < LONG_S else min(repeats, 2)
     return stacks, median(spent[1:])
@@ -202,7 +203,7 @@ def _effort(table: Table, n: int, samples: Sequence[Sample]) -> Effort:
 
 
 def _link(table: Table, costs: Sequence[Cost], repeats: int) -> MeasuredLink:
-    lines = Recording(GroupCollectives())
+    lines = Recording(TorchBackend())
     curves = {}
     for kind in KINDS:
         largest = max([SMALLEST * FACTOR, *(int(m.bytes) for c in costs for m in c.messages if m.kind == kind)])
@@ -228,7 +229,7 @@ def _curve(table: Table, lines: Recording, kind: Kind, largest: int, repeats: in
 
 def _collective(table: Table, lines: Recording, kind: Kind, size: int) -> float:
     # a new world knows no sizes yet, so that its last call carries the whole message
-    world = GroupWorld(lines=lines)
+    world = ProcessGroupCollective(backend=lines)
     table.ready()
     if kind == "gather":
         world.gather([{"values": torch.zeros(size, dtype=torch.uint8)}], limit_bytes=2 * size + 1024)
@@ -239,6 +240,6 @@ def _collective(table: Table, lines: Recording, kind: Kind, size: int) -> float:
     return seconds
 
 
-def _hosts(world: World) -> tuple[str, ...]:
+def _hosts(world: Collective) -> tuple[str, ...]:
     name = torch.frombuffer(bytearray(socket.gethostname().encode()), dtype=torch.uint8)
-    return tuple(bytes(payload["host"].tolist()).decode() for payload in world.collect({"host": name}))
+    return tuple(bytes(payload["host"].tolist()).decode() for payload in world.all_gather_payloads({"host": name}))

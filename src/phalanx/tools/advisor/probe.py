@@ -12,7 +12,7 @@ Fields of the document; times in seconds, sizes in bytes, bandwidths in bytes pe
 ``work_s``      forward and backward of the slowest process, all of them at once; median over steps
 ``link``        null for a single process; else
                 ``gather`` and ``reduce``: the curve ``points`` [[bytes of a process's message, seconds], ...] of the
-                collective, called through `GroupWorld.gather` and `GroupWorld.mean`, the slowest process, median;
+                collective, called through `ProcessGroupCollective.gather` and `ProcessGroupCollective.mean`, the slowest process, median;
                 ``latency_s`` and ``bandwidth``: of the ring that fits them best
 ``schemes``     for each: ``scheme``, ``quality``, ``sent_bytes``, ``messages`` [{kind, bytes, spread, r}, ...] and
                 ``efforts`` [{workers, encode_s, pack_s, decode_s, rule_s, finish_s}, ...], as in `Cost`
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.core.parser import parse
-from phalanx.distributed.collectives import Kind
+from phalanx.distributed.backend import Kind
 from phalanx.tools.advisor.link import MeasuredLink
 from phalanx.tools.advisor.model import Cost, Effort, Message
 from phalanx.training.phase import Run

@@ -15,8 +15,8 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage
 from phalanx.core.trees import State
-from phalanx.distributed.collectives import Kind, Loopback, Recording
-from phalanx.distributed.process_group import GroupWorld
+from phalanx.distributed.backend import Kind, Loopback, Recording
+from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.tools.advisor.model import Effort
 from phalanx.training.phase import Phase
 from phalanx.training.trainer import Trainer
@@ -64,11 +64,11 @@ def rehearse(
 
 def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, index: int) -> tuple[Sample, State]:
     lines = Recording(Loopback(WORKER, n, _device(trainer)))
-    round = Round(ROUND, trainer.config.seed + index, world=GroupWorld(n, lines=lines))
+    round = Round(ROUND, trainer.config.seed + index, world=ProcessGroupCollective(n, backend=lines))
     began = time.perf_counter()
     result, state = phase.scheme(stack, state, round)
     combined = time.perf_counter()
-    trainer.finish(0, 0, result)
+    trainer.update_model(trainer.config.position(0), result)
     ended = time.perf_counter()
     parts = dict.fromkeys(PARTS, 0.0)
     for note in result.notes:
@@ -89,4 +89,4 @@ def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, in
 
 def _device(trainer: Trainer) -> torch.device:
     """Where the lines of the job want their tensors."""
-    return trainer.world.device if isinstance(trainer.world, GroupWorld) else torch.device("cpu")
+    return trainer.world.device if isinstance(trainer.world, ProcessGroupCollective) else torch.device("cpu")

@@ -104,9 +104,9 @@ def _processes(server: bool, deadline: float) -> Iterator[Processes | None]:
         return
     from phalanx.distributed.launcher import Launcher
     from phalanx.distributed.server.membership import Patience
-    from phalanx.training.worker_loop import attend
+    from phalanx.training.worker_loop import worker_loop
 
-    jobs, patience = Launcher(attend), Patience(least_s=deadline)
+    jobs, patience = Launcher(worker_loop), Patience(least_s=deadline)
     if jobs.rank:
         jobs.guard()
         yield None

@@ -147,8 +147,8 @@ def behind(scheme: Stage) -> Stage:
 def typical_norm(run: Run) -> float:
     """The median length of the clients' changes in the first round."""
     trainer = Trainer(run)
-    chosen = run.phases[0].clients.at(0, run.workers, run.seed)
-    rows, _ = trainer.work(0, chosen)
+    chosen = run.phases[0].clients.sample(0, run.workers, run.seed)
+    rows, _ = trainer.compute_rows(0, chosen)
     stepped = rows.rows[:, : rows.layout.stepped].double()
     norm = median(stepped.norm(dim=1).tolist())
     require(0 < norm < float("inf"), f"the changes of honest clients have a median length of {norm}; give --norm")

@@ -234,7 +234,7 @@ def perform(
         try:
             train(job, world, target, listener)
         finally:
-            world.leave()
+            world.close()
     else:
         team.agree(partial(_measure, job, target, told or (lambda words: None)))
 

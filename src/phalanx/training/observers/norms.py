@@ -11,7 +11,7 @@ from phalanx.core.expression import method
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.training.observers.observer import Observer
-from phalanx.training.summary import number_of
+from phalanx.training.score import number_of
 
 
 @method("norms", "observer")
@@ -35,6 +35,6 @@ class Norms(Observer):
         norms = torch.linalg.vector_norm(stack.rows[:, : stack.layout.stepped], dim=1, dtype=torch.float64).cpu()
         told = {"workers": torch.tensor(stack.ids, dtype=torch.int64), "norms": norms}
         # behind the wire every process has all rows
-        parts = [told] if stack.received else round.world.collect(told)
+        parts = [told] if stack.received else round.collective.all_gather_payloads(told)
         workers, lengths = (torch.cat([part[name] for part in parts]).tolist() for name in ("workers", "norms"))
         return {str(worker): number_of(length) for worker, length in zip(workers, lengths, strict=True)}

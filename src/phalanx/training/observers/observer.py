@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements in the middle of training that are not training."""
+"""Measurements of the workers' rows during training, which do not change it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Observer(Expression, ABC):
     def look(self, stack: Stack, round: Round) -> dict[str, Any]:
         """Plain values for JSON: numbers, None in place of NaN and infinity, strings, lists and dictionaries.
 
-        Every process calls it with the rows that it holds, (k, d), and may exchange through round.world; what rank 0
-        returns counts.
+        Every process calls it with its own rows, (k, d), and may exchange through round.collective; rank 0's result
+        counts.
         """
 
 
-def looked(observers: Sequence[Observer], stack: Stack, round: Round, arrived: bool = False) -> dict[str, Any]:
-    """What each of those that look at such rows, and whose turn it is, sees this round, by its expression."""
+def observe(observers: Sequence[Observer], stack: Stack, round: Round, arrived: bool = False) -> dict[str, Any]:
+    """What the observers whose turn it is measure of these rows, by their expressions."""
     turn = [observer for observer in observers if observer.arrived == arrived and round.index % observer.every == 0]
     return {repr(observer): observer.look(stack, round) for observer in turn}
 
@@ -74,7 +74,7 @@ class LayerObserver(Observer):
         mine = [i for i, worker in enumerate(stack.ids) if worker == self.worker]
         row = stack.rows[mine, : stack.layout.stepped].reshape(-1)
         # by the process that plays the worker to all; another has no entries
-        told = [part["row"] for part in round.world.collect({"row": row})]
+        told = [part["row"] for part in round.collective.all_gather_payloads({"row": row})]
         row = next((t for t in told if len(t)), torch.zeros(head.d)).to(torch.float32)
         parts = head.split(row)
         names = _matrices(head) if self.layer is None else [self.layer]

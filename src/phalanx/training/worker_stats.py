@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who was excluded or outvoted, how often, and how right that was."""
+"""Statistics of the workers: how often each was excluded or outvoted, and how often that was right."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from phalanx.core.precision import wide
 from phalanx.core.stack import Note, Stack
 
 FAR = 6.0  # robust standard deviations
-FURTHER = 1.2  # medians: rows that are nearly equal accuse nobody
+FURTHER = 1.2  # medians: of rows that are nearly equal none is an outlier
 _log = logging.getLogger(__name__)
 _PIECE = 1 << 14  # columns whose differences stay in cache; those of whole rows would be new memory each time
 
 
-def outvoted(arrived: Stack, row: Tensor) -> list[int]:
-    """Workers whose row lies far from the result (d,), as rows of honest workers do not.
+def find_outliers(arrived: Stack, row: Tensor) -> list[int]:
+    """The workers whose row lies far from the result (d,), farther than rows of honest workers do.
 
     A row is far when its distance exceeds the median distance by 6 robust standard deviations (1.4826 MAD) and by 20 %.
     """
@@ -47,9 +47,10 @@ def _distances(rows: Tensor, row: Tensor) -> Tensor:
 
 @dataclass
 class WorkerStats:
-    """The accusations of a run, worker by worker; plain numbers, so that a checkpoint can hold it.
+    """Counts of a run, for each worker and in all; plain numbers, so that a checkpoint can hold them.
 
-    `byzantine` counts the rounds in which a worker was bad, by the run's threat or by a drill's fault.
+    An accusation is a worker excluded or outvoted in a round. `byzantine` counts the rounds in which a worker was
+    Byzantine or hit by an injected fault.
     """
 
     workers: int
@@ -67,18 +68,18 @@ class WorkerStats:
     accusations: int = 0
     attacks: int = 0
 
-    def enter(self, notes: Sequence[Note], byzantine: frozenset[int], aloud: bool = False) -> dict[str, Any]:
+    def add_round(self, notes: Sequence[Note], byzantine: frozenset[int], log_notices: bool = False) -> dict[str, Any]:
         """Counts the notes of one round and returns them as this round's metrics.
 
         Args:
-            aloud: whether notices are logged as warnings too, which one process of a job does.
+            log_notices: whether notices are also logged as warnings, which one process of a job does.
         """
         excluded = {n.worker: n.reason for n in notes if n.kind == "excluded" and n.worker is not None}
         against = {n.worker for n in notes if n.kind == "outvoted" and n.worker is not None}
         size = int(sum(n.value for n in notes if n.kind == "bytes"))
         groups, undecided = (int(sum(n.value for n in notes if n.kind == k)) for k in ("lost_groups", "undecided"))
         notice = "; ".join(n.reason for n in notes if n.kind == "notice")
-        if notice and aloud:
+        if notice and log_notices:
             _log.warning("%s", notice)
         chosen = sorted({n.worker for n in notes if n.kind == "chosen" and n.worker is not None})
         seconds = dict.fromkeys((*PARTS, FORGING), 0.0)
@@ -108,7 +109,7 @@ class WorkerStats:
         }
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a worker that was accused or Byzantine."""
+        """One row for each worker that was accused or Byzantine."""
         known = sorted(set(self.excluded) | set(self.outvoted) | set(self.byzantine))
         return [
             {
@@ -123,16 +124,16 @@ class WorkerStats:
 
     @property
     def precision(self) -> float | None:
-        """Share of the accusations (worker and round) that were true; None without any."""
+        """Share of the accusations (worker and round) that were true; None without accusations."""
         return self.hits / self.accusations if self.accusations else None
 
     @property
     def recall(self) -> float | None:
-        """Share of Byzantine rows that were accused; None without any."""
+        """Share of the Byzantine rows that were accused; None without Byzantine rows."""
         return self.hits / self.attacks if self.attacks else None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; `from_json` is the inverse."""
+        """The counts as plain values; `from_json` is the inverse."""
         plain = dict(vars(self))
         for name in ("excluded", "outvoted", "byzantine", "reasons"):
             plain[name] = {str(k): v for k, v in plain[name].items()}
@@ -140,7 +141,7 @@ class WorkerStats:
 
     @staticmethod
     def from_json(plain: dict[str, Any]) -> WorkerStats:
-        """The ledger that `to_json` described."""
+        """The statistics that `to_json` gave."""
         counts = {
             n: Counter({int(k): v for k, v in plain.get(n, {}).items()}) for n in ("excluded", "outvoted", "byzantine")
         }

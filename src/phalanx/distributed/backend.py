@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two collectives that a world of processes needs of a network, letters from one to another, and ways to watch."""
+"""The operations that a collective of processes needs of a network, and stand-ins that replace or record them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def carried(sizes: Sequence[int]) -> int:
     return pieces if pieces < LESS * padded else padded
 
 
-class Collectives(Protocol):
-    """What joins the processes of a job; each calls the same methods in the same order."""
+class Backend(Protocol):
+    """What connects the processes of a job. Each process calls the same methods in the same order."""
 
     @property
     def rank(self) -> int:
@@ -39,7 +39,7 @@ class Collectives(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where tensors must lie to travel."""
+        """The device that tensors must be on to be sent."""
         ...
 
     def all_gather(self, mine: Tensor) -> list[Tensor]:
@@ -54,16 +54,16 @@ class Collectives(Protocol):
         """Makes x, in place, the sum over all processes."""
         ...
 
-    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
-        """Bytes from single processes, by rank, in the given numbers; meanwhile this one's go out, by rank."""
+    def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+        """Sends bytes to single processes and receives the given numbers of bytes from others, by rank."""
         ...
 
-    def leave(self) -> None:
-        """The last call, for lines of one's own: processes that wait for this one get an error."""
+    def close(self) -> None:
+        """The last call, for a backend of one's own: processes that wait for this one get an error."""
         ...
 
 
-class GroupCollectives:
+class TorchBackend:
     """The collectives of a process group, gloo or NCCL; the default group when None.
 
     Raises:
@@ -72,7 +72,9 @@ class GroupCollectives:
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_available() or not dist.is_initialized():
-            raise ValueError("GroupWorld needs torch.distributed: run under torchrun and call init_process_group first")
+            raise ValueError(
+                "ProcessGroupCollective needs torch.distributed: run under torchrun and call init_process_group first"
+            )
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         nccl = dist.get_backend(group) == "nccl"
@@ -93,11 +95,11 @@ class GroupCollectives:
     def all_reduce(self, x: Tensor) -> None:
         dist.all_reduce(x, group=self._group)
 
-    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+    def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
         arrived = {r: torch.empty(size, dtype=torch.uint8, device=self.device) for r, size in incoming.items()}
-        letters = [dist.P2POp(dist.isend, t, self._global(r), self._group) for r, t in outgoing.items()]
-        letters += [dist.P2POp(dist.irecv, t, self._global(r), self._group) for r, t in arrived.items()]
-        for work in dist.batch_isend_irecv(letters) if letters else []:
+        operations = [dist.P2POp(dist.isend, t, self._global(r), self._group) for r, t in outgoing.items()]
+        operations += [dist.P2POp(dist.irecv, t, self._global(r), self._group) for r, t in arrived.items()]
+        for work in dist.batch_isend_irecv(operations) if operations else []:
             work.wait()
         return arrived
 
@@ -124,12 +126,12 @@ class GroupCollectives:
         incoming = {owner: size for owner in everyone if (size := length(owner, self.rank))}
         own = {self.rank: outgoing.pop(self.rank)} if self.rank in outgoing else {}
         incoming.pop(self.rank, None)
-        arrived = own | self.deliver(outgoing, incoming)
+        arrived = own | self.send_recv(outgoing, incoming)
         block = torch.cat([mine[:0], *(arrived[owner] for owner in sorted(arrived))])
         whole = torch.cat(self.all_gather(torch.cat([block, block.new_zeros(each - len(block))])))
         return [whole[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
-    def leave(self) -> None:
+    def close(self) -> None:
         # gloo closes its connections when the last reference goes
         group = vars(self).pop("_group", None)
         if group is not None and dist.is_initialized():
@@ -143,7 +145,7 @@ class GroupCollectives:
 
 @dataclass(frozen=True)
 class Loopback:
-    """Nobody is there: every other process would have sent what this one sends."""
+    """A backend without other processes: each of them seems to send what this one sends."""
 
     rank: int
     size: int
@@ -158,10 +160,10 @@ class Loopback:
     def all_reduce(self, x: Tensor) -> None:
         x *= self.size
 
-    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+    def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
         return {r: torch.zeros(size, dtype=torch.uint8, device=self.device) for r, size in incoming.items()}
 
-    def leave(self) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -180,33 +182,33 @@ class Call:
 
 
 class Recording:
-    """Other lines, with a list of the calls."""
+    """Another backend, with a list of the calls."""
 
-    def __init__(self, lines: Collectives) -> None:
-        self._lines = lines
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self.calls: list[Call] = []
 
     @property
     def rank(self) -> int:
-        return self._lines.rank
+        return self._backend.rank
 
     @property
     def size(self) -> int:
-        return self._lines.size
+        return self._backend.size
 
     @property
     def device(self) -> torch.device:
-        return self._lines.device
+        return self._backend.device
 
     def all_gather(self, mine: Tensor) -> list[Tensor]:
         began = time.perf_counter()
-        blocks = self._lines.all_gather(mine)
+        blocks = self._backend.all_gather(mine)
         self._note("gather", mine, began)
         return blocks
 
     def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         began = time.perf_counter()
-        blocks = self._lines.all_gather_uneven(mine, sizes)
+        blocks = self._backend.all_gather_uneven(mine, sizes)
         # an all-gather of messages of this length moves as much
         size = -(-carried(sizes) // self.size)
         self.calls.append(Call("gather", size, time.perf_counter() - began))
@@ -214,14 +216,14 @@ class Recording:
 
     def all_reduce(self, x: Tensor) -> None:
         began = time.perf_counter()
-        self._lines.all_reduce(x)
+        self._backend.all_reduce(x)
         self._note("reduce", x, began)
 
-    def deliver(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
-        return self._lines.deliver(outgoing, incoming)
+    def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
+        return self._backend.send_recv(outgoing, incoming)
 
-    def leave(self) -> None:
-        self._lines.leave()
+    def close(self) -> None:
+        self._backend.close()
 
     def _note(self, kind: Kind, x: Tensor, began: float) -> None:
         self.calls.append(Call(kind, x.numel() * x.element_size(), time.perf_counter() - began))

@@ -6,15 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from phalanx.core.payload import BadPayload, Payload
-from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.core.trees import State, from_payload, memories_of, to_payload
+from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server.membership import Patience
+from phalanx.distributed.server_transport import ServerTransport
 from phalanx.integrations.flower.mail import arrived, push
 from phalanx.integrations.flower.records import (
     ABOUT,
@@ -32,11 +35,8 @@ from phalanx.integrations.flower.records import (
 )
 from phalanx.integrations.flower.roll import Node, Roll, log
 
-if TYPE_CHECKING:
-    from phalanx.core.round_request import RoundRequest
 
-
-class FlowerWorld:
+class FlowerTransport(ServerTransport):
     """n workers, each a node of Flower that answers an order with its payload.
 
     A client that crashes, hangs, leaves, raises, or sends what no client writes is an erasure, with the reason in the
@@ -49,11 +49,8 @@ class FlowerWorld:
         poll_s: between two looks for replies.
     """
 
-    serves = True
-
     def __init__(self, n: int, grid: Grid, patience: Patience, poll_s: float = 0.2) -> None:
-        self.size, self.rank, self.ids, self.workers = n, 0, (), tuple(range(n))
-        self.received_bytes = None
+        super().__init__(n)
         self._grid, self._patience, self._poll_s = grid, patience, poll_s
         self.roll = Roll(n, grid, patience.first_s)
         self._nodes: dict[int, Node] = {}
@@ -63,7 +60,7 @@ class FlowerWorld:
         self._began, self._first, self._usual_s = 0.0, True, patience.first_s
 
     def __repr__(self) -> str:
-        return f"FlowerWorld({self.size})"
+        return f"FlowerTransport({self.size})"
 
     def join(self, least: int = 1) -> None:
         """Waits until every worker has a node, or the patience for that is over.
@@ -88,25 +85,28 @@ class FlowerWorld:
         """The worker and the id of each node that plays one."""
         return [{"workers": [worker], "node": node.id} for worker, node in self.roll.present.items()]
 
-    def begin(self, opened: RoundRequest, run: str, memories: dict[str, Any]) -> None:
+    def start_round(self, request: RoundRequest, run: str, memories: State) -> None:
         """Sends every chosen worker its order."""
         self._began, self._reports = time.monotonic(), {}
-        self._nodes = {w: node for w, node in self.roll.call(again=True).items() if w in set(opened.chosen)}
-        for worker in opened.chosen:
+        self._nodes = {w: node for w, node in self.roll.call(again=True).items() if w in set(request.clients)}
+        for worker in request.clients:
             if worker not in self._nodes:
                 self._reports[worker] = BadPayload(f"no node has partition-id {worker}")
         for node in self._nodes.values():
             node.rests = max(0, node.rests - 1)
-        needed = array(opened.shared())
-        whole = array(opened.shared(whole=True)) if opened.index and opened.asked is not None else needed
+        needed = array(request.shared_payload())
+        later = request.round_index > 0 and request.required is not None
+        whole = array(request.shared_payload(whole_model=True)) if later else needed
         messages = []
         for worker, node in self._nodes.items():
             # equal arrays are sent to Flower's SuperLink once
-            order = {SHARED: needed if node.briefed else whole, OWN: array(opened.told(worker))}
-            content = RecordDict({ORDER: ArrayRecord(order), ABOUT: ConfigRecord({ROUND: opened.index, RUN: run})})
+            order = {SHARED: needed if node.briefed else whole, OWN: array(request.for_worker(worker))}
+            content = RecordDict(
+                {ORDER: ArrayRecord(order), ABOUT: ConfigRecord({ROUND: request.round_index, RUN: run})}
+            )
             if worker not in self._seen and (memory := memories_of(memories, (worker,))):
                 content[MEMORY] = ArrayRecord({PACKED: array(to_payload(memory))})
-            messages.append(self._message(content, node, "train", str(opened.index + 1)))
+            messages.append(self._message(content, node, "train", str(request.round_index + 1)))
         self._send(messages, list(self._nodes.values()))
 
     def _message(self, content: RecordDict, node: Node, kind: str, group: str = "") -> Message:
@@ -121,11 +121,10 @@ class FlowerWorld:
             else:
                 self._asked[message_id] = node
 
-    def tell(self, numbers: Tensor) -> Tensor:
-        """Waits for the replies; NaN for those that have not come in time. Shapes: (0, m) -> (n, m)."""
+    def receive_reports(self, num_metrics: int) -> Tensor:
         times = list[float]()
         awaited = [node for node in self._asked.values() if not node.rests] or list(self._asked.values())
-        table = numbers.new_full((self.size, numbers.shape[1]), float("nan"))
+        table = torch.full((self.size, num_metrics), float("nan"), dtype=torch.float64)
 
         def enter(node: Node, reply: Message | BadPayload) -> None:
             report = reply if isinstance(reply, BadPayload) else report_of(reply)
@@ -162,15 +161,13 @@ class FlowerWorld:
         return list(self._asked.values())
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
-        """What the replies of this round brought."""
         assert not payloads
         found = [self._reports.get(worker) for worker in self.workers]
         return [r.payload(limit_bytes) if isinstance(r, Report) else r or BadPayload("nothing arrived") for r in found]
 
-    def collect(self, payload: Payload) -> list[Payload]:
-        """This process's payload, and the memories of every client that has some and answers in time."""
+    def collect_memories(self) -> list[State]:
         nodes = [node for node in self.roll.call().values() if node.remembers]
-        answers, self._began = [payload], time.monotonic()
+        memories, self._began = list[State](), time.monotonic()
         self._send([self._message(RecordDict(), node, "query.memory") for node in nodes], nodes)
 
         def enter(node: Node, reply: Message | BadPayload) -> None:
@@ -178,28 +175,7 @@ class FlowerWorld:
             with suppress(ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 if isinstance(reply, Message):
                     tree = from_payload(carried(reply.content, MEMORY))
-                    answers.append(to_payload(memories_of(tree, (node.worker,))))
+                    memories.append(memories_of(tree, (node.worker,)))
 
         self._wait(nodes, lambda: self._patience.stretched(self._usual_s), enter)
-        return answers
-
-    def share(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The tree as it is: no other process runs the server's half."""
-        return tree
-
-    def fetch(
-        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
-    ) -> list[Payload | BadPayload]:
-        """Never called: the strategy refuses what needs it."""
-        raise AssertionError("a client of Flower holds nothing back")
-
-    def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
-        """Never called: `check_server` refuses what needs it."""
-        raise AssertionError("a server has no all-reduce")
-
-    def peek(self, x: Tensor) -> Tensor:
-        """Never called: `check_server` refuses what needs it."""
-        raise AssertionError("a server sees what is sent, not what workers compute")
-
-    def leave(self) -> None:
-        """Nothing: nodes stay, for other runs."""
+        return memories

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server needs of a network: requests go out to workers in other processes, and their reports come in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from phalanx.core.payload import BadPayload, Payload
+from phalanx.core.trees import State
+from phalanx.distributed.round_request import RoundRequest
+
+
+class ServerTransport(ABC):
+    """The n workers of a server, each in another process.
+
+    This process runs the server's half of the scheme only. A round calls `start_round`, `receive_reports` and then,
+    through the scheme's wire stage, `gather` and `fetch`. A worker that crashes, hangs, is late or sends what no worker
+    writes is a BadPayload with the reason; it never stops the run.
+
+    Args:
+        n: workers.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.rank, self.size, self.workers = 0, n, tuple(range(n))
+        self.local_workers: tuple[int, ...] = ()
+
+    @property
+    @abstractmethod
+    def processes(self) -> list[dict[str, Any]]:
+        """The workers of each process that has connected, and where it runs."""
+
+    @property
+    def received_bytes(self) -> int | None:
+        """Bytes that reached the sockets of this process so far; None where nothing counts them."""
+        return None
+
+    @abstractmethod
+    def start_round(self, request: RoundRequest, run: str, memories: State) -> None:
+        """Sends the request of a round to the workers.
+
+        Args:
+            run: the run's expression, for workers that do not know it yet.
+            memories: the workers' memories from a checkpoint, for the same.
+        """
+
+    @abstractmethod
+    def receive_reports(self, num_metrics: int) -> Tensor:
+        """Waits for the reports of the round; returns the metrics of each worker, NaN where no report came in time.
+
+        Shapes: -> (n, num_metrics) float64.
+        """
+
+    @abstractmethod
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        """The payload that each worker's report of this round brought.
+
+        Args:
+            payloads: none, as no worker computes here.
+        """
+
+    def fetch(
+        self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
+    ) -> list[Payload | BadPayload]:
+        """The payloads that these workers keep until the server asks for them.
+
+        Args:
+            payloads: none, as no worker computes here.
+        Raises:
+            ValueError: over this transport workers send all of their payload at once.
+        """
+        raise ValueError(f"{self!r} has workers send all of their payload at once; use gather(...) in the scheme")
+
+    @abstractmethod
+    def collect_memories(self) -> list[State]:
+        """What the workers of each process remember, of those that answer in time; for a checkpoint."""
+
+    def broadcast(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The tree as it is: no other process runs the server's half."""
+        return tree
+
+    def close(self) -> None:
+        """Ends the run for every process, where the transport has processes of its own."""
+        return
