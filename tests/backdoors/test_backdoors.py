@@ -78,7 +78,7 @@ def test_a_client_in_a_ball_ends_in_it(epochs):
     free = px.federated.local_training(px.optim.sgd(0.1), epochs=epochs, batch=7)
     assert (
         Trainer(run(px.federated.fedavg(far, 1)))
-        .work(0)[0]
+        .compute_rows(0)[0]
         .rows.equal(Trainer(run(px.federated.fedavg(free, 1))).compute_rows(0)[0].rows)
     )
 

@@ -111,7 +111,7 @@ def test_the_proximal_gradient_is_the_formula():
     other = Trainer(run(px.federated.fedavg(plain, 1), workers=1)).compute_rows(0)[0].rows[0]
     first = (
         Trainer(run(px.federated.fedavg(px.federated.local_training(px.optim.sgd(lr), batch=n), 1), workers=1))
-        .work(0)[0]
+        .compute_rows(0)[0]
         .rows[0]
     )
     # w2 = w1 - lr (g(w1) + mu (w1 - w0)), and the rows are w0 - w
@@ -165,7 +165,7 @@ def test_no_epochs_change_nothing_and_steps_count():
         Trainer(
             run(px.federated.fedavg(px.federated.local_training(px.optim.sgd(0.1), epochs=3, batch=50), 1), workers=9)
         )
-        .work(0)[0]
+        .compute_rows(0)[0]
         .rows
     )
     each = math.ceil(1437 / 9 / 50)
@@ -282,7 +282,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, label, stop_at):
 def test_one_client_alone_is_matched_to_itself():
     trainer, _ = trained(px.federated.fedma(OWN, layers=2), workers=1)
     alone = Trainer(run(px.federated.fedma(OWN, layers=2), workers=1))
-    site_rows = alone.work(0)[0].rows[0]
+    site_rows = alone.compute_rows(0)[0].rows[0]
     assert trainer.layout.d == alone.layout.d
     first = alone.config.phases[0].work.layout(_source(alone), 0).split(site_rows)
     torch.testing.assert_close(state(trainer)["1.weight"], first["1.weight"])
