@@ -207,7 +207,7 @@ def test_every_client_is_drawn_equally_often():
 
 
 def test_what_drawn_clients_cannot_do_is_refused():
-    with pytest.raises(ValueError, match=r"sampled\(9\) needs at least 9 workers, got n=4"):
+    with pytest.raises(ValueError, match=r"uniform\(9\) needs at least 9 workers, got n=4"):
         Trainer(run(px.federated.fedavg(LOCAL, 1, clients=9)))
     with pytest.raises(ValueError, match="several workers compute the same"):
         vote = px.parse("chain(vote(dense(), r=2), mean())")

@@ -24,7 +24,7 @@ lacks a neuron gets the weights of those that have it; its output gives that neu
 >>> matched, _ = Matched(matcher)(Stack.of(rows, layout), None, Round())
 >>> matched.rows.int().tolist()
 [[4, 0, 0, 4, -4, -4, 2, 6, 0], [4, 0, 0, 6, -4, -4, 0, 8, 4]]
->>> matched.answers[1]
+>>> matched.replies[1]
 {'places 0': tensor([1, 2])}
 >>> px.aggregators.mean()(matched, None, Round())[0].rows.int().tolist()
 [[4, 0, 0, 5, -4, -4, 1, 7, 2]]

@@ -12,7 +12,7 @@ Fields of the document; times in seconds, sizes in bytes, bandwidths in bytes pe
 ``work_s``      forward and backward of the slowest process, all of them at once; median over steps
 ``link``        null for a single process; else
                 ``gather`` and ``reduce``: the curve ``points`` [[bytes of a process's message, seconds], ...] of the
-                collective, called through `ProcessGroupCollective.gather` and `ProcessGroupCollective.mean`, the slowest process, median;
+                operation, called through `gather` and `mean` of `ProcessGroupCollective`, the slowest process, median;
                 ``latency_s`` and ``bandwidth``: of the ring that fits them best
 ``schemes``     for each: ``scheme``, ``quality``, ``sent_bytes``, ``messages`` [{kind, bytes, spread, r}, ...] and
                 ``efforts`` [{workers, encode_s, pack_s, decode_s, rule_s, finish_s}, ...], as in `Cost`
