@@ -72,11 +72,12 @@ site: $(STAMP)
 dist: $(STAMP)
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --no-isolation --outdir dist experiments
 	$(BIN)/twine check --strict dist/*
 
-# in an environment of its own, with nothing of the source tree in it
+# installs both wheels in an environment of their own, with nothing of the source tree in it
 wheel-check: dist
-	TORCH="$(TORCH)" tests/wheel_check.sh dist/*.whl $(PYTHON)
+	TORCH="$(TORCH)" tests/wheel_check.sh dist/phalanx_train-*.whl dist/phalanx_experiments-*.whl $(PYTHON)
 
 # the whole documentation with all results, in build/docs
 docs: $(STAMP)
