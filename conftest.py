@@ -17,8 +17,9 @@ from phalanx.core import registry
 
 ROOT = Path(__file__).parent
 
-# an optional package that this module is made for
-collect_ignore = [] if find_spec("flwr") else ["src/phalanx/integrations/flower"]
+# modules and tests that are made for an optional package; the documentation shows commands of both distributions
+_NEEDS = {"src/phalanx/integrations/flower": "flwr", "tests/docs": "phalanx_experiments"}
+collect_ignore = [path for path, package in _NEEDS.items() if not find_spec(package)]
 
 # draws of a property; no deadline, as a first call compiles kernels
 shared = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -46,7 +46,8 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder; runs/TIME-TABLE if left out, site with --report.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on in this folder where it stopped.")] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Folder of committed results; results/ or those installed if left out.")
+        Path | None,
+        typer.Option(help="Folder of committed results; if left out, those of the source tree or installed."),
     ] = None,
     jobs: Jobs = 1,
     as_json: Json = False,
@@ -70,7 +71,10 @@ def reproduce(
     folder = results_folder(results)
     evidence = Evidence(folder)
     if folder is None:
-        typer.echo("no committed results are at hand; give --results PATH, the results/ of a source tree", err=True)
+        typer.echo(
+            "no committed results were found; give --results PATH, such as experiments/results of a source tree",
+            err=True,
+        )
     if report:
         _build(out or Path("site"), evidence, as_json)
     elif listed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured numbers: those in results/, and those of studies that have just been run."""
+"""Measured numbers: the committed results, and those of studies that have just been run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Evidence:
     """Documents by recipe, and the files of a folder of results.
 
     Args:
-        root: such as the repository's results/; None has no files.
+        root: such as the repository's experiments/results; with None there are no files.
         documents: by recipe, in place of the files; a study run several times has one for each time.
     """
 
@@ -87,7 +87,7 @@ class Evidence:
 
 
 def results_folder(given: Path | None) -> Path | None:
-    """The folder of committed results: the given one, the working directory's, the source tree's or the package's.
+    """The folder of committed results: the given one, that of the working directory, of the source tree or installed.
 
     Raises:
         ValueError: the given folder holds no results.
@@ -96,8 +96,9 @@ def results_folder(given: Path | None) -> Path | None:
         require(_holds(given), f"{given} holds no results: no results.json lies in a folder of it")
         return given
     package = Path(__file__).resolve().parents[1]
-    places = (Path("results"), package.parent / "results", package / "results")
-    return next((place for place in places if _holds(place)), None)
+    here = (Path("results"), Path("experiments/results"))
+    folders = (*here, package.parent / "results", package / "results")
+    return next((folder for folder in folders if _holds(folder)), None)
 
 
 def _holds(folder: Path) -> bool:
