@@ -27,8 +27,8 @@ class Spectral(Atoms):
     Args:
         reshape: "paper" views convolutions (a, b, k, l) as (a b / 2, 2 k l), vectors (n) as (n / 2, 2), and keeps
             matrices and 1x1 convolutions; "matrix" views everything as (first, rest), which sends less an atom, varies
-            a quarter less at equal bytes (experiments/results/atomo-variance) and takes about five times as long to encode;
-            "square" as close to square as can be.
+            a quarter less at equal bytes (recipe atomo-variance) and takes about five times as long to encode; "square"
+            as close to square as can be.
     Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, Section 4. Differs: odd sizes are padded; a singular value below
         the rounding of the largest counts as zero.
     """
