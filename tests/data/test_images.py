@@ -160,7 +160,7 @@ def stray(root: Path, how: str) -> None:
         ("nested", r"more is no file; remove it"),
         ("unknown", r"val.dog is no class, as .*train has no folder dog"),
         ("hollow", r"dog is empty; put its images there, or remove it"),
-        ("no test", r"there is no folder .*val; ImageNet is not to be downloaded without an account"),
+        ("no test", r"there is no folder .*val; ImageNet cannot be downloaded without an account"),
         ("bare", r"val has no folders of images"),
     ],
 )

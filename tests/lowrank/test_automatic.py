@@ -11,8 +11,8 @@ from torch import nn
 
 import phalanx as px
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.layer_timing import Stopwatch
-from phalanx.lowrank.ranks import Choice, choices, spread
+from phalanx.lowrank.layer_timing import LayerTimer
+from phalanx.lowrank.ranks import Choice, choices, spend_budget
 from phalanx.lowrank.spectrum import energies, rank_for, stable_rank
 from tests.lowrank.test_plan import Language, mlp
 from tests.lowrank.test_pretrained import Small
@@ -73,7 +73,7 @@ def test_a_budget_is_spread_best_up_to_the_step_that_does_not_fit(rows, spare):
         ranks = [Choice(r, r * cost, kept[r - 1]) for r in range(1, len(gains))]
         options.append([*ranks, Choice(None, len(gains) * cost - cost // 2, kept[-1])])
     budget = sum(own[0].cost for own in options) + spare
-    chosen = spread(options, budget)
+    chosen = spend_budget(options, budget)
     kept, cost = sum(c.kept for c in chosen), sum(c.cost for c in chosen)
     assert cost <= budget and all(c in own for c, own in zip(chosen, options, strict=True))
     most = max(own[-1].kept - own[0].kept for own in options)
@@ -86,7 +86,7 @@ def test_a_budget_is_spread_best_up_to_the_step_that_does_not_fit(rows, spare):
 def test_a_budget_of_equal_costs_is_spread_best(rows, cost, spare):
     options = [[Choice(r, r * cost, sum(gains[:r])) for r in range(1, len(gains) + 1)] for gains in rows]
     budget = cost * len(rows) + spare
-    assert sum(c.kept for c in spread(options, budget)) == pytest.approx(best(options, budget))
+    assert sum(c.kept for c in spend_budget(options, budget)) == pytest.approx(best(options, budget))
 
 
 @given(st.lists(st.tuples(spectra, st.integers(1, 7)), min_size=1, max_size=4))
@@ -95,7 +95,7 @@ def test_nothing_keeps_more_for_the_parameters_of_each_step_of_the_way(rows):
     least = sum(own[0].cost for own in options)
     slopes = sorted(((-gain / cost, cost) for own, cost in rows for gain in own[1:] if gain > 0), key=lambda s: s[0])
     for spent in itertools.accumulate((cost for _, cost in slopes), initial=least):
-        assert sum(c.kept for c in spread(options, spent)) == pytest.approx(best(options, spent))
+        assert sum(c.kept for c in spend_budget(options, spent)) == pytest.approx(best(options, spent))
 
 
 def test_the_choices_of_a_matrix_end_with_the_dense_one():
@@ -233,16 +233,16 @@ def test_slower_layers_stay_full_and_the_budget_is_kept(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(linear(16, 16, [1.0]), *[nn.Linear(64, 64) for _ in range(2)], nn.Linear(64, 10))
     x = torch.zeros(1, 16)
-    monkeypatch.setattr(Stopwatch, "__init__", lambda self, *_: None)
-    monkeypatch.setattr(Stopwatch, "_layer", slow({"0"}))
-    monkeypatch.setattr("phalanx.lowrank.planner.positions_of", lambda *_: {})
+    monkeypatch.setattr(LayerTimer, "__init__", lambda self, *_: None)
+    monkeypatch.setattr(LayerTimer, "_layer", slow({"0"}))
+    monkeypatch.setattr("phalanx.lowrank.planner.count_positions", lambda *_: {})
     marked = px.lowrank.plan(model, 1 / 4, sample_input=x, measure=True)
     assert marked["0"].rank == 4 and marked["0"].reason == "ratio 0.25; slower here: 2,000.00 ms for 1,000.00 ms"
     made = px.lowrank.plan(model, 1 / 4, rank="auto", sample_input=x, measure=True)
     assert made["0"].rank is None and made["0"].reason == "slower here: 2,000.00 ms for 1,000.00 ms"
     assert made.parameters_after <= marked.parameters_after and (made.seconds, made.seconds_after) == (4.0, 3.0)
     # what holds half of all cannot stay full within a quarter
-    monkeypatch.setattr(Stopwatch, "_layer", slow({"1"}))
+    monkeypatch.setattr(LayerTimer, "_layer", slow({"1"}))
     made = px.lowrank.plan(model, 1 / 4, rank="auto", sample_input=x, measure=True)
     assert made["1"].rank is not None and made["1"].reason.endswith("slower here: 2,000.00 ms for 1,000.00 ms")
     assert made.parameters_after <= marked.parameters_after

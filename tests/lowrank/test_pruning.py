@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import phalanx as px
 from phalanx.lowrank.pruning.chains import chains
-from phalanx.lowrank.pruning.early_bird import apart, ticket_of
+from phalanx.lowrank.pruning.early_bird import ticket_distance, ticket_of
 from phalanx.lowrank.pruning.lottery import pruned
 from phalanx.lowrank.pruning.slim import slim
 from phalanx.models.resnet import BasicBlock, Bottleneck
@@ -57,7 +57,7 @@ def plain(*widths: int) -> nn.Module:
 
 
 class Grouped(nn.Module):
-    """Every way in which channels cannot be taken out, and one chain of functions and methods where they can."""
+    """Every way in which channels cannot be removed, and one chain of functions and methods where they can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_a_ticket_leaves_every_layer_a_channel(scales, ratio):
     # apart from the largest of each layer, nothing stays that is smaller than what goes
     if lost and (ticket & ~best).any():
         assert everything[ticket & ~best].min() >= everything[~ticket].max()
-    assert ticket.equal(ticket_of(model, known, ratio)) and apart(ticket, ticket) == 0
+    assert ticket.equal(ticket_of(model, known, ratio)) and ticket_distance(ticket, ticket) == 0
 
 
 def test_equal_scales_are_one_ticket_and_a_layer_of_zeros_keeps_a_channel():
@@ -173,7 +173,7 @@ def test_what_cannot_be_slimmed_is_said():
 
     with pytest.raises(ValueError, match=r"torch\.fx cannot follow the forward of Branching"):
         chains(Branching())
-    with pytest.raises(ValueError, match=r"the channels of 0 cannot be taken out; choose from 1, 5"):
+    with pytest.raises(ValueError, match=r"the channels of 0 cannot be removed; choose from 1, 5"):
         slim(plain(2, 2), {"0": [1]})
     with pytest.raises(ValueError, match="early_bird finds no channels in Sequential"):
         px.train(px.parse(expression(EARLY, model="mlp()")))

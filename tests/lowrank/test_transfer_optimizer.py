@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 import phalanx as px
 from phalanx.lowrank.decay import factors_of
 from phalanx.lowrank.optimizer_state import tangent
-from phalanx.lowrank.parameter_map import Thin, moves
+from phalanx.lowrank.parameter_map import ThinFactors, parameter_map
 from tests.lowrank.full_rank import close, full_rank
 
 
@@ -164,11 +164,11 @@ def test_squares_are_exact_where_a_factor_is_diagonal(size, seed):
     # then every entry of u's gradient is one entry of the weight's, times a number
     dense = nn.Linear(size, size).double()
     low = px.factorize(dense, px.lowrank.plan(dense, classifier=False).with_ranks({"": size}))
-    (move,) = [m for m in moves(dense, low) if len(m.new) == 2]
+    (move,) = [m for m in parameter_map(dense, low) if len(m.new) == 2]
     with torch.no_grad():
         low.v.copy_(torch.diag(drawn(size, seed=seed)))
     gradient = drawn(1, size, size, seed=seed + 1)
-    at = Thin.of(move)
+    at = ThinFactors.of(move)
     assert torch.allclose(
         at.chained_squares(gradient.square(), gradient.square())[0], at.chained(gradient, gradient)[0].square()
     )

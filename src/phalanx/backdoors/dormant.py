@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phalanx.core.expression import require
 from phalanx.core.round import make_generator
 from phalanx.data.dataset import Dataset
-from phalanx.lowrank.layer_types import uses
+from phalanx.lowrank.layer_types import parameter_names
 from phalanx.training.score import cross_entropy, scores_of, together
 
 
@@ -108,7 +108,7 @@ def reader(model: nn.Module, layer: str | None) -> tuple[str, int]:
         ValueError: there is no such layer.
     """
     kind, width, found = type(model).__name__, None, list[tuple[str, int]]()
-    shared = uses(model)
+    shared = parameter_names(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             width, found = module.out_channels, []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random changes of images that keep their label."""
+"""Augmentations: random changes of images that keep the label."""
 
 from __future__ import annotations
 
@@ -16,35 +16,39 @@ from phalanx.core.expression import Expression, method, require
 from phalanx.data.images import Box, Crop
 from phalanx.data.shape import Shape
 
-TRIES = 10  # parts of an image that are drawn before the middle is taken
+TRIES = 10  # random parts of an image that are tried before the middle is taken
 
 
 class Augment(Expression, ABC):
     """A random function of a batch of normalised images."""
 
     def check(self, shape: Shape) -> None:
-        """Raises ValueError for data that it cannot change."""
+        """Checks that the augmentation can change data of this shape.
+
+        Raises:
+            ValueError: the data are no images.
+        """
         sentence = f"{self.expression_name} changes images, and the data are {shape}; leave augment=None"
         require(isinstance(shape, tuple), sentence)
 
     def crops(self, count: int, generator: torch.Generator) -> Sequence[Crop] | None:
-        """The part of each of `count` images that is read at all, drawn before the change; None for the usual one."""
+        """The random part of each of `count` images that is read before the change; None for the part of the test."""
         return None
 
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The changed batch; the same generator state gives the same change. Shapes: (B, C, H, W) -> same."""
+        """The changed batch; the same state of the generator gives the same change. Shapes: (B, C, H, W) -> same."""
 
 
 @method("crop_flip", "augment")
 class CropFlip(Augment):
-    """Each image moved by up to `pad` pixels in both directions over zeros, and mirrored left to right half the time.
+    """Each image shifted by up to `pad` pixels in both directions and, with probability 1/2, mirrored left to right.
 
-    Zero is the mean colour, as the images are normalised.
+    Pixels from outside are zero, which is the mean colour, as the images are normalised.
 
     Shapes: (B, C, H, W) -> same, of the same dtype.
     Args:
-        pad: pixels, >= 0; 4 suits 32x32 photographs, 2 suits 16x16.
+        pad: largest shift in pixels, >= 0; 4 suits 32x32 photographs, 2 suits 16x16.
     Source: He et al., Deep Residual Learning, 2015, arXiv:1512.03385, section 4.2. As published.
     """
 
@@ -62,17 +66,17 @@ class CropFlip(Augment):
 
 @method("resized_crop_flip", "augment")
 class ResizedCropFlip(Augment):
-    """A random part of each image, resized to the data's size, and mirrored left to right half the time.
+    """A random part of each image, resized to the data's size and, with probability 1/2, mirrored left to right.
 
-    The part has a random share of the image's area and a random ratio of its sides, uniform in its logarithm. Files of
-    images are cut before they are resized, so that a small part keeps its detail.
+    The part has a random share of the image's area and a random ratio of its sides, uniform in its logarithm. An image
+    from a file is cropped before it is resized, so that a small part keeps its detail.
 
     Shapes: (B, C, H, W) -> same, of the same dtype.
     Args:
         area: least and largest share of the image's area, in (0, 1].
         ratio: largest ratio of the longer side to the shorter, >= 1.
-    Source: Szegedy et al., Going Deeper with Convolutions, 2014, arXiv:1409.4842, section 6. As published; after ten
-        parts that do not fit, the largest middle part within `ratio`, as is usual.
+    Source: Szegedy et al., Going Deeper with Convolutions, 2014, arXiv:1409.4842, section 6. As published; if ten
+        parts do not fit, the largest middle part within `ratio` is taken, as is usual.
     """
 
     area: tuple[float, float] = (0.08, 1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled examples, and the expressions that load them."""
+"""Data sets of labelled examples, and the expressions that load them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test part, of images as the publisher's levels or of texts as token ids.
+    """A training part and a test part, of images with the publisher's levels or of texts as token ids.
 
-    Images stay uint8, a quarter of their size in float32, until `train` or `test` normalises a batch of them, or on
-    disk (`Images`) until then; token ids go to the model as they are. Labels are always at hand. Runs in one process
-    share the tensors: never write into them. Two are equal when they are the same object.
+    Images stay uint8 in memory, a quarter of their size in float32, or on disk (`Images`), until `train` or `test`
+    normalises a batch of them. Token ids go to the model unchanged. Labels are always in memory. Runs in one process
+    share the tensors: never write into them. Two data sets are equal only if they are the same object.
 
-    Shapes: train_x (N, C, H, W) uint8 or `Images`, (N, L) int64 or pairs of texts (N, 2, L) int64; train_y (N,) int64,
-        or (N, L) where every token has a label; and the same for the test part, in which L may differ; owners (N,).
+    Shapes: train_x (N, C, H, W) uint8 or `Images`, (N, L) int64, or pairs of texts (N, 2, L) int64; train_y (N,) int64,
+        or (N, L) if every token has a label; the same for the test part, in which L may differ; owners (N,).
     Args:
-        mean: of each channel, as a fraction of `levels`; () for texts.
-        std: of each channel, as a fraction of `levels`; () for texts.
+        mean: mean of each channel, as a fraction of `levels`; () for texts.
+        std: standard deviation of each channel, as a fraction of `levels`; () for texts.
         levels: the level that stands for 1.
-        vocabulary: ids that tokens can have; None says that the examples are images.
-        owners: whom each training example belongs to, such as a speaker, for `by_owner()`; None when nobody knows.
-        words: what each token id stands for; () for images, and where nobody needs to know.
-        added: training examples at the end that `dealt` gives to a few units and the inner partition to none.
+        vocabulary: number of different token ids; None if the examples are images.
+        owners: owner of each training example, such as a speaker, for `by_owner()`; None if unknown.
+        words: the word of each token id; () for images, or if no one needs the words.
+        added: number of training examples at the end that `assign_added` gives to a few units; the inner partition
+            gives them to no unit.
     Raises:
-        ValueError: examples, labels and owners differ in number, examples are neither images nor token ids below
-            `vocabulary`, or there are not as many words as ids.
+        ValueError: the numbers of examples, labels and owners differ, examples are neither images nor token ids below
+            `vocabulary`, or the numbers of words and ids differ.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Dataset:
 
     @property
     def shape(self) -> Shape:
-        """What an example is."""
+        """The shape of an example."""
         if self.vocabulary is None:
             c, h, w = self.train_x.shape[1:]
             return c, h, w
@@ -102,7 +103,7 @@ class Dataset:
         return kind(self.train_x.shape[-1], self.vocabulary)
 
     def untested(self) -> Dataset:
-        """The same without its test part, for a process that tests nothing."""
+        """The data set without its test part, for a process that does not test."""
         x = torch.empty((0, *self.test_x.shape[1:]), dtype=torch.uint8 if self.vocabulary is None else torch.int64)
         return replace(self, test_x=x, test_y=self.test_y[:0])
 
@@ -110,7 +111,7 @@ class Dataset:
         """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to train on.
 
         Args:
-            crops: the part of each image that is seen, resized; as the test sees them when None.
+            crops: the part of each image to read and resize; None reads images as the test does.
         """
         x = self.train_x[samples] if crops is None else cut(self.train_x, samples, crops)
         return self._batch(x, self.train_y[samples])
@@ -121,15 +122,15 @@ class Dataset:
 
     def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if x.dim() == 3:
-            # without the columns that are padding in every text of the batch
+            # drops the columns that are padding in every text of the batch
             used = int((x != PADDING).any(dim=(0, 1)).sum().clamp(min=1))
             x, y = x[..., :used], y[..., :used]
         return self.inputs(x), y
 
     def inputs(self, x: Tensor) -> Tensor:
-        """What a model reads: token ids, or (x / levels - mean) / std, channel by channel, of images.
+        """The input of a model: token ids unchanged, and (x / levels - mean) / std for each channel of images.
 
-        Shapes: (B, L) and (B, 2, L) -> the same; (B, C, H, W) -> same, float32, a copy.
+        Shapes: (B, L) and (B, 2, L) -> the same tensor; (B, C, H, W) -> a float32 copy of the same shape.
         """
         if self.vocabulary is not None:
             return x
@@ -138,27 +139,27 @@ class Dataset:
 
 
 class Data(Expression, ABC):
-    """A data set that a run names."""
+    """An expression that names a data set."""
 
     def load(self) -> Dataset:
         """The data set; equal expressions share one copy in the process.
 
         Raises:
-            MissingData: its files are not there and cannot be downloaded; the sentence names the ways out.
+            MissingData: a file is missing and cannot be downloaded; the sentence names the ways out.
             ValueError: its files are damaged.
         """
         return _load(self, data_folder())
 
     @abstractmethod
     def read(self) -> Dataset:
-        """The data set, read anew."""
+        """Reads the data set from its files, without a cache."""
 
     @abstractmethod
     def location(self) -> str:
-        """Where the files lie.
+        """The place of the files.
 
         Raises:
-            MissingData: they are not there; nothing is downloaded.
+            MissingData: a file is missing; nothing is downloaded.
         """
 
 
@@ -168,7 +169,7 @@ def _load(data: Data, source: Path) -> Dataset:
 
 
 def locations() -> dict[str, str]:
-    """Where each data set lies, or why it does not, by name."""
+    """For each data set by name, the place of its files, or the sentence that says what is missing."""
     status = {}
     for entry in entries("data"):
         try:
@@ -179,11 +180,14 @@ def locations() -> dict[str, str]:
 
 
 def evenly_spaced(total: int, count: int | None) -> Tensor | slice:
-    """`count` of `total` positions at equal distances; all when None. MNIST's test part begins with its easy half."""
+    """`count` of `total` positions at equal distances; all when None.
+
+    The first ones would not do: MNIST's test part begins with its easy half.
+    """
     return slice(None) if count is None else torch.arange(count) * total // count
 
 
 def check_count(name: str, field: str, count: int | None, total: int, what: str = "images") -> None:
-    """Raises ValueError unless a subset of `count` examples can be taken."""
+    """Raises ValueError unless `count` is None or from 1 to `total`."""
     ok = count is None or 1 <= count <= total
     require(ok, f"{name} has {total} {field} {what}, so {field} lies between 1 and {total}, got {field}={count}")

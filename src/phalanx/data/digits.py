@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handwritten digits that need no file and no network."""
+"""Handwritten digits from scikit-learn, which need no file and no network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ NUM_TRAIN = 1437
 
 @method("digits", "data")
 class Digits(Data):
-    """The 1,797 digits of 8x8 pixels in scikit-learn: 1,437 to train on and 360 to test on, split once and for all.
+    """The 1,797 digits of 8x8 pixels in scikit-learn: 1,437 to train on and 360 to test on, always in the same split.
+
+    Shapes: images (N, 1, 8, 8) uint8 with levels 0 to 16, labels (N,) int64 from 0 to 9.
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998 (the test part of the UCI set).
     """

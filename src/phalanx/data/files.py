@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where data files lie, and how they come there."""
+"""The folder of the data files, and their download."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 
 class MissingData(ValueError):
-    """The files of a data set are neither on disk nor to be had."""
+    """A file of a data set is missing and cannot be downloaded."""
 
 
 def data_folder() -> Path:
-    """The folder of the data sets: PHALANX_DATA, or one in the user's cache directory."""
+    """The folder of all data sets: PHALANX_DATA, or a folder in the user's cache directory."""
     chosen = os.environ.get("PHALANX_DATA")
     if chosen:
         return Path(chosen).expanduser()
@@ -38,15 +38,17 @@ def missing_data(name: str, path: Path, reason: str = "") -> MissingData:
 def download(
     name: str, sources: Mapping[str, tuple[str, str | None]], target: Path, unpack: Callable[[Path], None]
 ) -> None:
-    """Fetches files, checks them, unpacks them, and only then moves what came out into `target`.
+    """Downloads files, checks and unpacks them, and then moves the results into `target`.
 
-    Several processes may do so at once: each works in a folder of its own, and a file is moved in one step.
+    Several processes may do so at the same time: each works in a folder of its own, and each file is moved in one step.
 
     Args:
-        sources: URL and md5 of each file, or None where `unpack` checks what comes out of it.
-        unpack: turns the fetched files in a folder into those that belong into `target`.
+        name: name of the data set, for the error.
+        sources: URL and md5 of each file; the md5 is None if `unpack` checks the content.
+        target: folder for the results.
+        unpack: replaces the downloaded files in a folder by those that belong into `target`.
     Raises:
-        MissingData: a file cannot be fetched, or its md5 differs.
+        MissingData: a file cannot be downloaded, or its md5 differs.
     """
     import pooch
 
@@ -54,7 +56,7 @@ def download(
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as work:
             for file, (url, md5) in sources.items():
-                fetch: Any = pooch.HTTPDownloader(timeout=30)  # does not fit pooch's own protocol of a downloader
+                fetch: Any = pooch.HTTPDownloader(timeout=30)  # pooch's own types do not accept its downloader
                 pooch.retrieve(url, known_hash=md5 and f"md5:{md5}", fname=file, path=work, downloader=fetch)
             unpack(Path(work))
             for path in sorted(Path(work).iterdir()):
@@ -64,17 +66,17 @@ def download(
 
 
 def check_md5(path: Path, md5: str) -> None:
-    """Raises ValueError for a file with another content than the published one."""
-    found = hashlib.md5(path.read_bytes()).hexdigest()
-    if found != md5:
-        raise ValueError(f"{path.name} has md5 {found}, and should have {md5}")
+    """Raises ValueError unless a file has the published md5."""
+    actual = hashlib.md5(path.read_bytes()).hexdigest()
+    if actual != md5:
+        raise ValueError(f"{path.name} has md5 {actual}, and should have {md5}")
 
 
 def extract(archive: Path, members: Iterable[str], target: Path) -> None:
-    """Copies the named regular files, and nothing else, out of a tar archive into `target`, then deletes the archive.
+    """Copies the named regular files, and nothing else, from a tar archive into `target`, then deletes the archive.
 
     Raises:
-        ValueError: a member is not there, or is a link or a folder.
+        ValueError: a member is missing, or is a link or a folder.
     """
     with tarfile.open(archive) as tar:
         for name in members:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of which some lose their colours, many of them in half of the classes and few in the others."""
+"""A data set with biased colours: many images of half of the classes are grayscale, and few of the others."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ RED, GREEN, BLUE = 19_595, 38_470, 7_471  # 0.299, 0.587 and 0.114 of 65,536
 
 @method("grayscale", "data")
 class Grayscale(Data):
-    """Another set's images, most of them grayscale in a drawn half of the classes and few of them in the others.
+    """The images of another data set, most of them grayscale in a random half of the classes and few in the others.
 
-    Half of the test images of each class are grayscale. The owner of a training image is 0 where grayscale dominates
-    its class and 1 where colours do, so that `by_owner()` makes two clients of them, the larger one first.
+    Half of the test images of each class are grayscale. The owner of a training image is 0 if most images of its class
+    are grayscale and 1 if most are coloured, so that `by_owner()` makes two clients, the larger one first.
 
     Args:
-        minor: share of each class's training images that are not as most of its images, in [0, 0.5]. At 0.5 no class
-            is told from another by its colours, which the dissertation calls colour-balanced.
-        oversampled: the training images of a class that are not as most are drawn again, with replacement, until they
-            are as many as the others.
-        seed: of the classes, the images that lose their colours and those that are drawn again.
+        data: the data set with colour images.
+        minor: share of the minority kind (grayscale or coloured) in each class's training images, in [0, 0.5]. At 0.5
+            colours say nothing about the class, which the dissertation calls colour-balanced.
+        oversampled: whether images of the minority kind are repeated, drawn with replacement, until both kinds of a
+            class have equal numbers.
+        seed: of the choice of classes, of grayscale images and of repeated images.
     Raises:
-        ValueError: the data are no colour images in memory, or a class has none to draw again.
+        ValueError: the data are not colour images in memory, or a class has no image of the minority kind to repeat.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, the data bias of section 4.
         Luminance by ITU-R BT.601 on all three channels; normalised as the set's colour images are.
     """
@@ -49,14 +50,17 @@ class Grayscale(Data):
         shares = [self.minor] * data.num_classes
         for label in gray_classes.tolist():
             shares[label] = 1 - self.minor
-        gray = self._drawn("train", data.train_y, shares)
-        train_x, test_gray = _dulled(train_x, gray), self._drawn("test", data.test_y, [0.5] * data.num_classes)
-        keep = self._again(data.train_y, gray) if self.oversampled else slice(None)
+        gray = self._random_gray("train", data.train_y, shares)
+        train_x, test_gray = (
+            _without_colour(train_x, gray),
+            self._random_gray("test", data.test_y, [0.5] * data.num_classes),
+        )
+        keep = self._oversampled_positions(data.train_y, gray) if self.oversampled else slice(None)
         return Dataset(
             "grayscale",
             train_x[keep],
             data.train_y[keep],
-            _dulled(test_x, test_gray),
+            _without_colour(test_x, test_gray),
             data.test_y,
             data.num_classes,
             data.mean,
@@ -77,8 +81,8 @@ class Grayscale(Data):
     def _stream(self, *key: object) -> torch.Generator:
         return make_generator("grayscale", self.seed, *key)
 
-    def _drawn(self, part: str, labels: Tensor, shares: list[float]) -> Tensor:
-        """(N,): whether each image loses its colours; of every class its share does, to the image."""
+    def _random_gray(self, part: str, labels: Tensor, shares: list[float]) -> Tensor:
+        """Whether each image becomes grayscale, with an exact share for every class. Shapes: (N,) -> (N,) bool."""
         gray = torch.zeros(len(labels), dtype=torch.bool)
         for label, share in enumerate(shares):
             members = (labels == label).nonzero().flatten()
@@ -86,27 +90,30 @@ class Grayscale(Data):
             gray[members[order[: round(share * len(members))]]] = True
         return gray
 
-    def _again(self, labels: Tensor, gray: Tensor) -> Tensor:
-        """The places of all images, and behind them those that are drawn again."""
-        places = [torch.arange(len(labels))]
+    def _oversampled_positions(self, labels: Tensor, gray: Tensor) -> Tensor:
+        """The positions of all images, followed by those of the repeated images."""
+        positions = [torch.arange(len(labels))]
         for label in labels.unique().tolist():
             kinds = [((labels == label) & (gray == kind)).nonzero().flatten() for kind in (False, True)]
             few, many = sorted(kinds, key=len)
             sentence = f"grayscale: all {len(many)} images of class {label} are alike, and none is there to draw again"
             require(len(few) > 0, f"{sentence}; raise minor or take more images")
-            drawn = torch.randint(len(few), (len(many) - len(few),), generator=self._stream("again", label))
-            places.append(few[drawn])
-        return torch.cat(places)
+            repeated = torch.randint(len(few), (len(many) - len(few),), generator=self._stream("again", label))
+            positions.append(few[repeated])
+        return torch.cat(positions)
 
 
-def _dulled(images: Tensor, gray: Tensor) -> Tensor:
-    """A copy in which the chosen images have three equal channels. Shapes: (N, 3, H, W) uint8, (N,) -> the same."""
+def _without_colour(images: Tensor, gray: Tensor) -> Tensor:
+    """A copy in which the chosen images are grayscale, with three equal channels.
+
+    Shapes: (N, 3, H, W) uint8, (N,) -> (N, 3, H, W).
+    """
     out = images.clone()
     out[gray] = luminance(out[gray]).expand(-1, 3, -1, -1)
     return out
 
 
 def luminance(images: Tensor) -> Tensor:
-    """How bright each pixel is, by ITU-R BT.601. Shapes: (N, 3, H, W) uint8 -> (N, 1, H, W) uint8."""
+    """The brightness of each pixel by ITU-R BT.601. Shapes: (N, 3, H, W) uint8 -> (N, 1, H, W) uint8."""
     r, g, b = images.int().unbind(dim=1)
     return ((RED * r + GREEN * g + BLUE * b + 2**15) >> 16).to(torch.uint8)[:, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of image files, as ImageNet is published."""
+"""Data sets in folders of image files, such as ImageNet."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
 from phalanx.data.files import MissingData, data_folder
 from phalanx.data.images import Box, Crop, Images
 
-SHOWN, WHOLE = 224, 256  # pixels that the test sees of a shorter side of so many
-WIDE = ("I", "F")  # Pillow's modes of more than 8 bits a channel begin so
+CROPPED, RESIZED = 224, 256  # the test reads 224 pixels of a shorter side of 256
+WIDE = ("I", "F")  # first letters of Pillow's modes with more than 8 bits for each channel
 
 
 @method("image_folder", "data")
 class ImageFolder(Data):
-    """Files root/train/CLASS/NAME and root/val/CLASS/NAME, ImageNet's layout, each read when a batch asks for it.
+    """Files root/train/CLASS/NAME and root/val/CLASS/NAME, ImageNet's layout, each read when a batch needs it.
 
-    The labels are the folders of root/train in the order of their names; names that begin with a dot are left out. The
-    test sees the middle of an image whose shorter side is resized to size 256 / 224; so does training, unless the run
-    has an augmentation that crops (`resized_crop_flip`). Files become RGB: grey is repeated, transparency is dropped.
-    As many are decoded at once as the run has threads.
+    The labels are the folders of root/train in the order of their names; names that begin with a dot are ignored. The
+    test resizes the shorter side of an image to size 256 / 224 and reads the middle square; so does training, unless
+    the run has an augmentation that crops (`resized_crop_flip`). Files become RGB: a gray channel is repeated, and
+    transparency is dropped. The files of a batch are decoded in parallel, in as many threads as the run has.
 
+    Shapes: images (N, 3, size, size) uint8, labels (N,) int64.
     Args:
-        root: the folder with train and val, relative to the data folder or absolute.
-        size: side in pixels of what a model sees, >= 1.
-        train: images to train on, taken at equal distances from the files in order; all when None.
-        test: images to test on, taken at equal distances from the files in order; all when None.
+        root: the folder with train and val, absolute or relative to the data folder.
+        size: side in pixels of the images that a model reads, >= 1.
+        train: training images, taken at equal distances from the files in order; all when None.
+        test: test images, taken at equal distances from the files in order; all when None.
     Raises:
         ValueError: Pillow is not installed, or a file is no image; the sentence names the file.
     Source: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015, arXiv:1409.0575; the mean and
@@ -92,16 +93,16 @@ class ImageFolder(Data):
         for part in ("train", "val"):
             if not self._part(part).is_dir():
                 raise MissingData(
-                    f"image_folder: there is no folder {self._part(part)}; ImageNet is not to be downloaded without an "
+                    f"image_folder: there is no folder {self._part(part)}; ImageNet cannot be downloaded without an "
                     "account, so set PHALANX_DATA to a folder that has it, or name another root"
                 )
         return str(self._part("train").parent)
 
 
 def _listed(place: Path, folders: bool) -> list[os.DirEntry[str]]:
-    """What a folder holds, by name: folders of classes or files of images, and nothing else."""
-    with os.scandir(place) as found:
-        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    """The entries of a folder by name; ValueError if they are not all folders, or not all files."""
+    with os.scandir(place) as scanned:
+        entries = sorted((e for e in scanned if not e.name.startswith(".")), key=lambda e: e.name)
     for entry in entries:
         sentence = "no folder; every image lies in the folder of its class" if folders else "no file; remove it"
         require(entry.is_dir() == folders, f"{entry.path} is {sentence}")
@@ -109,11 +110,12 @@ def _listed(place: Path, folders: bool) -> list[os.DirEntry[str]]:
 
 
 class Files(Images):
-    """Image files in a folder, as 8-bit RGB.
+    """Image files in a folder, read as 8-bit RGB.
 
     Args:
-        names: paths below the folder.
-        size: side in pixels of what is seen.
+        place: the folder.
+        names: paths of the files below the folder.
+        size: side in pixels of the images that a model reads.
     """
 
     def __init__(self, place: Path, names: Sequence[str], size: int) -> None:
@@ -128,28 +130,28 @@ class Files(Images):
 
     def _read(self, samples: Tensor | slice, crops: Sequence[Crop] | None) -> Tensor:
         chosen = torch.arange(len(self))[samples].tolist()
-        sights: Sequence[Callable[[int, int], Any]] = [self._middle] * len(chosen) if crops is None else crops
-        pixels = side_by_side(lambda pair: self._pixels(*pair), zip(chosen, sights, strict=True))
+        boxes: Sequence[Callable[[int, int], Any]] = [self._middle] * len(chosen) if crops is None else crops
+        pixels = side_by_side(lambda pair: self._pixels(*pair), zip(chosen, boxes, strict=True))
         rows = np.stack(pixels) if pixels else np.empty((0, self.size, self.size, 3), np.uint8)
         return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous()
 
     def _middle(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The middle square that is left of the image when it has been resized, in pixels of the image itself."""
-        short = round(self.size * WHOLE / SHOWN)
+        """The middle square that the test reads, in pixels of the original image."""
+        short = round(self.size * RESIZED / CROPPED)
         h, w = (short * side // min(height, width) for side in (height, width))
         top, left = round((h - self.size) / 2), round((w - self.size) / 2)
         down, across = height / h, width / w
         return left * across, top * down, (left + self.size) * across, (top + self.size) * down
 
-    def _pixels(self, index: int, sight: Callable[[int, int], Box]) -> np.ndarray:
-        """The levels that are seen of a file, (size, size, 3) uint8."""
+    def _pixels(self, index: int, box_of: Callable[[int, int], Box]) -> np.ndarray:
+        """The part of a file that is read, resized. Shapes: -> (size, size, 3) uint8."""
         path, pillow = self.place / self.names[index], _pillow()
         try:
             with pillow.open(path) as image:
                 require(not image.mode.startswith(WIDE), f"mode {image.mode} has more than 8 bits a channel")
-                box = sight(image.height, image.width)
+                box = box_of(image.height, image.width)
                 rgb = image.convert("RGB").resize((self.size, self.size), pillow.Resampling.BILINEAR, box=box)
-        except Exception as error:  # decoders of hostile bytes raise whatever they come upon
+        except Exception as error:  # on malicious bytes the decoders may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path} is no image that can be read ({reason}); replace it or remove it") from error
         return np.asarray(rgb)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that are read when a batch asks for them, and crops of images."""
+"""Images that are read when a batch needs them, and crops of images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Crop = Callable[[int, int], Box]  # from the height and the width of an image
 
 
 class Images(ABC):
-    """Images of any sizes that are read when a batch asks for them, and that a model sees at one size.
+    """Images of any sizes that are read when a batch needs them, and resized to one size.
 
-    Shapes: `shape` is (N, C, H, W); images[samples] are (B, C, H, W) as the test sees them, levels as the publisher's.
+    Shapes: `shape` is (N, C, H, W); images[samples] are (B, C, H, W) in the publisher's levels, as the test reads
+        them.
     """
 
     shape: torch.Size
@@ -27,7 +28,7 @@ class Images(ABC):
 
     @abstractmethod
     def __getitem__(self, samples: Tensor | slice) -> Tensor:
-        """Some images as the test sees them; the same samples give the same bits."""
+        """Some images as the test reads them; the same samples give the same bits."""
 
     @abstractmethod
     def cut(self, samples: Tensor | slice, crops: Sequence[Crop]) -> Tensor:

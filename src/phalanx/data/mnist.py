@@ -32,9 +32,10 @@ class Mnist(Data):
 
     The four files, plain or .gz, lie in MNIST/raw of the data folder.
 
+    Shapes: images (N, 1, 28, 28) uint8, labels (N,) int64 from 0 to 9.
     Args:
-        train: images to train on, taken at equal distances from the 60,000; all when None.
-        test: images to test on, taken at equal distances from the 10,000; all when None.
+        train: training images, taken at equal distances from the 60,000; all when None.
+        test: test images, taken at equal distances from the 10,000; all when None.
     Source: LeCun, Cortes and Burges, The MNIST database of handwritten digits, 1998.
     """
 
@@ -82,7 +83,7 @@ def _absent(place: Path) -> bool:
 
 
 def read_idx(path: Path, num_dims: int) -> Tensor:
-    """The uint8 tensor in an idx file, plain or gzip-compressed (by its first bytes, whatever its name).
+    """The uint8 tensor in an idx file, plain or compressed by gzip (recognised by its first bytes, not its name).
 
     Args:
         num_dims: dimensions that the file must have: 3 for images, 1 for labels.

@@ -20,9 +20,9 @@ from phalanx.data.shape import PADDING, UNKNOWN
 ARCHIVE = "rt-polaritydata.tar.gz"
 URL = f"https://www.cs.cornell.edu/people/pabo/movie-review-data/{ARCHIVE}"
 MD5 = "50c1c2c047b4225e148e97aa7708c34e"
-PLACES = ("rt-polarity", "rt-polaritydata")  # the second is the publisher's
+PLACES = ("rt-polarity", "rt-polaritydata")  # names of the folder; the second is the publisher's
 FILES = ("rt-polarity.neg", "rt-polarity.pos")  # by label
-SENTENCES, TEST = 5331, 533  # of each label: all, and those that are tested on
+SENTENCES, TEST = 5331, 533  # all sentences of a label, and those in the test part
 
 _STRANGE = re.compile(r"[^a-z0-9(),!?'`]")
 _CLITIC = re.compile(r"n't|'(?:s|ve|re|d|ll)")
@@ -31,17 +31,18 @@ _MARK = re.compile(r"[(),!?]")
 
 @method("movie_review", "data")
 class MovieReview(Data):
-    """Sentences of reviews, for (1) or against (0) a film, 9,596 to train on and 1,066 to test on, split once.
+    """Sentences of reviews for (1) or against (0) a film, 9,596 to train on and 1,066 to test on, in a fixed split.
 
-    Both labels have equally many sentences in both parts. Token id 0 is padding, behind the sentence; 1 is a word that
-    is not in the vocabulary, which holds the training part's words, the most frequent first. The two files lie in
-    rt-polarity or rt-polaritydata of the data folder.
+    Both parts have as many sentences of one label as of the other. Token id 0 is padding, after the sentence; 1 is a
+    word that is not in the vocabulary. The vocabulary holds the words of the training part, the most frequent first.
+    The two files lie in rt-polarity or rt-polaritydata of the data folder.
 
+    Shapes: token ids (N, length) int64, labels (N,) int64.
     Args:
-        train: sentences to train on, as many of both labels, or one more against; all when None.
-        test: sentences to test on, likewise; all when None.
-        length: tokens of a sentence, >= 1; what is longer is cut. The longest sentence has 56.
-        vocabulary: token ids at most, >= 3; fewer make a smaller model. All words of the training part when None.
+        train: training sentences, equally many of both labels, or one more of label 0; all when None.
+        test: test sentences, likewise; all when None.
+        length: tokens of a sentence, >= 1; longer sentences are cut. The longest one has 56.
+        vocabulary: largest number of token ids, >= 3; fewer make a smaller model. All words when None.
     Source: Pang and Lee, Seeing stars, 2005, arXiv:cs/0506075 (sentence polarity dataset v1.0), in the tokens of Kim,
         2014, arXiv:1408.5882. Differs: one split 9:1 where Kim has ten-fold cross-validation.
     """
@@ -68,7 +69,7 @@ class MovieReview(Data):
         order = [
             torch.randperm(SENTENCES, generator=make_generator("movie_review", label)).tolist() for label in (0, 1)
         ]
-        # for and against take turns, so that the first sentences of a part are balanced, however many
+        # the two labels alternate, so that any number of first sentences is balanced
         turns = [tokens(parts[label][order[label][i]]) for i in range(SENTENCES) for label in (0, 1)]
         train, test = turns[2 * TEST :][: self.train], turns[: 2 * TEST][: self.test]
         ids = _ids(train, self.vocabulary)
@@ -86,7 +87,7 @@ class MovieReview(Data):
 
 
 def tokens(sentence: str) -> list[str]:
-    """The words of a sentence in lower case, of letters, digits and quotes; marks, and endings such as n't, are words.
+    """The words of a sentence in lower case; punctuation marks and endings such as n't are words of their own.
 
     >>> tokens("It's good, isn't it?")
     ['it', "'s", 'good', ',', 'is', "n't", 'it', '?']
@@ -111,7 +112,7 @@ def _ids(train: list[list[str]], vocabulary: int | None) -> dict[str, int]:
 
 
 def encode(sentences: list[list[str]], ids: Mapping[str, int], length: int) -> Tensor:
-    """Sentences as token ids, cut at `length`, padding behind them. Shapes: N lists of words -> (N, length)."""
+    """Sentences as token ids, cut at `length` and padded at the end. Shapes: N lists of words -> (N, length)."""
     x = torch.full((len(sentences), length), PADDING)
     for row, sentence in zip(x, sentences, strict=True):
         words = sentence[:length]

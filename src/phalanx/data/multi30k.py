@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi30k, captions to translate."""
+"""Multi30k: captions to translate from German to English."""
 
 from __future__ import annotations
 
@@ -40,22 +40,23 @@ Part = Literal["train", "val", "test_2016_flickr", "test_2017_flickr"]
 class Multi30k(Data):
     """Captions of photographs in German, to be translated to English: 29,000 pairs to train on and 1,000 to test on.
 
-    One vocabulary for both languages: the words that occur `least` times in the German or in the English training part,
-    and four signs (0 padding, 1 unknown, 2 start, 3 end). The files train.de, train.en and so on lie in multi30k of the
-    data folder.
+    Both languages share one vocabulary: the words that occur at least `least` times in the German or in the English
+    training part, and four special ids (0 padding, 1 unknown, 2 start, 3 end). The files train.de, train.en and so on
+    lie in multi30k of the data folder.
 
+    Shapes: pairs of texts (N, 2, length) int64, labels (N, length) int64.
     Args:
-        train: pairs to train on, taken at equal distances; all when None.
-        test: pairs to test on, taken at equal distances; all when None.
-        length: words of a text with its start and end, >= 3; what is longer is cut.
-        least: times that a word occurs in its language, >= 1.
-        vocabulary: token ids at most, >= 5; the most frequent words are kept. All words when None.
+        train: training pairs, taken at equal distances; all when None.
+        test: test pairs, taken at equal distances; all when None.
+        length: words of a text with its start and end, >= 3; longer texts are cut.
+        least: number of times that a word must occur in its language, >= 1.
+        vocabulary: largest number of token ids, >= 5; the most frequent words are kept. All words when None.
         test_on: the part to test on.
-        beam: beginnings kept by the search for translations whose BLEU in [0, 100] is reported at the end of a run; 0
-            leaves it out.
+        beam: width of the beam search for the translations whose BLEU in [0, 100] a run reports at its end; 0 leaves
+            BLEU out.
     Source: Elliott et al., Multi30K: Multilingual English-German Image Descriptions, 2016, arXiv:1605.00459, task 1,
-        which is the dissertation's "WMT 2016"; its 9,521 ids are those of spaCy's words, least=3. Differs: words by
-        rules of our own give 9,529, of which the 8 rarest are left out, so that a model has the published size.
+        which is the dissertation's "WMT 2016"; its 9,521 ids are those of spaCy's words, least=3. Differs: our own
+        rules for words give 9,529, of which the 8 rarest are left out, so that a model has the published size.
     """
 
     train: int | None = None
@@ -86,11 +87,11 @@ class Multi30k(Data):
         labels = torch.full_like(english, UNSCORED)
         following = english[:, 1:]
         labels[:, :-1] = following.where(following != PADDING, UNSCORED)
-        # the translation so far never ends
+        # the translation so far never contains the end
         return torch.stack([german, english.where(english != END, PADDING)], dim=1), labels
 
     def words(self) -> list[str]:
-        """What each token id stands for."""
+        """The word of each token id."""
         total, kept = Counter[str](), set[str]()
         for language in ("de", "en"):
             counts = Counter(w for text in self.sentences("train", language) for w in words(text, language))
@@ -100,7 +101,7 @@ class Multi30k(Data):
         return [*SPECIAL, *most_frequent(total, kept, most)]
 
     def sentences(self, part: Part, language: Language) -> list[str]:
-        """The texts of a part in one language, as published, in the order of the data set's examples."""
+        """The published texts of a part in one language, in the order of the data set's examples."""
         self._fetch()
         path, want = _place() / f"{part}.{language}", COUNTS[part]
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -139,7 +140,7 @@ def _unpack(work: Path) -> None:
 
 
 def _encode(texts: list[str], language: Language, ids: dict[str, int], length: int) -> Tensor:
-    """Start, words, end and padding of each text. Shapes: -> (N, length)."""
+    """Token ids of each text: start, words, end and padding. Shapes: -> (N, length)."""
     x = torch.full((len(texts), length), PADDING)
     for row, text in zip(x, texts, strict=True):
         known = [ids.get(word, UNKNOWN) for word in words(text, language)][: length - 2]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partitions that may leave samples to nobody: the owners that the data name, and parts of parts."""
+"""Partitions that may leave samples unused or reserve some: by owner, nested, and with a reserve."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from phalanx.data.partition import Iid, Partition, check_units
 
 @method("by_owner", "partition")
 class ByOwner(Partition):
-    """Every unit gets the samples of one owner, such as a speaker, as the data say who that is.
+    """Every unit gets the samples of one owner, such as a speaker, whom the data name.
 
-    Samples of owners beyond the number of units belong to nobody.
+    If there are more owners than units, the samples of the last owners are not used.
 
     Args:
-        least: samples that an owner has to have, >= 1; owners with fewer are left out.
-        drawn: owners in an order that the seed draws; else those with the most samples come first.
+        least: samples that an owner must have, >= 1; owners with fewer are left out.
+        drawn: whether the seed decides the order of owners; otherwise those with most samples come first.
     Raises:
-        ValueError: the data have no owners, or there are fewer of them than units.
+        ValueError: the data have no owners, or fewer owners than units.
     Source: the natural partition of Caldas et al., LEAF: A Benchmark for Federated Settings, 2018, arXiv:1812.01097.
     """
 
@@ -59,17 +59,17 @@ class ByOwner(Partition):
 
 @method("nested", "partition")
 class Nested(Partition):
-    """The samples in equal pieces of one distribution, each of them shared out again; the first parts go to the units.
+    """The samples are split into equal pieces of one distribution, and each piece into parts; each unit gets a part.
 
-    The parts do not depend on the number of units: more units add data, `each` of them a whole piece. What no unit has
-    belongs to nobody.
+    The parts do not depend on the number of units: more units use more data, and `each` units use a whole piece. The
+    samples of further parts are not used.
 
     Args:
-        inner: how a piece is shared out.
-        pieces: >= 1.
+        inner: the partition of a piece.
+        pieces: number of pieces, >= 1.
         each: parts of a piece, >= 1.
     Raises:
-        ValueError: there are more units than parts, or a piece cannot be shared out so.
+        ValueError: there are more units than parts, or a piece cannot be partitioned so.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, the data efficiency of
         section 4: 25 parts of CIFAR-10.
     """
@@ -102,15 +102,15 @@ class Nested(Partition):
 
 @method("reserve", "partition")
 class Reserve(Partition):
-    """`amount` samples drawn from all labels alike for the last unit, and the others as an inner partition has them.
+    """`amount` random samples for the last unit; an inner partition gives the others to the other units.
 
     The last unit stands for a server that has collected some data of its own, as `fltrust` needs.
 
     Args:
-        inner: how the other samples are shared out among the other units.
-        amount: >= 1.
+        inner: the partition of the other samples among the other units.
+        amount: samples of the last unit, >= 1.
     Raises:
-        ValueError: nothing is left for the other units, or there are none.
+        ValueError: no sample is left for some other unit, or there is no other unit.
     """
 
     inner: Partition
@@ -121,7 +121,7 @@ class Reserve(Partition):
         return self.inner.exhaustive
 
     def validate(self) -> None:
-        require(self.amount >= 1, f"reserved needs amount >= 1, got amount={self.amount}")
+        require(self.amount >= 1, f"reserve needs amount >= 1, got amount={self.amount}")
 
     def values(self, data: Dataset) -> Tensor:
         return self.inner.values(data)

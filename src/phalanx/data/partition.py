@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who trains on which samples.
+"""Partitions: which unit trains on which samples.
 
-A unit of work is a worker, or a group of workers that compute alike. Everything is a pure function of the seed and the
-round's number, so that a run resumes without a sampler's state.
+A unit is a worker, or a group of workers that compute the same. Everything is a pure function of the seed and the
+number of the round, so that a run can resume without the state of a sampler.
 """
 
 from __future__ import annotations
@@ -24,62 +24,65 @@ MAX_DRAWS = 100
 
 
 class Partition(Expression, ABC):
-    """A way to share samples among units.
+    """A rule that distributes the training samples among units.
 
-    Class attribute `exhaustive`: the units' parts are together all samples, however many units there are.
+    Class attribute `exhaustive`: whether the parts of all units together are all samples, for any number of units.
     """
 
     exhaustive: ClassVar[bool] = True
 
     @abstractmethod
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
-        """The samples that each unit owns: disjoint, none empty, together all where the partition is `exhaustive`.
+        """The samples of each unit: disjoint, not empty, and together all samples if the partition is `exhaustive`.
 
-        Shapes: (N,), or (N, L) where every token has a label -> units index vectors.
+        Shapes: (N,), or (N, L) if every token has a label -> one index vector for each unit.
         Args:
-            values: of each sample, as `values` gives them: its label, or its owner.
+            values: the result of `values`: the label or the owner of each sample.
+            units: number of units, >= 1.
+            seed: of the random choices.
         Raises:
-            ValueError: there are fewer samples than units need, or it cannot share out labels of tokens.
+            ValueError: there are fewer samples than the units need, or the partition cannot use labels of tokens.
         """
 
     def values(self, data: Dataset) -> Tensor:
-        """What the parts depend on: the labels of the training part. Shapes: (N,) or (N, L)."""
+        """The values on which the parts depend, by default the training labels. Shapes: -> (N,) or (N, L)."""
         return data.train_y
 
     def parts(self, data: Dataset, units: int, seed: int) -> tuple[Tensor, ...]:
-        """The training samples that each unit owns, split once in a process: never write into them.
+        """The training samples of each unit, computed once in a process: never write into them.
 
-        Shapes: -> units index vectors.
+        Shapes: -> one index vector for each unit.
         Raises:
             ValueError: as `split`.
         """
         return _parts(self, _Values(self.values(data)), units, seed)
 
     def draw(self, data: Dataset, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
-        """The samples of each unit in round `index`, from its own part, which it shuffles anew in each of its epochs.
+        """The samples of each unit in round `index`, from its own part, shuffled again in each epoch of the unit.
 
-        A part smaller than a unit's share of the batch is passed through more than once.
+        A part that is smaller than the unit's share of the batch is used more than once.
 
-        Shapes: -> units index vectors, together `batch` long; the first batch % units are one longer.
+        Shapes: -> one index vector for each unit, with `batch` entries together; the first batch % units have one more.
         Args:
-            batch: samples of all units together.
+            batch: samples of all units together, >= units.
+            index: number of the round, from 0.
         Raises:
-            ValueError: the batch leaves a unit without a sample.
+            ValueError: the batch leaves some unit without a sample.
         """
         _check_batch(batch, units)
-        drawn = []
+        samples = []
         for unit, part in enumerate(self.parts(data, units, seed)):
             share = batch // units + (unit < batch % units)
-            drawn.append(part[_walk(len(part), index * share, share, ("unit", seed, unit))])
-        return tuple(drawn)
+            samples.append(part[_shuffled_sequence(len(part), index * share, share, ("unit", seed, unit))])
+        return tuple(samples)
 
 
 @method("iid", "partition")
 class Iid(Partition):
-    """Every unit sees the same distribution: each round deals the next `batch` samples of one shuffled order.
+    """Every unit has the same distribution: each round distributes the next `batch` samples of one shuffled order.
 
-    The batch of a round does not depend on the number of units, and each epoch has every sample once; a batch that
-    crosses an epoch's end takes the rest of one order and the start of the next.
+    The batch of a round does not depend on the number of units, and each epoch has every sample once. A batch across
+    the end of an epoch takes the rest of one order and the start of the next.
     """
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
@@ -90,19 +93,19 @@ class Iid(Partition):
         _check_batch(batch, units)
         n = len(data.train_y)
         require(batch <= n, f"a batch of {batch} is more than the {n} samples there are; lower the batch")
-        return _walk(n, index * batch, batch, ("iid", seed)).tensor_split(units)
+        return _shuffled_sequence(n, index * batch, batch, ("iid", seed)).tensor_split(units)
 
 
 @method("dirichlet", "partition")
 class Dirichlet(Partition):
-    """Every class is shared among the units by proportions drawn from a symmetric Dirichlet distribution.
+    """Every class is distributed among the units in proportions from a symmetric Dirichlet distribution.
 
-    A unit that owns its fair count N / units gets no share of the classes that follow; the whole is drawn again until
-    every unit owns `least` samples.
+    A unit that has its fair number N / units gets nothing of the classes that follow. All proportions are drawn again
+    until every unit has `least` samples.
 
     Args:
-        alpha: concentration in (0, 1e6]; lower gives each unit fewer classes.
-        least: samples that every unit owns, >= 1; FedMA's experiments have 10.
+        alpha: concentration, in (0, 1e6]; lower gives each unit fewer classes.
+        least: samples that every unit must have, >= 1; FedMA's experiments have 10.
     Raises:
         ValueError: 100 draws leave some unit below `least`.
     Source: Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, arXiv:1905.12022,
@@ -131,7 +134,7 @@ class Dirichlet(Partition):
         )
 
     def _owners(self, labels: Tensor, units: int, seed: int, draw: int) -> Tensor:
-        """(N,): the unit that owns each sample."""
+        """The unit of each sample. Shapes: (N,) -> (N,)."""
         generator = make_generator("dirichlet", seed, draw)
         rng = np.random.default_rng(generator.initial_seed())
         owner = torch.empty(len(labels), dtype=torch.int64)
@@ -139,10 +142,10 @@ class Dirichlet(Partition):
         for label in labels.unique().tolist():
             members = (labels == label).nonzero().flatten()
             members = members[torch.randperm(len(members), generator=generator)]
-            hungry = sizes * units < len(labels)
-            # shares of all units, renormalised over some of them, are Dirichlet over these again
+            open_units = sizes * units < len(labels)
+            # shares of all units, renormalised over some of them, again have a Dirichlet distribution
             share = np.zeros(units)
-            share[hungry] = rng.dirichlet(np.full(hungry.sum(), self.alpha))
+            share[open_units] = rng.dirichlet(np.full(open_units.sum(), self.alpha))
             ends = np.rint(share.cumsum() / share.sum() * len(members)).astype(int)
             counts = np.diff(ends, prepend=0)
             owner[members] = torch.from_numpy(np.arange(units).repeat(counts))
@@ -152,12 +155,12 @@ class Dirichlet(Partition):
 
 @method("shards", "partition")
 class Shards(Partition):
-    """The samples sorted by label and cut into equal shards, of which each unit gets a few at random.
+    """The samples are sorted by label and cut into equal shards, and each unit gets some random shards.
 
     Args:
-        per_unit: shards of each unit, >= 1; lower gives each unit fewer classes.
+        per_unit: number of shards of each unit, >= 1; lower gives each unit fewer classes.
     Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
-        arXiv:1602.05629, section 3. As published; shards differ by one sample where they cannot be equal.
+        arXiv:1602.05629, section 3. As published; shards differ by one sample if they cannot be equal.
     """
 
     per_unit: int = 2
@@ -170,19 +173,21 @@ class Shards(Partition):
         check_units(self, len(values), units, self.per_unit)
         shuffled = _shuffled(len(values), ("split", seed))
         pieces = shuffled[values[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
-        dealt = torch.randperm(len(pieces), generator=make_generator("shards", seed)).reshape(units, self.per_unit)
-        return tuple(torch.cat([pieces[i] for i in hand]) for hand in dealt.tolist())
+        shards = torch.randperm(len(pieces), generator=make_generator("shards", seed)).reshape(units, self.per_unit)
+        return tuple(torch.cat([pieces[i] for i in own]) for own in shards.tolist())
 
 
 def check_units(partition: Partition, n: int, units: int, each: int = 1) -> None:
-    """Raises ValueError unless there are units and `each` of the n samples for every one."""
+    """Raises ValueError unless there is a unit, and n samples suffice for `each` samples of every unit."""
     require(units >= 1, f"{partition!r} needs at least one unit, got {units}")
     need = units * each
     require(n >= need, f"{partition!r} needs {need} samples for {units} units, {each} each, and there are {n}")
 
 
 def _check_labels(partition: Partition, labels: Tensor) -> None:
-    require(labels.dim() == 1, f"{partition!r} shares out classes, and each token of these texts has one; choose iid()")
+    require(
+        labels.dim() == 1, f"{partition!r} distributes classes, and each token of these texts has one; choose iid()"
+    )
 
 
 def _check_batch(batch: int, units: int) -> None:
@@ -196,8 +201,8 @@ def _shuffled(n: int, key: tuple[object, ...]) -> Tensor:
     return torch.randperm(n, generator=make_generator("shuffle", *key))
 
 
-def _walk(n: int, start: int, count: int, key: tuple[object, ...]) -> Tensor:
-    """Places start .. start + count - 1 of an endless sequence: a shuffled order of n, then another, and so on."""
+def _shuffled_sequence(n: int, start: int, count: int, key: tuple[object, ...]) -> Tensor:
+    """Entries start .. start + count - 1 of an endless sequence: one shuffled order of n after the other."""
     pieces = []
     while count:
         epoch, place = divmod(start, n)
@@ -208,7 +213,7 @@ def _walk(n: int, start: int, count: int, key: tuple[object, ...]) -> Tensor:
 
 
 class _Values:
-    """Labels or owners as a key of the cache: equal when their values are."""
+    """Labels or owners as a key of the cache; two keys are equal if their values are."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values

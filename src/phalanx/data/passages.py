@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One long text as examples for a language model."""
+"""Makes examples for a language model from one long text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from phalanx.data.shape import UNSCORED
 
 
 def passages(ids: Tensor, length: int, context: int) -> tuple[Tensor, Tensor]:
-    """Pieces of a text, each of which a model reads with an empty memory, and the words that follow each of theirs.
+    """Passages of a text, which a model reads with an empty memory, and for each word the word that follows.
 
-    Every word but the first `context` + 1 and the last fewer than `length` is scored once.
+    Every word is scored once, except the first `context` + 1 words and fewer than `length` at the end.
 
-    Shapes: (T,) -> twice (N, context + length), labels of the first `context` words being -100.
+    Shapes: (T,) -> twice (N, context + length); the labels of the first `context` words are -100.
     Args:
-        length: words of a piece that are scored, >= 1.
-        context: words before them that the model reads and that are not scored, >= 0.
+        ids: token ids of the text.
+        length: words of a passage that are scored, >= 1.
+        context: words before them that the model reads but that are not scored, >= 0.
     Raises:
         ValueError: the text is shorter than one piece and a word.
     """
@@ -32,7 +33,7 @@ def passages(ids: Tensor, length: int, context: int) -> tuple[Tensor, Tensor]:
 
 
 def columns(ids: Tensor, count: int) -> Tensor:
-    """A text cut into long pieces that are read side by side; words that do not fill them are left out.
+    """A text cut into `count` long columns, which a model reads in parallel; words that do not fill them are left out.
 
     Shapes: (T,) -> (count, T // count).
     Raises:
@@ -44,7 +45,7 @@ def columns(ids: Tensor, count: int) -> Tensor:
 
 
 def parts(text: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Columns from left to right, `length` words at a time, each part with the words that follow its own.
+    """The columns from left to right, `length` words at a time; for each part the words, and the words that follow.
 
     Shapes: (C, T) -> pairs of (C, length), the last pair perhaps shorter.
     """

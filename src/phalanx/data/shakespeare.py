@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shakespeare's plays, role by role, for models of characters."""
+"""Shakespeare's plays, by role, for models that predict characters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from phalanx.data.tff_database import examples_by_client
 PLACE, FILE = "shakespeare", "shakespeare_fed.jsonl"
 URL = "https://storage.googleapis.com/tff-datasets-public"
 ARCHIVE = "shakespeare.sqlite.lzma"
-COUNTS = {"roles": 715, "train": 16_068, "test": 2_356}  # roles, and their speeches in each part
+COUNTS = {"roles": 715, "train": 16_068, "test": 2_356}  # number of roles, and of speeches in each part
 CHARACTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 IDS = {character: i for i, character in enumerate(CHARACTERS)}
 UNKNOWN = IDS[" "]
@@ -28,7 +28,7 @@ UNKNOWN = IDS[" "]
 
 @dataclass(frozen=True)
 class Role:
-    """What a role says, its speeches one below the other."""
+    """The text of a role, with one speech after the other."""
 
     name: str
     train: str
@@ -37,25 +37,27 @@ class Role:
 
 @method("shakespeare", "data")
 class Shakespeare(Data):
-    """Speeches of the roles in Shakespeare's plays: at every character of a passage, what comes next.
+    """Speeches of the roles in Shakespeare's plays. The label of every character in a passage is the next character.
 
-    The owner of a passage is its role, and a passage has one role's words only; the test part is that of all roles
-    taken. Among the 715 roles, 72 have 10,000 characters or more, of which 66 are drawn once and for all. The
-    vocabulary is LEAF's 80 characters; any other one counts as a space. The file shakespeare_fed.jsonl, in each line
-    {"client": ..., "train": [speech, ...], "test": [speech, ...]}, lies in shakespeare of the data folder.
+    The owner of a passage is its role, and a passage contains the text of one role only. The test part has the passages
+    of all chosen roles. Of the 715 roles, 72 have 10,000 characters or more, and a fixed random choice takes 66 of
+    them. The vocabulary has LEAF's 80 characters; any other one counts as a space. The file shakespeare_fed.jsonl lies
+    in shakespeare of the data folder; its lines are {"client": ..., "train": [speech, ...], "test": [speech, ...]}.
 
+    Shapes: token ids and labels (N, context + length) int64.
     Args:
-        train: passages to train on, taken at equal distances; all when None.
-        test: passages to test on, taken at equal distances; all when None.
-        roles: that are drawn among those with `least` characters; all of these when None.
-        least: characters of a role in both parts together, >= 1; a role without a whole passage in each is left out.
+        train: training passages, taken at equal distances; all when None.
+        test: test passages, taken at equal distances; all when None.
+        roles: number of roles to choose among those with `least` characters; all of these when None.
+        least: characters that a role must have in both parts together, >= 1; a role without a whole passage in each
+            part is left out.
         length: characters of a passage that are scored, >= 1.
         context: characters before them that a model reads first, >= 0. LEAF's examples are length=1, context=79, which
             are 80 times as many passages and take 80 times the memory and work.
     Source: McMahan et al., 2017, arXiv:1602.05629, section 3; the file is that of TensorFlow Federated. The vocabulary
         is that of Caldas et al., LEAF, 2018, arXiv:1812.01097. Differs from LEAF and FedMA: every character is scored
-        once, but in passages of `length` that begin with an empty memory, not each behind 80 characters of its own;
-        speeches follow on each other, and are not filled up with spaces; the test part is 13 % of the characters.
+        once, in passages of `length` that begin with an empty memory, and not after 80 characters of its own; speeches
+        follow each other and are not padded with spaces; the test part has 13 % of the characters.
     """
 
     train: int | None = None
@@ -80,7 +82,7 @@ class Shakespeare(Data):
         return Dataset("shakespeare", train_x, train_y, test_x, test_y, count, vocabulary=count, owners=owners)
 
     def chosen(self) -> list[Role]:
-        """The roles taken, of which each is the owner of its place in this list."""
+        """The chosen roles; the owner of a passage is the position of its role in this list."""
         wide = self.length + self.context + 1
         large = [
             role
@@ -109,7 +111,7 @@ class Shakespeare(Data):
 
 
 def ids_of(text: str) -> Tensor:
-    """The places of a text's characters in the vocabulary. Shapes: -> (T,)."""
+    """The id of each character of a text. Shapes: -> (T,)."""
     return torch.tensor([IDS.get(character, UNKNOWN) for character in text], dtype=torch.int64)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an example is, for the models that read it."""
+"""The shape of an example, for the models that read it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 PADDING, UNKNOWN = 0, 1
-START, END = 2, 3  # before and behind each of a pair of texts
-UNSCORED = -100  # the label of a token that is not scored; cross_entropy leaves it out by itself
+START, END = 2, 3  # before and after each of a pair of texts
+UNSCORED = -100  # label of a token that is not scored; cross_entropy ignores it by default
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text whose every token has a label, the token after it: `length` token ids, each in [0, vocabulary)."""
+    """A text in which the label of every token is the next token: `length` token ids, each in [0, vocabulary)."""
 
     length: int
     vocabulary: int
@@ -37,9 +37,9 @@ class Passage:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A text and its translation so far, (2, length) token ids below `vocabulary`, with a label for each of the latter.
+    """A text and its translation so far, (2, length) token ids below `vocabulary`; the second has labels.
 
-    0 is padding, 1 unknown, 2 the start, 3 the end. Batches are as long as their longest text, `length` at most.
+    0 is padding, 1 unknown, 2 the start, 3 the end. A batch is as long as its longest text, at most `length`.
     """
 
     length: int
@@ -49,7 +49,7 @@ class Pairs:
         return f"pairs of texts of up to {self.length} token ids"
 
 
-Shape = tuple[int, int, int] | Tokens | Passage | Pairs  # channels, height and width of an image, or what a text is
+Shape = tuple[int, int, int] | Tokens | Passage | Pairs  # channels, height and width of an image, or the kind of text
 
 
 def example(shape: Shape) -> Tensor:

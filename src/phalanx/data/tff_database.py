@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The databases in which TensorFlow Federated publishes data by client."""
+"""Reads the databases in which TensorFlow Federated publishes texts by client."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ def examples_by_client(archive: Path, part: str, feature: str) -> dict[str, list
     """The texts of each client in one part of a compressed database, in the order of the database.
 
     Args:
-        archive: an lzma file; the database is unpacked beside it, and deleted again.
-        feature: the name of the text in each example.
+        archive: an lzma file; the database is unpacked next to it, and deleted at the end.
+        part: name of the part, such as "train".
+        feature: name of the text in each example.
     Raises:
-        ValueError: the file is damaged, or is no such database.
+        ValueError: the file is damaged or is no such database.
     """
     unpacked = archive.with_suffix("")
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     try:
         unpacked.write_bytes(lzma.decompress(archive.read_bytes()))
         with closing(sqlite3.connect(unpacked)) as database:
             for client, example in database.execute(QUERY, (part,)):
-                found.setdefault(client, []).append(text_of(example, feature))
+                texts.setdefault(client, []).append(text_of(example, feature))
     except (lzma.LZMAError, sqlite3.Error, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{archive.name} is no database of examples by client ({reason})") from error
     finally:
         unpacked.unlink(missing_ok=True)
-    return found
+    return texts
 
 
 def text_of(example: bytes, feature: str) -> str:
-    """The one text under a name in a serialized tf.train.Example.
+    """The text under a name in a serialized tf.train.Example.
 
     Raises:
         ValueError: the bytes are no such message, or the example has no such text.
@@ -53,7 +54,7 @@ def text_of(example: bytes, feature: str) -> str:
 
 
 def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
-    """The contents of a message's fields of one number; all fields are of the kind that tells its length."""
+    """The contents of all fields with one number in a message whose fields all state their length."""
     at = 0
     while at < len(message):
         key, at = _number(message, at)
@@ -66,7 +67,7 @@ def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
 
 
 def _number(message: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and the place behind it."""
+    """A number with seven bits in each byte, the lowest first, and the position after it."""
     value = shift = 0
     while at < len(message):
         byte, at = message[at], at + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WikiText-2, articles for language models."""
+"""WikiText-2: articles for language models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from phalanx.data.words import most_frequent
 
 PLACE = "wikitext-2"
 URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
-# of the training part no checksum is known here; its length is the publisher's
+# no checksum of the training part is known; its number of words is the publisher's
 MD5 = {"valid": "d756d22ab2310e7e60c094bea5c5a8eb", "test": "781c9418ab9414bd09e4aad825aae752"}
 COUNTS = {"train": 2_088_628, "valid": 217_646, "test": 245_569}
 UNKNOWN, END = "<unk>", "<eos>"
@@ -26,22 +26,23 @@ UNKNOWN, END = "<unk>", "<eos>"
 
 @method("wikitext2", "data")
 class Wikitext2(Data):
-    """Articles of Wikipedia: at every word of a passage, what comes next.
+    """Articles of Wikipedia. The label of every word in a passage is the next word.
 
-    2,088,628 words to train on and 245,569 to test on, the ends of lines among them, in 33,278 different ones. The
-    vocabulary holds the words of the training part, the most frequent first; all others are the publisher's <unk>. The
-    files train.txt, valid.txt and test.txt lie in wikitext-2 of the data folder.
+    There are 2,088,628 words to train on and 245,569 to test on, including the ends of lines, and 33,278 different
+    words. The vocabulary holds the words of the training part, the most frequent first; any other word is the
+    publisher's <unk>. The files train.txt, valid.txt and test.txt lie in wikitext-2 of the data folder.
 
+    Shapes: token ids and labels (N, context + length) int64.
     Args:
         train: words to train on, from the beginning; all when None.
         test: words to test on, from the beginning; all when None.
         length: words of a passage that are scored, >= 1.
         context: words before them that a model reads first, >= 0, as it starts each passage with an empty memory.
-        vocabulary: words at most, >= 2; fewer make a smaller model. All when None.
-        part: what to train on; "valid" is the small validation part.
-        also: words that the vocabulary has besides, however rare they are in the part, such as those of `athens`.
-    Source: Merity et al., Pointer Sentinel Mixture Models, 2016, arXiv:1609.07843. Differs: passages in any order and
-        none from the state that the one before ended with; `perplexity` scores a text with the state carried.
+        vocabulary: largest number of words, >= 2; fewer make a smaller model. All when None.
+        part: the part to train on; "valid" is the small validation part.
+        also: further words of the vocabulary, however rare they are in the part, such as those of `athens`.
+    Source: Merity et al., Pointer Sentinel Mixture Models, 2016, arXiv:1609.07843. Differs: passages come in any order
+        and do not continue from the state of the one before; `perplexity` scores a text with a continued state.
     """
 
     train: int | None = None
@@ -72,7 +73,7 @@ class Wikitext2(Data):
         return Dataset("wikitext2", train_x, train_y, test_x, test_y, count, vocabulary=count, words=words)
 
     def texts(self) -> tuple[Tensor, Tensor, int]:
-        """The training and the test text as token ids, and the number of different ones. Shapes: (T,) each."""
+        """The training and the test text as token ids, and the size of the vocabulary. Shapes: (T,) each."""
         train, test, words = self._texts()
         return train, test, len(words)
 
@@ -112,7 +113,9 @@ def _place() -> Path:
 def _words(part: str) -> list[str]:
     path = _place() / f"{part}.txt"
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    found = [word for line in lines for word in (*line.split(), END)]
+    all_words = [word for line in lines for word in (*line.split(), END)]
     want = COUNTS[part]
-    require(len(found) == want, f"wikitext2: {path} has {len(found)} words, and should have {want}; fetch it again")
-    return found
+    require(
+        len(all_words) == want, f"wikitext2: {path} has {len(all_words)} words, and should have {want}; fetch it again"
+    )
+    return all_words

@@ -24,9 +24,9 @@ class LowRankAttention(NoFusedAttention, LowRank):
     """`nn.MultiheadAttention` with factors of the whole q, k, v and output matrices, not of each head.
 
     The projections are layers `q_proj`, `k_proj`, `v_proj`, `out_proj`, each of low rank or full. The biases stay in
-    `in_proj_bias`. Where one tensor is query, key and value, their three thin products are one.
+    `in_proj_bias`. If one tensor is query, key and value, one product computes all three thin projections.
 
-    Shapes: those of `nn.MultiheadAttention`, with its masks, dropout, `bias_k`, `add_zero_attn`, and weights.
+    Shapes: as `nn.MultiheadAttention`, with its masks, dropout, `bias_k`, `add_zero_attn` and returned weights.
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, section 2.4. As in its published code; the parameter count
         in the text is that of factors for each head. Differs: `is_causal` needs no mask.
     """
@@ -56,7 +56,7 @@ class LowRankAttention(NoFusedAttention, LowRank):
             if rank is None:
                 full: Any = nn.Linear(factor.columns, factor.rows, bias=False, device="meta")
                 part = factor.matrices(weight.detach())[0]
-                # a copy, because the other rows of a packed weight go their own way
+                # a copy, because other layers get the other rows of a packed weight
                 full.weight = weight if part.shape == weight.shape else nn.Parameter(part.clone(), weight.requires_grad)
                 full.bias = bias
                 projections[factor.name] = full
@@ -111,7 +111,7 @@ class LowRankAttention(NoFusedAttention, LowRank):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """What `nn.MultiheadAttention` returns: the output, and the weights if they are needed."""
+        """The output, and the attention weights if `need_weights`, as `nn.MultiheadAttention` returns them."""
         alone, first = query.dim() == 2, self.batch_first
         q, k, v = self._project(query, key, value)
         if alone:
@@ -155,13 +155,13 @@ class LowRankAttention(NoFusedAttention, LowRank):
         return [x + bias for x, bias in zip(out, self.in_proj_bias.chunk(3), strict=True)]
 
     def _lengthen(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, S, width) with the learnt and the zero position behind it, as far as there are such."""
+        """Appends the learnt and the zero position, if the layer has them. Shapes: (B, S, width) -> (B, S', width)."""
         more = [] if bias is None else [bias.to(x.dtype).expand(x.shape[0], 1, -1)]
         more += [x.new_zeros(x.shape[0], 1, x.shape[2])] if self.add_zero_attn else []
         return torch.cat([x, *more], dim=1) if more else x
 
     def _mask(self, attn: Tensor | None, padding: Tensor | None, q: Tensor, added: int) -> Tensor | None:
-        """What is added to the scores (B, heads, L, S), in a shape that broadcasts to them."""
+        """The mask to add to the scores (B, heads, L, S), in a shape that broadcasts to them; None if there is none."""
         batch, masks = q.shape[0], []
         if attn is not None:
             attn = _additive(attn, q.dtype)
@@ -178,16 +178,17 @@ class LowRankAttention(NoFusedAttention, LowRank):
 
 
 def _factors(width: int, kdim: int, vdim: int) -> tuple[Factor, ...]:
-    packed, found = kdim == width and vdim == width, []
+    """The four matrices of an attention; q, k and v are rows of one weight if they have equal widths."""
+    packed, factors = kdim == width and vdim == width, []
     for i, (name, columns) in enumerate(zip(_INPUTS, (width, kdim, vdim), strict=True)):
         weight = "in_proj_weight" if packed else f"{name}_weight"
         start = i * width if packed else 0
-        found.append(Factor(name, weight, (width, columns), f"{name}.u", f"{name}.v", start=start))
-    return (*found, Factor("out_proj", "out_proj.weight", (width, width), "out_proj.u", "out_proj.v"))
+        factors.append(Factor(name, weight, (width, columns), f"{name}.u", f"{name}.v", start=start))
+    return (*factors, Factor("out_proj", "out_proj.weight", (width, width), "out_proj.u", "out_proj.v"))
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """True, which shuts a position out, as minus infinity; numbers as they are."""
+    """A mask of numbers to add to scores; True, which excludes a position, becomes minus infinity."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)

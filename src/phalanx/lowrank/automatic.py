@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers a plan leaves full by itself, and how it spends a budget of parameters on the others."""
+"""Layers that a plan leaves full automatically, and the budget of parameters that it spends on the others."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from dataclasses import replace
 
 from phalanx.lowrank.layer_timing import groups, slower
 from phalanx.lowrank.plan import Entry, Plan
-from phalanx.lowrank.ranks import choices, spread
+from phalanx.lowrank.ranks import choices, spend_budget
 
-_LITTLE = 0.01  # of the weights: what the first layers may hold together and stay full
-_SHARE = 0.5  # of what a matrix has at the start, which it keeps whatever the others would make of it
+_LITTLE = 0.01  # the first layers stay full if together they hold at most this share of the weights
+_SHARE = 0.5  # least share of a matrix's first parameters that the budget leaves it
 
 
-def automatic(
+def choose_full_layers(
     start: Plan, shares: Mapping[str, Sequence[float]] | None, leading: bool, timer: Callable[[Plan], Plan] | None
 ) -> Plan:
-    """The plan with some low-rank entries full: those of leading layers that hold little, those that are slower.
+    """The plan with more full entries: those of small first layers, and those that are slower in low rank.
 
-    With a budget, entries become full for these reasons only while the others keep half of their parameters, and no
-    rank falls below half of the one at the start.
+    With a budget, entries become full only while the others keep half of their parameters, and no rank falls below
+    half of its first value.
 
     Args:
-        start: ranks as they are wanted; the parameters of its low-rank entries are the budget, if there is one.
-        shares: `energies` of every low-rank entry, over which the budget is spread; None keeps the ranks, without a
-            budget.
-        leading: leave the first layers full that hold less than 1 % of the weights together.
-        timer: measures a plan; layers that are slower factorized become full. None for no measurement.
+        start: the wanted ranks; with a budget, the parameters of its low-rank entries are the budget.
+        shares: `energies` of every low-rank entry, among which the budget is distributed; None keeps the ranks and has
+            no budget.
+        leading: leave the first layers full that together hold less than 1 % of the weights.
+        timer: measures a plan; layers that are slower in low rank become full. None for no measurement.
     """
     budgeted = shares is not None
     full = _affordable(start, {}, _leading(start) if leading else {}, budgeted)
     while True:
-        made = _with_full(start if shares is None else _shared_out(start, full, shares), full)
+        plan = _with_full(start if shares is None else _distribute(start, full, shares), full)
         if timer is None:
-            return made
-        made = timer(made)
-        added = _affordable(start, full, slower(made), budgeted)
+            return plan
+        plan = timer(plan)
+        added = _affordable(start, full, slower(plan), budgeted)
         if not added:
-            return made
+            return plan
         full |= added
 
 
 def _leading(start: Plan) -> dict[str, str]:
+    """The names of the small first layers, with the reason."""
     total, held = sum(entry.parameters for entry in _low(start)), 0
     names: dict[str, str] = {}
     for group in groups(start):
@@ -54,18 +55,19 @@ def _leading(start: Plan) -> dict[str, str]:
 
 
 def _affordable(start: Plan, full: dict[str, str], wanted: dict[str, str], budgeted: bool) -> dict[str, str]:
-    """Those of the wanted names that may become full, too, the smallest first, with the reasons."""
+    """The wanted names that may also become full, the smallest first, with the reasons."""
     if not budgeted:
         return wanted
     added: dict[str, str] = {}
     for group in sorted(groups(start), key=lambda group: sum(entry.parameters for entry in group)):
         names = {entry.name: wanted[entry.name] for entry in group if entry.name in wanted}
-        if names and _room(start, full | added | names):
+        if names and _fits_budget(start, full | added | names):
             added |= names
     return added
 
 
-def _room(start: Plan, full: Mapping[str, str]) -> bool:
+def _fits_budget(start: Plan, full: Mapping[str, str]) -> bool:
+    """Whether the budget suffices if these entries are full and the others have their least ranks."""
     spent = [entry.parameters for entry in _low(start) if entry.name in full]
     # never less than rank 1 of each
     least = [
@@ -74,12 +76,12 @@ def _room(start: Plan, full: Mapping[str, str]) -> bool:
     return sum(spent) + sum(least) <= _budget(start)
 
 
-def _shared_out(start: Plan, full: Mapping[str, str], shares: Mapping[str, Sequence[float]]) -> Plan:
-    """The ranks that the budget allows for what does not stay full, none below half of its first."""
+def _distribute(start: Plan, full: Mapping[str, str], shares: Mapping[str, Sequence[float]]) -> Plan:
+    """The plan with the ranks that the budget allows; none falls below half of its first value."""
     own = [entry for entry in _low(start) if entry.name not in full and not entry.tied]
     options = [choices(shares[e.name], e.factor, max(1, int(_SHARE * (e.rank or 1)))) for e in own]
     left = _budget(start) - sum(entry.parameters for entry in _low(start) if entry.name in full)
-    chosen = {entry.name: choice for entry, choice in zip(own, spread(options, left), strict=True)}
+    chosen = {entry.name: choice for entry, choice in zip(own, spend_budget(options, left), strict=True)}
 
     def changed(entry: Entry) -> Entry:
         choice = chosen.get(entry.tied or entry.name)

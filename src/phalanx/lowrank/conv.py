@@ -17,7 +17,7 @@ _Conv = nn.Conv1d | nn.Conv2d
 class LowRankConv(OneWeight):
     """A thin convolution u with the kernel, stride, padding and dilation, then a 1x1 convolution v with the bias.
 
-    With groups, each group has factors of its own. What is padded is the input of u, so v never sees a border.
+    With groups, each group has factors of its own. Only the input of u is padded, so v has no border.
 
     Shapes: (B, in, *image) -> (B, out, *image'), also without B; u (groups * rank, in / groups, *kernel),
         v (out, rank, 1, ...), bias (out,).
@@ -79,7 +79,7 @@ class LowRankConv(OneWeight):
         return convolve(thin, self.v, self.bias, groups=self.groups)
 
     def _margins(self) -> list[int]:
-        """What is padded before and after each dimension, the last dimension first."""
+        """The padding before and after each dimension, the last dimension first."""
         margins: list[int] = []
         for i, (k, d) in reversed(list(enumerate(zip(self.kernel_size, self.dilation, strict=True)))):
             if isinstance(self.padding, str):

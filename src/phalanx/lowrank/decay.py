@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight decay on the product of two factors, and not on each alone."""
+"""Weight decay of the product of two factors, in place of the decay of each factor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from phalanx.lowrank.merge import low_rank_layers
 def frobenius_decay(model: nn.Module, weight_decay: float) -> None:
     """Adds the gradient of weight_decay / 2 ||v u||_F^2 to the gradients of all factors.
 
-    v^T v u for u and v u u^T for v, by products of rank r only. Call it between the exchange of gradients and the
-    optimizer's step. The factors, which `phalanx.lowrank.decay.factors_of` lists, need no other weight decay then.
+    It is v^T v u for u and v u u^T for v, computed by products of rank r only. Call it between the exchange of
+    gradients and the optimizer's step. `phalanx.lowrank.decay.factors_of` lists the factors; set their own weight decay
+    to 0.
 
     Args:
-        weight_decay: >= 0.
+        weight_decay: factor of the penalty, >= 0.
     Raises:
         ValueError: weight_decay < 0.
     Source: Wang et al., Cuttlefish, 2023, arXiv:2305.02538, section 3.4; Khodak et al., Initialization and
@@ -36,7 +37,7 @@ def frobenius_decay(model: nn.Module, weight_decay: float) -> None:
 
 
 def factors_of(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a model that are factors, each once."""
+    """The parameters of a model that are factors; a shared one appears once."""
     return list({id(p): p for low, factor in _pairs(model) for p in low.pair(factor)}.values())
 
 

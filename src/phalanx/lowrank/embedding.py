@@ -13,7 +13,7 @@ from phalanx.lowrank.layer import OneWeight, Ranks, empty_pair
 
 
 class LowRankEmbedding(OneWeight):
-    """Row i of v u for a word i: a short vector is looked up, and one product makes it long.
+    """Row i of v u for a word i: a vector of `rank` entries is looked up and multiplied by u.
 
     Shapes: (...) of whole numbers -> (..., width); v (words, rank), u (rank, width), which a tied `LowRankLinear`
     shares.

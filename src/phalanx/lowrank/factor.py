@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a weight is read as matrices, and what the two factors of each look like."""
+"""The matrices of a weight, and the shapes of the two factors of each."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Factor:
 
     Shapes: W (copies, rows, columns); u (copies * rank, *shape[1:]); v (copies * rows, rank, 1, ...).
     Args:
-        name: of the row in a plan, within the layer; "" where the layer has one weight only.
-        weight: the dense parameter, by its name in the dense layer.
-        shape: of the weight (out, in, ...), or of the rows that this factor stands for.
-        u, v: the names of the factors in the low-rank layer.
-        copies: matrices that are stacked along the first dimension.
-        start: the first of these rows in the dense parameter.
-        transposed: the dense parameter is stored (in, out).
-        layer: within the module, where that is several layers; the rule of the first K counts them.
+        name: name of the entry in a plan, within the layer; "" if the layer has only one weight.
+        weight: name of the dense parameter in the dense layer.
+        shape: shape of the weight (out, in, ...), or of those of its rows that belong to this factor.
+        u, v: names of the factors in the low-rank layer.
+        copies: number of matrices that are stacked along the first dimension.
+        start: first of these rows in the dense parameter.
+        transposed: whether the dense parameter is stored as (in, out).
+        layer: name of the layer within a module of several layers, which the option `first` of a plan counts.
     """
 
     name: str
@@ -40,25 +40,25 @@ class Factor:
 
     @property
     def rows(self) -> int:
-        """Outputs of one matrix."""
+        """The number of outputs of one matrix."""
         return self.shape[0] // self.copies
 
     @property
     def columns(self) -> int:
-        """Inputs of one matrix; a convolution's are unrolled over its kernel."""
+        """The number of inputs of one matrix; those of a convolution are unrolled over its kernel."""
         return math.prod(self.shape[1:])
 
     @property
     def size(self) -> int:
-        """Parameters of the dense matrices."""
+        """The number of parameters of the dense matrices."""
         return math.prod(self.shape)
 
     def size_at(self, rank: int) -> int:
-        """Parameters of the factors."""
+        """The number of parameters of the factors at a rank."""
         return self.copies * rank * (self.rows + self.columns)
 
     def rank_at(self, ratio: float) -> int:
-        """The rank that a ratio means: max(1, floor(min(rows, columns) ratio))."""
+        """The rank for a ratio: max(1, floor(min(rows, columns) ratio))."""
         return max(1, int(min(self.rows, self.columns) * ratio))
 
     def u_shape(self, rank: int) -> tuple[int, ...]:
@@ -75,12 +75,12 @@ class Factor:
         return part.reshape(self.copies, self.rows, self.columns)
 
     def product(self, u: Tensor, v: Tensor) -> Tensor:
-        """What the factors stand for, in the dense parameter's own shape; differentiable."""
+        """The product of the factors in the shape of the dense parameter; differentiable."""
         left, right = self.thin(u, v)
         dense = (left @ right).reshape(self.shape)
         return dense.mT if self.transposed else dense
 
     def thin(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Both parameters as matrices, v first. Shapes: -> (copies, rows, rank), (copies, rank, columns)."""
+        """Both factors as matrices, v first. Shapes: -> (copies, rows, rank), (copies, rank, columns)."""
         rank = v.shape[1]
         return v.reshape(self.copies, self.rows, rank), u.reshape(self.copies, rank, self.columns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a dense model to one of low rank."""
+"""Makes a low-rank model from a dense one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from phalanx.lowrank.factor import Factor, Split
-from phalanx.lowrank.fast_path import settle
-from phalanx.lowrank.layer_types import Layer, layers, uses
-from phalanx.lowrank.module_swap import carried, exchanged
+from phalanx.lowrank.fast_path import set_fast_path
+from phalanx.lowrank.layer_types import Layer, layers, parameter_names
+from phalanx.lowrank.module_swap import keep_mode_and_hooks, replace_modules
 from phalanx.lowrank.plan import Plan
-from phalanx.lowrank.plan_matching import matched
+from phalanx.lowrank.plan_matching import match_plan
 from phalanx.lowrank.planner import plan
 from phalanx.lowrank.truncate import Svd, Truncate
 
@@ -32,20 +32,19 @@ def factorize(
 ) -> nn.Module:
     """The model with layers replaced by products of two thin ones: W = v u, u = sqrt(S) V^T, v = U sqrt(S).
 
-    Biases, norms and statistics are kept; so are training mode, frozen weights, forward hooks, and weights that layers
-    share. Optimizers, DDP wrappers and schemes that were built for the dense model must be built anew.
+    Biases, norms and statistics are kept. So are training mode, frozen weights, hooks, and weights that layers share.
+    Optimizers, DDP wrappers and schemes that were built for the dense model must be built again.
 
     Args:
-        plan_or_ratio: a plan, whose ranks are obeyed also where the factors are larger than the weight; or the ratio
-            of the rank to the full rank, in (0, 1], for `phalanx.lowrank.plan`.
-        first, keep, classifier, embedding: as in `phalanx.lowrank.plan`, where a ratio is given.
-        svd: "exact", "randomized", or "auto", which is exact up to a short side of 512.
-        seed: of the randomized one; processes with equal weights and seeds get equal factors.
-        inplace: change the model and return it. By default the model stays as it is and the result shares nothing with
-            it; a weight that is factorized is not copied on the way.
+        plan_or_ratio: a plan, whose ranks are used even if the factors are larger than the weight; or the ratio of the
+            rank to the full rank, in (0, 1], for `phalanx.lowrank.plan`.
+        first, keep, classifier, embedding: as in `phalanx.lowrank.plan`; only with a ratio.
+        svd: "exact", "randomized", or "auto", which is exact if the short side is at most 512.
+        seed: of the randomized SVD; processes with equal weights and seeds get equal factors.
+        inplace: change the model and return it. By default the model stays unchanged and the result shares no tensor
+            with it; weights that are factorized are not copied.
     Raises:
-        ValueError: the plan does not fit the model, a weight has entries that are not finite, or low-rank layers are in
-            the model already.
+        ValueError: the plan does not fit the model, a weight is not finite, or the model has low-rank layers already.
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, Algorithm 1. As published.
 
     >>> factorize(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), 1 / 4)[0]
@@ -61,9 +60,16 @@ def factorize(
 
 
 def apply(model: nn.Module, plan: Plan, split: Split | None, inplace: bool = False) -> nn.Module:
-    """The model with the plan's layers, their factors made by `split`, or not initialised where that is None."""
+    """The model with the layers of a plan.
+
+    Args:
+        split: makes the factors of a weight's matrices; None leaves them uninitialised.
+        inplace: as in `factorize`.
+    Raises:
+        ValueError: as `factorize`.
+    """
     found = layers(model)
-    ranks = matched(found, uses(model), plan)
+    ranks = match_plan(found, parameter_names(model), plan)
     pairs: dict[tuple[int, int], tuple[nn.Parameter, nn.Parameter]] = {}
     replaced: dict[int, nn.Module] = {}
     for layer in found:
@@ -80,9 +86,9 @@ def apply(model: nn.Module, plan: Plan, split: Split | None, inplace: bool = Fal
             for name, parameter in zip((factor.u, factor.v), pairs[key], strict=True):
                 path, _, last = name.rpartition(".")
                 setattr(low.get_submodule(path), last, parameter)
-        replaced[id(layer.module)] = carried(layer.module, low)
+        replaced[id(layer.module)] = keep_mode_and_hooks(layer.module, low)
     made = {id(parameter): parameter for pair in pairs.values() for parameter in pair}
-    return settle(exchanged(model, replaced, made, inplace))
+    return set_fast_path(replace_modules(model, replaced, made, inplace))
 
 
 def _fill(pair: tuple[nn.Parameter, nn.Parameter], layer: Layer, factor: Factor, split: Split) -> None:

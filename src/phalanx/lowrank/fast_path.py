@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps `nn.TransformerEncoder` from handing weights that are not there to its fused kernel."""
+"""Switches off the fused kernel of `nn.TransformerEncoder` over low-rank layers, which lack the weights it reads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from phalanx.lowrank.layer import LowRank
 _BEFORE = "_before_low_rank"
 
 
-def settle(model: nn.Module) -> nn.Module:
-    """The model with every encoder's switch for the fused kernel set: off over low-rank layers, else as it was.
+def set_fast_path(model: nn.Module) -> nn.Module:
+    """The model with the fused kernel of every encoder off if it holds low-rank layers, and as before otherwise.
 
-    In evaluation mode an encoder layer reads the weights of its children and calls one kernel with them, and the
-    encoder packs padded batches into nested tensors before the first layer; neither is right for factors.
+    In evaluation mode an encoder layer calls one kernel with the weights of its children, and the encoder packs padded
+    batches into nested tensors before the first layer. Both fail for factors.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
@@ -25,6 +25,7 @@ def settle(model: nn.Module) -> nn.Module:
 
 
 def _switch(module: nn.Module, name: str, off: object) -> None:
+    """Sets an attribute to `off` if a layer inside is of low rank, and back to its first value if none is."""
     low = any(isinstance(part, LowRank) for part in module.modules())
     if low and not hasattr(module, _BEFORE):
         setattr(module, _BEFORE, getattr(module, name))

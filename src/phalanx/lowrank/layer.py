@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all low-rank layers have in common."""
+"""The base classes of all low-rank layers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from phalanx.lowrank.factor import Factor
 
-Ranks = Mapping[str, int | None]  # by the name of the factor; None leaves that weight full
+Ranks = Mapping[str, int | None]  # rank of each factor by its name; None leaves that weight full
 
 
 class LowRank(nn.Module, ABC):
-    """A layer some of whose weights are products v u of two thin ones.
+    """A layer in which some weights are products v u of two thin ones.
 
-    `factors` says which; u and v are parameters of the layer, biases keep their names. A subclass per family of dense
-    layers is listed in `families.py`.
+    `factors` lists these weights; u and v are parameters of the layer, and biases keep their names. `layer_types.py`
+    lists the subclass for each class of dense layers.
     """
 
     kind: ClassVar[str]
@@ -31,13 +31,13 @@ class LowRank(nn.Module, ABC):
 
     @classmethod
     def refusal(cls, dense: nn.Module) -> str:
-        """Why this dense layer cannot be factorized; empty where it can."""
+        """The reason why this dense layer cannot be factorized; empty if it can."""
         return ""
 
     @classmethod
     @abstractmethod
     def like(cls, dense: nn.Module, ranks: Ranks) -> Self:
-        """The low-rank form of a dense layer, its factors not initialised, all other parameters the dense one's."""
+        """The low-rank form of a dense layer, with factors that are not initialised and its other parameters."""
 
     @property
     @abstractmethod
@@ -46,7 +46,7 @@ class LowRank(nn.Module, ABC):
 
     @abstractmethod
     def dense_like(self) -> nn.Module:
-        """A dense layer of the class that this one came from; the weights of `factors` are on the meta device."""
+        """A dense layer of the class from which this one was made; the weights of `factors` are on the meta device."""
 
     @abstractmethod
     def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
@@ -57,11 +57,11 @@ class LowRank(nn.Module, ABC):
         return self.get_parameter(factor.u), self.get_parameter(factor.v)
 
     def rank(self, factor: Factor) -> int:
-        """Columns of v."""
+        """The rank of a factor, which is the number of columns of v."""
         return self.pair(factor)[1].shape[1]
 
     def parts(self) -> list[tuple[Factor, Tensor]]:
-        """The dense weights that `dense_like` leaves out, or rows of them in order."""
+        """The dense weights that `dense_like` leaves empty, or parts of their rows in order."""
         return [(factor, factor.product(*self.pair(factor))) for factor in self.factors]
 
 
@@ -86,7 +86,7 @@ class OneWeight(LowRank):
 
 
 def empty_pair(factor: Factor, rank: int, weight: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
-    """Parameters u and v, not initialised, of the weight's dtype and device, frozen if it is."""
+    """Parameters u and v with the dtype and the device of the weight, not initialised; frozen if the weight is."""
     u, v = (weight.new_empty(shape) for shape in (factor.u_shape(rank), factor.v_shape(rank)))
     if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
         u, v = u.to(memory_format=torch.channels_last), v.to(memory_format=torch.channels_last)

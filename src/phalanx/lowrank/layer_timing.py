@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds of a training step of single layers, dense and factorized, measured on the machine at hand."""
+"""Measured seconds of a training step of single layers, dense and in low rank, on the present machine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from phalanx.lowrank.sample_run import modes_kept, run_sample
 
 _SLOWER = "slower here"
 _WARM, _REPEATS, _MOST = 2, 5, 50
-_SHORT_S, _LONG_S = 0.05, 2.0  # steps are repeated for at least the one, and less often if one takes the other
+_SHORT_S, _LONG_S = 0.05, 2.0  # steps repeat for at least _SHORT_S, and stop after _LONG_S
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a layer was called with; its tensors are leaves that need gradients where those of the model did."""
+    """The arguments of a call of a layer; their tensors are leaves, which need gradients if the originals did."""
 
     args: Any
     kwargs: Any
@@ -34,45 +34,50 @@ class Call:
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """A call with the arguments cut from their graph; one tensor given twice stays one."""
+        """A call with the arguments detached from their graph; a tensor that is given twice stays one tensor."""
         leaves: dict[int, Tensor] = {}
 
         def leaf(tensor: Tensor) -> Tensor:
-            made = leaves.setdefault(id(tensor), tensor.detach())
-            return made.requires_grad_(tensor.requires_grad)
+            detached = leaves.setdefault(id(tensor), tensor.detach())
+            return detached.requires_grad_(tensor.requires_grad)
 
         return cls(_mapped(args, leaf), _mapped(kwargs, leaf), tuple(leaves.values()))
 
     @property
     def about(self) -> str:
-        """All that the time of the call may depend on, apart from the values of its tensors."""
+        """A text of everything that the time of the call may depend on, except the values of its tensors."""
         number = {id(leaf): i for i, leaf in enumerate(self.leaves)}
 
-        def told(tensor: Tensor) -> Any:
+        def description(tensor: Tensor) -> Any:
             shape = tuple(tensor.shape), tensor.stride(), tensor.dtype
             return number[id(tensor)], *shape, tensor.requires_grad
 
-        return repr((_mapped(self.args, told), _mapped(self.kwargs, told)))
+        return repr((_mapped(self.args, description), _mapped(self.kwargs, description)))
 
 
-class Stopwatch:
-    """Measures the layers of plans of one model at the inputs that they see in one run of a sample.
+class LayerTimer:
+    """Measures the layers of a model for one or several plans, on the inputs that they get in a run on a sample.
 
-    Layers of equal class, fields, weights' shapes and inputs are measured once, also over several plans.
+    Layers with the same class, fields, shapes of weights and inputs are measured once, also for several plans.
 
     Args:
-        autocast: the narrow dtype of `torch.autocast` in the sample's run and in the measured steps; None for none.
+        model: the dense model.
+        model_layers: its layers, from `layers`.
+        sample_input: a tensor, a tuple of arguments, or a dictionary of them.
+        autocast: dtype of `torch.autocast` in the run on the sample and in the measured steps; None for none.
     Raises:
         ValueError: a weight has no data.
     """
 
-    def __init__(self, model: nn.Module, found: list[Layer], sample_input: Any, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, model_layers: list[Layer], sample_input: Any, autocast: torch.dtype | None
+    ) -> None:
         empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
         if empty:
             raise ValueError(
                 f"parameter {empty[0]!r} has no data, so no layer can be timed; build the model on a device"
             )
-        self._able = {layer.name: layer for layer in found if layer.family is not None and not layer.refusal}
+        self._able = {layer.name: layer for layer in model_layers if layer.family is not None and not layer.refusal}
         self._calls: dict[str, list[Call]] = {name: [] for name in self._able}
         self._autocast = autocast
         self._known: dict[Any, tuple[float, ...]] = {}
@@ -85,9 +90,9 @@ class Stopwatch:
             run_sample(model, list(self._able.values()), sample_input, keep)
 
     def __call__(self, plan: Plan) -> Plan:
-        """The plan with the seconds of its layers, and a word in the reasons of those that are slower factorized.
+        """The plan with the seconds of its layers, and a remark in the reason if a layer is slower in low rank.
 
-        Layers that cannot be factorized and those that the sample does not reach have no times.
+        Layers that cannot be factorized, or do not run on the sample, have no times.
         """
         ranks: dict[str, dict[str, int | None]] = {}
         for entry in plan:
@@ -126,13 +131,13 @@ def timed(model: nn.Module, plan: Plan, sample_input: Any, autocast: torch.dtype
     """The plan with the seconds of a training step of each layer that could be factorized, dense and at its rank.
 
     Args:
-        sample_input: an input of the model (a tensor, a tuple of arguments or a dictionary of them), of the batch of
-            interest; it is run once, and each layer is then measured at the inputs that it saw.
-        autocast: the dtype of `torch.autocast`, as `torch.bfloat16`; None runs in the model's own dtypes.
+        sample_input: an input of the model (a tensor, a tuple of arguments or a dictionary of them) of the batch size
+            of interest. The model runs on it once, and each layer is then measured on the inputs that it got.
+        autocast: dtype of `torch.autocast`, such as `torch.bfloat16`; None runs in the model's own dtypes.
     Raises:
-        ValueError: low-rank layers in the model, or weights without data.
+        ValueError: the model has low-rank layers, or a weight has no data.
     """
-    return Stopwatch(model, layers(model), sample_input, autocast)(plan)
+    return LayerTimer(model, layers(model), sample_input, autocast)(plan)
 
 
 def _marked(entry: Entry, slow: str | None) -> Entry:
@@ -141,21 +146,21 @@ def _marked(entry: Entry, slow: str | None) -> Entry:
 
 
 def groups(plan: Plan) -> list[list[Entry]]:
-    """The low-rank entries that become full together: those of one layer, and those that share a weight."""
+    """The low-rank entries in groups that become full together: those of one layer, or that share a weight."""
     group = {entry.layer: entry.layer for entry in plan}
     low = [entry for entry in plan if entry.rank is not None]
     for entry in low:
         if entry.tied:
             old, new = group[entry.layer], group[plan[entry.tied].layer]
             group = {layer: new if its == old else its for layer, its in group.items()}
-    found: dict[str, list[Entry]] = {}
+    by_group: dict[str, list[Entry]] = {}
     for entry in low:
-        found.setdefault(group[entry.layer], []).append(entry)
-    return list(found.values())
+        by_group.setdefault(group[entry.layer], []).append(entry)
+    return list(by_group.values())
 
 
 def slower(plan: Plan) -> dict[str, str]:
-    """The low-rank entries of a measured plan whose layers take longer factorized, with the words for it."""
+    """The low-rank entries of a measured plan whose layers are slower in low rank, each with the reason."""
     words: dict[str, str] = {}
     for group in groups(plan):
         touched = {entry.layer for entry in group}
@@ -168,7 +173,7 @@ def slower(plan: Plan) -> dict[str, str]:
 
 
 def step_seconds(forms: Sequence[nn.Module], call: Call, autocast: torch.dtype | None) -> tuple[float, ...]:
-    """Of forward and backward of forms of one layer, in training mode: medians of steps that take turns."""
+    """Median seconds of a forward and backward for each form of one layer, in training mode; the forms take turns."""
     device = next(forms[0].parameters()).device
     spent: list[list[float]] = [[] for _ in forms]
     with torch.random.fork_rng([device] if device.type == "cuda" else []), modes_kept(forms[0]):
@@ -214,7 +219,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _filled(low: LowRank) -> LowRank:
-    """With factors of normal numbers: memory as it is found may hold numbers that take longer."""
+    """The layer with random normal factors, because uninitialised memory may hold numbers that compute slower."""
     with torch.no_grad():
         for parameter in (part for factor in low.factors for part in low.pair(factor)):
             rng = make_generator("times", 0, *parameter.shape)
@@ -223,7 +228,7 @@ def _filled(low: LowRank) -> LowRank:
 
 
 def _about(module: nn.Module) -> tuple[Any, ...]:
-    """All that the time of a layer may depend on, apart from the values of its weights."""
+    """Everything that the time of a layer may depend on, except the values of its weights."""
     plain = (str, int, float, tuple, type(None))
     fields = [(k, repr(v)) for k, v in vars(module).items() if k[0] != "_" and k != "training" and isinstance(v, plain)]
     weights = [(name, tuple(p.shape), p.stride(), p.dtype, p.requires_grad) for name, p in module.named_parameters()]
@@ -231,7 +236,7 @@ def _about(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Arguments with every tensor changed."""
+    """Arguments in which every tensor is replaced by `change(tensor)`."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, PackedSequence):

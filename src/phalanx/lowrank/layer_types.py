@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of a model that have a low-rank form, and those that are left alone, with the reason."""
+"""The layers of a model that have a low-rank form, and the reasons why others stay full."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ class Layer:
     """A module with matrices.
 
     Args:
-        name: its path in the model.
-        family: the class of its low-rank form; None where there is none.
+        name: path of the module in the model.
+        module: the module itself.
+        family: class of its low-rank form; None if there is none.
         factors: its matrices.
-        refusal: why it must stay full; empty where it need not.
+        refusal: the reason why it must stay full; empty if it need not.
     """
 
     name: str
@@ -56,11 +57,11 @@ class Layer:
         return self.family.kind if self.family is not None else type(self.module).__name__.lower()
 
     def path(self, factor: Factor) -> str:
-        """The name of one of its matrices in the model."""
+        """The name of one of the module's matrices in the model."""
         return ".".join(part for part in (self.name, factor.name) if part)
 
     def owned(self, factor: Factor) -> nn.Parameter | None:
-        """The dense parameter of a matrix; None where the weight is computed from others."""
+        """The dense parameter of a matrix; None if the weight is computed from other parameters."""
         path, _, last = factor.weight.rpartition(".")
         own = self.module.get_submodule(path).named_parameters(recurse=False, remove_duplicate=False)
         return dict(own).get(last)
@@ -71,10 +72,10 @@ class Layer:
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """The layers with matrices, each once, in the order in which the model registers them.
+    """The layers with matrices in the order in which the model registers them; a shared module appears once.
 
     Raises:
-        ValueError: some are of low rank already.
+        ValueError: some layers are of low rank already, or have no shape yet.
     """
     found = list(_walk(model, "", set()))
     done = [layer.name for layer in found if isinstance(layer.module, LowRank)]
@@ -84,8 +85,8 @@ def layers(model: nn.Module) -> list[Layer]:
     return found
 
 
-def uses(model: nn.Module) -> dict[int, list[str]]:
-    """The names of every parameter object, more than one where it is tied."""
+def parameter_names(model: nn.Module) -> dict[int, list[str]]:
+    """All names of every parameter, by its id; a shared parameter has more than one."""
     names: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -115,7 +116,7 @@ def _layer(module: nn.Module, name: str) -> Layer | None:
         return layer if layer.refusal else replace(layer, refusal=_unfit(layer))
     weight: Any = getattr(module, "weight", None)
     if isinstance(weight, UninitializedParameter):
-        raise ValueError(f"layer {name!r} has no shape yet; run the model once before it is planned or factorized")
+        raise ValueError(f"layer {name!r} has no shape yet; run the model once before you plan or factorize it")
     changed = is_parametrized(module)
     if not isinstance(weight, Tensor) or weight.dim() < 2 or (any(module.children()) and not changed):
         return None
@@ -129,7 +130,7 @@ def _layer(module: nn.Module, name: str) -> Layer | None:
 
 
 def _unfit(layer: Layer) -> str:
-    """Why its weights cannot be replaced, whatever its class."""
+    """The reason why the weights of a layer cannot be replaced, apart from its class; empty if they can."""
     for factor in layer.factors:
         weight = layer.owned(factor)
         if weight is None:

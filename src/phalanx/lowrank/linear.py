@@ -14,7 +14,7 @@ from phalanx.lowrank.layer import OneWeight, Ranks, empty_pair
 
 
 class LowRankLinear(OneWeight):
-    """y = v (u x) + bias, in the place of `nn.Linear` or of the `Conv1D` of Hugging Face's GPT-2.
+    """y = v (u x) + bias, as a replacement for `nn.Linear` or for the `Conv1D` of Hugging Face's GPT-2.
 
     Shapes: (..., in) -> (..., out); u (rank, in), v (out, rank), bias (out,).
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, section 2.1. As published.
@@ -65,7 +65,7 @@ class LowRankLinear(OneWeight):
 
 
 def is_transposed(dense: nn.Module) -> bool:
-    """Whether this is a `Conv1D` of Hugging Face, told by its name and fields: the import would cost seconds."""
+    """Whether this is a `Conv1D` of Hugging Face, by its name and fields, because the import would take seconds."""
     named = type(dense).__name__ == "Conv1D" and not isinstance(dense, nn.Conv1d)
     return named and all(hasattr(dense, field) for field in ("nf", "nx", "weight", "bias"))
 

@@ -2,9 +2,9 @@
 """The recurrence of one LSTM layer in one direction, with the weight gradients of all time steps in one product.
 
 Legend: g the gates i, f, g, o; n rows of the packed sequence, sorted by time; b sequences; h hidden units; r rank.
-Time step t holds sizes[t] sequences, the first of the b: those that end sooner stand behind. Running states of all b
-are kept, and a step changes its own rows only, which is right in both directions: what has ended stays as its final
-state, what has not begun stays as its initial one.
+Time step t holds sizes[t] sequences, the first of the b, as the sequences that end sooner come last. The states of all
+b sequences are kept, and a step changes its own rows only. This is right in both directions: a sequence that has ended
+keeps its final state, and one that has not begun keeps its initial state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from phalanx.lowrank.steps import Sizes, advance, order, packed, product, produc
 
 
 def lstm_steps(x: Tensor, h: Tensor, c: Tensor, u: Tensor | None, v: Tensor, sizes: Sizes, reverse: bool):
-    """The recurrence in plain operations: for inference, tracing, and as the definition that `LstmScan` is tested by.
+    """The recurrence in plain operations, for inference and tracing, and as the definition in the tests of `LstmScan`.
 
     Shapes: x (g, n, h) the input's part of the gates; h, c (b, h); u (g * r, h), v (g, h, r), or u None and v (g, h, h)
         -> y (n, h), last h, last c.
@@ -36,8 +36,8 @@ def lstm_steps(x: Tensor, h: Tensor, c: Tensor, u: Tensor | None, v: Tensor, siz
 class LstmScan(torch.autograd.Function):
     """`lstm_steps` with a backward of its own.
 
-    The loop backwards computes what depends on the next step; factors that do not are computed for all steps before
-    it, and the gradients of u and v after it.
+    The backward loop computes only what depends on the next step. Factors that do not are computed for all steps before
+    the loop, and the gradients of u and v after it.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class LstmScan(torch.autograd.Function):
         ctx: Any, x: Tensor, h: Tensor, c: Tensor, u: Tensor | None, v: Tensor, sizes: Sizes, reverse: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = x.split(sizes, dim=1)
-        found: list[tuple[Tensor, ...]] = []
+        steps: list[tuple[Tensor, ...]] = []
         for t in order(sizes, reverse):
             before, before_cell = h[: sizes[t]], c[: sizes[t]]
             gates, thin = product(parts[t], before, u, v)
@@ -56,9 +56,9 @@ class LstmScan(torch.autograd.Function):
             cell = torch.addcmul(f * before_cell, i, g)
             squashed = cell.tanh()
             y = o * squashed
-            found.append((y, squashed, before, before_cell, thin, gates))
+            steps.append((y, squashed, before, before_cell, thin, gates))
             h, c = advance(h, y), advance(c, cell)
-        *rows, gates = zip(*found, strict=True)
+        *rows, gates = zip(*steps, strict=True)
         y, *saved = (packed(each, reverse) for each in rows)
         ctx.save_for_backward(*saved, packed(gates, reverse, dim=1), u, v)
         ctx.sizes, ctx.reverse = sizes, reverse
@@ -69,11 +69,11 @@ class LstmScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dh: Tensor, dc: Tensor):  # type: ignore[override]
         squashed, before, before_cells, thin, gates, u, v = ctx.saved_tensors
         i, f, g, o = gates
-        # of the gradients of cell and output in those of the gates before their squashing
+        # factors from the gradients of cell and output to those of the gates before their nonlinearity
         to_cell = torch.stack([g * (i * (1 - i)), before_cells * (f * (1 - f)), i * (1 - g * g)])
         to_output, output_to_cell = squashed * (o * (1 - o)), o * (1 - squashed * squashed)
         each = [t.split(ctx.sizes, dim=-2) for t in (dy, output_to_cell, to_cell, to_output, f)]
-        found: list[tuple[Tensor, Tensor]] = []
+        steps: list[tuple[Tensor, Tensor]] = []
         for t in order(ctx.sizes, not ctx.reverse):
             out_now, output_to_cell_now, to_cell_now, to_output_now, f_now = (parts[t] for parts in each)
             size = ctx.sizes[t]
@@ -83,9 +83,9 @@ class LstmScan(torch.autograd.Function):
             torch.mul(to_cell_now, cell, out=dz[:3])
             torch.mul(to_output_now, out, out=dz[3])
             past, dthin = product_back(dz, u, v)
-            found.append((dz, dthin))
+            steps.append((dz, dthin))
             dh, dc = advance(dh, past), advance(dc, cell * f_now)
-        dz, dthin = zip(*found, strict=True)
+        dz, dthin = zip(*steps, strict=True)
         dx = packed(dz, not ctx.reverse, dim=1)
         du, dv = weights_back(dx, before, thin, packed(dthin, not ctx.reverse), u, v)
         return dx, dh, dc, du, dv, None, None

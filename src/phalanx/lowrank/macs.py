@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Count = Callable[[Any, tuple[Any, ...], Any], int]  # of a layer, its inputs and its output
+Count = Callable[[Any, tuple[Any, ...], Any], int]  # (layer, inputs, output) -> multiply-accumulates
 
 
 @dataclass(frozen=True)
 class LayerMacs:
-    """What one layer multiplies in a pass, over all its calls.
+    """Multiply-accumulates of one layer in a pass, over all its calls.
 
     Args:
-        name: of the module in the model; empty if it is the model itself.
-        kind: its class.
+        name: name of the module in the model; empty if it is the model itself.
+        kind: name of its class.
+        macs: number of multiply-accumulates.
     """
 
     name: str
@@ -31,42 +32,42 @@ class LayerMacs:
 
 @dataclass(frozen=True)
 class Macs:
-    """What a model multiplies in a pass; only layers that were called are listed, in the model's order."""
+    """Multiply-accumulates of a model in a pass, for each layer that was called, in the model's order."""
 
     layers: tuple[LayerMacs, ...]
 
     @property
     def total(self) -> int:
-        """Of all layers."""
+        """The multiply-accumulates of all layers."""
         return sum(layer.macs for layer in self.layers)
 
     def __getitem__(self, name: str) -> int:
-        """Of the layer of this name and all below it; 0 if none was called."""
+        """The multiply-accumulates of the layer of this name and all layers inside; 0 if none was called."""
         inside = f"{name}." if name else ""
         return sum(layer.macs for layer in self.layers if layer.name == name or layer.name.startswith(inside))
 
 
 @torch.no_grad()
 def macs(model: nn.Module, *inputs: Any) -> Macs:
-    """Multiply-accumulate operations of `model(*inputs)` in its present mode, seen at its layers.
+    """Multiply-accumulate operations of `model(*inputs)` in its present mode, counted at its layers.
 
-    Counted are linear layers, convolutions, recurrent layers, nn.MultiheadAttention with its two products, and every
-    module with a method `macs(inputs, output)`, which speaks for the modules within it too. Not counted are what is no
-    product of matrices (normalization, activations, pooling, look-ups of word vectors), biases, and products outside
-    these modules, such as an attention's in a plain function. A model in training mode updates its BatchNorm statistics
-    as in any pass.
+    It counts linear layers, convolutions, recurrent layers, nn.MultiheadAttention with its two products, and every
+    module with a method `macs(inputs, output)`, which also counts for the modules inside. It does not count operations
+    that are no product of matrices (normalization, activations, pooling, look-ups of word vectors), biases, and
+    products outside of these modules, such as those of an attention in a plain function. A model in training mode
+    updates its BatchNorm statistics as in any pass.
 
     >>> macs(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(5, 3)).total
     100
     """
     names = list(_counted(model, ""))
-    found = dict.fromkeys((name for name, *_ in names), 0)
+    totals = dict.fromkeys((name for name, *_ in names), 0)
     called: set[str] = set()
 
     def watch(name: str, count: Count) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             called.add(name)
-            found[name] += count(layer, inspect.signature(layer.forward).bind(*args, **kwargs).args, output)
+            totals[name] += count(layer, inspect.signature(layer.forward).bind(*args, **kwargs).args, output)
 
         return hook
 
@@ -76,13 +77,13 @@ def macs(model: nn.Module, *inputs: Any) -> Macs:
     finally:
         for handle in hooks:
             handle.remove()
-    return Macs(tuple(LayerMacs(n, type(layer).__name__, found[n]) for n, layer, _ in names if n in called))
+    return Macs(tuple(LayerMacs(n, type(layer).__name__, totals[n]) for n, layer, _ in names if n in called))
 
 
 def _counted(
     model: nn.Module, prefix: str, seen: set[nn.Module] | None = None
 ) -> Iterator[tuple[str, nn.Module, Count]]:
-    """The outermost modules that can be counted, each once, whatever names it has."""
+    """The outermost modules that can be counted; a shared module appears once."""
     seen = set() if seen is None else seen
     if model in seen:
         return
@@ -121,12 +122,12 @@ def _transposed(layer: Any, inputs: tuple[Any, ...], output: Any) -> int:
 
 
 def _recurrent(layer: nn.RNNBase, inputs: tuple[Any, ...], output: Any) -> int:
-    """Every matrix once a word; an element-wise product of the gates is none."""
+    """Every matrix once for each word; element-wise products of the gates do not count."""
     return words_of(inputs[0]) * sum(w.numel() for weights in layer.all_weights for w in weights if w.dim() == 2)
 
 
 def words_of(x: Any) -> int:
-    """Vectors in (..., width), or in a packed sequence of them."""
+    """The number of vectors in (..., width), or in a packed sequence of vectors."""
     return len(x.data) if isinstance(x, nn.utils.rnn.PackedSequence) else math.prod(x.shape[:-1])
 
 
@@ -135,7 +136,7 @@ def _cell(layer: nn.RNNCellBase, inputs: tuple[Any, ...], output: Any) -> int:
 
 
 def _attention(layer: nn.MultiheadAttention, inputs: tuple[Any, ...], output: Any) -> int:
-    """Four projections and two products; places that a mask hides are multiplied too."""
+    """Four projections and two products; positions that a mask hides count too."""
     query, key = inputs[:2]
     width = layer.embed_dim
     projections = 2 * words_of(query) * width**2 + words_of(key) * width * (layer.kdim + layer.vdim)
@@ -143,7 +144,7 @@ def _attention(layer: nn.MultiheadAttention, inputs: tuple[Any, ...], output: An
 
 
 def attention_products(layer: Any, query: Tensor, key: Tensor) -> int:
-    """The scores and the sums of values of an `nn.MultiheadAttention`, or of a layer with its fields."""
+    """The products for the scores and for the sums of values, in `nn.MultiheadAttention` or a layer with its fields."""
     batch = query.shape[0 if layer.batch_first else 1] if query.dim() == 3 else 1
     more = (layer.bias_k is not None) + layer.add_zero_attn
     return 2 * words_of(query) * (words_of(key) // batch + more) * layer.embed_dim

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a low-rank model to a dense one, and to the plan that was applied to it."""
+"""Makes a dense model from a low-rank one, and finds the plan that was applied to it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.fast_path import settle
+from phalanx.lowrank.fast_path import set_fast_path
 from phalanx.lowrank.layer import LowRank
-from phalanx.lowrank.module_swap import carried, exchanged
+from phalanx.lowrank.module_swap import keep_mode_and_hooks, replace_modules
 from phalanx.lowrank.plan import Entry, Plan
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """The dense model again: every product of factors is computed, and the layers are of the classes that they were.
+    """The dense model: every product of factors is computed, and each layer has its first class again.
 
-    The function is the same up to the rounding of one product. Weights that layers shared are shared again.
+    The function is the same up to the rounding of one product. Layers that shared a weight share it again.
 
     Args:
-        inplace: change the model and return it. By default it stays as it is and the result shares nothing with it.
+        inplace: change the model and return it. By default the model stays unchanged and the result shares no tensor
+            with it.
     Raises:
         ValueError: DDP holds the model, or the model is itself a low-rank layer and would be replaced in place.
     """
@@ -34,13 +35,13 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
                 weights[key] = _joined([part for _, part in members], pairs)
             path, _, last = name.rpartition(".")
             setattr(dense.get_submodule(path), last, weights[key])
-        replaced[id(low)] = carried(low, dense)
+        replaced[id(low)] = keep_mode_and_hooks(low, dense)
     made = {id(parameter): parameter for parameter in weights.values()}
-    return settle(exchanged(model, replaced, made, inplace))
+    return set_fast_path(replace_modules(model, replaced, made, inplace))
 
 
 def applied(model: nn.Module) -> Plan:
-    """The plan that makes a dense model what this one is; layers that are full are not listed."""
+    """The plan that makes this model from a dense one; full layers are not listed."""
     owners: dict[int, str] = {}
     entries = []
     for name, low in low_rank_layers(model).items():
@@ -55,14 +56,14 @@ def applied(model: nn.Module) -> Plan:
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
-    """Outermost ones: an attention's projections belong to it."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
-    inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
-    return {name: module for name, module in found.items() if id(module) not in inner}
+    """The outermost low-rank layers by name; the projections of an attention belong to the attention."""
+    low_rank = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
+    inner = {id(part) for module in low_rank.values() for part in module.modules() if part is not module}
+    return {name: module for name, module in low_rank.items() if id(module) not in inner}
 
 
 def _joined(parts: list[Tensor], pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> nn.Parameter:
-    """The rows of one dense parameter, frozen if they all were."""
+    """One dense parameter from the parts of its rows; frozen if all parts are."""
     if len(parts) == 1 and isinstance(parts[0], nn.Parameter):
         return parts[0]
     whole = torch.cat([part.detach() for part in parts])
@@ -74,6 +75,7 @@ def _joined(parts: list[Tensor], pairs: list[tuple[nn.Parameter, nn.Parameter]])
 
 
 def _by_weight(low: LowRank) -> dict[str, list[tuple[Factor, Tensor]]]:
+    """The parts of each dense weight, by the name of the weight."""
     parts: dict[str, list[tuple[Factor, Tensor]]] = {}
     for factor, part in low.parts():
         parts.setdefault(factor.weight, []).append((factor, part))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts other modules in the place of some modules of a model."""
+"""Replacement of some modules of a model by others."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import nn
 from phalanx.core._torch_private import copy_hooks, submodules
 
 
-def exchanged(
+def replace_modules(
     model: nn.Module, replaced: dict[int, nn.Module], made: dict[int, nn.Parameter], inplace: bool
 ) -> nn.Module:
-    """The model with new modules wherever an old one stands.
+    """The model with a new module in every place of an old one.
 
     Args:
         replaced: new modules by the id of the old one.
-        made: parameters by their id that exist for the new modules only, so that a copy would be one too many.
-        inplace: change the model; otherwise it stays as it is, and what is replaced is not copied.
+        made: new parameters by their id; they belong to the result only, so they are not copied.
+        inplace: change the model; otherwise it stays unchanged, and the modules that are replaced are not copied.
     Raises:
-        ValueError: DDP holds the model, it cannot be copied, or it is itself to be replaced in place.
+        ValueError: DDP holds the model, it cannot be copied, or the model itself would be replaced in place.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ValueError("DDP holds the old parameters in its buckets; give its .module, and wrap the result anew")
+        raise ValueError("DDP holds the old parameters in its buckets; give its .module, and wrap the result again")
     if not inplace:
         memo: dict[int, Any] = dict(made)
         try:
@@ -42,7 +42,7 @@ def exchanged(
     return model
 
 
-def carried(old: nn.Module, new: nn.Module) -> nn.Module:
-    """The new module with the mode and the hooks of the old one."""
+def keep_mode_and_hooks(old: nn.Module, new: nn.Module) -> nn.Module:
+    """The new module, with the mode and the hooks of the old one."""
     copy_hooks(old, new)
     return new.train(old.training)

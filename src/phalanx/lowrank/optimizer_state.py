@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An optimizer and a running average go on with the factorized model."""
+"""Transfer of an optimizer and of a running average to the factorized model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.precision import wide
-from phalanx.lowrank.parameter_map import Move, Thin, moves
+from phalanx.lowrank.parameter_map import Counterpart, ThinFactors, parameter_map
 
 Moments = Literal["step", "gradient", "fresh"]
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
-# directions in which a factor is shorter than this share of its longest one are left alone: a step along them would
-# have to be so long that its second order outweighs its first
+# directions in which a factor is shorter than this share of its longest direction are not used: a step along them would
+# have to be so long that its second-order effect exceeds the first-order one
 _SHORTEST = 0.01
 _KNOWN = {"momentum_buffer", "exp_avg", *_SQUARES}
 
@@ -24,33 +24,34 @@ _KNOWN = {"momentum_buffer", "exp_avg", *_SQUARES}
 def transfer_optimizer(
     optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, moments: Moments = "step"
 ) -> None:
-    """Makes an optimizer of a model go on with its factorized form; schedulers that hold it stay valid.
+    """Makes the optimizer of a model continue with the model's factorized form; its schedulers stay valid.
 
-    Factors take their weight's place in the parameter groups. Biases, norms and all else keep their moments.
+    The two factors take the place of their weight in the parameter groups. All other parameters keep their moments.
 
     Args:
-        optimizer: of the parameters of `old`: `torch.optim.SGD`, Adam, AdamW, or another with the same state.
-        old: the dense model, with its weights (so factorize with inplace=False); or one with larger factors.
-        new: what `factorize` or `adapt` made of it.
-        moments: "step": the next step of momentum or of Adam moves the product v u as it would have moved the weight,
-            to first order and as far as the rank allows. "gradient": the moments that the gradients so far would have
-            made of the factors had they been there, such as v^T m for u. "fresh": none for any parameter, as in the
+        optimizer: for the parameters of `old`: `torch.optim.SGD`, Adam, AdamW, or another with the same state.
+        old: the dense model, with its weights (so factorize with inplace=False); or a model with larger factors.
+        new: the result of `factorize` or `adapt` for that model.
+        moments: "step": the next step of momentum or of Adam changes the product v u as it would have changed the
+            weight, to first order and as far as the rank allows. "gradient": the moments that the factors would have
+            if they had existed from the start, such as v^T m for u. "fresh": no moments for any parameter, as in the
             published code.
     Raises:
-        ValueError: another optimizer, unless moments="fresh"; another word for moments; `new` is not made from `old`.
+        ValueError: the optimizer is another one and moments is not "fresh", moments is another word, or `new` is not
+            made from `old`.
     Source: ours.
 
     >>> import phalanx as px
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    >>> carry(optimizer, model, px.factorize(model, 1 / 4))
+    >>> transfer_optimizer(optimizer, model, px.factorize(model, 1 / 4))
     """
-    known = moves(old, new)
-    state = carried_state(optimizer, old, new, moments)
+    known = parameter_map(old, new)
+    state = transferred_state(optimizer, old, new, moments)
     into: dict[int, list[nn.Parameter]] = {}
-    for move in known:
-        for parameter in move.old:
-            into.setdefault(id(parameter), []).extend(move.new)
+    for entry in known:
+        for parameter in entry.old:
+            into.setdefault(id(parameter), []).extend(entry.new)
     taken: set[int] = set()
     for group in optimizer.param_groups:
         after = [p for parameter in group["params"] for p in into.get(id(parameter), [])]
@@ -61,10 +62,10 @@ def transfer_optimizer(
     optimizer.state.update(state)
 
 
-def carried_state(
+def transferred_state(
     optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, moments: Moments = "step"
 ) -> dict[Tensor, dict[str, Any]]:
-    """The optimizer's state for the parameters of the new model; what the arguments are is said at `carry`."""
+    """The optimizer's state for the parameters of the new model; arguments and errors as `transfer_optimizer`."""
     if moments not in get_args(Moments):
         raise ValueError(f"moments must be {' or '.join(map(repr, get_args(Moments)))}, got {moments!r}")
     if moments == "fresh":
@@ -72,28 +73,30 @@ def carried_state(
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     state = cast(Mapping[Tensor, dict[str, Any]], optimizer.state)
     made: dict[Tensor, dict[str, Any]] = {}
-    for move in moves(old, new):
-        held = [state[p] for p in move.old if state.get(p)]
-        if not held or len(held) < len(move.old):
+    for entry in parameter_map(old, new):
+        held = [state[p] for p in entry.old if state.get(p)]
+        if not held or len(held) < len(entry.old):
             continue
         _check(optimizer, held[0])
-        if len(move.new) == 1:
-            made[move.new[0]] = {key: _copied(move.part(x) if _is_like(x) else x) for key, x in held[0].items()}
+        if len(entry.new) == 1:
+            made[entry.new[0]] = {key: _copied(entry.part(x) if _is_like(x) else x) for key, x in held[0].items()}
         else:
-            made |= zip(move.new, _split(move, held, groups[id(move.old[0])], moments), strict=True)
+            made |= zip(entry.new, _split(entry, held, groups[id(entry.old[0])], moments), strict=True)
     return made
 
 
 def transfer_average(average: nn.Module, new: nn.Module) -> nn.Module:
-    """A running average of a model's weights, written in the factors of its low-rank form, to be averaged on.
+    """A running average of a model's weights in the factors of the low-rank model, so that averaging can continue.
 
-    Factors of the average's own decomposition would be turned against those of the model, and an average over both
-    would mean nothing. So this is the new model moved by the difference of the weights, to first order.
+    If the average were factorized by itself, its factors could differ from the model's by a rotation, and a mean of
+    both would be meaningless. So the result is the new model, changed to first order by the difference of the weights.
 
     Args:
-        average: of the form that `new` was made from, such as `AveragedModel(...).module`; it stays as it is.
-        new: what `factorize` or `adapt` made of the model that is averaged.
-    Returns: a model of the form of `new` that shares nothing with it.
+        average: a model of the form that `new` was made from, such as `AveragedModel(...).module`; it is not changed.
+        new: the result of `factorize` or `adapt` for the averaged model.
+    Returns: a model of the form of `new` that shares no tensor with it.
+    Raises:
+        ValueError: `new` is not made from a model of the form of `average`.
     Source: ours.
     """
     out = copy.deepcopy(new)
@@ -102,47 +105,49 @@ def transfer_average(average: nn.Module, new: nn.Module) -> nn.Module:
         for name, buffer in out.named_buffers():
             if name in buffers and buffers[name].shape == buffer.shape:
                 buffer.copy_(buffers[name])
-        for move in moves(average, out):
-            if len(move.new) == 1:
-                move.new[0].copy_(move.part(move.old[0].detach()))
+        for entry in parameter_map(average, out):
+            if len(entry.new) == 1:
+                entry.new[0].copy_(entry.part(entry.old[0].detach()))
                 continue
-            at = Thin.of(move)
-            weight = _matrices(move, move.old)[0] if at.old is None else at.old[0] @ at.old[1]
-            left, right = tangent(weight - at.left @ at.right, at.left, at.right)
-            for parameter, value in zip(move.new, move.pulled(at.right + right, at.left + left), strict=True):
+            factors = ThinFactors.of(entry)
+            weight = _matrices(entry, entry.old)[0] if factors.old is None else factors.old[0] @ factors.old[1]
+            left, right = tangent(weight - factors.left @ factors.right, factors.left, factors.right)
+            for parameter, value in zip(
+                entry.new, entry.pulled(factors.right + right, factors.left + left), strict=True
+            ):
                 parameter.copy_(value)
     return out
 
 
 def _split(
-    move: Move, held: list[dict[str, Any]], group: dict[str, Any], moments: Moments
+    entry: Counterpart, held: list[dict[str, Any]], group: dict[str, Any], moments: Moments
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The states of u and of v."""
-    at = Thin.of(move)
+    """The optimizer's states for u and for v."""
+    factors = ThinFactors.of(entry)
     for_u, for_v = ({key: _copied(x) for key, x in held[0].items()} for _ in range(2))
-    seen = {key: _matrices(move, [state[key] for state in held]) for key in held[0] if _is_like(held[0][key])}
+    seen = {key: _matrices(entry, [state[key] for state in held]) for key in held[0] if _is_like(held[0][key])}
     for key in _SQUARES:
         if key in seen:
-            for_u[key], for_v[key] = move.pulled(*at.chained_squares(*seen[key]))
+            for_u[key], for_v[key] = entry.pulled(*factors.chained_squares(*seen[key]))
     key = "exp_avg" if "exp_avg" in seen else "momentum_buffer"
     if key not in seen:
         return for_u, for_v
     if moments == "gradient":
-        for_u[key], for_v[key] = move.pulled(*at.chained(*seen[key]))
+        for_u[key], for_v[key] = entry.pulled(*factors.chained(*seen[key]))
         return for_u, for_v
-    # what the optimizer divides a first moment by, before and after
+    # the optimizer divides a first moment by this, before and after
     old = [_divisor(group, held[0], seen, side) for side in range(2)]
-    step = at.direction(*(m / d for m, d in zip(seen[key], old, strict=True)))
-    left, right = tangent(step, at.left, at.right)
-    for_u[key], for_v[key] = move.pulled(right, left)
-    for state, parameter in ((for_u, move.new[0]), (for_v, move.new[1])):
+    step = factors.direction(*(m / d for m, d in zip(seen[key], old, strict=True)))
+    left, right = tangent(step, factors.left, factors.right)
+    for_u[key], for_v[key] = entry.pulled(right, left)
+    for state, parameter in ((for_u, entry.new[0]), (for_v, entry.new[1])):
         wider = {k: (x.to(wide(x.dtype)),) for k, x in state.items() if _is_like(x)}
         state[key] = (wider[key][0] * _divisor(group, state, wider, 0)).to(parameter.dtype)
     return for_u, for_v
 
 
 def _divisor(group: dict[str, Any], state: dict[str, Any], seen: Mapping[str, Any], side: int) -> Tensor | float:
-    """What Adam divides the first moment by; 1 for plain momentum."""
+    """The number by which Adam divides the first moment; 1 for plain momentum."""
     if "exp_avg" not in seen:
         return 1.0
     step, (first, second) = float(state["step"]), group["betas"]
@@ -150,14 +155,14 @@ def _divisor(group: dict[str, Any], state: dict[str, Any], seen: Mapping[str, An
     return ((squares / (1 - second**step)).sqrt() + group["eps"]) * (1 - first**step)
 
 
-def _matrices(move: Move, tensors: Any) -> tuple[Tensor, Tensor]:
-    """What is held of a dense weight, for u and for v alike; or of the old u and of the old v."""
-    assert move.factor is not None
+def _matrices(entry: Counterpart, tensors: Any) -> tuple[Tensor, Tensor]:
+    """The moments as matrices, for u and for v: those of the dense weight twice, or those of the old factors."""
+    assert entry.factor is not None
     wider = [t.detach().to(wide(t.dtype)) for t in tensors]
     if len(wider) == 1:
-        whole = move.factor.matrices(wider[0])
+        whole = entry.factor.matrices(wider[0])
         return whole, whole
-    left, right = move.factor.thin(*wider)
+    left, right = entry.factor.thin(*wider)
     return right, left
 
 
@@ -165,13 +170,13 @@ def _check(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     unknown = sorted(key for key, x in state.items() if _is_like(x) and key not in _KNOWN)
     if unknown:
         raise ValueError(
-            f"the moments {', '.join(unknown)} of {type(optimizer).__name__} are not known here; carry those of SGD, "
+            f"the moments {', '.join(unknown)} of {type(optimizer).__name__} are not known; transfer those of SGD, "
             'Adam or AdamW, or start anew with moments="fresh"'
         )
 
 
 def _is_like(x: Any) -> bool:
-    """Whether this is a moment of every entry, and not a count of steps."""
+    """Whether an entry of the state is a moment, and not a count of steps."""
     return isinstance(x, Tensor) and x.dim() > 0
 
 
@@ -180,11 +185,11 @@ def _copied(x: Any) -> Any:
 
 
 def tangent(step: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The steps of two factors whose first order is the best approximation of a step of their product.
+    """The steps of two factors that, to first order, approximate a step D of their product best.
 
-    With P and Q the projections on the columns of `left` and the rows of `right`, the product can move by
-    P D + D Q - P D Q, which is D itself where the rank is full. Of the pairs that give it, this one treats both alike:
-    left^+ D (I - Q / 2) and (I - P / 2) D right^+.
+    Let P and Q be the projections on the columns of `left` and the rows of `right`. To first order the product can
+    change by P D + D Q - P D Q, which is D itself at full rank. Many pairs of steps do so; this one treats both factors
+    alike: left^+ D (I - Q / 2) and (I - P / 2) D right^+.
 
     Shapes: (..., rows, columns), (..., rows, r), (..., r, columns) -> (..., rows, r), (..., r, columns).
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters of a factorized model stand for which of the model that it was made from."""
+"""The parameters of a factorized model, and those of the original model that they replace."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from phalanx.lowrank.merge import low_rank_layers
 
 
 @dataclass(frozen=True)
-class Move:
-    """A parameter of the old model, or a pair u, v, and what stands in its place.
+class Counterpart:
+    """A parameter of the old model, or a pair u, v, and the parameter or pair that replaces it.
 
     Args:
-        name: in the new model, for errors.
+        name: name in the new model, for errors.
         old: one parameter, or u and v.
         new: one parameter, or u and v.
         factor: how the parameters are read as matrices; None where old and new have one shape.
@@ -31,21 +31,21 @@ class Move:
     factor: Factor | None = None
 
     def part(self, whole: Tensor) -> Tensor:
-        """What of a tensor like the old parameter belongs to the new one, where each is a single one."""
+        """The part of a tensor of the old parameter's shape that belongs to the new one; both are single parameters."""
         return whole if self.factor is None else self.factor.matrices(whole).reshape(self.new[0].shape)
 
     def pulled(self, of_u: Tensor, of_v: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrices of both factors in the shapes of their parameters u and v."""
+        """Matrices for both factors in the shapes of the parameters u and v."""
         u, v = self.new
         return of_u.reshape(u.shape).to(u.dtype), of_v.reshape(v.shape).to(v.dtype)
 
 
 @dataclass(frozen=True)
-class Thin:
-    """The two factors of a weight as matrices, and what the chain rule makes of the old moments.
+class ThinFactors:
+    """The two factors of a weight as matrices, and the chain rule from the old parameters to them.
 
-    over_left and over_right are the factors themselves where the old weight was dense. Where it was a pair `old`, they
-    tell how the new factors hang together with the old: left = old[0] over_left, right = over_right old[1].
+    If the old weight was dense, over_left and over_right are the factors themselves. If it was a pair `old`, they
+    relate the new factors to the old ones: left = old[0] over_left, right = over_right old[1].
 
     Shapes: left (copies, rows, r), right (copies, r, columns).
     """
@@ -57,18 +57,18 @@ class Thin:
     old: tuple[Tensor, Tensor] | None
 
     @staticmethod
-    def of(move: Move) -> Thin:
-        """The factors that a move ends in."""
-        assert move.factor is not None
-        left, right = thin(move.factor, *move.new)
-        if len(move.old) == 1:
-            return Thin(left, right, left, right, None)
-        before = thin(move.factor, *move.old)
+    def of(entry: Counterpart) -> ThinFactors:
+        """The factors that replace a weight."""
+        assert entry.factor is not None
+        left, right = thin(entry.factor, *entry.new)
+        if len(entry.old) == 1:
+            return ThinFactors(left, right, left, right, None)
+        before = thin(entry.factor, *entry.old)
         over_left, over_right = before[1] @ torch.linalg.pinv(right), torch.linalg.pinv(left) @ before[0]
-        return Thin(left, right, over_left, over_right, before)
+        return ThinFactors(left, right, over_left, over_right, before)
 
     def direction(self, for_u: Tensor, for_v: Tensor) -> Tensor:
-        """The step of the dense weight that steps of the old parameters mean."""
+        """The step of the dense weight that corresponds to steps of the old parameters."""
         if self.old is None:
             return for_u
         return self.old[0] @ for_u + for_v @ self.old[1]
@@ -78,7 +78,7 @@ class Thin:
         return self.over_left.mT @ for_u, for_v @ self.over_right.mT
 
     def chained_squares(self, for_u: Tensor, for_v: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squares of the old gradients as mean squares of those of u and v, the entries taken as independent."""
+        """Mean squares of the old gradients as mean squares of those of u and v, if the entries are independent."""
         return self.over_left.square().mT @ for_u, for_v @ self.over_right.square().mT
 
 
@@ -88,27 +88,27 @@ def thin(factor: Factor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return left.to(wide(v.dtype)), right.to(wide(u.dtype))
 
 
-def moves(old: nn.Module, new: nn.Module) -> list[Move]:
-    """Each parameter of the new model once, with what it stands for; those that the old model has not are left out.
+def parameter_map(old: nn.Module, new: nn.Module) -> list[Counterpart]:
+    """Each parameter of the new model with the one that it replaces; parameters that the old model lacks are left out.
 
     Raises:
         ValueError: the new model was not made from the old one.
     """
-    found: dict[int, Move] = {}
+    found: dict[int, Counterpart] = {}
     for path, low in low_rank_layers(new).items():
         before = _module(old, path)
         for factor, part in low.parts():
             name = ".".join(p for p in (path, factor.name) if p)
             into = low.pair(factor) if factor in low.factors else (_parameter(part),)
-            # what a low-rank layer leaves full lies apart from the rest already
+            # a matrix that a low-rank layer leaves full is a parameter of its own already
             apart = len(into) == 1 and isinstance(before, LowRank)
-            move = Move(name, _source(before, factor, name), into, None if apart else factor)
-            found.setdefault(id(into[0]), move)
-    inside = {id(p) for move in found.values() for p in move.new}
+            entry = Counterpart(name, _source(before, factor, name), into, None if apart else factor)
+            found.setdefault(id(into[0]), entry)
+    inside = {id(p) for entry in found.values() for p in entry.new}
     names = dict(old.named_parameters(remove_duplicate=False))
     for name, parameter in new.named_parameters():
         if id(parameter) not in inside and name in names and names[name].shape == parameter.shape:
-            found[id(parameter)] = Move(name, (names[name],), (parameter,))
+            found[id(parameter)] = Counterpart(name, (names[name],), (parameter,))
     return list(found.values())
 
 

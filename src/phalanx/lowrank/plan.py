@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which matrix of a model gets which rank, to be read, edited and applied."""
+"""A plan: the rank of every matrix of a model. It can be printed, edited and applied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Number = TypeVar("_Number", int, float)
 
 _FORMAT = 1
 _FULL = "full"  # in a file or a table: the layer keeps its dense weight
-_WHOLE = ("attention", "lstm", "gru")  # kinds of layers with several matrices
+_WHOLE = ("attention", "lstm", "gru")  # kinds of layers that have several matrices
 _FLOAT_BYTES = 4
 _NAME_COLUMNS = ("layer", "kind", "shape", "rank")
 _NUMBER_COLUMNS = ("parameters", "after", "MB a step", "after", "MACs", "after", "ms", "after")
@@ -27,17 +27,17 @@ class Entry:
     """One matrix of a model, or one for each gate or group.
 
     Args:
-        name: the layer's path, and within attention and recurrent layers the matrix.
-        kind: of layer.
-        shape: of the weight, (out, in, ...), all gates and groups together.
-        rank: of each matrix; None leaves it full.
-        reason: why.
-        copies: gates or groups.
-        tied: the entry that owns the weight, where this one shares it; its parameters count there.
-        positions: how many times a forward of the sample input multiplies by the weight; None if not run.
-        seconds: of a training step of the layer alone, forward and backward, dense; None if not measured. What
-            attention and recurrent layers take as a whole stands at their first matrix.
-        seconds_after: the same with the factors of these ranks, or dense if all stay full.
+        name: path of the layer, followed by the name of the matrix in attention and recurrent layers.
+        kind: kind of layer.
+        shape: shape of the weight, (out, in, ...), with all gates or groups.
+        rank: rank of each matrix; None leaves it full.
+        reason: the reason for this rank.
+        copies: number of gates or groups.
+        tied: name of the entry that owns the weight, if this one shares it; its parameters count there.
+        positions: number of vectors that the weight multiplies in a forward of the sample input; None if not run.
+        seconds: time of a training step of the dense layer alone, forward and backward; None if not measured. The first
+            matrix of an attention or a recurrent layer has the time of the whole layer.
+        seconds_after: the same with factors of these ranks, or dense if all stay full.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def layer(self) -> str:
-        """The layer that the matrix is a part of."""
+        """The name of the layer to which the matrix belongs."""
         return self.name.rpartition(".")[0] if self.kind in _WHOLE else self.name
 
     @property
@@ -63,39 +63,39 @@ class Entry:
 
     @property
     def largest_rank(self) -> int:
-        """The rank at which the factors can stand for any weight."""
+        """The largest useful rank, at which the factors can express any weight."""
         return min(self.factor.rows, self.factor.columns)
 
     @property
     def parameters(self) -> int:
-        """Of the dense weight."""
+        """The number of parameters of the dense weight; 0 if it is shared."""
         return 0 if self.tied else math.prod(self.shape)
 
     @property
     def parameters_after(self) -> int:
-        """Of the factors, or of the weight if it stays full."""
+        """The number of parameters of the factors, or of the weight if it stays full."""
         return self.parameters if self.rank is None or self.tied else self.factor.size_at(self.rank)
 
     @property
     def step_bytes(self) -> int:
-        """What a worker sends in a step: the dense gradient in float32."""
+        """Bytes that a worker sends in a step for the dense gradient in float32."""
         return _FLOAT_BYTES * self.parameters
 
     @property
     def step_bytes_after(self) -> int:
-        """The same for the factors."""
+        """Bytes that a worker sends in a step for the gradients of the factors."""
         return _FLOAT_BYTES * self.parameters_after
 
     @property
     def macs(self) -> int | None:
-        """Multiply-accumulates with the dense weight in one forward of the sample input; a look-up needs none."""
+        """Multiply-accumulates of the dense weight in a forward of the sample input; a look-up has none."""
         if self.positions is None:
             return None
         return 0 if self.kind == "embedding" else self.positions * math.prod(self.shape)
 
     @property
     def macs_after(self) -> int | None:
-        """The same with the factors."""
+        """Multiply-accumulates of the factors in a forward of the sample input."""
         if self.rank is None or self.positions is None:
             return self.macs
         if self.kind == "embedding":
@@ -105,11 +105,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The entries of a model in its order. `str(plan)` is a table, `plan.to_yaml()` is text for editing.
+    """The entries of a model in the model's order. `str(plan)` is a table, `plan.to_yaml()` a text to edit.
 
     Args:
-        entries: one a matrix.
-        others: parameters outside of them, such as biases and norms.
+        entries: one for each matrix.
+        others: number of all other parameters, such as biases and norms.
     """
 
     entries: tuple[Entry, ...]
@@ -122,7 +122,11 @@ class Plan:
         return len(self.entries)
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry of this name; ValueError where there is none."""
+        """The entry of this name.
+
+        Raises:
+            ValueError: there is none.
+        """
         for entry in self.entries:
             if entry.name == name:
                 return entry
@@ -130,50 +134,52 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Of the dense model."""
+        """The number of parameters of the dense model."""
         return self.others + sum(entry.parameters for entry in self)
 
     @property
     def parameters_after(self) -> int:
-        """Of the factorized model."""
+        """The number of parameters of the factorized model."""
         return self.others + sum(entry.parameters_after for entry in self)
 
     @property
     def step_bytes(self) -> int:
-        """What a worker sends in a step, dense: all gradients in float32."""
+        """Bytes that a worker sends in a step of the dense model: all gradients in float32."""
         return _FLOAT_BYTES * self.parameters
 
     @property
     def step_bytes_after(self) -> int:
-        """The same of the factorized model."""
+        """Bytes that a worker sends in a step of the factorized model."""
         return _FLOAT_BYTES * self.parameters_after
 
     @property
     def seconds(self) -> float | None:
-        """Of a training step of the layers, each alone, dense; None if not measured."""
+        """Seconds of a training step of all dense layers, each alone; None if not measured."""
         return _total([entry.seconds for entry in self])
 
     @property
     def seconds_after(self) -> float | None:
-        """The same, factorized; None if some were not measured at these ranks."""
+        """The same for the factorized layers; None if some were not measured at these ranks."""
         measured = [entry.seconds_after for entry in self if entry.seconds is not None]
         return None if None in measured else _total(measured)
 
     @property
     def macs(self) -> int | None:
-        """Of the entries, dense; None if no sample input was run."""
+        """Multiply-accumulates of all dense entries; None if no sample input was run."""
         return _total([entry.macs for entry in self])
 
     @property
     def macs_after(self) -> int | None:
-        """Of the entries, factorized; None if no sample input was run."""
+        """Multiply-accumulates of all entries at their ranks; None if no sample input was run."""
         return _total([entry.macs_after for entry in self])
 
     def with_ranks(self, ranks: Mapping[str, int | None]) -> Plan:
-        """The plan with other ranks for some entries; the times of their layers are no longer known.
+        """The plan with other ranks for some entries; the times of their layers become unknown.
 
+        Args:
+            ranks: new rank of each entry by its name; None is full.
         Raises:
-            ValueError: a name that the plan does not have.
+            ValueError: the plan does not have an entry of some name.
         """
         other = {self[name].layer for name in ranks}
         known = [replace(e, seconds_after=None) if e.layer in other else e for e in self]
@@ -181,7 +187,7 @@ class Plan:
         return replace(self, entries=tuple(changed))
 
     def to_yaml(self) -> str:
-        """One line an entry; edit the ranks, where `full` leaves a layer as it is."""
+        """The plan as YAML, one line for each entry; the rank `full` keeps a layer dense."""
         import yaml
 
         lines = [
@@ -204,10 +210,10 @@ class Plan:
 
     @classmethod
     def from_yaml(cls, text: str) -> Plan:
-        """The inverse of `to_yaml`. Layers may be left out: they stay full.
+        """The inverse of `to_yaml`. Layers that are left out stay full.
 
         Raises:
-            ValueError: no plan, or an entry with a wrong field, by its name.
+            ValueError: the text is no plan, or a field of an entry is wrong.
         """
         import yaml
 
@@ -231,7 +237,7 @@ class Plan:
 
 
 def _entry(i: int, fields: Any) -> Entry:
-    """One entry of a YAML file, checked field by field."""
+    """An entry from a YAML file, after a check of every field."""
     if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
         raise ValueError(f"layer {i} of the plan needs a name in quotes, got {fields!r}")
     name = fields["name"]
@@ -271,7 +277,7 @@ def _total(counts: list[_Number | None]) -> _Number | None:
 
 
 def _table(plan: Plan) -> str:
-    """One line an entry, and the totals; columns of what was not counted or measured are left out."""
+    """A table with one line for each entry, and the totals; columns without numbers are left out."""
     rows: list[tuple[str, ...]] = [(*_NAME_COLUMNS, *_NUMBER_COLUMNS, "why")]
     for e in plan:
         rank = _FULL if e.rank is None else str(e.rank)
@@ -286,7 +292,7 @@ def _table(plan: Plan) -> str:
 
 
 def _number_cells(counted: Entry | Plan) -> tuple[str, ...]:
-    """The cells of an entry, or of all of them."""
+    """The cells with numbers of one entry, or of the whole plan."""
     return (
         *(f"{n:,}" for n in (counted.parameters, counted.parameters_after)),
         *(f"{n / 1e6:,.2f}" for n in (counted.step_bytes, counted.step_bytes_after)),

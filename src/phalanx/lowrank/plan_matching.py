@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a plan fits a model."""
+"""Check that a plan fits a model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from phalanx.lowrank.layer_types import Layer
 from phalanx.lowrank.plan import Entry, Plan
 
 
-def matched(found: list[Layer], names: dict[int, list[str]], plan: Plan) -> dict[str, int]:
-    """The ranks of the matrices that become low rank, by name.
+def match_plan(model_layers: list[Layer], names: dict[int, list[str]], plan: Plan) -> dict[str, int]:
+    """The rank of each matrix that becomes low rank, by the name of the matrix.
 
     Args:
-        found: the model's layers.
-        names: of every parameter object.
+        model_layers: the model's layers.
+        names: all names of every parameter, by its id.
+        plan: the plan to check.
     Raises:
-        ValueError: the plan names a layer that the model does not have, or twice; or kind, shape or rank do not fit; or
+        ValueError: the plan names a layer that the model lacks, or names one twice; kind, shape or rank do not fit; or
             layers that share a weight would get different ranks.
     """
-    known = {layer.path(factor): (layer, factor) for layer in found for factor in layer.factors}
+    known = {layer.path(factor): (layer, factor) for layer in model_layers for factor in layer.factors}
     ranks: dict[str, int] = {}
     seen: set[str] = set()
     for entry in plan:
@@ -42,6 +43,7 @@ def matched(found: list[Layer], names: dict[int, list[str]], plan: Plan) -> dict
 
 
 def _check(entry: Entry, layer: Layer, factor: Factor) -> None:
+    """Raises ValueError unless an entry of the plan fits the layer."""
     name = entry.name
     if entry.kind != layer.kind:
         raise ValueError(f"layer {name!r} is of kind {layer.kind!r}, the plan has {entry.kind!r}")
@@ -59,7 +61,7 @@ def _check(entry: Entry, layer: Layer, factor: Factor) -> None:
 def _check_tied(
     members: list[str], everywhere: list[str], known: dict[str, tuple[Layer, Factor]], ranks: dict[str, int]
 ) -> None:
-    """All who share a weight must share its factors."""
+    """Raises ValueError unless all layers that share a weight would share its factors."""
     factors = [known[name][1] for name in members]
     whole = len(members) == len(everywhere) and len(set(factors)) == 1
     if not whole or len({ranks[name] for name in members}) > 1:

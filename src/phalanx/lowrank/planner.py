@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that say which layers of a model become low rank."""
+"""Makes a plan: the rules that decide which layers of a model become low rank, and at which rank."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import nn
 
 from phalanx.core.expression import require
 from phalanx.core.registry import suggest
-from phalanx.lowrank.automatic import automatic
+from phalanx.lowrank.automatic import choose_full_layers
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.layer_timing import Stopwatch
-from phalanx.lowrank.layer_types import Layer, layers, uses
+from phalanx.lowrank.layer_timing import LayerTimer
+from phalanx.lowrank.layer_types import Layer, layers, parameter_names
 from phalanx.lowrank.plan import Entry, Plan
-from phalanx.lowrank.ranks import own_rank, shares_of
-from phalanx.lowrank.sample_run import positions_of
+from phalanx.lowrank.ranks import energies_of, own_rank
+from phalanx.lowrank.sample_run import count_positions
 
 Rank = Literal["ratio", "auto"]
 
@@ -39,39 +39,41 @@ def plan(
     measure: bool = False,
     autocast: torch.dtype | None = None,
 ) -> Plan:
-    """What `factorize` would do to a model, one entry a matrix, with the reason.
+    """What `factorize` would do to a model: one entry for each matrix, with the reason.
 
-    A rank is that of each gate of a recurrent layer and of each group of a convolution. With rank="ratio" it is
-    max(1, floor(min(out, in * kernel) ratio)). With rank="auto" it comes from the singular values of the present
+    Each gate of a recurrent layer and each group of a convolution has the rank of its entry. With rank="ratio" the rank
+    is max(1, floor(min(out, in * kernel) ratio)). With rank="auto" it comes from the singular values of the present
     weights, in one of three ways:
-    with a ratio, from a budget, the parameters that rank="ratio" would have: they are spread so that the most energy is
-    kept, that of each matrix relative to its own squared Frobenius norm, and each keeps at least half of its rank;
+    with a ratio, from a budget, which is the number of parameters that rank="ratio" would give. It is distributed so
+    that the sum of the energies is largest, where each matrix counts its energy relative to its own squared Frobenius
+    norm; each matrix keeps at least half of its rank;
     with `initial`, from the stable rank ||W||_F^2 / ||W||_2^2, times the full rank over the stable rank at the start;
-    else, from the number of singular values that hold the `energy`.
+    otherwise, from the number of singular values that hold the `energy`.
 
-    A weight whose factors would be no smaller stays full. A weight that several layers share stays full unless all of
-    them are factorized, with the same two factors. With rank="auto", the first layers stay full that hold less than
-    1 % of the weights together; where times are measured, instead, all layers that are slower factorized. Within a
-    budget they stay full only as far as half of the others' parameters remain.
+    A weight stays full if its factors would not be smaller. A weight that several layers share stays full unless all of
+    them are factorized with the same two factors. With rank="auto", the first layers stay full if together they hold
+    less than 1 % of the weights; if times are measured, all layers that are slower in low rank stay full instead. With
+    a budget, layers stay full only while the others keep half of their parameters.
 
     Args:
-        ratio: of the rank to the full rank, in (0, 1]; lower is smaller; 1/4 if left out and rank="ratio".
-        first: K of the chapter, >= 1: the first K - 1 layers that could be factorized stay full. An attention counts as
-            one layer, and so does each layer of a recurrent stack. 1 if left out and rank="ratio".
-        keep: names of layers, or patterns as in file names, that stay full; a name stands for all within it, too.
+        ratio: ratio of the rank to the full rank, in (0, 1]; lower gives smaller ranks; by default 1/4 with
+            rank="ratio".
+        first: K of the dissertation, >= 1: the first K - 1 layers that could be factorized stay full. An attention
+            counts as one layer, and so does each layer of a recurrent stack. By default 1 with rank="ratio".
+        keep: names of layers, or patterns as in file names, that stay full; a name includes all layers inside.
         rank: "ratio" or "auto".
-        initial: what `stable_ranks` returned before training; matrices that are not in it go by energy.
-        energy: part of the sum of the squared singular values, in (0, 1]; higher is larger.
-        classifier: the last layer stays full if it is fully connected and not part of a repeated block.
-        embedding: embeddings become low rank, too, and with them a last layer that shares their weight.
-        sample_input: an input of the model (a tensor, a tuple of arguments or a dictionary of them) that is run once to
-            count multiply-accumulates.
-        measure: time a training step of every layer that could be factorized, dense and factorized, at the inputs that
-            it sees in a run of the sample; see `phalanx.lowrank.layer_timing.timed`.
-        autocast: the dtype of `torch.autocast` in measured steps.
+        initial: result of `stable_ranks` before training; matrices that it lacks get their rank from the energy.
+        energy: share of the sum of the squared singular values, in (0, 1]; higher gives larger ranks.
+        classifier: whether the last layer stays full if it is fully connected and not part of a repeated block.
+        embedding: whether embeddings also become low rank, and with them a last layer that shares their weight.
+        sample_input: an input of the model (a tensor, a tuple of arguments or a dictionary of them), on which the model
+            runs once to count multiply-accumulates.
+        measure: whether to time a training step of every layer that could be factorized, dense and in low rank, on the
+            inputs that it gets in the run on the sample; see `phalanx.lowrank.layer_timing.timed`.
+        autocast: dtype of `torch.autocast` in the measured steps.
     Raises:
-        ValueError: a number out of its range, arguments that do not go together, a pattern that fits no layer,
-            low-rank layers in the model, or with rank="auto" a weight that is not finite.
+        ValueError: a number is out of its range, arguments exclude each other, a pattern fits no layer, the model has
+            low-rank layers, or with rank="auto" a weight is not finite.
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, section 3; Wang et al., Cuttlefish, 2023,
         arXiv:2305.02538, for `initial` and the times. Differs: a layer that would grow stays full; the budget, the
         energy and the rule of 1 % are ours.
@@ -79,10 +81,10 @@ def plan(
     _check(ratio, first, energy, initial)
     _check_together(rank, ratio, initial, sample_input is not None, measure, autocast is not None)
     share, auto = 1 / 4 if ratio is None else ratio, rank == "auto"
-    found, names = layers(model), uses(model)
-    reasons, last = _rules(model, found, 1 if first is None else first, _patterns(keep, found), embedding)
-    shared = _shared(found, names)
-    # asking for embeddings asks for the output layer that shares their weight
+    model_layers, names = layers(model), parameter_names(model)
+    reasons, last = _rules(model, model_layers, 1 if first is None else first, _patterns(keep, model_layers), embedding)
+    shared = _shared(model_layers, names)
+    # embedding=True includes the output layer that shares the embedding's weight
     asked = embedding and any(layer.path(factor) == last for group in shared.values() for layer, factor in group)
     if classifier and last and not reasons[last] and not asked:
         reasons[last] = "the last classifier"
@@ -98,17 +100,17 @@ def plan(
             return own_rank(layer, factor, energy, 0.0 if initial is None else initial.get(name, 0.0))
         return factor.rank_at(share), f"ratio {share:.4g}"
 
-    counts = {} if sample_input is None else positions_of(model, found, sample_input)
-    entries = _entries(found, reasons, choose, counts)
+    counts = {} if sample_input is None else count_positions(model, model_layers, sample_input)
+    entries = _entries(model_layers, reasons, choose, counts)
     total = sum(parameter.numel() for parameter in model.parameters())
     made = Plan(entries, total - sum(entry.parameters for entry in entries))
-    timer = Stopwatch(model, found, sample_input, autocast) if measure else None
+    timer = LayerTimer(model, model_layers, sample_input, autocast) if measure else None
     if not auto:
         return made if timer is None else timer(made)
-    known = {layer.path(factor): (layer, factor) for layer in found for factor in layer.factors}
+    known = {layer.path(factor): (layer, factor) for layer in model_layers for factor in layer.factors}
     own = [] if spectral else [e.name for e in made if e.rank is not None and not e.tied]
-    shares = None if spectral else {name: shares_of(*known[name]) for name in own}
-    return automatic(made, shares, first is None and not measure, timer)
+    shares = None if spectral else {name: energies_of(*known[name]) for name in own}
+    return choose_full_layers(made, shares, first is None and not measure, timer)
 
 
 def _check(ratio: float | None, first: int | None, energy: float, initial: Mapping[str, float] | None) -> None:
@@ -132,14 +134,14 @@ def _check_together(
 
 
 def _entries(
-    found: list[Layer],
+    model_layers: list[Layer],
     reasons: dict[str, str],
     choose: Callable[[str, Layer, Factor], tuple[int, str]],
     counts: dict[str, int],
 ) -> tuple[Entry, ...]:
     owners: dict[tuple[int, int], str] = {}
     made: dict[str, Entry] = {}
-    for layer in found:
+    for layer in model_layers:
         for factor in layer.factors:
             name, weight = layer.path(factor), layer.owned(factor)
             owner = name if weight is None else owners.setdefault((id(weight), factor.start), name)
@@ -160,12 +162,12 @@ def _entries(
 
 
 def _rules(
-    model: nn.Module, found: list[Layer], first: int, kept: dict[str, str], embedding: bool
+    model: nn.Module, model_layers: list[Layer], first: int, kept: dict[str, str], embedding: bool
 ) -> tuple[dict[str, str], str]:
-    """Why each matrix stays full, apart from its size and its ties, or nothing; and the classifier's name, if any."""
+    """The reason why each matrix stays full, apart from size and ties, or ""; and the classifier's name or ""."""
     reasons: dict[str, str] = {}
     number, last, counted = 0, "", None
-    for layer in found:
+    for layer in model_layers:
         for factor in layer.factors:
             name, refusal = layer.path(factor), layer.refusal
             if not refusal and layer.kind == "embedding" and not embedding:
@@ -183,11 +185,11 @@ def _rules(
     return reasons, last
 
 
-def _patterns(keep: Sequence[str], found: list[Layer]) -> dict[str, str]:
+def _patterns(keep: Sequence[str], model_layers: list[Layer]) -> dict[str, str]:
     """The pattern that keeps a matrix, by its name."""
     if isinstance(keep, str):
         raise ValueError(f"plan needs a list of patterns to keep, got keep={keep!r}; write keep=[{keep!r}]")
-    names = [layer.path(factor) for layer in found for factor in layer.factors]
+    names = [layer.path(factor) for layer in model_layers for factor in layer.factors]
     kept: dict[str, str] = {}
     for pattern in keep:
         fitting = [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")]
@@ -198,7 +200,7 @@ def _patterns(keep: Sequence[str], found: list[Layer]) -> dict[str, str]:
 
 
 def _repeated(model: nn.Module, name: str) -> bool:
-    """Whether a layer is part of a block that its container holds several of."""
+    """Whether a layer is in a block whose container holds several blocks of this class."""
     path = name.split(".")
     for depth in range(1, len(path)):
         block, parent = (model.get_submodule(".".join(path[:i])) for i in (depth, depth - 1))
@@ -209,10 +211,10 @@ def _repeated(model: nn.Module, name: str) -> bool:
     return False
 
 
-def _shared(found: list[Layer], names: dict[int, list[str]]) -> dict[int, list[tuple[Layer, Factor]]]:
+def _shared(model_layers: list[Layer], names: dict[int, list[str]]) -> dict[int, list[tuple[Layer, Factor]]]:
     """The matrices of every tied parameter."""
     groups: dict[int, list[tuple[Layer, Factor]]] = {}
-    for layer in found:
+    for layer in model_layers:
         for factor in layer.factors:
             parameter = layer.owned(factor)
             if not layer.refusal and parameter is not None and len(names[id(parameter)]) > 1:
@@ -221,7 +223,7 @@ def _shared(found: list[Layer], names: dict[int, list[str]]) -> dict[int, list[t
 
 
 def _agree(group: list[tuple[Layer, Factor]], names: dict[int, list[str]], reasons: dict[str, str]) -> None:
-    """Leaves all matrices of a tied parameter full unless all of them can share two factors."""
+    """Marks all matrices of a tied parameter as full unless all of them can share two factors."""
     everywhere = names[id(group[0][0].weight(group[0][1]))]
     paths = [layer.path(factor) for layer, factor in group]
     whole = len(group) == len(everywhere) and all(layer.weight(f).numel() == f.size for layer, f in group)

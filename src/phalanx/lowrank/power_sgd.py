@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean of all rows by one step of the power method, in two all-reduces of thin factors."""
+"""PowerSGD: the mean of all rows by one step of the power method, in two all-reduces of thin factors."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _SHARED = memory_key(None, received=True)  # the right factors, the same in ever
 
 @method("power_sgd", "wire")
 class PowerSgd(Stage):
-    """The weighted mean of all workers' rows, of low rank for every matrix, with warm start and error feedback.
+    """The weighted mean of the rows of all workers, of low rank for every matrix, with warm start and error feedback.
 
-    For the mean M of the rows and residuals, viewed as (first, rest): P = orthogonalised M Q, Q = M^T P, decoded P Q^T.
-    decoded + mean new residual = mean row + mean old residual. Tensors for which the factors are no shorter (vectors,
-    thin matrices), and installed entries, are averaged as they are. Like `reduce` it is blind: no gate, no robust rule.
+    Let M be the mean of rows plus residuals, viewed as (first dimension, rest). Then P is the orthogonalised M Q, the
+    new Q is M^T P, and the decoded mean is P Q^T. decoded + mean new residual = mean row + mean old residual. Tensors
+    for which the factors are not shorter (vectors, thin matrices) and installed entries are averaged without factors.
+    As with `reduce`, the server never sees single rows, so there is no gate and no robust rule.
 
     Shapes: (k, d) -> (1, d).
     Args:
         rank: columns of a factor, >= 1; lower sends less.
     Source: Vogels et al., PowerSGD, 2019, arXiv:1905.13727, Algorithms 1 and 2. Differs: Householder orthogonalisation;
-        the right factor starts the next round with columns of norm one, which spans the same and cannot overflow;
-        after a round that is not finite, memories are as before.
+        the right factor starts the next round with columns of norm one, which span the same space and cannot overflow;
+        a round that is not finite does not change the memories.
     """
 
     rank: int = 1
@@ -105,24 +106,24 @@ class PowerSgd(Stage):
         return d > 0 and rows > 1 and self.rank * (rows + d // rows) < d
 
     def _start(self, known: Mapping[str, Tensor], name: str, matrices: Tensor) -> Tensor:
-        """The right factor of the last round, or a random one that every process draws alike."""
+        """The right factor of the last round, or a random one that is the same in every process."""
         columns = matrices.shape[2]
         if name in known and known[name].shape == (columns, self.rank):
             return known[name].to(matrices)
-        drawn = torch.randn(
+        noise = torch.randn(
             columns, self.rank, generator=make_generator("power_sgd", columns, self.rank), dtype=torch.float64
         )
-        return _normed(drawn).to(matrices)
+        return _normed(noise).to(matrices)
 
 
 def _mean(
     stack: Stack, world: Collective, total: Tensor, factors: dict[str, Tensor], others: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """The weighted mean of (k, ...) tensors over all workers in one all-reduce, and the bytes of one worker's part."""
+    """The weighted means of (k, ...) tensors over all workers in one all-reduce, and the bytes that a worker sends."""
     named = [*factors.items(), *others.items()]
     flat = torch.cat([t.flatten(1) for _, t in named], dim=1) if named else stack.rows[:, :0]
     mean = world.mean(flat, stack.weights, total) if flat.shape[1] else flat.new_zeros(0)
-    # a process may play none of the workers that take part
+    # a process may hold none of the workers that take part
     pieces = mean.split([t.shape[1:].numel() for _, t in named])
     means = [piece.reshape(t.shape[1:]) for piece, (_, t) in zip(pieces, named, strict=True)]
     both = [(name, tensor) for (name, _), tensor in zip(named, means, strict=True)]
@@ -130,12 +131,12 @@ def _mean(
 
 
 def _orthogonal(p: Tensor) -> Tensor:
-    """Orthonormal columns that span those of p; p itself where it is not finite."""
+    """Orthonormal columns that span the space of those of p; p itself if it is not finite."""
     return torch.linalg.qr(p).Q if finite(p) else p
 
 
 def _normed(q: Tensor) -> Tensor:
-    """Columns of norm one; zero columns stay zero, and the next orthogonalisation replaces them."""
+    """The matrix with columns of norm one; zero columns stay zero until the next orthogonalisation replaces them."""
     largest = q.abs().amax(dim=0, keepdim=True)
     scaled = q / torch.where(largest > 0, largest, 1.0)
     return scaled / torch.linalg.vector_norm(scaled, dim=0, keepdim=True).clamp(min=1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder with the tensors and the plan of a factorized model."""
+"""Saves a factorized model in a folder, as its tensors and its plan, and loads it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TENSORS, PLAN = "model.safetensors", "plan.yaml"
 
 
 def save_pretrained(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Writes `model.safetensors`, which holds the plan, too, and `plan.yaml`, which is for reading.
+    """Writes `model.safetensors`, which also holds the plan, and `plan.yaml`, for people to read.
 
-    Tensors that layers share are written once. A crash leaves the old files.
+    A tensor that layers share is written once. A crash leaves the old files.
 
     Args:
-        folder: made if it is not there.
+        folder: the folder to write to; it is made if it does not exist.
     Raises:
-        ValueError: the model's state holds something that is no tensor.
+        ValueError: the model's state has an entry that is no tensor.
     """
     from safetensors.torch import save as to_bytes
 
@@ -45,13 +45,14 @@ def save_pretrained(model: nn.Module, folder: str | PathLike[str]) -> None:
 
 
 def from_pretrained(folder: str | PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    """A factorized model as it was saved: the plan is applied to a dense model without an SVD, and tensors are read.
+    """A factorized model as it was saved: the plan is applied to a dense model without an SVD, then tensors are loaded.
 
     Args:
-        folder: what `save_pretrained` wrote.
-        model: a dense model of the same architecture, or a function that builds one; it stays as it is.
+        folder: a folder that `save_pretrained` wrote.
+        model: a dense model of the same architecture, or a function that builds one; it is not changed.
     Raises:
-        ValueError: no such folder, a damaged file, another architecture, other dtypes, or other shared tensors.
+        ValueError: the folder has no such file, the file is damaged, or the model has another architecture, other
+            dtypes or other shared tensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -78,7 +79,7 @@ def from_pretrained(folder: str | PathLike[str], model: nn.Module | Callable[[],
 
 
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, and the names under which it stands again, each with its first name."""
+    """Every tensor under its first name, and for each further name of a tensor its first name."""
     state: dict[str, Any] = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -97,7 +98,7 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _compare(
     path: Path, tensors: dict[str, Tensor], same: dict[str, str], own: dict[str, Tensor], own_same: dict[str, str]
 ) -> None:
-    """ValueError unless file and model have the same tensors."""
+    """Raises ValueError unless the file and the model have the same tensors."""
     if same != own_same:
         differing = sorted(set(same.items()) ^ set(own_same.items()))[0]
         where = "the file" if differing in same.items() else "the model"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PUFFERFISH: train at full rank for a while, factorize, and go on."""
+"""PUFFERFISH: train at full rank for a while, factorize, and continue."""
 
 from __future__ import annotations
 
@@ -16,41 +16,40 @@ from phalanx.lowrank.adapt import adapt
 from phalanx.lowrank.decay import factors_of, frobenius_decay
 from phalanx.lowrank.factorize import apply, factorize
 from phalanx.lowrank.merge import applied
-from phalanx.lowrank.optimizer_state import Moments, carried_state
+from phalanx.lowrank.optimizer_state import Moments, transferred_state
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.planner import Rank, plan
 from phalanx.lowrank.stable_rank import ranks_converged, stable_ranks
 
-LOOKS = 40  # of a phase, at ranks that are watched
-LATEST = 0.5  # of a phase: where a warm-up that never settles ends
+LOOKS = 40  # measurements of the ranks in a phase
+LATEST = 0.5  # share of a phase after which the warm-up ends even if the ranks have not converged
 
 
 @method("pufferfish", "surgery")
 class Pufferfish(Surgery):
-    """Full rank for the first part of a phase, then every large matrix is the product of two thin ones.
+    """Full rank for the first part of a phase, then every large matrix becomes the product of two thin ones.
 
-    The learning rate's schedule, BatchNorm statistics and biases go on as they are; the scheme's memories begin anew,
-    because rows have another layout from then on.
+    The schedule of the learning rate, BatchNorm statistics and biases continue unchanged. The memories of the scheme
+    start again, because rows have another layout from then on.
 
     Args:
-        ratio: of the rank to the full rank, in (0, 1]; with rank="auto" the budget of parameters, and None leaves the
-            size to the spectra as well.
-        warmup: share of the phase's rounds at full rank, in [0, 1); 0 is low rank from scratch. "auto" looks at the
-            stable ranks 40 times a phase and ends the warm-up when they have settled, after half of the rounds at last.
+        ratio: ratio of the rank to the full rank, in (0, 1]; with rank="auto" it sets the budget of parameters, and
+            None lets the spectra decide the size as well.
+        warmup: share of the phase's rounds at full rank, in [0, 1); 0 is low rank from the start. "auto" measures the
+            stable ranks 40 times a phase and ends the warm-up when they have converged, or after half of the rounds.
         rank: "ratio" or "auto", as in `phalanx.lowrank.plan`; "auto" without a ratio takes the stable ranks at the
             phase's start where they were watched, and the energy otherwise.
         first: the first K - 1 layers stay full, as in `phalanx.lowrank.plan`.
-        keep: layers, or patterns, that stay full.
-        start: "spectrum" begins with the factors of the present weights, also from scratch, where these were drawn a
-            moment ago; "drawn" with factors that are drawn as PyTorch draws two layers, as the published code does from
-            scratch.
-        classifier: the last fully connected layer stays full.
-        moments: what becomes of the optimizer's moments, as in `phalanx.lowrank.transfer_optimizer`.
+        keep: names of layers, or patterns, that stay full.
+        start: "spectrum" begins with the factors of the present weights, also with warmup=0; "drawn" begins with random
+            factors, initialised as PyTorch initialises two layers, as the published code does with warmup=0.
+        classifier: whether the last fully connected layer stays full.
+        moments: how the optimizer's moments are transferred, as in `phalanx.lowrank.transfer_optimizer`.
         decay: "factors" decays u and v as any weight; "product" decays v u, as `phalanx.lowrank.frobenius_decay` does.
-        adapt: shares of the phase's rounds, behind the warm-up, at which the ranks are lowered to what they still need.
-        energy: of v u that `phalanx.lowrank.adapt` keeps then.
+        adapt: shares of the phase's rounds, after the warm-up, at which `phalanx.lowrank.adapt` lowers the ranks.
+        energy: share of the energy of v u that it keeps, in (0, 1].
     Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, Algorithm 2; for "auto" Wang et al., Cuttlefish, 2023,
-        arXiv:2305.02538. Differs: moments are carried, where the published code starts a fresh optimizer.
+        arXiv:2305.02538. Differs: moments are transferred, where the published code starts a new optimizer.
     """
 
     ratio: float | None = 0.25
@@ -94,7 +93,7 @@ class Pufferfish(Surgery):
         if at in self._adapts(rounds):
             low = adapt(model, self.energy)
             shape = {"plan": applied(low).to_yaml()}
-            # where no rank fell, training goes on undisturbed
+            # if no rank fell, the model and the optimizer stay as they are
             return (None if shape == memory.get("shape") else low), {**memory, "shape": shape}
         if "shape" in memory:
             return None, memory
@@ -117,7 +116,7 @@ class Pufferfish(Surgery):
     def carried(
         self, optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, memory: State
     ) -> dict[Any, dict[str, Any]]:
-        return dict(carried_state(optimizer, old, new, self.moments))
+        return dict(transferred_state(optimizer, old, new, self.moments))
 
     def groups(self, model: nn.Module) -> Parameters:
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -141,7 +140,7 @@ class Pufferfish(Surgery):
         return int(LATEST * rounds)
 
     def _look(self, model: nn.Module, memory: State) -> State:
-        """The memory with one more look at the weights that would become low rank."""
+        """The memory with one more measurement of the stable ranks of the weights that would become low rank."""
         likely = plan(model, self.ratio or 1 / 4, self.first, self.keep, classifier=self.classifier)
         return {**memory, "looks": [*memory.get("looks", []), stable_ranks(model, likely)]}
 
@@ -152,9 +151,9 @@ class Pufferfish(Surgery):
 
 @dataclass(frozen=True)
 class RandomFactors:
-    """Factors as PyTorch draws the weights of two layers, whatever the matrices hold: uniform within 1 / sqrt(inputs).
+    """Random factors, uniform within 1 / sqrt(inputs) as PyTorch initialises two layers; the matrices do not matter.
 
-    Every call goes on with the stream.
+    Every call continues the stream of random numbers.
 
     Shapes: (copies, rows, columns) -> v (copies, rows, rank), u (copies, rank, columns).
     Source: He et al., Delving Deep into Rectifiers, 2015, arXiv:1502.01852, as in `nn.Linear` and `nn.Conv2d`.

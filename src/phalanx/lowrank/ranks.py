@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks from the spectrum of the present weights."""
+"""Ranks from the singular values of the present weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from phalanx.lowrank.layer_types import Layer
 from phalanx.lowrank.spectrum import energies, rank_for, stable_rank
 
 
-def shares_of(layer: Layer, factor: Factor) -> list[float]:
-    """`energies` of a matrix of a model; its errors name the layer."""
+def energies_of(layer: Layer, factor: Factor) -> list[float]:
+    """The `energies` of a matrix of a model; errors name the layer."""
     try:
         return energies(factor.matrices(layer.weight(factor)))
     except ValueError as error:
@@ -21,7 +21,7 @@ def shares_of(layer: Layer, factor: Factor) -> list[float]:
 
 
 def stable_rank_of(layer: Layer, factor: Factor) -> float:
-    """`stable_rank` of a matrix of a model; its errors name the layer."""
+    """The `stable_rank` of a matrix of a model; errors name the layer."""
     try:
         return stable_rank(factor.matrices(layer.weight(factor)))
     except ValueError as error:
@@ -29,28 +29,28 @@ def stable_rank_of(layer: Layer, factor: Factor) -> float:
 
 
 def own_rank(layer: Layer, factor: Factor, energy: float, start: float) -> tuple[int, str]:
-    """The rank that a matrix asks for by itself, and why.
+    """The rank of a matrix by its own spectrum, and the reason.
 
     Args:
-        energy: part of the squared singular values to keep, in (0, 1].
-        start: its stable rank before training; the rank is then that of today times the full rank over it. At 0 there
-            is none to compare with, and `energy` decides.
+        energy: share of the squared singular values to keep, in (0, 1].
+        start: stable rank before training. If it is above 0, the rank is the present stable rank times the full rank
+            over `start`. If it is 0, `energy` decides.
     Source: Wang et al., Cuttlefish, 2023, arXiv:2305.02538, the scaled stable rank. As published; the energy is ours.
     """
     full = min(factor.rows, factor.columns)
     if start > 0:
         now = stable_rank_of(layer, factor)
         return min(full, max(1, round(now * full / start))), f"stable rank {now:.3g}, at the start {start:.3g}"
-    return rank_for(shares_of(layer, factor), energy), f"{energy:.4g} of the energy"
+    return rank_for(energies_of(layer, factor), energy), f"{energy:.4g} of the energy"
 
 
 class Choice(NamedTuple):
-    """What a matrix may be.
+    """A possible rank of a matrix.
 
     Args:
-        rank: None for the dense matrix.
-        cost: parameters.
-        kept: part of its energy, in [0, 1].
+        rank: the rank; None for the dense matrix.
+        cost: number of parameters.
+        kept: share of the energy that is kept, in [0, 1].
     """
 
     rank: int | None
@@ -59,22 +59,23 @@ class Choice(NamedTuple):
 
 
 def choices(shares: Sequence[float], factor: Factor, least: int) -> list[Choice]:
-    """Every rank from the least to the last that is smaller than the dense matrix, and that matrix."""
+    """Every rank from `least` on at which the factors are smaller than the dense matrix, and the dense matrix."""
     unit, kept = factor.size_at(1), list(accumulate(shares))
     ranks = [Choice(r, r * unit, kept[r - 1]) for r in range(least, (factor.size - 1) // unit + 1)]
     return [*ranks, Choice(None, factor.size, kept[-1])]
 
 
-def spread(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice]:
-    """One choice for each matrix that together keep the most energy within the budget.
+def spend_budget(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice]:
+    """One choice for each matrix, which together keep as much energy as the budget allows.
 
-    Each matrix begins with its first choice and goes up the concave hull of energy over parameters, always the one
-    with the steepest next step, until that does not fit; what is left goes to single ranks that do. Up to there no
-    choices of as many parameters keep more; in the end, none within the budget keep more than these and that step.
+    Each matrix begins with its first choice. Then the matrix whose next step on the concave hull of energy over
+    parameters is steepest takes that step, until a step exceeds the budget. The rest goes to single ranks that fit. Up
+    to the step that did not fit, no other choices with as many parameters keep more energy. In the end, no choices
+    within the budget keep more than these and that step together.
 
     Args:
-        options: of each matrix; cost and energy rise.
-        budget: parameters of all, >= those of the first choices.
+        options: the choices of each matrix, with rising cost and energy.
+        budget: number of parameters of all matrices, at least that of the first choices.
     """
     at, left = [0] * len(options), budget - sum(own[0].cost for own in options)
     steps = [(_slope(own[a], own[b]), i, b) for i, own in enumerate(options) for a, b in pairwise(_hull(own))]
@@ -97,7 +98,7 @@ def _slope(a: Choice, b: Choice) -> float:
 
 
 def _hull(own: Sequence[Choice]) -> list[int]:
-    """The choices on the upper concave hull."""
+    """The positions of the choices on the upper concave hull of energy over cost."""
     hull = [0]
     for i in range(1, len(own)):
         while len(hull) > 1 and _slope(own[hull[-2]], own[hull[-1]]) < _slope(own[hull[-1]], own[i]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LSTM and GRU whose gate matrices are of low rank."""
+"""LSTM and GRU with gate matrices of low rank."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ States = tuple[Tensor, ...]  # of one layer and direction, each (B, hidden)
 
 
 class LowRankRecurrent(LowRank):
-    """A stack of recurrent layers with factors of each gate's matrices.
+    """A stack of recurrent layers with factors of the matrices of each gate.
 
-    The input's part of all gates is one thin product for all time steps and one batched product; the hidden part is one
-    thin and one batched product a step. Both biases of PyTorch are kept, so the function is the same.
+    The input part of all gates is one thin product and one batched product for all time steps together. The hidden part
+    is one thin and one batched product for each step. Both biases of PyTorch are kept, so the function is the same.
 
     Shapes: those of `nn.LSTM` and `nn.GRU`: (T, B, in), (B, T, in), (T, in) or a `PackedSequence`. Factors of layer 0:
         u_ih_l0 (gates * rank, in), v_ih_l0 (gates * hidden, rank), u_hh_l0, v_hh_l0; the gates in PyTorch's order.
     Raises:
-        ValueError: an input or a state of another shape, or no time step.
-    Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, section 2.3. Differs: two biases for each gate; layers hand
-        on their own states, where the published stack hands layer 2's to layer 1.
+        ValueError: an input or a state has another shape, or there is no time step.
+    Source: Wang et al., Pufferfish, 2021, arXiv:2103.03936, section 2.3. Differs: two biases for each gate; each layer
+        continues with its own state, where the published stack gives the state of layer 2 to layer 1.
     """
 
     gates: ClassVar[int]
@@ -59,19 +59,21 @@ class LowRankRecurrent(LowRank):
                 bias = getattr(dense, name)
                 if isinstance(bias, nn.Parameter):
                     self.register_parameter(name, bias)
-                else:  # zeros that do not train, as in `tied_lstm`
+                else:  # zeros that are not trained, as in `tied_lstm`
                     self.register_buffer(name, bias, is_persistent(dense, name))
 
     @classmethod
     def dense_factors(cls, dense: nn.Module) -> tuple[Factor, ...]:
-        old, found = cast(nn.RNNBase, dense), []
+        old, factors_of_layers = cast(nn.RNNBase, dense), []
         for layer in range(old.num_layers):
             for suffix in ("", "_reverse") if old.bidirectional else ("",):
                 for side in ("ih", "hh"):
                     end = f"{side}_l{layer}{suffix}"
                     name, shape = f"weight_{end}", tuple(old.get_parameter(f"weight_{end}").shape)
-                    found.append(Factor(name, name, shape, f"u_{end}", f"v_{end}", copies=cls.gates, layer=f"l{layer}"))
-        return tuple(found)
+                    factors_of_layers.append(
+                        Factor(name, name, shape, f"u_{end}", f"v_{end}", copies=cls.gates, layer=f"l{layer}")
+                    )
+        return tuple(factors_of_layers)
 
     @classmethod
     def refusal(cls, dense: nn.Module) -> str:
@@ -96,24 +98,24 @@ class LowRankRecurrent(LowRank):
             bidirectional=self.bidirectional,
             device="meta",
         )
-        dense.dropout = self.dropout  # given to the class, it warns where there is one layer only
+        dense.dropout = self.dropout  # as an argument it would cause a warning if there is only one layer
         for name, parameter in self.named_parameters():
             if name.startswith(("weight_", "bias_")):
                 setattr(dense, name, parameter)
         for name, bias in self.named_buffers():
             delattr(dense, name)
             dense.register_buffer(name, bias, is_persistent(self, name))
-            setattr(dense, name, bias)  # into the list that the kernels read, too
+            setattr(dense, name, bias)  # also puts it into the list from which the kernels read
         return dense
 
     def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
         return words_of(inputs[0]) * sum(parameter.numel() for parameter in self.parameters() if parameter.dim() > 1)
 
     def flatten_parameters(self) -> None:
-        """Nothing, as for `nn.LSTM` outside of cuDNN."""
+        """Does nothing, as `nn.LSTM` does without cuDNN."""
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        """What `nn.LSTM` or `nn.GRU` returns for the same input and initial states."""
+        """The outputs and last states, as `nn.LSTM` or `nn.GRU` returns them for the same input and initial states."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
             y, states = self._run(
@@ -140,11 +142,11 @@ class LowRankRecurrent(LowRank):
 
     @abstractmethod
     def _scan(self, x: Tensor, states: States, end: str, sizes: Sizes, reverse: bool) -> tuple[Tensor, ...]:
-        """The outputs (n, hidden) and last states of one layer in one direction."""
+        """The outputs (n, hidden) and the last states of one layer in one direction."""
 
     @abstractmethod
     def _input_bias(self, end: str) -> Tensor:
-        """The bias (gates * hidden,) of the input's part."""
+        """The bias (gates * hidden,) of the input part."""
 
     @property
     def _num_states(self) -> int:
@@ -181,7 +183,7 @@ class LowRankRecurrent(LowRank):
             if i > 0 and not outputs:
                 data = F.dropout(data, self.dropout, self.training)
             x, own = self._input(data, end).to(narrow), tuple(state.to(narrow) for state in states[i])
-            # the casts of autocast do not reach products that write into a given tensor
+            # autocast does not cast products that write into a given tensor
             with torch.autocast(data.device.type, enabled=False):
                 y, *last = self._scan(x, own, end, sizes, i % directions == 1)
             outputs.append(y)
@@ -195,7 +197,7 @@ class LowRankRecurrent(LowRank):
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else data.dtype
 
     def _input(self, data: Tensor, end: str) -> Tensor:
-        """The input's part of the gates, (gates, n, hidden)."""
+        """The input part of the gates, (gates, n, hidden)."""
         size = (self.gates, self.hidden_size)
         bias = self._input_bias(end).view(self.gates, 1, self.hidden_size) if self.bias else None
         full = getattr(self, f"weight_ih{end}", None)
@@ -207,7 +209,7 @@ class LowRankRecurrent(LowRank):
         return torch.bmm(thin, v.mT) if bias is None else torch.baddbmm(bias, thin, v.mT)
 
     def _hidden(self, end: str, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-        """u (gates * rank, hidden) and v (gates, hidden, rank), or None and the full weight."""
+        """The hidden factors u (gates * rank, hidden) and v (gates, hidden, rank), or None and the full weight."""
         size, full = (self.gates, self.hidden_size), getattr(self, f"weight_hh{end}", None)
         if full is not None:
             return None, full.to(dtype).unflatten(0, size)
@@ -257,7 +259,7 @@ class LowRankGru(LowRankRecurrent):
 
 
 def _trains(*tensors: Tensor | None) -> bool:
-    """Whether a backward will follow that no tracer has to see."""
+    """Whether a backward may follow and no tracer is running."""
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     return needed and not torch.compiler.is_compiling()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a forward multiplies by each matrix, counted by running it."""
+"""One run of a model on a sample input: the calls of its layers, and the vectors that each matrix multiplies."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from torch.nn.utils.rnn import PackedSequence
 
 from phalanx.lowrank.layer_types import Layer
 
-Watch = Callable[[Layer, tuple[Any, ...], dict[str, Any], Any], None]  # a layer, its arguments, and its output
+CallObserver = Callable[[Layer, tuple[Any, ...], dict[str, Any], Any], None]  # layer, arguments, output
 
 
-def positions_of(model: nn.Module, found: list[Layer], sample_input: Any) -> dict[str, int]:
-    """The number of vectors that meet each matrix in one forward, by its name; layers that do not run have 0.
+def count_positions(model: nn.Module, model_layers: list[Layer], sample_input: Any) -> dict[str, int]:
+    """The number of vectors that each matrix multiplies in one forward, by its name; 0 for layers that do not run.
 
     Args:
+        model_layers: the layers of the model, from `layers`.
         sample_input: a tensor, a tuple of arguments, or a dictionary of them.
     """
-    counts = {layer.path(factor): 0 for layer in found for factor in layer.factors}
+    counts = {layer.path(factor): 0 for layer in model_layers for factor in layer.factors}
 
     def count(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         for factor in layer.factors:
             counts[layer.path(factor)] += _vectors(layer, factor.name, args, kwargs, output)
 
     with torch.no_grad():
-        run_sample(model, found, sample_input, count)
+        run_sample(model, model_layers, sample_input, count)
     return counts
 
 
-def run_sample(model: nn.Module, found: list[Layer], sample_input: Any, watch: Watch) -> None:
-    """Runs the model once in evaluation mode, showing every call of a layer; the modes are then as they were."""
+def run_sample(model: nn.Module, model_layers: list[Layer], sample_input: Any, observe: CallObserver) -> None:
+    """Runs the model once in evaluation mode and passes every call of a layer to `observe`; the modes are restored."""
 
     def hook(layer: Layer) -> Any:
-        return lambda _, args, kwargs, output: watch(layer, args, kwargs, output)
+        return lambda _, args, kwargs, output: observe(layer, args, kwargs, output)
 
-    hooks = [layer.module.register_forward_hook(hook(layer), with_kwargs=True) for layer in found]
+    hooks = [layer.module.register_forward_hook(hook(layer), with_kwargs=True) for layer in model_layers]
     try:
         with modes_kept(model):
             model.eval()
@@ -56,7 +57,7 @@ def run_sample(model: nn.Module, found: list[Layer], sample_input: Any, watch: W
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module is in the mode afterwards, training or evaluation, that it was in before."""
+    """Restores the mode of every module, training or evaluation, at the end."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -66,6 +67,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _vectors(layer: Layer, part: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+    """The number of vectors that one matrix of a layer multiplies in a call."""
     if layer.kind == "attention":
         place, name = {"k_proj": (1, "key"), "v_proj": (2, "value")}.get(part, (0, "query"))
         given: Any = args[place] if place < len(args) else kwargs[name]

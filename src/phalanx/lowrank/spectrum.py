@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Singular values of weights, as shares and as one number, without a singular value decomposition."""
+"""Shares of the singular values of weights, and stable ranks, without a singular value decomposition."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from phalanx.core.precision import finite, wide
 from phalanx.core.round import make_generator
 
-_LONG = 512  # above this short side all eigenvalues take far longer than a few products with thin matrices
-_WIDTH, _PRODUCTS = 8, 12  # of the Krylov space
+_LONG = 512  # if the short side is longer, all eigenvalues take far longer than a few products with thin matrices
+_WIDTH, _PRODUCTS = 8, 12  # columns and steps of the Krylov space
 
 
 def energies(matrices: Tensor) -> list[float]:
     """The shares of the squared Frobenius norm that the first, second, ... singular values hold.
 
-    Shapes: (copies, rows, columns) -> min(rows, columns) numbers that fall and sum to 1; the i-th is of the i-th values
-        of all copies together. Zeros for zeros.
+    Shapes: (copies, rows, columns) -> min(rows, columns) numbers that fall and sum to 1; the i-th number is the share
+        of the i-th values of all copies together. Zeros for a zero matrix.
     Raises:
         ValueError: an entry is not finite, or there are no data.
     """
@@ -30,17 +30,17 @@ def energies(matrices: Tensor) -> list[float]:
 
 
 def rank_for(shares: Sequence[float], energy: float) -> int:
-    """How many of the first singular values hold this part of all energy together; 1 if there is none."""
+    """The number of first singular values that together hold this share of the energy; 1 for a zero matrix."""
     held = list(accumulate(shares))
     return next(i for i, sum_ in enumerate(held, 1) if sum_ >= energy * held[-1])
 
 
 def stable_rank(matrices: Tensor) -> float:
-    """||W||_F^2 / ||W||_2^2, the mean of the copies; 0 for zeros, and never more than the rank.
+    """||W||_F^2 / ||W||_2^2, as the mean over the copies; 0 for a zero matrix, and never more than the rank.
 
-    Where the short side is above 512 the norm is that of a projection to a Krylov space, to about 1e-3.
+    If the short side is above 512, ||W||_2 comes from a projection to a Krylov space, with an error of about 1e-3.
 
-    Shapes: (copies, rows, columns).
+    Shapes: (copies, rows, columns) -> a number.
     Raises:
         ValueError: an entry is not finite, or there are no data.
     """
@@ -52,7 +52,7 @@ def stable_rank(matrices: Tensor) -> float:
 
 
 def _scaled(matrices: Tensor) -> Tensor:
-    """Of largest entry 1, which changes no share and keeps squares in range."""
+    """The matrices divided by their largest entry, which changes no share and keeps squares in range."""
     if matrices.is_meta:
         raise ValueError("its weight has no data; build the model on a device that holds them")
     if not finite(matrices.detach()):
@@ -63,13 +63,13 @@ def _scaled(matrices: Tensor) -> Tensor:
 
 
 def _gram(matrices: Tensor) -> Tensor:
-    """The products of the short side."""
+    """W W^T or W^T W, whichever is smaller."""
     rows, columns = matrices.shape[1:]
     return matrices @ matrices.mT if rows <= columns else matrices.mT @ matrices
 
 
 def _projected(w: Tensor) -> Tensor:
-    """W seen in a block Krylov space, in which its largest singular value hardly changes.
+    """W projected to a block Krylov space, which hardly changes its largest singular value.
 
     Source: Musco and Musco, Randomized Block Krylov Methods, 2015, arXiv:1504.05477, Algorithm 2. As published.
     """

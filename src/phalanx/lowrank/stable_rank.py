@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the ranks of a model's weights have settled, so that the warm-up may end."""
+"""Stable ranks of a model's weights, and whether they have converged so that the warm-up can end."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from phalanx.lowrank.ranks import stable_rank_of
 
 
 def stable_ranks(model: nn.Module, plan: Plan | Iterable[str] | None = None) -> dict[str, float]:
-    """The stable rank ||W||_F^2 / ||W||_2^2 of each weight, by its name in a plan; the mean of its gates or groups.
+    """The stable rank ||W||_F^2 / ||W||_2^2 of each weight, by its name in a plan; the mean over its gates or groups.
 
-    It costs a few products with thin matrices, or the eigenvalues of a matrix of the short side up to 512.
+    It costs a few products with thin matrices, or the eigenvalues of a square matrix if the short side is at most 512.
 
     Args:
-        plan: whose low-rank entries are looked at; or names; all weights that can be factorized if left out.
+        plan: a plan, whose low-rank entries are used, or names; by default all weights that can be factorized.
     Raises:
-        ValueError: a name that the model does not have or that cannot be factorized, a weight that is not finite or
-            has no data, or low-rank layers in the model.
+        ValueError: the model has no weight of some name or it cannot be factorized, a weight is not finite or has no
+            data, or the model has low-rank layers.
     """
     known = {layer.path(f): (layer, f) for layer in layers(model) if not layer.refusal for f in layer.factors}
     if isinstance(plan, Plan):
@@ -34,38 +34,39 @@ def stable_ranks(model: nn.Module, plan: Plan | Iterable[str] | None = None) -> 
     for name in names:
         if name not in known:
             raise ValueError(f"no weight {name!r} of the model can be factorized; {suggest(name, list(known))}")
-    looked: dict[tuple[int, int], float] = {}  # a weight that layers share is looked at once
+    by_weight: dict[tuple[int, int], float] = {}  # a weight that layers share is computed once
     ranks: dict[str, float] = {}
     for name in names:
         layer, factor = known[name]
         key = (id(layer.weight(factor)), factor.start)
-        if key not in looked:
-            looked[key] = stable_rank_of(layer, factor)
-        ranks[name] = looked[key]
+        if key not in by_weight:
+            by_weight[key] = stable_rank_of(layer, factor)
+        ranks[name] = by_weight[key]
     return ranks
 
 
 def ranks_converged(
     history: Sequence[Mapping[str, float]], tolerance: float = 0.02, window: int = 3, share: float = 0.9
 ) -> bool:
-    """Whether the stable ranks of enough weights have stopped to change.
+    """Whether the stable ranks of enough weights have stopped changing.
 
-    A weight has settled if its largest and smallest stable rank of the last `window` + 1 looks differ by no more than
-    `tolerance` of their mean, per look. A scale that a weight keeps, as that of the scaled stable rank, has no say.
+    A weight has converged if the largest and the smallest stable rank of its last `window` + 1 measurements differ by
+    at most `tolerance` times their mean for each measurement. A constant factor, such as that of the scaled stable
+    rank, does not matter.
 
     Args:
-        history: what `stable_ranks` returned at each look, for example after each epoch, the oldest first.
-        tolerance: relative change per look, >= 0; higher ends the warm-up sooner.
-        window: changes that are looked at, >= 1; before there are so many nothing has settled.
-        share: of the weights that must have settled, in (0, 1].
+        history: results of `stable_ranks`, for example after each epoch, the oldest first.
+        tolerance: relative change per measurement, >= 0; higher ends the warm-up sooner.
+        window: number of changes that are compared, >= 1; with a shorter history nothing has converged.
+        share: share of the weights that must have converged, in (0, 1].
     Raises:
-        ValueError: a number out of its range, looks at different weights, or one that is not finite.
-    Source: Wang et al., Cuttlefish, 2023, arXiv:2305.02538, Algorithm 1. Differs: the change is relative and that of a
-        window, and a few weights may go on.
+        ValueError: a number is out of its range, the measurements have different weights, or one is not finite.
+    Source: Wang et al., Cuttlefish, 2023, arXiv:2305.02538, Algorithm 1. Differs: the change is relative and over a
+        window, and some weights may still change.
     """
-    require(tolerance >= 0, f"settled needs tolerance >= 0, got tolerance={tolerance}")
-    require(window >= 1, f"settled needs window >= 1, got window={window}")
-    require(0 < share <= 1, f"settled needs a share in (0, 1], got share={share}")
+    require(tolerance >= 0, f"ranks_converged needs tolerance >= 0, got tolerance={tolerance}")
+    require(window >= 1, f"ranks_converged needs window >= 1, got window={window}")
+    require(0 < share <= 1, f"ranks_converged needs a share in (0, 1], got share={share}")
     for i, look in enumerate(history):
         require(look.keys() == history[0].keys(), f"look {i} of the history is at other weights than look 0")
         for name, rank in look.items():
@@ -73,9 +74,9 @@ def ranks_converged(
     if len(history) <= window or not history[0]:
         return False
     last = history[-window - 1 :]
-    calm = 0
+    num_converged = 0
     for name in last[0]:
         ranks = [look[name] for look in last]
         mean = sum(ranks) / len(ranks)
-        calm += max(ranks) - min(ranks) <= tolerance * window * mean
-    return calm >= share * len(last[0])
+        num_converged += max(ranks) - min(ranks) <= tolerance * window * mean
+    return num_converged >= share * len(last[0])

@@ -9,29 +9,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Sizes = tuple[int, ...]  # sequences in each time step, none increasing
+Sizes = tuple[int, ...]  # number of sequences in each time step; it never increases
 
 
 def order(sizes: Sizes, reverse: bool) -> list[int]:
-    """The time steps as they are computed."""
+    """The time steps in the order in which they are computed."""
     steps = list(range(len(sizes)))
     return steps[::-1] if reverse else steps
 
 
-def packed(found: list[Tensor] | tuple[Tensor, ...], reverse: bool, dim: int = 0) -> Tensor:
-    """The rows of all time steps sorted by time, from what was found for each in the order of computation."""
-    return torch.cat(found[::-1] if reverse else found, dim)
+def packed(rows: list[Tensor] | tuple[Tensor, ...], reverse: bool, dim: int = 0) -> Tensor:
+    """The rows of all time steps sorted by time, from the rows of each step in the order of computation."""
+    return torch.cat(rows[::-1] if reverse else rows, dim)
 
 
 def advance(states: Tensor, first: Tensor) -> Tensor:
-    """Running states of all sequences, of which the first ones are replaced. Shapes: (b, h), (<= b, h) -> (b, h)."""
-    # len() would make a traced batch a number
+    """The states of all sequences, with those of the first ones replaced. Shapes: (b, h), (<= b, h) -> (b, h)."""
+    # len() would turn a traced batch size into a constant
     size = first.shape[0]
     return first if size == states.shape[0] else torch.cat([first, states[size:]])
 
 
 def product(x: Tensor, h: Tensor, u: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor]:
-    """x + h W^T for every gate, and what u makes of h.
+    """x + h W^T for every gate, and the product of h with u.
 
     Shapes: x (g, b, h), h (b, h), u (g * r, h), v (g, h, r) -> (g, b, h), (b, g * r).
     """
@@ -42,7 +42,7 @@ def product(x: Tensor, h: Tensor, u: Tensor | None, v: Tensor) -> tuple[Tensor, 
 
 
 def product_back(dz: Tensor, u: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of h and of what u made of it, from those of `product`.
+    """The gradients of h and of its product with u, from the gradient of the result of `product`.
 
     Shapes: dz (g, b, h) -> (b, h), (b, g * r).
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best approximation of a matrix by two thin ones, exact or by random projection."""
+"""Truncated SVD: the best approximation of a matrix by two thin ones, exact or by random projection."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from phalanx.core.precision import finite
 from phalanx.core.round import make_generator
 
 Svd = Literal["auto", "exact", "randomized"]
-_LONG = 512  # above this short side the eigenvectors of a Gram matrix take seconds on two cores, a projection less
+_LONG = 512  # if the short side is longer, a random projection is faster than the eigenvectors of a Gram matrix
 
 
 @dataclass(frozen=True)
 class Truncate:
-    """W (rows, columns) to v = U sqrt(S) and u = sqrt(S) V^T of the `rank` largest singular values.
+    """Splits W into v = U sqrt(S) and u = sqrt(S) V^T of the `rank` largest singular values.
 
-    Computed in float32 (float64 for float64 weights) on the device of W and cast back. The largest entry of each row of
-    u is positive, so that the signs do not depend on the LAPACK at hand.
+    It computes in float32 (float64 for float64 weights) on the device of W and casts back. The largest entry of each
+    row of u is positive, so that the signs do not depend on the LAPACK library.
 
     Shapes: (copies, rows, columns) -> v (copies, rows, rank), u (copies, rank, columns).
     Args:
-        svd: "exact" calls `torch.linalg.svd`; "randomized" projects; "auto" projects where the short side is above 512
-            and the rank is at most half of it, and else takes the eigenvectors of the Gram matrix of the short side in
-            float64, whose rounding float32 weights do not feel. Float64 weights get the exact one there.
+        svd: "exact" calls `torch.linalg.svd`; "randomized" projects; "auto" projects if the short side is above 512 and
+            the rank is at most half of it. Otherwise "auto" takes the eigenvectors of the Gram matrix of the short side
+            in float64, whose rounding does not matter for float32 weights; float64 weights get the exact SVD.
         seed: of the random projection; the same seed gives the same factors in every process.
         oversampling: columns of the projection beyond the rank, >= 0.
-        iterations: power iterations, >= 0; higher is closer to the best.
+        iterations: power iterations, >= 0; more are closer to the best approximation.
     Raises:
-        ValueError: another svd than these three, or a matrix has an entry that is not finite.
+        ValueError: svd is none of these three, or a matrix has an entry that is not finite.
     Source: Halko, Martinsson and Tropp, Finding Structure with Randomness, 2011, arXiv:0909.4061, Algorithms 4.4 and
         5.1. As published.
     """
@@ -81,7 +81,7 @@ class Truncate:
 
 
 def _by_gram(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The decomposition by way of the short side's Gram matrix; u s vh is w up to the rounding of w's own dtype."""
+    """The SVD by the Gram matrix of the short side; u s vh equals w up to the rounding of w's dtype."""
     if w.shape[0] > w.shape[1]:
         v, s, uh = _by_gram(w.mT)
         return uh.mT, s, v.mT

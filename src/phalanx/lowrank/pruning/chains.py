@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a network's channels can be taken out: between a convolution with BatchNorm and the layers that read it."""
+"""Finds channels that can be removed: those between a convolution with BatchNorm and the layers that read it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from phalanx.lowrank.layer_types import uses
+from phalanx.lowrank.layer_types import parameter_names
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# these treat every channel alone and alike, and make zeros of zeros
+# these treat every channel alone and alike, and map zeros to zeros
 _POOLS = ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.Identity)
@@ -29,10 +29,12 @@ _CHANNELWISE: frozenset[Any] = frozenset(
 
 @dataclass(frozen=True)
 class Chain:
-    """Channels that are made in one layer, scaled in one BatchNorm, and read by convolutions and linear layers only.
+    """Channels that one layer makes, one BatchNorm scales, and only convolutions and linear layers read.
 
     Args:
-        source, norm, readers: names of modules.
+        source: name of the layer that makes the channels.
+        norm: name of the BatchNorm.
+        readers: names of the layers that read them.
     """
 
     source: str
@@ -43,15 +45,15 @@ class Chain:
 def chains(model: nn.Module) -> list[Chain]:
     """All chains of a model, in the order of its forward.
 
-    Convolutions with groups, layers that are called twice or share parameters, and channels that are added to others,
-    concatenated, or leave the model are in none; so the streams of residual networks keep their width.
+    No chain contains convolutions with groups, layers that are called twice or share parameters, or channels that are
+    added to others, concatenated or returned by the model. So the residual streams of a network keep their width.
 
     Raises:
         ValueError: torch.fx cannot follow the model's forward.
     """
     graph, modules = _trace(model), dict(model.named_modules(remove_duplicate=False))
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    names = uses(model)
+    names = parameter_names(model)
 
     def alone(node: fx.Node) -> bool:
         own = modules[str(node.target)].parameters(recurse=False)
@@ -68,7 +70,7 @@ def chains(model: nn.Module) -> list[Chain]:
         return whole and alone(node)
 
     def readers(node: fx.Node, flat: bool) -> Iterator[str | None]:
-        """Names of the layers behind a node; None for what is no such layer."""
+        """The names of the layers that read a node; None for any other operation."""
         for user in node.users:
             first = bool(user.args) and user.args[0] is node and user.all_input_nodes == [node]
             if first and kind(user) in _CHANNELWISE:
@@ -80,15 +82,15 @@ def chains(model: nn.Module) -> list[Chain]:
             else:
                 yield None
 
-    found = []
+    chain_list = []
     for node in graph.nodes:
         source = node.args[0] if kind(node) in _NORMS else None
         if not (isinstance(source, fx.Node) and dense(source) and alone(node) and len(source.users) == 1):
             continue
         behind = list(dict.fromkeys(readers(node, False)))
         if behind and None not in behind and modules[str(node.target)].affine:
-            found.append(Chain(str(source.target), str(node.target), tuple(str(name) for name in behind)))
-    return found
+            chain_list.append(Chain(str(source.target), str(node.target), tuple(str(name) for name in behind)))
+    return chain_list
 
 
 class _Tracer(fx.Tracer):
@@ -99,7 +101,7 @@ class _Tracer(fx.Tracer):
 def _trace(model: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(model)
-    except Exception as error:  # whatever a model's own forward raises on being traced
+    except Exception as error:  # a model's own forward may raise anything while it is traced
         name = type(model).__name__
         raise ValueError(
             f"torch.fx cannot follow the forward of {name}, so its channels stay unknown ({error}); "
@@ -108,7 +110,7 @@ def _trace(model: nn.Module) -> fx.Graph:
 
 
 def _flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether all dimensions from the channels on become one."""
+    """Whether a node flattens all dimensions from the channels on."""
     if node.op == "call_module":
         layer = modules[str(node.target)]
         return isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)

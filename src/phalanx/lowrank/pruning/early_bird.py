@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EB Train: the channels that matter are known early on; the others are taken out, and training goes on."""
+"""EB Train: removes the less important channels early in training, as soon as they are known, and continues."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from phalanx.lowrank.pruning.slim import cut, cuts_of, slim
 
 @method("early_bird", "surgery")
 class EarlyBird(Surgery):
-    """Channel pruning by BatchNorm scales, as soon as it has settled which channels go.
+    """Channel pruning by BatchNorm scales, as soon as the choice of channels is stable.
 
-    Every `every` rounds a ticket is looked at: the channels without the share `ratio` of them whose scales are smallest
-    in the whole network. It is drawn when it differs from each of the last `window` looks in less than `distance` of
-    all channels, so at the earliest at look window + 1. Then the network becomes a thinner one, with the weights,
-    statistics and optimizer's moments of the channels that stay, and the schedule goes on. A network whose ticket has
-    not been drawn by the end of the phase stays as it is.
+    Every `every` rounds a ticket is computed: all channels but the share `ratio` of them that has the smallest scales
+    in the whole network. The ticket is used when it differs from each of the last `window` tickets in less than
+    `distance` of all channels, so at ticket window + 1 at the earliest. Then the network becomes thinner; the channels
+    that stay keep their weights, statistics and moments of the optimizer, and the schedule continues. If no ticket is
+    used by the end of the phase, the network stays unchanged.
 
-    Channels are taken out of convolutions with BatchNorm whose output is read, behind activations, dropout and pooling,
-    by convolutions without groups or, flattened, by linear layers: all of a VGG, and the inside of residual blocks.
-    Residual streams, concatenated channels, depthwise convolutions and layers without BatchNorm keep their width, and
-    their scales do not count. Each BatchNorm keeps its largest scale at least. What the shift of a lost channel added
-    to the next layer is lost with it.
+    Channels can be removed from convolutions with BatchNorm whose output is read, after activations, dropout and
+    pooling, by convolutions without groups or, flattened, by linear layers: all channels of a VGG, and those inside of
+    residual blocks. Residual streams, concatenated channels, depthwise convolutions and layers without BatchNorm keep
+    their width, and their scales do not count. Each BatchNorm keeps at least its largest scale. The shift of a removed
+    channel no longer reaches the next layer.
 
     Args:
-        ratio: share of the channels that could go which goes, in (0, 1).
-        every: rounds between two looks, >= 1; the published code looks once an epoch.
-        window: earlier looks that a ticket is compared with, >= 1.
-        distance: of two tickets, as a share of all channels, in (0, 1].
-        sparsity: factor >= 0 of an L1 penalty on the scales of all BatchNorms until the ticket is drawn.
+        ratio: share of the removable channels to remove, in (0, 1).
+        every: rounds between two tickets, >= 1; the published code computes one each epoch.
+        window: number of earlier tickets to compare with, >= 1.
+        distance: limit of the difference of two tickets, as a share of all channels, in (0, 1].
+        sparsity: factor >= 0 of an L1 penalty on the scales of all BatchNorms until a ticket is used.
     Source: You et al., Drawing Early-Bird Tickets, 2019, arXiv:1909.11957, algorithm 1. Differs: only channels that can
-        be taken out are ranked, where the published code masks residual streams too; moments are carried.
+        be removed are ranked, where the published code also masks residual streams; moments are transferred.
     """
 
     ratio: float = 0.5
@@ -64,14 +64,14 @@ class EarlyBird(Surgery):
         if "shape" in memory:
             return None, memory
         known = chains(model)
-        require(bool(known), f"early_bird finds no channels in {type(model).__name__} that it could take out")
+        require(bool(known), f"early_bird finds no channels in {type(model).__name__} that it could remove")
         if at == 0:
             return None, memory
         ticket, looks = ticket_of(model, known, self.ratio), memory.get("looks", {})
-        if len(looks) == self.window and all(apart(ticket, look) < self.distance for look in looks.values()):
+        if len(looks) == self.window and all(ticket_distance(ticket, look) < self.distance for look in looks.values()):
             kept = {chain.norm: part for chain, part in zip(known, _channels(model, known, ticket), strict=True)}
             return slim(model, kept), {"shape": {"kept": kept}}
-        looks = {**looks, str(at): ticket.to(torch.uint8)}  # the wire has no place for booleans
+        looks = {**looks, str(at): ticket.to(torch.uint8)}  # a message cannot hold booleans
         latest = sorted(looks, key=int)[-self.window :]
         return None, {"looks": {number: looks[number] for number in latest}}
 
@@ -85,7 +85,7 @@ class EarlyBird(Surgery):
         made: dict[Any, dict[str, Any]] = {}
         for name, parameter in old.named_parameters():
             held: dict[str, Any] = optimizer.state.get(parameter, {})
-            # counts of steps and the like have no shape of the parameter's
+            # counts of steps and the like do not have the shape of the parameter
             own = {key: isinstance(x, Tensor) and x.shape == parameter.shape for key, x in held.items()}
             if held:
                 made[into[name]] = {key: cut(x, cuts.get(name, {})) if own[key] else x for key, x in held.items()}
@@ -101,9 +101,11 @@ class EarlyBird(Surgery):
 
 
 def ticket_of(model: nn.Module, known: list[Chain], ratio: float) -> Tensor:
-    """Which channels stay, over all chains in a row: all but floor(ratio m) of m with the smallest scales.
+    """The channels that stay, over all chains one after the other: all but the floor(ratio m) of m smallest scales.
 
-    Of equal scales the first ones go, and each chain keeps its largest at least.
+    Among equal scales the first ones are removed, and each chain keeps at least its largest.
+
+    Shapes: -> (m,) bool.
     """
     scales = [_scale(model, chain) for chain in known]
     together = torch.cat(scales)
@@ -115,7 +117,7 @@ def ticket_of(model: nn.Module, known: list[Chain], ratio: float) -> Tensor:
     return stays
 
 
-def apart(one: Tensor, other: Tensor) -> float:
+def ticket_distance(one: Tensor, other: Tensor) -> float:
     """The share of channels in which two tickets differ."""
     return float((one != other.to(one.device)).double().mean())
 
@@ -125,6 +127,6 @@ def _scale(model: nn.Module, chain: Chain) -> Tensor:
 
 
 def _channels(model: nn.Module, known: list[Chain], ticket: Tensor) -> list[list[int]]:
-    """The channels of each chain that stay."""
+    """The numbers of the channels that stay, for each chain."""
     parts = ticket.split([len(_scale(model, chain)) for chain in known])
     return [part.nonzero().flatten().tolist() for part in parts]

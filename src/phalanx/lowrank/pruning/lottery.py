@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lottery tickets: train, set the smallest weights to zero, go back to the beginning, and so on."""
+"""Lottery tickets: train, set the smallest weights to zero, return to the first weights, and repeat."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from phalanx.core.expression import method, require
 from phalanx.core.surgery import Surgery
 from phalanx.core.trees import State
 
-Masks = dict[str, Tensor]  # of the weights that may be set to zero, by name: which entries are not
+Masks = dict[str, Tensor]  # for each weight that is pruned, by name: the entries that are not zero
 
 
 @method("lottery", "surgery")
 class Lottery(Surgery):
-    """Iterative magnitude pruning: every cycle begins with fewer weights, from where the first one was early on.
+    """Iterative magnitude pruning: every cycle starts from early weights of the first cycle, with fewer of them.
 
-    The first cycle takes `every` rounds. After it, and after each cycle that follows, the smallest weights are set to
-    zero for good, and all others go back to their values before round `rewind`, BatchNorm statistics too. The optimizer
-    is fresh, the scheme's memories begin anew, and the learning rate's schedule goes on from round `rewind`. So later
-    cycles take every - rewind rounds, and c cycles fill a phase of every + (c - 1) (every - rewind) rounds.
+    The first cycle takes `every` rounds. After each cycle the smallest weights are set to zero for good, and all others
+    return to their values before round `rewind`, and so do BatchNorm statistics. The optimizer and the memories of the
+    scheme start again, and the schedule of the learning rate continues from round `rewind`. So later cycles take
+    every - rewind rounds, and c cycles fill a phase of every + (c - 1) (every - rewind) rounds.
 
-    Weights of two and more dimensions are pruned; biases and norms are not. Zeros are stored, sent and multiplied as
-    before: what becomes fewer is the number of parameters that are not zero, which is the run's `parameters`.
+    Weights of two or more dimensions are pruned; biases and norms are not. Zeros are stored, sent and multiplied as
+    before. Only the number of parameters that are not zero falls, which is the run's `parameters`.
 
     Args:
         every: rounds of a whole training, > rewind.
-        rate: share of the weights still there that each pruning takes, in (0, 1).
-        rewind: round of the first cycle, >= 0, to whose weights the survivors return; 0 is their initialisation.
-        among: "all" compares weights over the whole network, "layer" takes the share of each weight tensor alone.
-        classifier: the last fully connected layer is not pruned.
+        rate: share of the remaining weights that each pruning removes, in (0, 1).
+        rewind: round of the first cycle, >= 0, to whose weights the remaining ones return; 0 is the initialisation.
+        among: "all" compares weights over the whole network, "layer" takes the share from each weight tensor.
+        classifier: whether the last fully connected layer is not pruned.
     Source: Frankle and Carbin, The Lottery Ticket Hypothesis, 2018, arXiv:1803.03635, section 2; rewind > 0: Frankle et
         al., Stabilizing the Lottery Ticket Hypothesis, 2019, arXiv:1903.01611, algorithm 1. Differs: the published
         convolutional networks prune their output layer at half the rate.
@@ -59,10 +59,10 @@ class Lottery(Surgery):
         if at == self.rewind:
             return None, {"start": {name: value.clone() for name, value in model.state_dict().items()}}
         named = self._weights(model)
-        # what an earlier phase has pruned is zero
+        # weights that an earlier phase has pruned are zero
         held: Masks = memory.get("masks") or {name: weight != 0 for name, weight in named.items()}
         left = pruned(named, {name: mask.bool() for name, mask in held.items()}, self.rate, self.among)
-        # bytes, as the wire has no place for booleans
+        # bytes, because a message cannot hold booleans
         memory = {**memory, "masks": {name: mask.to(torch.uint8) for name, mask in left.items()}}
         made = copy.deepcopy(model)
         made.load_state_dict(memory["start"])
@@ -87,7 +87,7 @@ class Lottery(Surgery):
         return at, self.every
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """What is pruned."""
+        """The weights that are pruned, by name."""
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         last = id(linear[-1].weight) if linear and self.classifier else None
         found = {
@@ -98,7 +98,7 @@ class Lottery(Surgery):
 
 
 def pruned(weights: dict[str, Tensor], masks: Masks, rate: float, among: Literal["all", "layer"]) -> Masks:
-    """The masks without the smallest floor(rate m) of the m entries that they had; of equals the first ones go."""
+    """The masks without the smallest floor(rate m) of their m entries; among equal entries the first ones go."""
     if among == "layer":
         return {name: _without(weights[name], mask, rate) for name, mask in masks.items()}
     sizes = [mask.numel() for mask in masks.values()]
@@ -116,7 +116,7 @@ def _without(weight: Tensor, mask: Tensor, rate: float) -> Tensor:
 
 
 def _standing(model: nn.Module, memory: State) -> Masks:
-    """The masks of weights that no later surgery has replaced."""
+    """The masks of the weights that no later surgery has replaced."""
     named = dict(model.named_parameters())
     masks: Masks = memory.get("masks", {})
     return {name: mask for name, mask in masks.items() if name in named and named[name].shape == mask.shape}
