@@ -12,7 +12,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from phalanx.distributed.job import leave
+from phalanx.distributed.job import hard_exit
 
 
 def timed(call: Callable[[], object], repeats: int) -> float:
@@ -53,4 +53,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    hard_exit()

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import phalanx as px
-from phalanx.distributed.job import leave
+from phalanx.distributed.job import hard_exit
 from phalanx.training.context import WorkerContext
 from phalanx.training.phase import Run
 from phalanx.training.trainer import Trainer
@@ -62,4 +62,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    hard_exit()

@@ -108,9 +108,9 @@ def faulty(bad: tuple[int, ...], wrapped: bool = True, from_step: int = 3, **aud
     with_log: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: with_log.append(record.getMessage())
-    logging.getLogger("phalanx.sdc.check").addHandler(handler)
+    logging.getLogger("phalanx.integrations.sdc").addHandler(handler)
     made = train({"every": 1, **audit}, net=net, wrapped=wrapped, before=lambda step: now.__setitem__(0, step))
-    logging.getLogger("phalanx.sdc.check").removeHandler(handler)
+    logging.getLogger("phalanx.integrations.sdc").removeHandler(handler)
     return {**made, "log": with_log}
 
 
@@ -186,7 +186,7 @@ def exact() -> Any:
     net.last.bias.register_hook(drift)
     unsteady = px.sdc.check_determinism(model, loss_function, *batch(0))
     return {
-        name: {**asdict(a), "exact": a.exact, "said": str(a)}
+        name: {**asdict(a), "exact": a.is_deterministic, "said": str(a)}
         for name, a in {"good": good, "odd": odd, "generators": generators, "unsteady": unsteady}.items()
     }
 
@@ -200,7 +200,11 @@ def rows() -> Any:
     same, shared = px.sdc.compare_rows(world, mine), px.sdc.compare_rows(world, row)
     for k, worker in enumerate(world.local_workers):
         mine[k, 7] += 20.0 * (worker in (0, workers - 1))
-    return {"workers": workers, "apart": asdict(px.sdc.compare_rows(world, mine)), "same": [same.exact, shared.exact]}
+    return {
+        "workers": workers,
+        "apart": asdict(px.sdc.compare_rows(world, mine)),
+        "same": [same.is_deterministic, shared.is_deterministic],
+    }
 
 
 def refused() -> Any:

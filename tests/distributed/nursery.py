@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import torch.distributed as dist
 
-from phalanx.distributed.job import leave
+from phalanx.distributed.job import hard_exit
 from tests.distributed.launch import TIMED_OUT
 
 PRELOADED = ("numba", "phalanx", "sklearn.datasets", "torch._dynamo")  # what takes long and jobs import
@@ -69,7 +69,7 @@ def fork(rank: int, size: int, port: int, argv: list[str]) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
-    leave(code)
+    hard_exit(code)
 
 
 def ended(running: set[int]) -> int:
@@ -100,5 +100,5 @@ if __name__ == "__main__":
                 code = job(json.loads(line))
             except BaseException:
                 traceback.print_exc()
-            leave(code % 256)
+            hard_exit(code % 256)
         print(os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1]), flush=True)

@@ -9,8 +9,8 @@ from torch import nn
 
 import phalanx as px
 from phalanx.core.pytree import cut, unwrap, wrap
-from phalanx.distributed.determinism import agreement, apart, digest, sketch
-from phalanx.distributed.recompute import replay, snapshot
+from phalanx.distributed.determinism import apart, compare_computations, digest, sketch
+from phalanx.distributed.recompute import recompute, snapshot
 from phalanx.integrations.sdc import Finding, pairs_of
 
 
@@ -59,7 +59,7 @@ def test_a_replay_leaves_everything_as_it_was():
     buffers = {n: (b, b.clone(), b._version) for n, b in net.named_buffers()}
     modes = [m.training for m in net.modules()]
     generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    replay(net, loss_function, (x, y), snapshot(net), seed=3)
+    recompute(net, loss_function, (x, y), snapshot(net), seed=3)
     assert torch.equal(torch.get_rng_state(), generators[0]) and random.getstate() == generators[1]
     assert np.array_equal(np.random.get_state()[1], generators[2])
     assert [m.training for m in net.modules()] == modes and fired == []
@@ -81,7 +81,7 @@ def test_a_replay_that_fails_leaves_everything_as_it_was():
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        replay(net, broken, batch(), {**snapshot(net), "training": [False] * 7}, seed=0)
+        recompute(net, broken, batch(), {**snapshot(net), "training": [False] * 7}, seed=0)
     assert all(m.training for m in net.modules()) and torch.equal(torch.get_rng_state(), state)
     assert all(buffer is buffers[name] for name, buffer in net.named_buffers())
 
@@ -89,7 +89,7 @@ def test_a_replay_that_fails_leaves_everything_as_it_was():
 def test_a_replay_gives_what_training_computes():
     net = Net()
     x, y = batch()
-    answer = replay(net, lambda net, x, y: nn.functional.cross_entropy(net(x), y), (x, y), snapshot(net), seed=5)
+    answer = recompute(net, lambda net, x, y: nn.functional.cross_entropy(net(x), y), (x, y), snapshot(net), seed=5)
     torch.manual_seed(5)
     loss = nn.functional.cross_entropy(net(x), y)
     loss.backward()
@@ -102,12 +102,12 @@ def test_a_replay_gives_what_training_computes():
 def test_the_same_seed_and_state_give_the_same_bits_and_others_do_not():
     net = Net()
     state, inputs = snapshot(net), batch()
-    first = digest(replay(net, loss_function, inputs, state, seed=1))
+    first = digest(recompute(net, loss_function, inputs, state, seed=1))
     net.body[1].running_mean += 1
     net.eval()
-    assert digest(replay(net, loss_function, inputs, state, seed=1)) == first
-    assert digest(replay(net, loss_function, inputs, state, seed=2)) != first
-    assert digest(replay(net, loss_function, inputs, snapshot(net), seed=1)) != first
+    assert digest(recompute(net, loss_function, inputs, state, seed=1)) == first
+    assert digest(recompute(net, loss_function, inputs, state, seed=2)) != first
+    assert digest(recompute(net, loss_function, inputs, snapshot(net), seed=1)) != first
 
 
 def test_digests_see_every_bit_and_the_form():
@@ -160,30 +160,30 @@ def test_losses_count_by_themselves_and_infinities_differ_from_numbers():
 def test_rows_of_one_process_are_compared():
     rows = torch.ones(5, 100)
     world = px.LocalCollective(5)
-    assert px.sdc.compare_rows(world, rows).exact
-    assert px.sdc.compare_rows(world, rows[0]).camps == ((0, 1, 2, 3, 4),)
+    assert px.sdc.compare_rows(world, rows).is_deterministic
+    assert px.sdc.compare_rows(world, rows[0]).groups == ((0, 1, 2, 3, 4),)
     rows[1, 3] += 1e-3
     rows[4] *= 2
     found = px.sdc.compare_rows(world, rows)
-    assert not found.exact and found.camps == ((0, 2, 3), (1,), (4,))
+    assert not found.is_deterministic and found.groups == ((0, 2, 3), (1,), (4,))
     assert found.difference == pytest.approx(0.5, rel=0.01)
     assert found.digests[0] == found.digests[2] != found.digests[1]
     assert str(found) == "workers 0, 2, 3 agree bit for bit; workers 1, 4 differ by up to 5.0e-01 (relative)"
-    with pytest.raises(ValueError, match="plays 5 workers and has rows of 3"):
+    with pytest.raises(ValueError, match="has 5 workers and rows of 3"):
         px.sdc.compare_rows(world, rows[:3])
 
 
 def test_exact_in_one_process_asks_whether_kernels_are_deterministic():
     net, world = Net(), px.LocalCollective(3)
-    assert px.sdc.check_determinism(net, loss_function, *batch(), world=world).exact
+    assert px.sdc.check_determinism(net, loss_function, *batch(), world=world).is_deterministic
     calls = []
 
     def drifting(net, x, y):
         calls.append(1)
         return loss_function(net, x, y) + len(calls)
 
-    found = agreement(world, net, drifting, batch())
-    assert found.camps == ((0, 1, 2),) and found.unsteady == (0, 1, 2) and not found.exact
+    found = compare_computations(world, net, drifting, batch())
+    assert found.groups == ((0, 1, 2),) and found.unsteady == (0, 1, 2) and not found.is_deterministic
     assert "not deterministic" in str(found)
 
 

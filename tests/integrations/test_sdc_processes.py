@@ -117,7 +117,7 @@ def test_exact_tells_which_ranks_agree(four):
     exact = four[0]["exact"]
     assert exact["good"]["exact"] and exact["good"]["said"] == "workers 0, 1, 2, 3 agree bit for bit"
     for name in ("odd", "generators", "unsteady"):
-        assert not exact[name]["exact"] and exact[name]["camps"] == [[0, 2, 3], [1]]
+        assert not exact[name]["exact"] and exact[name]["groups"] == [[0, 2, 3], [1]]
         assert 0 < exact[name]["difference"] < 1
     assert exact["odd"]["unsteady"] == exact["generators"]["unsteady"] == []
     assert exact["unsteady"]["unsteady"] == [1]
@@ -126,7 +126,7 @@ def test_exact_tells_which_ranks_agree(four):
 
 def test_rows_of_several_workers_a_rank_are_compared(four):
     assert four[0]["rows"]["same"] == [True, True]
-    assert four[0]["rows"]["apart"]["camps"] == [[1, 2, 3, 4, 5, 6, 7], [0, 8]]
+    assert four[0]["rows"]["apart"]["groups"] == [[1, 2, 3, 4, 5, 6, 7], [0, 8]]
     assert all(rank["rows"] == four[0]["rows"] for rank in four)
 
 

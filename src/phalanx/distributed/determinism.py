@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether processes that should hold the same numbers do: digests to decide it, sketches to say by how much.
+"""Compares numbers that should be equal in all processes: digests say whether they are, sketches how far they differ.
 
-agreement = phalanx.sdc.check_determinism(model, lambda net, x, y: loss_function(net(x), y), x, y)
-print(agreement)                    # workers 0, 1, 2, 3 agree bit for bit
+result = phalanx.sdc.check_determinism(model, lambda net, x, y: loss_function(net(x), y), x, y)
+print(result)                       # workers 0, 1, 2, 3 agree bit for bit
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from phalanx.core.pytree import unwrap, wrap
 from phalanx.core.round import make_generator
 from phalanx.core.world import Collective
 from phalanx.distributed.process_group import ProcessGroupCollective
-from phalanx.distributed.recompute import Loss, group_of, plain, replay, snapshot
+from phalanx.distributed.recompute import Loss, group_of, recompute, snapshot, unwrap_module
 
 BUCKETS = 256  # sums of a sketch; its error of a distance is about 1 / sqrt(2 BUCKETS), 4 %
 _PIECE = 1 << 20  # numbers in float64 at a time, a multiple of BUCKETS
@@ -27,105 +28,113 @@ Named = Iterable[tuple[str, Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Determinism:
     """Which workers hold the same bits.
 
     Args:
         digests: BLAKE3 of each worker's numbers, in hexadecimal.
-        camps: workers of equal digests; the largest camp first, of equal ones that with the lowest worker.
-        difference: largest relative Euclidean distance of a camp from the first one, to about 4 %; inf where one has
-            NaN or Inf and the other has not.
-        unsteady: workers that did not repeat their own result, where they were asked to.
+        groups: workers with equal digests; the largest group first, of equal sizes the one with the lowest worker.
+        difference: the largest relative Euclidean distance of a group from the first one, to about 4 %; inf where one
+            has NaN or Inf and the other has not.
+        unsteady: workers whose second computation gave another result than their first.
     """
 
     digests: tuple[str, ...]
-    camps: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[int, ...], ...]
     difference: float = 0.0
     unsteady: tuple[int, ...] = ()
 
     @property
-    def check_determinism(self) -> bool:
-        """Whether votes by equality are possible: all workers agree bit for bit, each with itself too."""
-        return len(self.camps) == 1 and not self.unsteady
+    def is_deterministic(self) -> bool:
+        """Whether exact votes are possible: all workers agree bit for bit, and each repeats its own result."""
+        return len(self.groups) == 1 and not self.unsteady
 
     def __str__(self) -> str:
-        first, *others = self.camps
-        said = f"{ranks_in_words(first)} agree bit for bit" if len(first) > 1 else f"{ranks_in_words(first)} is alone"
+        first, *others = self.groups
+        sentence = (
+            f"{ranks_in_words(first)} agree bit for bit" if len(first) > 1 else f"{ranks_in_words(first)} is alone"
+        )
         if others:
-            rest = sorted(w for camp in others for w in camp)
-            said += f"; {ranks_in_words(rest)} differ{'s' * (len(rest) == 1)} by up to {self.difference:.1e} (relative)"
+            rest = sorted(w for group in others for w in group)
+            sentence += (
+                f"; {ranks_in_words(rest)} differ{'s' * (len(rest) == 1)} by up to {self.difference:.1e} (relative)"
+            )
         if self.unsteady:
-            said += f"; {ranks_in_words(self.unsteady)} did not repeat the own result: kernels are not deterministic"
-        return said
+            sentence += (
+                f"; {ranks_in_words(self.unsteady)} did not repeat the own result: kernels are not deterministic"
+            )
+        return sentence
 
 
-def compare_rows(world: Collective, rows: Tensor) -> Agreement:
-    """The camps of workers whose rows are equal, bit for bit; every process calls it and learns the same.
+def compare_rows(world: Collective, rows: Tensor) -> Determinism:
+    """Groups the workers by rows that are equal bit for bit; every process calls it and gets the same result.
 
-    One trip of 32 bytes a worker; where rows differ, a second of 2 KiB.
+    It sends 32 bytes of each worker, and 2 KiB more where rows differ.
 
     Shapes: (k, d), a row for each worker of this process, or (d,), one that all of them hold.
     Args:
-        rows: d may differ between workers, which then disagree.
+        rows: d may differ between workers, whose rows then differ.
     """
     stack = rows.expand(len(world.local_workers), -1) if rows.dim() == 1 else rows
     if len(stack) != len(world.local_workers):
-        raise ValueError(f"this process plays {len(world.local_workers)} workers and has rows of {len(stack)}")
+        raise ValueError(f"this process has {len(world.local_workers)} workers and rows of {len(stack)}")
     named = [[("row", row)] for row in stack]
     return _compare(world, [digest(row) for row in named], lambda: torch.stack([sketch(row) for row in named]))
 
 
-def agreement(
+def compare_computations(
     world: Collective,
     model: nn.Module,
     loss_function: Loss,
     batch: tuple[Any, ...],
     seed: int = 0,
     state: dict[str, Any] | None = None,
-) -> Agreement:
-    """Whether all processes compute the same loss and gradients, bit for bit, and each the same again.
+) -> Determinism:
+    """Computes loss and gradients in every process, twice, and compares them bit for bit.
 
     Args:
-        model: the same weights in every process, plain or in DistributedDataParallel; it is left as it was.
-        loss_function: called as loss_function(module, *batch) with the plain module; returns a scalar.
+        model: the same weights in every process, with or without DistributedDataParallel; it is not changed.
+        loss_function: called as loss_function(module, *batch) with the unwrapped module; returns a scalar.
         batch: the same in every process.
-        seed: of dropout and whatever else is random in a pass.
-        state: buffers and modes to compute with, by `replay.snapshot`; the model's own when None.
+        seed: of dropout and of all else that is random in a pass.
+        state: buffers and modes to compute with, from `snapshot`; the model's own when None.
     """
-    state = state or snapshot(plain(model))
-    again = digest(replay(model, loss_function, batch, state, seed))
-    answer = replay(model, loss_function, batch, state, seed)
+    state = state or snapshot(unwrap_module(model))
+    again = digest(recompute(model, loss_function, batch, state, seed))
+    answer = recompute(model, loss_function, batch, state, seed)
     mine = digest(answer)
     k = len(world.local_workers)
     found = _compare(world, [mine] * k, lambda: sketch(answer).expand(k, -1))
     steady = world.all_gather(torch.tensor([[mine == again]] * k, dtype=torch.uint8)).flatten().tolist()
-    return Agreement(found.digests, found.camps, found.difference, tuple(w for w, s in enumerate(steady) if not s))
+    return Determinism(found.digests, found.groups, found.difference, tuple(w for w, s in enumerate(steady) if not s))
 
 
 def check_determinism(
     model: nn.Module, loss_function: Loss, *batch: Any, world: Collective | None = None, seed: int = 0
-) -> Agreement:
+) -> Determinism:
     """Whether exact votes and audits are possible on this cluster: all ranks compute rank 0's micro-batch, twice.
 
     Every rank calls it, before training. Where ranks differ, kernels, threads or hardware do: votes and audits need a
     tolerance above `difference` then, or the same software and hardware everywhere.
 
     Args:
-        model: plain, or in DistributedDataParallel; it is left as it was.
-        loss_function: called as loss_function(module, *batch) with the plain module; returns a scalar.
+        model: with or without DistributedDataParallel; it is not changed.
+        loss_function: called as loss_function(module, *batch) with the unwrapped module; returns a scalar.
         batch: tensors, or tuples, lists and dictionaries of them; rank 0's counts.
         world: of the model's process group, or the default one, when None.
-        seed: of dropout and whatever else is random in a pass.
+        seed: of dropout and of all else that is random in a pass.
     Raises:
         ValueError: the ranks hold different weights, or the model needs other ranks for a pass.
     """
-    module = plain(model)
+    module = unwrap_module(model)
     world = world or ProcessGroupCollective(group=group_of(model))
     state, weights = snapshot(module), digest(module.named_parameters())
-    camps = _compare(world, [weights] * len(world.local_workers), lambda: sketch(module.named_parameters())[None]).camps
-    if len(camps) > 1:
+    groups = _compare(
+        world, [weights] * len(world.local_workers), lambda: sketch(module.named_parameters())[None]
+    ).groups
+    if len(groups) > 1:
         raise ValueError(
-            f"{ranks_in_words(camps[0])} and {ranks_in_words(sorted(w for c in camps[1:] for w in c))} hold different "
+            f"{ranks_in_words(groups[0])} and {ranks_in_words(sorted(chain(*groups[1:])))} hold different "
             "weights; give all ranks the same before their computations are compared"
         )
     if isinstance(world, ProcessGroupCollective):
@@ -133,7 +142,7 @@ def check_determinism(
         arrived = world.send_recv(dict.fromkeys(range(1, world.size), mine) if world.rank == 0 else {})
         state = unwrap(arrived.get(0, mine), next(module.parameters()).device)
         batch = state.pop("batch")
-    return agreement(world, model, loss_function, batch, seed, state)
+    return compare_computations(world, model, loss_function, batch, seed, state)
 
 
 def digest(tensors: Named) -> bytes:
@@ -150,7 +159,7 @@ def digest(tensors: Named) -> bytes:
 
 
 def sketch(tensors: Named, seed: int = 0) -> Tensor:
-    """Numbers whose distances tell those of the tensors: the one named "loss", and sums of all others' entries.
+    """A short vector whose distances estimate those of the tensors: the loss, and sums of all other entries.
 
     Entry i of a tensor is added to sum i modulo 256 under a random sign, in float64; the squared distance of two
     sketches is that of the tensors in the mean over the signs.
@@ -175,29 +184,29 @@ def sketch(tensors: Named, seed: int = 0) -> Tensor:
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """The relative Euclidean distance that two sketches tell, of the losses or of the rest, whichever is larger."""
+    """The relative Euclidean distance that two sketches show: of the losses or of the rest, the larger one."""
     if not torch.equal(a.isfinite(), b.isfinite()):
         return float("inf")
     a, b = a[a.isfinite()], b[b.isfinite()]
     return max(_relative(a[:1], b[:1]), _relative(a[1:], b[1:]))
 
 
-def camps_of(digests: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
-    """The workers of each digest; the largest camp first, of equal ones that with the lowest worker."""
-    camps: dict[Any, list[int]] = {}
+def groups_of(digests: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    """The workers of each digest; the largest group first, of equal sizes the one with the lowest worker."""
+    groups: dict[Any, list[int]] = {}
     for worker, each in enumerate(digests):
-        camps.setdefault(each, []).append(worker)
-    return tuple(sorted(map(tuple, camps.values()), key=lambda camp: (-len(camp), camp)))
+        groups.setdefault(each, []).append(worker)
+    return tuple(sorted(map(tuple, groups.values()), key=lambda group: (-len(group), group)))
 
 
 def share_digests(world: Collective, digests: Sequence[bytes]) -> list[bytes]:
-    """All workers' digests. Shapes: k of the workers of this process -> n."""
+    """The digests of all workers. Shapes: k digests of this process's workers -> n."""
     mine = torch.tensor([list(each) for each in digests], dtype=torch.uint8)
     return [bytes(row) for row in world.all_gather(mine).tolist()]
 
 
 def ranks_in_words(ranks: Sequence[int], noun: str = "worker") -> str:
-    """For errors and logs.
+    """The ranks in words, for errors and logs.
 
     >>> ranks_in_words([0, 2])
     'workers 0, 2'
@@ -205,14 +214,14 @@ def ranks_in_words(ranks: Sequence[int], noun: str = "worker") -> str:
     return f"{noun}{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
-def _compare(world: Collective, digests: list[bytes], sketches: Callable[[], Tensor]) -> Agreement:
+def _compare(world: Collective, digests: list[bytes], sketches: Callable[[], Tensor]) -> Determinism:
     everyone = share_digests(world, digests)
-    camps = camps_of(everyone)
+    groups = groups_of(everyone)
     difference = 0.0
-    if len(camps) > 1:
+    if len(groups) > 1:
         all_sketches = world.all_gather(sketches().expand(len(world.local_workers), -1))
-        difference = max(apart(all_sketches[camps[0][0]], all_sketches[camp[0]]) for camp in camps[1:])
-    return Agreement(tuple(each.hex() for each in everyone), camps, difference)
+        difference = max(apart(all_sketches[groups[0][0]], all_sketches[group[0]]) for group in groups[1:])
+    return Determinism(tuple(each.hex() for each in everyone), groups, difference)
 
 
 def _flat(tensor: Tensor) -> Tensor:

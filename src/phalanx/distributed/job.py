@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that torchrun started, or the single one that it did not."""
+"""The processes of a torchrun job, or the single process without torchrun."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from phalanx.core.world import Collective, LocalCollective
 from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.distributed.server_transport import ServerTransport
 
-PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
+TIMEOUT = timedelta(minutes=10)  # of a process that waits for the others
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Processes:
     """The processes that run a study together; rank 0 writes, prints and decides.
 
     Args:
-        server: in a job with a server, where only rank 0 runs the study: makes the world of a run.
+        server: makes the transport of a run, in a job with a server; there only rank 0 runs the study.
     """
 
     rank: int = 0
@@ -42,11 +42,11 @@ class Processes:
         """The workers of a run, distributed over the processes."""
         return LocalCollective(workers) if self.size == 1 else ProcessGroupCollective(workers)
 
-    def agree(self, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What rank 0 decides, as plain values, in every process.
+    def broadcast_from_rank0(self, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Calls `decide` at rank 0 and returns its result, plain values, in every process.
 
         Raises:
-            ValueError: rank 0 met one, or a file that it could not read or write; every process raises it.
+            ValueError: `decide` raised one, or could not read or write a file; every process raises it.
         """
         if self.size == 1:
             return decide()
@@ -64,11 +64,11 @@ class Processes:
 
 
 @contextmanager
-def team() -> Iterator[Processes]:
-    """All processes of the job; under torchrun they form a process group, NCCL with a GPU for each, else gloo.
+def join_processes() -> Iterator[Processes]:
+    """Joins the processes of a torchrun job to a process group, NCCL with a GPU for each, else gloo.
 
     Raises:
-        ValueError: they cannot meet: the port is in use, or nobody listens there.
+        ValueError: the processes cannot connect: the port is in use, or nobody listens there.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes()
@@ -79,7 +79,7 @@ def team() -> Iterator[Processes]:
         torch.cuda.set_device(local_rank)
         backend = "nccl"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except dist.DistNetworkError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         why = str(error).partition("\n")[0]
@@ -90,10 +90,10 @@ def team() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def leave(code: int = 0) -> NoReturn:
-    """Ends a process of a torch.distributed job at once, its output written.
+def hard_exit(code: int = 0) -> NoReturn:
+    """Ends a process of a torch.distributed job at once, after its output is written.
 
-    gloo's threads may still be letting go of tensors; one that asks a finished interpreter for its lock aborts the
+    A thread of gloo may still release tensors; if it asks a finished interpreter for its lock, it aborts the
     process ("terminate called without an active exception"), and with it the job.
     """
     sys.stdout.flush()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A micro-batch computed on the side: nothing that training sees is any different afterwards."""
+"""Computes loss and gradients of a micro-batch without changing anything that training uses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 Loss = Callable[..., Tensor]  # (module, *inputs) -> scalar
 
 
-def plain(model: nn.Module) -> nn.Module:
-    """The module within DistributedDataParallel and torch.compile, whose passes no other rank takes part in.
+def unwrap_module(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel and torch.compile, which a rank can compute alone.
 
     Raises:
-        ValueError: it has no trained parameters, or a part of it speaks with other ranks.
+        ValueError: it has no trained parameters, or a part of it communicates with other ranks.
     """
     module = _layers(model)[-1]
     for name, part in module.named_modules():
@@ -40,12 +40,14 @@ def group_of(model: nn.Module) -> dist.ProcessGroup | None:
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
-    """What a pass depends on besides parameters and inputs: buffers, and which parts are in training mode."""
+    """The state that a pass depends on besides parameters and inputs: buffers, and the training mode of each part."""
     return {"buffers": dict(module.named_buffers()), "training": [part.training for part in module.modules()]}
 
 
-def replay(model: nn.Module, loss_function: Loss, batch: tuple[Any, ...], state: dict[str, Any], seed: int) -> Answer:
-    """Loss and gradients of one micro-batch on the plain module, in the given state and under the given seed.
+def recompute(
+    model: nn.Module, loss_function: Loss, batch: tuple[Any, ...], state: dict[str, Any], seed: int
+) -> LossAndGrads:
+    """Computes loss and gradients of one micro-batch on the unwrapped module, in a given state and with a given seed.
 
     Gradients in `p.grad`, buffers, modes and random number generators are left alone, and so are the hooks by which
     DistributedDataParallel and optimizers learn of gradients; hooks on the parameters themselves act.
@@ -53,20 +55,20 @@ def replay(model: nn.Module, loss_function: Loss, batch: tuple[Any, ...], state:
     Raises:
         ValueError: the loss is not one number, or the loss function calls the wrapped model.
     """
-    module = plain(model)
+    module = unwrap_module(model)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     devices = {p.device for p in parameters.values() if p.is_cuda}
-    with _closed(model), _state(module, state), _seeded(seed, devices), _same_kernels(), torch.enable_grad():
+    with _forward_refused(model), _state(module, state), _seeded(seed, devices), _same_kernels(), torch.enable_grad():
         loss = loss_function(module, *batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError("the loss function must return one number, loss_function(module, *inputs) -> scalar")
         # backward() would run DDP's hooks and add to .grad
         gradients = torch.autograd.grad(loss.sum(), list(parameters.values()), allow_unused=True)
-    return Answer(loss.detach(), dict(zip(parameters, gradients, strict=True)))
+    return LossAndGrads(loss.detach(), dict(zip(parameters, gradients, strict=True)))
 
 
-class Answer:
-    """What a pass gave: the loss, and the gradient of each parameter or None."""
+class LossAndGrads:
+    """The result of a pass: the loss, and the gradient of each parameter or None."""
 
     def __init__(self, loss: Tensor, gradients: dict[str, Tensor | None]) -> None:
         self.loss, self.gradients = loss, gradients
@@ -88,8 +90,8 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _closed(model: nn.Module) -> Iterator[None]:
-    """Passes through DistributedDataParallel would wait for ranks that compute something else."""
+def _forward_refused(model: nn.Module) -> Iterator[None]:
+    """Refuses passes through DistributedDataParallel, which would wait for ranks that compute something else."""
 
     def refuse(*_: Any) -> None:
         raise ValueError(
@@ -107,7 +109,7 @@ def _closed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _state(module: nn.Module, state: dict[str, Any]) -> Iterator[None]:
-    """Copies stand in for the buffers: writing into the originals would break a graph that saved them."""
+    """Replaces the buffers by copies: writing into the originals would break a graph that saved them."""
     parts = list(module.modules())
     modes = [part.training for part in parts]
     copies: dict[int, Tensor] = {}
@@ -133,7 +135,7 @@ def _state(module: nn.Module, state: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int, devices: set[torch.device]) -> Iterator[None]:
-    """The generators of torch, numpy and Python under one seed, for a while."""
+    """Seeds the generators of torch, numpy and Python, and restores them at the end."""
     import numpy as np
 
     python, array = random.getstate(), np.random.get_state()
@@ -154,7 +156,7 @@ def _seeded(seed: int, devices: set[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def _same_kernels() -> Iterator[None]:
-    """cuDNN may choose by measured times, and then two healthy ranks choose differently."""
+    """Makes cuDNN choose the same kernels on every rank: by measured times two healthy ranks choose differently."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True

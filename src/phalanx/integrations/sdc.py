@@ -23,12 +23,12 @@ from phalanx.core.expression import require
 from phalanx.core.payload import Payload
 from phalanx.core.pytree import cut, unwrap, wrap
 from phalanx.core.round import make_generator
-from phalanx.distributed.determinism import BUCKETS, apart, camps_of, digest, share_digests, sketch
-from phalanx.distributed.determinism import Agreement as Agreement
+from phalanx.distributed.determinism import BUCKETS, apart, digest, groups_of, share_digests, sketch
+from phalanx.distributed.determinism import Determinism as Determinism
 from phalanx.distributed.determinism import check_determinism as check_determinism
 from phalanx.distributed.determinism import compare_rows as compare_rows
 from phalanx.distributed.process_group import ProcessGroupCollective
-from phalanx.distributed.recompute import Answer, Loss, group_of, plain, replay, snapshot
+from phalanx.distributed.recompute import Loss, LossAndGrads, group_of, recompute, snapshot, unwrap_module
 from phalanx.integrations.finding import Finding, Pair
 
 _COUNTS = ("compared", "suspected", "convicted", "unsteady")
@@ -79,7 +79,7 @@ class SilentCorruptionCheck:
         require(0.0 <= rtol < 1.0, f"an audit needs 0 <= rtol < 1, got rtol={rtol}")
         require(examples is None or examples >= 1, f"an audit needs examples >= 1, got examples={examples}")
         self.model, self.every, self.seed, self.rtol, self.examples = model, every, seed, rtol, examples
-        self._module = plain(model)
+        self._module = unwrap_module(model)
         self._world = ProcessGroupCollective(group=group or group_of(model))
         require(self._world.size >= 2, "an audit compares two ranks, and this process group has one")
         self._hosts: list[str] = []
@@ -198,13 +198,13 @@ class SilentCorruptionCheck:
 
     def _diverged(self, step: int, weights: list[bytes]) -> tuple[Finding, ...]:
         """Ranks whose parameters are not those of the majority, or all ranks without one."""
-        camps = camps_of(weights)
-        if len(camps) == 1:
+        groups = groups_of(weights)
+        if len(groups) == 1:
             return ()
         sketches = self._world.all_gather(sketch(self._module.named_parameters(), self.seed)[None])
-        difference = max(apart(sketches[camps[0][0]], sketches[camp[0]]) for camp in camps[1:])
-        majority = 2 * len(camps[0]) > len(weights)
-        suspects = tuple(sorted(r for camp in camps[1 if majority else 0 :] for r in camp))
+        difference = max(apart(sketches[groups[0][0]], sketches[group[0]]) for group in groups[1:])
+        majority = 2 * len(groups[0]) > len(weights)
+        suspects = tuple(sorted(r for group in groups[1 if majority else 0 :] for r in group))
         culprit = suspects[0] if len(suspects) == 1 else None
         hosts = self._host_names()
         return (Finding(step, "weights", suspects, tuple(hosts[r] for r in suspects), culprit, difference=difference),)
@@ -228,13 +228,13 @@ class SilentCorruptionCheck:
         kept = inputs if self.examples is None else cut(inputs, self.examples)
         return wrap({"inputs": kept, **snapshot(self._module)})
 
-    def _compute(self, parcel: Payload, step: int, loss_function: Loss) -> Answer:
+    def _compute(self, parcel: Payload, step: int, loss_function: Loss) -> LossAndGrads:
         # the sender unpacks its own parcel too: the same strides, the same kernels
         tree = unwrap(parcel, next(self._module.parameters()).device)
         seed = make_generator("audit", self.seed, step).initial_seed()
-        return replay(self.model, loss_function, tree.pop("inputs"), tree, seed)
+        return recompute(self.model, loss_function, tree.pop("inputs"), tree, seed)
 
-    def _share(self, answers: Sequence[Answer | None]) -> list[list[Result]]:
+    def _share(self, answers: Sequence[LossAndGrads | None]) -> list[list[Result]]:
         """For each of the answers that this rank has, those of all ranks in its place."""
         digests = [bytes(32) if each is None else digest(each) for each in answers]
         sketches = [torch.zeros(BUCKETS + 1).double() if each is None else sketch(each, self.seed) for each in answers]

@@ -30,9 +30,9 @@ def main() -> None:
     except SystemExit as end:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             raise
-        from phalanx.distributed.job import leave
+        from phalanx.distributed.job import hard_exit
 
-        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        hard_exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 def _version(wanted: bool) -> None:

@@ -48,14 +48,14 @@ def probe(
       phalanx probe --model mlp --data digits --json
     """
     from phalanx.core.parser import parse
-    from phalanx.distributed.job import team
+    from phalanx.distributed.job import join_processes
     from phalanx.tools.advisor.measure import measure, num_told
     from phalanx.training.run_folder import write_json
 
     probe_options.check_repeats(repeats)
     options = {"model": model, "data": data, "batch": batch, "threads": threads, "precision": precision}
-    with team() as processes:
-        request = processes.agree(
+    with join_processes() as processes:
+        request = processes.broadcast_from_rank0(
             lambda: _request(recipe, scale, settings or [], only or [], options, schemes or [], processes.size)
         )
         run, chosen = parse(request["run"]), [parse(text) for text in request["schemes"]]

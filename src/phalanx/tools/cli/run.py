@@ -84,7 +84,9 @@ def run(
     with _processes(server, deadline) as processes:
         if processes is None:
             return
-        opened = processes.agree(lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume))
+        opened = processes.broadcast_from_rank0(
+            lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume)
+        )
         study = Study.from_json(opened["study"])
         folder = StudyFolder(opened["folder"]) if processes.rank == 0 else None
         resume_command = partial(_resume_command, processes, jobs)
@@ -96,10 +98,10 @@ def run(
 @contextmanager
 def _processes(server: bool, deadline: float) -> Iterator[Processes | None]:
     """The processes of the job; None in a process that only guards a worker until the job is over."""
-    from phalanx.distributed.job import Processes, team
+    from phalanx.distributed.job import Processes, join_processes
 
     if not server:
-        with team() as processes:
+        with join_processes() as processes:
             yield processes
         return
     from phalanx.distributed.launcher import Launcher

@@ -236,7 +236,7 @@ def perform(
         finally:
             world.close()
     else:
-        team.agree(partial(_measure, job, target, told or (lambda words: None)))
+        team.broadcast_from_rank0(partial(_measure, job, target, told or (lambda words: None)))
 
 
 def _measure(job: Measurement, target: RunFolder | None, told: Callable[[str], None]) -> dict[str, Any]:
