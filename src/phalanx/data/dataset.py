@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -134,8 +134,14 @@ class Dataset:
         """
         if self.vocabulary is not None:
             return x
-        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return x.to(torch.float32, copy=True).mul_(1 / (self.levels * std)).sub_(mean / std)
+        scale, shift = self._normalization if x.device.type == "cpu" else (t.to(x.device) for t in self._normalization)
+        return x.to(torch.float32, copy=True).mul_(scale).sub_(shift)
+
+    @cached_property
+    def _normalization(self) -> tuple[Tensor, Tensor]:
+        """What pixels are multiplied by, and what is then subtracted, channel by channel."""
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return 1 / (self.levels * std), mean / std
 
 
 class Data(Expression, ABC):

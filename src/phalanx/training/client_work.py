@@ -115,21 +115,20 @@ class Gradient(ClientWork):
         self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
     ) -> tuple[float, State]:
         parts = context.layout.split(out)
-        for name, parameter in context.model.named_parameters():
+        for name, parameter in context.parameters.items():
             # backward adds into the row itself; a parameter that the loss does not reach keeps its zeros
             parameter.grad = parts[name].view_as(parameter) if parameter.requires_grad else None
-        before = {name: buffer.clone() for name, buffer in context.model.named_buffers()}
+        before = {name: buffer.clone() for name, buffer in context.buffers.items()}
         x, y = context.batch(samples, unit)
-        context.model.train()
+        context.set_training_mode()
         with seeded(x.device, "dropout", *context.key, unit):
             loss = context.loss(x, y, self.smoothing)
             loss.backward()
-        tensors = context.layout.tensors(context.model)
         for name in context.layout.installed:
-            parts[name].copy_(tensors[name])
-        for name, buffer in context.model.named_buffers():
+            parts[name].copy_(context.buffers[name] if name in before else context.parameters[name])
+        for name, buffer in context.buffers.items():
             buffer.copy_(before[name])
-        for parameter in context.model.parameters():
+        for parameter in context.parameters.values():
             parameter.grad = None
         return float(loss.detach()), {}
 
@@ -154,10 +153,9 @@ def compute_rows(
         Rows, mean losses, numbers of examples, and the next memories; memories of other workers stay as they are.
     """
     memories = dict(memories or {})
-    device = next(context.model.parameters()).device
-    like = torch.empty(0, dtype=context.layout.dtype, device=device)
+    like = torch.empty(0, dtype=context.layout.dtype, device=context.device)
     rows = empty_rows(len(ids), context.layout.d, like).zero_()
-    losses, weights = (torch.zeros(len(ids), dtype=torch.float64) for _ in range(2))
+    losses, weights = [0.0] * len(ids), [0.0] * len(ids)
     users: dict[int, list[tuple[int, float]]] = {}
     for i, worker in enumerate(ids):
         for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
@@ -181,4 +179,4 @@ def compute_rows(
                 rows[i] = row
             losses[i] += loss / len(allocation.units[ids[i]])
             weights[i] += count
-    return rows, losses, weights, memories
+    return rows, torch.tensor(losses, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64), memories

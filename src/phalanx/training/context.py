@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -78,17 +79,42 @@ class WorkerContext:
     rounds: int = 1
     replies: Mapping[int, Payload] = field(default_factory=dict)
 
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the model by name; to search them for every worker takes as long as a small network."""
+        return dict(self.model.named_parameters())
+
+    @cached_property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of the model by name."""
+        return dict(self.model.named_buffers())
+
+    @cached_property
+    def _modules(self) -> list[nn.Module]:
+        return list(self.model.modules())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(iter(self.parameters.values())).device
+
+    def set_training_mode(self) -> None:
+        """Puts the model in training mode, unless all of it is."""
+        if not all(module.training for module in self._modules):
+            self.model.train()
+
     def batch(self, samples: Tensor, unit: int, step: int | None = None) -> tuple[Tensor, Tensor]:
         """The examples and labels of a unit, as `Dataset.train` gives them, augmented with the unit's random numbers.
 
         Args:
             step: number of the batch, where a round has several; each has random numbers of its own.
         """
-        device = next(self.model.parameters()).device
-        draws = make_generator("augment", *self.key, unit, *([] if step is None else [step]))
-        crops = None if self.augment is None else self.augment.crops(len(samples), draws)
-        x, y = (t.to(device) for t in self.data.train(samples, crops))
-        if self.augment is not None:
+        if self.augment is None:
+            x, y = (t.to(self.device) for t in self.data.train(samples))
+        else:
+            draws = make_generator("augment", *self.key, unit, *([] if step is None else [step]))
+            crops = self.augment.crops(len(samples), draws)
+            x, y = (t.to(self.device) for t in self.data.train(samples, crops))
             x = self.augment(x, draws)
         # a copy even where one channel makes both formats one: the strides tell the convolution which kernel to take
         return x.to(memory_format=torch.channels_last, copy=True) if self.channels_last else x, y

@@ -28,9 +28,11 @@ def cross_entropy(
     Raises:
         ValueError: the model's scores do not have a row for each label, or smoothing is too large.
     """
-    ok = scores.shape[:-1] == labels.shape
-    have = f"{tuple(scores.shape)} and {tuple(labels.shape)}"
-    require(ok, f"a model gives scores for each label, but scores and labels are {have}; choose another model")
+    if scores.shape[:-1] != labels.shape:
+        shapes = f"{tuple(scores.shape)} and {tuple(labels.shape)}"
+        raise ValueError(
+            f"a model gives scores for each label, but scores and labels are {shapes}; choose another model"
+        )
     classes = scores.shape[-1]
     # PyTorch spreads its share over all classes, the label's own among them
     spread = smoothing * classes / max(1, classes - 1)
