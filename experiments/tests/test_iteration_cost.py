@@ -33,7 +33,6 @@ from phalanx_experiments.figures.iteration_cost import (
     plot_iteration_cost,
     published,
 )
-from phalanx_experiments.measurements.large_rows import large_rows
 from phalanx_experiments.recipes import find
 
 SMALL = pe.iteration_cost(px.data.digits(), px.models.cnn(channels=(4,)), workers=9, s=1, batch=18)
@@ -154,7 +153,7 @@ def test_the_relative_error_is_that_of_the_norms(n: int, d: int, seed: int) -> N
 @given(st.integers(1, 9), st.integers(1, 300), st.booleans())
 def test_large_rows_hold_what_is_written(n: int, d: int, filed: bool) -> None:
     before = set(Path(tempfile.gettempdir()).iterdir())
-    with large_rows(n, d, 0 if filed else 4 * n * d) as rows:
+    with cluster.large_rows(n, d, 0 if filed else 4 * n * d) as rows:
         expected = noise(n, d)
         rows.copy_(expected)
         assert torch.equal(rows, expected) and rows.shape == (n, d) and rows.is_contiguous()
@@ -164,7 +163,7 @@ def test_large_rows_hold_what_is_written(n: int, d: int, filed: bool) -> None:
 def test_a_full_disk_is_a_sentence_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rows = 1 << 40
-    with pytest.raises(ValueError, match="TMPDIR") as caught, large_rows(rows, 1000, 8):
+    with pytest.raises(ValueError, match="TMPDIR") as caught, cluster.large_rows(rows, 1000, 8):
         pass
     assert str(tmp_path) in str(caught.value) and "4.4e+06 GB" in str(caught.value)
 

@@ -35,7 +35,6 @@ from phalanx.training.client_work import Gradient
 from phalanx.training.context import WorkerContext
 from phalanx.training.phase import Phase, Run
 from phalanx.training.trainer import Trainer
-from phalanx_experiments.measurements.large_rows import large_rows
 
 Told = Callable[[str], None]
 
@@ -140,7 +139,7 @@ class IterationCost(Measurement):
         run = Run(self.data, self.model, (phase,), workers=n, seed=self.seed, threads=self.threads)
         trainer = Trainer(run, LocalCollective(n))
         entries, costs = trainer.layout.d, dict[str, Any]()
-        with large_rows(n, entries, self.memory_bytes) as rows:
+        with cluster.large_rows(n, entries, self.memory_bytes) as rows:
             # one after the other in the same rows, as there may be no room for two of them
             sent = self._sent("repetition by rows", trainer, rows, told)
             for name in ("repetition by digests", "repetition by rows"):

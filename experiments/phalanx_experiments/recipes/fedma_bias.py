@@ -9,8 +9,7 @@ import phalanx as px
 from phalanx.data.dataset import Data
 from phalanx.tools.runner.recipe import recipe
 from phalanx.training.phase import Run
-from phalanx_experiments.figures.federated import plot_methods
-from phalanx_experiments.figures.federated_bias import bias_tables
+from phalanx_experiments.figures.federated import bias_tables, plot_methods
 from phalanx_experiments.recipes.fedma import NETS, Net
 
 CLIENTS = 2  # one has the classes that are mostly gray, the other the colourful ones

@@ -7,7 +7,6 @@ from phalanx.core.registry import suggest
 from phalanx_experiments.reproduce.chapter1 import CHAPTER_1
 from phalanx_experiments.reproduce.chapter3 import CHAPTER_3
 from phalanx_experiments.reproduce.chapter4 import CHAPTER_4
-from phalanx_experiments.reproduce.chapter4_settings import CHAPTER_4_SETTINGS
 from phalanx_experiments.reproduce.chapter4_speed import CHAPTER_4_SPEED
 from phalanx_experiments.reproduce.chapter5 import CHAPTER_5
 from phalanx_experiments.reproduce.chapter6 import CHAPTER_6
@@ -30,7 +29,6 @@ _ALL = (
     *CHAPTER_1,
     *CHAPTER_3,
     *CHAPTER_4,
-    *CHAPTER_4_SETTINGS,
     *CHAPTER_4_SPEED,
     *CHAPTER_5,
     *CHAPTER_6,
