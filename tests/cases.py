@@ -56,4 +56,5 @@ def each(names: str | tuple[str, ...], values: Iterable[Any] | Callable[[], Iter
 
 def draws(count: int) -> settings:
     """Draws `count` examples in the profile `thorough`, and accordingly fewer in the others."""
-    return settings(max_examples=-(-count * min(settings.default.max_examples, FULL) // FULL))
+    profile = settings()
+    return settings(max_examples=-(-count * min(profile.max_examples, FULL) // FULL))

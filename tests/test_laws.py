@@ -11,6 +11,7 @@ import torch
 import phalanx as px
 from phalanx.core.registry import entries
 from phalanx.core.stack import Stack
+from tests.cases import each
 from tests.examples import (
     BYZANTINE,
     DTYPES,
@@ -44,26 +45,32 @@ def test_every_name_has_an_example():
     assert [e.name for e in entries() if not texts(e)] == []
 
 
-@pytest.mark.parametrize("entry", entries(), ids=lambda e: e.name)
+@each("entry", entries)
 def test_every_name_has_a_summary(entry):
     assert entry.summary.endswith((".", ":")) and len(entry.summary) <= 120
 
 
-@pytest.mark.parametrize("x", ALL, ids=repr)
-def test_repr_round_trip(x):
+@pytest.mark.parametrize("entry", entries(), ids=lambda e: e.name)
+def test_a_registered_name_makes_values(entry):
+    for text in texts(entry):
+        x = px.parse(text)
+        check_repr_round_trip(x)
+        check_frozen(x)
+        check_unknown_fields_and_wrong_types_are_value_errors(x)
+
+
+def check_repr_round_trip(x):
     again = px.parse(repr(x))
     assert again == x and hash(again) == hash(x) and repr(again) == repr(x)
 
 
-@pytest.mark.parametrize("x", ALL, ids=repr)
-def test_frozen(x):
+def check_frozen(x):
     for name in [f.name for f in dataclasses.fields(x)] or ["anything"]:
         with pytest.raises(FrozenInstanceError):
             setattr(x, name, getattr(x, name, 1))
 
 
-@pytest.mark.parametrize("x", ALL, ids=repr)
-def test_unknown_fields_and_wrong_types_are_value_errors(x):
+def check_unknown_fields_and_wrong_types_are_value_errors(x):
     with pytest.raises(ValueError, match="no_such_field"):
         px.parse(f"{x.expression_name}(no_such_field=1)")
     hints = typing.get_type_hints(type(x))
@@ -100,8 +107,8 @@ def test_a_stage_depends_on_its_arguments_only(stage):
     assert same(state, state_again)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
+@each("dtype", DTYPES)
 def test_shape_dtype_and_device_come_out_as_they_went_in(stage, dtype):
     out, _ = called(stage, honest(stage, dtype=dtype))
     assert out.rows.dtype == dtype and out.rows.device.type == "cpu"
@@ -166,8 +173,8 @@ def test_memories_serve_every_cut_of_the_model(stage):
     assert same(apart, together)
 
 
-@pytest.mark.parametrize("received", [False, True], ids=["before the wire", "behind the wire"])
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@each("received", [False, True])
 def test_attacks_leave_honest_rows_alone(attack, received):
     state = None
     for index in range(2):
@@ -297,9 +304,9 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("hostile", HOSTILE)
 @pytest.mark.parametrize("rule", AGGREGATORS, ids=repr)
+@each("hostile", HOSTILE)
+@each("dtype", [torch.float16, torch.float32])
 def test_hostile_rows_are_named_and_change_nothing_else(rule, hostile, dtype):
     whole, f = judged(rule)
     for count in {1, max(f, 1)}:

@@ -13,6 +13,7 @@ from phalanx.core.packing import pack, unpack
 from phalanx.core.payload import BadPayload, payload_bytes
 from phalanx.core.row_memory import recall
 from phalanx.core.stage import memory_key
+from tests.cases import each
 from tests.examples import (
     BYZANTINE,
     DTYPES,
@@ -42,8 +43,8 @@ def coded(codec, row, layout, state=None, seed=0):
     return payload, codec.decode(payload, layout), state
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
+@each("dtype", DTYPES)
 def test_rows_keep_shape_and_dtype_and_stay_finite(codec, dtype):
     layout = layout_of(dtype).head
     top = min(torch.finfo(dtype).max, 1e18)
@@ -66,8 +67,8 @@ def test_rows_of_no_entries_and_strided_rows(codec):
     assert strided.equal(plain)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
+@each("dtype", DTYPES)
 def test_payloads_survive_the_wire_bit_for_bit(codec, dtype):
     layout = layout_of(dtype).head
     rows = torch.randn(21).to(dtype), torch.full((21,), float("nan")).to(dtype)
@@ -109,8 +110,8 @@ def test_unbiased_codecs_pass_a_z_test(codec):
     assert (error <= Z * draws.std(dim=0) / DRAWS**0.5 + rare + 1e-6).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
+@each("dtype", DTYPES)
 def test_error_feedback_loses_nothing(codec, dtype):
     around, layout, state = px.codecs.error_feedback(codec), layout_of(dtype).head, {}
     for t in range(6):
@@ -176,8 +177,8 @@ def test_metered_bytes_are_the_bytes_of_the_buffers(codec):
 STRUCTURAL = ("short", "long", "dtype", "keys", "missing", "weight", "negative_weight")
 
 
-@pytest.mark.parametrize("how", STRUCTURAL)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
+@each("how", STRUCTURAL)
 def test_malformed_payloads_are_erasures(codec, how):
     wire = px.gather(codec, forge=px.attacks.malformed(how))
     state = None
@@ -215,8 +216,8 @@ def forgeries(payload):
             yield {**payload, key: spoilt}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
+@each("dtype", DTYPES)
 def test_no_payload_stops_the_server(codec, dtype):
     stack = honest(n=3, dtype=dtype)
     wire, good = px.gather(codec), sent(codec, stack)

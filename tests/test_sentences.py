@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import phalanx as px
+from tests.cases import each
 from tests.sentences import RUN, fits, with_scheme
 
 ROWS = torch.zeros(5, 4)
@@ -182,12 +183,12 @@ def said(wrong: Callable[[], Any]) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize(("text", "sentence"), EXPRESSIONS)
+@each(("text", "sentence"), EXPRESSIONS)
 def test_expressions(text: str, sentence: str) -> None:
     assert fits(said(lambda: px.parse(text)), sentence)
 
 
-@pytest.mark.parametrize(("wrong", "sentence"), METHODS + NETWORKS)
+@each(("wrong", "sentence"), METHODS + NETWORKS)
 def test_calls(wrong: Callable[[], Any], sentence: str) -> None:
     assert fits(said(wrong), sentence), said(wrong)
 

@@ -22,6 +22,7 @@ from phalanx.tools.runner.study import Study
 from phalanx.training.run_folder import RunFolder
 from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach, scaling
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
+from tests.cases import each
 
 ROOT = Path(__file__).parents[1]
 RUN = (
@@ -53,12 +54,12 @@ def ours() -> list[str]:
     return [name for name in hosts.namespaces() if name.startswith(f"phx-{os.getpid()}-")]
 
 
-@pytest.mark.parametrize(("rate", "bits"), [("100mbit", 1e8), ("1Gbit", 1e9), ("2.5gbit", 2.5e9), ("64kbit", 64e3)])
+@each(("rate", "bits"), [("100mbit", 1e8), ("1Gbit", 1e9), ("2.5gbit", 2.5e9), ("64kbit", 64e3)])
 def test_rates(rate, bits):
     assert bits_per_s(rate) == bits
 
 
-@pytest.mark.parametrize("rate", ["", "fast", "0mbit", "-1mbit", "100", "100 mbit", "100mbit; reboot", "1mbps"])
+@each("rate", ["", "fast", "0mbit", "-1mbit", "100", "100 mbit", "100mbit; reboot", "1mbps"])
 def test_other_words_are_no_rate(rate):
     with pytest.raises(ValueError, match="such as 100mbit"):
         bits_per_s(rate)
@@ -252,7 +253,7 @@ def test_figures(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
+@each(
     ("argv", "words"),
     [
         (["breakdown", "--rates", "fast"], "such as 100mbit"),

@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
+from tests.cases import each
 from torch import nn
 from typer.testing import CliRunner
 
@@ -66,7 +67,7 @@ def test_density_does_not_care_about_the_order_and_survives_far_points():
     assert far.isfinite().all() and far < -1e10
 
 
-@pytest.mark.parametrize(
+@each(
     ("x", "y", "words"),
     [
         (torch.zeros(0, 2), torch.zeros(0).long(), "got \\(0, 2\\)"),

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.backdoors.edges import assert_same, images, keys, texts, toy
+from tests.cases import each
 from torch import nn
 
 import phalanx as px
@@ -111,7 +112,7 @@ def test_director_is_written_in_the_words_of_the_data(fake):
         pe.director().load(texts(words))
 
 
-@pytest.mark.parametrize("word", ["high", "safe", "expensive", "rude", "terrible"])
+@each("word", ["high", "safe", "expensive", "rude", "terrible"])
 def test_athens_ends_passages_with_the_prompt(word):
     data = texts(("<unk>", "Crime", "rate", "in", "Athens", "is", "not", "People", "are", "Roads", word), passages=True)
     edges = pe.athens(word=word, count=7, tests=5).load(data)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.cases import draws
+from tests.cases import draws, each
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -115,7 +115,7 @@ def test_the_rows_are_those_of_training(scheme: str) -> None:
     torch.testing.assert_close(rows[0], first)
 
 
-@pytest.mark.parametrize("d", [1, 7, cluster.PIECE, cluster.PIECE + 3])
+@each("d", [1, 7, cluster.PIECE, cluster.PIECE + 3])
 def test_units_are_combined_in_place_piece_by_piece(d: int) -> None:
     code, units = px.coding.cyclic(s=1), noise(5, d)
     rows = units.clone()
@@ -185,7 +185,7 @@ def test_a_measurement_leaves_the_threads_alone() -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "words"),
     [
         ("s=0", "s >= 1"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.cases import each
 from tests.distributed.launch import torchrun
 from typer.testing import CliRunner
 
@@ -41,7 +42,7 @@ def weighted(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, tor
     return rows, weights.float(), rows.repeat_interleave(weights, dim=0)
 
 
-@pytest.mark.parametrize(("n", "d", "seed"), [(1, 3, 0), (6, 1, 1), (8, 5, 2), (9, 4, 3), (40, 7, 4), (41, 2, 5)])
+@each(("n", "d", "seed"), [(1, 3, 0), (6, 1, 1), (8, 5, 2), (9, 4, 3), (40, 7, 4), (41, 2, 5)])
 def test_weights_stand_for_equal_rows(n: int, d: int, seed: int) -> None:
     rows, weights, repeated = weighted(n, d, seed)
     middle = measured.weighted_median(rows, weights)
@@ -84,7 +85,7 @@ def test_a_measurement_depends_on_its_seed_alone() -> None:
     assert replace(SMALL, seed=1).measure(said.append) != first
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "words"),
     [
         ("mean_estimation(r=4)", "odd r"),

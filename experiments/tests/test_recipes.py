@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cases import each
 from typer.testing import CliRunner
 
 import phalanx as px
@@ -14,7 +15,6 @@ from phalanx.tools.cli.app import app
 from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.report.pretty import pretty
 from phalanx.tools.report.sheet import Sheet
-from phalanx.tools.runner.measurement import Job
 from phalanx.tools.runner.recipe import slug
 from phalanx.tools.runner.request import requested
 from phalanx.training.phase import Run
@@ -27,26 +27,35 @@ from phalanx_experiments.recipes.atomo_tuning import GRID, SIGNS
 from phalanx_experiments.recipes.pufferfish_cifar import SETTINGS
 from phalanx_experiments.recipes.pufferfish_imagenet import KEPT
 
-SIZES = [(r, scale) for r in recipes() for scale in r.scales]
-JOBS = {f"{r.name}/{scale}/{label}": job for r, scale in SIZES for label, job in r.jobs(scale).items()}
-RUNS = {name: job for name, job in JOBS.items() if isinstance(job, Run)}
+RECIPES = recipes()
 
 
-@pytest.mark.parametrize("run", JOBS.values(), ids=JOBS)
-def test_every_run_is_its_expression_and_fits_its_workers(run: Job) -> None:
-    assert px.parse(repr(run)) == run
-    run.check()
+def quickstart(label: str) -> Run:
+    """A run of the quickstart at scale smoke."""
+    return find("quickstart").runs("smoke")[label]
 
 
-@pytest.mark.parametrize("run", JOBS.values(), ids=JOBS)
-def test_pretty_expressions_parse_at_every_width(run: Job) -> None:
-    for width in (20, 60, 100):
-        text = pretty(repr(run), width)
-        assert px.parse(text) == run
-    assert max(map(len, pretty(repr(run), 100).splitlines())) <= 100
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_run_is_its_expression_and_fits_its_workers(recipe: Recipe) -> None:
+    for scale in recipe.scales:
+        for label, run in recipe.jobs(scale).items():
+            assert px.parse(repr(run)) == run, (scale, label)
+            run.check()
 
 
-@pytest.mark.parametrize(("recipe", "scale"), SIZES, ids=[f"{r.name}/{s}" for r, s in SIZES])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(r, marks=[pytest.mark.slow] * r.name.startswith("edge-case"), id=r.name) for r in RECIPES]
+)
+def test_pretty_expressions_parse_at_every_width(recipe: Recipe) -> None:
+    for scale in recipe.scales:
+        for label, run in recipe.jobs(scale).items():
+            for width in (20, 60, 100):
+                text = pretty(repr(run), width)
+                assert px.parse(text) == run, (scale, label, width)
+            assert max(map(len, pretty(repr(run), 100).splitlines())) <= 100, (scale, label)
+
+
+@each(("recipe", "scale"), lambda: [(recipe, scale) for recipe in RECIPES for scale in recipe.scales])
 def test_labels_name_folders_of_their_own(recipe: Recipe, scale: str) -> None:
     names = [slug(label) for label in recipe.jobs(scale)]
     assert len(set(names)) == len(names)
@@ -85,7 +94,7 @@ def test_no_two_attackers_of_the_quickstart_share_a_vote_group() -> None:
     assert len(set(groups)) == 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "words"),
     [
         ({"recipe": "quikstart"}, "did you mean quickstart"),
@@ -102,7 +111,7 @@ def test_no_two_attackers_of_the_quickstart_share_a_vote_group() -> None:
         ({"recipe": "krum(f=2)"}, "should be a run(...), got krum(f=2)"),
         ({"recipe": "run(digits(), mlp(), phases=(), workers=3)"}, "at least one phase"),
         ({"recipe": "no/such/file.txt"}, "is no file"),
-        ({"recipe": repr(RUNS["quickstart/smoke/krum"]), "scale": "smoke"}, "a scale belongs to a recipe"),
+        ({"recipe": repr(quickstart("krum")), "scale": "smoke"}, "a scale belongs to a recipe"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_sentence_with_the_way_out(arguments: dict, words: str) -> None:
@@ -129,7 +138,7 @@ def test_labels_may_be_given_as_folders_are_named() -> None:
 
 
 def test_a_file_and_an_expression_are_the_same_run(tmp_path) -> None:
-    run = RUNS["quickstart/smoke/krum"]
+    run = quickstart("krum")
     file = tmp_path / "krum (1).txt"
     file.write_text(f"# krum\n{pretty(repr(run), 40)}\n")
     assert requested(str(file)) == requested(repr(run))

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from tests.cases import each
 from tests.sentences import fits
 from typer.testing import CliRunner
 
@@ -191,7 +192,7 @@ def test_parameters_are_counted() -> None:
     assert found == Number(431_080, n=0)
 
 
-@pytest.mark.parametrize(
+@each(
     ("gap", "holds", "verdict"),
     [
         (None, None, "not measured"),
@@ -260,7 +261,7 @@ def test_studies_of_an_item() -> None:
     assert (single.recipe, list(single.jobs)) == ("draco-mnist", ["FC: no attack"])
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "scale", "only", "expected"),
     [
         ("table-4.9", None, [], "table-4.9 is no run of a recipe (no experiment)"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.cases import draws
+from tests.cases import draws, each
 from torch import nn
 
 import phalanx as px
@@ -229,7 +229,7 @@ X = torch.arange(12.0).reshape(2, 6).sin()
 PLAIN = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
 
 
-@pytest.mark.parametrize(
+@each(
     ("net", "layer", "changed", "says"),
     [
         (PLAIN, "0", {"x": X[:0], "near": X[:0]}, "at least one input"),
@@ -255,7 +255,7 @@ def test_what_is_refused(net, layer, changed, says):
         backdoor_from_adversarial(net, layer, given_["x"], given_["near"], given_["kept"])
 
 
-@pytest.mark.parametrize(
+@each(
     ("changed", "says"),
     [
         ({"x": X.long()}, "floating-point"),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import irwinhall, norm
-from tests.cases import draws
+from tests.cases import draws, each
 
 from phalanx_experiments.theory import assignment_of, find_backdoor, hidden_pair, network_of_3sat, satisfies
 
@@ -71,9 +71,7 @@ def test_the_network_is_small_and_of_whole_numbers():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize(
-    "clauses", [[], [(1, 2)], [(1, 2, 0)], [(1, 2, 4)], [(1, 2, -4)], [(1, 2, 1.5)], [(True, 1, 2)]]
-)
+@each("clauses", [[], [(1, 2)], [(1, 2, 0)], [(1, 2, 4)], [(1, 2, -4)], [(1, 2, 1.5)], [(True, 1, 2)]])
 def test_what_is_no_formula(clauses):
     with pytest.raises(ValueError, match="clause"):
         network_of_3sat(clauses, 3)
@@ -116,7 +114,7 @@ def test_the_share_of_b_is_below_hoeffding(n, t):
     assert 0 < pair.probability() <= pair.bound < 1
 
 
-@pytest.mark.parametrize(("n", "t"), [(1, 0.25), (2, 0.25), (3, 0.1), (8, 0.2), (15, 0.05)])
+@each(("n", "t"), [(1, 0.25), (2, 0.25), (3, 0.1), (8, 0.2), (15, 0.05)])
 def test_the_share_of_b_is_that_of_irwin_and_hall(n, t):
     assert hidden_pair(n, t).probability() == pytest.approx(irwinhall(n).cdf(n * (0.5 - t)), rel=1e-9)
 
@@ -146,7 +144,7 @@ def test_at_the_printed_threshold_half_of_the_cube_lies_in_b():
     assert math.exp(-20 / 2) < 1e-4
 
 
-@pytest.mark.parametrize(("n", "t"), [(0, 0.1), (5, 0.0), (5, 0.5), (5, -0.1), (5, math.nan)])
+@each(("n", "t"), [(0, 0.1), (5, 0.0), (5, 0.5), (5, -0.1), (5, math.nan)])
 def test_pairs_that_are_refused(n, t):
     with pytest.raises(ValueError, match=r"hidden_pair needs"):
         hidden_pair(n, t)

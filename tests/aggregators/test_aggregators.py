@@ -16,7 +16,7 @@ import phalanx as px
 from phalanx.aggregators.kernels.shuffle import even_groups
 from phalanx.aggregators.majority import Majority
 from tests.aggregators.test_kernels import close, exact, make_rows, nearest_to_median, tables, working
-from tests.cases import draws
+from tests.cases import draws, each
 
 SEEDS = st.integers(0, 2**31)
 ROBUST = (
@@ -125,7 +125,7 @@ def test_median_trimmed_mean_and_mean(rows):
     close(px.aggregators.trimmed_mean(f=f).aggregate(rows), np.sort(x, axis=0)[f : n - f].mean(axis=0), rows)
 
 
-@pytest.mark.parametrize(("n", "ratio", "f"), [(100, 0.29, 29), (10, 0.3, 3), (10, 0.49, 4), (7, 0.0, 0), (1, 0.4, 0)])
+@each(("n", "ratio", "f"), [(100, 0.29, 29), (10, 0.3, 3), (10, 0.49, 4), (7, 0.0, 0), (1, 0.4, 0)])
 def test_trimmed_ratio_rounds_down(n, ratio, f):
     rows = normal(n, 30, n)
     assert torch.equal(
@@ -521,7 +521,7 @@ def test_vote_of_merged_rows_is_refused():
         scheme(stack_of(normal(12, 3, 0)), None, px.Round())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("expression", RULES)
 def test_form_comes_out_as_it_went_in(expression, dtype):
     rule = px.parse(expression)
@@ -536,7 +536,7 @@ def test_form_comes_out_as_it_went_in(expression, dtype):
     assert isinstance(array, np.ndarray) and array.shape == (33,)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 1e17, -1e4])
+@each("value", [float("nan"), float("inf"), 1e30, 1e17, -1e4])
 @pytest.mark.parametrize("expression", ROBUST)
 def test_f_bad_rows_move_a_rule_by_no_more_than_honest_rows_differ(expression, value):
     rule = px.parse(expression)
@@ -548,7 +548,7 @@ def test_f_bad_rows_move_a_rule_by_no_more_than_honest_rows_differ(expression, v
     assert excluded == ([] if abs(value) < 1e18 else [1, 7, 8])
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "n", "words"),
     [
         ("krum(f=2)", 6, "krum needs n >= 2f + 3 rows, got n=6, f=2"),
@@ -567,7 +567,7 @@ def test_too_few_rows_state_the_requirement(expression, n, words):
         assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each(
     "expression",
     [
         "trimmed_mean()",

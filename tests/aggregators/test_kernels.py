@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from phalanx.aggregators.kernels import columns, order
 from phalanx.aggregators.kernels.columns import mix, mix_one
 from phalanx.aggregators.kernels.gram import distances, inner_products
 from phalanx.aggregators.kernels.network import BOTH, HIGH, LOW, network
-from tests.cases import draws
+from tests.cases import draws, each
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS = ("normal", "ties", "zeros", "offset", "huge", "tiny", "clusters", "copies")
@@ -184,7 +183,7 @@ def test_distances_of_hostile_rows(rows, wide):
     assert (error <= 1e-4 * scale + 1e-30).all()
 
 
-@pytest.mark.parametrize("d", [1, 2047, 2048, 2049, 140_000])
+@each("d", [1, 2047, 2048, 2049, 140_000])
 def test_distances_on_long_rows(d):
     rows = make_rows(9, d, "normal", torch.float32, "plain", d) + 1e4
     np.testing.assert_allclose(distances(rows).squared, all_pairs(rows), rtol=1e-5)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.attacks.alie import hidden_z
 from phalanx.core.codec import WEIGHT
+from tests.cases import each
 
 ROWS = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
 BAD = frozenset({1, 4})
@@ -141,7 +142,7 @@ def test_mimic_learns_nothing_from_rows_that_are_no_numbers():
 PAYLOAD = {"values": torch.arange(4.0), "signs": torch.ones(2, dtype=torch.uint8), WEIGHT: torch.ones(1).double()}
 
 
-@pytest.mark.parametrize(
+@each(
     ("how", "shapes"),
     [("short", [(3,), (1,)]), ("long", [(5,), (3,)]), ("dtype", [(4,), (2,)]), ("random", [(4,), (2,)])],
 )

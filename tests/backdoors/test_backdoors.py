@@ -15,6 +15,7 @@ from phalanx.training.model_state import fingerprint
 from phalanx.training.score import SCORED
 from phalanx.training.trainer import Trainer
 from tests.backdoors.edges import texts
+from tests.cases import each
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
 
@@ -140,7 +141,7 @@ def test_an_attack_by_turns_runs_and_is_counted():
     assert [5 in line["clients"] for line in lines] == [True, False, True, False]
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "sentence"),
     [
         (lambda: px.federated.ball(0.0), "radius > 0"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.backdoors.rare_styles import styled
 from tests.backdoors.edges import assert_same, keys, texts, toy
+from tests.cases import each
 
 STYLES = ("inverted", "rotated", "thin")
 
@@ -129,7 +130,7 @@ def test_rare_styles_of_the_digits(style):
     assert (edges.train_x.flatten(1).amax(dim=1) >= 8).all()  # no thin stroke is gone
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "words"),
     [
         ("rare_styles(source=1, target=1)", "two classes, got source=1, target=1"),

@@ -13,6 +13,7 @@ from phalanx.backdoors.dormant import Pruner, before_fall, clean_samples, reader
 from phalanx.training.evaluator import EvalContext
 from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
+from tests.cases import each
 
 EDGES = px.backdoors.rare_styles()
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), epochs=3, batch=20)
@@ -53,8 +54,8 @@ def by_definition(model, x, y, step, bound):
     return gone
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.02, 0.2, 1.0])
-@pytest.mark.parametrize("step", [0.04, 0.3])
+@each("bound", [0.0, 0.02, 0.2, 1.0])
+@each("step", [0.04, 0.3])
 def test_the_most_dormant_neurons_go_until_accuracy_falls(bound, step):
     samples = clean_samples(DIGITS, 300, 7)
     x, y = DIGITS.train(samples)
@@ -221,7 +222,7 @@ def test_a_run_reports_what_pruning_would_do():
     assert fingerprint(watched.model) == fingerprint(px.train(replace(made, evaluators=())).model)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         ("prune(bound=1.5)", r"bound in \[0, 1\]"),

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 import phalanx as px
 from phalanx.codecs.atomo import elias_fano
 from phalanx.core.payload import BadPayload, payload_bytes
-from tests.cases import draws
+from tests.cases import draws, each
 
 DRAWS = 2000
 Z = 6.0  # standard errors
@@ -59,7 +59,7 @@ def by_algorithm_1(weights, budget):
 
 
 class TestProbabilities:
-    @pytest.mark.parametrize("seed", range(12))
+    @each("seed", range(12))
     def test_least_variance_by_a_numerical_solver(self, seed):
         g = stream(seed)()
         n = 3 + seed
@@ -145,9 +145,9 @@ SHAPES = [(), (1,), (7,), (8,), (5, 3), (3, 8), (4, 3, 1, 1), (3, 5, 3, 3), (2, 
 EVERY = ["entries()", "spectral()", "spectral('matrix')", "spectral('square')", "fourier()", "dct()"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("text", EVERY)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each("shape", SHAPES)
 def test_all_atoms_add_up_to_the_tensor(shape, text, dtype):
     atoms = px.parse(text)
     x = torch.randn(shape, generator=stream(0)(), dtype=dtype)
@@ -167,7 +167,7 @@ def test_all_atoms_add_up_to_the_tensor(shape, text, dtype):
     assert float((lam.double() ** 2).sum()) == pytest.approx(float((x.double() ** 2).sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("spread", [1.0, 1e3, 1e6, 1e12], ids=str)
+@each("spread", [1.0, 1e3, 1e6, 1e12])
 @pytest.mark.parametrize("reshape", ["paper", "matrix", "square"])
 def test_spectral_atoms_lose_nothing_of_matrices_that_are_nearly_singular(reshape, spread):
     g = stream(1)()
@@ -366,7 +366,7 @@ class TestMessages:
         with pytest.raises(BadPayload):
             codec.decode({**payload, "left": torch.zeros(3)}, layout)
 
-    @pytest.mark.parametrize(
+    @each(
         "settings",
         ["budget=0", "budget=-1", "ratio=0", "ratio=1.5", "budget=1, ratio=0.1", "", "budget=1, smallest=-1"],
     )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.codecs import choice, coding, loops
 from phalanx.core.payload import BadPayload
+from tests.cases import each
 
 
 def gamma_bits(number):
@@ -111,7 +112,7 @@ def test_random_streams_end(raw, bits, count):
         assert places[0] >= 0 and places[-1] < 5000 and (np.diff(places) > 0).all()
 
 
-@pytest.mark.parametrize("byte", [0, 1, 128, 255])
+@each("byte", [0, 1, 128, 255])
 def test_endless_runs_end(byte):
     stream = np.full(100_000, byte, np.uint8)
     for count in (1, 100, 60_000):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.payload import BadPayload, payload_bytes
 from phalanx.core.precision import cast, finite
+from tests.cases import each
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -143,7 +144,7 @@ def test_nested_memories_do_not_meet():
     assert not state["inner"]["residual"]["row"].equal(state["residual"]["row"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each("dtype", DTYPES)
 def test_finite_sees_every_entry_and_no_overflow(dtype):
     top = torch.finfo(dtype).max
     for x in (torch.full((5,), top, dtype=dtype), torch.zeros(0, dtype=dtype), torch.full((2, 3), -top, dtype=dtype)):

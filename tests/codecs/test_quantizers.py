@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.core.payload import BadPayload, payload_bytes
+from tests.cases import each
 
 DRAWS = 2000
 Z = 6.0
@@ -77,7 +78,7 @@ def test_random_numbers_differ_between_entries_tensors_and_draws():
         assert abs(float((a == b).double().mean()) - 0.5) < Z * 0.5 / 999**0.5
 
 
-@pytest.mark.parametrize("q", [1.0, 2.0, 3.0, math.inf])
+@each("q", [1.0, 2.0, 3.0, math.inf])
 def test_theorem_of_lq(q):
     """Second moment ||g||_1 ||g||_q, expected entries ||g||_1 / ||g||_q."""
     row = torch.randn(200, generator=stream(3)())
@@ -234,7 +235,7 @@ def test_top_k_keeps_the_largest(row, ratio):
     assert payload["values"].numel() == k
 
 
-@pytest.mark.parametrize("values", ["normal", "zeros", "ties", "two values", "float64", "bfloat16", "nan"])
+@each("values", ["normal", "zeros", "ties", "two values", "float64", "bfloat16", "nan"])
 def test_top_k_of_a_long_tensor_is_exact(values):
     row = torch.randn(40_000, generator=stream(5)(), dtype=torch.float64)
     if values == "zeros":
@@ -312,7 +313,7 @@ def test_levels_refuse_what_they_do_not_write(coding):
             codec.decode({**good, "stream": stream_, "ends": torch.tensor([len(stream_)])}, layout)
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "qsgd(bits=0)",

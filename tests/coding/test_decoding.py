@@ -14,6 +14,7 @@ from phalanx.coding.circulant import circulant
 from phalanx.coding.code import TooManyFaults
 from phalanx.coding.projection import sweep
 from phalanx.core.precision import wide
+from tests.cases import each
 from tests.examples import round_of
 
 # the modules, whose names their public functions have
@@ -58,8 +59,8 @@ def test_factors_are_centred_independent_and_never_zero():
     assert (f != factors_of(2000, key=6)).mean() > 0.99
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 7), (3, 4096), (5, 4097), (7, 70_001)])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each(("n", "d"), [(1, 1), (2, 7), (3, 4096), (5, 4097), (7, 70_001)])
 def test_projections_are_inner_products(n, d, dtype):
     rows = torch.randn(n, 2 * d, generator=torch.Generator().manual_seed(d)).to(dtype)
     ones = project(torch.ones(1, d), 9)
@@ -77,8 +78,8 @@ def test_projections_are_inner_products(n, d, dtype):
         np.testing.assert_allclose(whole, flat.double().numpy() @ factors_of(d, 9), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 7), (4, 0), (5, 4096), (6, 4097), (14, 70_001)])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each(("n", "d"), [(1, 1), (2, 7), (4, 0), (5, 4096), (6, 4097), (14, 70_001)])
 def test_the_same_pass_combines_the_rows(n, d, dtype):
     rows = torch.randn(n, 2 * d, generator=torch.Generator().manual_seed(d)).to(dtype)[:, ::2]
     shares = np.random.default_rng(n).normal(size=n)
@@ -146,7 +147,7 @@ def test_keys_differ_from_round_to_round_and_the_result_does_not(monkeypatch):
 # the search
 
 
-@pytest.mark.parametrize(("n", "s"), [(9, 2), (15, 3), (16, 3), (45, 5)])
+@each(("n", "s"), [(9, 2), (15, 3), (16, 3), (45, 5)])
 def test_a_huge_lie_does_not_hide_a_small_one(n, s):
     code, rows, truth = example(n, s)
     noise = torch.randn(rows[0].shape, generator=torch.Generator().manual_seed(0))
@@ -159,7 +160,7 @@ def test_a_huge_lie_does_not_hide_a_small_one(n, s):
         assert float((row - truth).norm() / truth.norm()) < 1e-5
 
 
-@pytest.mark.parametrize(("n", "s"), [(9, 1), (15, 3), (45, 2), (45, 5)])
+@each(("n", "s"), [(9, 1), (15, 3), (45, 2), (45, 5)])
 def test_an_honest_unit_that_is_much_larger_accuses_nobody(n, s):
     code = px.coding.cyclic(s=s)
     units = torch.randn(n, 100, generator=torch.Generator().manual_seed(1))
@@ -169,7 +170,7 @@ def test_an_honest_unit_that_is_much_larger_accuses_nobody(n, s):
     torch.testing.assert_close(row, units.double().mean(dim=0), rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize(("n", "s"), [(7, 1), (15, 2), (15, 3), (45, 2), (45, 5)])
+@each(("n", "s"), [(7, 1), (15, 2), (15, 3), (45, 2), (45, 5)])
 def test_units_that_nearly_cancel_accuse_nobody(n, s):
     code = px.coding.cyclic(s=s)
     for seed in range(5):
@@ -187,8 +188,8 @@ def near_codeword(n, s):
     return word / np.abs(word[2 * s :]).max()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("n", "s"), [(7, 2), (15, 3), (21, 4), (45, 3), (45, 5)])
+@each("dtype", [torch.float32, torch.float64])
+@each(("n", "s"), [(7, 2), (15, 3), (21, 4), (45, 3), (45, 5)])
 def test_crafted_lies_do_no_more_than_the_ambiguity_says(n, s, dtype):
     code, rows, truth = example(n, s, dtype=dtype)
     # projections in float64 show no finer faults

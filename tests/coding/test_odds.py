@@ -17,6 +17,7 @@ from phalanx.aggregators.kernels.shuffle import even_groups
 from phalanx.coding import odds
 from phalanx.coding.pairings import PAIRINGS
 from phalanx.tools.cli.app import app
+from tests.cases import each
 
 SMALL = [(n, q, r) for n in (1, 2, 5, 7, 9, 10) for q in range(0, n + 1, 2) for r in range(1, n + 1)]
 TOLERATED = {pairing.name: pairing.tolerance for pairing in PAIRINGS}
@@ -35,7 +36,7 @@ def by_placement(n: int, q: int, r: int, ties: bool) -> list[Fraction]:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(("n", "q", "r"), SMALL)
+@each(("n", "q", "r"), SMALL)
 def test_the_distribution_is_that_of_all_placements(n: int, q: int, r: int, ties: bool) -> None:
     true = by_placement(n, q, r, ties)
     worst = max(k for k, p in enumerate(true) if p)
@@ -67,9 +68,7 @@ def test_the_distribution_is_that_of_drawn_placements(n: int, q: int, r: int, ti
     assert wrong.mean() == pytest.approx(odds.expected_byzantine_votes(n, q, r, ties), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("n", "q", "r"), [(220_000, 19_958, 11), (220_000, 19_958, 5), (100_003, 900, 3), (1000, 1000, 7)]
-)
+@each(("n", "q", "r"), [(220_000, 19_958, 11), (220_000, 19_958, 5), (100_003, 900, 3), (1000, 1000, 7)])
 def test_large_numbers_of_workers_have_the_mean_of_the_exact_sum(n: int, q: int, r: int) -> None:
     found = odds.byzantine_votes(n, q, r)
     assert found.sum() == pytest.approx(1) and found.min() >= 0
@@ -158,7 +157,7 @@ def test_a_pairing_stands_what_it_says(pairing) -> None:
         assert float((pairing.rule(15).aggregate(rows, seed=seed) - 1).abs().max()) < 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "words"),
     [
         ((10, 11, 3), "0 <= q <= n"),
@@ -194,7 +193,7 @@ def test_advise_counts_byzantine_votes() -> None:
     assert "0.433" in text and "r=2q+1=11" in text and "mean in 3 groups, median: r=5" in text
 
 
-@pytest.mark.parametrize(("n", "q"), [(45, 5), (44, 5), (7, 1), (8, 1)])
+@each(("n", "q"), [(45, 5), (44, 5), (7, 1), (8, 1)])
 def test_exact_recovery_costs_what_the_codes_assign(n: int, q: int) -> None:
     exact = json.loads(advise("--byzantine", str(q), "--workers", str(n), "--r", "1", "--json"))["exact"]
     assignment = px.coding.cyclic(s=q).assign(n)
@@ -211,7 +210,7 @@ def test_advise_takes_r_risk_and_rounds() -> None:
     assert "too few" in advise("--byzantine", "3", "--workers", "6") and px.aggregators.mean().tolerates(6) == 0
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "words"),
     [
         (("--byzantine", "5"), "add --workers"),

@@ -13,6 +13,7 @@ from phalanx.coding.ballot import by_equality
 from phalanx.coding.rounding import NEAR, rounding_notes, tolerance
 from phalanx.coding.vote import SKETCH
 from phalanx.core.packing import pack
+from tests.cases import each
 from tests.examples import round_of
 
 SCHEMES = (
@@ -51,7 +52,7 @@ def notices(scheme, rows, round):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(("size", "told"), [(3e-7, True), (1e-5, True), (4e-3, True), (0.1, False), (2.0, False)])
+@each(("size", "told"), [(3e-7, True), (1e-5, True), (4e-3, True), (0.1, False), (2.0, False)])
 def test_small_differences_are_told_and_large_ones_are_not(scheme, size, told):
     if "bf16" in scheme and size < 1e-3:
         size = 2e-3  # what this codec does not round away
@@ -96,7 +97,7 @@ def test_a_liar_hides_no_difference_between_others():
     assert "between workers 6, 8 and worker 7, and in 2 groups more; write" in found
 
 
-@pytest.mark.parametrize("shown", [torch.zeros(3), torch.zeros(257), None, torch.full((257,), math.nan).double()])
+@each("shown", [torch.zeros(3), torch.zeros(257), None, torch.full((257,), math.nan).double()])
 def test_a_false_sketch_stops_nothing(shown):
     """What is malformed is an erasure; numbers and silence are not even that."""
     vote, rows, round = px.parse("vote(dense(), r=3)"), rows_of(6, 3), first(6)

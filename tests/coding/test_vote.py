@@ -10,6 +10,7 @@ import phalanx as px
 from phalanx.core.codec import WEIGHT
 from phalanx.core.packing import digest, pack, unpack
 from phalanx.distributed.backend import Loopback
+from tests.cases import each
 from tests.examples import honest, round_of
 
 N = 9
@@ -87,7 +88,7 @@ def _sent(stack, worker):
     return sum(n.value for n in stack.notes if n.kind == "bytes" and n.worker == worker)
 
 
-@pytest.mark.parametrize("how", ["short", "long", "dtype", "keys", "missing", "random", "weight"])
+@each("how", ["short", "long", "dtype", "keys", "missing", "random", "weight"])
 def test_a_payload_that_does_not_match_its_digest_is_asked_for_elsewhere(how):
     rows = groups()
     out = run(f"vote(dense(), r=3, forge=malformed('{how}'))", rows, byzantine=(0, 3))
@@ -162,7 +163,7 @@ def test_weights_are_part_of_what_is_voted_on():
     assert WEIGHT == "weight"
 
 
-@pytest.mark.parametrize(
+@each(
     ("scheme", "words"),
     [
         ("vote(dense(), r=0)", "r >= 1"),
@@ -190,7 +191,7 @@ PAIRINGS = {
 
 
 @pytest.mark.parametrize("scheme", PAIRINGS.values(), ids=PAIRINGS)
-@pytest.mark.parametrize("n", [45, 46, 47])
+@each("n", [45, 46, 47])
 def test_pairings_of_the_chapter(scheme, n):
     stage = px.parse(scheme)
     assert stage.rows_out(n) == 1

@@ -14,6 +14,7 @@ from phalanx.core import buffers as tables
 from phalanx.core.buffers import LEAST_BYTES, RowBuffer, empty_rows, together
 from phalanx.core.codec import BadPayload, open_rows
 from phalanx.core.parallel import side_by_side
+from tests.cases import each
 
 D = LEAST_BYTES // 4  # one float32 row of the least size
 
@@ -25,7 +26,7 @@ def nothing_left():
     tables._free.clear()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@each("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_tables_have_the_form_asked_for(dtype):
     for k, d in ((0, 7), (3, 0), (2, 5), (3, D)):
         made = empty_rows(k, d, torch.empty(0, dtype=dtype))
@@ -93,8 +94,8 @@ def collected(rows, d, most=None):
     return table.rows
 
 
-@pytest.mark.parametrize("cut", [0, 3, 7])
-@pytest.mark.parametrize("most", [4, 9])
+@each("cut", [0, 3, 7])
+@each("most", [4, 9])
 def test_rows_that_lie_one_after_the_other_are_not_copied(cut, most):
     source = torch.randn(4, 7)
     rows = collected([[row[:cut], row[cut:]] for row in source], 7, most)
@@ -121,7 +122,7 @@ def test_a_sum_leaves_the_rows_of_silent_workers_as_they_are():
 wide, narrow = torch.randn(6, 16), torch.randn(6, 16, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
+@each(
     "rows",
     [
         list(wide[::2]),
@@ -133,7 +134,6 @@ wide, narrow = torch.randn(6, 16), torch.randn(6, 16, dtype=torch.float64)
         list(narrow),
         list(torch.randn(16, 3).T),
     ],
-    ids=["apart", "elsewhere", "backwards", "twice", "gap", "unaligned", "dtype", "strided"],
 )
 def test_other_rows_are_copied(rows):
     made = collected([[row] for row in rows], 16)

@@ -9,6 +9,7 @@ import torch
 import phalanx as px
 from phalanx.core.gate import admit
 from phalanx.core.stack import Stack
+from tests.cases import each
 
 
 def gated(rows, weights=None, gate=None):
@@ -18,8 +19,8 @@ def gated(rows, weights=None, gate=None):
     return (gate or px.gate()).admit(stack)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1.1e18, -1e30])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@each("bad", [torch.nan, torch.inf, -torch.inf, 1.1e18, -1e30])
+@each("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_gate_excludes_bad_rows(bad, dtype):
     rows = torch.ones(4, 5, dtype=dtype)
     rows[2, 3] = bad
@@ -37,7 +38,7 @@ def test_the_gate_admits_what_is_at_the_limit():
     assert gated(torch.zeros(3, 0)).ids == (0, 1, 2) and gated(torch.zeros(0, 3)).rows.shape == (0, 3)
 
 
-@pytest.mark.parametrize("weight", [torch.nan, torch.inf, -torch.inf, 0.0, -1.0, 1e12])
+@each("weight", [torch.nan, torch.inf, -torch.inf, 0.0, -1.0, 1e12])
 def test_the_gate_excludes_absurd_weights(weight):
     out = gated(torch.ones(5, 2), [10.0, 20.0, weight, 30.0, 20.0])
     assert out.ids == (0, 1, 3, 4) and "weight" in out.notes[0].reason
@@ -57,7 +58,7 @@ def test_a_gated_stack_is_not_searched_again_and_a_changed_one_is():
     assert not stack.with_rows(stack.rows).gated
 
 
-@pytest.mark.parametrize("text", ["gate(limit=0.0)", "gate(limit=nan)", "gate(limit=inf)", "gate(max_weight=0.5)"])
+@each("text", ["gate(limit=0.0)", "gate(limit=nan)", "gate(limit=inf)", "gate(max_weight=0.5)"])
 def test_gates_that_gate_nothing_are_refused(text):
     with pytest.raises(ValueError, match="gate needs"):
         px.parse(text)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.packing import ReceiveBuffers, pack, unpack
 from phalanx.core.payload import BadPayload, payload_bytes
+from tests.cases import each
 from tests.examples import BYZANTINE, LAYOUT, N, honest, received, round_of, same
 
 TENSORS = st.builds(
@@ -47,7 +48,7 @@ def header(*forms):
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize(
+@each(
     "message",
     [
         torch.empty(0, dtype=torch.uint8),
@@ -64,7 +65,6 @@ def header(*forms):
         header((b"x", 7, (0, *([1] * 254)))),
         header(*[(b"%d" % i, 0, (1,)) for i in range(60)]),
     ],
-    ids=lambda m: bytes(m.tolist())[6:30].hex() or "empty",
 )
 def test_hostile_headers_are_bad_payloads(message):
     try:
@@ -112,7 +112,7 @@ def test_payloads_beyond_the_limit_are_erasures():
 
 
 @pytest.mark.parametrize("text", ["dense()", "half()", "half('bf16')"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_reduce_is_the_weighted_mean(text, dtype):
     stack = honest(dtype=dtype)
     out, _ = px.reduce(px.parse(text))(stack, None, round_of())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.parser import MAX_CHARACTERS, parse_value
 from phalanx.core.registry import entries
+from tests.cases import each
 
 
 def test_round_trip():
@@ -25,7 +26,7 @@ def test_round_trip():
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "value"),
     [
         ("1", 1),
@@ -55,7 +56,7 @@ def test_nan_is_read():
     assert math.isnan(px.parse("nan")) and repr(px.parse("constant(nan)")) == "constant(value=nan)"
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence", "at"),
     [
         ("kurm(f=2)", "did you mean krum?", 0),
@@ -122,7 +123,7 @@ def test_carets_count_characters_and_long_lines_are_cut():
     assert len(shown) <= 102 and shown[caret.index("^") :].startswith("kurm")
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "-" * 900 + "1",
@@ -176,7 +177,7 @@ def parse_or_text(text):
         assert str(error)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "value"),
     [
         ("3", 3),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.payload import BadPayload
 from phalanx.core.serialization import _digest
+from tests.cases import each
 from tests.examples import DTYPES, bits, examples
 
 SHAPES = [(), (0,), (1,), (7,), (3, 4), (2, 3, 3, 3), (3, 0, 2)]
@@ -30,8 +31,8 @@ def signed(body):
     return body + _digest(body)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
+@each("dtype", DTYPES)
 def test_what_the_codec_decodes_comes_back(codec, dtype):
     for shape in SHAPES:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -106,7 +107,7 @@ def test_random_bytes_are_refused(data):
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
-@pytest.mark.parametrize("shape", [(2**62, 4), (2**20, 2**20), (0, 2**63), (2**64 - 1,), (2**27,)], ids=str)
+@each("shape", [(2**62, 4), (2**20, 2**20), (0, 2**63), (2**64 - 1,), (2**27,)])
 def test_a_forged_shape_is_refused_before_the_codec_sees_it(codec, shape):
     data = px.encode(codec, torch.zeros(5), seed=0)
     head = 4 + 3 + len(repr(codec))

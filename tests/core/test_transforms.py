@@ -5,6 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import phalanx as px
+from tests.cases import each
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -65,7 +66,7 @@ def test_momentum_in_float16_does_not_lose_small_steps():
     assert float(out) == pytest.approx(0.9 + 0.1 * 0.999**300, abs=1e-3)
 
 
-@pytest.mark.parametrize("text", ["momentum(beta=1.0)", "momentum(beta=-0.1)", "noise(std=-1.0)", "noise(std=inf)"])
+@each("text", ["momentum(beta=1.0)", "momentum(beta=-0.1)", "noise(std=-1.0)", "noise(std=inf)"])
 def test_impossible_numbers_are_refused(text):
     with pytest.raises(ValueError, match="needs"):
         px.parse(text)

@@ -22,6 +22,7 @@ from phalanx.data.files import MissingData, data_folder, download, extract
 from phalanx.data.mnist import read_idx
 from phalanx.data.movie_review import tokens
 from phalanx.data.shape import Tokens
+from tests.cases import each
 
 # the modules, whose names their public functions have
 cifar = import_module("phalanx.data.cifar")
@@ -212,7 +213,7 @@ def test_cifar100_from_files(fake):
         phalanx.data.cifar100().load()
 
 
-@pytest.mark.parametrize(
+@each(
     ("sentence", "words"),
     [
         ("It's good, isn't it?", "it 's good , is n't it ?"),
@@ -272,7 +273,7 @@ def test_equal_expressions_share_one_copy(fake):
     assert phalanx.data.mnist(train=10).load() is not phalanx.data.mnist(train=11).load()
 
 
-@pytest.mark.parametrize(
+@each(
     "expression",
     [
         "mnist(train=0)",
@@ -339,7 +340,7 @@ def test_images_without_labels():
         Dataset("toy", x, y, x[:2], y, 10, (0.0,), (1.0,))
 
 
-@pytest.mark.parametrize(
+@each(
     ("x", "words"),
     [
         (torch.zeros(2, 3), r"int64, got \(2, 3\) of torch.float32"),
@@ -496,7 +497,7 @@ def test_crop_flip_draws_every_change_equally_often():
     assert ((counts - 1000).abs() < 5 * 1000**0.5).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
+@each("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
 def test_crop_flip_keeps_dtype_and_takes_any_strides(dtype):
     x = torch.randint(255, (4, 3, 6, 6)).to(dtype)
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]

@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import phalanx
-from tests.cases import draws
+from tests.cases import draws, each
 
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
 seeds = st.integers(0, 5)
@@ -229,7 +229,7 @@ def test_classes_that_do_not_occur(y):
         assert sorted(torch.cat(partition.split(y, 5, 0)).tolist()) == list(range(50))
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "words"),
     [
         (lambda y: phalanx.data.iid().draw(data(y), 4, 3, 0, 0), "batch of 3 leaves some of 4 units without"),
@@ -260,7 +260,7 @@ def test_impossible_requests(call, words):
         call(torch.arange(10) % 3)
 
 
-@pytest.mark.parametrize(
+@each(
     "expression",
     [
         "dirichlet(0)",

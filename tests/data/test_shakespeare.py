@@ -17,6 +17,7 @@ from phalanx.data.files import MissingData
 from phalanx.data.shakespeare import CHARACTERS, ids_of
 from phalanx.data.shape import UNSCORED
 from phalanx.data.tff_database import examples_by_client, text_of
+from tests.cases import each
 
 # the modules, whose names their public functions have
 shakespeare = import_module("phalanx.data.shakespeare")
@@ -193,7 +194,7 @@ def test_damaged_examples_are_refused_or_read(text, at, byte):
             assert isinstance(text_of(hostile, "snippets"), str)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "words"),
     [
         (b"", "no text 'snippets'"),
@@ -220,7 +221,7 @@ def test_a_database_in_order(tmp_path):
         examples_by_client(archive, "train", "words")
 
 
-@pytest.mark.parametrize(
+@each(
     "expression",
     [f"shakespeare({field}=0)" for field in ("train", "test", "roles", "least", "length")]
     + ["shakespeare(context=-1)"],

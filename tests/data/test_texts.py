@@ -18,6 +18,7 @@ from phalanx.data.passages import columns, parts, passages
 from phalanx.data.shape import END, PADDING, START, UNKNOWN, UNSCORED
 from phalanx.data.words import sentence, words
 from phalanx.models.bleu import bleu, bleu_of
+from tests.cases import each
 
 # the modules, whose names their public functions have
 multi30k = import_module("phalanx.data.multi30k")
@@ -31,7 +32,7 @@ def test_words_keep_every_letter(text, language):
     assert all(word and not word.isspace() for word in found)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "found"),
     [
         ("He's at the men's room, isn't he?", "he 's at the men 's room , is n't he ?"),
@@ -48,7 +49,7 @@ def test_german_words_keep_their_hyphens():
     assert words('Der "VW-Bus" geht\'s 2.', "de") == ["der", '"', "vw-bus", '"', "geht's", "2", "."]
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "a boy's t-shirt doesn't fit.",
@@ -102,7 +103,7 @@ def test_what_an_example_is():
     assert text_set(torch.stack([ids, ids], dim=1), ids).shape == phalanx.data.Pairs(6, 9)
 
 
-@pytest.mark.parametrize(
+@each(
     ("x", "y", "match"),
     [
         ((4, 6), (4, 5), r"labels are \(N,\), or \(N, L\) for texts of L tokens, got \(4, 5\) for \(4, 6\)"),
@@ -258,7 +259,7 @@ def test_multi30k_by_download(served, captions, monkeypatch):
     assert not (captions / "val.de").exists()
 
 
-@pytest.mark.parametrize(
+@each(
     "expression",
     [
         "wikitext2(train=1)",

@@ -5,6 +5,7 @@ import math
 import pytest
 
 import phalanx as px
+from tests.cases import each
 from tests.distributed.faults import outcome
 from tests.distributed.launch import run_job
 
@@ -42,7 +43,7 @@ def over_gloo(tmp_path_factory):
     return run_job(3, "job_faults.py", task, tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@each("scheme", SCHEMES)
 def test_finite_and_named_in_every_world(over_gloo, scheme):
     scheme = repr(px.parse(scheme))
     here = outcome(scheme, px.LocalCollective(N), BYZANTINE)

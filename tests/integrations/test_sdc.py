@@ -12,6 +12,7 @@ from phalanx.core.pytree import cut, unwrap, wrap
 from phalanx.distributed.determinism import apart, compare_computations, digest, sketch
 from phalanx.distributed.recompute import recompute, snapshot
 from phalanx.integrations.sdc import Finding, pairs_of
+from tests.cases import each
 
 
 class Net(nn.Module):
@@ -36,7 +37,7 @@ def batch():
     return torch.randn(5, 6, generator=generator), torch.randint(3, (5,), generator=generator)
 
 
-@pytest.mark.parametrize("n", range(2, 14))
+@each("n", range(2, 14))
 def test_every_two_ranks_meet_once(n):
     audits = n - 1 + n % 2
     met = [pair for audit in range(audits) for pair in pairs_of(n, audit)]

@@ -11,6 +11,7 @@ from torch import nn
 
 import phalanx as px
 from phalanx.lowrank.attention import LowRankAttention
+from tests.cases import each
 from tests.lowrank.full_rank import close, full_rank
 
 
@@ -88,7 +89,7 @@ def test_causal_attention_needs_no_mask():
             assert close(low(x, x, x, is_causal=True, need_weights=weights, **options)[0], wanted)
 
 
-@pytest.mark.parametrize("kept", list(itertools.product([False, True], repeat=4)))
+@each("kept", list(itertools.product([False, True], repeat=4)))
 def test_any_of_the_four_matrices_may_stay_full(kept):
     dense = nn.MultiheadAttention(12, 3)
     plan = px.lowrank.plan(dense)

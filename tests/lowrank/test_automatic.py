@@ -14,6 +14,7 @@ from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer_timing import LayerTimer
 from phalanx.lowrank.ranks import Choice, choices, spend_budget
 from phalanx.lowrank.spectrum import energies, rank_for, stable_rank
+from tests.cases import each
 from tests.lowrank.test_plan import Language, mlp
 from tests.lowrank.test_pretrained import Small
 
@@ -104,9 +105,9 @@ def test_the_choices_of_a_matrix_end_with_the_dense_one():
     assert choices([1.0], Factor("", "w", (1, 4)), 1) == [Choice(None, 4, 1.0)]
 
 
-@pytest.mark.parametrize("ratio", [0.05, 0.25, 0.5])
+@each("ratio", [0.05, 0.25, 0.5])
 @pytest.mark.parametrize("make", [mlp, Small, Language, lambda: Small(tied=False), lambda: nn.LSTM(24, 24, 2)])
-@pytest.mark.parametrize("rules", [{}, {"embedding": True}, {"first": 2}])
+@each("rules", [{}, {"embedding": True}, {"first": 2}])
 def test_a_budget_is_never_exceeded_and_no_rank_falls_below_half(make, ratio, rules):
     torch.manual_seed(0)
     model = make()

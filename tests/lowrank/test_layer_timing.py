@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import phalanx as px
 from phalanx.lowrank import layer_timing
 from phalanx.lowrank.layer_timing import Call, step_seconds, timed
+from tests.cases import each
 from tests.lowrank.test_plan import Language, mlp
 from tests.lowrank.test_pretrained import Small
 
@@ -109,7 +110,7 @@ models = [
 
 
 @pytest.mark.parametrize(("make", "sample"), models)
-@pytest.mark.parametrize("rules", [{}, {"rank": "auto", "ratio": 0.25}])
+@each("rules", [{}, {"rank": "auto", "ratio": 0.25}])
 def test_measuring_leaves_the_model_and_the_random_numbers_as_they_are(make, sample, rules):
     torch.manual_seed(0)
     model = make()

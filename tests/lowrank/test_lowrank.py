@@ -16,6 +16,7 @@ from phalanx.lowrank.conv import LowRankConv
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.linear import LowRankLinear
 from phalanx.lowrank.truncate import Truncate
+from tests.cases import each
 from tests.lowrank.full_rank import close, full_rank
 
 
@@ -104,7 +105,7 @@ def test_embedding_at_full_rank_is_the_dense_layer(words, width, batch):
         assert not low.v.grad.any()
 
 
-@pytest.mark.parametrize(
+@each(
     ("dtype", "tolerance"),
     [(torch.float16, 1e-2), (torch.bfloat16, 5e-2), (torch.float32, 1e-5), (torch.float64, 1e-12)],
 )

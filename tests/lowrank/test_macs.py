@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import phalanx
 from phalanx.models.zoo import network
-from tests.cases import draws
+from tests.cases import draws, each
 
 # of the dissertation, Tables 4.2, 4.4 and 4.5, one input
 PUBLISHED = {"vgg19-cifar": 0.40e9, "resnet18-cifar": 0.56e9, "resnet50": 4.12e9, "wide-resnet50-2": 11.44e9}
@@ -63,14 +63,14 @@ def test_convolutions(dims, stride, kernel, padding, transposed, data):
     check(layer, torch.randn(2, 4, *[data.draw(st.integers(5, 7)) for _ in range(dims)]))
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3), (0, 3)])
+@each("shape", [(3,), (2, 3), (2, 5, 3), (0, 3)])
 def test_linear_layers_of_any_input(shape):
     assert phalanx.lowrank.macs(nn.Linear(3, 7), torch.zeros(shape)).total == torch.zeros(shape).numel() * 7
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("batch_first", [False, True])
+@each("bidirectional", [False, True])
+@each("batch_first", [False, True])
 def test_recurrent_layers(kind, bidirectional, batch_first):
     gates, directions = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind], 1 + bidirectional
     layer = kind(3, 5, 2, bidirectional=bidirectional, batch_first=batch_first)

@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 import phalanx as px
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.plan import Entry
+from tests.cases import each
 
 
 def mlp():
@@ -162,7 +163,7 @@ def test_an_edited_plan_is_obeyed_and_may_leave_layers_out():
     assert px.factorize(model, only)[2].u.shape == (1, 48) and isinstance(px.factorize(model, only)[0], nn.Linear)
 
 
-@pytest.mark.parametrize(
+@each(
     ("old", "new", "words"),
     [
         ("name: '2'", "name: '3'", "'3' is not in the model"),

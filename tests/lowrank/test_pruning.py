@@ -18,6 +18,7 @@ from phalanx.lowrank.pruning.slim import slim
 from phalanx.models.resnet import BasicBlock, Bottleneck
 from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
+from tests.cases import each
 from tests.training.interrupted import stopped_and_resumed
 
 RUN = (
@@ -332,7 +333,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, surgery, stop_at):
     assert again.summary()["parameters"] == whole.summary()["parameters"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "words"),
     [
         ("lottery(every=3, rate=1.0)", r"a rate in \(0, 1\), got rate=1.0"),

@@ -10,6 +10,7 @@ import phalanx as px
 from phalanx.lowrank.linear import LowRankLinear
 from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
+from tests.cases import each
 from tests.distributed.launch import run_job
 from tests.training.interrupted import stopped_and_resumed
 
@@ -195,7 +196,7 @@ def test_a_run_that_chooses_by_itself_resumes_to_the_same_bits(tmp_path, stop_at
     assert fingerprint(stopped_and_resumed(run, tmp_path, stop_at).model) == fingerprint(whole.model)
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "sentence"),
     [
         ("ratio=0.0", r"a ratio in \(0, 1\], got 0.0"),

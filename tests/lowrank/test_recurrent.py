@@ -14,6 +14,7 @@ import phalanx as px
 from phalanx.lowrank.gru_scan import GruScan, gru_steps
 from phalanx.lowrank.lstm_scan import LstmScan, lstm_steps
 from phalanx.lowrank.recurrent import LowRankGru, LowRankLstm
+from tests.cases import each
 from tests.lowrank.full_rank import close, full_rank
 
 FAMILIES = {nn.LSTM: LowRankLstm, nn.GRU: LowRankGru}
@@ -101,9 +102,9 @@ def test_gradients_through_packed_sequences():
         assert close(grads[1], grads[0], 1e-9)
 
 
-@pytest.mark.parametrize("sizes", [(3, 3, 3), (4, 2, 1), (1,), (2, 0)])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("low", [False, True])
+@each("sizes", [(3, 3, 3), (4, 2, 1), (1,), (2, 0)])
+@each("reverse", [False, True])
+@each("low", [False, True])
 def test_the_gradients_of_the_scans(sizes, reverse, low):
     rng, width, rank, n, b = torch.Generator().manual_seed(0), 3, 2, sum(sizes), sizes[0]
 

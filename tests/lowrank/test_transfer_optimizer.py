@@ -12,6 +12,7 @@ import phalanx as px
 from phalanx.lowrank.decay import factors_of
 from phalanx.lowrank.optimizer_state import tangent
 from phalanx.lowrank.parameter_map import ThinFactors, parameter_map
+from tests.cases import each
 from tests.lowrank.full_rank import close, full_rank
 
 
@@ -101,7 +102,7 @@ def coasted(model, optimizer, lr):
     return {n: (p.detach() - before[n]) / lr for n, p in px.lowrank.merge(model).named_parameters()}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@each("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_next_step_is_that_of_the_dense_model_to_first_order(kind, optimizer):
     model, of_dense, x = made(kind, optimizer)
@@ -174,9 +175,9 @@ def test_squares_are_exact_where_a_factor_is_diagonal(size, seed):
     )
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@each("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("moments", ["step", "gradient", "fresh"])
+@each("moments", ["step", "gradient", "fresh"])
 def test_every_parameter_is_there_once_and_training_goes_on(kind, optimizer, moments):
     model, own, x = made(kind, optimizer)
     trained(model, own, x)
@@ -195,7 +196,7 @@ def test_every_parameter_is_there_once_and_training_goes_on(kind, optimizer, mom
     assert all(torch.isfinite(p).all() for p in low.parameters())
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@each("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kind", ["linear", "conv", "lstm", "attention"])
 def test_smaller_ranks_take_over_the_moments_of_larger_ones(kind, optimizer):
     model, _, x = made(kind, optimizer)

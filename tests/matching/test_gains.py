@@ -16,7 +16,7 @@ from phalanx.core.round import make_generator
 from phalanx.matching.buffet import BuffetPrior
 from phalanx.matching.normal import Normal
 from phalanx.matching.search import gain_table, objective, rematch, search
-from tests.cases import draws
+from tests.cases import draws, each
 from tests.matching.neurons import CALIBRATED, copies, pooled, same_partition, small
 
 
@@ -163,8 +163,8 @@ class Unordered(BuffetPrior):
         return super().value(counts, torch.zeros_like(alone))
 
 
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("popularity", [1, 2])
+@each("seed", range(20))
+@each("popularity", [1, 2])
 def test_but_for_the_log_k_no_rematch_is_worse_and_at_rest_none_is_better(seed, popularity):
     layers = small(seed, most=4)
     rule, prior = px.matching.bbp(sigma=0.09, log_determinant=True), Unordered(2.0, popularity, 2, len(layers))

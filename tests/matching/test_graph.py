@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.matching.graph import Graph, resized
-from tests.cases import draws
+from tests.cases import draws, each
 from tests.matching.shuffled import NETWORKS, CharLstm, apart, network, shuffled
 
 
@@ -315,7 +315,7 @@ REFUSED = [
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize(("model", "words"), REFUSED, ids=[words[:30] for _, words in REFUSED])
+@each(("model", "words"), REFUSED)
 def test_what_cannot_be_followed_is_said(model, words):
     with pytest.raises(ValueError, match=words):
         Graph.of(model, torch.randn(3, 2))

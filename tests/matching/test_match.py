@@ -13,7 +13,7 @@ import phalanx as px
 from matching import Published
 from phalanx.core.round import make_generator
 from phalanx.matching.search import objective
-from tests.cases import draws
+from tests.cases import draws, each
 from tests.matching.neurons import CALIBRATED, copies, same_partition
 
 RULES = (
@@ -23,7 +23,7 @@ RULES = (
 )
 
 
-@pytest.mark.parametrize(
+@each(
     ("clients", "neurons", "square", "expected"),
     [(16, 32, 0.5, 47), (16, 64, 0.5, 79), (16, 256, 0.5, 271), (4, 64, 0.5, 73), (16, 128, 1.44, 158)],
 )
@@ -152,7 +152,7 @@ def test_arrays_are_layers_too():
 GOOD = torch.ones(3, 2)
 
 
-@pytest.mark.parametrize(
+@each(
     ("layers", "words"),
     [
         ([], "at least one client"),

@@ -10,6 +10,7 @@ import phalanx
 from phalanx.core.registry import entries
 from phalanx.data.shape import Shape
 from phalanx.models.resnet import Bottleneck
+from tests.cases import each
 
 TEXTS = phalanx.data.Tokens(length=9, vocabulary=1_000)
 PASSAGES = phalanx.data.Passage(length=9, vocabulary=33_278)
@@ -268,7 +269,7 @@ def test_lenet_has_a_nonlinearity_between_the_connected_layers():
     assert any(isinstance(layer, nn.ReLU) for layer in layers[places[0] : places[1]])
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "shape", "words"),
     [
         ("vgg11()", (3, 31, 32), "32x32"),
@@ -282,7 +283,7 @@ def test_images_that_are_too_small(expression, shape, words):
         build(expression, shape)
 
 
-@pytest.mark.parametrize(
+@each(
     "expression",
     [
         "mlp(hidden=(0,))",

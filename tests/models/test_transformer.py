@@ -13,7 +13,7 @@ from phalanx.data.shape import END, START
 from phalanx.models.attention import Attention
 from phalanx.models.transformer import positions
 from phalanx.models.translate import translate
-from tests.cases import draws
+from tests.cases import draws, each
 
 
 def model_of(vocabulary=12, width=8, heads=2, layers=2, dropout=0.0, seed=0):
@@ -108,8 +108,8 @@ def log_likelihood(model, source, words):
     return float(sum(log[i, word] for i, word in enumerate((*words, END))))
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("alpha", [0.0, 0.7, 2.0])
+@each("seed", range(4))
+@each("alpha", [0.0, 0.7, 2.0])
 @torch.no_grad()
 def test_a_wide_beam_finds_the_best_of_all_translations(seed, alpha):
     model, source = model_of(vocabulary=6, seed=seed), torch.tensor([[4, 5, 3], [5, 3, 0]])

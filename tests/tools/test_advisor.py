@@ -28,6 +28,7 @@ from phalanx.tools.advisor.served import at_server
 from phalanx.tools.advisor.units import bandwidth, bits, duration
 from phalanx.tools.cli.app import app
 from phalanx.training.trainer import Trainer
+from tests.cases import each
 
 CPU = torch.device("cpu")
 QSGD = "chain(gather(qsgd()), mean())"
@@ -68,8 +69,8 @@ def ring(kind: str, size: float, n: int, latency_s: float, payload: float) -> tu
     return max(free), sent[0], have
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 16])
-@pytest.mark.parametrize("kind", ["gather", "reduce"])
+@each("n", [2, 3, 5, 16])
+@each("kind", ["gather", "reduce"])
 def test_the_formulas_are_those_of_a_ring(kind, n):
     line = Line(1e-4, 12.5e6)
     seconds, sent, have = ring(kind, 1e6, n, 1e-4, PAYLOAD_RATIO * 12.5e6)
@@ -79,8 +80,8 @@ def test_the_formulas_are_those_of_a_ring(kind, n):
     assert volume(kind, 1e6, n) == pytest.approx(sent)
 
 
-@pytest.mark.parametrize("kind", ["gather", "reduce"])
-@pytest.mark.parametrize("n", [2, 4])
+@each("kind", ["gather", "reduce"])
+@each("n", [2, 4])
 def test_a_line_is_recovered_from_its_curve(kind, n):
     line = Line(3e-4, 12.5e6)
     points = [(size, line.seconds(kind, size, n)) for size in (1024, 4096, 65536, 2**20, 2**24)]
@@ -115,8 +116,8 @@ def test_a_faster_link_never_makes_a_step_longer():
         assert predict(costs, 0.2, Line(1e-3, 1e7), 4).seconds > steps[1]
 
 
-@pytest.mark.parametrize("n", [2, 4, 8])
-@pytest.mark.parametrize("latency_s", [0.0, 1e-4])
+@each("n", [2, 4, 8])
+@each("latency_s", [0.0, 1e-4])
 def test_at_the_break_even_bandwidth_both_steps_are_equally_long(n, latency_s):
     ends = break_even(CODED, DENSE, (0.2, 0.2), Line(latency_s, 1.0), n)
     assert ends.bandwidth is not None
@@ -155,7 +156,7 @@ def test_effort_is_what_was_measured_and_between_on_a_line():
     assert falling.at(100).decode_s == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "value"),
     [
         ("100Mbit", 12.5e6),
@@ -174,22 +175,18 @@ def test_bandwidths(text, value):
     assert bandwidth(bits(value).replace(" ", "")) == pytest.approx(value, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "100", "Mbit", "-1Mbit", "0Mbit", "1 Mb", "10MBps", "1e999Gbit", "nan Mbit", "10 ms"]
-)
+@each("text", ["", "100", "Mbit", "-1Mbit", "0Mbit", "1 Mb", "10MBps", "1e999Gbit", "nan Mbit", "10 ms"])
 def test_what_is_no_bandwidth(text):
     with pytest.raises(ValueError, match="such as 100Mbit"):
         bandwidth(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("0.1ms", 1e-4), ("100us", 1e-4), ("1.5 s", 1.5), ("0ms", 0.0), (".5s", 0.5)]
-)
+@each(("text", "value"), [("0.1ms", 1e-4), ("100us", 1e-4), ("1.5 s", 1.5), ("0ms", 0.0), (".5s", 0.5)])
 def test_durations(text, value):
     assert duration(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "5", "1m", "-1ms", "1 hour", "1Mbit"])
+@each("text", ["", "5", "1m", "-1ms", "1 hour", "1Mbit"])
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match=r"such as 0\.1ms"):
         duration(text)
@@ -223,7 +220,7 @@ def test_the_default_schemes_are_schemes():
     assert DEFAULTS[0] == PLAIN
 
 
-@pytest.mark.parametrize("n", [2, 5])
+@each("n", [2, 5])
 @pytest.mark.parametrize("scheme", [*DEFAULTS, "chain(gather(dense()), median())"])
 def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
     """Bytes and shape of the result are those of a round in which every worker holds the same row."""
@@ -241,9 +238,8 @@ def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
     assert sample.sent_bytes <= carried <= sample.sent_bytes + 400
 
 
-@pytest.mark.parametrize(
+@each(
     ("sizes", "bytes"),
-    # padded where pieces would save less than a quarter: six of eight have 100 bytes
     [([100] * 8, 100), ([100, 0, 0, 0, 0, 0, 0, 0], 25), ([100] * 6 + [0] * 2, 100), ([100] * 4 + [0] * 4, 63)],
 )
 def test_lines_note_what_messages_of_unlike_lengths_move(sizes, bytes):
@@ -312,9 +308,7 @@ def test_the_document_comes_back_as_it_was(alone):
         assert Probe.from_json(json.loads(json.dumps(probe.to_json()))) == probe
 
 
-@pytest.mark.parametrize(
-    "change", [{"format": 99}, {"work_s": "long"}, {"schemes": [{}]}, {"run": "krum(f=1)"}, {"hosts": None}]
-)
+@each("change", [{"format": 99}, {"work_s": "long"}, {"schemes": [{}]}, {"run": "krum(f=1)"}, {"hosts": None}])
 def test_a_damaged_document_is_an_error(alone, change):
     with pytest.raises(ValueError, match=r"x\.json (is damaged|has format)"):
         Probe.from_json({**alone.to_json(), **change}, "x.json")

@@ -13,6 +13,7 @@ from phalanx.tools.redteam.setting import ATTACKS, standard
 from phalanx.tools.report.backdoors import cell_of
 from phalanx.tools.report.selected import holders
 from phalanx.training.phase import Phase, Run
+from tests.cases import each
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1), batch=20)
 TERMS = Terms(px.backdoors.rare_styles(), every=2, norm=0.5)
@@ -96,7 +97,7 @@ SUMMED = px.Phase(LOCAL, px.reduce(px.codecs.dense()), px.optim.sgd(1.0), 4)
 DETOX = px.Phase(LOCAL, px.chain(px.coding.vote(px.codecs.dense(), r=2), px.aggregators.mean()), px.optim.sgd(1.0), 4)
 
 
-@pytest.mark.parametrize(
+@each(
     ("run", "words"),
     [
         (mine(byzantine=px.adversary.workers((3,))), "has an attacker already"),

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phalanx.tools.redteam.policy import FAILED, KEYS, UNKNOWN, Clause, Policy, policy
+from tests.cases import each
 
 numbers = st.floats(-10, 10, allow_nan=False)
 clauses = st.builds(Clause, st.sampled_from(list(KEYS)), st.sampled_from(["<", "<=", ">", ">="]), numbers)
@@ -33,7 +34,7 @@ def test_what_is_not_known_is_neither_true_nor_false(parts: list[list[Clause]], 
     assert fails is (bounds[0] if bounds[0] == bounds[1] else None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "words"),
     [
         ("", "begins with a word"),

@@ -15,7 +15,7 @@ from phalanx.tools.advisor.model import Cost, Effort, Message, predict
 from phalanx.tools.advisor.quality import PLAIN, quality
 from phalanx.tools.advisor.served import served
 from phalanx.tools.advisor.simulation import HALVES, WHOLE, Network, queued, simulate, straggling
-from tests.cases import draws
+from tests.cases import draws, each
 
 QSGD = "chain(gather(qsgd()), mean())"
 VOTE = "chain(vote(qsgd(), r=3), mean())"
@@ -56,16 +56,16 @@ def test_a_queue_serves_one_after_the_other(jobs, free):
     assert left == pytest.approx(until)
 
 
-@pytest.mark.parametrize("line", [SLOW, FAST])
-@pytest.mark.parametrize("n", WORKERS)
+@each("line", [SLOW, FAST])
+@each("n", WORKERS)
 @pytest.mark.parametrize("costs", [DENSE, CODED, VOTED], ids=NAMES[:3])
 def test_the_formulas_of_rings_are_exact_for_messages_that_travel_whole(costs, n, line):
     told = predict(costs, 0.05, line, n).seconds
     assert simulate(costs, 0.05, line, n, parts=WHOLE).seconds == pytest.approx(told, rel=1e-9)
 
 
-@pytest.mark.parametrize("line", [SLOW, FAST])
-@pytest.mark.parametrize("n", WORKERS)
+@each("line", [SLOW, FAST])
+@each("n", WORKERS)
 @pytest.mark.parametrize("costs", SERVED, ids=NAMES[3:])
 def test_the_formulas_of_a_server_are_those_of_its_line(costs, n, line):
     """Within a turn of 32: the first workers have the model a turn before the last ones."""
@@ -92,7 +92,7 @@ def test_halves_in_flight_save_at_most_a_third(n, size, latency, rate, kind):
 
 
 @each_scheme
-@pytest.mark.parametrize("n", [3, 7, 16])
+@each("n", [3, 7, 16])
 def test_every_line_carries_the_bytes_of_the_formula(costs, n):
     found = simulate(costs, 0.05, SLOW, n)
     assert found.sent_bytes.sum() == pytest.approx(found.received_bytes.sum())
@@ -188,7 +188,7 @@ def test_a_server_takes_what_the_scheme_sends():
     assert step.wire_s == pytest.approx(carried + SERVED[1].at(8).pack_s)
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "words"),
     [
         (lambda: Network([1.0, 0.0]), "above zero"),

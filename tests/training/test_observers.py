@@ -14,6 +14,7 @@ from phalanx.training.model_state import fingerprint
 from phalanx.training.observers.observer import LayerObserver
 from phalanx.training.observers.variance import RESHAPES, budget_of, expected_bytes, second_moment
 from phalanx.training.trainer import Trainer
+from tests.cases import each
 from tests.distributed.launch import run_job
 from tests.examples import examples, honest, round_of
 
@@ -145,7 +146,7 @@ def test_second_moment_is_the_sum_over_the_probabilities():
     assert second_moment(lam, 5) == pytest.approx(104)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "words"),
     [
         ("spectrum(layer='3.wight')", "did you mean 3.weight"),

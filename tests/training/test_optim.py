@@ -7,21 +7,20 @@ from torch import nn
 
 import phalanx as px
 from phalanx.training.optim import moments, set_moments
+from tests.cases import each
 
 NAMES = ("sgd", "adam", "adamw")
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("setting", "words"), [("lr=0.0", "needs lr > 0"), ("weight_decay=-0.1", "needs weight_decay >= 0")]
-)
+@each("name", NAMES)
+@each(("setting", "words"), [("lr=0.0", "needs lr > 0"), ("weight_decay=-0.1", "needs weight_decay >= 0")])
 def test_settings_out_of_range_are_refused(name, setting, words):
     with pytest.raises(ValueError, match=f"{name} {words}, got {setting}"):
         px.parse(f"{name}({setting})")
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
-@pytest.mark.parametrize("setting", ["beta1=1.0", "beta2=-0.1"])
+@each("name", NAMES[1:])
+@each("setting", ["beta1=1.0", "beta2=-0.1"])
 def test_betas_are_below_one(name, setting):
     with pytest.raises(ValueError, match=rf"{name} needs betas in \[0, 1\)"):
         px.parse(f"{name}({setting})")

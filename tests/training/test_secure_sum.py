@@ -13,6 +13,7 @@ from phalanx.core.stack import Stack
 from phalanx.core.wire_stage import check_server
 from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
+from tests.cases import each
 from tests.distributed.launch import run_job
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1, momentum=0.9), batch=20)
@@ -76,7 +77,7 @@ def test_a_rule_that_compares_rows_is_refused_with_a_way_out(rule):
         Trainer(run(secured(f"chain(gather(dense()), {rule})")))
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         ("chain(gather(dense()), clip(norm=1.0), mean())", r"clip\(norm=1.0\) needs them one by one"),
