@@ -35,6 +35,14 @@ def loop() -> dict[str, Any]:
 
 
 @setup
+def job() -> dict[str, Any]:
+    """The same, with its process group and its model."""
+    names = loop()
+    dist.init_process_group("gloo")
+    return {**names, "model": names["Net"]()}
+
+
+@setup
 def ddp_model() -> dict[str, Any]:
     """A wrapped model, in the group that the page has made."""
     return {"ddp_model": DistributedDataParallel(nn.Linear(8, 3))}

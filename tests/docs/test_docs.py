@@ -39,6 +39,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own, and nothing of other pages in this process."""
     monkeypatch.chdir(tmp_path)
     kept, before = dict(os.environ), torch.get_rng_state()
+    registry.entries()  # loads every method, whose module would not be executed again
     tables = (registry._entries, _recipes)  # a page may add a method or a recipe
     known = [dict(table) for table in tables]
     torch.manual_seed(0)
