@@ -49,6 +49,14 @@ def ddp_model() -> dict[str, Any]:
 
 
 @setup
+def ddp_job() -> dict[str, Any]:
+    """A job with its group and a wrapped model."""
+    names = job()
+    wrapped = DistributedDataParallel(names["model"])
+    return {**names, "ddp_model": wrapped}
+
+
+@setup
 def dense_model() -> dict[str, Any]:
     """A model with matrices that are worth factorizing, and its optimizer."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
