@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 Kind = Literal["gather", "reduce"]  # all-gather, all-reduce
-LESS = 0.75  # of the bytes of a padded all-gather are worth a trip more
+LESS = 0.75  # of the bytes of a padded all-gather; fewer are worth one more exchange
 
 
 def carried(sizes: Sequence[int]) -> int:
-    """Bytes that come to each process for messages of these lengths: in pieces where that is worth it, else padded."""
+    """The bytes that each process receives for messages of these lengths: in pieces if that is fewer, else padded."""
     padded, pieces = len(sizes) * max(sizes), sum(sizes) + max(sizes)
     return pieces if pieces < LESS * padded else padded
 
@@ -29,12 +29,12 @@ class Backend(Protocol):
 
     @property
     def rank(self) -> int:
-        """This process, from 0."""
+        """The rank of this process, from 0."""
         ...
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         ...
 
     @property
@@ -43,15 +43,15 @@ class Backend(Protocol):
         ...
 
     def all_gather(self, mine: Tensor) -> list[Tensor]:
-        """Every process's tensor, by rank; all have one length."""
+        """The tensors of all processes, by rank; they have equal lengths."""
         ...
 
     def all_gather_uneven(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """As `all_gather`, of tensors whose lengths differ; `sizes` are those of all processes, by rank."""
+        """The tensors of all processes, by rank; their lengths are `sizes`."""
         ...
 
     def all_reduce(self, x: Tensor) -> None:
-        """Makes x, in place, the sum over all processes."""
+        """Replaces x by the sum over all processes, in place."""
         ...
 
     def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
@@ -64,7 +64,7 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The collectives of a process group, gloo or NCCL; the default group when None.
+    """A process group of torch.distributed, gloo or NCCL; the default group when None.
 
     Raises:
         ValueError: torch.distributed is not initialised.
@@ -104,7 +104,7 @@ class TorchBackend:
         return arrived
 
     def _in_pieces(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """All messages end to end, cut into equal pieces: first every process gets its piece, then all get all pieces.
+        """Gathers all messages as one in equal pieces: each process gets one piece first, then all get all pieces.
 
         A padded all-gather brings each process n times the longest message; this brings it their sum, and whoever has a
         message sends it once more.
@@ -169,10 +169,10 @@ class Loopback:
 
 @dataclass(frozen=True)
 class Call:
-    """A collective that took place.
+    """The record of a collective operation.
 
     Args:
-        bytes: of the message of one process.
+        bytes: length of the message of one process.
         seconds: in this process, from the call to its return.
     """
 

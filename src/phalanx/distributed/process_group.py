@@ -20,13 +20,13 @@ from phalanx.core.precision import wide
 from phalanx.core.trees import from_payload, to_payload
 from phalanx.distributed.backend import LESS, Backend, TorchBackend
 
-RECENT, SLACK_BYTES = 4, 4096  # gathers whose sizes differ by no more let the next one do with a single trip
+RECENT, SLACK_BYTES = 4, 4096  # if the last gathers differ by no more bytes, the next one needs a single all-gather
 
 
 class ProcessGroupCollective:
-    """n workers over the ranks of a process group, in contiguous blocks; one a rank when n is None.
+    """n workers over the ranks of a process group, in contiguous blocks; one worker a rank when n is None.
 
-    Payloads travel as packed bytes by all-gather, on gloo and NCCL alike; every rank then runs the same deterministic
+    Payloads are sent as packed bytes by all-gather, on gloo and NCCL alike; every rank then runs the same deterministic
     stages behind the wire.
 
     Args:
@@ -49,7 +49,7 @@ class ProcessGroupCollective:
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
         self._blocks = [range(a, b) for a, b in pairwise(bounds)]
         self.local_workers = tuple(self._blocks[self.rank])
-        # by limit and number of those asked: the longest blocks of late, the same in every process
+        # by limit and number of wanted workers: the longest blocks of recent gathers, the same in every process
         self._recent: dict[tuple[int, int], deque[int]] = {}
         self.device = self._backend.device  # of the messages
 
@@ -57,68 +57,68 @@ class ProcessGroupCollective:
         return f"ProcessGroupCollective({self.size}, rank {self.rank} of {self._ranks})"
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
-        """As in the simulation, with every payload packed, carried and unpacked."""
+        """The payload of each worker, as in the simulation; each is packed, sent and unpacked."""
         return self._gather(payloads, limit_bytes, frozenset(self.workers))
 
     def _gather(
         self, payloads: Sequence[Payload | None], limit_bytes: int, wanted: frozenset[int]
     ) -> list[Payload | BadPayload]:
-        """What the wanted workers send, who are the same in every process."""
+        """The payloads of the wanted workers, who are the same in every process."""
         assert len(payloads) == len(self.local_workers)
         empty = torch.empty(0, dtype=torch.uint8)
-        # a payload beyond the limit stays at home; its length says why
+        # a payload beyond the limit is not sent; its length says why
         messages = [empty if p is None else pack(p) for p in payloads]
         lengths = torch.tensor([len(m) for m in messages], dtype=torch.int64)
         block = torch.cat([lengths.view(torch.uint8), *(m for m in messages if len(m) <= limit_bytes)])
-        # payloads of one size from round to round travel with their lengths, others behind them in a second trip
+        # payloads of a steady size are sent with their lengths, others in a second all-gather behind them
         recent = self._recent.setdefault((limit_bytes, len(wanted)), deque(maxlen=RECENT))
-        # where few are wanted, room for all would be in vain
+        # where few workers are wanted, room for the payloads of all would be wasted
         few = len(wanted) < LESS * self.size
         steady = len(recent) == RECENT and max(recent) - min(recent) <= SLACK_BYTES and not few
         heads = [8 * len(share) for share in self._blocks]
         room = max(heads) + (max(recent) if steady else 0)
         arrived = self._all_gather_bytes(block[:room], [room] * self._ranks)
-        said = [part[:head].view(torch.int64).tolist() for part, head in zip(arrived, heads, strict=True)]
-        everyone = [
-            [length if worker in wanted else 0 for worker, length in zip(share, mine, strict=True)]
-            for share, mine in zip(self._blocks, said, strict=True)
+        lengths_by_rank = [part[:head].view(torch.int64).tolist() for part, head in zip(arrived, heads, strict=True)]
+        wanted_lengths = [
+            [length if worker in wanted else 0 for worker, length in zip(workers, lengths, strict=True)]
+            for workers, lengths in zip(self._blocks, lengths_by_rank, strict=True)
         ]
-        carried = [[length if length <= limit_bytes else 0 for length in mine] for mine in everyone]
-        sizes = [head + sum(mine) for head, mine in zip(heads, carried, strict=True)]
+        sent_lengths = [[n if n <= limit_bytes else 0 for n in lengths] for lengths in wanted_lengths]
+        sizes = [head + sum(lengths) for head, lengths in zip(heads, sent_lengths, strict=True)]
         rest = self._all_gather_bytes(block[room:], [max(0, size - room) for size in sizes])
-        recent.append(max(map(sum, carried)))
-        opened: list[Payload | BadPayload] = []
-        full = [length for mine in carried for length in mine if length]
-        shelf, place = ReceiveBuffers(len(full), statistics.median_low(full or [0])), 0
-        for first, second, head, size, mine in zip(arrived, rest, heads, sizes, everyone, strict=True):
+        recent.append(max(map(sum, sent_lengths)))
+        payloads_of_all: list[Payload | BadPayload] = []
+        nonzero = [length for lengths in sent_lengths for length in lengths if length]
+        buffers, place = ReceiveBuffers(len(nonzero), statistics.median_low(nonzero or [0])), 0
+        for first, second, head, size, lengths in zip(arrived, rest, heads, sizes, wanted_lengths, strict=True):
             pieces = [piece for piece in (first[head : min(size, room)], second) if len(piece)]
             body = pieces[0] if len(pieces) == 1 else torch.cat([empty, *pieces])
             offset = 0
-            for length in mine:
+            for length in lengths:
                 end = offset + (length if length <= limit_bytes else 0)
-                opened.append(_open(body[offset:end], length, limit_bytes, partial(shelf.room, place)))
+                payloads_of_all.append(_open(body[offset:end], length, limit_bytes, partial(buffers.room, place)))
                 place += end > offset
                 offset = end
-        return opened
+        return payloads_of_all
 
     def fetch(
         self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
     ) -> list[Payload | BadPayload]:
-        """As `gather`, in which the others send nothing."""
+        """The payloads of the named workers; the others send nothing."""
         wanted = frozenset(workers)
-        asked = [p if worker in wanted else None for worker, p in zip(self.local_workers, payloads, strict=True)]
-        arrived = self._gather(asked, limit_bytes, wanted)
+        to_send = [p if worker in wanted else None for worker, p in zip(self.local_workers, payloads, strict=True)]
+        arrived = self._gather(to_send, limit_bytes, wanted)
         return [arrived[worker] for worker in workers]
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
-        """All-reduce of the local weighted sums, in the dtype of x."""
-        share = (weights / total).to(x.device, wide(x.dtype))
-        local = (share @ x.to(share.dtype)).to(self.device, x.dtype)
+        """The weighted mean over all workers, by all-reduce of the local sums in the dtype of x."""
+        normalized = (weights / total).to(x.device, wide(x.dtype))
+        local = (normalized @ x.to(normalized.dtype)).to(self.device, x.dtype)
         self._backend.all_reduce(local)
         return local.to(x.device)
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """All ranks' rows in the order of the workers. Shapes: (k, m) -> (n, m)."""
+        """The rows of all ranks in the order of the workers. Shapes: (k, m) -> (n, m)."""
         sizes = [len(share) * x.shape[1] * x.element_size() for share in self._blocks]
         flat = x.detach().contiguous().reshape(-1)
         blocks = self._all_gather_bytes(
@@ -131,14 +131,14 @@ class ProcessGroupCollective:
         return torch.cat(rows).to(x.device)
 
     def all_gather_payloads(self, payload: Payload) -> list[Payload]:
-        """One payload of each rank, by rank."""
+        """One payload of each rank, by rank, in every process."""
         message = pack(payload)
         length = torch.tensor([len(message)]).view(torch.uint8)
         sizes = [int(block.view(torch.int64)) for block in self._all_gather_bytes(length, [8] * self._ranks)]
         return [unpack(block) for block in self._all_gather_bytes(message, sizes)]
 
     def broadcast(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The tree that rank 0 has."""
+        """The tree of rank 0, in every process."""
         return from_payload(self.all_gather_payloads(to_payload(tree))[0])
 
     def send_recv(self, payloads: Mapping[int, Payload]) -> dict[int, Payload]:
@@ -148,9 +148,9 @@ class ProcessGroupCollective:
         """
         outgoing = {r: pack(payload).to(self.device) for r, payload in payloads.items()}
         sizes = torch.tensor([[len(outgoing.get(r, ())) for r in range(self._ranks)]])
-        everyone = self._all_gather_bytes(sizes.view(torch.uint8).flatten(), [8 * self._ranks] * self._ranks)
-        mine = [int(block.view(torch.int64)[self.rank]) for block in everyone]
-        arrived = self._backend.send_recv(outgoing, {r: size for r, size in enumerate(mine) if size})
+        sizes_of_all = self._all_gather_bytes(sizes.view(torch.uint8).flatten(), [8 * self._ranks] * self._ranks)
+        incoming = [int(block.view(torch.int64)[self.rank]) for block in sizes_of_all]
+        arrived = self._backend.send_recv(outgoing, {r: size for r, size in enumerate(incoming) if size})
         return {r: unpack(message.cpu()) for r, message in arrived.items()}
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class ProcessGroupCollective:
         self._backend.close()
 
     def _all_gather_bytes(self, message: Tensor, sizes: list[int]) -> list[Tensor]:
-        """Every rank's bytes, `sizes` of them."""
+        """The bytes of every rank; their numbers are `sizes`."""
         if max(sizes) == 0:
             return [message.new_empty(0).cpu() for _ in sizes]
         return [block.cpu() for block in self._backend.all_gather_uneven(message.to(self.device), sizes)]

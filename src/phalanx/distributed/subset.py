@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workers that are chosen for a round, as a world of their own."""
+"""A collective or a server's transport that is restricted to the workers chosen for a round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from phalanx.distributed.server_transport import ServerTransport
 
 
 class SubsetTransport:
-    """Some workers of another world; nothing of the others is sent, and nothing of them is missed.
+    """Some workers of another world; the others send nothing, and nothing is expected of them.
 
     Args:
         workers: ascending.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that a run is, in one safetensors file that replaces its predecessor at once or not at all."""
+"""The checkpoint of a run: one safetensors file that replaces the previous one at once or not at all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from phalanx.core.trees import flatten, unflatten, write_atomic
 
-FORMAT = "phalanx-checkpoint-1"
+FORMAT = "phalanx-checkpoint-2"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Nested dictionaries of tensors, numbers, strings and None.
+    """The state of a run as nested dictionaries of tensors, numbers, strings and None.
 
     Args:
         step: rounds done, over all phases.
         run: the run's expression.
-        tree: model, optimizer, stage state, ledger.
+        tree: model, optimizer, memories of stages and workers, statistics.
     """
 
     step: int

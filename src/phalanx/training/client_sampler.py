@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which workers take part in a round."""
+"""Client samplers: they choose the workers of a round."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from phalanx.core.round import make_generator
 
 
 class ClientSampler(Expression, ABC):
-    """A way to choose the workers of a round."""
+    """Chooses the workers of a round."""
 
     @abstractmethod
     def count(self, n: int) -> int:
-        """How many of n workers take part.
+        """The number of workers that take part, of n.
 
         Raises:
             ValueError: there are fewer.
@@ -62,14 +62,14 @@ class Uniform(ClientSampler):
 
 @method("with_attackers", "client_sampler")
 class WithAttackers(ClientSampler):
-    """`clients` workers, among them the attackers in every so many rounds and never in between; the others by lot.
+    """`clients` workers, among them the attackers in every `every`-th round only; the others are drawn at random.
 
     Args:
-        clients: of a round, as many as attackers at least.
-        attackers: workers of the adversary; name the same ones in the run's `byzantine=workers(...)`.
+        clients: workers of a round, at least as many as attackers.
+        attackers: workers that the adversary controls; name the same ones in the run's `byzantine=workers(...)`.
         every: rounds from one attack to the next, >= 1; the first is in round `first`.
         first: >= 0.
-        rounds: behind which no attack comes any more; None goes on to the end.
+        rounds: first round without attacks; None attacks until the end.
     Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963, fixed-frequency attack;
         Wang et al., 2020, arXiv:2007.05084, section 4; its fixed-pool attack is `uniform` with `byzantine=random(...)`.
     """
@@ -100,20 +100,20 @@ class WithAttackers(ClientSampler):
     def sample(self, round_index: int, n: int, seed: int) -> tuple[int, ...]:
         over = self.rounds is not None and round_index >= self.rounds
         attacked = round_index >= self.first and (round_index - self.first) % self.every == 0 and not over
-        inside = self.attackers if attacked else ()
+        attackers = self.attackers if attacked else ()
         honest = torch.tensor([worker for worker in range(n) if worker not in self.attackers])
         drawn = torch.randperm(len(honest), generator=make_generator("clients", seed, round_index))[
-            : self.count(n) - len(inside)
+            : self.count(n) - len(attackers)
         ]
-        return tuple(sorted([*inside, *honest[drawn].tolist()]))
+        return tuple(sorted([*attackers, *honest[drawn].tolist()]))
 
 
 @method("with_fixed", "client_sampler")
 class WithFixed(ClientSampler):
-    """The last `last` workers in every round, such as one that the server plays, and others among the rest.
+    """The last `last` workers in every round, such as a trusted one at the server, and some of the others.
 
     Args:
-        others: how those are chosen.
+        others: chooses among the remaining workers.
         last: >= 1.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is asked to stop ends its round first."""
+"""Stop requests: a run that is asked to stop ends its round first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one acts as ever."""
+    """An event that the first SIGINT or SIGTERM sets; a second one has its usual effect."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

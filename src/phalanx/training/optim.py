@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done with the result of a round: an optimizer step under a schedule."""
+"""Optimizers of a phase: what they do with the aggregated row of a round, and their learning rate schedules."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Cosine(Schedule):
 class ServerOptimizer(Expression, ABC):
     """Makes the optimizer of a phase and gives its learning rate in each round.
 
-    Class attribute `installs`: the row holds values that take the place of the model's, not directions to step along.
+    Class attribute `installs`: the row holds new values of the weights, not a direction of a step.
     """
 
     installs: ClassVar[bool] = False
@@ -78,7 +78,7 @@ class ServerOptimizer(Expression, ABC):
 
     @abstractmethod
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
-        """A fresh optimizer of parameters, or of groups of them as PyTorch's optimizers take them."""
+        """A new optimizer for parameters, or for groups of them as in PyTorch's optimizers."""
 
     def rate(self, index: int, rounds: int) -> float:
         """The learning rate in round `index` of a phase of `rounds`."""
@@ -86,12 +86,12 @@ class ServerOptimizer(Expression, ABC):
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer remembers of its steps, as a tree of its own tensors; `set_moments` is the inverse."""
-    return {str(number): own for number, own in optimizer.state_dict()["state"].items()}
+    """The state of an optimizer as a tree that shares its tensors; `set_moments` is the inverse."""
+    return {str(number): state for number, state in optimizer.state_dict()["state"].items()}
 
 
 def set_moments(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
-    """Lets a fresh optimizer go on from moments, whose tensors become its own."""
+    """Loads moments into a new optimizer, which takes over their tensors."""
     state = {int(number): own for number, own in tree.items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
@@ -149,7 +149,7 @@ class Adam(ServerOptimizer):
 
 @method("adamw", "optimizer")
 class AdamW(ServerOptimizer):
-    """A step of torch.optim.AdamW along the row: the decay is no part of the gradient.
+    """A step of torch.optim.AdamW along the aggregated row; weight decay is not part of the gradient.
 
     Args:
         lr: learning rate, > 0.
@@ -173,7 +173,7 @@ class AdamW(ServerOptimizer):
 
 @method("assign_weights", "optimizer")
 class AssignWeights(ServerOptimizer):
-    """The aggregated row takes the place of the weights, in a model that grows where the row's layers have grown."""
+    """Assigns the aggregated row to the weights; the model grows where the row's layers have grown."""
 
     installs: ClassVar[bool] = True
     lr: ClassVar[float] = 1.0  # type: ignore[assignment]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How unequally a model serves its clients."""
+"""An evaluator that measures how equal the accuracy is among the clients."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from phalanx.training.evaluator import EvalContext, Evaluator, share
 
 @method("parity", "evaluator")
 class Parity(Evaluator):
-    """The model's accuracy on every client's own training samples, and the least over the greatest of them.
+    """The model's accuracy on each client's own training samples, and the lowest accuracy divided by the highest.
 
     Args:
-        clients: drawn once from the run's seed; None asks all.
-        most: samples of a client that are looked at, >= 1.
+        clients: number of clients that are measured, drawn once from the run's seed; all when None.
+        most: samples of a client that are used at most, >= 1.
     Source: the accuracy parity ratio of Wang et al., Attack of the Tails, 2020, arXiv:2007.05084, section 4.
     """
 
@@ -32,13 +32,17 @@ class Parity(Evaluator):
     def evaluate(self, context: EvalContext) -> dict[str, Any]:
         parts = context.parts()
         order = torch.randperm(len(parts), generator=make_generator("parity", context.seed))
-        asked = sorted(order[: len(parts) if self.clients is None else self.clients].tolist())
+        workers = sorted(order[: len(parts) if self.clients is None else self.clients].tolist())
         accuracy = {}
-        for worker in asked:
-            mine = parts[worker][: self.most]
-            x, y = context.data.train(mine)
+        for worker in workers:
+            samples = parts[worker][: self.most]
+            x, y = context.data.train(samples)
             right = (context.labels(x) == y)[y >= 0]
             accuracy[str(worker)] = share(right)
-        known = [rate for rate in accuracy.values() if rate is not None]
-        least, most = min(known, default=None), max(known, default=None)
-        return {"accuracy": accuracy, "least": least, "ratio": least / most if least is not None and most else None}
+        rates = [rate for rate in accuracy.values() if rate is not None]
+        lowest, highest = min(rates, default=None), max(rates, default=None)
+        return {
+            "accuracy": accuracy,
+            "least": lowest,
+            "ratio": lowest / highest if lowest is not None and highest else None,
+        }

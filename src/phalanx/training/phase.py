@@ -54,18 +54,18 @@ class Position:
 
 @method("phase", "phase")
 class Phase(Expression):
-    """`rounds` rounds of one kind.
+    """`rounds` rounds of the same kind.
 
     Args:
-        work: what a worker's row is.
+        work: how a worker computes its row.
         scheme: chain of stages from the workers' rows to one row, across one wire.
-        optimizer: what is done with that row.
+        optimizer: how that row updates the model.
         rounds: >= 0.
-        surgery: what becomes of the network on the way, such as `pufferfish()`; None leaves it.
-        clients: which workers take part in a round.
-        adversary: what Byzantine workers do in place of `work`; None lets them do the same.
-        secure: the server sees the sum of the round's rows and no row alone, as under secure aggregation. It is the
-            view that is kept, for tests of attacks and defences; nothing is encrypted.
+        surgery: how the network changes its shape during the phase, such as `pufferfish()`; None keeps the shape.
+        clients: chooses the workers of a round.
+        adversary: the work of Byzantine workers in place of `work`; None for the same work.
+        secure: the server sees only the sum of the round's rows, as with secure aggregation. Nothing is encrypted: only
+            the view of the server is kept, for tests of attacks and defences.
     """
 
     work: ClientWork
@@ -125,15 +125,15 @@ class Run(Expression):
     Args:
         workers: n.
         byzantine: which of them the adversary controls.
-        faults: workers that crash, hang, are late or talk rubbish, and when.
-        seed: of weights, samples, augmentation, noise, attackers; runs of one seed start alike.
+        faults: injected failures: which worker crashes, hangs, is late or sends random bytes, and when.
+        seed: of weights, samples, augmentation, noise and attackers; runs with equal seeds start from equal weights.
         precision: "bf16" computes forward and backward under bfloat16 autocast; weights and rows stay float32.
         device: where every process computes; "cuda" is the process's current device.
         threads: of torch, in each process; equal threads give equal bits in every world.
-        evaluate_every: rounds between two looks at the test set; the end is always evaluated.
+        evaluate_every: rounds between two tests of the model; the final model is always tested.
         checkpoint_every: rounds between two checkpoints.
-        observers: what is measured of the workers' rows before the scheme; never changes the run.
-        evaluators: what the model is asked whenever it is tested, besides its accuracy; never changes the run.
+        observers: measurements of the workers' rows before the scheme; they never change the run.
+        evaluators: measurements of the model whenever it is tested, besides accuracy; they never change the run.
     """
 
     data: Data
@@ -159,8 +159,8 @@ class Run(Expression):
         for name in ("threads", "evaluate_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"run needs {name} >= 1, got {name}={getattr(self, name)}")
         for name in ("observers", "evaluators"):
-            mine = getattr(self, name)
-            require(len(set(mine)) == len(mine), f"run: two {name} are equal; keep one of them")
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), f"run: two {name} are equal; keep one of them")
         self.byzantine.at(0, self.workers, self.seed)
         for fault in self.faults:
             known = fault.worker < self.workers
@@ -192,7 +192,7 @@ class Run(Expression):
         )
 
     def check(self) -> None:
-        """Raises ValueError for a scheme that the number of workers cannot carry, or for rows that nobody may see."""
+        """Raises ValueError for a scheme with too few workers, or for observers of rows that are hidden."""
         for phase in self.phases:
             phase.check(self.workers)
         secure = any(phase.secure for phase in self.phases)
@@ -210,7 +210,7 @@ X = TypeVar("X", bound=Expression)
 
 
 class NoField(ValueError):
-    """A path leads to no field of an expression."""
+    """Raised when a path names no field of an expression."""
 
 
 def amend(run: X, path: str, value: Any) -> X:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that another run has trained."""
+"""A model whose weights another run has trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from phalanx.training.run_folder import RunFolder, versions
 
 @method("pretrained", "model")
 class Pretrained(Model):
-    """The network that another run ends with, trained at its first use and kept.
+    """The network that another run ends with; it is trained at its first use and kept on disk.
 
     The run's folder lies under trained/ in the folder of the data sets, named by a hash of the run and of the versions
     that can change a number. Processes that want it at once wait for the one that trains; one that is stopped goes on
@@ -29,8 +29,8 @@ class Pretrained(Model):
 
     Args:
         run: a whole run; what it does to the shape of its model, by surgery or matching, is refused.
-        drawn: the seed of that run is drawn from torch's global generator, so that every seed of the outer run begins
-            with a network of its own; else all begin with the same one.
+        drawn: draws the seed of that run from torch's global generator, so that every seed of the outer run starts from
+            another network; else all start from the same one.
     """
 
     run: Run
@@ -40,7 +40,7 @@ class Pretrained(Model):
         self.run.check()
         for phase in self.run.phases:
             plain = phase.surgery is None and not phase.optimizer.installs
-            require(plain, f"trained needs phases that keep the shape of their model, got {phase!r}")
+            require(plain, f"pretrained needs phases that keep the shape of their model, got {phase!r}")
 
     @property
     def channels_last(self) -> bool:  # type: ignore[override]

@@ -27,7 +27,7 @@ class RunFolder:
 
     ``config.txt`` the run's expression; ``about.json`` versions, machine, commit; ``metrics.jsonl`` a line a round;
     ``summary.json`` at the end; ``checkpoint.safetensors`` the newest checkpoint; ``events/`` for TensorBoard on
-    request; ``processes.json`` in a server's job, who runs where.
+    request; ``processes.json`` in a server's job, which worker runs where.
 
     Args:
         path: created when absent.
@@ -50,7 +50,7 @@ class RunFolder:
         """Writes the configuration, unless the folder holds it already.
 
         Args:
-            processes: that play workers elsewhere, for processes.json.
+            processes: the processes that compute workers elsewhere, for processes.json.
         Raises:
             ValueError: the folder holds another run.
         """
@@ -95,12 +95,12 @@ class RunFolder:
                     self._writer.add_scalar(key, value, line["step"])
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replaces the checkpoint; metrics up to it are on the disk before it is."""
+        """Replaces the checkpoint, after the metrics up to it are on the disk."""
         self._flush()
         save(self.path / "checkpoint.safetensors", checkpoint)
 
     def restore(self) -> Checkpoint | None:
-        """The newest checkpoint, with the metrics behind it cut off; None when there is none."""
+        """The newest checkpoint, None when there is none; deletes the metrics of later rounds."""
         file = self.path / "checkpoint.safetensors"
         point = load(file) if file.exists() else None
         step = point.step if point else 0
@@ -144,7 +144,7 @@ def new_folder(name: str, root: Path | str = "runs") -> Path:
 
 
 def about() -> dict[str, Any]:
-    """Versions, machine and commit, for whoever reads the numbers later."""
+    """Versions, machine and commit that the numbers of a run depend on."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), **versions()},
@@ -159,7 +159,7 @@ def about() -> dict[str, Any]:
 
 
 def _document(text: str, source: str) -> dict[str, Any]:
-    """A JSON document; `source` says in an error where it stands."""
+    """Parses a JSON document; an error names its `source`."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -168,13 +168,13 @@ def _document(text: str, source: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a number."""
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            installed[package] = "absent"
+    return installed
 
 
 def _processor() -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a model's scores fit the labels, of whole examples or of each token."""
+"""Loss and accuracy of a model's scores, for labels of whole examples or of each token."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from phalanx.core.expression import require
 from phalanx.data.dataset import Dataset
 
-SCORED, VALUES = 1000, 2**24  # labels, and values of examples, that the test looks at together
+SCORED, VALUES = 1000, 2**24  # labels, and values of examples, in a batch of the test at most
 
 
 def cross_entropy(
     scores: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean", smoothing: float = 0.0
 ) -> Tensor:
-    """-log softmax(scores) at the labels, mean or sum over all that are scored; those of -100 are not.
+    """-log softmax(scores) at the labels, mean or sum over all labels but those of -100.
 
     Shapes: (B, C) and (B,), or (B, L, C) and (B, L) -> scalar.
     Args:
-        smoothing: share of a label that the other C - 1 classes have in equal parts, in [0, (C - 1) / C).
+        smoothing: share of a label that the other C - 1 classes get in equal parts, in [0, (C - 1) / C).
     Raises:
         ValueError: the model's scores do not have a row for each label, or smoothing is too large.
     """
@@ -41,7 +41,7 @@ def cross_entropy(
 
 
 def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> tuple[float, float]:
-    """Accuracy in [0, 1] and mean cross-entropy over the labels of the test part, in evaluation mode; NaN without one.
+    """Accuracy in [0, 1] and mean cross-entropy over the labels of the test set, in evaluation mode; NaN without one.
 
     Args:
         precision: "bf16" for bfloat16 autocast.
@@ -55,7 +55,7 @@ def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str
 
 
 def together(data: Dataset) -> int:
-    """Examples that the test looks at together."""
+    """The number of examples in a batch of the test."""
     # a text that is scored at every token has as many rows of scores
     return max(1, min(SCORED // math.prod(data.test_y.shape[1:]), VALUES // math.prod(data.test_x.shape[1:])))
 
@@ -68,7 +68,7 @@ def scores_of(model: nn.Module, x: Tensor, precision: str) -> Tensor:
 
 
 def scored(model: nn.Module, data: Dataset, device: torch.device, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The model's scores of the test part and its labels, a batch after the other, in evaluation mode."""
+    """Yields the model's scores of the test set and its labels, batch by batch, in evaluation mode."""
     model.eval()
     step = together(data)
     for start in range(0, len(data.test_y), step):

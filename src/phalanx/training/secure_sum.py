@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scheme may do where the server sees the sum of the rows only."""
+"""Checks of a scheme whose server may see only the sum of the rows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows
 from phalanx.core.wire_stage import WireStage, stages_of
 
-LEAST = 2  # rows in a sum: that of one row is the row
+LEAST = 2  # rows in a sum; a sum of one row is the row itself
 
 
 def check_secure(scheme: Stage, count: int) -> None:
-    """Raises ValueError unless the rows of `count` workers are summed up on the way to the server.
+    """Raises ValueError unless a scheme sums the rows of `count` workers on the way to the server.
 
     That is what `reduce` does: behind it there is one row, so every stage there sees the mean and nothing else.
     """
     require(count >= LEAST, f"secure=True hides a row among others, and {count} takes part; let {LEAST} or more")
     stages = stages_of(scheme)
-    at = next((i for i, stage in enumerate(stages) if isinstance(stage, WireStage)), None)
-    if at is None:
+    wire_index = next((i for i, stage in enumerate(stages) if isinstance(stage, WireStage)), None)
+    if wire_index is None:
         return
-    wire, rows = stages[at], stages[at].rows_out(count)
+    wire, rows = stages[wire_index], stages[wire_index].rows_out(count)
     require(wire.assign(count) is None, _needs(wire))
-    for stage in stages[at + 1 :]:
+    for stage in stages[wire_index + 1 :]:
         require(rows == 1 or isinstance(stage, Mean), _needs(stage))
         rows = stage.rows_out(rows)
     raise ValueError(
@@ -34,7 +34,7 @@ def check_secure(scheme: Stage, count: int) -> None:
 
 
 def check_sum(secure: bool, result: Stack) -> None:
-    """Raises TooFewRows where a sum that has to hide its rows is that of a single one."""
+    """Raises TooFewRows if a sum that must hide its rows has a single one."""
     if secure and len(result.sources[0]) < LEAST:
         raise TooFewRows(f"one row has arrived, and secure=True sums {LEAST} or more", result.notes)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the workers' rows are."""
+"""An observer that measures the norms of the workers' rows."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from phalanx.core.stack import Stack
 
 
 class Observer(Expression, ABC):
-    """Looks at the workers' rows before the scheme in rounds 0, every, 2 every, ..., and changes nothing.
+    """Measures the workers' rows before the scheme in rounds 0, every, 2 every, ..., and changes nothing.
 
-    One with `arrived` is shown the rows as `gather` brings them to the server, in the rounds that are not lost.
+    An observer with `arrived` measures the rows as `gather` brings them to the server, in rounds that are not lost.
 
-    What it returns is logged in metrics.jsonl under "observed", by the observer's expression.
+    Its result is logged in metrics.jsonl under "observed", by the observer's expression.
     """
 
     every: int
@@ -32,11 +32,11 @@ class Observer(Expression, ABC):
         require(self.every >= 1, f"{self.expression_name} needs every >= 1 round, got every={self.every}")
 
     def check(self, layout: Layout, workers: int) -> None:
-        """Raises ValueError, before anything is computed, if it cannot look at such rows of so many workers."""
+        """Raises ValueError, before anything is computed, if it cannot measure rows of this layout."""
 
     @abstractmethod
     def look(self, stack: Stack, round: Round) -> dict[str, Any]:
-        """Plain values for JSON: numbers, None in place of NaN and infinity, strings, lists and dictionaries.
+        """Measures the rows; returns plain values for JSON: numbers, strings, lists and dictionaries, None for NaN.
 
         Every process calls it with its own rows, (k, d), and may exchange through round.collective; rank 0's result
         counts.
@@ -45,12 +45,12 @@ class Observer(Expression, ABC):
 
 def observe(observers: Sequence[Observer], stack: Stack, round: Round, arrived: bool = False) -> dict[str, Any]:
     """What the observers whose turn it is measure of these rows, by their expressions."""
-    turn = [observer for observer in observers if observer.arrived == arrived and round.index % observer.every == 0]
-    return {repr(observer): observer.look(stack, round) for observer in turn}
+    due = [observer for observer in observers if observer.arrived == arrived and round.index % observer.every == 0]
+    return {repr(observer): observer.look(stack, round) for observer in due}
 
 
 class LayerObserver(Observer):
-    """Looks at tensors of one worker's row.
+    """Measures tensors of one worker's row.
 
     The fields `layer` (a tensor's name; None for all of two or more dimensions) and `worker` belong to it.
     """
@@ -71,18 +71,18 @@ class LayerObserver(Observer):
 
     def look(self, stack: Stack, round: Round) -> dict[str, Any]:
         head = stack.layout.head
-        mine = [i for i, worker in enumerate(stack.ids) if worker == self.worker]
-        row = stack.rows[mine, : stack.layout.stepped].reshape(-1)
-        # by the process that plays the worker to all; another has no entries
-        told = [part["row"] for part in round.collective.all_gather_payloads({"row": row})]
-        row = next((t for t in told if len(t)), torch.zeros(head.d)).to(torch.float32)
+        indices = [i for i, worker in enumerate(stack.ids) if worker == self.worker]
+        row = stack.rows[indices, : stack.layout.stepped].reshape(-1)
+        # empty from the processes that do not have the worker
+        rows = [part["row"] for part in round.collective.all_gather_payloads({"row": row})]
+        row = next((t for t in rows if len(t)), torch.zeros(head.d)).to(torch.float32)
         parts = head.split(row)
         names = _matrices(head) if self.layer is None else [self.layer]
         return {name: self.measure(parts[name], name, round) for name in names}
 
     @abstractmethod
     def measure(self, x: Tensor, name: str, round: Round) -> Any:
-        """Plain values of one tensor, float32."""
+        """Measures one float32 tensor; returns plain values."""
 
 
 def _matrices(layout: Layout) -> list[str]:

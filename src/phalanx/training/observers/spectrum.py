@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Singular values of layers' gradients."""
+"""An observer that measures the singular values of layers' gradients."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much entrywise and spectral sparsification vary at equal cost, by theory and as measured."""
+"""An observer that compares the variance of entrywise and spectral sparsification at equal cost."""
 
 from __future__ import annotations
 
