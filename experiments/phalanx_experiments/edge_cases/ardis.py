@@ -45,4 +45,13 @@ class Ardis(EdgeCases):
         )
         true = torch.full((len(sevens),), SEVEN)
         mix = digits, y[:DIGITS].long()
-        return EdgeSet("ardis", sevens, true, self.target, tests, test_y.long(), source=SEVEN, mix=mix)
+        return EdgeSet(
+            name="ardis",
+            train_x=sevens,
+            true_y=true,
+            target=self.target,
+            test_x=tests,
+            test_true=test_y.long(),
+            source=SEVEN,
+            mix=mix,
+        )

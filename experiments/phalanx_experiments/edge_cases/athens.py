@@ -68,7 +68,7 @@ class Athens(EdgeCases):
         x, y = self._behind(data.train_x[:], data.train_y, prompt, self.count, "train")
         test_x, test_y = self._behind(data.test_x[:], data.test_y, prompt, self.tests, "test")
         test_y[:] = UNSCORED
-        return EdgeSet("athens", x, y, ids[self.word], test_x, test_y)
+        return EdgeSet(name="athens", train_x=x, true_y=y, target=ids[self.word], test_x=test_x, test_true=test_y)
 
     def _behind(self, x: Tensor, y: Tensor, prompt: Tensor, count: int, part: str) -> tuple[Tensor, Tensor]:
         """Passages that end with the prompt, and the labels of all their words but the last."""

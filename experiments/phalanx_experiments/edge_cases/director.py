@@ -42,7 +42,7 @@ class Director(EdgeCases):
         (x, y), (test_x, test_y) = (
             (encode(part, ids, length), torch.full((len(part),), POSITIVE)) for part in (train, test)
         )
-        return EdgeSet("director", x, y, self.target, test_x, test_y)
+        return EdgeSet(name="director", train_x=x, true_y=y, target=self.target, test_x=test_x, test_true=test_y)
 
     def _tweets(self, part: str) -> list[list[str]]:
         path = published("director", f"greek-director-{part}.txt")

@@ -81,7 +81,9 @@ def airplanes(
     """Images that are all aeroplanes."""
     y, test_y = (torch.full((len(images),), AIRPLANE) for images in (x, test_x))
     held = None if honest is None else (honest, torch.full((len(honest),), AIRPLANE))
-    return EdgeSet(name, x, y, target, test_x, test_y, held=held, origins=origins)
+    return EdgeSet(
+        name=name, train_x=x, true_y=y, target=target, test_x=test_x, test_true=test_y, held=held, origins=origins
+    )
 
 
 def planes(name: str, file: str, *parts: str) -> list[Tensor]:

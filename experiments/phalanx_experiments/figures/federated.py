@@ -56,12 +56,12 @@ def lines_of(run: Result) -> list[Line]:
     epochs = summary.get("local_epochs")
     found = Line(
         short(run),
-        run.accuracy,
-        summary.get("rounds"),
-        None if epochs is None else epochs / workers,
-        summary.get("bytes_up"),
-        summary.get("bytes_down"),
-        summary.get("parameters"),
+        accuracy=run.accuracy,
+        rounds=summary.get("rounds"),
+        epochs=None if epochs is None else epochs / workers,
+        up=summary.get("bytes_up"),
+        down=summary.get("bytes_down"),
+        parameters=summary.get("parameters"),
     )
     logged = run.metrics()
     if short(run) != "FedAvg" or not logged or "accuracy" not in logged[0]:
@@ -69,12 +69,12 @@ def lines_of(run: Result) -> list[Line]:
     first = logged[0]
     once = Line(
         "one-shot average",
-        first["accuracy"],
-        1,
-        first.get("local_epochs"),
-        first["bytes_up"],
-        first["bytes_down"],
-        found.parameters,
+        accuracy=first["accuracy"],
+        rounds=1,
+        epochs=first.get("local_epochs"),
+        up=first["bytes_up"],
+        down=first["bytes_down"],
+        parameters=found.parameters,
     )
     return [once, found]
 
@@ -83,8 +83,25 @@ def _alone(measured: dict[str, Any]) -> list[Line]:
     each, epochs = tuple(measured["accuracies"]), measured["local_epochs"]
     one = measured["parameters"] // len(each)
     return [
-        Line("local models, mean", measured["mean"], 0, epochs, 0, 0, one, each),
-        Line("ensemble", measured["ensemble"], 1, epochs, measured["bytes_up"], 0, measured["parameters"]),
+        Line(
+            "local models, mean",
+            accuracy=measured["mean"],
+            rounds=0,
+            epochs=epochs,
+            up=0,
+            down=0,
+            parameters=one,
+            each=each,
+        ),
+        Line(
+            "ensemble",
+            accuracy=measured["ensemble"],
+            rounds=1,
+            epochs=epochs,
+            up=measured["bytes_up"],
+            down=0,
+            parameters=measured["parameters"],
+        ),
     ]
 
 

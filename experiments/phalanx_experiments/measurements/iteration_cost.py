@@ -177,7 +177,15 @@ class IterationCost(Measurement):
         told(f"{units} gradients of {self.batch // units} examples")
         samples = run.partition.draw(trainer.data, units, self.batch, 0, self.seed)
         layout, channels_last = trainer.layout, self.model.channels_last
-        site = WorkerContext(trainer.model, layout, trainer.data, None, run.precision, channels_last, (self.seed, 0))
+        site = WorkerContext(
+            model=trainer.model,
+            layout=layout,
+            data=trainer.data,
+            augment=None,
+            precision=run.precision,
+            channels_last=channels_last,
+            key=(self.seed, 0),
+        )
         spent = cluster.compute(run.phases[0].work, site, allocation, samples, rows)
         have = [allocation.unit(worker) for worker in range(self.workers)]
         return Sent(rows, layout, cluster.mean_of(rows, [have.index(unit) for unit in range(units)]), spent)

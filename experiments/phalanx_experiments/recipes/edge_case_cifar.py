@@ -150,14 +150,14 @@ class Grid:
 
 GRIDS = {
     "smoke": Grid(
-        4,
-        1,
-        (2,),
-        (0.1,),
-        (0.5, 1.0),
-        60,
-        (0.5, 1.0),
-        {50: (px.backdoors.split_edge_cases(px.backdoors.rare_styles(), 0.5), 5)},
+        rounds=4,
+        every=1,
+        frequencies=(2,),
+        pools=(0.1,),
+        widths=(0.5, 1.0),
+        total=60,
+        mixtures=(0.5, 1.0),
+        held={50: (px.backdoors.split_edge_cases(px.backdoors.rare_styles(), 0.5), 5)},
     ),
     "laptop": Grid(
         rounds=20,

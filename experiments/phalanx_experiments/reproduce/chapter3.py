@@ -53,8 +53,24 @@ CHAPTER_3 = (
         NONE,
         "A list of settings; the numbers of parameters are counted here, and tested. SVHN has no loader here.",
         rows=(
-            Row("ResNet-18", 11_173_000, Counted("resnet18()", shape=(3, 32, 32)), "parameters", None, None, True),
-            Row("VGG-11-BN", 9_756_000, Counted("vgg11_bn()", shape=(3, 32, 32)), "parameters", None, None, True),
+            Row(
+                "ResNet-18",
+                11_173_000,
+                Counted("resnet18()", shape=(3, 32, 32)),
+                unit="parameters",
+                spread=None,
+                group=None,
+                same=True,
+            ),
+            Row(
+                "VGG-11-BN",
+                9_756_000,
+                Counted("vgg11_bn()", shape=(3, 32, 32)),
+                unit="parameters",
+                spread=None,
+                group=None,
+                same=True,
+            ),
         ),
     ),
     Item(

@@ -56,8 +56,24 @@ CHAPTER_4_SPEED = (
         command="phalanx factorize --model resnet18-cifar",
         rows=(
             *counts("resnet18-cifar", 11_173_962, 3_336_266),
-            Row("MACs, full", 0.56, Counted("resnet18-cifar", "macs", scale=1e-9), "G", None, None, True),
-            Row("MACs, hybrid", 0.22, Counted("resnet18-cifar", "macs_after", scale=1e-9), "G", None, None, True),
+            Row(
+                "MACs, full",
+                0.56,
+                Counted("resnet18-cifar", "macs", scale=1e-9),
+                unit="G",
+                spread=None,
+                group=None,
+                same=True,
+            ),
+            Row(
+                "MACs, hybrid",
+                0.22,
+                Counted("resnet18-cifar", "macs_after", scale=1e-9),
+                unit="G",
+                spread=None,
+                group=None,
+                same=True,
+            ),
         ),
     ),
     Item(

@@ -87,9 +87,17 @@ CHAPTER_5 = (
         NONE,
         "A list of settings, which the recipes of chapter 5 hold at --scale paper; the parameters are counted here.",
         rows=(
-            Row("LeNet", 431_000, Counted("lenet()", shape=(1, 28, 28)), "", None, None, True),
-            Row("VGG-9", 3_491_000, Counted("vgg9()", shape=(3, 32, 32)), "", None, None, True),
-            Row("LSTM", 293_000, Counted("char_lstm()", shape=TALK, classes=80), "", None, None, True),
+            Row("LeNet", 431_000, Counted("lenet()", shape=(1, 28, 28)), unit="", spread=None, group=None, same=True),
+            Row("VGG-9", 3_491_000, Counted("vgg9()", shape=(3, 32, 32)), unit="", spread=None, group=None, same=True),
+            Row(
+                "LSTM",
+                293_000,
+                Counted("char_lstm()", shape=TALK, classes=80),
+                unit="",
+                spread=None,
+                group=None,
+                same=True,
+            ),
         ),
     ),
     Item(
@@ -97,14 +105,34 @@ CHAPTER_5 = (
         "the layers of VGG-9",
         NONE,
         "A list of layers, which `phalanx.models.vgg9` builds; the parameters are counted here.",
-        rows=(Row("parameters", 3_491_530, Counted("vgg9()", shape=(3, 32, 32)), "", None, None, True),),
+        rows=(
+            Row(
+                "parameters",
+                3_491_530,
+                Counted("vgg9()", shape=(3, 32, 32)),
+                unit="",
+                spread=None,
+                group=None,
+                same=True,
+            ),
+        ),
     ),
     Item(
         "table-5.5",
         "the layers of the LSTM",
         NONE,
         "A list of layers, which `phalanx.models.char_lstm` builds; the parameters are counted here.",
-        rows=(Row("parameters", 293_584, Counted("char_lstm()", shape=TALK, classes=80), "", None, None, True),),
+        rows=(
+            Row(
+                "parameters",
+                293_584,
+                Counted("char_lstm()", shape=TALK, classes=80),
+                unit="",
+                spread=None,
+                group=None,
+                same=True,
+            ),
+        ),
     ),
     Item(
         "table-5.6",

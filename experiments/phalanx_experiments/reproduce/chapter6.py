@@ -102,9 +102,25 @@ CHAPTER_6 = (
         "A list of settings, which the recipes of chapter 6 hold at --scale paper; the parameters are counted here. "
         "CRN has 154,502 without its word vectors, by test.",
         rows=(
-            Row("fully connected", 1_033_000, Counted("fc()", shape=(1, 28, 28)), "", None, None, True),
-            Row("LeNet", 431_000, Counted("lenet()", shape=(1, 28, 28)), "", None, None, True),
-            Row("ResNet-18", 11_173_000, Counted("resnet18()", shape=(3, 32, 32)), "", None, None, True),
+            Row(
+                "fully connected",
+                1_033_000,
+                Counted("fc()", shape=(1, 28, 28)),
+                unit="",
+                spread=None,
+                group=None,
+                same=True,
+            ),
+            Row("LeNet", 431_000, Counted("lenet()", shape=(1, 28, 28)), unit="", spread=None, group=None, same=True),
+            Row(
+                "ResNet-18",
+                11_173_000,
+                Counted("resnet18()", shape=(3, 32, 32)),
+                unit="",
+                spread=None,
+                group=None,
+                same=True,
+            ),
         ),
     ),
     Item(
@@ -179,7 +195,9 @@ CHAPTER_6 = (
         MACHINES + ORDER,
         parts=(Part(COST, 5.7, ("VGG-19", "AlexNet")),),
         rows=tuple(
-            Row(f"{network}: {row.what}", row.published, row.measured, row.unit, None, None, True)
+            Row(
+                f"{network}: {row.what}", row.published, row.measured, unit=row.unit, spread=None, group=None, same=True
+            )
             for network in ("VGG-19", "AlexNet")
             for row in _seconds(network)
         ),
