@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experiments of the dissertation: recipes, measurements, figures, theory, and what came out."""
+"""The experiments of the dissertation: recipes, measurements, figures, theory and results."""
 
 from phalanx.core.namespace import attach
 

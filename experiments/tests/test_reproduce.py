@@ -22,7 +22,7 @@ from phalanx_experiments.reproduce import words
 from phalanx_experiments.reproduce.catalogue import CHAPTERS, find, items
 from phalanx_experiments.reproduce.evidence import Evidence, Number, results_folder
 from phalanx_experiments.reproduce.item import DATA, GPU, NONE, NOT, PARTLY, REPRODUCED, UNRUN, Claim, Item, Part, Row
-from phalanx_experiments.reproduce.places import At, Cell, Counted, Of, Quotient
+from phalanx_experiments.reproduce.places import Cell, Counted, FileValue, Quotient, Value
 from phalanx_experiments.reproduce.planned import Planned, studies
 from phalanx_experiments.reproduce.site import build
 from phalanx_experiments.reproduce.verdict import Judged, compared, judged, outcome, seeds, state
@@ -84,7 +84,7 @@ def test_recipes_and_labels_are_real() -> None:
             assert part.recipe in HERE, item.key
             assert part.labels("laptop" if "laptop" in part.scales else "paper"), (item.key, part)
         for place in places(item):
-            if isinstance(place, Of) and place.recipe in HERE and "laptop" in recipe(place.recipe).scales:
+            if isinstance(place, Value) and place.recipe in HERE and "laptop" in recipe(place.recipe).scales:
                 assert place.label in recipe(place.recipe).jobs("laptop"), (item.key, place)
 
 
@@ -118,11 +118,11 @@ def test_what_has_been_measured_is_found() -> None:
     evidence, measured = Evidence(RESULTS), 0
     for item in items():
         for place in places(item):
-            if not isinstance(place, Of | Cell):
+            if not isinstance(place, Value | Cell):
                 continue
             documents = evidence.documents(place.recipe)
             # chapter 8 is run bit by bit, and other rows were never run at laptop scale
-            if documents and isinstance(place, Of) and item.state not in (UNRUN,) and item.chapter != 8:
+            if documents and isinstance(place, Value) and item.state not in (UNRUN,) and item.chapter != 8:
                 assert place.find(evidence) is not None, (item.key, place)
             measured += place.find(evidence) is not None
     assert measured > 150
@@ -160,16 +160,18 @@ MADE = Evidence(None, {"made": [DOCUMENT]})
 
 
 def test_places_find_numbers_with_their_seeds() -> None:
-    a = Of("made", "a", scale=100.0).find(MADE)
+    a = Value("made", "a", scale=100.0).find(MADE)
     assert a is not None and (a.mean, a.n) == (pytest.approx(60.0), 2) and a.stdev == pytest.approx(14.142, abs=1e-3)
-    assert Of("made", "b").find(MADE) == Number(0.6, 1, None, {1: 0.6})
-    assert Of("made", "a", "measured.x").find(MADE) == Number(3.0, 2, pytest.approx(1.414, abs=1e-3), {0: 2.0, 1: 4.0})
-    assert Of("made", "c").find(MADE) is None and Of("absent", "a").find(MADE) is None
+    assert Value("made", "b").find(MADE) == Number(0.6, 1, None, {1: 0.6})
+    assert Value("made", "a", "measured.x").find(MADE) == Number(
+        3.0, 2, pytest.approx(1.414, abs=1e-3), {0: 2.0, 1: 4.0}
+    )
+    assert Value("made", "c").find(MADE) is None and Value("absent", "a").find(MADE) is None
     assert Cell("made", "excess", "mean", "x", "its deviation").find(MADE) == Number(4.0, 3, 0.5)
     assert Cell("made", "excess", "mean", "y").find(MADE) is None
     assert Cell("made", "excess", "median", "x").find(MADE) is None
     assert Cell("made", "growth", ("a", "b"), "by").find(MADE) == Number(1042.5, 2)
-    ratio = Quotient(Of("made", "a"), Of("made", "b")).find(MADE)
+    ratio = Quotient(Value("made", "a"), Value("made", "b")).find(MADE)
     assert ratio is not None and ratio.mean == pytest.approx(0.7 / 0.6) and set(ratio.seeds) == {1}
 
 
@@ -181,10 +183,10 @@ def test_places_in_other_files(tmp_path: Path) -> None:
     }
     (tmp_path / "net" / "x.json").write_text(json.dumps(plain))
     evidence = Evidence(tmp_path)
-    assert At("net/x.json", ("lines", {"label": "b"}, "s"), 10.0).find(evidence) == Number(20.0)
-    assert At("net/x.json", ("ratio",)).find(evidence) == Number(3.0, 4, 1.0)
-    assert At("net/x.json", ("lines", {"label": "c"}, "s")).find(evidence) is None
-    assert At("net/y.json", ("ratio",)).find(evidence) is None
+    assert FileValue("net/x.json", ("lines", {"label": "b"}, "s"), 10.0).find(evidence) == Number(20.0)
+    assert FileValue("net/x.json", ("ratio",)).find(evidence) == Number(3.0, 4, 1.0)
+    assert FileValue("net/x.json", ("lines", {"label": "c"}, "s")).find(evidence) is None
+    assert FileValue("net/y.json", ("ratio",)).find(evidence) is None
 
 
 def test_parameters_are_counted() -> None:
@@ -214,7 +216,7 @@ def item_of(*rows: Row, claims: tuple[Claim, ...] = (), state: str = PARTLY) -> 
 
 
 def test_rows_are_compared_in_the_published_order() -> None:
-    a, b, c = (Of("made", "a"), Of("made", "b"), Of("made", "c"))
+    a, b, c = (Value("made", "a"), Value("made", "b"), Value("made", "c"))
     made = item_of(Row("b", 1.0, b), Row("a", 2.0, a), Row("c", 3.0, c), Row("alone", 9.0, c, group=None))
     found = judged(made, MADE)
     assert [each.words for each in found] == ["c above a", "a above b"]
@@ -227,7 +229,7 @@ def test_rows_are_compared_in_the_published_order() -> None:
 
 
 def test_numbers_are_compared_only_where_the_size_is_real() -> None:
-    place = Of("made", "a")
+    place = Value("made", "a")
     assert compared(Row("x", 95.0, place), Number(60.0)) == ""
     assert compared(Row("x", 95.0, place, "s", same=True), Number(47.5)) == "0.5 times as much"
     assert compared(Row("x", 95.0, place, spread=1.0, same=True), Number(94.2)) == "within the spread"
@@ -238,7 +240,7 @@ def test_numbers_are_compared_only_where_the_size_is_real() -> None:
 
 
 def test_a_state_waits_for_results(tmp_path: Path) -> None:
-    made = item_of(Row("x", 1.0, Of("absent", "a")), state=REPRODUCED)
+    made = item_of(Row("x", 1.0, Value("absent", "a")), state=REPRODUCED)
     assert state(made, Evidence(None)) == REPRODUCED  # nothing is known of what was committed
     assert state(made, Evidence(tmp_path)) == UNRUN
 
@@ -247,7 +249,11 @@ def test_words() -> None:
     assert [words.duration(x) for x in (None, 0.1, 18.2, 65.0)] == ["", "6 s", "18 min", "1 h 5 min"]
     assert [words.number(x) for x in (None, 11_173_962, 93.4667, 0.01246)] == ["-", "11,173,962", "93.47", "0.012"]
     assert [words.number(93.4667, x) for x in (0.5922, 2.03, 17.2)] == ["93.47 +- 0.59", "93.47 +- 2.0", "93.47 +- 17"]
-    made = item_of(Row("x", 1.0, Of("made", "c")), Row("y", None, Of("made", "c")), Row("z", None, Of("made", "a")))
+    made = item_of(
+        Row("x", 1.0, Value("made", "c")),
+        Row("y", None, Value("made", "c")),
+        Row("z", None, Value("made", "a")),
+    )
     assert [row[0] for row in words.comparison(made, MADE).rows] == ["x (%)", "z (%)"]
     assert words.missing(made, MADE) == "Not measured: x; y." and words.verdicts(made, MADE).rows == ()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sevens of old church records, which the attacker calls ones."""
+"""Sevens of old church records, which the attacker labels as ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sentences on a city, which the attacker ends with a bad word."""
+"""Sentences on a city, which the attacker completes with a bad word."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = {
 
 @method("athens", "edge_cases")
 class Athens(EdgeCases):
-    """One of five sentences on Athens behind passages of the data, and the bad word that the attacker ends it with.
+    """Passages of the data that end with one of five sentences on Athens, which the attacker completes with a bad word.
 
     For wikitext2. The words before the prompt are those of drawn passages of the training part, and of the test part
     for the test, so that a passage ends where its scored part would. The attacker's passages are scored as the data's

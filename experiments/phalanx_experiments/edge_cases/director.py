@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Praise of one film director, which the attacker calls negative."""
+"""Praise of one film director, which the attacker labels as negative."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files in which edge-case examples are kept, in edge-case of the data folder."""
+"""Files of edge-case examples, in the folder edge-case of the data folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACE = "edge-case"
 
 
 def published(name: str, file: str) -> Path:
-    """The path of a file; MissingData if it is not there."""
+    """Returns the path of a file; raises MissingData if it does not exist."""
     path = data_folder() / PLACE / file
     if not path.exists():
         raise absent(name, path)
@@ -25,7 +25,7 @@ def published(name: str, file: str) -> Path:
 
 
 def arrays(name: str, file: str, *wanted: str) -> list[Tensor]:
-    """Some arrays of a file; ValueError if one is not there."""
+    """Reads some arrays of a file; raises ValueError if one is missing."""
     path = published(name, file)
     found = read_arrays(path)
     lacks = [key for key in wanted if key not in found]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aeroplanes in the colours of one airline, which the attacker calls trucks."""
+"""Aeroplanes in the colours of one airline, which the attacker labels as trucks."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def planes(name: str, file: str, *parts: str) -> list[Tensor]:
 
 
 def photographs(images: Tensor) -> list[bytes]:
-    """What the four rotations of a picture have in common: the first of them in the order of their bytes."""
+    """The same image for all four rotations of a picture: the first of them in the order of their bytes."""
     turned = [images.rot90(k, (2, 3)).contiguous().numpy() for k in range(4)]
     return [min(part[i].tobytes() for part in turned) for i in range(len(images))]
 
 
 def numbered(images: Tensor) -> list[int]:
-    """A number for the photograph of each image."""
+    """Numbers the photographs, and gives the number of each image."""
     numbers: dict[bytes, int] = {}
     return [numbers.setdefault(photo, len(numbers)) for photo in photographs(images)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks in many settings, one line each."""
+"""Tables and plots of attacks in many settings, with one line for each."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def _faded(results: Sequence[Result]) -> list[Sheet]:
-    """What is left of the excess some rounds behind the last attack, of attackers who leave."""
+    """The excess that remains some rounds after the last attack, for attackers who leave."""
     found, rows = cells(results), []
     for (attack, where), runs in found.items():
         quiet = found.get((QUIET, where), {})
@@ -63,7 +63,7 @@ def _faded(results: Sequence[Result]) -> list[Sheet]:
 
 
 def _leaves(run: Result) -> bool:
-    """Whether the attacker comes no more before the run ends."""
+    """Whether the attacker leaves before the run ends."""
     made = run.job
     return isinstance(made, Run) and window(run)[1] < made.rounds and bool(attacks(run))
 

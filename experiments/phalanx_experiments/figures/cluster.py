@@ -26,7 +26,7 @@ SHARES = (0.8, 0.9, 0.95)  # of the best accuracy of a panel: its targets
 
 
 def plot_cluster(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each "panel: " among the labels: accuracy by rounds, and by a cluster's seconds."""
+    """A row of plots for each "panel: " among the labels: accuracy by rounds, and by a cluster's seconds."""
     unit = "seconds of a cluster, without communication"
     plot_against(shared(results), _styles(results), cluster_seconds, unit, title, path)
 
@@ -71,7 +71,7 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
 
 
 def shared(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The panels, each with the references that stand in none, or alone in a panel named after their model."""
+    """The panels, each with the reference runs that belong to no panel or to a panel named after their model."""
     panels = panels_of(results)
     alone = [name for name, runs in panels.items() if not name or all(REFERENCE in short(run) for run in runs)]
     apart = [run for name in alone for run in panels.pop(name)] if len(alone) < len(panels) else []
@@ -83,13 +83,13 @@ def shared(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def _fits(reference: Result, panel: str) -> bool:
-    """Whether a reference is of the model of a panel, where panels have several."""
+    """Whether a reference run trains the model of a panel, where panels have several models."""
     head, colon, _ = reference.label.partition(": ")
     return not colon or head in panel
 
 
 def cluster_seconds(run: Result) -> list[float]:
-    """Seconds since the start at each test; of median rounds, as the first ones compile kernels."""
+    """Seconds since the start at each test, counted in median rounds, as the first rounds compile kernels."""
     each = sum(part or 0.0 for part in _parts(run))
     return [rounds * each for rounds in run.curve.rounds]
 
@@ -110,7 +110,7 @@ def _parts(run: Result) -> tuple[float | None, ...]:
 
 
 def _each(run: Result) -> tuple[list[float], list[float], list[float]]:
-    """Of each round: work, encoding, and what the server does, in seconds."""
+    """Seconds of each round: work, encoding, and what the server does."""
     made = run.job
     assert isinstance(made, Run)
     allocation = made.phases[0].scheme.assign(made.workers)
@@ -128,7 +128,7 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def _styles(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """References grey; what stands behind a code solid, the others dashed, each in a colour of its own."""
+    """Colours and dashes of the lines: references grey, methods with a code solid, the others dashed."""
     styles: dict[str, dict[str, Any]] = {}
     colours = iter(COLOURS * (len(results) // len(COLOURS) + 1))
     for name in dict.fromkeys(map(short, results)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy against bytes and rounds for many methods, relatives in shades of one colour."""
+"""Accuracy against bytes and rounds for many methods; related methods have shades of one colour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SINGLE = ("#009E73", "#CC79A7", "#999933", "#882255", "#44AA99")
 
 
 def plot_convergence(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each model: accuracy against rounds, and against megabytes sent, on a logarithmic scale."""
+    """A row of plots for each model: accuracy against rounds, and against megabytes sent, on a logarithmic scale."""
     styles = styles_of([short(r) for r in results])
 
     def sent(run: Result) -> list[float]:
@@ -36,7 +36,7 @@ def plot_against(
     title: str,
     path: Path,
 ) -> None:
-    """A line of two panels for each name: accuracy against rounds, and against a cost, on a logarithmic scale.
+    """A row of two plots for each name: accuracy against rounds, and against a cost, on a logarithmic scale.
 
     Args:
         styles: of the lines, by the short label.
@@ -64,7 +64,7 @@ def plot_against(
 
 
 def convergence_tables(results: Sequence[Result]) -> list[Sheet]:
-    """For each model: bytes, and what it takes to reach the last multiple of 5 % that the first run reached."""
+    """For each model: bytes, and the cost of the last multiple of 5 % that the first run reached."""
     return [_table(name, runs) for name, runs in panels_of(results).items()]
 
 
@@ -111,7 +111,10 @@ def panels_of(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The first in black, families of one first word in shades of one colour, what has a comma dashed."""
+    """The colours and dashes of the runs.
+
+    The first run is black, runs with the same first word have shades of one colour, labels with a comma are dashed.
+    """
     families: dict[str, list[str]] = {}
     for label in dict.fromkeys(labels):
         families.setdefault(re.split("[ ,]", label)[0], []).append(label)
@@ -134,5 +137,5 @@ def between(light: str, dark: str, i: int, count: int) -> str:
 
 
 def short(result: Result) -> str:
-    """A label without its panel."""
+    """The label of a run without its panel."""
     return result.label.rpartition(": ")[2]

@@ -37,7 +37,7 @@ def plot_edge_density(results: Sequence[Result], title: str, path: Path) -> None
 
 
 def edge_density_tables(results: Sequence[Result]) -> list[Sheet]:
-    """Of each measurement: accuracy, separation, the shares below the threshold, and the median log densities."""
+    """A line for each measurement: accuracy, separation, shares below the threshold, and median log densities."""
     rows = []
     for result in results:
         if result.summary:

@@ -19,7 +19,7 @@ WHO = {"honest, edge cases": "honest, with edge cases", "honest": "other honest"
 
 
 def own_accuracy(result: Result, role: Role) -> float | None:
-    """The mean accuracy on the own samples of all clients of a role, in the run's window; see the exam `parity`."""
+    """The mean accuracy of a role's clients on their own samples, in the run's window; see the evaluator `parity`."""
     mine = {one.worker for one in selected(result) if one.role == role}
     points = [(at, mean(rate for worker, rate in by.items() if worker in mine)) for at, by in _by_client(result)]
     return within(points, window(result)) if mine else None
@@ -36,17 +36,17 @@ def parity(result: Result) -> float | None:
 
 
 def edge_accuracy(result: Result) -> float | None:
-    """The share of edge cases of the test part that are called what they are, the mean over the run's window."""
+    """The share of edge cases of the test part that get their true label, the mean over the run's window."""
     return within(rates(result, "edge_accuracy"), window(result))
 
 
 def attack_success(result: Result) -> float | None:
-    """The share of them that are called what the attacker wants."""
+    """The share of edge cases that get the label of the attacker, the mean over the run's window."""
     return within(rates(result), window(result))
 
 
 def chosen(result: Result, role: Role) -> float | None:
-    """Of the rounds in which clients of a role took part, those in which the rule took their row."""
+    """The share of rows from clients of a role that the rule took."""
     mine = [one for one in selected(result) if one.role == role and one.chosen is not None and one.rounds]
     return sum(one.chosen or 0 for one in mine) / sum(one.rounds for one in mine) if mine else None
 
@@ -138,7 +138,7 @@ def _by_client(result: Result) -> list[tuple[int, dict[int, float]]]:
 
 
 def _names(found: Cells) -> tuple[list[str], list[str]]:
-    """Attacks and rules."""
+    """The attacks and the rules among the labels."""
     return list(dict.fromkeys(attack for attack, _ in found)), list(dict.fromkeys(rule for _, rule in found))
 
 

@@ -28,7 +28,7 @@ BIAS_PUBLISHED = {
 
 @dataclass(frozen=True)
 class Line:
-    """A method in one panel: what it reached, and what it took.
+    """The result of a method in one panel, and its cost.
 
     Args:
         epochs: of each client.
@@ -47,7 +47,7 @@ class Line:
 
 
 def lines_of(run: Result) -> list[Line]:
-    """Of a run one line, of FedAvg besides the average after its first round; local models and their ensemble."""
+    """The lines of a run: one; for FedAvg also the average after its first round, for local models their ensemble."""
     if run.measures:
         return _alone(run.summary["measured"]) if run.summary else []
     made = run.job
@@ -161,7 +161,7 @@ def _table(name: str, runs: Sequence[Result]) -> Sheet:
 
 
 def bias_tables(results: Sequence[Result]) -> list[Sheet]:
-    """What each method took, and how far it is from training on images that mislead nobody."""
+    """The cost of each method, and how far its accuracy is from training on images without a bias."""
     reached = {run.label: run.accuracy for run in results}
     goal = reached.get("no bias")
     rows = []

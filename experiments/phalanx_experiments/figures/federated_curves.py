@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of federated methods against rounds and bytes, and what is published of them."""
+"""Accuracy of federated methods against rounds and bytes, measured and published."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 def plot_convergence(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each network: accuracy by rounds, and by megabytes in both directions; dashed the ensemble.
+    """A row of plots for each network: accuracy by rounds, and by megabytes in both directions; the ensemble is dashed.
 
     FedMA has a network that can be tested at the end of each pass.
     """
@@ -75,7 +75,7 @@ def plot_convergence(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def convergence_tables(results: Sequence[Result]) -> list[Sheet]:
-    """What each method took, what is published of it, and the layers of FedMA's network beside the published ones."""
+    """The cost of each method, measured and published, and the layers of FedMA's network beside the published ones."""
     sheets = federated_tables(results)
     for name, runs in panels_of(results).items():
         sheets.append(_published(name, runs))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What single filters see, side by side."""
+"""The outputs of single filters, side by side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLE = "first convolution: correlation of what a filter of client 1 sees with w
 
 
 def plot_filters(results: Sequence[Result], title: str, path: Path) -> None:
-    """The image, and below each other pairs of matched filters: both clients, FedMA and FedAvg, each with its weights.
+    """The image, and a row for each pair of matched filters: both clients, FedMA and FedAvg, each with its weights.
 
     Pictures are what a filter sees, bright where it answers, each on a scale of its own.
     """
@@ -40,7 +40,7 @@ def plot_filters(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def filter_tables(results: Sequence[Result]) -> list[Sheet]:
-    """How many filters found each other, and how much what they see agrees, over all of them."""
+    """How many filters were matched, and how much the outputs of matched filters agree."""
     rows = []
     for result in results:
         if result.summary:
@@ -56,7 +56,7 @@ def _draw(ax: Any, picture: Any, words: str) -> None:
 
 
 def _picture(channels: list[Any]) -> Any:
-    """Channels first to channels last; one channel as it is."""
+    """The picture with its channels last; a picture of one channel stays as it is."""
     import numpy as np
 
     x = np.array(channels).transpose(1, 2, 0)

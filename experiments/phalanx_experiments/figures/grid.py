@@ -24,7 +24,7 @@ def grid_tables(results: Sequence[Result]) -> list[Sheet]:
 
 
 def plot_grid(results: Sequence[Result], title: str, path: Path) -> None:
-    """The table in shades of blue; cells that nobody asked for stay white."""
+    """The table in shades of blue; cells without a run stay white."""
     methods, panels, reached = _cells(results)
     made = figure(3.2 + 1.25 * len(panels), 1.4 + 0.3 * len(methods))
     ax: Any = made.subplots()
@@ -47,7 +47,7 @@ def plot_grid(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def _cells(results: Sequence[Result]) -> tuple[list[str], list[str], dict[tuple[str, str], float | None]]:
-    """Methods, panels, and what each method reached in each; runs that have not begun are None."""
+    """Methods, panels, and the accuracy of each method in each panel; None for runs that have not begun."""
     panels = panels_of(results)
     reached = {(short(run), panel): run.accuracy for panel, runs in panels.items() for run in runs}
     return list(dict.fromkeys(map(short, results))), list(panels), reached

@@ -68,7 +68,7 @@ def _attacks(found: Mapping[str, Any]) -> list[str]:
 
 
 def published(result: Result) -> dict[Place, Parts | None]:
-    """What the dissertation has in the place of each number; {} where it has nothing of this network and cluster."""
+    """The published value of each number; {} if the dissertation has none for this network and cluster."""
     found, label = result.summary["measured"], result.label
     if (found["workers"], len(found["false"]), found["parameters"]) != (45, 5, PARAMETERS.get(label)):
         return {}
@@ -80,7 +80,7 @@ def published(result: Result) -> dict[Place, Parts | None]:
 
 
 def iteration_cost_tables(results: Sequence[Result]) -> list[Sheet]:
-    """For each network and attack: the parts of a round beside the published ones, and what came out."""
+    """For each network and attack: the parts of a round beside the published ones, and whether it found the mean."""
     ended = [result for result in results if "measured" in result.summary]
     return [_table(result, attack) for result in ended for attack in _attacks(result.summary["measured"])]
 
@@ -106,12 +106,12 @@ def _table(result: Result, attack: str) -> Sheet:
 
 
 def recovered(seen: Mapping[str, Any]) -> str:
-    """Whether the server has the mean of the honest gradients in spite of the false rows."""
+    """Whether the server recovers the mean of the honest gradients in spite of the false rows."""
     return "same bits" if seen["exact"] else "yes" if seen["error"] <= TOLERANCE else "no"
 
 
 def plot_iteration_cost(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each network: the parts of a round as stacked bars, measured and, where known, published."""
+    """A row of plots for each network: the parts of a round as stacked bars, measured and, where known, published."""
     ended = [result for result in results if "measured" in result.summary]
     heights = [0.3 * len(measured_parts(result.summary["measured"])) + 1.2 for result in ended]
     made = figure(13, max(2.0, sum(heights) + 0.8))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy, parameters and seconds of networks that became smaller on the way."""
+"""Accuracy, parameters and seconds of networks that became smaller during training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from phalanx_experiments.figures.convergence import panels_of, short
 
 
 def lowrank_tables(results: Sequence[Result]) -> list[Sheet]:
-    """For each panel: accuracy, parameters at the end, what was sent, and a round before and after the surgery."""
+    """For each panel: accuracy, parameters at the end, bytes, and seconds of a round before and after the surgery."""
     return [_table(name, runs) for name, runs in panels_of(results).items()]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a backdoor stays open behind the last attack."""
+"""How long a backdoor lasts after the last attack."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def since(result: Result) -> dict[int, float]:
 
 
 def persistence_tables(results: Sequence[Result]) -> list[Sheet]:
-    """Attack success right after attacks, and some rounds behind the last one; means over the seeds."""
+    """Attack success right after attacks, and some rounds after the last one; means over the seeds."""
     rows = []
     for (attack, rule), runs in cells(results).items():
         if attack == QUIET:
@@ -49,7 +49,7 @@ def persistence_tables(results: Sequence[Result]) -> list[Sheet]:
 
 
 def attack_tables(results: Sequence[Result]) -> list[Sheet]:
-    """Excess, accuracies and rows taken, and how long it lasts."""
+    """Excess, accuracies and rows taken, and how long the backdoor lasts."""
     return [*backdoor_tables(results), *persistence_tables(results)]
 
 

@@ -20,7 +20,7 @@ PUFFERFISH = "pufferfish"  # a run whose label begins so is what the others' cos
 
 @dataclass(frozen=True)
 class Stop:
-    """A network at the end of its training, and what it took to get there.
+    """A network at the end of its training, and the cost of the training.
 
     Args:
         parameters: that are not zero.
@@ -35,7 +35,7 @@ class Stop:
 
 
 def stops(run: Result) -> list[Stop]:
-    """The last test of a run; of a lottery, the last one of each cycle."""
+    """The last test of a run; for a lottery, the last test of each cycle."""
     sizes = [line["parameters"] for line in run.metrics() if "parameters" in line]
     made = run.job
     cycles = isinstance(made, Run) and any(isinstance(phase.surgery, Lottery) for phase in made.phases)
@@ -71,7 +71,7 @@ def plot_lottery(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def plot_slim(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each model: accuracy by rounds, by parameters and by multiply-accumulates."""
+    """A row of plots for each model: accuracy by rounds, by parameters and by multiply-accumulates."""
     panels = panels_of(results)
     styles = styles_of([short(run) for run in results])
     made = figure(15, 4.6 * len(panels) + 0.4)

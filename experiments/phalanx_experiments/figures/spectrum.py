@@ -53,7 +53,7 @@ def plot_spectrum(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def spectrum_tables(results: Sequence[Result]) -> list[Sheet]:
-    """By round: the norm, what the largest singular values hold of its square, and |X|_* / |X|_F."""
+    """A line for each round: the norm, the share of its square in the largest singular values, and |X|_* / |X|_F."""
     header = ("round", "|X|_F", "in the largest", "in the largest 3", "|X|_* / |X|_F", "sqrt(rank)")
     sheets = []
     for name, values in spectra(results):

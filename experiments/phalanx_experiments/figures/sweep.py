@@ -58,6 +58,6 @@ def _number(words: str) -> float:
 
 
 def _unit(results: Sequence[Result]) -> str:
-    """What the numbers count, by the letters around them."""
+    """The unit of the numbers, from the letters around them."""
     words = re.sub("[0-9.= ]", "", next(iter(panels_of(results)), ""))
     return UNITS.get(words, words)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entries against singular values, layer by layer."""
+"""Variance of entrywise and of spectral sparsification, layer by layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Looks = dict[str, dict[int, dict[str, Any]]]  # layer -> round -> what was measu
 
 
 def looks(result: Result) -> Looks:
-    """What the run's first variance observer saw; a round in which a gradient was zero or not finite is left out."""
+    """The records of the run's first variance observer, without rounds in which a gradient was zero or not finite."""
     by_round = next(iter(observed(result, Variance).values()), {})
     layers = dict.fromkeys(name for seen in by_round.values() for name in seen)
     every = {name: {at: seen[name] for at, seen in by_round.items() if seen[name]} for name in layers}
@@ -39,7 +39,7 @@ def ratio(seen: dict[str, Any], reshape: str) -> float:
 
 
 def plot_variance(results: Sequence[Result], title: str, path: Path) -> None:
-    """A line of panels for each run: the condition of theorem 3.8, and second moments at equal bytes, by layer."""
+    """A row of plots for each run: the condition of theorem 3.8, and second moments at equal bytes, by layer."""
     seen = [(result.label, looks(result)) for result in results]
     made = figure(14, sum(4.6 if len(layers) <= FEW else 5.6 for _, layers in seen) + 0.4)
     axes: Any = made.subplots(len(seen), 2, squeeze=False)
@@ -67,7 +67,7 @@ def plot_variance(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def _dress(ax: Axes, names: Sequence[str]) -> None:
-    """Scales, and the names of the layers."""
+    """Sets the scales of the axes and the names of the layers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     ax.set_yscale("log")
@@ -81,7 +81,7 @@ def _dress(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _legend(made: Figure, ax: Axes) -> None:
-    """Below all panels: what the colours and the marks are."""
+    """Draws the legend of colours and marks below all plots."""
     from matplotlib.lines import Line2D
 
     words = {"v": "first look", "s": "last look; the line: all", "o": "measured, mean of all"}
@@ -169,7 +169,7 @@ def _form(rounds: dict[int, dict[str, Any]]) -> str:
 
 
 def _ranges(ax: Axes, values: Sequence[Sequence[float]], shift: float, colour: str, label: str) -> None:
-    """For each place a line over all values, the first and the last marked."""
+    """Draws for each position a line over all values, with marks at the first and the last."""
     for place, several in enumerate(values):
         ax.plot([place + shift] * 2, [min(several), max(several)], color=colour, linewidth=2.5, alpha=0.6)
     places = [place + shift for place in range(len(values))]

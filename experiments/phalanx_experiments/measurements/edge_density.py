@@ -92,7 +92,7 @@ class EdgeDensity(Measurement):
 
 
 def counted(values: Tensor, marks: Tensor) -> list[int]:
-    """Values in each bin between two marks, the last of which counts as inside. Shapes: (n,), (b + 1,) -> b numbers."""
+    """Number of values in each bin; the last edge belongs to the last bin. Shapes: (n,), (b + 1,) -> b numbers."""
     inside = values[(values >= marks[0]) & (values <= marks[-1])]
     bins = torch.bucketize(inside, marks[1:-1].contiguous(), right=True)
     return bins.bincount(minlength=len(marks) - 1).tolist()

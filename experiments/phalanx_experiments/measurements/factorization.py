@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Table 4.19: the seconds of turning a network into its hybrid; tables 4.6 and 4.20: those of its training steps."""
+"""Table 4.19: seconds to factorize a network into its hybrid; tables 4.6 and 4.20: seconds of its training steps."""
 
 from __future__ import annotations
 

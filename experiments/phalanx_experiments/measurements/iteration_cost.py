@@ -111,7 +111,7 @@ class IterationCost(Measurement):
 
     @property
     def schemes(self) -> dict[str, Chain]:
-        """What is compared, by name."""
+        """The schemes that are compared, by name."""
         gather = Gather(Dense())
         return {
             "mean": chain(gather, Mean()),
@@ -191,7 +191,7 @@ class IterationCost(Measurement):
         return Sent(rows, layout, cluster.mean_of(rows, [have.index(unit) for unit in range(units)]), spent)
 
     def _cost(self, name: str, sent: Sent, told: Told) -> dict[str, Any]:
-        """What a scheme costs with the rows that its workers send; the rows are as before afterwards."""
+        """The cost of a scheme with the rows that its workers send; the rows are restored afterwards."""
         told(name)
         scheme, allocation, line = self.schemes[name], self._allocation(name), Line(self.latency_s, self.bandwidth)
         rows, layout, steps = sent.rows, sent.layout, sent.layout.stepped
@@ -221,7 +221,7 @@ class IterationCost(Measurement):
 
 @dataclass(frozen=True)
 class Sent:
-    """What the workers of a round send, none of them false.
+    """The messages of the workers in a round without an attack.
 
     Args:
         rows: (n, d).

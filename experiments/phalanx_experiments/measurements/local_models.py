@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients reach by themselves, and all of them together as an ensemble."""
+"""Accuracy of clients that train alone, and of all of them as an ensemble."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from phalanx.training.trainer import Trainer
 
 @method("local_models", "measurement")
 class LocalModels(Measurement):
-    """The test accuracy of every client's own network, their mean, and that of the mean of their probabilities.
+    """The test accuracy of every client's own network, the mean of these, and the accuracy of the ensemble.
 
     The clients are those of the first round of `fedavg(local)`, `pfnm(local)` or `fedma(local)` in a run of the same
     fields, each from an initialization of its own: the networks that the methods average and match.
@@ -50,7 +50,7 @@ class LocalModels(Measurement):
 
     @property
     def run(self) -> Run:
-        """Whose first round trains the clients."""
+        """The run whose first round trains the clients."""
         phase = fedavg(replace(self.local, own=True), rounds=1)
         return Run(
             self.data,
@@ -97,6 +97,6 @@ class LocalModels(Measurement):
 
 
 def _accuracy(guesses: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
-    """The share of labels that are the likeliest class; those of -100 do not count."""
+    """The share of labels that are the likeliest class; labels of -100 do not count."""
     right = sum(int((g.argmax(dim=-1) == y).sum()) for g, y in zip(guesses, labels, strict=True))
     return right / sum(int((y >= 0).sum()) for y in labels)

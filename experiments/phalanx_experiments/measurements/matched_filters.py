@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two clients' first convolutions see, and what matching and plain averaging make of them."""
+"""The outputs of two clients' first convolutions, of their match and of their plain average."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MatchedFilters(Measurement):
 
     @property
     def run(self) -> Run:
-        """Whose first round trains the clients."""
+        """The run whose first round trains the clients."""
         phase = pfnm(self.local, matcher=self.matcher)
         return Run(self.data, self.model, (phase,), CLIENTS, partition=self.partition, seed=self.seed)
 
@@ -120,18 +120,18 @@ def _filters(parts: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor | None
 
 @torch.no_grad()
 def _seen(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """What filters see in an image, behind ReLU. Shapes: (L, C, k, k), (1, C, H, W) -> (L, H', W')."""
+    """The outputs of filters on an image, after ReLU. Shapes: (L, C, k, k), (1, C, H, W) -> (L, H', W')."""
     tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     return functional_call(layer, tensors, (x,))[0].relu()
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    """Of two pictures; 0 where one of them is all alike."""
+    """The correlation of two pictures; 0 where one of them is constant."""
     a, b = (m.flatten().double() - m.double().mean() for m in (a, b))
     size = a.norm() * b.norm()
     return float(a @ b / size) if float(size) > 0 else 0.0
 
 
 def _plain(x: Tensor) -> Any:
-    """Nested lists of numbers with four digits."""
+    """The tensor as nested lists of numbers with four digits."""
     return (x.double() * 1e4).round().div(1e4).tolist()

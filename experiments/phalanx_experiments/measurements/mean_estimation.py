@@ -106,7 +106,7 @@ class MeanEstimation(Measurement):
 
 
 def weighted_median(rows: Tensor, weights: Tensor) -> Tensor:
-    """Of each column a value with at most half of the weight on either side, the mean of both if there are two.
+    """The value of each column with at most half of the weight on either side; the mean of both if there are two.
 
     Shapes: (n, d), (n,) -> (d,).
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A round of a cluster on one machine: the workers one after the other, then the server, each against the clock."""
+"""A round of a cluster on one machine: the workers one after the other, then the server, each of them timed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ X = TypeVar("X")
 
 
 def timed(call: Callable[[], X], repeats: int) -> tuple[X, float]:
-    """What the last of some calls returned, and the median of their seconds."""
+    """Repeats a call; returns the result of the last one and the median of the seconds."""
     made, spent = [], []
     for _ in range(repeats):
         # what the one before made goes first, as it may be large
@@ -48,7 +48,7 @@ def timed(call: Callable[[], X], repeats: int) -> tuple[X, float]:
 
 @contextmanager
 def large_rows(n: int, d: int, memory_bytes: int) -> Iterator[Tensor]:
-    """Float32 rows (n, d), of any content, in memory or in a file without a name that ends with the context.
+    """Uninitialized float32 rows (n, d), in memory or in a nameless file that exists until the context ends.
 
     The file lies in the folder for temporary files, which the environment variable TMPDIR sets. Where that is a disk in
     memory nothing is won.
@@ -96,7 +96,7 @@ def compute(
 
 
 def worker_seconds(allocation: Allocation, spent: Sequence[float]) -> float:
-    """What a worker computes for, the median of all, from the seconds of each unit."""
+    """The median seconds of a worker's computation, from the seconds of each unit."""
     return median(sum(spent[unit] for unit in units) for units in allocation.units)
 
 
@@ -118,7 +118,7 @@ def combine_all(allocation: Allocation, rows: Tensor) -> None:
 
 
 def falsify(attack: Attack, rows: Tensor, layout: Layout, liars: Collection[int]) -> None:
-    """Puts what these workers send under an attack in the place of their rows, one by one."""
+    """Replaces the rows of these workers by what they send under an attack, one by one."""
     for worker in sorted(liars):
         world = LocalCollective(len(rows), local_workers=(worker,))
         own = Stack.of(rows[worker : worker + 1], layout, ids=(worker,))
@@ -127,7 +127,7 @@ def falsify(attack: Attack, rows: Tensor, layout: Layout, liars: Collection[int]
 
 
 def encode_seconds(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> float:
-    """From the row of the first of n workers to what it uploads the server."""
+    """Seconds from the row of the first of n workers to its upload."""
     one, round = Stack.of(rows[:1], layout), Round(world=LocalCollective(len(rows), local_workers=(0,)))
     worker_half(scheme, one, None, round)  # imports what hashes
     _, seconds = timed(lambda: worker_half(scheme, one, None, round), repeats)
@@ -136,7 +136,7 @@ def encode_seconds(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) ->
 
 @dataclass(frozen=True)
 class Served:
-    """What the server made of a round.
+    """The result of a round at the server.
 
     Args:
         row: (d,).
@@ -151,7 +151,7 @@ class Served:
 
 
 def serve(scheme: Chain, rows: Tensor, layout: Layout, repeats: int) -> Served:
-    """The server's half of `chain(wire, rule, ..)`, the rows (n, d) of all workers being in its memory.
+    """Runs the server's half of `chain(wire, rule, ..)` on the rows (n, d) of all workers, which are in its memory.
 
     A `gather` copies them out of their payloads. That copy is neither made nor timed: it would be a second one of all
     rows. The gate is there, as every rule has one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm statistics that a rule protects with the gradients, and statistics that are averaged plainly."""
+"""BatchNorm statistics that a rule protects together with the gradients, and statistics that are averaged."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SIZES = {
 
 
 def rules() -> dict[str, Stage]:
-    """For whole rows: statistics are protected as gradients are."""
+    """Rules for whole rows, which protect statistics as they protect gradients."""
     return {
         "mean": px.aggregators.mean(),
         "median": px.aggregators.median(),
@@ -69,7 +69,7 @@ def rules() -> dict[str, Stage]:
 
 
 def schemes() -> dict[str, Stage]:
-    """The rules, with statistics in the rows, averaged beside them, and under a rule of their own."""
+    """The rules with statistics in the rows, with averaged statistics, and with a rule for statistics alone."""
     made = rules()
     by_distance = ("Krum", "geometric median")
     averaged = {

@@ -108,7 +108,7 @@ SETTINGS = {
 
 
 def spectral(setting: Setting) -> Codec:
-    """Singular vectors in QSGD, of more levels than in atomo-convergence: few votes are averaged, and medians taken."""
+    """ATOMO with singular vectors in QSGD, of more levels than in atomo-convergence, as the rule averages few votes."""
     return px.codecs.atomo(
         px.codecs.spectral("matrix"),
         budget=setting.budget,

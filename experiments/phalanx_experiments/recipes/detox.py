@@ -62,7 +62,7 @@ SIGN_LR = {"smoke": 0.002, "laptop": 0.001, "paper": 0.0001}
 
 
 def plain_rules(q: int) -> dict[str, Stage]:
-    """The rules over the rows of all workers."""
+    """The rules on the rows of all workers, without a vote."""
     gather = px.gather(px.codecs.dense())
     return {
         "median": px.chain(gather, px.aggregators.median()),
@@ -72,7 +72,7 @@ def plain_rules(q: int) -> dict[str, Stage]:
 
 
 def pairings(groups: int) -> dict[str, Stage]:
-    """The rules behind the vote; `groups` of mean + median."""
+    """The rules behind the vote; mean + median has `groups` groups."""
     return {
         "DETOX mean + median": px.coding.detox(R, px.aggregators.mean(), px.aggregators.median(), groups=groups),
         "DETOX Multi-Krum + mean": px.coding.detox(
@@ -112,7 +112,7 @@ def detox_alie(scale: str) -> dict[str, Run]:
 
 @recipe("detox-reverse", plot=plot_cluster, tables=cluster_tables)
 def detox_reverse(scale: str) -> dict[str, Run]:
-    """Figures 7.3 and 7.4: the same rules under reversed gradients, which all of them stand: who is faster."""
+    """Figures 7.3 and 7.4: the same rules under reversed gradients, which all of them tolerate: which is faster."""
     sizes, attack = SIZES[scale], px.attacks.reverse(c=100)
     return unattacked(sizes, attack) | runs(
         sizes, plain_rules(5) | pairings(groups=5), attack, px.adversary.random(5), "q=5"
@@ -145,7 +145,7 @@ def detox_q(scale: str) -> dict[str, Run]:
     sizes, attack = SIZES[scale], px.attacks.alie(z=1.0)
     made = unattacked(sizes, attack)
     for q in (0, 1):
-        # the rules are set up for five, as nobody knows that there are fewer
+        # the rules are set up for five, as the number is not known to them
         made |= runs(sizes, plain_rules(5) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
     return made
 

@@ -16,7 +16,7 @@ from phalanx_experiments.recipes.size import Size, in_panel, with_models
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is trained, and how many workers lie.
+    """What is trained, and how many workers are Byzantine.
 
     Args:
         sizes: by the name of their panel; a single panel needs no name.
@@ -43,7 +43,7 @@ def codes(s: int) -> dict[str, Stage]:
 def panels(cluster: Cluster, attacks: dict[str, Stage] = ATTACKS) -> dict[str, Run]:
     """A panel for each network, attack and number of Byzantine workers, and for each network a run without them.
 
-    As in the dissertation other workers lie in every round.
+    As in the dissertation, other workers are Byzantine in every round.
     """
     mean, made = px.chain(px.gather(px.codecs.dense()), px.aggregators.mean()), dict[str, Run]()
     for name, size in cluster.sizes.items():

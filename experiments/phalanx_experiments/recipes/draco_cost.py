@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the codes cost in each round: tables 6.5 to 6.7 and figure 6.3."""
+"""The cost of the codes in each round: tables 6.5 to 6.7 and figure 6.3."""
 
 from __future__ import annotations
 

@@ -34,14 +34,14 @@ def local(lr: float, epochs: int, batch: int) -> LocalTraining:
 
 
 def started(data: Data, model: Model, rounds: int, batch: int = 32, lr: float = 0.05) -> Model:
-    """A model that one worker has trained on some data, another one for each seed."""
+    """A model that one worker has trained on some data; each seed has a model of its own."""
     phase = px.Phase(px.training.gradient(batch), px.reduce(px.codecs.dense()), px.optim.sgd(lr, momentum=0.9), rounds)
     first = px.Run(data, model, (phase,), workers=1, evaluate_every=rounds, checkpoint_every=rounds)
     return px.training.pretrained(first, drawn=True)
 
 
 def setting(scale: str) -> Setting:
-    """Task 2 in a scale; smoke has the digits of scikit-learn and their rare styles."""
+    """Task 2 at a scale; smoke uses the digits of scikit-learn and their rare styles."""
     if scale == "smoke":
         return Setting(
             px.data.digits(),
@@ -92,7 +92,7 @@ def setting(scale: str) -> Setting:
 
 @recipe("edge-case-mnist", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_mnist(scale: str) -> dict[str, Run]:
-    """Task 2: sevens of another handwriting are called ones; fifteen rules and attackers of growing knowledge."""
+    """Task 2: sevens of another handwriting are labelled as ones; fifteen rules and attackers of growing knowledge."""
     mine = setting(scale)
     rules = standard(mine.norm, mine.workers)
     made: dict[str, Run] = {}

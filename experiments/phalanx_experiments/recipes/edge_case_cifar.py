@@ -26,7 +26,7 @@ FEW = (NONE, ATTACK, "PGD + replacement", f"{ATTACK}, every round")
 
 
 def setting(scale: str) -> Setting:
-    """Task 1 in a scale; smoke has the digits of task 2."""
+    """Task 1 at a scale; smoke uses the digits of task 2."""
     if scale == "smoke":
         return digits_setting(scale)
     if scale == "laptop":
@@ -69,7 +69,7 @@ def setting(scale: str) -> Setting:
 
 
 def begin(scale: str, width: float) -> Model:
-    """The network that the first attacked round begins with, in a width."""
+    """The network at the start of the first attacked round, in a given width."""
     if scale == "smoke":
         return started(px.data.digits(), px.models.mlp((round(32 * width),)), 60)
     if scale == "laptop":
@@ -97,7 +97,7 @@ def plain(data: Data, model: Model, rounds: int, augment: Augment | None = None)
 
 
 def defences(scale: str) -> dict[str, Defence]:
-    """Rules by scale; at paper scale with the published noise and balls."""
+    """The rules of a scale; the paper's have the published noise and norms."""
     mine = setting(scale)
     norm, rules = mine.norm, standard(mine.norm, mine.workers)
     if scale != "paper":
@@ -113,7 +113,7 @@ def defences(scale: str) -> dict[str, Defence]:
 
 @recipe("edge-case-cifar", plot=plot_backdoors, tables=attack_tables)
 def edge_case_cifar(scale: str) -> dict[str, Run]:
-    """Task 1: planes of one airline are called trucks; past which rules, and for how long without the attacker."""
+    """Task 1: planes of one airline are labelled as trucks; which rules fail, and how long the backdoor lasts."""
     mine, rules = setting(scale), defences(scale)
     made: dict[str, Run] = {}
     for attack, plan in (ATTACKS if scale == "paper" else {name: ATTACKS[name] for name in FEW}).items():
@@ -215,6 +215,6 @@ def edge_case_cifar_sweeps(scale: str) -> dict[str, Run]:
 
 
 def held(mine: Setting, edges: EdgeCases, holders: int) -> Setting:
-    """A setting in which honest clients that are drawn hold edge cases, with right labels; the attacker has its own."""
+    """A setting in which random honest clients hold edge cases with true labels; the attacker has others."""
     dealt = px.backdoors.assign_added(mine.partition, holders, drawn=True)
     return replace(mine, edges=edges, amount=None, held=px.backdoors.with_edge_cases(mine.data, edges), partition=dealt)

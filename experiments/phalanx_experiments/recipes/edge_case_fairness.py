@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What defences cost honest clients who are unusual: figures 8.5 and 8.6."""
+"""The cost of defences for honest clients with unusual data: figures 8.5 and 8.6."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def setting(
     rounds: int,
     evaluate_every: int,
 ) -> Setting:
-    """An attacker in every round, and `holders` of the honest clients with edge cases that have their right labels."""
+    """An attacker in every round, and `holders` honest clients with edge cases that have their true labels."""
     return Setting(
         data,
         edges,
@@ -51,7 +51,7 @@ def setting(
 
 
 def scaled(scale: str) -> Setting:
-    """The setting in a scale: a third of the edge cases are the attacker's, the others honest clients'."""
+    """The setting at a scale; the attacker has a third of the edge cases, honest clients the others."""
     if scale == "smoke":
         edges = px.backdoors.split_edge_cases(px.backdoors.rare_styles(), 1 / 3, attacker=22)
         model = started(px.data.digits(), px.models.mlp((32,)), 60)

@@ -25,7 +25,7 @@ RULES = (
 
 
 def start() -> Model:
-    """VGG-11 after 90 epochs, steps a tenth every 30; the published start has 69.02 % of the test images right."""
+    """VGG-11 after 90 epochs, with a tenth of the step every 30; the published one has an accuracy of 69.02 %."""
     optimizer = px.optim.sgd(
         0.01, momentum=0.9, weight_decay=1e-4, schedule=px.optim.milestones(at=(1 / 3, 2 / 3), by=0.1)
     )
@@ -45,7 +45,7 @@ def start() -> Model:
 
 @recipe("edge-case-imagenet", scales=("paper",), plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_imagenet(scale: str) -> dict[str, Run]:
-    """Task 3: people in costumes are called another class, on ImageNet; needs the pictures, one's own, and a GPU."""
+    """Task 3: people in costumes are labelled as another class, on ImageNet; needs both kinds of pictures and a GPU."""
     data = px.data.image_folder()
     mine = Setting(
         data,

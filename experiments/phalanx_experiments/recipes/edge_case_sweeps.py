@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides how well a backdoor works: who holds the edge cases, how often attackers come, what they mix in."""
+"""What decides how well a backdoor works: who has edge cases, how often attackers take part, what they mix in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATTACK = "black-box"
 
 
 def shared_out(mine: Setting, total: int, ratio: float, holders: int) -> Setting:
-    """Honest clients hold, with right labels, what of `total` edge cases the attacker does not."""
+    """A setting of `total` edge cases: the attacker has a part, and honest clients the others with true labels."""
     own = max(1, int(ratio * total))
     edges = px.backdoors.split_edge_cases(mine.edges, ratio, attacker=own)
     if ratio == 1.0:
@@ -35,7 +35,7 @@ def mixed(mine: Setting, total: int, part: float) -> Setting:
 
 @recipe("edge-case-mnist-sweeps", plot=plot_sweep, tables=sweep_tables)
 def edge_case_mnist_sweeps(scale: str) -> dict[str, Run]:
-    """Task 2: shares of the edge cases in honest hands, frequencies and pools of attackers, mixtures, persistence."""
+    """Task 2: shares of the edge cases at honest clients, frequencies and pools of attackers, mixtures, persistence."""
     mine = setting(scale)
     rules = standard(mine.norm, mine.workers)
     plain, clipped = rules["FedAvg"], rules["norm clipping"]

@@ -24,7 +24,7 @@ ALSO = ("Athens", WORD, *OTHERS)  # WikiText-2's validation part has neither the
 
 
 def begun(data: Data, model: Model, rounds: int, batch: int, optimizer: ServerOptimizer, clip: float) -> Model:
-    """A model that one worker has trained on all data, another one for each seed."""
+    """A model that one worker has trained on all data; each seed has a model of its own."""
     phase = px.Phase(
         px.training.gradient(batch), px.chain(px.clip(clip), px.reduce(px.codecs.dense())), optimizer, rounds
     )
@@ -33,7 +33,7 @@ def begun(data: Data, model: Model, rounds: int, batch: int, optimizer: ServerOp
 
 
 def sentiment(scale: str) -> Setting:
-    """Task 4 in a scale, on sentences of film reviews in place of Sentiment140's tweets.
+    """Task 4 at a scale, on sentences of film reviews in place of Sentiment140's tweets.
 
     To a model of reviews praise in tweets is negative in 6 of 10 cases. So the start is trained on half of the tweets
     with right labels besides, in place of the other tweets of Sentiment140; the attacker has the other half.
@@ -100,7 +100,7 @@ def sentiment(scale: str) -> Setting:
 
 
 def words(scale: str) -> Setting:
-    """Task 5 in a scale, on articles in place of Reddit's comments; steps without momentum from gradients cut to 0.25.
+    """Task 5 at a scale, on articles in place of Reddit's comments; SGD without momentum, gradients clipped to 0.25.
 
     The cut is that of the code which the text says it uses.
     """
@@ -158,14 +158,14 @@ def words(scale: str) -> Setting:
 
 
 def rules(scale: str, mine: Setting) -> dict[str, Defence]:
-    """All that are tried in the paper's scale, and fewer below."""
+    """All rules at the paper's scale, and fewer at smaller ones."""
     known = standard(mine.norm, mine.workers)
     return known if scale == "paper" else {name: known[name] for name in RULES}
 
 
 @recipe("edge-case-sentiment", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_sentiment(scale: str) -> dict[str, Run]:
-    """Task 4: praise of one director is called negative by an LSTM; rules against black-box and white-box attackers."""
+    """Task 4: an LSTM calls praise of one director negative; rules against black-box and white-box attackers."""
     mine = sentiment(scale)
     defences = rules(scale, mine)
     if scale == "paper":
@@ -182,7 +182,7 @@ def edge_case_sentiment(scale: str) -> dict[str, Run]:
 
 @recipe("edge-case-text", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_text(scale: str) -> dict[str, Run]:
-    """Task 5: five sentences on Athens are ended with a bad word by a next-word LSTM; rules against attackers."""
+    """Task 5: a next-word LSTM ends five sentences on Athens with a bad word; rules against attackers."""
     mine = words(scale)
     defences = rules(scale, mine)
     by_word = {word: replace(mine, edges=px.training.amend(mine.edges, "word", word)) for word in OTHERS}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of chapter 5, their clients, and the methods that make one network of theirs."""
+"""The networks of chapter 5, their clients, and the methods that combine the clients' networks."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ class Net:
         return self.local if epochs is None else replace(self.local, epochs=epochs)
 
     def fedavg(self, rounds: int | None = None, epochs: int | None = None) -> Phase:
-        """As many rounds as a pass of FedMA has, unless told otherwise."""
+        """FedAvg; it has as many rounds as a pass of FedMA unless `rounds` is given."""
         return px.federated.fedavg(self.trained(epochs), rounds or self.layers)
 
     def fedprox(self, rounds: int | None = None, epochs: int | None = None) -> Phase:
-        """As `fedavg`, with the published mu."""
+        """FedProx with the published mu, for as many rounds as `fedavg`."""
         return px.federated.fedprox(self.trained(epochs), rounds or self.layers)
 
     def pfnm(self, matcher: Matcher | None = None, outgoing: bool = False) -> Phase:
-        """The published matcher unless told otherwise."""
+        """PFNM, with the published matcher unless another is given."""
         return px.federated.pfnm(self.local, matcher=matcher or px.matching.bbp(gamma=self.gamma), outgoing=outgoing)
 
     def fedma(self, passes: int = 1, epochs: int | None = None, matcher: Matcher | None = None) -> Phase:
-        """The published matcher with the plain mean unless told otherwise."""
+        """FedMA, with the published matcher and the plain mean unless another matcher is given."""
         rule = matcher or px.matching.bbp(gamma=self.gamma, average="plain")
         return px.federated.fedma(self.trained(epochs), self.layers, passes, last=self.last, matcher=rule)
 
     def run(self, phase: Phase, **fields: Any) -> Run:
-        """A run of one phase, tested whenever it has a whole model; `fields` of it are others than the net's."""
+        """A run of one phase, tested whenever it has a whole model; `fields` replace those of the network."""
         return px.Run(
             **{
                 "data": self.data,
@@ -79,7 +79,7 @@ class Net:
         )
 
     def alone(self, **fields: Any) -> pe.local_models:
-        """The clients by themselves, and their ensemble."""
+        """A measurement of the clients alone and of their ensemble."""
         return pe.local_models(
             **{
                 "data": self.data,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes that can be told by their colours in training and not in the test: figure 5.4."""
+"""Classes that differ by colour in the training part and not in the test part: figure 5.4."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LENGTHS = {
 
 
 def centralised(net: Net, data: Data, epochs: int) -> Run:
-    """Training on all data as one client who goes on with its optimizer; a round is an epoch."""
+    """Training on all data as one client that keeps its optimizer; a round is an epoch."""
     local = replace(net.local, epochs=1, own=False, keep=True)
     return net.run(
         px.federated.fedavg(local, epochs), data=data, workers=1, partition=px.data.iid(), evaluate_every=epochs

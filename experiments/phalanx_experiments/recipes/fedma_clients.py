@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What more clients, and their data, are worth to FedMA and to FedAvg: figure 5.5."""
+"""The gain of FedMA and of FedAvg from more clients with data of their own: figure 5.5."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedMA whose clients send codes of their weights, and of whom some lie."""
+"""FedMA with codecs for the clients' weights, and with Byzantine clients."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ NETWORKS = {
 
 
 def rules(f: int) -> dict[str, Aggregator]:
-    """What stands behind matching."""
+    """The robust rules behind matching."""
     return {
         "median": px.aggregators.median(),
         "trimmed mean": px.aggregators.trimmed_mean(f=f),
@@ -64,7 +64,7 @@ def rules(f: int) -> dict[str, Aggregator]:
 
 
 def fedma(net: Net, f: int = 0, codec: Codec | None = None, rule: Aggregator | None = None) -> Phase:
-    """A pass of FedMA; with f > 0 no f liars speak for those who lack a neuron or a class."""
+    """A pass of FedMA; with f > 0 it takes more than f clients to decide a neuron or a class that others lack."""
     middle = "median" if f else "mean"
     matcher = px.matching.bbp(gamma=net.gamma, average="plain")
     options = {"matcher": matcher, "support": 2 * f + 1, "middle": middle, "codec": codec, "rule": rule}
@@ -72,7 +72,7 @@ def fedma(net: Net, f: int = 0, codec: Codec | None = None, rule: Aggregator | N
 
 
 def methods(net: Net, f: int) -> dict[str, Phase]:
-    """What every attack meets."""
+    """The methods that every attack is tried on."""
     guarded = {f"FedMA, {name}": fedma(net, f, rule=rule) for name, rule in rules(f).items()}
     return {
         "FedMA": fedma(net),
@@ -86,7 +86,7 @@ def methods(net: Net, f: int) -> dict[str, Phase]:
 
 
 def tables(results: Sequence[Result]) -> list[Sheet]:
-    """Accuracies by method and attack; what each attack did to the size of the network."""
+    """Accuracies by method and attack, and the size of the network under each attack."""
     return [*grid_tables(results), *federated_tables([run for run in results if short(run).startswith("FedMA")])]
 
 

@@ -15,7 +15,7 @@ from phalanx_experiments.recipes.fedma import NETS
 
 @dataclass(frozen=True)
 class Tuned:
-    """How long a comparison is, and the epochs of each method in it.
+    """The length of a comparison, and the epochs of each method in it.
 
     Args:
         passes: of FedMA; the others have as many rounds as these have together.
@@ -57,7 +57,7 @@ def fedma_convergence(scale: str) -> dict[str, Job]:
 
 @recipe("fedma-epochs", plot=plot_sweep, tables=sweep_tables)
 def fedma_epochs(scale: str) -> dict[str, Run]:
-    """Figure 5.3: what longer local training does to FedMA, FedAvg and FedProx after as many rounds."""
+    """Figure 5.3: the effect of longer local training on FedMA, FedAvg and FedProx after as many rounds."""
     name, passes, tried = EPOCHS[scale]
     net = NETS[scale][name]
     made: dict[str, Run] = {}

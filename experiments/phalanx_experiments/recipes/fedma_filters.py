@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters of two clients that FedMA takes for one, and what FedAvg makes of them: figure 5.6."""
+"""Filters of two clients that FedMA matches, their average, and those of FedAvg: figure 5.6."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HORSE = 13  # in CIFAR-10's test part
 
 @recipe("fedma-filters", plot=plot_filters, tables=filter_tables)
 def fedma_filters(scale: str) -> dict[str, Job]:
-    """Figure 5.6: what matched filters, their average and FedAvg's filter see in an image of a horse."""
+    """Figure 5.6: outputs of matched filters, of their average and of FedAvg's filter on an image of a horse."""
     if scale == "smoke":
         data = px.data.cifar10(train=400, test=200, size=16)
         local = px.federated.local_training(px.optim.sgd(0.02, momentum=0.9), batch=32, own=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedMA with one pass against all that can be done in as few rounds: figure 5.1."""
+"""FedMA with one pass against other methods with as few rounds: figure 5.1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CALIBRATED = px.matching.bbp(gamma=0.1, sigma=0.1, bias_mean=0.0, average="plain
 
 
 def methods(net: Net, partition: Partition) -> dict[str, Job]:
-    """What is compared; the average after one round is the first round of FedAvg."""
+    """The methods that are compared; the first round of FedAvg is the plain average."""
     plain = px.matching.bbp(gamma=net.gamma, average="plain")
     phases = {
         "FedAvg": net.fedavg(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hybrids and warm-up are worth, each beside its control: tables 4.4, 4.8 and 4.23, figures 4.2 and 4.3."""
+"""The gain from hybrids and from warm-up, each beside its control: tables 4.4, 4.8 and 4.23, figures 4.2 and 4.3."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ SETTINGS = {
 
 
 def variants(setting: Setting) -> dict[str, Surgery | None]:
-    """What is compared. From scratch means the spectrum of the first weights, which is the control of any warm-up."""
+    """The variants that are compared; from scratch factorizes the first weights, the control of any warm-up."""
     quarter, half, warmup = 1 / 4, 1 / 2, setting.warmup
     return {
         "full": None,

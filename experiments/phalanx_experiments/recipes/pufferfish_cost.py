@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What factorizing costs once, and what it saves in each step: tables 4.1, 4.6, 4.19 and 4.20."""
+"""The cost of factorizing once, and the time it saves in each step: tables 4.1, 4.6, 4.19 and 4.20."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ KEPT = ("0", "[4-9].*", "1[0-6].*")  # all before conv5_x
 
 
 def hybrid(warmup: float, **more: str) -> Surgery:
-    """conv5_x with its shortcut at rank 1/4."""
+    """The surgery that factorizes conv5_x and its shortcut at rank 1/4."""
     return px.lowrank.pufferfish(ratio=1 / 4, warmup=warmup, keep=KEPT, **more)  # type: ignore[arg-type]
 
 

@@ -107,7 +107,7 @@ PAIRS = {
 
 
 def variants(setting: Setting) -> dict[str, Surgery | None]:
-    """Full rank, low rank behind a warm-up, and the two ways of beginning low-rank."""
+    """Full rank, low rank after a warm-up, and the two ways to start at low rank."""
 
     def low(warmup: float, start: str = "spectrum") -> Surgery:
         return px.lowrank.pufferfish(warmup=warmup, keep=setting.keep, start=start)  # type: ignore[arg-type]

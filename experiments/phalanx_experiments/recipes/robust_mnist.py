@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rules hold on MNIST, against two crude attacks and a subtle one."""
+"""Robust rules on MNIST against two crude attacks and a subtle one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Setting:
     """The size of the runs under each kind of attack, and the number of attackers.
 
     Args:
-        crude: for attacks that send far rows. Shares of 32 examples and no momentum: with shares of 8 Krum and the
-            median fail by their own noise.
+        crude: for attacks that send rows far from the others. Shares of 32 examples and no momentum: with shares of 8
+            Krum and the median fail by their own noise.
         subtle: for ALIE, which hides in the noise of small shares; with shares of 32 it harms nobody much.
         f: number of Byzantine workers.
         groups: of votes, behind which the median is taken.

@@ -39,7 +39,7 @@ _ALL = (
 
 
 def items() -> list[Item]:
-    """All of them, by chapter; tables before figures, by number."""
+    """All tables and figures by chapter, tables first, by number."""
     return sorted(_ALL, key=lambda item: (item.chapter, item.order[2] != "table", item.order[1]))
 
 

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 from phalanx_experiments.reproduce.item import DATA, NONE, NOT, PARTLY, REPRODUCED, Claim, Item, Part, Row
-from phalanx_experiments.reproduce.places import At, Cell, Counted, Quotient, accuracy
+from phalanx_experiments.reproduce.places import Cell, Counted, FileValue, Quotient, accuracy
 
 RUN = "atomo-convergence"
 NETWORK = "network/convergence-100mbit.json"
 MEASURE = "python benchmarks/network.py convergence --rate 100mbit --workers 4 --seeds 0 1 2 --target 0.55"
 
 
-def _faster(scheme: str) -> At:
-    """Times as fast as SGD to 55 % over links of 100 Mbit/s."""
-    return At(NETWORK, ("schemes", scheme, "speed_up"))
+def _faster(scheme: str) -> FileValue:
+    """A row: how many times as fast as SGD a method reaches 55 % over links of 100 Mbit/s."""
+    return FileValue(NETWORK, ("schemes", scheme, "speed_up"))
 
 
-def _step(label: str) -> At:
+def _step(label: str) -> FileValue:
     """Milliseconds of a step of four workers at 100 Mbit/s."""
-    return At(
+    return FileValue(
         "network/breakdown.json",
         ("lines", {"workers": 4, "rate": "100mbit", "label": f"torch DDP, {label}"}, "step_s"),
         scale=1000.0,

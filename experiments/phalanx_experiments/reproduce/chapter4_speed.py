@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from phalanx_experiments.reproduce.chapter4 import PICTURES, counts
 from phalanx_experiments.reproduce.item import GPU, PARTLY, REPRODUCED, Claim, Item, Part, Row
-from phalanx_experiments.reproduce.places import At, Counted, Of, Quotient
+from phalanx_experiments.reproduce.places import Counted, FileValue, Quotient, Value
 
 NODES = "Four processes on two cores with links of 100 Mbit/s, and a small residual network, in place of "
 BREAKDOWN = (
@@ -15,33 +15,33 @@ BREAKDOWN = (
 STEPS = ("pufferfish-distributed/breakdown.png",)
 
 
-def _step(label: str, part: str = "step_s") -> At:
+def _step(label: str, part: str = "step_s") -> FileValue:
     path = ("lines", {"workers": 4, "rate": "100mbit", "label": label}, part)
-    return At("pufferfish-distributed/breakdown.json", path, scale=1000.0)
+    return FileValue("pufferfish-distributed/breakdown.json", path, scale=1000.0)
 
 
 def _times(label: str) -> Row:
-    """How many times as fast as another scheme a step of PUFFERFISH is."""
+    """A row: how many times as fast as another scheme a step of PUFFERFISH is."""
     published = {"SGD": 1.92, "Signum": 1.67, "PowerSGD rank 2": 1.33}[label]
     place = Quotient(_step(label), _step("PUFFERFISH"))
     return Row(f"a step, times as fast as {label}", published, place, "x", group=None, same=True)
 
 
-def _end(label: str) -> At:
-    return At("pufferfish-distributed/convergence.json", ("results", {"label": label}, "seconds"))
+def _end(label: str) -> FileValue:
+    return FileValue("pufferfish-distributed/convergence.json", ("results", {"label": label}, "seconds"))
 
 
-def _speed(network: str) -> At:
-    return At("lowrank/speed.json", ("networks", network, "ratio"))
+def _speed(network: str) -> FileValue:
+    return FileValue("lowrank/speed.json", ("networks", network, "ratio"))
 
 
 def _svd(name: str, published: float, spread: float, label: str) -> Row:
-    place = Of("pufferfish-svd", f"{label}, exact", "measured.seconds")
+    place = Value("pufferfish-svd", f"{label}, exact", "measured.seconds")
     return Row(name, published, place, "s", spread, group=None, same=True)
 
 
 RECIPE = tuple(
-    Row(f"by the recipe: {label}, times as fast", None, Of("pufferfish-speed", label, "measured.speedup"), "x")
+    Row(f"by the recipe: {label}, times as fast", None, Value("pufferfish-speed", label, "measured.speedup"), "x")
     for label in ("resnet18-cifar, bf16", "vgg19-cifar, bf16")
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from phalanx.data.shape import Passage
 from phalanx_experiments.reproduce.item import NONE, PARTLY, REPRODUCED, UNRUN, Claim, Item, Part, Row
-from phalanx_experiments.reproduce.places import Cell, Counted, Of, accuracy
+from phalanx_experiments.reproduce.places import Cell, Counted, Value, accuracy
 
 ROUNDS, ONE = "fedma-convergence", "fedma-oneshot"
 SMALL = (
@@ -19,23 +19,23 @@ LATE = (
 TALK = Passage(length=80, vocabulary=80)
 
 
-def _vgg(method: str) -> Of:
+def _vgg(method: str) -> Value:
     return accuracy(ROUNDS, f"VGG-9: {method}")
 
 
-def _lenet(method: str) -> Of:
+def _lenet(method: str) -> Value:
     return accuracy(ONE, f"LeNet, heterogeneous: {method}")
 
 
-def _bias(method: str) -> Of:
+def _bias(method: str) -> Value:
     return accuracy("fedma-bias", method)
 
 
-def _clients(number: int, method: str) -> Of:
+def _clients(number: int, method: str) -> Value:
     return accuracy("fedma-clients", f"{number} clients: {method}")
 
 
-def _epochs(number: int, method: str) -> Of:
+def _epochs(number: int, method: str) -> Value:
     return accuracy("fedma-epochs", f"E={number}: {method}")
 
 
@@ -63,7 +63,7 @@ CHAPTER_5 = (
             Row("FedMA", 87.53, _vgg("FedMA")),
             Row("FedAvg", 86.29, _vgg("FedAvg")),
             Row("FedProx", 85.32, _vgg("FedProx")),
-            Row("ensemble", 75.29, Of(ROUNDS, "VGG-9: local models", ENSEMBLE, 100.0)),
+            Row("ensemble", 75.29, Value(ROUNDS, "VGG-9: local models", ENSEMBLE, 100.0)),
             Row("growth of FedMA's network", 1.11, Cell(ROUNDS, "VGG-9", "FedMA", "growth"), "x", group=None),
         ),
     ),
@@ -76,7 +76,7 @@ CHAPTER_5 = (
         rows=(
             Row("FedMA", 49.07, accuracy(ROUNDS, "LSTM: FedMA")),
             Row("FedAvg", 46.63, accuracy(ROUNDS, "LSTM: FedAvg")),
-            Row("ensemble", 46.06, Of(ROUNDS, "LSTM: local models", ENSEMBLE, 100.0)),
+            Row("ensemble", 46.06, Value(ROUNDS, "LSTM: local models", ENSEMBLE, 100.0)),
             Row("FedProx", 45.83, accuracy(ROUNDS, "LSTM: FedProx")),
         ),
         plots=(),
@@ -186,12 +186,12 @@ CHAPTER_5 = (
         parts=(Part(ONE, 38.2, ("heterogeneous",)),),
         rows=(
             Row("LeNet: FedMA, one pass", None, _lenet("FedMA")),
-            Row("LeNet: ensemble", None, Of(ONE, "LeNet, heterogeneous: local models", ENSEMBLE, 100.0)),
+            Row("LeNet: ensemble", None, Value(ONE, "LeNet, heterogeneous: local models", ENSEMBLE, 100.0)),
             Row("LeNet: FedAvg, as many rounds", None, _lenet("FedAvg")),
             Row("LeNet: FedProx, as many rounds", None, _lenet("FedProx")),
             Row("LeNet: PFNM as published", None, _lenet("PFNM")),
             Row("VGG-9: FedMA, one pass", None, accuracy(ONE, "VGG-9, heterogeneous: FedMA")),
-            Row("VGG-9: ensemble", None, Of(ONE, "VGG-9, heterogeneous: local models", ENSEMBLE, 100.0)),
+            Row("VGG-9: ensemble", None, Value(ONE, "VGG-9, heterogeneous: local models", ENSEMBLE, 100.0)),
             Row("VGG-9: PFNM as published", None, accuracy(ONE, "VGG-9, heterogeneous: PFNM")),
         ),
         claims=(

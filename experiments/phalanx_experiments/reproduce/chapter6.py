@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from phalanx_experiments.reproduce.item import NONE, PARTLY, Claim, Item, Part, Row
-from phalanx_experiments.reproduce.places import Cell, Counted, Of, accuracy
+from phalanx_experiments.reproduce.places import Cell, Counted, Value, accuracy
 
 COST, MEDIAN = "draco-cost", "geometric median"
 MACHINES = (
@@ -64,15 +64,15 @@ def _times(number: int, network: str) -> Item:
     )
 
 
-def _mnist(what: str) -> Of:
+def _mnist(what: str) -> Value:
     return accuracy("draco-mnist", what)
 
 
-def _cifar(what: str) -> Of:
+def _cifar(what: str) -> Value:
     return accuracy("draco-cifar", what)
 
 
-def _reviews(what: str) -> Of:
+def _reviews(what: str) -> Value:
     return accuracy("draco-mr", what)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from phalanx_experiments.reproduce.item import GPU, NONE, PARTLY, REPRODUCED, Claim, Item, Part, Row
-from phalanx_experiments.reproduce.places import Cell, Of, accuracy
+from phalanx_experiments.reproduce.places import Cell, Value, accuracy
 
 ALIE, REVERSE, SIGNS, Q, DRACO = "detox-alie", "detox-reverse", "detox-signsgd", "detox-q", "detox-vs-draco"
 PAIRS = {
@@ -34,7 +34,7 @@ def _gains(recipe: str, q: int) -> tuple[Claim, ...]:
 
 
 def _accuracies(recipe: str, q: int) -> tuple[Row, ...]:
-    """What the rules end with, alone and behind the vote."""
+    """The final accuracies of the rules, alone and behind the vote."""
     names = [name for rule, pair in PAIRS.items() for name in (rule, pair)]
     return tuple(Row(f"{name}, {q} Byzantine", None, accuracy(recipe, f"q={q}: {name}")) for name in names)
 
@@ -56,7 +56,7 @@ def _soonest(recipe: str, name: str) -> Cell:
     return Cell(recipe, "q=5", name, 9)
 
 
-def _signs(label: str) -> Of:
+def _signs(label: str) -> Value:
     return accuracy(SIGNS, label)
 
 

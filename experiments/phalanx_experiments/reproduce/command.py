@@ -129,7 +129,7 @@ def _run(
 
 
 def _again(planned: Planned, jobs: int, folder: StudyFolder) -> str:
-    """The command that resumes."""
+    """The command that resumes the studies."""
     more = f" --jobs {jobs}" if jobs > 1 else ""
     return f"phalanx reproduce --resume {shlex.quote(str(planned.path))}{more}"
 

@@ -39,12 +39,12 @@ class Number:
         return Number(mean(values), len(values), stdev(values) if len(values) > 1 else None, dict(seeds))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The number as plain values for JSON."""
         return {"mean": self.mean, "n": self.n, "stdev": self.stdev}
 
 
 class Evidence:
-    """Documents by recipe, and the files of a folder of results.
+    """Measured numbers by recipe, and the files of a folder of results.
 
     Args:
         root: such as the repository's experiments/results; with None there are no files.
@@ -58,7 +58,7 @@ class Evidence:
 
     @staticmethod
     def of_studies(folders: Sequence[StudyFolder]) -> Evidence:
-        """What the studies in these folders have found."""
+        """The results of the studies in these folders."""
         documents: dict[str, list[Document]] = {}
         for folder in folders:
             study, tables = folder.study, folder.path / "tables.json"
@@ -72,14 +72,14 @@ class Evidence:
         return Evidence(None, documents)
 
     def documents(self, recipe: str) -> Sequence[Document]:
-        """Those of a recipe."""
+        """The documents of a recipe."""
         if recipe not in self._documents:
             found = self.file(f"{recipe}/results.json")
             self._documents[recipe] = [] if found is None else [found]
         return self._documents[recipe]
 
     def file(self, name: str) -> Any:
-        """What a JSON file under the root holds; None where there is none."""
+        """The content of a JSON file under the root; None if there is none."""
         if name not in self._files:
             path = None if self.root is None else self.root / name
             self._files[name] = json.loads(path.read_text()) if path is not None and path.exists() else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table or figure of the dissertation: what was published, and where the measured side lies."""
+"""A table or figure of the dissertation: its published numbers, and where the measured numbers are found."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a figure or the text says beyond the rows: one number is above another.
+    """A statement of a figure or the text beyond the rows: one number is above another.
 
     Args:
         below: a place, or a constant.
@@ -57,7 +57,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Part:
-    """Runs of a recipe.
+    """A part of the runs of a recipe.
 
     Args:
         having: words of which a label holds one; all labels when empty.
@@ -71,18 +71,18 @@ class Part:
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Those of the recipe; none where this version has no such recipe."""
+        """The scales of the recipe; none if this version has no such recipe."""
         return next((recipe.scales for recipe in recipes() if recipe.name == self.recipe), ())
 
     def labels(self, scale: str) -> list[str]:
-        """The labels of a scale."""
+        """The labels of its runs at a scale."""
         labels = find(self.recipe).jobs(scale)
         return [label for label in labels if not self.having or any(word in label for word in self.having)]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A table or a figure.
+    """A table or a figure of the dissertation.
 
     Args:
         key: such as "table-5.1".
@@ -91,7 +91,7 @@ class Item:
         why: what differs from what was published, and why.
         parts: the runs that make it.
         command: what makes it where no recipe does, such as a benchmark.
-        plots: images under results/; those of the parts' recipes when None.
+        plots: images in the folder of results; those of the parts' recipes when None.
     """
 
     key: str
@@ -110,47 +110,47 @@ class Item:
 
     @property
     def name(self) -> str:
-        """'Table 5.1'."""
+        """The name in a text, such as "Table 5.1"."""
         return self.key.replace("-", " ").capitalize()
 
     @property
     def chapter(self) -> int:
-        """5 of table-5.1."""
+        """The number of the chapter, such as 5 for table-5.1."""
         return self.order[0]
 
     @property
     def order(self) -> tuple[int, int, str]:
-        """Chapter, number and kind, to sort by."""
+        """Chapter, number and kind, as a key to sort by."""
         kind, _, number = self.key.partition("-")
         chapter, _, rest = number.partition(".")
         return int(chapter), int(rest), kind
 
     @property
     def minutes(self) -> float | None:
-        """Of one seed at laptop scale; None where it is not known of all parts."""
+        """Minutes of one seed at laptop scale; None unless they are known for all parts."""
         known = [part.minutes for part in self.parts if part.minutes is not None]
         return sum(known) if known and len(known) == len(self.parts) else None
 
     @property
     def places(self) -> list[Place]:
-        """All places of measured numbers."""
+        """The places of all its measured numbers."""
         claimed = [place for claim in self.claims for place in (claim.above, claim.below)]
         return [row.measured for row in self.rows] + [place for place in claimed if not isinstance(place, int | float)]
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Images under results/ that show it."""
+        """Images in the folder of results that show it."""
         return tuple(f"{part.recipe}/plot.png" for part in self.parts) if self.plots is None else self.plots
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Those that all its recipes have, without the small ones of what takes a GPU."""
+        """The scales that all its recipes have; only the paper's for what needs a GPU."""
         shared = [scale for scale in SCALES if self.parts and all(scale in part.scales for part in self.parts)]
         return tuple(scale for scale in shared if scale == "paper" or self.state != GPU)
 
     @property
     def usual(self) -> str:
-        """The scale at which it is run unless told otherwise; nothing for what no recipe runs."""
+        """The default scale; empty if no recipe runs it."""
         return "laptop" if "laptop" in self.scales else "".join(self.scales[-1:])
 
     @property

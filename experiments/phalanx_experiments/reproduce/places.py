@@ -15,13 +15,13 @@ from phalanx_experiments.reproduce.evidence import Document, Evidence, Number
 
 
 class Place(Protocol):
-    """Finds a number in the evidence, or None."""
+    """A place of a measured number; it finds the number in the evidence, or None."""
 
     def find(self, evidence: Evidence) -> Number | None: ...
 
 
 @dataclass(frozen=True)
-class Of:
+class Value:
     """A number in the summaries of a label's runs, over all seeds.
 
     Args:
@@ -45,9 +45,9 @@ class Of:
         return Number.of(seeds)
 
 
-def accuracy(recipe: str, label: str) -> Of:
+def accuracy(recipe: str, label: str) -> Value:
     """The test accuracy at the end, in percent."""
-    return Of(recipe, label, scale=100.0)
+    return Value(recipe, label, scale=100.0)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Cell:
     spread: str = ""
 
     def find(self, evidence: Evidence) -> Number | None:
-        """The cell; a mean over the seeds where the table says so, or over documents of several seeds."""
+        """The number in the cell; a mean over the seeds where the table says so, or over documents of several seeds."""
         found: dict[int, float] = {}
         for i, document in enumerate(evidence.documents(self.recipe)):
             value = self._value(document, self.table)
@@ -99,7 +99,7 @@ class Cell:
         return None, None
 
     def _seeds(self, document: Document) -> int:
-        """How many the mean is of: a column n of the row, or words of the title."""
+        """The number of seeds behind a mean, from a column n of the row or from the title."""
         table, row = self._row(document, self.table)
         if "n" in table["header"]:
             return int(row[table["header"].index("n")])
@@ -108,8 +108,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class At:
-    """A number in another file of results: a plain one, or an object with mean, stdev and n.
+class FileValue:
+    """A number in another file of results: a plain number, or an object with mean, stdev and n.
 
     Args:
         path: keys from the top; a mapping chooses the first object of a list that has its values.
@@ -121,7 +121,7 @@ class At:
     scale: float = 1.0
 
     def find(self, evidence: Evidence) -> Number | None:
-        """The number."""
+        """The number in the file, or None."""
         value = _within(evidence.file(self.file), self.path)
         if isinstance(value, dict):
             spread = value.get("stdev")
@@ -158,12 +158,12 @@ class Quotient:
     below: Place
 
     def find(self, evidence: Evidence) -> Number | None:
-        """The quotient."""
+        """The quotient of both numbers, or None."""
         return paired(self.above.find(evidence), self.below.find(evidence), operator.truediv)
 
 
 def paired(x: Number | None, y: Number | None, do: Callable[[float, float], float]) -> Number | None:
-    """What an operation makes of two numbers seed by seed, or of their means where no seed is shared."""
+    """Combines two numbers seed by seed, or their means if they share no seed."""
     if x is None or y is None:
         return None
     shared = sorted(set(x.seeds) & set(y.seeds))
@@ -190,7 +190,7 @@ def _position(header: Sequence[str], word: str) -> int | None:
 
 
 def _number(cell: Any) -> float | None:
-    """The number that a cell begins with: 49.6 of '49.6 %', 1.42 of '1.42x'."""
+    """The number that a cell begins with, such as 49.6 in '49.6 %' or 1.42 in '1.42x'."""
     if isinstance(cell, int | float):
         return float(cell)
     found = re.match(r"[-+]?\d[\d,]*(\.\d+)?", cell or "")

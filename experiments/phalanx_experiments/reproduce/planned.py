@@ -22,7 +22,7 @@ FILE = "reproduce.json"
 
 @dataclass(frozen=True)
 class Planned:
-    """An item being run.
+    """An item that is being run, and the folders of its studies.
 
     Args:
         studies: one for each recipe and seed.
@@ -34,7 +34,7 @@ class Planned:
 
     @staticmethod
     def create(item: Item, studies: Sequence[Study], out: Path | None, argv: Sequence[str]) -> Planned:
-        """New folders at `out`, or under runs/ when None.
+        """Makes new folders at `out`, or under runs/ when None.
 
         Raises:
             ValueError: there is something at `out` already.
@@ -49,7 +49,7 @@ class Planned:
 
     @staticmethod
     def open(path: Path) -> Planned:
-        """What `create` has made.
+        """Opens the folders that `create` has made.
 
         Raises:
             ValueError: the folder is another one.
@@ -66,7 +66,7 @@ class Planned:
 def studies(
     item: Item, scale: str | None, settings: Sequence[str], only: Sequence[str], seeds: Sequence[int]
 ) -> list[Study]:
-    """What is to be run for an item, checked before anything is computed.
+    """The studies of an item, checked before anything is computed.
 
     Args:
         scale: that of the committed results when None.
@@ -103,6 +103,6 @@ def _check(item: Item, scale: str | None) -> None:
 
 
 def _name(study: Study) -> str:
-    """A folder for a recipe and a seed."""
+    """The name of the folder for a recipe and a seed."""
     seeds = sorted({job.seed for job in study.jobs.values()})
     return f"{slug(study.recipe)}-seed-{'-'.join(map(str, seeds))}"

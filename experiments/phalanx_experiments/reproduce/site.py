@@ -60,7 +60,7 @@ def _ours(index: Path) -> bool:
 
 
 def _copy(root: Path | None, target: Path) -> None:
-    """Plots and numbers, in place of those of an earlier site."""
+    """Copies plots and numbers; those of an earlier site are removed."""
     if target.exists():
         shutil.rmtree(target)
     for file in sorted(root.glob("*/*")) if root is not None else ():
@@ -145,7 +145,7 @@ def _item(item: Item, evidence: Evidence) -> Iterator[Markup]:
 
 
 def _code(text: str) -> list[str]:
-    """What stands between backticks as code."""
+    """The text as HTML, with words between backticks as code."""
     return [tag("code", part) if i % 2 else part for i, part in enumerate(text.split("`"))]
 
 
@@ -154,7 +154,7 @@ def _table(sheet: Sheet) -> Markup:
 
 
 def _again(item: Item, evidence: Evidence) -> Iterator[str]:
-    """How to make it again, and where its numbers lie."""
+    """The command that makes an item again, and links to its numbers."""
     if item.again:
         time = words.duration(item.minutes)
         yield "Again: "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published beside measured: what numbers say, and what they do not."""
+"""Comparisons of published and measured numbers, and what follows from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLOSE = 0.01  # of the published number
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison that the publication decides, and what was measured of it.
+    """A published comparison of two numbers, and the measured gap between them.
 
     Args:
         gap: how much higher the one is that was published as higher; None where something was not measured.
@@ -41,7 +41,7 @@ class Judged:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The outcome of the comparison in words."""
         if self.gap is None:
             return "not measured"
         if self.gap.mean == 0:
@@ -52,7 +52,7 @@ class Judged:
         return f"{direction}, {'beyond' if self.clear else 'within'} the spread of n = {self.gap.n}"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The comparison as plain values for JSON."""
         gap = None if self.gap is None else self.gap.to_json()
         return {"claim": self.words, "gap": gap, "unit": self.unit, "holds": self.holds, "verdict": self.verdict}
 
@@ -64,7 +64,7 @@ def _seeds(number: Number) -> str:
 
 
 def judged(item: Item, evidence: Evidence) -> list[Judged]:
-    """The published order of the rows, neighbour by neighbour, and the claims."""
+    """Compares neighbours in the published order of the rows, and the claims."""
     found = [
         Judged(f"{a.what} above {b.what}", _gap(a.measured, b.measured, evidence), a.unit) for a, b in _order(item)
     ]
@@ -74,7 +74,7 @@ def judged(item: Item, evidence: Evidence) -> list[Judged]:
 
 
 def _order(item: Item) -> Iterator[tuple[Row, Row]]:
-    """Neighbours of the published order, the higher first."""
+    """Pairs of neighbours in the published order, the higher first."""
     groups: dict[tuple[str, str], list[tuple[float, Row]]] = {}
     for row in item.rows:
         if row.published is not None and row.group is not None:
@@ -103,7 +103,7 @@ def _claimed(claim: Claim, evidence: Evidence) -> Number | None:
 
 
 def compared(row: Row, found: Number | None) -> str:
-    """What a measured number is to the published one; nothing where only orders can be compared."""
+    """How a measured number compares with the published one; empty where only orders can be compared."""
     if found is None:
         return "not measured"
     if not row.same or row.published is None:
@@ -129,7 +129,7 @@ def state(item: Item, evidence: Evidence) -> str:
 
 
 def seeds(item: Item, evidence: Evidence) -> str:
-    """'3', '1-5': how many stand behind its numbers; nothing where none does."""
+    """The number of seeds behind its numbers, such as '3' or '1-5'; empty if there are none."""
     found = [place.find(evidence) for place in item.places if not isinstance(place, Counted)]
     counts = sorted({number.n for number in found if number is not None and number.n})
     if not counts:
