@@ -12,6 +12,7 @@ from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
+from phalanx.matching.match_stage import MatchReply
 from phalanx.models.model import Model
 from phalanx.training.model_state import PhaseModels, fingerprint
 from phalanx.training.trainer import Trainer
@@ -427,7 +428,7 @@ def test_permuted_copies_of_a_layer_are_one_layer_behind_any_rule(rule):
     out, _ = matcher(stack, None, px.Round())
     one, _ = px.parse(rule)(out, None, px.Round())
     parts = out.layout.split(one.rows[0])
-    inverse = out.replies[0]["places 0"]
+    inverse = MatchReply.from_payload(out.replies[0]).places[0]
     for name, tensor in truth.items():
         torch.testing.assert_close(parts[name][inverse], tensor[orders[0]], rtol=1e-5, atol=1e-6)
     assert out.weights.tolist() == [1.0] * 7 and set(out.replies) == set(range(7))
@@ -488,10 +489,12 @@ def test_neurons_that_few_clients_have_can_be_dropped():
     rule = "matched(bbp(gamma=1.0, sigma=0.01, average='plain', log_determinant=True), support={})"
     grown, fitted = (px.parse(rule.format(k))(stack.with_rows(rows), None, px.Round())[0] for k in (1, 2))
     assert grown.layout.shapes[1] == (10,) and fitted.layout.shapes[1] == (5,)
-    assert fitted.replies[3]["places 0"].tolist() == [-1] * 5
+    assert MatchReply.from_payload(fitted.replies[3]).places[0].tolist() == [-1] * 5
     out = fitted.layout.split(px.aggregators.median()(fitted, None, px.Round())[0].rows[0])
     for name, tensor in truth.items():
-        torch.testing.assert_close(out[name][fitted.replies[0]["places 0"]], tensor[orders[0]], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            out[name][MatchReply.from_payload(fitted.replies[0]).places[0]], tensor[orders[0]], rtol=1e-5, atol=1e-6
+        )
     with pytest.raises(px.TooFewRows, match="at least 5 rows"):
         px.parse("matched(support=5)")(stack, None, px.Round())
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import phalanx as px
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
-from phalanx.matching.match_stage import weighted_middle
+from phalanx.matching.match_stage import MatchReply, weighted_middle
 
 F = 3
 EXACT = (
@@ -53,7 +53,7 @@ def test_a_rule_behind_matching_is_the_rule_on_networks_put_in_order_by_hand(rul
     expected, _ = px.parse(rule)(Stack.of(own.flatten(1)), None, px.Round())
     here = torch.cat([parts["a.weight"], parts["a.bias"][:, :, None]], dim=2)
     # where the first client's neurons stand, in the order of the truth
-    places = out.replies[0]["places 0"][orders[0].argsort()]
+    places = MatchReply.from_payload(out.replies[0]).places[0][orders[0].argsort()]
     torch.testing.assert_close(here[:, places].flatten(1), expected.rows, rtol=1e-4, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_liars_do_not_speak_for_those_who_lack_a_neuron(shift: float) -> None:
     for middle in ("mean", "median"):
         for support in (F + 1, 2 * F + 1):
             out, _ = merged(liars, f"matched({EXACT}, support={support}, middle='{middle}')")
-            place = int(out.replies[4]["places 0"][int(orders[4].argsort()[-1])])
+            place = int(MatchReply.from_payload(out.replies[4]).places[0][int(orders[4].argsort()[-1])])
             assert place >= 0
             (one,) = px.aggregators.median()(out, None, px.Round())[0].rows
             parts = out.layout.split(one)
@@ -125,10 +125,11 @@ def test_with_twice_f_and_one_supporters_every_row_stays_within_what_honest_clie
     size = out.layout.shapes[1][0]
     one = out.layout.split(px.aggregators.median()(out, None, px.Round())[0].rows[0])
     counts = torch.zeros(size, dtype=torch.int64)
-    for places in out.replies.values():
-        counts[places["places 0"][places["places 0"] >= 0]] += 1
+    for reply in out.replies.values():
+        places = MatchReply.from_payload(reply).places[0]
+        counts[places[places >= 0]] += 1
     for neuron in (counts >= 2 * F + 1).nonzero().flatten().tolist():
-        have = [j for j in honest if bool((out.replies[j]["places 0"] == neuron).any())]
+        have = [j for j in honest if bool((MatchReply.from_payload(out.replies[j]).places[0] == neuron).any())]
         for name in ("a.weight", "a.bias"):
             low, high = parts[name][have, neuron].amin(dim=0), parts[name][have, neuron].amax(dim=0)
             for row in (parts[name][list(honest), neuron], one[name][neuron][None]):

@@ -18,7 +18,7 @@ from phalanx.data.partition import Iid, Partition
 from phalanx.federated.local_training import LocalTraining
 from phalanx.federated.methods import pfnm
 from phalanx.matching.bbp import Bbp
-from phalanx.matching.match_stage import PLACES, Matched
+from phalanx.matching.match_stage import Matched, MatchReply
 from phalanx.matching.matching import Matcher
 from phalanx.models.model import Model
 from phalanx.tools.runner.measurement import Measurement
@@ -75,7 +75,8 @@ class MatchedFilters(Measurement):
         rows = [stack.layout.split(row) for row in (*stack.rows, shares @ stack.rows)]
         one, two, average = (_filters(parts, name) for parts in rows)
         together = _filters(matched.layout.split(matched.rows.mean(dim=0)), name)
-        first, second = (matched.replies[client][f"{PLACES}0"].tolist() for client in range(CLIENTS))
+        replies = [MatchReply.from_payload(matched.replies[client]) for client in range(CLIENTS)]
+        first, second = (reply.places[0].tolist() for reply in replies)
         both = [(i, second.index(g), g) for i, g in enumerate(first) if g in second]
         x, _ = trainer.data.test(slice(self.image, self.image + 1))
         seen = [_seen(layer, *filters, x) for filters in (one, two, together, average)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,40 @@ from phalanx.core.trees import State, copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
-from phalanx.matching.match_stage import EXAMPLES, PLACES
+from phalanx.matching.match_stage import EXAMPLES, MatchReply
 from phalanx.matching.neuron_features import presence
 from phalanx.training.client_work import MultiRoundWork
 from phalanx.training.context import ModelProvider, WorkerContext
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """What a client remembers from one round of a pass to the next.
+
+    Args:
+        pass_index: number of the pass in the phase.
+        layer: the layer that the client sent last.
+        places: for each matched group of neurons, the places of the client's neurons in it.
+        weights: the tensors of its network that are not sent yet.
+    """
+
+    pass_index: int
+    layer: int
+    places: Mapping[int, Tensor]
+    weights: Mapping[str, Tensor]
+
+    def to_state(self) -> State:
+        """The memory as a tree; `from_state` is the inverse."""
+        places = {str(group): places for group, places in self.places.items()}
+        return {"pass": self.pass_index, "step": self.layer, "places": places, "model": dict(self.weights)}
+
+    @staticmethod
+    def from_state(state: State) -> PassMemory | None:
+        """Reads a tree that `to_state` wrote; None for an empty one."""
+        if not state:
+            return None
+        places = {int(group): places for group, places in state.get("places", {}).items()}
+        return PassMemory(state["pass"], state["step"], places, state.get("model", {}))
 
 
 @method("layerwise", "client_work")
@@ -68,12 +98,13 @@ class Layerwise(MultiRoundWork):
 
     def can_continue(self, round_in_phase: int, memory: State) -> bool:
         pass_index, layer = divmod(round_in_phase, self.layers)
-        return layer == 0 or (memory.get("pass"), memory.get("step")) == (pass_index, layer - 1)
+        last = PassMemory.from_state(memory)
+        return layer == 0 or (last is not None and (last.pass_index, last.layer) == (pass_index, layer - 1))
 
-    def training(self, step: int) -> LocalTraining:
-        """How a client trains in a round of a pass."""
+    def training(self, layer: int) -> LocalTraining:
+        """How a client trains in the round of a pass that sends a layer."""
         retrain = self.retrain or self.local
-        return self.local if step == 0 else (self.last or retrain) if step == self.layers - 1 else retrain
+        return self.local if layer == 0 else (self.last or retrain) if layer == self.layers - 1 else retrain
 
     def num_epochs(self, round_in_phase: int) -> float | None:
         return self.training(round_in_phase % self.layers).num_epochs(round_in_phase)
@@ -95,72 +126,79 @@ class Layerwise(MultiRoundWork):
         )
 
     def required_tensors(self, models: ModelProvider, round_in_phase: int) -> Sequence[str] | None:
-        step = round_in_phase % self.layers
-        if step == 0:
+        layer = round_in_phase % self.layers
+        if layer == 0:
             return () if models.is_first_round and self.local.own else None
-        return [name for name, when in turns(models).items() if when == step - 1]
+        return [name for name, sent_with in turns(models).items() if sent_with == layer - 1]
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
-        step = round_in_phase % self.layers
-        whole, when = models.layout if step else Layout.of(models.original()), turns(models)
+        layer = round_in_phase % self.layers
+        whole, sent_with = models.layout if layer else Layout.of(models.original()), turns(models)
         shapes = dict(zip(whole.names, whole.shapes, strict=True))
-        names = tuple(name for name in whole.names if when[name] == step)
+        names = tuple(name for name in whole.names if sent_with[name] == layer)
         installed = sum(name in whole.installed for name in names)
-        mine = Layout(names, tuple(shapes[name] for name in names), installed, whole.dtype)
-        return wired(mine, models.graph.axes, {step})
+        part = Layout(names, tuple(shapes[name] for name in names), installed, whole.dtype)
+        return wired(part, models.graph.axes, {layer})
 
     def compute_row(
         self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
     ) -> tuple[float, State]:
-        models, step, turn = context.models, context.round_in_phase % self.layers, context.round_in_phase // self.layers
+        models, (pass_index, layer) = context.models, divmod(context.round_in_phase, self.layers)
         assert models is not None
-        axes, when = models.graph.axes, turns(models)
-        model = context.model if step else models.original()
-        before = copied_tree(model.state_dict()) if step else {}
-        if step:
-            places = context.replies[unit][f"{PLACES}{step - 1}"]
-            known = {**memory.get("places", {}), str(step - 1): places}
-            size = _width(before, axes, step - 1)
-            mine = {n: scattered(t, axes.get(n, ()), step - 1, places, size) for n, t in memory["model"].items()}
+        last = PassMemory.from_state(memory)
+        axes, sent_with = models.graph.axes, turns(models)
+        model = context.model if layer else models.original()
+        before = copied_tree(model.state_dict()) if layer else {}
+        known_places: dict[int, Tensor] = {}
+        if layer:
+            assert last is not None
+            group = layer - 1
+            places = MatchReply.from_payload(context.replies[unit]).places[group]
+            known_places = {**last.places, group: places}
+            width = _width(before, axes, group)
+            weights = {n: scattered(t, axes.get(n, ()), group, places, width) for n, t in last.weights.items()}
         else:
-            known: dict[str, Tensor] = {}
-            mine = self._start(context, unit, memory if memory.get("pass") == turn - 1 else {})
-        model.load_state_dict(mine, strict=False)
-        settled = [name for name, t in when.items() if t < step]
-        loss, _ = self.training(step).train(replace(context, model=model), unit, samples, {}, settled)
+            recent = last is not None and last.pass_index == pass_index - 1
+            weights = self._start(context, unit, last.places if last is not None and recent else {})
+        model.load_state_dict(weights, strict=False)
+        settled = [name for name, turn in sent_with.items() if turn < layer]
+        loss, _ = self.training(layer).train(replace(context, model=model), unit, samples, {}, settled)
         after = model.state_dict()
         for name, part in context.layout.split(out).items():
             part.copy_(examples_of(context.data, samples) if name == EXAMPLES else after[name])
-        rest = copied_tree({n: t for n, t in after.items() if when.get(n, self.layers) > step})
-        if step:
+        unsent = copied_tree({n: t for n, t in after.items() if sent_with.get(n, self.layers) > layer})
+        if layer:
             model.load_state_dict(before)
-        return loss, {"pass": turn, "step": step, "places": known, "model": rest}
+        return loss, PassMemory(pass_index, layer, known_places, unsent).to_state()
 
-    def _start(self, context: WorkerContext, unit: int, memory: State) -> Mapping[str, Tensor]:
-        """The network with which a client begins a pass."""
+    def _start(self, context: WorkerContext, unit: int, known_places: Mapping[int, Tensor]) -> Mapping[str, Tensor]:
+        """The weights with which a client begins a pass.
+
+        Args:
+            known_places: the places of the client's neurons in the layers that the last pass matched.
+        """
         models = context.models
         assert models is not None
         if models.is_first_round and self.local.own:
             return models.initial_weights(unit)
         state, graph = dict(context.model.state_dict()), models.graph
-        known = memory.get("places", {})
         places = {
-            group: _taken(known.get(str(group), torch.arange(size)), _width(state, graph.axes, group))
+            group: _taken(known_places.get(group, torch.arange(size)), _width(state, graph.axes, group))
             for group, size in enumerate(graph.sizes)
         }
         for group, own in places.items():
             state = {n: picked(t, graph.axes.get(n, ()), group, own.clamp(min=0)) for n, t in state.items()}
         if all(bool((own >= 0).all()) for own in places.values()):
             return state
-        # neurons that are nobody's any more begin anew
+        # neurons without a place start from the client's own initialization
         fresh = models.initial_weights(unit)
-        there = {group: (own >= 0).nonzero().flatten() for group, own in places.items()}
-        has = {n: presence(t, graph.axes.get(n, ()), there) for n, t in state.items()}
+        kept = {group: (own >= 0).nonzero().flatten() for group, own in places.items()}
+        has = {n: presence(t, graph.axes.get(n, ()), kept) for n, t in state.items()}
         return {n: torch.where(has[n] > 0, t, fresh[n]) for n, t in state.items()}
 
 
 def _taken(places: Tensor, size: int) -> Tensor:
-    """The places, and others that nobody of the client's has for neurons without one, as far as there are `size`."""
+    """The places below `size`; neurons without one get free places, as long as there are some, and else -1."""
     places = torch.where(places < size, places, -1)
     free = sorted(set(range(size)) - set(places.tolist()))
     lost = (places < 0).nonzero().flatten()[: len(free)]

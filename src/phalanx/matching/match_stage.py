@@ -24,8 +24,8 @@ lacks a neuron gets the weights of those that have it; its output gives that neu
 >>> matched, _ = Matched(matcher)(Stack.of(rows, layout), None, Round())
 >>> matched.rows.int().tolist()
 [[4, 0, 0, 4, -4, -4, 2, 6, 0], [4, 0, 0, 6, -4, -4, 0, 8, 4]]
->>> matched.replies[1]
-{'places 0': tensor([1, 2])}
+>>> MatchReply.from_payload(matched.replies[1]).places
+{0: tensor([1, 2])}
 >>> px.aggregators.mean()(matched, None, Round())[0].rows.int().tolist()
 [[4, 0, 0, 5, -4, -4, 1, 7, 2]]
 """
@@ -33,7 +33,7 @@ lacks a neuron gets the weights of those that have it; its output gives that neu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.gate import Gate, admit
 from phalanx.core.layout import Layout
 from phalanx.core.neuron_axes import OUTPUTS, Axes, scattered
+from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Matches, Scope, TooFewRows
@@ -51,11 +52,31 @@ from phalanx.matching.bbp import Bbp
 from phalanx.matching.matching import Matcher
 from phalanx.matching.neuron_features import features_of_models, presence
 
-PLACES = "places "  # in a client's answer, before a group's number: the places of its neurons in the matched layer
 EXAMPLES = "examples"  # entry of a row: how many examples of each class the client trained on
 _CLAIMS_GATE = Gate(max_weight=10.0)  # limit of a client's examples, in medians over all clients
 
 Middle = Literal["mean", "median"]
+_PLACES = "places "  # before the number of a group, in the payload of a reply
+
+
+@dataclass(frozen=True)
+class MatchReply:
+    """What the stage replies to a client: where its neurons are in the matched layers.
+
+    Args:
+        places: for each group of neurons, the place of each neuron of the client; -1 for a neuron that was dropped.
+    """
+
+    places: Mapping[int, Tensor]
+
+    def to_payload(self) -> Payload:
+        """The reply as a payload; `from_payload` is the inverse."""
+        return {f"{_PLACES}{group}": places for group, places in self.places.items()}
+
+    @staticmethod
+    def from_payload(payload: Payload) -> MatchReply:
+        """Reads a payload that `to_payload` wrote."""
+        return MatchReply({int(name.removeprefix(_PLACES)): places for name, places in payload.items()})
 
 
 @method("matched", "matching")
@@ -138,10 +159,7 @@ class Matched(Matches):
                 client[name] = tensor + shift
         rows = torch.stack([matched_layout.join(client) for client in clients])
         workers = [source[0] for source in stack.sources]
-        replies = {
-            worker: {f"{PLACES}{group}": positions for group, positions in place.items()}
-            for worker, place in zip(workers, places, strict=True)
-        }
+        replies = {worker: MatchReply(place).to_payload() for worker, place in zip(workers, places, strict=True)}
         weights = torch.ones(n, dtype=torch.float64)
         return replace(stack, rows=rows, layout=matched_layout, weights=weights, replies=replies), {}
 
