@@ -30,7 +30,7 @@ EXPRESSIONS = [
     ),
     (
         "gather(dens())",
-        "unknown name 'dens'; did you mean dense? choose from atomo, chain, dense, $ (character 8)\n$",
+        "unknown name 'dens'; did you mean dense? choose from atomo, dense, $ (character 8)\n$",
     ),
     ("krum(g=2)", "krum has no field 'g'; choose from f (character 6)\n  krum(g=2)\n       ^"),
     ("krum()", "krum: missing a required argument: 'f'; its fields are f (character 1)\n  krum()\n  ^"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ RULES = (*ROBUST, "mean()", "majority()", "hierarchy(mean(), median(), groups=5)
 
 def stack_of(rows: torch.Tensor, ids=None, **fields) -> px.Stack:
     stack = px.Stack.of(rows, ids=ids)
-    return px.stack.replace(stack, received=True, **fields)
+    return replace(stack, received=True, **fields)
 
 
 def normal(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -18,7 +18,7 @@ from tests.cases import draws, each
 from tests.examples import round_of
 
 PAIRS = [(n, s) for n in range(5, 51) for s in range(1, (n - 1) // 2 + 1)]
-NUMBERS = [n if n <= 32 else pytest.param(n, marks=pytest.mark.slow) for n in range(5, 51)]
+NUMBERS = [n if n <= 24 else pytest.param(n, marks=pytest.mark.slow) for n in range(5, 51)]
 D = 30
 EPS = torch.finfo(torch.float32).eps
 
