@@ -14,14 +14,17 @@ from phalanx.models.model import Model, Shape
 
 @method("alexnet", "model")
 class Alexnet(Model):
-    """The AlexNet of ImageNet on images that it enlarges to 224x224 pixels: 57,044,810 parameters on CIFAR-10.
+    """The AlexNet of ImageNet, on images that it enlarges to 224x224 pixels: 57,044,810 parameters on CIFAR-10.
 
-    61,100,840 parameters with 1,000 classes. Images of any size; they are enlarged bilinearly inside the network.
+    It has 61,100,840 parameters with 1,000 classes. Images may have any size; the network resizes them bilinearly.
+
+    Shapes: (B, C, H, W) -> (B, num_classes).
 
     Args:
-        dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
+        dropout: probability of dropout before both hidden layers, in [0, 1); 0 makes the gradient a function of the
+            samples alone.
     Source: Krizhevsky, One weird trick for parallelizing convolutional neural networks, 2014, arXiv:1404.5997, in the
-        widths of torchvision's, which are the usual ones in PyTorch. Differs: dropout 0 where the paper has 0.5, and
+        widths of torchvision, which are usual in PyTorch. Differs: dropout 0 where the paper has 0.5, and
         He's initialization.
     """
 
@@ -57,6 +60,6 @@ class Alexnet(Model):
             nn.ReLU(),
             nn.Linear(4096, num_classes),
         ]
-        # by fan_out, the last layer of few classes and the strided first one would give outputs ten times larger
+        # with fan_out, the last layer of few classes and the strided first one would make outputs ten times larger
         draw_he(layers, "fan_in")
         return nn.Sequential(*layers)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sublayers of a Transformer, each beside a shortcut and before a normalization."""
+"""The sublayers of a Transformer, each with a residual connection and a normalization after it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# B texts, T places that ask, S places that are asked, H heads, D channels
+# B texts, T query positions, S key positions, H heads, D channels
 
 
 class Attention(nn.Module):
     """Multi-head attention without biases, in four square matrices.
 
-    Shapes: (B, T, D) and (B, S, D) -> (B, T, D); mask (B or 1, 1, T or 1, S), True where T may look at S.
-    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, section 3.2.2. Differs: as its usual
-        PyTorch version, one matrix for the queries of all heads, and likewise for keys, values and the output.
+    Shapes: (B, T, D) and (B, S, D) -> (B, T, D); mask (B or 1, 1, T or 1, S), True where query T may attend to key S.
+    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, section 3.2.2. Differs: as in the
+        usual PyTorch version, one matrix for the queries of all heads, and likewise for keys, values and the output.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -27,17 +27,17 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, x: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         query, key, value = (
-            matrix(given).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for matrix, given in ((self.query, x), (self.key, seen), (self.value, seen))
+            matrix(inputs).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for matrix, inputs in ((self.query, x), (self.key, memory), (self.value, memory))
         )
-        met = self.product(query, key, value, mask).transpose(1, 2).flatten(-2)
-        return self.norm(x + self.dropout(self.out(met)))
+        attended = self.product(query, key, value, mask).transpose(1, 2).flatten(-2)
+        return self.norm(x + self.dropout(self.out(attended)))
 
 
 class DotProduct(nn.Module):
-    """softmax(Q K^T / sqrt(D / H)) V, a module of its own so that its multiplications are counted.
+    """softmax(Q K^T / sqrt(D / H)) V, as a module of its own so that its multiplications are counted.
 
     Shapes: (B, H, T, D / H), twice (B, H, S, D / H) and a mask -> (B, H, T, D / H).
     """
@@ -51,7 +51,7 @@ class DotProduct(nn.Module):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
     def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
-        """Multiplications of the two products."""
+        """The number of multiplications of the two products."""
         query, key, value, _ = inputs
         return query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * value.shape[-2] * value.shape[-1]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLEU of a model that translates."""
+"""BLEU scores of a model that translates."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from phalanx.models.translate import Translates, translate
 
 
 def bleu(written: Sequence[str], wanted: Sequence[str]) -> float:
-    """Corpus BLEU in [0, 100] of some texts against one reference each, capitals ignored.
+    """Corpus BLEU in [0, 100] of texts against one reference each, in lower case.
 
+    Args:
+        written: the translations.
+        wanted: the references.
     Raises:
-        ValueError: there are no texts, not as many as references, or sacrebleu is not installed.
+        ValueError: there are no texts, the numbers of texts and references differ, or sacrebleu is not installed.
     Source: Papineni et al., BLEU, 2002, ACL; by sacrebleu (Post, 2018, arXiv:1804.08771), tokenizer 13a.
     """
     sacrebleu = optional("sacrebleu", "BLEU", "sacrebleu", "translation")
@@ -28,11 +31,11 @@ def bleu(written: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def translations(model: Translates, data: Multi30k, width: int = 5, batch: int = 100) -> list[str]:
-    """The English of the data set's test texts as the model writes it, in lower case.
+    """The model's English translations of the data set's test texts, in lower case.
 
     Args:
-        width: beginnings that the beam search keeps, >= 1.
-        batch: texts that are translated at once, >= 1.
+        width: width of the beam search, >= 1.
+        batch: number of texts that are translated together, >= 1.
     """
     words, dataset = data.words(), data.load()
     weights = model.parameters() if isinstance(model, nn.Module) else ()
@@ -46,5 +49,5 @@ def translations(model: Translates, data: Multi30k, width: int = 5, batch: int =
 
 
 def bleu_of(model: Translates, data: Multi30k, width: int = 5) -> float:
-    """BLEU in [0, 100] of the model's translations of the data set's test texts, whose originals are the reference."""
+    """BLEU in [0, 100] of the model's translations of the data set's test texts; arguments as in `translations`."""
     return bleu(translations(model, data, width), data.sentences(data.test_on, "en"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small recurrent network that reads characters."""
+"""A small recurrent network that predicts characters."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from phalanx.models.model import Model, Shape
 
 @method("char_lstm", "model")
 class CharLstm(Model):
-    """A vector for each character, one layer of LSTM with both of PyTorch's biases, and a layer of its own for scores.
+    """A vector for each character, one LSTM layer with both biases of PyTorch, and a linear layer for the scores.
 
-    293,584 parameters on Shakespeare's 80 characters.
+    It has 293,584 parameters on Shakespeare's 80 characters.
 
+    Shapes: (B, L) token ids -> (B, L, num_classes).
     Args:
-        embedding: length of a character's vector, >= 1.
-        width: of the LSTM's state, >= 1.
+        embedding: length of the vector of a character, >= 1.
+        width: size of the state of the LSTM, >= 1.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Table 5.5 of the
         dissertation. Weights outside the LSTM are drawn from [-0.1, 0.1], as in the published code. Differs: scores at
-        every place of a passage, where that code has them at the last one.
+        every position of a passage, where that code has them only at the last one.
     """
 
     embedding: int = 8
@@ -36,7 +37,7 @@ class CharLstm(Model):
 
 
 class CharacterModel(nn.Module):
-    """Scores of the next character at every place of a text, which the model begins with an empty memory.
+    """Scores of the next character at every position of a text, which the model starts with an empty state.
 
     Shapes: (B, L) token ids -> (B, L, vocabulary).
     """
@@ -54,6 +55,9 @@ class CharacterModel(nn.Module):
         return self.resume(x, None)[0]
 
     def resume(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The scores of a part of a text, and the state behind it, for the next part."""
+        """The scores for a part of a text that continues from a state, and the state at its end.
+
+        Shapes: (B, L), two of (1, B, width) -> (B, L, vocabulary), two of (1, B, width).
+        """
         out, after = self.lstm(self.embedding(x), state)
         return self.decoder(out), after

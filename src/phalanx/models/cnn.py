@@ -15,11 +15,12 @@ from phalanx.models.model import Model, Shape
 class Cnn(Model):
     """3x3 convolutions with BatchNorm, each with 2x2 max-pooling until the image is 2x2, then one linear layer.
 
-    246,314 parameters on CIFAR-10, at 32x32 and at 16x16 pixels. Images are at least 2x2. Without BatchNorm it is 8
-    points behind after 300 steps of plain SGD on 256 images.
+    It has 246,314 parameters on CIFAR-10, at 32x32 and at 16x16 pixels. Images have at least 2x2 pixels. Without
+    BatchNorm the accuracy is 8 points lower after 300 steps of plain SGD on 256 images.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        channels: of the convolutions, each >= 1.
+        channels: number of channels of each convolution, >= 1.
     """
 
     channels_last: ClassVar[bool] = True

@@ -15,17 +15,19 @@ from phalanx.models.model import Model, Shape
 class CnnRand(Model):
     """Trained word vectors, convolutions over windows of words, their maximum over time, one linear layer.
 
-    154,502 parameters with 2 classes, besides `dim` a word of the vocabulary.
+    It has 154,502 parameters with 2 classes, and `dim` more for each word of the vocabulary.
 
+    Shapes: (B, L) token ids -> (B, num_classes).
     Args:
-        dim: of a word vector, >= 1.
-        maps: of each window, >= 1.
-        windows: words that a convolution sees, each >= 1.
-        dropout: before the linear layer, in [0, 1); 0 makes the gradient a function of the samples alone.
+        dim: length of a word vector, >= 1.
+        maps: number of output channels for each window, >= 1.
+        windows: number of words in the window of each convolution, >= 1.
+        dropout: probability of dropout before the linear layer, in [0, 1); 0 makes the gradient a function of the
+            samples alone.
     Source: Kim, Convolutional Neural Networks for Sentence Classification, 2014, arXiv:1408.5882, CNN-rand, in the size
-        of the dissertation (Table 6.1: 154k, which is silent on the rest). Differs: vectors of 128 where the paper has
-        300, for then all but the vectors are the dissertation's 154k; dropout 0 where the paper has 0.5; no bound on
-        the norm of the last layer.
+        of the dissertation (Table 6.1: 154k; it does not give the rest). Differs: vectors of 128 where the paper has
+        300, because then all parameters but the vectors are the dissertation's 154k; dropout 0 where the paper has 0.5; no
+        bound on the norm of the last layer.
     """
 
     dim: int = 128

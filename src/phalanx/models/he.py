@@ -10,9 +10,9 @@ from torch import nn
 
 
 def draw_he(layers: Iterable[nn.Module], mode: Literal["fan_in", "fan_out"]) -> None:
-    """Draws the weights of convolutions and linear layers anew, from torch's global generator; biases become 0.
+    """Initialises the weights of convolutions and linear layers from torch's global generator; biases become 0.
 
-    PyTorch's own initialization shrinks the signal at every layer, and nine of them learn nothing.
+    PyTorch's own initialization shrinks the signal at every layer, and a network of nine layers learns nothing.
 
     Args:
         mode: "fan_in" keeps the size of the signal, "fan_out" that of the gradient.

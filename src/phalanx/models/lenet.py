@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LeNet."""
+"""LeNet, a small convolutional network for digits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from phalanx.models.model import Model, Shape
 class Lenet(Model):
     """Two 5x5 convolutions without padding, each with 2x2 max-pooling, then two fully connected layers.
 
-    431,080 parameters on MNIST; 11,978 with channels=(8, 16), hidden=32. Images are at least 16x16.
+    It has 431,080 parameters on MNIST; 11,978 with channels=(8, 16), hidden=32. Images have at least 16x16 pixels.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        channels: of the two convolutions, >= 1.
+        channels: number of channels of the two convolutions, >= 1.
         hidden: width of the first fully connected layer, >= 1.
     Source: LeCun et al., Gradient-based learning applied to document recognition, 1998, in the widths of Caffe's
-        example. Differs: ReLU after the convolutions too.
+        example. Differs: ReLU also after the convolutions.
     """
 
     channels_last: ClassVar[bool] = True

@@ -20,18 +20,19 @@ State = tuple[Tensor, Tensor]  # h and c of all layers, each (layers, B, width)
 
 @method("tied_lstm", "model")
 class TiedLstm(Model):
-    """Word vectors, layers of LSTM, and the same word vectors as the last layer: what word comes next.
+    """Predicts the next word: word vectors, LSTM layers, and the same word vectors as the last layer.
 
-    85,962,278 parameters on WikiText-2.
+    It has 85,962,278 parameters on WikiText-2.
 
+    Shapes: (B, L) token ids -> (B, L, num_classes).
     Args:
-        width: of a word vector and of a layer's state, >= 1.
-        layers: >= 1.
-        dropout: of word vectors, between layers and before the last one, in [0, 1); 0 makes the gradient a function of
-            the samples alone.
+        width: length of a word vector and size of a layer's state, >= 1.
+        layers: number of LSTM layers, >= 1.
+        dropout: probability of dropout on word vectors, between layers and before the last layer, in [0, 1); 0 makes
+            the gradient a function of the samples alone.
     Source: Press and Wolf, Using the Output Embedding to Improve Language Models, 2016, arXiv:1608.05859, in the size
         of the dissertation (Table 4.12). Differs from its published code: every layer keeps its own state from one part
-        of a text to the next, where that code starts the second layer anew and gives its last state to the first.
+        of a text to the next, where that code resets the second layer and gives its last state to the first.
     """
 
     width: int = 1500
@@ -48,7 +49,7 @@ class TiedLstm(Model):
 
 
 class LanguageModel(nn.Module):
-    """Scores of the next word at every place of a text, which the model begins with an empty memory.
+    """Scores of the next word at every position of a text, which the model starts with an empty state.
 
     Shapes: (B, L) token ids -> (B, L, vocabulary).
     """
@@ -71,15 +72,18 @@ class LanguageModel(nn.Module):
         return self.resume(x, None)[0]
 
     def resume(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The scores of a part of a text, and the state of every layer behind it, for the next part."""
+        """The scores for a part of a text that continues from a state, and the state of every layer at its end.
+
+        Shapes: (B, L), two of (layers, B, width) -> (B, L, vocabulary), two of (layers, B, width).
+        """
         out, after = self.lstm(self.dropout(self.embedding(x)), state)
         return self.decoder(self.dropout(out)), after
 
 
 def one_bias(lstm: nn.LSTM) -> nn.LSTM:
-    """The LSTM with one bias a gate, as in textbooks: PyTorch's second, redundant one becomes zeros that do not train.
+    """The LSTM with one bias for each gate, as in textbooks: PyTorch's second, redundant bias becomes fixed zeros.
 
-    It stays an nn.LSTM in all else, but the zeros count as no parameter and are not saved.
+    Otherwise it stays an nn.LSTM. The zeros are not parameters and are not saved.
     """
     for name in [name for name, _ in lstm.named_parameters() if name.startswith("bias_hh")]:
         zeros = torch.zeros_like(getattr(lstm, name).detach())
@@ -91,21 +95,24 @@ def one_bias(lstm: nn.LSTM) -> nn.LSTM:
 
 @torch.no_grad()
 def perplexity(model: Any, text: Tensor, length: int = 35, count: int = 10) -> float:
-    """exp of the mean cross-entropy of each word of a text given all words before it in its column.
+    """Perplexity of a text: exp of the mean cross-entropy of each word given all words before it in its column.
 
-    The text is cut into `count` columns, which are read side by side, `length` words at a time, with the states carried
-    from part to part; words that do not fill the columns are left out.
+    The text is cut into `count` columns, which the model reads in parallel, `length` words at a time; the state
+    continues from part to part. Words that do not fill the columns are left out.
 
-    Shapes: (T,) token ids.
+    Shapes: (T,) token ids -> a number >= 1.
     Args:
-        model: with `resume`, such as a tied_lstm, factorized or not.
+        model: a model with `resume`, such as a tied_lstm, factorized or not.
+        text: token ids of the text.
+        length: words that the model reads at a time, >= 1.
+        count: number of columns, >= 1.
     Raises:
         ValueError: the text is too short for the columns.
     """
-    side_by_side = columns(text, count)
+    text_columns = columns(text, count)
     was, state, total, scored = model.training, None, 0.0, 0
     model.eval()
-    for x, y in parts(side_by_side, length):
+    for x, y in parts(text_columns, length):
         scores, state = model.resume(x, state)
         total += float(F.cross_entropy(scores.flatten(0, 1), y.flatten(), reduction="sum"))
         scored += y.numel()

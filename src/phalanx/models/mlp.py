@@ -16,8 +16,9 @@ from phalanx.models.model import Model, Shape
 class Mlp(Model):
     """Fully connected layers with ReLU between them.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        hidden: widths of the hidden layers, >= 1 each; () is a linear classifier.
+        hidden: widths of the hidden layers, each >= 1; () makes a linear classifier.
     """
 
     hidden: tuple[int, ...] = (64,)
@@ -34,8 +35,9 @@ class Mlp(Model):
 
 @method("fc", "model")
 class Fc(Model):
-    """The dissertation's FC, two hidden layers of 800 and 500: 1,033,510 parameters on MNIST.
+    """The dissertation's FC, with two hidden layers of 800 and 500: 1,033,510 parameters on MNIST.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, Table 6.1.
     """
 

@@ -14,39 +14,43 @@ from phalanx.data.shape import Shape as Shape
 
 
 class Model(Expression, ABC):
-    """A network that a run names: a classifier of images, of texts or of each token of a text.
+    """An expression that names a network: a classifier of images, of texts or of each token of a text.
 
-    Class attribute `channels_last`: the convolutions run in that memory format. Measured for a training step on 2 cores
-    with AVX-512 and without AMX, batch 64: LeNet 1.7 times faster, ResNet-18 1.3, VGG-9 1.2, VGG-11-BN 1.0. Bfloat16
-    autocast slowed all of them there (0.7 to 1.0 times the speed); it is for CPUs with AMX and for GPUs.
+    Class attribute `channels_last`: whether the convolutions run in that memory format. Measured for a training step on
+    2 cores with AVX-512 and without AMX, at batch 64: LeNet is 1.7 times faster, ResNet-18 1.3, VGG-9 1.2, VGG-11-BN
+    1.0. Bfloat16 autocast slowed all of them down there (0.7 to 1.0 times the speed); it is for CPUs with AMX and for
+    GPUs.
     """
 
     channels_last: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        """The network, its weights drawn from torch's global generator.
+        """The network, with weights initialised from torch's global generator.
 
-        Shapes: (B, *shape) -> (B, num_classes); where every token has a label, (B, L) or (B, 2, L) -> (B, L,
-            num_classes), num_classes being the vocabulary.
+        Shapes: (B, *shape) -> (B, num_classes); if every token has a label, (B, L) or (B, 2, L) -> (B, L, num_classes),
+            where num_classes is the size of the vocabulary.
+        Args:
+            shape: shape of an example.
+            num_classes: number of classes, >= 1.
         Raises:
-            ValueError: images of this shape are too small for it, or it reads another kind of data.
+            ValueError: images of this shape are too small for the network, or it reads another kind of data.
         """
 
     def image(self, shape: Shape) -> tuple[int, int, int]:
-        """Channels, height and width, for a model that reads images; ValueError where the data are texts."""
+        """The channels, height and width of the images; ValueError if the data are texts."""
         return shape if isinstance(shape, tuple) else self._refuse("images", shape)
 
     def tokens(self, shape: Shape) -> Tokens:
-        """Length and vocabulary, for a model that labels texts; ValueError where the data are others."""
+        """The length and vocabulary of texts with one label; ValueError if the data are others."""
         return shape if isinstance(shape, Tokens) else self._refuse("texts", shape)
 
     def passage(self, shape: Shape) -> Passage:
-        """Length and vocabulary, for a model that says what comes next; ValueError where the data are others."""
+        """The length and vocabulary of texts with a label for each token; ValueError if the data are others."""
         return shape if isinstance(shape, Passage) else self._refuse("passages", shape)
 
     def pairs(self, shape: Shape) -> Pairs:
-        """Length and vocabulary, for a model that translates; ValueError where the data are others."""
+        """The length and vocabulary of pairs of texts; ValueError if the data are others."""
         return shape if isinstance(shape, Pairs) else self._refuse("pairs of texts", shape)
 
     def _refuse(self, wanted: str, shape: Shape) -> Never:

@@ -18,8 +18,9 @@ from phalanx.models.model import Model, Shape
 class Resnet18(Model):
     """A 3x3 stem, four stages of two basic blocks, mean over the pixels: 11,173,962 parameters on CIFAR-10.
 
-    Images of any size; each of the last three stages halves them.
+    Images may have any size; each of the last three stages halves it.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Source: He et al., Deep Residual Learning, 2015, arXiv:1512.03385. Differs: stride 1 and no pooling at the stem and
         1x1 convolutions on the shortcuts, as is usual on CIFAR-10 and in the dissertation (Table 4.13).
     """
@@ -34,11 +35,12 @@ class Resnet18(Model):
 class Resnet(Model):
     """A 3x3 stem, one stage of basic blocks for each width, mean over the pixels: 691,834 parameters on CIFAR-10.
 
-    The reduced residual network of the laptop scales. Images of any size; each stage but the first halves them.
+    It is the reduced network of the laptop scales. Images may have any size; each stage but the first halves it.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        widths: channels of each stage, >= 1.
-        blocks: of each stage, >= 1.
+        widths: number of channels of each stage, >= 1.
+        blocks: number of blocks of each stage, >= 1.
     Source: as resnet18, which is resnet(widths=(64, 128, 256, 512), blocks=2).
     """
 
@@ -61,11 +63,13 @@ class Resnet(Model):
 class Resnet50(Model):
     """A stem, stages of 3, 4, 6 and 3 bottlenecks, mean over the pixels: 23,520,842 parameters on CIFAR-10.
 
-    25,557,032 with stem="large" on ImageNet. Images of any size; each of the last three stages halves them.
+    It has 25,557,032 parameters with stem="large" on ImageNet. Images may have any size; each of the last three stages
+    halves it.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        stem: "small" keeps the image's size in a 3x3 convolution; "large" makes it four times smaller in a 7x7
-            convolution and a pooling.
+        stem: "small" is a 3x3 convolution that keeps the size of the image; "large" is a 7x7 convolution and a pooling,
+            which make it four times smaller.
     Source: He et al., Deep Residual Learning, 2015, arXiv:1512.03385, Table 1, which has the large stem. Differs: a
         stage halves the image in the 3x3 convolution of its first block, as is usual and in the dissertation.
     """
@@ -80,13 +84,14 @@ class Resnet50(Model):
 
 @method("wide_resnet50", "model")
 class WideResnet50(Model):
-    """ResNet-50 whose 3x3 convolutions are twice as wide, WideResNet-50-2: 68,883,240 parameters on ImageNet.
+    """ResNet-50 with 3x3 convolutions that are twice as wide, WideResNet-50-2: 68,883,240 parameters on ImageNet.
 
-    Images of any size; each of the last three stages halves them.
+    Images may have any size; each of the last three stages halves it.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
         stem: as in resnet50.
-        widening: channels of the 3x3 convolutions over those of ResNet-50, >= 1.
+        widening: factor on the channels of the 3x3 convolutions of ResNet-50, >= 1.
     Source: Zagoruyko and Komodakis, Wide Residual Networks, 2016, arXiv:1605.07146, section 3.5. Differs: as resnet50.
     """
 
@@ -107,8 +112,9 @@ class WideResnet50(Model):
 class Resnet152(Model):
     """A 3x3 stem, stages of 3, 8, 36 and 3 bottlenecks, mean over the pixels: 58,156,618 parameters on CIFAR-10.
 
-    Images of any size; each of the last three stages halves them.
+    Images may have any size; each of the last three stages halves it.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Source: He et al., Deep Residual Learning, 2015, arXiv:1512.03385, Table 1. Differs: as resnet50.
     """
 
@@ -119,7 +125,10 @@ class Resnet152(Model):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut. Shapes: (B, inside, H, W) -> (B, width, H / stride, W / stride)."""
+    """Two 3x3 convolutions with a shortcut around them.
+
+    Shapes: (B, inside, H, W) -> (B, width, H / stride, W / stride).
+    """
 
     def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
@@ -136,7 +145,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution of widening * width channels between two of 1x1, beside a shortcut.
+    """A 3x3 convolution of widening * width channels between two 1x1 convolutions, with a shortcut around them.
 
     Shapes: (B, inside, H, W) -> (B, 4 width, H / stride, W / stride).
     """
@@ -183,7 +192,7 @@ def _resnet(
     inside = widths[0]
     for stage, (count, width) in enumerate(zip(counts, widths, strict=True)):
         for i in range(count):
-            made = block(inside, width, 2 if stage > 0 and i == 0 else 1)
-            layers.append(made)
-            inside = made.out
+            layer = block(inside, width, 2 if stage > 0 and i == 0 else 1)
+            layers.append(layer)
+            inside = layer.out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, num_classes))

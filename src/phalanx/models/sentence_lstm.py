@@ -12,19 +12,20 @@ from phalanx.models.model import Model, Shape
 
 @method("sentence_lstm", "model")
 class SentenceLstm(Model):
-    """Trained word vectors, layers of LSTM, one linear layer of the last layer's state behind the last word.
+    """Trained word vectors, LSTM layers, and one linear layer on the last layer's state after the last word.
 
-    643,602 parameters with 2 classes, besides `embedding` a word of the vocabulary.
+    It has 643,602 parameters with 2 classes, and `embedding` more for each word of the vocabulary.
 
+    Shapes: (B, L) token ids -> (B, num_classes).
     Args:
         embedding: length of a word vector, >= 1.
-        width: of a layer's state, >= 1.
-        layers: >= 1.
-        dropout: of word vectors, between layers and before the linear one, in [0, 1); 0 makes the gradient a function
-            of the samples alone.
+        width: size of a layer's state, >= 1.
+        layers: number of LSTM layers, >= 1.
+        dropout: probability of dropout on word vectors, between layers and before the linear layer, in [0, 1); 0 makes
+            the gradient a function of the samples alone.
     Source: Wang et al., Attack of the Tails, 2020, arXiv:2007.05084, task 4, in the size of the dissertation (section
-        8.5.2), which is silent on the places of dropout and the initialization: here PyTorch's. Differs: a score for
-        each class in place of one and a sigmoid.
+        8.5.2), which does not give the places of dropout and the initialization; the latter is PyTorch's here.
+        Differs: a score for each class in place of one score and a sigmoid.
     """
 
     embedding: int = 200
@@ -57,7 +58,7 @@ class _SentenceLstm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out, _ = self.lstm(self.dropout(self.embedding(x)))
-        # padding stands behind a text, and a text without a word has its first state
+        # padding follows a text, and a text without a word has its first state
         last = (x != PADDING).sum(dim=1).clamp(min=1) - 1
         state = out.gather(1, last[:, None, None].expand(-1, 1, out.shape[2])).squeeze(1)
         return self.linear(self.dropout(state))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Transformer that translates."""
+"""A Transformer that translates."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from phalanx.models.model import Model, Shape
 
 @method("transformer", "model")
 class Transformer(Model):
-    """An encoder of the text and a decoder of its translation, one matrix for all words: what word comes next.
+    """Predicts the next word of a translation: an encoder of the text, a decoder, and one matrix for all words.
 
-    48,978,432 parameters with Multi30k's 9,521 words.
+    It has 48,978,432 parameters with Multi30k's 9,521 words.
 
+    Shapes: pairs (B, 2, L) of token ids -> (B, L, num_classes).
     Args:
-        width: of a word vector, a multiple of heads, and even.
+        width: length of a word vector; even and a multiple of heads.
         hidden: width between the two linear layers of a block, >= 1.
-        heads: of each attention, >= 1.
-        layers: of the encoder, and of the decoder, >= 1.
-        dropout: of word vectors, attentions and every sublayer, in [0, 1); 0 makes the gradient a function of the
-            samples alone.
-        scaled: one matrix is too small as word vectors or too large for the scores: "words" multiplies the vectors by
-            sqrt(width) before their places are added; "scores" divides the scores by it, which learns much later.
-    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762. Differs: as the dissertation's code,
-        LayerNorm of the word vectors too; that code has scaled="scores" where the paper has "words".
+        heads: number of heads of each attention, >= 1.
+        layers: number of layers of the encoder and of the decoder, >= 1.
+        dropout: probability of dropout on word vectors, attentions and every sublayer, in [0, 1); 0 makes the gradient
+            a function of the samples alone.
+        scaled: how the one matrix is scaled, which is too small for word vectors or too large for scores. "words"
+            multiplies the vectors by sqrt(width) before positions are added; "scores" divides the scores by sqrt(width)
+            and learns much later.
+    Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762. Differs: as in the dissertation's
+        code, LayerNorm also on the word vectors; that code has scaled="scores" where the paper has "words".
     """
 
     width: int = 512
@@ -55,7 +57,7 @@ class Transformer(Model):
 
 
 class Translator(nn.Module):
-    """Scores of the next word at every place of a translation, from the text and the words before.
+    """Scores of the next word at every position of a translation, from the text and the words before.
 
     Shapes: pairs (B, 2, L) of token ids, the text and the translation so far -> (B, L, vocabulary).
     """
@@ -81,27 +83,27 @@ class Translator(nn.Module):
         return self.scores(self.decode(target, source, self.encode(source)))
 
     def encode(self, source: Tensor) -> Tensor:
-        """Shapes: (B, S) token ids -> (B, S, width)."""
+        """Encodes a text. Shapes: (B, S) token ids -> (B, S, width)."""
         x, mask = self.encoder_norm(self._embed(source)), _words(source)
         for layer in self.encoder:
             x = layer(x, mask)
         return x
 
     def decode(self, target: Tensor, source: Tensor, memory: Tensor) -> Tensor:
-        """What the decoder knows at each place of the translation so far, of which it sees the places up to there.
+        """The decoder's output at each position of the translation so far, which depends on the positions up to it.
 
         Shapes: (B, T) and (B, S) token ids, (B, S, width) from `encode` -> (B, T, width).
         """
-        places = target.shape[1]
-        before = torch.ones(places, places, dtype=torch.bool, device=target.device).tril()
+        length = target.shape[1]
+        before = torch.ones(length, length, dtype=torch.bool, device=target.device).tril()
         x = self.decoder_norm(self._embed(target))
-        mask, seen = _words(target) & before, _words(source)
+        mask, source_mask = _words(target) & before, _words(source)
         for layer in self.decoder:
-            x = layer(x, mask, memory, seen)
+            x = layer(x, mask, memory, source_mask)
         return x
 
     def scores(self, x: Tensor) -> Tensor:
-        """Of each word. Shapes: (..., width) -> (..., vocabulary)."""
+        """The score of each word. Shapes: (..., width) -> (..., vocabulary)."""
         return self.projection(x) * self.score_scale
 
     def _embed(self, ids: Tensor) -> Tensor:
@@ -126,12 +128,14 @@ class _DecoderLayer(nn.Module):
         self.across = Attention(width, heads, dropout)
         self.feed = FeedForward(width, hidden, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, seen: Tensor) -> Tensor:
-        return self.feed(self.across(self.attention(x, x, mask), memory, seen))
+    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, source_mask: Tensor) -> Tensor:
+        return self.feed(self.across(self.attention(x, x, mask), memory, source_mask))
 
 
 def positions(length: int, width: int) -> Tensor:
-    """PE[t, 2i] = sin(t / 10000^(2i / width)), PE[t, 2i + 1] = cos of the same. Shapes: -> (length, width).
+    """Position vectors PE[t, 2i] = sin(t / 10000^(2i / width)), PE[t, 2i + 1] = cos of the same.
+
+    Shapes: -> (length, width).
 
     Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, section 3.5. As published.
     """
@@ -141,7 +145,10 @@ def positions(length: int, width: int) -> Tensor:
 
 
 def _words(ids: Tensor) -> Tensor:
-    """(B, S) -> (B, 1, 1, S), False at padding; the first place is always seen, or an empty text would give NaN."""
+    """A mask that is False at padding; the first position is always True, as an empty text would give NaN.
+
+    Shapes: (B, S) -> (B, 1, 1, S).
+    """
     words = ids != PADDING
     words[:, :1] = True
     return words[:, None, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translations out of a model that scores the next word."""
+"""Translation by a beam search with a model that scores the next word."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch.nn import functional as F
 from phalanx.core.expression import require
 from phalanx.data.shape import END, PADDING, START
 
-# B texts, W unfinished or finished translations of each, V words
+# B texts, W translations of each (finished or not), V words
 
 
 class Translates(Protocol):
-    """What a translation needs of a model, such as a transformer, factorized or not."""
+    """The interface of a model that translates, such as a transformer, factorized or not."""
 
     training: bool
 
     def encode(self, source: Tensor) -> Tensor:
-        """Shapes: (B, S) -> (B, S, width)."""
+        """Encodes a text. Shapes: (B, S) -> (B, S, width)."""
         ...
 
     def decode(self, target: Tensor, source: Tensor, memory: Tensor) -> Tensor:
-        """Shapes: (B, T), (B, S), (B, S, width) -> (B, T, width)."""
+        """Decodes a translation so far. Shapes: (B, T), (B, S), (B, S, width) -> (B, T, width)."""
         ...
 
     def scores(self, x: Tensor) -> Tensor:
-        """Shapes: (..., width) -> (..., V)."""
+        """The score of each word. Shapes: (..., width) -> (..., V)."""
         ...
 
     def train(self, mode: bool = True) -> object:
-        """Chooses between training and evaluation."""
+        """Sets training or evaluation mode."""
         ...
 
 
@@ -42,25 +42,29 @@ def translate(
 ) -> list[list[int]]:
     """The most likely translations that a beam search finds.
 
-    A translation w_1 .. w_n counts log P(w_1 .. w_n | text) / n^alpha, its end being one of the words; the search keeps
-    the `width` most likely beginnings of each length.
+    The score of a translation w_1 .. w_n is log P(w_1 .. w_n | text) / n^alpha, where the end counts as a word. The
+    search keeps the `width` most likely beginnings of each length.
 
-    Shapes: (B, S) token ids, 0 behind each text -> B lists of ids, without start and end.
+    Shapes: (B, S) token ids, padded with 0 -> B lists of ids, without start and end.
     Args:
-        width: beginnings that are kept, >= 1; 1 takes the most likely word each time.
-        longest: words of a translation at most, >= 1, the end among them.
-        alpha: >= 0; higher prefers longer translations.
+        model: scores the next word.
+        source: the texts.
+        width: number of beginnings to keep, >= 1; 1 always takes the most likely word.
+        longest: largest number of words in a translation, with its end, >= 1.
+        alpha: exponent of the length, >= 0; higher prefers longer translations.
+    Raises:
+        ValueError: an argument is out of its range.
     Source: Wu et al., Google's Neural Machine Translation System, 2016, arXiv:1609.08144, section 7. Differs: n^alpha
-        for ((5 + n) / 6)^alpha, as in the dissertation's code; no coverage penalty.
+        in place of ((5 + n) / 6)^alpha, as in the dissertation's code; no coverage penalty.
     """
     ok = width >= 1 and longest >= 1 and alpha >= 0
     require(ok, f"a beam search needs width, longest >= 1 and alpha >= 0, got {width}, {longest}, {alpha}")
-    was = model.training
+    was_training = model.training
     model.train(False)
     try:
         return _search(model, source, width, longest, alpha) if len(source) else []
     finally:
-        model.train(was)
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -69,7 +73,7 @@ def _search(model: Translates, source: Tensor, width: int, longest: int, alpha: 
     memory = model.encode(source).repeat_interleave(width, dim=0)
     source = source.repeat_interleave(width, dim=0)
     words = torch.full((texts * width, 1), START, device=device)
-    # the beginnings are all alike at first, and only one of them may be continued
+    # all beginnings are equal at first, and only one of them may be continued
     total = torch.full((texts, width), float("-inf"), device=device)
     total[:, 0] = 0.0
     ended = torch.zeros(texts * width, dtype=torch.bool, device=device)
@@ -77,13 +81,13 @@ def _search(model: Translates, source: Tensor, width: int, longest: int, alpha: 
     for place in range(longest):
         score = F.log_softmax(model.scores(model.decode(words, source, memory)[:, -1]).float(), dim=-1)
         score[:, [PADDING, START]] = float("-inf")
-        # a finished translation goes on with padding, for nothing
+        # a finished translation continues with padding, which costs nothing
         score[ended] = float("-inf")
         score[ended, PADDING] = 0.0
-        kinds = score.shape[-1]
-        total, chosen = (total[..., None] + score.view(texts, width, kinds)).flatten(1).topk(width)
-        parent = (chosen // kinds + torch.arange(texts, device=device)[:, None] * width).flatten()
-        following = (chosen % kinds).flatten()
+        num_words = score.shape[-1]
+        total, chosen = (total[..., None] + score.view(texts, width, num_words)).flatten(1).topk(width)
+        parent = (chosen // num_words + torch.arange(texts, device=device)[:, None] * width).flatten()
+        following = (chosen % num_words).flatten()
         lengths = torch.where(ended[parent], lengths.flatten()[parent], place + 1.0).view(texts, width)
         words = torch.cat([words[parent], following[:, None]], dim=1)
         ended = ended[parent] | (following == END)

@@ -11,7 +11,7 @@ from phalanx.core.expression import method, require
 from phalanx.models.he import draw_he
 from phalanx.models.model import Model, Shape
 
-Stages = tuple[tuple[int, ...], ...]  # output channels of the convolutions between two poolings
+Stages = tuple[tuple[int, ...], ...]  # for each stage, the output channels of its convolutions
 
 VGG11: Stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 VGG13: Stages = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
@@ -22,8 +22,9 @@ VGG19: Stages = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 class Vgg11(Model):
     """VGG-11 without BatchNorm, two hidden layers of 4096: 132,863,336 parameters on ImageNet.
 
-    Images are at least 32x32.
+    Images have at least 32x32 pixels.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
         dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration A. Differs:
@@ -60,8 +61,9 @@ class Vgg11(Model):
 class Vgg11Bn(Model):
     """VGG-11 with BatchNorm, two hidden layers of 512: 9,756,426 parameters on CIFAR-10.
 
-    An image that is one pixel high or wide already is not pooled further, so 16x16 gives the same parameters.
+    Pooling stops when an image is one pixel high or wide, so 16x16 pixels give the same number of parameters.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
         dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration A, in the
@@ -83,8 +85,9 @@ class Vgg11Bn(Model):
 class Vgg13Bn(Model):
     """VGG-13 with BatchNorm, two hidden layers of 512: 9,941,322 parameters with 10 classes, 9,987,492 with 100.
 
-    An image that is one pixel high or wide already is not pooled further, so 16x16 gives the same parameters.
+    Pooling stops when an image is one pixel high or wide, so 16x16 pixels give the same number of parameters.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
         dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration B.
@@ -106,13 +109,15 @@ class Vgg13Bn(Model):
 class Vgg19Bn(Model):
     """VGG-19 with BatchNorm, two hidden layers of 512: 20,565,834 parameters on CIFAR-10.
 
-    20,560,330 with bias=False, the dissertation's of Table 4.11; 20,035,018 without hidden layers besides, its of Table
-    4.18. An image that is one pixel high or wide already is not pooled further, so 16x16 gives the same parameters.
+    It has 20,560,330 parameters with bias=False, as in Table 4.11 of the dissertation, and 20,035,018 with hidden=() as
+    well, as in its Table 4.18. Pooling stops when an image is one pixel high or wide, so 16x16 pixels give the same
+    number of parameters.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
         dropout: before each hidden layer, in [0, 1); 0 makes the gradient a function of the samples alone.
-        bias: whether the convolutions add one to each map, which the BatchNorm behind them takes away again.
-        hidden: widths of the hidden layers, >= 1 each.
+        bias: whether the convolutions have a bias, which the BatchNorm after them removes again.
+        hidden: widths of the hidden layers, each >= 1.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration E, in the
         sizes of the dissertation (Table 4.4). Differs: dropout 0 where the paper has 0.5.
     """
@@ -135,14 +140,15 @@ class Vgg19Bn(Model):
 class Vgg9(Model):
     """FedMA's VGG-9, six convolutions without BatchNorm and two hidden layers: 3,491,530 parameters on CIFAR-10.
 
-    Images are at least 8x8.
+    Images have at least 8x8 pixels.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        width: factor of every hidden layer's width, > 0.
-        dropout: after the last pooling and the second hidden layer, in [0, 1); whole channels after the second pooling
-            with half of it. 0 makes the gradient a function of the samples alone.
+        width: factor on the width of every hidden layer, > 0.
+        dropout: probability of dropout after the last pooling and the second hidden layer, in [0, 1); after the second
+            pooling whole channels are dropped with half of it. 0 makes the gradient a function of the samples alone.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Table 5.4 of the
-        dissertation, which is silent on the initialization: here He et al., 2015, arXiv:1502.01852, section 2.2.
+        dissertation, which does not give the initialization; here it is He et al., 2015, arXiv:1502.01852, section 2.2.
     """
 
     channels_last: ClassVar[bool] = True
@@ -187,13 +193,14 @@ class Vgg9(Model):
 class Vgg9Conv(Model):
     """Eight convolutions and one linear layer without BatchNorm or dropout: 9,225,610 parameters on CIFAR-10.
 
-    An image that is one pixel high or wide already is not pooled further, so 16x16 gives the same parameters.
+    Pooling stops when an image is one pixel high or wide, so 16x16 pixels give the same number of parameters.
 
+    Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        width: factor of every convolution's channels, > 0; 0.5 is the thin and 2 the wide version of figure 8.8.
+        width: factor on the channels of every convolution, > 0; 0.5 is the thin and 2 the wide version of figure 8.8.
     Source: Wang et al., Attack of the Tails: Yes, You Really Can Backdoor Federated Learning, 2020, arXiv:2007.05084,
-        table 8.3 of the dissertation, which is silent on the initialization: here He et al., 2015, arXiv:1502.01852,
-        section 2.2.
+        table 8.3 of the dissertation, which does not give the initialization; it is that of He et al., 2015,
+        arXiv:1502.01852, section 2.2.
     """
 
     channels_last: ClassVar[bool] = True

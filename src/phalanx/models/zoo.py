@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dissertation's networks of chapter 4 under one name each, with the layers that it makes low-rank."""
+"""The networks of chapter 4 of the dissertation by name, with the layers that it makes low-rank."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ class Network:
     """A model for data of one shape, and its hybrid.
 
     Args:
-        low: names of the layers that the hybrid makes low-rank, * and [] as in a shell; others stay full.
-        ratio: of the rank to the shorter side of a layer's matrix, which is cut to a whole number.
-        about: where the hybrid stands, and what parameters it has.
+        model: builds the network.
+        shape: shape of an example.
+        num_classes: number of classes.
+        low: names of the layers that the hybrid makes low-rank, with * and [] as in a shell; others stay full.
+        about: place of the hybrid in the dissertation, and its number of parameters.
+        ratio: ratio of the rank to the shorter side of a layer's matrix, in (0, 1]; ranks are rounded down.
     """
 
     model: Model
@@ -38,11 +41,11 @@ class Network:
     ratio: float = 0.25
 
     def build(self) -> nn.Module:
-        """The network, its weights drawn from torch's global generator."""
+        """The network, with weights initialised from torch's global generator."""
         return self.model.build(self.shape, self.num_classes)
 
     def sample_input(self, batch: int = 1) -> Tensor:
-        """What it reads: normal numbers as images, words at random as texts.
+        """A random input of the network: normal numbers for images, random words for texts.
 
         Shapes: -> (batch, C, H, W), (batch, L) or (batch, 2, L).
         """
@@ -56,7 +59,7 @@ class Network:
         return any(fnmatchcase(name, pattern) for pattern in self.low)
 
     def hybrid(self, ratio: float | None = None) -> Plan:
-        """What the dissertation makes low-rank, for `factorize`; at another ratio of ranks if one is given."""
+        """The dissertation's plan for `factorize`, or the same plan with another ratio of ranks."""
         model, share = self.build().eval(), self.ratio if ratio is None else ratio
         matrices = [entry.name for entry in plan(model, share, classifier=False)]
         full = [name for name in matrices if not any(map(self.is_low, _within(name)))]
@@ -129,10 +132,10 @@ NETWORKS: dict[str, Network] = {
 
 
 def network(name: str) -> Network:
-    """The network of a name.
+    """The network with a name.
 
     Raises:
-        ValueError: there is none; the sentence lists the choices.
+        ValueError: there is no such network; the sentence lists the choices.
     """
     if name not in NETWORKS:
         raise ValueError(f"no network is called {name!r}; {suggest(name, list(NETWORKS))}")
