@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ class Digits(Data):
     """The 1,797 digits of 8x8 pixels in scikit-learn: 1,437 to train on and 360 to test on, always in the same split.
 
     Shapes: images (N, 1, 8, 8) uint8 with levels 0 to 16, labels (N,) int64 from 0 to 9.
-
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998 (the test part of the UCI set).
     """
 
@@ -48,4 +48,5 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
         return table[:, :-1], table[:, -1]
     from sklearn.datasets import load_digits
 
-    return load_digits(return_X_y=True)
+    data: Any = load_digits(return_X_y=True)
+    return data

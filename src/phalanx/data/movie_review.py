@@ -99,8 +99,11 @@ def tokens(sentence: str) -> list[str]:
 def _sentences(path: Path) -> list[str]:
     # not splitlines, which also splits at characters within the sentences
     lines = path.read_text(encoding="latin-1").removesuffix("\n").split("\n")
-    found = len(lines)
-    require(found == SENTENCES, f"movie_review: {path} has {found} lines, and should have {SENTENCES}; fetch it again")
+    num_lines = len(lines)
+    require(
+        num_lines == SENTENCES,
+        f"movie_review: {path} has {num_lines} lines, and should have {SENTENCES}; fetch it again",
+    )
     return lines
 
 

@@ -102,11 +102,11 @@ class Shakespeare(Data):
 
     def _part(self, field: str, texts: list[str], count: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Passages, their labels and their owners."""
-        found = [passages(ids_of(text), self.length, self.context) for text in texts]
-        owners = torch.arange(len(found)).repeat_interleave(torch.tensor([len(x) for x, _ in found]))
+        by_role = [passages(ids_of(text), self.length, self.context) for text in texts]
+        owners = torch.arange(len(by_role)).repeat_interleave(torch.tensor([len(x) for x, _ in by_role]))
         check_count("shakespeare", field, count, len(owners), "passages")
         keep = evenly_spaced(len(owners), count)
-        x, y = (torch.cat(pieces)[keep] for pieces in zip(*found, strict=True))
+        x, y = (torch.cat(pieces)[keep] for pieces in zip(*by_role, strict=True))
         return x, y, owners[keep]
 
 

@@ -42,8 +42,8 @@ def factors_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _pairs(model: nn.Module) -> list[tuple[LowRank, Factor]]:
-    found: dict[int, tuple[LowRank, Factor]] = {}
+    pairs: dict[int, tuple[LowRank, Factor]] = {}
     for low in low_rank_layers(model).values():
         for factor in low.factors:
-            found.setdefault(id(low.pair(factor)[0]), (low, factor))
-    return list(found.values())
+            pairs.setdefault(id(low.pair(factor)[0]), (low, factor))
+    return list(pairs.values())

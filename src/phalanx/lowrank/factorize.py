@@ -68,11 +68,11 @@ def apply(model: nn.Module, plan: Plan, split: Split | None, inplace: bool = Fal
     Raises:
         ValueError: as `factorize`.
     """
-    found = layers(model)
-    ranks = match_plan(found, parameter_names(model), plan)
+    model_layers = layers(model)
+    ranks = match_plan(model_layers, parameter_names(model), plan)
     pairs: dict[tuple[int, int], tuple[nn.Parameter, nn.Parameter]] = {}
     replaced: dict[int, nn.Module] = {}
-    for layer in found:
+    for layer in model_layers:
         own = {factor.name: ranks.get(layer.path(factor)) for factor in layer.factors}
         if layer.family is None or all(rank is None for rank in own.values()):
             continue
@@ -87,8 +87,8 @@ def apply(model: nn.Module, plan: Plan, split: Split | None, inplace: bool = Fal
                 path, _, last = name.rpartition(".")
                 setattr(low.get_submodule(path), last, parameter)
         replaced[id(layer.module)] = keep_mode_and_hooks(layer.module, low)
-    made = {id(parameter): parameter for pair in pairs.values() for parameter in pair}
-    return set_fast_path(replace_modules(model, replaced, made, inplace))
+    new_parameters = {id(parameter): parameter for pair in pairs.values() for parameter in pair}
+    return set_fast_path(replace_modules(model, replaced, new_parameters, inplace))
 
 
 def _fill(pair: tuple[nn.Parameter, nn.Parameter], layer: Layer, factor: Factor, split: Split) -> None:

@@ -77,12 +77,12 @@ def layers(model: nn.Module) -> list[Layer]:
     Raises:
         ValueError: some layers are of low rank already, or have no shape yet.
     """
-    found = list(_walk(model, "", set()))
-    done = [layer.name for layer in found if isinstance(layer.module, LowRank)]
+    model_layers = list(_walk(model, "", set()))
+    done = [layer.name for layer in model_layers if isinstance(layer.module, LowRank)]
     if done:
         few = ", ".join(map(repr, done[:3])) + (", ..." if len(done) > 3 else "")
         raise ValueError(f"the model has low-rank layers already ({few}); make it dense first with merge(model)")
-    return found
+    return model_layers
 
 
 def parameter_names(model: nn.Module) -> dict[int, list[str]]:

@@ -36,8 +36,8 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
             path, _, last = name.rpartition(".")
             setattr(dense.get_submodule(path), last, weights[key])
         replaced[id(low)] = keep_mode_and_hooks(low, dense)
-    made = {id(parameter): parameter for parameter in weights.values()}
-    return set_fast_path(replace_modules(model, replaced, made, inplace))
+    new_parameters = {id(parameter): parameter for parameter in weights.values()}
+    return set_fast_path(replace_modules(model, replaced, new_parameters, inplace))
 
 
 def applied(model: nn.Module) -> Plan:

@@ -12,13 +12,13 @@ from phalanx.core._torch_private import copy_hooks, submodules
 
 
 def replace_modules(
-    model: nn.Module, replaced: dict[int, nn.Module], made: dict[int, nn.Parameter], inplace: bool
+    model: nn.Module, replaced: dict[int, nn.Module], new_parameters: dict[int, nn.Parameter], inplace: bool
 ) -> nn.Module:
     """The model with a new module in every place of an old one.
 
     Args:
         replaced: new modules by the id of the old one.
-        made: new parameters by their id; they belong to the result only, so they are not copied.
+        new_parameters: new parameters by their id; they belong to the result only, so they are not copied.
         inplace: change the model; otherwise it stays unchanged, and the modules that are replaced are not copied.
     Raises:
         ValueError: DDP holds the model, it cannot be copied, or the model itself would be replaced in place.
@@ -26,7 +26,7 @@ def replace_modules(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("DDP holds the old parameters in its buckets; give its .module, and wrap the result again")
     if not inplace:
-        memo: dict[int, Any] = dict(made)
+        memo: dict[int, Any] = dict(new_parameters)
         try:
             for old, new in replaced.items():
                 memo[old] = copy.deepcopy(new, memo)

@@ -72,17 +72,17 @@ def transferred_state(
         return {}
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     state = cast(Mapping[Tensor, dict[str, Any]], optimizer.state)
-    made: dict[Tensor, dict[str, Any]] = {}
+    new_state: dict[Tensor, dict[str, Any]] = {}
     for entry in parameter_map(old, new):
         held = [state[p] for p in entry.old if state.get(p)]
         if not held or len(held) < len(entry.old):
             continue
         _check(optimizer, held[0])
         if len(entry.new) == 1:
-            made[entry.new[0]] = {key: _copied(entry.part(x) if _is_like(x) else x) for key, x in held[0].items()}
+            new_state[entry.new[0]] = {key: _copied(entry.part(x) if _is_like(x) else x) for key, x in held[0].items()}
         else:
-            made |= zip(entry.new, _split(entry, held, groups[id(entry.old[0])], moments), strict=True)
-    return made
+            new_state |= zip(entry.new, _split(entry, held, groups[id(entry.old[0])], moments), strict=True)
+    return new_state
 
 
 def transfer_average(average: nn.Module, new: nn.Module) -> nn.Module:
@@ -171,7 +171,7 @@ def _check(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     if unknown:
         raise ValueError(
             f"the moments {', '.join(unknown)} of {type(optimizer).__name__} are not known; transfer those of SGD, "
-            'Adam or AdamW, or start anew with moments="fresh"'
+            'Adam or AdamW, or start again with moments="fresh"'
         )
 
 

@@ -94,7 +94,7 @@ def parameter_map(old: nn.Module, new: nn.Module) -> list[Counterpart]:
     Raises:
         ValueError: the new model was not made from the old one.
     """
-    found: dict[int, Counterpart] = {}
+    entries: dict[int, Counterpart] = {}
     for path, low in low_rank_layers(new).items():
         before = _module(old, path)
         for factor, part in low.parts():
@@ -103,13 +103,13 @@ def parameter_map(old: nn.Module, new: nn.Module) -> list[Counterpart]:
             # a matrix that a low-rank layer leaves full is a parameter of its own already
             apart = len(into) == 1 and isinstance(before, LowRank)
             entry = Counterpart(name, _source(before, factor, name), into, None if apart else factor)
-            found.setdefault(id(into[0]), entry)
-    inside = {id(p) for entry in found.values() for p in entry.new}
+            entries.setdefault(id(into[0]), entry)
+    inside = {id(p) for entry in entries.values() for p in entry.new}
     names = dict(old.named_parameters(remove_duplicate=False))
     for name, parameter in new.named_parameters():
         if id(parameter) not in inside and name in names and names[name].shape == parameter.shape:
-            found[id(parameter)] = Counterpart(name, (names[name],), (parameter,))
-    return list(found.values())
+            entries[id(parameter)] = Counterpart(name, (names[name],), (parameter,))
+    return list(entries.values())
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:

@@ -39,7 +39,7 @@ def plan(
     measure: bool = False,
     autocast: torch.dtype | None = None,
 ) -> Plan:
-    """What `factorize` would do to a model: one entry for each matrix, with the reason.
+    """The plan that `factorize` would apply to a model: one entry for each matrix, with the reason.
 
     Each gate of a recurrent layer and each group of a convolution has the rank of its entry. With rank="ratio" the rank
     is max(1, floor(min(out, in * kernel) ratio)). With rank="auto" it comes from the singular values of the present
@@ -103,14 +103,14 @@ def plan(
     counts = {} if sample_input is None else count_positions(model, model_layers, sample_input)
     entries = _entries(model_layers, reasons, choose, counts)
     total = sum(parameter.numel() for parameter in model.parameters())
-    made = Plan(entries, total - sum(entry.parameters for entry in entries))
+    first_plan = Plan(entries, total - sum(entry.parameters for entry in entries))
     timer = LayerTimer(model, model_layers, sample_input, autocast) if measure else None
     if not auto:
-        return made if timer is None else timer(made)
+        return first_plan if timer is None else timer(first_plan)
     known = {layer.path(factor): (layer, factor) for layer in model_layers for factor in layer.factors}
-    own = [] if spectral else [e.name for e in made if e.rank is not None and not e.tied]
+    own = [] if spectral else [e.name for e in first_plan if e.rank is not None and not e.tied]
     shares = None if spectral else {name: energies_of(*known[name]) for name in own}
-    return choose_full_layers(made, shares, first is None and not measure, timer)
+    return choose_full_layers(first_plan, shares, first is None and not measure, timer)
 
 
 def _check(ratio: float | None, first: int | None, energy: float, initial: Mapping[str, float] | None) -> None:
@@ -140,14 +140,14 @@ def _entries(
     counts: dict[str, int],
 ) -> tuple[Entry, ...]:
     owners: dict[tuple[int, int], str] = {}
-    made: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for layer in model_layers:
         for factor in layer.factors:
             name, weight = layer.path(factor), layer.owned(factor)
             owner = name if weight is None else owners.setdefault((id(weight), factor.start), name)
             rank, reason = None, reasons[name]
             if not reason and owner != name:
-                rank, reason = made[owner].rank, made[owner].reason
+                rank, reason = entries[owner].rank, entries[owner].reason
             elif not reason:
                 rank, reason = choose(name, layer, factor)
                 size = factor.size_at(rank)
@@ -155,10 +155,10 @@ def _entries(
                     reason = f"factors of rank {rank} are no smaller, {size:,} for {factor.size:,}"
                     rank = None
             tied = owner if owner != name else ""
-            made[name] = Entry(
+            entries[name] = Entry(
                 name, layer.kind, factor.shape, rank, reason, factor.copies, tied, positions=counts.get(name)
             )
-    return tuple(made.values())
+    return tuple(entries.values())
 
 
 def _rules(

@@ -27,7 +27,7 @@ def match(
     bias: Literal["last", "none", "first"] = "last",
     seed: int = 0,
 ) -> Matching:
-    """Which neurons of several networks are the same, and the layer that averages them.
+    """Matches the neurons of one layer of several networks, and averages them.
 
     Shapes: J of (L_j, D) -> (L, D).
     Args:

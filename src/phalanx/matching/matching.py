@@ -133,7 +133,7 @@ def numbered(labels: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _firsts(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each different label, in ascending order, appears first; and the rank of the label of each entry."""
+    """The position where each different label (ascending) appears first, and the rank of the label of each entry."""
     values, places = labels.unique(return_inverse=True)
     first = torch.full_like(values, len(labels)).scatter_reduce_(0, places, torch.arange(len(labels)), "amin")
     return first, places

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AlexNet."""
+"""AlexNet, the convolutional network for ImageNet."""
 
 from __future__ import annotations
 

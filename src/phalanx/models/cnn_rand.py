@@ -26,8 +26,8 @@ class CnnRand(Model):
             samples alone.
     Source: Kim, Convolutional Neural Networks for Sentence Classification, 2014, arXiv:1408.5882, CNN-rand, in the size
         of the dissertation (Table 6.1: 154k; it does not give the rest). Differs: vectors of 128 where the paper has
-        300, because then all parameters but the vectors are the dissertation's 154k; dropout 0 where the paper has 0.5; no
-        bound on the norm of the last layer.
+        300, because then all parameters but the vectors are the dissertation's 154k; dropout 0 where the paper has
+        0.5; no bound on the norm of the last layer.
     """
 
     dim: int = 128

@@ -136,7 +136,6 @@ def positions(length: int, width: int) -> Tensor:
     """Position vectors PE[t, 2i] = sin(t / 10000^(2i / width)), PE[t, 2i + 1] = cos of the same.
 
     Shapes: -> (length, width).
-
     Source: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, section 3.5. As published.
     """
     rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-torch.tensor(10_000.0).log() / width))

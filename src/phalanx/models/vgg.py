@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGG networks."""
+"""VGG networks, with and without BatchNorm."""
 
 from __future__ import annotations
 

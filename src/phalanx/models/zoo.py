@@ -63,9 +63,10 @@ class Network:
         model, share = self.build().eval(), self.ratio if ratio is None else ratio
         matrices = [entry.name for entry in plan(model, share, classifier=False)]
         full = [name for name in matrices if not any(map(self.is_low, _within(name)))]
-        made = plan(model, share, keep=full, classifier=False, sample_input=self.sample_input())
+        hybrid_plan = plan(model, share, keep=full, classifier=False, sample_input=self.sample_input())
         return replace(
-            made, entries=tuple(replace(e, reason="full as published") if e.name in full else e for e in made)
+            hybrid_plan,
+            entries=tuple(replace(e, reason="full as published") if e.name in full else e for e in hybrid_plan),
         )
 
 

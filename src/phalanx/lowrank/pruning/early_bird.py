@@ -82,14 +82,14 @@ class EarlyBird(Surgery):
         self, optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, memory: State
     ) -> dict[Any, dict[str, Any]]:
         cuts, into = cuts_of(old, memory["shape"]["kept"]), dict(new.named_parameters())
-        made: dict[Any, dict[str, Any]] = {}
+        new_state: dict[Any, dict[str, Any]] = {}
         for name, parameter in old.named_parameters():
             held: dict[str, Any] = optimizer.state.get(parameter, {})
             # counts of steps and the like do not have the shape of the parameter
             own = {key: isinstance(x, Tensor) and x.shape == parameter.shape for key, x in held.items()}
             if held:
-                made[into[name]] = {key: cut(x, cuts.get(name, {})) if own[key] else x for key, x in held.items()}
-        return made
+                new_state[into[name]] = {key: cut(x, cuts.get(name, {})) if own[key] else x for key, x in held.items()}
+        return new_state
 
     def before_step(self, model: nn.Module, memory: State, weight_decay: float) -> None:
         if "shape" in memory or not self.sparsity:

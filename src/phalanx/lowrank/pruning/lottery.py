@@ -64,10 +64,10 @@ class Lottery(Surgery):
         left = pruned(named, {name: mask.bool() for name, mask in held.items()}, self.rate, self.among)
         # bytes, because a message cannot hold booleans
         memory = {**memory, "masks": {name: mask.to(torch.uint8) for name, mask in left.items()}}
-        made = copy.deepcopy(model)
-        made.load_state_dict(memory["start"])
-        self.after_step(made, memory)
-        return made, memory
+        rewound = copy.deepcopy(model)
+        rewound.load_state_dict(memory["start"])
+        self.after_step(rewound, memory)
+        return rewound, memory
 
     def rebuild(self, model: nn.Module, shape: State) -> nn.Module:
         return model
@@ -90,11 +90,11 @@ class Lottery(Surgery):
         """The weights that are pruned, by name."""
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         last = id(linear[-1].weight) if linear and self.classifier else None
-        found = {
+        prunable = {
             n: p.detach() for n, p in model.named_parameters() if p.requires_grad and p.dim() > 1 and id(p) != last
         }
-        require(bool(found), f"lottery finds no weight to prune in {type(model).__name__}; try classifier=False")
-        return found
+        require(bool(prunable), f"lottery finds no weight to prune in {type(model).__name__}; try classifier=False")
+        return prunable
 
 
 def pruned(weights: dict[str, Tensor], masks: Masks, rate: float, among: Literal["all", "layer"]) -> Masks:

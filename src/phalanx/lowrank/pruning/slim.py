@@ -24,10 +24,10 @@ def slim(model: nn.Module, kept: Kept) -> nn.Module:
     Raises:
         ValueError: as `cuts_of`.
     """
-    made = copy.deepcopy(model)
-    tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
-    replace_tensors(made, {name: cut(tensors[name], cuts) for name, cuts in cuts_of(model, kept).items()})
-    return made
+    thinner = copy.deepcopy(model)
+    tensors = {**dict(thinner.named_parameters()), **dict(thinner.named_buffers())}
+    replace_tensors(thinner, {name: cut(tensors[name], cuts) for name, cuts in cuts_of(model, kept).items()})
+    return thinner
 
 
 def cuts_of(model: nn.Module, kept: Kept) -> Cuts:
