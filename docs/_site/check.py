@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows every link, anchor and image of a built site; ends with 1 and a list if some lead nowhere."""
+"""Follows every link, anchor and image of a built site; ends with 1 and a list if some lead nowhere.
+
+A page may link to other hosts, but loads nothing from them: no script, style, font, image or frame.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,9 +20,12 @@ class Page(HTMLParser):
         super().__init__()
         self.links: list[str] = []
         self.anchors = {"", "__top"}
+        self.loaded: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "a":
+            self.loaded += [value for name, value in attrs if name in ("href", "src") and value]
         for name, value in attrs:
             if name in ("href", "src") and value:
                 self.links.append(value)
@@ -31,8 +38,10 @@ def broken(site: Path) -> list[str]:
     pages = {path: Page(path.read_text("utf-8")) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
     found = []
     for path, page in pages.items():
+        foreign = [link for link in page.loaded if link.startswith(("http:", "https:", "//"))]
+        found += [f"{path.relative_to(site)}: loads {link} from another host" for link in dict.fromkeys(foreign)]
         for link in dict.fromkeys(page.links):
-            if link.startswith(("http:", "https:", "mailto:", "data:", "javascript:")):
+            if link.startswith(("http:", "https:", "//", "mailto:", "data:", "javascript:")):
                 continue
             address, anchor = urldefrag(link)
             target = (path.parent / unquote(address)).resolve() if address else path
@@ -42,6 +51,9 @@ def broken(site: Path) -> list[str]:
                 found.append(f"{here}: {link} does not exist")
             elif target in pages and unquote(anchor) not in pages[target].anchors:
                 found.append(f"{here}: {link} has no such place")
+    for script in sorted(site.rglob("*.js")):
+        for address in re.findall(r'"(https?://[^"]+\.js|https?://unpkg\.com/[^"]+)"', script.read_text("utf-8")):
+            found.append(f"{script.relative_to(site)}: loads {address} from another host")
     return found
 
 

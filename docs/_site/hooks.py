@@ -49,6 +49,20 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return re.sub(formulas.MARK, formulas.drawn, html, flags=re.S)
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Leaves no address of a foreign host in the theme's scripts, which would fetch programs there for old browsers."""
+    for script in Path(config.site_dir).glob("assets/javascripts/*.js"):
+        text = script.read_text("utf-8")
+        script.write_text(without_foreign_scripts(text), "utf-8")
+
+
+def without_foreign_scripts(program: str) -> str:
+    """The program with an empty script in place of each that it would load from another host."""
+    return re.sub(
+        r'"https?://[^"]+\.js"|"https?://(?:unpkg\.com|cdn\.[^"/]+)/[^"]*"', '"data:text/javascript,"', program
+    )
+
+
 def on_shutdown() -> None:
     """Removes what was copied."""
     for folder in _folders:

@@ -85,6 +85,28 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     assert found == ["a.html: b.html#there has no such place", "a.html: c.png does not exist"]
 
 
+def test_what_a_page_loads_from_another_host_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<script src="https://example.org/x.js"></script><a href="https://example.org">1</a>'
+    )
+    (tmp_path / "b.js").write_text('load("https://unpkg.com/polyfill")')
+    found = part("check").broken(tmp_path)
+    assert found == [
+        "a.html: loads https://example.org/x.js from another host",
+        "b.js: loads https://unpkg.com/polyfill from another host",
+    ]
+
+
+def test_scripts_of_the_theme_load_nothing_from_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_site"))
+    cleaned = part("hooks").without_foreign_scripts(
+        'f("https://unpkg.com/a");g("https://b.org/c.js");h("https://b.org/d")'
+    )
+    assert cleaned == 'f("data:text/javascript,");g("data:text/javascript,");h("https://b.org/d")'
+
+
 def test_docstrings_become_sections() -> None:
     pytest.importorskip("griffe")
     text = part("docstrings").apart(inspect.getdoc(phalanx.aggregators.krum) or "")
