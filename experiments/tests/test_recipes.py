@@ -15,9 +15,9 @@ from phalanx.tools.cli.app import app
 from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.report.pretty import pretty
 from phalanx.tools.report.sheet import Sheet
-from phalanx.tools.runner.recipe import slug
 from phalanx.tools.runner.request import requested
 from phalanx.training.phase import Run
+from phalanx.training.run_folder import slug
 from phalanx_experiments.figures.cluster import shared
 from phalanx_experiments.figures.convergence import convergence_tables, plot_convergence, styles_of
 from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables

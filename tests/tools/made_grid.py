@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import phalanx as px
-from phalanx.tools.redteam.audit import Audit, Findings, Order
+from phalanx.tools.redteam.audit import Audit
+from phalanx.tools.redteam.findings import Findings, Order
 from phalanx.tools.redteam.grid import fairly
 from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked
 from phalanx.tools.runner.study import Study, StudyFolder

@@ -374,7 +374,7 @@ def test_the_commands(tmp_path):
         plain["workers"] == 3 and plain["schemes"][0]["speedup"] == 1 and math.isfinite(plain["schemes"][1]["step_s"])
     )
     alike = invoke("advise", "--bandwidth", "1Gbit", "--workers", "3", "--step-time", "50ms", *tiny, "--scheme", QSGD)
-    assert "never" in alike and "not how many steps" in alike and "50 ms" in alike
+    assert "never" in alike and "not the number of steps" in alike and "50 ms" in alike
 
 
 def test_steps_of_more_and_more_workers(tmp_path):

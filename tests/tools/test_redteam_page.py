@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.tools.redteam.audit import Order
+from phalanx.tools.redteam.findings import Order
 from phalanx.tools.redteam.page import page
 from phalanx.tools.report.markup import VOID, table, tag
 from tests.tools.made_grid import RULES, audit, findings, lines, run

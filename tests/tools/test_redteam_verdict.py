@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.tools.redteam.audit import Order
 from phalanx.tools.redteam.choices import ENOUGH, Choices, Share
+from phalanx.tools.redteam.findings import Order
 from phalanx.tools.redteam.policy import UNKNOWN as NO_NUMBER
 from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
 from phalanx.tools.report.selected import holders

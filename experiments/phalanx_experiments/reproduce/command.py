@@ -17,6 +17,7 @@ from phalanx.distributed.job import Processes
 from phalanx.tools.cli.common import Jobs, Json, Only, Scale, Settings, check_jobs, print_json, user_command
 from phalanx.tools.cli.study_progress import run_with_progress
 from phalanx.tools.report import tables
+from phalanx.tools.runner.finish import finish_study
 from phalanx.tools.runner.study import StudyFolder
 from phalanx_experiments.reproduce import words
 from phalanx_experiments.reproduce.catalogue import find, items
@@ -120,7 +121,7 @@ def _run(
     for folder in planned.studies:
         study = folder.study
         run_with_progress(study, folder, folder.finished(study), partial(_again, planned, jobs), Processes(), jobs)
-        folder.finish(study, partial(typer.echo, err=True))
+        finish_study(study, folder, partial(typer.echo, err=True))
     where = {
         "folder": str(planned.path),
         "plots": [str(p) for f in planned.studies if (p := f.path / "plot.png").exists()],

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from phalanx.core.expression import require
 from phalanx.core.registry import suggest
-from phalanx.tools.runner.recipe import slug
 from phalanx.tools.runner.request import requested
 from phalanx.tools.runner.study import Study, StudyFolder
-from phalanx.training.run_folder import new_folder, write_json
+from phalanx.training.run_folder import new_folder, slug, write_json
 from phalanx_experiments.reproduce.catalogue import find
 from phalanx_experiments.reproduce.item import Item
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -131,6 +132,11 @@ class RunFolder:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON at once or not at all."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder: lower-case letters and digits joined by hyphens."""
+    return "-".join(re.findall("[a-z0-9]+", label.lower())) or "run"
 
 
 def new_folder(name: str, root: Path | str = "runs") -> Path:

@@ -15,6 +15,7 @@ from phalanx.tools.advisor.measure import num_units
 from phalanx.tools.advisor.model import BreakEven, Cost, Step, break_even, check_workers, predict
 from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import PLAIN
+from phalanx.tools.report.tables import seconds
 
 WORTH = 1.05  # a smaller speed-up is within the error of the prediction
 
@@ -123,8 +124,6 @@ def _sentence(lines: Sequence[Line]) -> str:
 
 
 def _seconds(line: Line) -> str:
-    from phalanx.tools.report.tables import seconds
-
     return seconds(line.step.seconds)
 
 

@@ -175,10 +175,10 @@ def advise(
             }
         )
         return
-    from phalanx.tools.report import tables
+    from phalanx.tools.report import advice_tables, tables
 
     typer.echo(f"{n} workers, {probe_options.describe(probe, link, measured=line is None)}")
-    tables.console().print(tables.advice_table(prediction.lines))
+    tables.console().print(advice_tables.advice_table(prediction.lines))
     typer.echo(f"\n{prediction.sentence}\n{NOTE}{growth.left_out_sentence(left_out)}")
 
 
@@ -236,7 +236,7 @@ def _read(file: Path) -> Probe:
 
 def _check(file: Path | None, runs: Sequence[Path], line: Line | None, as_json: bool) -> None:
     from phalanx.tools.advisor.check import check
-    from phalanx.tools.report import tables
+    from phalanx.tools.report import advice_tables, tables
 
     if file is None or not runs:
         raise ValueError("--check needs a probe and runs: phalanx advise PROBE.json --check RUN...")
@@ -246,4 +246,4 @@ def _check(file: Path | None, runs: Sequence[Path], line: Line | None, as_json: 
         worst = max(abs(c.error) for c in compared)
         print_json({"worst": worst, "runs": [c.to_json() for c in compared]})
         return
-    tables.console().print(tables.check_table(compared))
+    tables.console().print(advice_tables.check_table(compared))

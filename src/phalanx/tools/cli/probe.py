@@ -109,11 +109,11 @@ def _request(
 
 
 def _show(measured: Probe) -> None:
-    from phalanx.tools.report import tables
+    from phalanx.tools.report import advice_tables, tables
 
     console = tables.console()
     hosts = ", ".join(sorted(set(measured.hosts)))
     typer.echo(f"{measured.processes} processes on {hosts}, {probe_options.describe(measured, measured.link, True)}")
     if measured.link is not None:
-        console.print(tables.link_table(measured.link))
-    console.print(tables.costs_table(measured))
+        console.print(advice_tables.link_table(measured.link))
+    console.print(advice_tables.costs_table(measured))

@@ -18,7 +18,7 @@ from phalanx.tools.cli.common import Json, Scale, Seed, Settings, check_jobs, pr
 from phalanx.tools.cli.study_progress import run_with_progress
 
 if TYPE_CHECKING:
-    from phalanx.tools.redteam.audit import Findings
+    from phalanx.tools.redteam.findings import Findings
     from phalanx.tools.runner.study import StudyFolder
 
 DEFAULT_RECIPE = "edge-case-mnist"
@@ -122,9 +122,8 @@ def redteam(
     from phalanx.tools.redteam.audit import Audit
     from phalanx.tools.redteam.order import audited
     from phalanx.tools.runner.process_pool import cores
-    from phalanx.tools.runner.recipe import slug
     from phalanx.tools.runner.study import StudyFolder
-    from phalanx.training.run_folder import new_folder
+    from phalanx.training.run_folder import new_folder, slug
 
     require("RANK" not in os.environ, "redteam starts processes of its own; give --jobs, and leave torchrun out")
     jobs = cores() if jobs is None else jobs
@@ -174,7 +173,7 @@ def _resume_command(jobs: int, folder: StudyFolder) -> str:
 
 
 def _report(findings: Findings, as_json: bool) -> None:
-    from phalanx.tools.redteam.audit import REPORT
+    from phalanx.tools.redteam.findings import REPORT
     from phalanx.tools.redteam.sheets import costs, fairness, verdicts
     from phalanx.tools.report import tables
 

@@ -160,8 +160,9 @@ def _resume_command(processes: Processes, jobs: int, folder: StudyFolder) -> str
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
     from phalanx.tools.report import tables
+    from phalanx.tools.runner.finish import finish_study
 
-    results, sheets = folder.finish(study, partial(typer.echo, err=True))
+    results, sheets = finish_study(study, folder, partial(typer.echo, err=True))
     plot = folder.path / "plot.png"
     has_plot = plot.exists()
     if as_json:

@@ -13,9 +13,9 @@ from phalanx.core.registry import suggest
 from phalanx.tools.redteam.verdict import is_plain
 from phalanx.tools.report.backdoors import QUIET, cell_of
 from phalanx.tools.runner.measurement import Job
-from phalanx.tools.runner.recipe import slug
 from phalanx.training.parity import Parity
 from phalanx.training.phase import Run, amend
+from phalanx.training.run_folder import slug
 
 ASKED = 100  # clients that the exam of parity asks, as all of thousands would take longer than the training
 

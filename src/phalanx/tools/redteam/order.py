@@ -9,7 +9,7 @@ from typing import Any
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.core.expression import require
 from phalanx.core.parser import parse
-from phalanx.tools.redteam.audit import Order
+from phalanx.tools.redteam.findings import Order
 from phalanx.tools.redteam.grid import grid_of, narrowed, seeded
 from phalanx.tools.redteam.own import YOURS, Terms, own_grid
 from phalanx.tools.runner.request import requested

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from phalanx.tools.redteam.audit import Findings
 from phalanx.tools.redteam.drawn import Line, panel, style
+from phalanx.tools.redteam.findings import Findings
 from phalanx.tools.redteam.gate import Outcome
 from phalanx.tools.redteam.sheets import attacks_of, costs, fairness, gained
 from phalanx.tools.redteam.threat import adversary, rule, situation

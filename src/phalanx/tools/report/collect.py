@@ -12,7 +12,8 @@ from typing import Any
 
 from phalanx.core.registry import entries
 from phalanx.tools.runner.measurement import Job, parse_job
-from phalanx.training.run_folder import RunFolder
+from phalanx.tools.runner.study import StudyFolder
+from phalanx.training.run_folder import RunFolder, slug
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,6 @@ def collect(paths: Sequence[Path | str]) -> list[Result]:
 
 
 def _runs_in(path: Path) -> list[tuple[str, Path]]:
-    from phalanx.tools.runner.study import StudyFolder
-
     if (path / "config.txt").exists():
         return [(_label(path), path)]
     if (path / "study.json").exists():
@@ -102,8 +101,6 @@ def _runs_in(path: Path) -> list[tuple[str, Path]]:
 
 def _label(path: Path) -> str:
     """A run's label in its study, or its folder's name."""
-    from phalanx.tools.runner.recipe import slug
-
     study = path.resolve().parent / "study.json"
     labels = json.loads(study.read_text())["runs"] if study.exists() else {}
     return next((label for label in labels if slug(label) == path.resolve().name), path.resolve().name)

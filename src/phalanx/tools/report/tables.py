@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from phalanx.core.registry import Entry
@@ -15,11 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from phalanx.tools.advisor.advise import Line
-    from phalanx.tools.advisor.check import Comparison
-    from phalanx.tools.advisor.link import MeasuredLink
-    from phalanx.tools.advisor.model import BreakEven
-    from phalanx.tools.advisor.probe import Probe
 
 OFTEN = 0.5  # share of the rounds in which a worker was accused, for the table to name it
 PIPE_WIDTH = 160  # columns, where no terminal says how many it has
@@ -83,12 +77,12 @@ def results_table(results: Iterable[tuple[str, float | None, dict[str, Any]]]) -
         results: label, accuracy, summary; the summary is empty for a run that has not ended.
     """
     head = ("run", ">accuracy", ">time\na round", ">bytes\na worker", ">lost\ngroups", ">lost\nrounds", " accused")
-    table = _table(*head, ">right", ">caught", whole=True)
+    table = make_table(*head, ">right", ">caught", whole=True)
     for label, accuracy, summary in results:
         if not summary:
-            _add(table, label, percent(accuracy), *"----", " not finished", "-", "-")
+            add_row(table, label, percent(accuracy), *"----", " not finished", "-", "-")
             continue
-        _add(
+        add_row(
             table,
             label,
             percent(accuracy),
@@ -103,69 +97,6 @@ def results_table(results: Iterable[tuple[str, float | None, dict[str, Any]]]) -
     return table
 
 
-def advice_table(lines: Iterable[Line]) -> Table:
-    """One line a scheme: what a worker sends, the predicted parts of a step, and where the scheme wins."""
-    head = ("scheme", " estimate", ">bytes\na worker", ">encode", ">wire", ">decode\nand rule", ">step", ">speed-up")
-    table = _table(*head, " faster than uncompressed", whole=True)
-    for line in lines:
-        step = line.step
-        _add(
-            table,
-            line.cost.scheme,
-            f" {line.cost.quality}",
-            size(line.cost.sent_bytes),
-            seconds(step.encode_s),
-            seconds(step.wire_s),
-            seconds(step.decode_s + step.rule_s),
-            seconds(step.seconds),
-            f"{line.speedup:.2f}",
-            f" {break_even(line.ends)}",
-        )
-    return table
-
-
-def break_even(ends: BreakEven) -> str:
-    """'below 420 Mbit/s', 'never', 'no difference'."""
-    from phalanx.tools.advisor.units import bits
-
-    return ends.wins if ends.bandwidth is None else f"{ends.wins} {bits(ends.bandwidth)}"
-
-
-def check_table(compared: Iterable[Comparison]) -> Table:
-    """One line a run: predicted and measured, part by part."""
-    head = ("run", ">workers", ">bytes", ">work", ">encode", ">wire", ">decode\nand rule", ">finish", ">step", ">error")
-    table = _table(*head, whole=True)
-    for c in compared:
-        numbers = []
-        for step, sent in ((c.predicted, c.predicted_bytes), (c.measured, c.sent_bytes)):
-            parts = (step.work_s, step.encode_s, step.wire_s, step.decode_s + step.rule_s, step.finish_s, step.seconds)
-            numbers.append([size(sent), *map(seconds, parts)])
-        _add(table, c.label, str(c.workers), *numbers[0], percent(c.error))
-        _add(table, "  measured", "", *numbers[1], "")
-    return table
-
-
-def link_table(link: MeasuredLink) -> Table:
-    """The measured curves."""
-    table = _table(">message", ">all-gather", ">message", ">all-reduce")
-    columns = [[(size(b), seconds(s)) for b, s in link.curves[kind]] for kind in ("gather", "reduce")]
-    for gathered, reduced in zip_longest(*columns, fillvalue=("", "")):
-        _add(table, *gathered, *reduced)
-    return table
-
-
-def costs_table(probe: Probe) -> Table:
-    """One line a scheme: what it sends and what a process computes for it."""
-    head = ("scheme", " estimate", ">bytes\na worker", ">workers", ">encode", ">pack", ">decode", ">rule", ">finish")
-    table = _table(*head, whole=True)
-    for cost in probe.costs:
-        for i, e in enumerate(cost.efforts):
-            first = (cost.scheme, f" {cost.quality}", size(cost.sent_bytes)) if i == 0 else ("", "", "")
-            parts = (e.encode_s, e.pack_s, e.decode_s, e.rule_s, e.finish_s)
-            _add(table, *first, str(e.workers), *map(seconds, parts))
-    return table
-
-
 def fields(entry: Entry) -> list[str]:
     """The fields as one writes them: 'f', 'c=100.0', '*stages'."""
     out = []
@@ -177,14 +108,14 @@ def fields(entry: Entry) -> list[str]:
 
 def plain_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Words in columns."""
-    table = _table(*header)
+    table = make_table(*header)
     table.title, table.title_justify = title, "left"
     for row in rows:
-        _add(table, *row)
+        add_row(table, *row)
     return table
 
 
-def _table(*columns: str, whole: bool = False) -> Table:
+def make_table(*columns: str, whole: bool = False) -> Table:
     """An empty table; '>' before a name puts the column to the right, `whole` folds the first column only."""
     from rich import box
     from rich.table import Table
@@ -198,7 +129,7 @@ def _table(*columns: str, whole: bool = False) -> Table:
     return table
 
 
-def _add(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str) -> None:
     """A row of plain text, whose brackets are no markup."""
     from rich.text import Text
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +16,7 @@ from phalanx.tools.report.plots import plot_study
 from phalanx.tools.report.sheet import Sheet
 from phalanx.tools.runner.measurement import Job
 from phalanx.training.phase import Run
+from phalanx.training.run_folder import slug
 
 Build = Callable[[str], Mapping[str, Job]]
 Plot = Callable[[Sequence[Result], str, Path], None]  # results, title, PNG to write
@@ -27,11 +27,6 @@ SCALES = ("smoke", "laptop", "paper")  # seconds; minutes; the size that was pub
 ENTRY_POINTS = "phalanx.recipes"  # each names a module that registers recipes when it is imported
 
 _recipes: dict[str, Recipe] = {}
-
-
-def slug(label: str) -> str:
-    """A label as the name of a folder: lower-case letters and digits joined by hyphens."""
-    return "-".join(re.findall("[a-z0-9]+", label.lower())) or "run"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 from phalanx.core.parser import parse_value
 from phalanx.core.registry import suggest
 from phalanx.tools.runner.measurement import Job, parse_job
-from phalanx.tools.runner.recipe import find, find_or_none, slug
+from phalanx.tools.runner.recipe import find, find_or_none
 from phalanx.tools.runner.study import Study
 from phalanx.training.phase import NoField, amend
+from phalanx.training.run_folder import slug
 
 ALONE = "run"  # label of a run that no recipe names
 

@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from phalanx.core.folder_lock import held
-from phalanx.core.optional import MissingPackage
 from phalanx.distributed.job import Processes
-from phalanx.tools.report.collect import collect
-from phalanx.tools.report.measured import measured_tables, no_plot
-from phalanx.tools.report.plots import plot_study
-from phalanx.tools.report.sheet import Sheet
 from phalanx.tools.runner.measurement import Job, Measurement, parse_job
-from phalanx.tools.runner.recipe import find_or_none, nothing, slug
 from phalanx.training.phase import Run
-from phalanx.training.run_folder import RunFolder, about, new_folder, write_json
+from phalanx.training.run_folder import RunFolder, about, new_folder, slug, write_json
 from phalanx.training.trainer import Listener, train
 
 PATIENCE_S = 60.0  # for processes of a command that was killed: each ends its round first
@@ -134,29 +128,6 @@ class StudyFolder:
             {"label": label, "folder": str(self.run_path(label)), **(self.summary(label) or {})}
             for label in self.finished(study)
         ]
-
-    def finish(
-        self, study: Study, told: Callable[[str], None] = lambda words: None
-    ) -> tuple[list[dict[str, Any]], list[Sheet]]:
-        """Writes summary.json, plot.png and the recipe's tables, if it has any; returns the results and the tables.
-
-        Args:
-            told: called with a sentence if there is no plot, as the package that draws it is not installed.
-        """
-        known = find_or_none(study.recipe)
-        plot, tables = (plot_study, nothing) if study.runs else (no_plot, measured_tables)
-        if known is not None:
-            plot, tables = known.plot, known.tables
-        results, curves = self.results(study), collect([self.path])
-        write_json(self.path / "summary.json", results)
-        sheets = tables(curves)
-        if sheets:
-            write_json(self.path / "tables.json", [sheet.to_json() for sheet in sheets])
-        try:
-            plot(curves, self.title(study), self.path / "plot.png")
-        except MissingPackage as missing:
-            told(str(missing))
-        return results, sheets
 
     @staticmethod
     def title(study: Study) -> str:
