@@ -18,7 +18,7 @@ import torch.distributed as dist
 import yaml
 
 from phalanx.core import registry
-from phalanx.tools.runner.recipe import _recipes
+from phalanx.tools.runner.recipe import _recipes, recipes
 from tests.docs import docs_shell
 from tests.docs.docs_blocks import SHELL, Block, alike, blocks, pages
 from tests.docs.docs_setup import SETUPS
@@ -39,7 +39,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own, and nothing of other pages in this process."""
     monkeypatch.chdir(tmp_path)
     kept, before = dict(os.environ), torch.get_rng_state()
-    registry.entries()  # loads every method, whose module would not be executed again
+    registry.entries()  # loads every method and, below, every recipe: their modules are not executed again
+    recipes()
     tables = (registry._entries, _recipes)  # a page may add a method or a recipe
     known = [dict(table) for table in tables]
     torch.manual_seed(0)
