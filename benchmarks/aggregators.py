@@ -241,7 +241,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=45, help="n (default 45)")
     parser.add_argument("--columns", type=int, default=1_000_000, help="d (default 1,000,000)")

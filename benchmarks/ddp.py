@@ -193,7 +193,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("schemes", nargs="*", default=SCHEMES, help="expressions (default: a choice of all)")
     parser.add_argument("--steps", type=int, default=200, help="steps of every job (default 200)")

@@ -62,7 +62,7 @@ def digest_vote(rows: torch.Tensor, r: int) -> Call:
 
     @cache
     def delivered(workers: tuple[int, ...]) -> list[Any]:
-        """The payloads of these workers as worlds of several processes place them."""
+        """The payloads of these workers as a group of processes delivers them."""
         shelf = ReceiveBuffers(len(workers), 2 * rows[0].nbytes)
         packed = (pack(uploads[worker].on_request or {}) for worker in workers)
         return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(packed)]
@@ -105,7 +105,7 @@ def published(rows: torch.Tensor, r: int, tensors: int = 60) -> Call:
 
 
 def calls(n: int, d: int) -> dict[str, Call]:
-    """Everything that is timed."""
+    """The calls that are timed."""
     vote, made = px.chain(px.coding.group_vote(r=3), px.aggregators.mean()), {}
     rows = coded(vote, n, d, 5)
     apart = torch.randn(n, d, generator=torch.Generator().manual_seed(1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real jobs with a server and nine workers, of which four go bad at random moments; does every run end, and end well?
+"""Real jobs with a server and nine workers, of which four fail at random moments; every run should end well.
 
     python benchmarks/faults.py --repeats 20 --json out.json
 
@@ -94,7 +94,7 @@ def attempt(seed: int, work: Path) -> dict[str, Any]:
 
 
 def undisturbed(seed: int) -> tuple[float, str]:
-    """Accuracy and weights of the same run with nobody bad, in a simulation."""
+    """Accuracy and weights of the same run without failures, in a simulation."""
     import phalanx as px
 
     run = px.parse(RUN.format(rounds=ROUNDS, workers=WORKERS, byzantine="()", seed=seed, faults="()"))
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def well(result: dict[str, Any]) -> bool:
-    """Whether a run did all that is promised."""
+    """Whether a run kept every promise."""
     return result["finished"] and result["right"] and abs(result["accuracy"] - result["undisturbed"]) <= 0.01
 
 

@@ -70,7 +70,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)

@@ -24,7 +24,7 @@ from phalanx.training.trainer import ROUND, Trainer
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1000, help="clients that there are (default 1000)")
     parser.add_argument("--clients", type=int, default=100, help="clients of a round (default 100)")
@@ -35,7 +35,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def seconds_of(lines: list[dict]) -> float:
-    """Of a round, behind the first one."""
+    """The seconds of a round, without the first one."""
     return median(sum(line[part] for part in ROUND) for line in lines[1:])
 
 

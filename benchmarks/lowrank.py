@@ -118,7 +118,7 @@ def images(name: str) -> Case:
 
 
 def layer(dense: nn.Module, x: Tensor, layouts: Iterable[str], more: Iterable[Way] = ()) -> Case:
-    """A layer that reads sequences, as it lies in a network: the gradient of its input is wanted too."""
+    """A layer that reads sequences inside a network, so that the gradient of its input is computed too."""
 
     def place(model: Any, x: Tensor, layout: str) -> Tensor:
         first = layout == "batch first"
@@ -185,7 +185,7 @@ def timed(call: Call) -> float:
 
 
 def fastest(case: Case, model: nn.Module, ways: tuple[Way, ...], repeats: int) -> tuple[Way, dict[str, float]]:
-    """The way of the least milliseconds, and those of each, interleaved, after one step that warms up."""
+    """The fastest way, and the milliseconds of each, interleaved, after one step that warms up."""
     calls = {way: case.step(model, way) for way in ways}
     for call in calls.values():
         call()

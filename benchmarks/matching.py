@@ -56,7 +56,7 @@ class Published:
         self.assignments: list[list[int]] = [[] for _ in layers]
 
     def gains(self, j: int) -> np.ndarray:
-        """(L_j, L + K) of client j, which is out."""
+        """The gains (L_j, L + K) of client j, which is left out."""
         rows, clients = self.layers[j], len(self.layers)
         room = min(len(rows), max(700 - len(self.counts), 1))
         popular = np.minimum(np.array(self.counts), 10)
@@ -73,7 +73,7 @@ class Published:
         return np.array(table)
 
     def place(self, j: int) -> None:
-        """Client j in, where the gains say."""
+        """Adds client j with the assignment that the gains give."""
         if self.counts:
             _, columns = linear_sum_assignment(-self.gains(j))
         else:
@@ -93,7 +93,7 @@ class Published:
         self.assignments[j] = mine
 
     def remove(self, j: int) -> None:
-        """Client j out, and the neurons that only it had."""
+        """Removes client j and the neurons that only it had."""
         gone = []
         for w, i in zip(self.layers[j], self.assignments[j], strict=True):
             self.sums[i] -= w * self.precision
@@ -119,7 +119,7 @@ class Published:
 
 
 def clock(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came out."""
+    """Seconds of a call, and its result."""
     began = time.perf_counter()
     out = call()
     return time.perf_counter() - began, out

@@ -34,7 +34,7 @@ FAULT, FAILED, STOPPED = 2, 1, 130  # exit codes: an error of the user's or of t
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
     network = argparse.ArgumentParser(add_help=False)
@@ -91,7 +91,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def link(args: argparse.Namespace) -> dict[str, Any]:
-    """What the links carry."""
+    """Measures what the links carry."""
     from phalanx.tools.report import tables
     from slow_network.link import measure
 
@@ -112,7 +112,7 @@ def link(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def breakdown(args: argparse.Namespace) -> dict[str, Any]:
-    """Where a step's time goes."""
+    """Measures the parts of a step's time."""
     from phalanx.tools.report import tables
     from slow_network import breakdown, jobs
 
@@ -163,7 +163,7 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def convergence(args: argparse.Namespace) -> dict[str, Any]:
-    """Time to accuracy."""
+    """Measures the time to an accuracy."""
     from phalanx.core.registry import suggest
     from phalanx.tools.report import tables
     from slow_network import convergence, jobs
@@ -188,7 +188,7 @@ def convergence(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def reach(args: argparse.Namespace) -> dict[str, Any]:
-    """Time to accuracy without training over the network."""
+    """Computes the time to an accuracy without training over the network."""
     import json
 
     from phalanx.core.registry import suggest
@@ -228,7 +228,7 @@ def _asked_to_stop(number: int, frame: Any) -> None:
 
 
 def main() -> None:
-    """The mode that was asked for; leaves no host behind."""
+    """Runs the mode that was asked for; leaves no host behind."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _asked_to_stop)
     try:

@@ -94,7 +94,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("codecs", nargs="*", default=CODECS, help="expressions (default: a choice of all)")
     parser.add_argument("--rounds", type=int, default=60, help="of training before the gradient is taken (default 60)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in a benchmark's file: the machine, and the numbers."""
+"""The content of a benchmark's file: the machine, and the numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def use_threads(count: int) -> None:
-    """For numpy's libraries, which take their number when they are first imported."""
+    """Sets the number of threads of numpy's libraries, which read it when they are first imported."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(count))
 
@@ -26,7 +26,7 @@ def processor() -> str:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """What numbers were taken on, with the versions of those packages that are installed."""
+    """The machine of a measurement, with the versions of the installed packages."""
     versions = {}
     for name in packages:
         try:

@@ -48,7 +48,7 @@ def bits_per_s(rate: str) -> float:
 
 
 def burst_bytes(rate: str) -> int:
-    """What a link may send at once after a pause: 1 ms of its rate, at least ten frames.
+    """Bytes that a link may send at once after a pause: 1 ms of its rate, at least ten frames.
 
     The kernel's high-resolution timers need no more, and a compressed gradient would pass a larger bucket unlimited.
     """
@@ -56,7 +56,7 @@ def burst_bytes(rate: str) -> int:
 
 
 def check() -> None:
-    """Whether hosts can be made here.
+    """Raises ValueError if no hosts can be made here.
 
     Raises:
         ValueError: not root, or without iproute2.
@@ -120,7 +120,7 @@ class Hosts:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def address(self, i: int) -> str:
-        """Of host i, on the network."""
+        """The address of host i on the network."""
         return f"{SUBNET}.{i + 1}"
 
     def _make(self) -> None:
@@ -153,7 +153,7 @@ class Hosts:
                 ) from None
 
     def start(self, i: int, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """A process on host i, in a session of its own, so that Ctrl-C reaches it through us alone."""
+        """Starts a process on host i, in a session of its own, so that Ctrl-C does not reach it directly."""
         command = ["ip", "netns", "exec", self.names[i], *command]
         self._started.append(subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, **options))
         return self._started[-1]
@@ -211,7 +211,7 @@ def torchrun_command(n: int, i: int, master: str, argv: Sequence[str]) -> list[s
 
 
 def job_environment() -> dict[str, str]:
-    """One thread a worker, and gloo on the link."""
+    """The environment of a job: one thread a worker, and gloo on the link."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     # no name server can be reached from the hosts: do not wait for one
     return {**threads, "GLOO_SOCKET_IFNAME": "eth0", "RES_OPTIONS": "timeout:1 attempts:1", "PYTHONUNBUFFERED": "1"}
@@ -225,7 +225,7 @@ def said(log: Path, lines: int = 12) -> str:
 
 
 def _wait(jobs: Sequence[subprocess.Popen[Any]], limit_s: float) -> str | None:
-    """Until all have ended; what went wrong, or None."""
+    """Waits until all have ended; returns what went wrong, or None."""
     deadline, fault = time.monotonic() + limit_s, None
     while any(job.poll() is None for job in jobs):
         failed = [(i, job.returncode) for i, job in enumerate(jobs) if job.returncode]
@@ -240,7 +240,7 @@ def _wait(jobs: Sequence[subprocess.Popen[Any]], limit_s: float) -> str | None:
 
 
 def sweep() -> None:
-    """Removes the namespaces of processes that are no more."""
+    """Removes the namespaces of processes that have ended."""
     for name in namespaces():
         match = _NAME.match(name)
         if match is None or f"{match[1]}-{match[2]}" in _live:
@@ -255,7 +255,7 @@ def namespaces() -> list[str]:
 
 
 def remove(namespace: str) -> None:
-    """Ends a namespace's processes and takes it away, with its links."""
+    """Ends a namespace's processes and removes it with its links."""
     kill(namespace)
     call("ip", "netns", "delete", namespace)
 

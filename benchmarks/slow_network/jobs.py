@@ -31,7 +31,7 @@ def with_schemes(study: Study, schemes: Sequence[str]) -> Study:
 
 
 def changed(study: Study, runs: dict[str, Run]) -> Study:
-    """The study with other runs, checked.
+    """A copy of the study with other runs, checked.
 
     Raises:
         ValueError: a scheme does not fit the number of workers.
@@ -63,7 +63,7 @@ def prepare(study: Study, path: Path) -> StudyFolder:
 
 
 def conduct(hosts: Hosts, study: Study, path: Path, limit_s: float, *options: str) -> list[Result]:
-    """Trains what is not done yet, one worker on every host, and reads what was asked for.
+    """Trains the unfinished runs, one worker on every host, and reads their results.
 
     Args:
         options: of `phalanx run`, such as "--server", which makes the first host the server.

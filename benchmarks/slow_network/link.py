@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a link carries what it should, and whether gloo's collectives use it."""
+"""Measures whether a link has its rate, and whether gloo's collectives use all of it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def measure(
 
 
 def probe_command(study: Study, out: Path) -> list[str]:
-    """What torchrun starts to probe the work and every scheme of a study."""
+    """The command that probes the work and every scheme of a study under torchrun."""
     first = next(iter(study.runs.values()))
     schemes = [word for run in study.runs.values() for word in ("--scheme", repr(run.phases[0].scheme))]
     return ["-m", "phalanx", "probe", repr(first), *schemes, "--out", str(out)]

@@ -43,6 +43,6 @@ def rescaled(folders: Sequence[Path], lines: Sequence[Mapping[str, Any]], baseli
 
 
 def timed(result: Result, label: str, step_s: float) -> Result:
-    """The run as if each of its rounds had taken so many seconds."""
+    """A copy of the run in which each round takes so many seconds."""
     curve = replace(result.curve, seconds=[rounds * step_s for rounds in result.curve.rounds])
     return replace(result, label=label, curve=curve, summary={**result.summary, "round_s": step_s})

@@ -129,7 +129,7 @@ def step(result: Result, dropped: int) -> dict[str, float]:
 
 
 def apart(served_step: dict[str, float], twin: dict[str, float]) -> dict[str, float]:
-    """A server's step with the workers' computation apart: a server waits for it and for the bytes alike.
+    """A server's step without the workers' computation, as a server waits for that and for the bytes alike.
 
     Args:
         twin: the step of as many processes with the same work and code and without a server.

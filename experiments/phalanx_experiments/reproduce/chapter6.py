@@ -133,17 +133,17 @@ CHAPTER_6 = (
         parts=(Part("draco-mnist", 17.8, ("FC",)),),
         rows=(
             Row("no attack", None, _mnist("FC: no attack")),
-            Row("constant, 5 liars: repetition", None, _mnist("FC, constant, s=5: repetition r=11")),
-            Row("constant, 5 liars: cyclic", None, _mnist("FC, constant, s=5: cyclic s=5")),
-            Row("constant, 5 liars: geometric median", None, _mnist(f"FC, constant, s=5: {MEDIAN}")),
+            Row("constant, 5 Byzantine: repetition", None, _mnist("FC, constant, s=5: repetition r=11")),
+            Row("constant, 5 Byzantine: cyclic", None, _mnist("FC, constant, s=5: cyclic s=5")),
+            Row("constant, 5 Byzantine: geometric median", None, _mnist(f"FC, constant, s=5: {MEDIAN}")),
         ),
     ),
     Item(
         "table-6.3",
         "speed-ups of both codes over the geometric median, ResNet-18 on CIFAR-10",
         PARTLY,
-        "A CNN on images of 16x16 pixels, 300 rounds, one seed, 5 liars among 45. The geometric median does not reach "
-        "what the codes reach, as published where the table has an infinite speed-up. The cyclic run ends 4 points "
+        "A CNN on images of 16x16 pixels, 300 rounds, one seed, 5 Byzantine workers among 45. The geometric median "
+        "does not reach what the codes reach, as published where the table has an infinite speed-up. The cyclic run ends 4 points "
         "below the mean, as at this step size rounding alone moves the last test." + BUSY,
         parts=(Part("draco-cifar", 2.8, ("no attack", "reverse")),),
         rows=(
@@ -209,16 +209,16 @@ CHAPTER_6 = (
     ),
     Item(
         "figure-6.4",
-        "1 to 7 liars among 15, time to an accuracy",
+        "1 to 7 Byzantine workers among 15, time to an accuracy",
         PARTLY,
         "A CNN on CIFAR-10 at 16x16, 300 rounds, one seed: all runs end between 49.0 and 52.9 %, with 7 liars as with "
-        "one, so more liars cost no rounds." + BUSY,
+        "one, so more Byzantine workers cost no rounds." + BUSY,
         parts=(Part("draco-adversaries", 4.7),),
         rows=(
-            Row("repetition, 1 liar", None, accuracy("draco-adversaries", "repetition: repetition r=3")),
-            Row("repetition, 7 liars", None, accuracy("draco-adversaries", "repetition: repetition r=15")),
-            Row("cyclic, 1 liar", None, accuracy("draco-adversaries", "cyclic: cyclic s=1")),
-            Row("cyclic, 7 liars", None, accuracy("draco-adversaries", "cyclic: cyclic s=7")),
+            Row("repetition, 1 Byzantine", None, accuracy("draco-adversaries", "repetition: repetition r=3")),
+            Row("repetition, 7 Byzantine", None, accuracy("draco-adversaries", "repetition: repetition r=15")),
+            Row("cyclic, 1 Byzantine", None, accuracy("draco-adversaries", "cyclic: cyclic s=1")),
+            Row("cyclic, 7 Byzantine", None, accuracy("draco-adversaries", "cyclic: cyclic s=7")),
         ),
     ),
 )

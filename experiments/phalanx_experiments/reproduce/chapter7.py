@@ -16,7 +16,7 @@ SMALL = "MNIST and a LeNet of 11,978 parameters, 45 workers with 8 examples each
 CLUSTER = "Seconds are those of a cluster without communication, made of parts that were measured on a busy machine. "
 BATCH = (
     "The batch matters most: with the published 32 examples a worker the votes gain 5 to 12 points at this scale (one "
-    "seed, 10 liars), with 8 they gain 43 to 67."
+    "seed, 10 Byzantine workers), with 8 they gain 43 to 67."
 )
 DEARER = "VGG13-BN on CIFAR-100 takes days without a GPU, and CIFAR-100 has to be fetched: --scale paper only."
 
@@ -193,7 +193,7 @@ CHAPTER_7 = (
             title,
             PARTLY,
             SMALL
-            + "One seed. DRACO ends where the mean ends without liars, and computes every gradient eleven times where "
+            + "One seed. DRACO ends where the mean ends without them, and computes every gradient eleven times where "
             "DETOX does three times. " + CLUSTER + "CIFAR-100 was not run.",
             parts=(Part(DRACO, 0.6),),
             rows=tuple(
