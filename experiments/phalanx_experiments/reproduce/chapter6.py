@@ -143,8 +143,8 @@ CHAPTER_6 = (
         "speed-ups of both codes over the geometric median, ResNet-18 on CIFAR-10",
         PARTLY,
         "A CNN on images of 16x16 pixels, 300 rounds, one seed, 5 Byzantine workers among 45. The geometric median "
-        "does not reach what the codes reach, as published where the table has an infinite speed-up. The cyclic run ends 4 points "
-        "below the mean, as at this step size rounding alone moves the last test." + BUSY,
+        "does not reach what the codes reach, as published where the table has an infinite speed-up. The cyclic run "
+        "ends 4 points below the mean, as at this step size rounding alone moves the last test." + BUSY,
         parts=(Part("draco-cifar", 2.8, ("no attack", "reverse")),),
         rows=(
             Row("no attack", None, _cifar("no attack")),

@@ -193,8 +193,8 @@ CHAPTER_7 = (
             title,
             PARTLY,
             SMALL
-            + "One seed. DRACO ends where the mean ends without them, and computes every gradient eleven times where "
-            "DETOX does three times. " + CLUSTER + "CIFAR-100 was not run.",
+            + "One seed. DRACO ends where the mean ends without an attack, and computes every gradient eleven times; "
+            "DETOX does so three times. " + CLUSTER + "CIFAR-100 was not run.",
             parts=(Part(DRACO, 0.6),),
             rows=tuple(
                 Row(name, None, accuracy(DRACO, f"q=5: {name}")) for name in (*PAIRS.values(), "DRACO repetition r=11")
