@@ -57,15 +57,15 @@ def in_flower(run: px.Run, actors: int) -> tuple[float, float]:
     """Seconds of a round in Flower's simulation, and of all that comes before the first."""
     from flwr.simulation import run_simulation
 
-    from phalanx.distributed.server.membership import Patience
+    from phalanx.distributed.server.membership import Timeouts
     from phalanx.integrations.flower import client_app, server_app
 
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": actors}}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         # every node is asked for its number once, by actors that start one after the other
-        patience = Patience(join_s=600.0, first_s=600.0)
-        server = server_app(run, folder=folder, evaluate=False, poll_s=0.01, patience=patience)
+        timeouts = Timeouts(join_s=600.0, first_s=600.0)
+        server = server_app(run, folder=folder, evaluate=False, poll_s=0.01, timeouts=timeouts)
         run_simulation(server, client_app(run), run.workers, backend_config=resources)
         lines = px.training.RunFolder(Path(folder)).metrics()
     whole = sum(line[part] for line in lines for part in ROUND)

@@ -14,7 +14,7 @@ from torch import nn
 
 import phalanx as px
 from phalanx.distributed.launcher import Launcher
-from phalanx.distributed.server.membership import Patience
+from phalanx.distributed.server.membership import Timeouts
 from phalanx.training.worker_loop import worker_loop
 from tests.distributed.unlike import listen, noise
 
@@ -97,7 +97,7 @@ def server() -> dict[str, Any] | None:
         return None
     results = {}
     for label, run in task["runs"].items():
-        world = jobs.open(px.parse(run).workers, Patience(least_s=1.5))
+        world = jobs.open(px.parse(run).workers, Timeouts(least_s=1.5))
         try:
             results[label] = trained(label, world)
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import phalanx as px
 from phalanx.distributed.launcher import Launcher
-from phalanx.distributed.server.membership import Patience
+from phalanx.distributed.server.membership import Timeouts
 from phalanx.training.worker_loop import worker_loop
 
 folder = Path(sys.argv[1])
@@ -26,7 +26,7 @@ else:
             if line["step"] == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        world = jobs.open(run.workers, Patience(**task.get("patience", {})))
+        world = jobs.open(run.workers, Timeouts(**task.get("timeouts", {})))
         try:
             trainer = px.train(run, world, out, listener)
             summaries[label] = {**trainer.summary(), "metrics": out.metrics()}

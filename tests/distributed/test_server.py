@@ -11,7 +11,7 @@ import torch
 import phalanx as px
 from phalanx.core.packing import ReceiveBuffers
 from phalanx.distributed.server import transport as server
-from phalanx.distributed.server.membership import Patience, Seats
+from phalanx.distributed.server.membership import Membership, Timeouts
 from phalanx.distributed.server.messages import Connection, Kind, Message, message, read, write
 from phalanx.distributed.server.transport import TcpTransport
 from tests.distributed.launch import run_job, torchrun
@@ -45,12 +45,12 @@ RUNS = {
     "QSGD bytes": expression("chain(vote(qsgd(bits=4), r=3), mean())", rounds=4, hidden=400),
     "late": expression("chain(gather(dense()), median())", faults="(delay(worker=5, seconds=4.0, at=3, rounds=1),)"),
 }
-PATIENCE = {"least_s": 1.5, "factor": 3.0}
+TIMEOUTS = {"least_s": 1.5, "factor": 3.0}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    task = {"runs": RUNS, "patience": PATIENCE}
+    task = {"runs": RUNS, "timeouts": TIMEOUTS}
     return run_job(N + 1, "job_server.py", task, tmp_path_factory.mktemp("server"))
 
 
@@ -115,7 +115,7 @@ def test_bytes_into_the_server_on_its_sockets(served):
 
 
 def test_a_server_resumes_with_its_workers_memories(served, tmp_path):
-    task = {"runs": {"memory": RUNS["memory"]}, "stop_at": {"memory": 6}, "patience": PATIENCE}
+    task = {"runs": {"memory": RUNS["memory"]}, "stop_at": {"memory": 6}, "timeouts": TIMEOUTS}
     assert run_job(4, "job_server.py", task, tmp_path)["memory"] == {"interrupted": 6}
     # other processes play the workers now
     again = run_job(3, "job_server.py", {**task, "stop_at": {}}, tmp_path)
@@ -134,7 +134,7 @@ def test_the_command_line_serves(tmp_path):
 
 
 def seats(limit=1000):
-    made = Seats([(0,), (1,)], Patience(join_s=5, first_s=2, least_s=0.1), lambda: limit)
+    made = Membership([(0,), (1,)], Timeouts(join_s=5, first_s=2, least_s=0.1), lambda: limit)
     return made
 
 
@@ -168,22 +168,22 @@ def test_strangers_and_rubbish_are_shown_out():
     ):
         link = knock(made, about, raw)
         assert shown_out(link)
-    assert made.next(time.monotonic() + 0.2) is None and all(seat.line is None for seat in made.all)
+    assert made.next(time.monotonic() + 0.2) is None and all(member.line is None for member in made.all)
     good = knock(made, {"process": 1})
-    seat, event = made.next(time.monotonic() + 5)
-    assert seat.workers == (1,) and event is None
-    # the seat is taken
+    member, event = made.next(time.monotonic() + 5)
+    assert member.workers == (1,) and event is None
+    # the member is taken
     second = knock(made, {"process": 1})
     assert made.next(time.monotonic() + 0.3) is None and shown_out(second)
     # a message, then one that is too long: the connection ends, and says why
     write(good, message(Kind.REPORT, 3))
     assert made.next(time.monotonic() + 5)[1].round == 3
     good.sendall(b"PHXS" + bytes([3]) + (0).to_bytes(8, "little") + (10**15).to_bytes(8, "little"))
-    assert made.next(time.monotonic() + 5) == (seat, None)
-    assert "1000 allowed" in seat.gone and seat.line is None
+    assert made.next(time.monotonic() + 5) == (member, None)
+    assert "1000 allowed" in member.gone and member.line is None
     # and may come back
     again = knock(made, {"process": 1})
-    assert made.next(time.monotonic() + 5)[0] is seat and seat.line is not None
+    assert made.next(time.monotonic() + 5)[0] is member and member.line is not None
     made.close()
     assert read(again, 1000).kind == Kind.END
     for link in (good, again):
@@ -193,11 +193,11 @@ def test_strangers_and_rubbish_are_shown_out():
 def test_a_peer_that_does_not_read_holds_up_nobody():
     made = seats()
     link = knock(made, {"process": 0})
-    seat, _ = made.next(time.monotonic() + 5)
+    member, _ = made.next(time.monotonic() + 5)
     body = torch.zeros(1 << 22, dtype=torch.uint8)
     began = time.monotonic()
     for index in range(50):
-        seat.line.send(Message(Kind.ORDER, index, body))
+        member.line.send(Message(Kind.ORDER, index, body))
     assert time.monotonic() - began < 5
     # it reads at last: perhaps an order that was under way, and the newest
     rounds = [read(link, 1 << 23).round]
@@ -211,12 +211,12 @@ def test_a_peer_that_does_not_read_holds_up_nobody():
 def test_a_flood_waits_at_the_door():
     made = seats()
     link = knock(made, {"process": 0})
-    seat, _ = made.next(time.monotonic() + 5)
+    member, _ = made.next(time.monotonic() + 5)
     for index in range(200):
         write(link, message(Kind.REPORT, index))
     seen = [made.next(time.monotonic() + 5)[1].round for _ in range(200)]
     assert seen == list(range(200))
-    assert isinstance(seat.line, Connection)
+    assert isinstance(member.line, Connection)
     made.close()
     link.close()
 

@@ -61,7 +61,7 @@ def test_same_weights_as_the_simulation(over_gloo, simulated, label):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     texts = {label: repr(run) for label, run in RUNS.items()}
-    task = {"runs": texts, "patience": {"least_s": 10.0, "factor": 5.0}}
+    task = {"runs": texts, "timeouts": {"least_s": 10.0, "factor": 5.0}}
     return run_job(7, "job_server.py", task, tmp_path_factory.mktemp("server"))
 
 

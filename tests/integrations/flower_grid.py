@@ -11,11 +11,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from phalanx.integrations.flower import Patience, client_app, strategy
+from phalanx.integrations.flower import Timeouts, client_app, strategy
 
 RUN = 7
-SHORT = Patience(join_s=0.2, first_s=0.5, least_s=0.2, factor=2.0)
-AFTER = Patience(join_s=60.0, first_s=60.0, least_s=30.0, factor=10.0)
+SHORT = Timeouts(join_s=0.2, first_s=0.5, least_s=0.2, factor=2.0)
+AFTER = Timeouts(join_s=60.0, first_s=60.0, least_s=30.0, factor=10.0)
 
 
 class LocalGrid(Grid):
@@ -103,6 +103,6 @@ class LocalGrid(Grid):
         raise AssertionError(f"waits in steps of 3 s, at {time.time()}")
 
 
-def conducted(run, grid=None, patience=AFTER, spoils=None, **options):
+def conducted(run, grid=None, timeouts=AFTER, spoils=None, **options):
     grid = grid or LocalGrid(client_app(run), run.workers, spoils)
-    return strategy(run, patience=patience, poll_s=0.01, **options).start(grid)
+    return strategy(run, timeouts=timeouts, poll_s=0.01, **options).start(grid)

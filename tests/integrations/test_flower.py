@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 import phalanx as px
 from phalanx.integrations.flower import client_app, server_app, strategy
-from phalanx.integrations.flower.client import STATE, _desks
+from phalanx.integrations.flower.client import STATE, _runtimes
 from phalanx.training.model_state import fingerprint
 from tests.federated.test_federated import Normed
 from tests.federated.test_federated_worlds import LOCAL, OWN, RUNS, run
@@ -52,7 +52,7 @@ def test_same_bits_as_the_simulation(label):
 )
 def test_nothing_but_the_state_need_last_from_message_to_message(label):
     def forgets(reply):
-        _desks.clear()
+        _runtimes.clear()
         return reply
 
     outcome = conducted(SAME[label], spoils=dict.fromkeys(range(6), forgets))
@@ -160,9 +160,9 @@ def test_apps_read_the_run_from_the_run_config(tmp_path):
     config = {"run": repr(PLAIN), "folder": str(tmp_path)}
     grid = LocalGrid(client_app(), 6, config=config)
     context = next(iter(grid.nodes.values()))
-    server_app(patience=AFTER, poll_s=0.01)(grid, context)
+    server_app(timeouts=AFTER, poll_s=0.01)(grid, context)
     assert px.training.RunFolder(tmp_path).summary["weights_sha256"] == fingerprint(px.train(PLAIN).model)
-    chosen = server_app(lambda config: PLAIN if config["method"] == "plain" else None, patience=AFTER)
+    chosen = server_app(lambda config: PLAIN if config["method"] == "plain" else None, timeouts=AFTER)
     context.run_config = {"method": "other"}
     with pytest.raises(ValueError, match="an app needs a run"):
         chosen(grid, context)
@@ -181,7 +181,7 @@ def test_starts_from_given_arrays_and_calls_the_callers_test():
     model = px.train(PLAIN).model
     seen = []
     grid = LocalGrid(client_app(PLAIN), 6)
-    outcome = strategy(PLAIN, patience=AFTER, poll_s=0.01).start(
+    outcome = strategy(PLAIN, timeouts=AFTER, poll_s=0.01).start(
         grid,
         ArrayRecord(model.state_dict()),
         num_rounds=3,

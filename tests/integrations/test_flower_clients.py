@@ -102,7 +102,7 @@ def test_a_bad_client_is_named_and_the_others_go_on(label):
 def test_a_client_that_never_answers_is_waited_for_ever_more_rarely(monkeypatch):
     waits, late = [], Node.late
     monkeypatch.setattr(Node, "late", lambda node: waits.append(node.worker) or late(node))
-    outcome = conducted(run(px.federated.fedavg(LOCAL, 5)), patience=SHORT, spoils={2: lambda reply: None})
+    outcome = conducted(run(px.federated.fedavg(LOCAL, 5)), timeouts=SHORT, spoils={2: lambda reply: None})
     assert all("no answer within" in line["excluded"]["2"] for line in outcome.rounds)
     assert all(set(line["excluded"]) == {"2"} for line in outcome.rounds)
     waited = [line["work_s"] for line in outcome.rounds]
@@ -116,7 +116,7 @@ def test_a_client_out_of_a_pass_is_back_in_the_next():
     def once(reply):
         return None if next(lost, 0) else reply
 
-    outcome = conducted(run(px.federated.fedma(OWN, layers=2, passes=3)), patience=SHORT, spoils={5: once})
+    outcome = conducted(run(px.federated.fedma(OWN, layers=2, passes=3)), timeouts=SHORT, spoils={5: once})
     assert [line.get("clients") for line in outcome.rounds] == [None, None, None, [0, 1, 2, 3, 4], None, None]
     assert "5" in outcome.rounds[2]["excluded"] and outcome.summary["accuracy"] > 0.3
 

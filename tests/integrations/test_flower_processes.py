@@ -42,11 +42,11 @@ folder = ""
 """
 APP = """
 from flwr.app import ArrayRecord
-from phalanx.integrations.flower import Patience, client_app, server_app
+from phalanx.integrations.flower import Timeouts, client_app, server_app
 from phalanx.integrations.flower.records import array, payload_of
 
 # a node that dies is waited for as long as a process takes to start, several times; Flower's word comes after a minute
-server = server_app(patience=Patience(join_s=400, first_s=400, least_s=15, factor=2.0))
+server = server_app(timeouts=Timeouts(join_s=400, first_s=400, least_s=15, factor=2.0))
 
 
 def spoiled(message, context, call_next):

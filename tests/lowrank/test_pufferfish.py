@@ -155,7 +155,7 @@ def test_another_number_of_processes_goes_on_behind_the_surgery(tmp_path):
 
 @pytest.mark.processes
 def test_a_server_s_workers_follow(tmp_path):
-    task = {"runs": RUNS, "patience": {"least_s": 10.0, "factor": 3.0}}
+    task = {"runs": RUNS, "timeouts": {"least_s": 10.0, "factor": 3.0}}
     found = run_job(4, "job_server.py", task, tmp_path)
     for label, expression in RUNS.items():
         assert not any(line["excluded"] for line in found[label]["metrics"]), label

@@ -79,7 +79,7 @@ def test_several_processes_see_the_same(tmp_path):
 @pytest.mark.processes
 def test_a_server_sees_what_arrives(tmp_path):
     made = run("chain(gather(dense()), median())", observers=(px.training.norms(arrived=True),))
-    task = {"runs": {"norms": repr(made)}, "patience": {"least_s": 10.0, "factor": 5.0}}
+    task = {"runs": {"norms": repr(made)}, "timeouts": {"least_s": 10.0, "factor": 5.0}}
     lines = run_job(7, "job_server.py", task, tmp_path)["norms"]["metrics"]
     # on a busy machine a worker may be late, and is named
     shown = [(line, line["observed"][repr(made.observers[0])]) for line in lines if not line["lost"]]

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from torch import distributed as dist
 
-from phalanx.distributed.server.membership import Patience
+from phalanx.distributed.server.membership import Timeouts
 from phalanx.distributed.server.transport import TcpTransport
 
 _POLL_S = 0.1  # between two checks of the child and the store
@@ -56,17 +56,17 @@ class Launcher:
         self._store = made.PrefixStore(f"phalanx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self._worker_loop, self._num_runs, self._child = worker_loop, 0, 0
 
-    def open(self, workers: int, patience: Patience | None = None) -> TcpTransport:
+    def open(self, workers: int, timeouts: Timeouts | None = None) -> TcpTransport:
         """At rank 0: returns the transport of the next run once its workers have connected."""
-        transport = TcpTransport(workers, self.processes, patience, left=self._over)
+        transport = TcpTransport(workers, self.processes, timeouts, left=self._over)
         address = {
-            "port": transport.seats.port,
-            "token": transport.seats.token,
-            "shares": [list(seat.workers) for seat in transport.seats.all],
+            "port": transport.membership.port,
+            "token": transport.membership.token,
+            "shares": [list(member.workers) for member in transport.membership.all],
         }
         self._store.set(f"run/{self._num_runs}", json.dumps(address))
         self._num_runs += 1
-        transport.seats.join()
+        transport.membership.join()
         return transport
 
     def _over(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker processes as their server sees them: who is connected, who is waited for, and how long."""
+"""The worker processes of a server: which are connected, which a round waits for, and how long."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from phalanx.core.payload import BadPayload
 from phalanx.distributed.server.messages import Connection, Kind, Message, message, read
 
 _HELLO_BYTES, _HELLO_S = 4096, 5.0
-_LONGEST_REST = 64  # rounds
+_MAX_BACKOFF = 64  # rounds
 
 
-def rests(lates: int) -> int:
-    """Rounds in which who was late so often in a row is not waited for; one more, which the next one takes off."""
-    return min(2 ** (lates - 1), _LONGEST_REST) + 1
+def backoff(missed: int) -> int:
+    """Number of rounds that do not wait for a worker that missed so many in a row, and one that `begin` subtracts."""
+    return min(2 ** (missed - 1), _MAX_BACKOFF) + 1
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long a server waits for its workers, in seconds.
 
-    A round waits until half of the workers that are there have reported, and then until `factor` times their median
-    time is over, or `least_s`. A worker that was late is not waited for in the next round, after its second time in a
-    row not in the next two, then four; once it reports in time it is as good as the others.
+    A round waits until half of the connected workers have reported, and then until `factor` times their median time
+    is over, at least `least_s`. A worker that was late is not waited for in the next round; after the second time in a
+    row not in the next two rounds, then four. Once it reports in time, it is waited for as before.
 
     Args:
         join_s: for all to connect.
@@ -50,7 +50,7 @@ class Patience:
 
     def __post_init__(self) -> None:
         ok = min(self.join_s, self.first_s, self.least_s) > 0 and self.factor > 1
-        require(ok, f"a server's patience is above 0 s and its factor above 1, got {self}")
+        require(ok, f"a server's timeouts are above 0 s and their factor above 1, got {self}")
 
     def round_s(self, times: Sequence[float], awaited: int, first: bool) -> float:
         """How long a round waits, from its beginning.
@@ -65,40 +65,40 @@ class Patience:
         return self.stretched(statistics.median(times))
 
     def stretched(self, usual_s: float) -> float:
-        """How long to wait for what usually takes so long."""
+        """How long to wait for something that usually takes `usual_s`."""
         return max(self.least_s, self.factor * usual_s)
 
 
 @dataclass(eq=False)
-class Seat:
+class Member:
     """A worker process.
 
     Args:
-        workers: that it plays.
-        gone: why nothing is expected of it, if nothing is.
-        lates: rounds in a row in which it was late.
-        rests: rounds in which it is not waited for.
-        briefed: whether it knows the run.
+        workers: the workers that it computes.
+        gone: why nothing is expected of it; empty if something is.
+        missed: rounds in a row in which it was late.
+        backoff_rounds: rounds in which it is not waited for.
+        knows_run: whether it knows the run.
     """
 
     workers: tuple[int, ...]
     about: dict[str, Any] = field(default_factory=dict)
     line: Connection | None = None
     gone: str = "never connected"
-    lates: int = 0
-    rests: int = 0
-    briefed: bool = False
+    missed: int = 0
+    backoff_rounds: int = 0
+    knows_run: bool = False
 
     @property
     def awaited(self) -> bool:
         """Whether a round waits for it."""
-        return self.line is not None and not self.rests
+        return self.line is not None and not self.backoff_rounds
 
 
-class Seats:
-    """All worker processes of a run, and what arrives from them.
+class Membership:
+    """All worker processes of a run, and the messages that arrive from them.
 
-    Everything but reading and writing happens in the thread that calls.
+    Only reading and writing happen in other threads than the caller's.
 
     Args:
         shares: workers of each process.
@@ -107,78 +107,78 @@ class Seats:
     """
 
     def __init__(
-        self, shares: Sequence[tuple[int, ...]], patience: Patience, limit_bytes: Callable[[], int], host: str = ""
+        self, shares: Sequence[tuple[int, ...]], timeouts: Timeouts, limit_bytes: Callable[[], int], host: str = ""
     ) -> None:
-        self.all = [Seat(share) for share in shares]
-        self.patience, self.token = patience, secrets.token_hex(16)
+        self.all = [Member(share) for share in shares]
+        self.timeouts, self.token = timeouts, secrets.token_hex(16)
         self._limit = limit_bytes
-        self._of = {worker: seat for seat in self.all for worker in seat.workers}
-        self._at: dict[Connection, Seat] = {}
+        self._of = {worker: member for member in self.all for worker in member.workers}
+        self._at: dict[Connection, Member] = {}
         self._events: queue.SimpleQueue[tuple[Connection, Message | dict[str, Any] | None]] = queue.SimpleQueue()
         self._past_bytes = 0
         self._began, self._times, self._first = time.monotonic(), list[float](), True
-        self._door = socket.create_server((host, 0), backlog=64)
+        self._listener = socket.create_server((host, 0), backlog=64)
         threading.Thread(target=self._admit, daemon=True).start()
 
-    def of(self, worker: int) -> Seat:
-        """The seat of a worker."""
+    def of(self, worker: int) -> Member:
+        """The process that computes a worker."""
         return self._of[worker]
 
     @property
     def port(self) -> int:
-        """Where workers connect."""
-        return self._door.getsockname()[1]
+        """The port that workers connect to."""
+        return self._listener.getsockname()[1]
 
     @property
     def received_bytes(self) -> int:
-        """What reached the sockets so far."""
-        return self._past_bytes + sum(seat.line.received_bytes for seat in self.all if seat.line is not None)
+        """Bytes that reached the sockets so far."""
+        return self._past_bytes + sum(member.line.received_bytes for member in self.all if member.line is not None)
 
     def join(self) -> None:
-        """Waits until every process has connected, or the patience for that is over."""
-        until = time.monotonic() + self.patience.join_s
-        while any(seat.line is None for seat in self.all):
+        """Waits until every process has connected, `join_s` at most."""
+        until = time.monotonic() + self.timeouts.join_s
+        while any(member.line is None for member in self.all):
             if self.next(until) is None:
                 return
 
     def begin(self) -> None:
-        """A round begins."""
+        """Starts a round."""
         self._began, self._times = time.monotonic(), []
-        for seat in self.all:
-            seat.rests = max(0, seat.rests - 1)
+        for member in self.all:
+            member.backoff_rounds = max(0, member.backoff_rounds - 1)
 
-    def reported(self, seat: Seat) -> None:
-        """A report of this round has come from a seat."""
-        seat.gone, seat.lates, seat.rests = "", 0, 0
+    def reported(self, member: Member) -> None:
+        """Notes that the report of a process has arrived in this round."""
+        member.gone, member.missed, member.backoff_rounds = "", 0, 0
         self._times.append(time.monotonic() - self._began)
 
     def ended(self) -> None:
-        """The reports of a round are in."""
+        """Notes that the reports of a round are in."""
         self._first = False
 
-    def late(self, seat: Seat) -> None:
-        """Nothing has come from a seat in time."""
-        seat.lates += 1
-        seat.rests = rests(seat.lates)
-        if not seat.gone:
-            seat.gone = f"no answer within {time.monotonic() - self._began:.1f} s"
+    def late(self, member: Member) -> None:
+        """Notes that nothing has come from a process in time."""
+        member.missed += 1
+        member.backoff_rounds = backoff(member.missed)
+        if not member.gone:
+            member.gone = f"no answer within {time.monotonic() - self._began:.1f} s"
 
     @property
     def deadline(self) -> float:
-        """Until when this round waits for reports."""
-        awaited = sum(seat.awaited for seat in self.all)
-        return self._began + self.patience.round_s(self._times, awaited, self._first)
+        """The time until which this round waits for reports."""
+        awaited = sum(member.awaited for member in self.all)
+        return self._began + self.timeouts.round_s(self._times, awaited, self._first)
 
     @property
     def answer_deadline(self) -> float:
-        """Until when a question that is asked now waits for its answer."""
+        """The time until which a request that is sent now waits for its answer."""
         now = time.monotonic()
-        return now + (self.patience.first_s if self._first else self.patience.stretched(now - self._began))
+        return now + (self.timeouts.first_s if self._first else self.timeouts.stretched(now - self._began))
 
-    def next(self, until: float) -> tuple[Seat, Message | None] | None:
+    def next(self, until: float) -> tuple[Member, Message | None] | None:
         """The next message, or the end of a connection (None in its place); None when the time is over.
 
-        A process that connects is seated on the way.
+        Adds processes that connect meanwhile.
         """
         while True:
             left = until - time.monotonic()
@@ -188,48 +188,48 @@ class Seats:
             except queue.Empty:
                 return None
             if isinstance(event, dict):
-                seat = self._sit(line, event)
+                member = self._add_connection(line, event)
             elif line not in self._at:
                 continue
             elif event is None:
-                seat = self._at.pop(line)
+                member = self._at.pop(line)
                 self._past_bytes += line.received_bytes
-                seat.line, seat.gone = None, line.why_ended
+                member.line, member.gone = None, line.why_ended
             else:
                 line.taken()
                 return self._at[line], event
-            if seat is not None:
-                return seat, None
+            if member is not None:
+                return member, None
 
-    def _sit(self, line: Connection, about: dict[str, Any]) -> Seat | None:
-        """Gives a process that connected its seat, unless another has it."""
-        seat = self.all[about["process"]]
-        if seat.line is not None:
+    def _add_connection(self, line: Connection, about: dict[str, Any]) -> Member | None:
+        """Gives a connection to its process, unless that has one already."""
+        member = self.all[about["process"]]
+        if member.line is not None:
             line.close()
             return None
-        seat.line, seat.gone, seat.about, seat.briefed = line, "nothing arrived", about, False
-        seat.lates = seat.rests = 0
-        self._at[line] = seat
+        member.line, member.gone, member.about, member.knows_run = line, "nothing arrived", about, False
+        member.missed = member.backoff_rounds = 0
+        self._at[line] = member
         line.start()
-        return seat
+        return member
 
     def close(self) -> None:
         """Ends the run for every process."""
-        self._door.close()
-        for seat in self.all:
-            if seat.line is not None:
-                seat.line.send(message(Kind.END))
-        for seat in self.all:
-            if seat.line is not None:
-                seat.line.close(linger_s=0.0 if seat.rests else 2.0)
+        self._listener.close()
+        for member in self.all:
+            if member.line is not None:
+                member.line.send(message(Kind.END))
+        for member in self.all:
+            if member.line is not None:
+                member.line.close(linger_s=0.0 if member.backoff_rounds else 2.0)
 
     def _admit(self) -> None:
         while True:
             try:
-                link, _ = self._door.accept()
+                link, _ = self._listener.accept()
             except OSError:
                 return
-            # each in a thread of its own: a stranger that says nothing keeps nobody waiting
+            # each in a thread of its own: a stranger that sends nothing delays nobody
             threading.Thread(target=self._greet, args=(link,), daemon=True).start()
 
     def _greet(self, link: socket.socket) -> None:
@@ -237,7 +237,7 @@ class Seats:
             link.settimeout(_HELLO_S)
             about = json.loads(bytes(read(link, _HELLO_BYTES).body.tolist()))
             known = secrets.compare_digest(about["token"], self.token) and about["process"] in range(len(self.all))
-            require(known, "a stranger")
+            require(known, "an unknown process")
         except (BadPayload, OSError, EOFError, ValueError, KeyError, TypeError):
             with suppress(OSError):
                 link.close()

@@ -2,7 +2,7 @@
 """Messages between a server and its workers, over one TCP connection each.
 
 A message is a header, little-endian: magic ``PHXS``, kind u8, round i64, length of the body u64; then the body, which
-`wire.pack` wrote. Each connection has a thread that reads and one that writes, so that a peer that is dead, stopped or
+`pack` wrote. Each connection has a thread that reads and one that writes, so that a peer that is dead, stopped or
 slow holds up nobody else: with gloo one wait that runs out of time would close the connections to all.
 """
 
@@ -27,11 +27,11 @@ from phalanx.core.payload import BadPayload, Payload
 _HEADER = struct.Struct("<4sBqQ")
 _MAGIC = b"PHXS"
 HEADER_BYTES = _HEADER.size
-BACKLOG = 8  # messages of one peer that wait to be looked at; who sends more waits as well
+BACKLOG = 8  # messages of one peer that wait to be processed; a peer that sends more has to wait
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """The kind of a message."""
 
     HELLO = 0  # worker: who it is
     SETUP = 1  # server: the run, and the worker's memories
@@ -49,7 +49,7 @@ class Message:
     """One message.
 
     Args:
-        body: packed bytes, not looked into yet.
+        body: packed bytes, not unpacked yet.
     """
 
     kind: Kind
@@ -109,7 +109,7 @@ class Connection:
             self._more.notify()
 
     def taken(self) -> None:
-        """A message that arrived has been looked at."""
+        """Notes that a message that arrived has been processed."""
         self._room.release()
 
     def close(self, linger_s: float = 0.0) -> None:

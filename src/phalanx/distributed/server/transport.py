@@ -17,7 +17,7 @@ from phalanx.core.payload import BadPayload, Payload, payload_bytes
 from phalanx.core.trees import State, from_payload, memories_of, to_payload
 from phalanx.core.world import checked_payload
 from phalanx.distributed.round_request import RoundRequest
-from phalanx.distributed.server.membership import Patience, Seat, Seats
+from phalanx.distributed.server.membership import Member, Membership, Timeouts
 from phalanx.distributed.server.messages import Kind, Message, message
 from phalanx.distributed.server_transport import ServerTransport
 
@@ -35,7 +35,7 @@ class TcpTransport(ServerTransport):
     Args:
         n: workers.
         processes: that play them, in contiguous blocks.
-        patience: how long to wait.
+        timeouts: how long to wait.
         host: address to listen at; all when empty.
         left: called when the run has ended for all.
     Raises:
@@ -46,7 +46,7 @@ class TcpTransport(ServerTransport):
         self,
         n: int,
         processes: int,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         host: str = "",
         left: Callable[[], None] = lambda: None,
     ) -> None:
@@ -55,67 +55,69 @@ class TcpTransport(ServerTransport):
         bounds = [r * n // processes for r in range(processes + 1)]
         shares = [tuple(range(a, b)) for a, b in pairwise(bounds)]
         self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES
-        self.seats = Seats(shares, patience or Patience(), lambda: self._limit, host)
+        self.membership = Membership(shares, timeouts or Timeouts(), lambda: self._limit, host)
         self._index, self._left = -1, left
         self._shelf = ReceiveBuffers(n, 0)
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
 
     def __repr__(self) -> str:
-        return f"TcpTransport({self.size}, {len(self.seats.all)} processes)"
+        return f"TcpTransport({self.size}, {len(self.membership.all)} processes)"
 
     @property
     def processes(self) -> list[dict[str, Any]]:
         """Workers, host and process id of each process that has connected."""
-        return [{"workers": list(seat.workers), **seat.about} for seat in self.seats.all if seat.about]
+        return [{"workers": list(member.workers), **member.about} for member in self.membership.all if member.about]
 
     @property
     def received_bytes(self) -> int:
         """What reached this process's sockets so far."""
-        return self.seats.received_bytes
+        return self.membership.received_bytes
 
     def start_round(self, request: RoundRequest, run: str, memories: State) -> None:
         """Sends every process the model of a round; one that is behind gets it when it is ready."""
         index, weights = request.round_index, request.payload()
         self._index, self._first, self._numbers = index, {}, {}
-        self.seats.begin()
+        self.membership.begin()
         size = payload_bytes(weights)
-        # a codec may lengthen a row, and what it sends is looked at before it is believed
-        self._limit = max(len(seat.workers) for seat in self.seats.all) * (_SLACK_BYTES + 16 * size)
+        # a codec may lengthen a row; what a worker sends is checked later
+        self._limit = max(len(member.workers) for member in self.membership.all) * (_SLACK_BYTES + 16 * size)
         self._row_bytes = _SLACK_BYTES + size
         self._shelf = ReceiveBuffers(self.size, self._row_bytes)
         order = message(Kind.ORDER, index, weights)
-        for seat in self.seats.all:
-            if seat.line is None:
+        for member in self.membership.all:
+            if member.line is None:
                 continue
-            if not seat.briefed:
-                brief = {"run": run, "memories": memories_of(memories, seat.workers)}
-                seat.line.send(message(Kind.SETUP, index, to_payload(brief)))
-                seat.briefed = True
-            seat.line.send(order)
+            if not member.knows_run:
+                brief = {"run": run, "memories": memories_of(memories, member.workers)}
+                member.line.send(message(Kind.SETUP, index, to_payload(brief)))
+                member.knows_run = True
+            member.line.send(order)
 
     def receive_reports(self, num_metrics: int) -> Tensor:
-        while missing := [seat for seat in self.seats.all if seat.awaited and seat.workers[0] not in self._first]:
-            arrived = self.seats.next(self.seats.deadline)
+        while missing := [
+            member for member in self.membership.all if member.awaited and member.workers[0] not in self._first
+        ]:
+            arrived = self.membership.next(self.membership.deadline)
             if arrived is None:
-                for seat in missing:
-                    self.seats.late(seat)
+                for member in missing:
+                    self.membership.late(member)
                 break
-            seat, incoming = arrived
+            member, incoming = arrived
             if incoming is not None and (incoming.kind, incoming.round) == (Kind.REPORT, self._index):
-                self._enter(seat, incoming, num_metrics)
-        self.seats.ended()
+                self._enter(member, incoming, num_metrics)
+        self.membership.ended()
         table = torch.full((self.size, num_metrics), float("nan"), dtype=torch.float64)
         for worker, row in self._numbers.items():
             table[worker] = row.to(table)
         return table
 
-    def _enter(self, seat: Seat, report: Message, num_metrics: int) -> None:
-        numbers, payloads = _open(report, seat.workers, self._shelf, range(self.size))
-        self.seats.reported(seat)
+    def _enter(self, member: Member, report: Message, num_metrics: int) -> None:
+        numbers, payloads = _open(report, member.workers, self._shelf, range(self.size))
+        self.membership.reported(member)
         self._first |= payloads
-        if numbers is not None and numbers.shape == (len(seat.workers), num_metrics) and numbers.is_floating_point():
-            self._numbers |= dict(zip(seat.workers, numbers, strict=True))
+        if numbers is not None and numbers.shape == (len(member.workers), num_metrics) and numbers.is_floating_point():
+            self._numbers |= dict(zip(member.workers, numbers, strict=True))
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         assert not payloads
@@ -128,62 +130,62 @@ class TcpTransport(ServerTransport):
         found: dict[int, Payload | BadPayload] = {}
         waiting = set(workers)
         for worker in workers:
-            if (line := self.seats.of(worker).line) is None:
+            if (line := self.membership.of(worker).line) is None:
                 waiting.discard(worker)
             else:
                 line.send(message(Kind.ASK, self._index, {"worker": torch.tensor([worker])}))
-        until, shelf = self.seats.answer_deadline, ReceiveBuffers(len(workers), self._row_bytes)
+        until, shelf = self.membership.answer_deadline, ReceiveBuffers(len(workers), self._row_bytes)
         while waiting:
-            arrived = self.seats.next(until)
+            arrived = self.membership.next(until)
             if arrived is None:
-                for seat in {self.seats.of(worker) for worker in waiting}:
-                    self.seats.late(seat)
+                for member in {self.membership.of(worker) for worker in waiting}:
+                    self.membership.late(member)
                 break
-            seat, incoming = arrived
+            member, incoming = arrived
             if incoming is None:
-                waiting -= set(seat.workers)
+                waiting -= set(member.workers)
             elif (incoming.kind, incoming.round) == (Kind.HELD, self._index):
-                answers = {w: p for w, p in _open(incoming, seat.workers, shelf, workers)[1].items() if w in waiting}
+                answers = {w: p for w, p in _open(incoming, member.workers, shelf, workers)[1].items() if w in waiting}
                 found |= answers
                 waiting -= set(answers)
         return [self._checked(worker, found.get(worker), limit_bytes) for worker in workers]
 
     def collect_memories(self) -> list[State]:
-        asked = {seat for seat in self.seats.all if seat.awaited}
-        for seat in asked:
-            assert seat.line is not None
-            seat.line.send(message(Kind.RECALL, self._index))
-        memories, until = list[State](), self.seats.answer_deadline
+        asked = {member for member in self.membership.all if member.awaited}
+        for member in asked:
+            assert member.line is not None
+            member.line.send(message(Kind.RECALL, self._index))
+        memories, until = list[State](), self.membership.answer_deadline
         while asked:
-            arrived = self.seats.next(until)
+            arrived = self.membership.next(until)
             if arrived is None:
                 break
-            seat, incoming = arrived
+            member, incoming = arrived
             if incoming is None:
-                asked.discard(seat)
-            elif incoming.kind == Kind.MEMORY and seat in asked:
-                asked.discard(seat)
+                asked.discard(member)
+            elif incoming.kind == Kind.MEMORY and member in asked:
+                asked.discard(member)
                 # one that cannot be read is as lost as that of a dead worker
                 with suppress(BadPayload, ValueError, KeyError, AttributeError, TypeError):
-                    memories.append(memories_of(from_payload(incoming.payload()), seat.workers))
+                    memories.append(memories_of(from_payload(incoming.payload()), member.workers))
         return memories
 
     def close(self) -> None:
         """Ends the run for every process."""
-        self.seats.close()
+        self.membership.close()
         self._left()
 
     def _checked(self, worker: int, payload: Payload | BadPayload | None, limit_bytes: int) -> Payload | BadPayload:
-        return checked_payload(payload, limit_bytes, self.seats.of(worker).gone or "nothing arrived")
+        return checked_payload(payload, limit_bytes, self.membership.of(worker).gone or "nothing arrived")
 
 
 def _open(
     incoming: Message, workers: tuple[int, ...], shelf: ReceiveBuffers, order: Sequence[int]
 ) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
-    """Numbers and payloads of a process's workers; what it says of others is not looked at.
+    """Numbers and payloads of a process's workers; what it says of other workers is ignored.
 
     Args:
-        order: of the workers with a place on the shelf.
+        order: the workers that have a receive buffer.
     """
     payloads: dict[int, Payload | BadPayload] = {worker: {} for worker in workers}
     names = {str(worker): worker for worker in workers}

@@ -6,7 +6,7 @@ try:
 except ImportError:
     raise ImportError("phalanx.integrations.flower needs Flower; pip install 'phalanx-train[flower]'") from None
 
-from phalanx.distributed.server.membership import Patience as Patience
+from phalanx.distributed.server.membership import Timeouts as Timeouts
 from phalanx.integrations.flower.client import client_app as client_app
 from phalanx.integrations.flower.strategy import FlowerStrategy as FlowerStrategy
 from phalanx.integrations.flower.strategy import Outcome as Outcome

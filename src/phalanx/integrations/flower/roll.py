@@ -11,7 +11,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from phalanx.core.payload import BadPayload
-from phalanx.distributed.server.membership import rests
+from phalanx.distributed.server.membership import backoff
 from phalanx.integrations.flower.mail import arrived, push
 from phalanx.integrations.flower.records import METRICS, TEXT, WORKER, error_of
 
@@ -23,27 +23,27 @@ class Node:
     """A node of Flower that plays a worker.
 
     Args:
-        lates: rounds in a row in which it was late.
-        rests: rounds in which it is not waited for.
-        briefed: whether it has the tensors of the model that no further order repeats.
+        missed: rounds in a row in which it was late.
+        backoff_rounds: rounds in which it is not waited for.
+        has_model: whether it has the tensors of the model that no further order repeats.
         remembers: whether it has memories that a checkpoint should hold.
     """
 
     id: int
     worker: int
-    lates: int = 0
-    rests: int = 0
-    briefed: bool = False
+    missed: int = 0
+    backoff_rounds: int = 0
+    has_model: bool = False
     remembers: bool = False
 
     def late(self) -> None:
         """Nothing has come from it in time."""
-        self.lates += 1
-        self.rests = rests(self.lates)
+        self.missed += 1
+        self.backoff_rounds = backoff(self.missed)
 
     def reported(self, remembers: bool) -> None:
         """It has answered an order in time."""
-        self.lates, self.rests, self.briefed, self.remembers = 0, 0, True, remembers
+        self.missed, self.backoff_rounds, self.has_model, self.remembers = 0, 0, True, remembers
 
 
 class Roll:

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from phalanx.core.codec import Gather
 from phalanx.core.expression import require
 from phalanx.core.wire_stage import WireStage, check_server, stages_of
-from phalanx.distributed.server.membership import Patience
+from phalanx.distributed.server.membership import Timeouts
 from phalanx.integrations.flower.records import RunSource, run_of
 from phalanx.integrations.flower.roll import log
 from phalanx.integrations.flower.transport import FlowerTransport
@@ -24,7 +24,7 @@ from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder
 from phalanx.training.trainer import Trainer
 
-PATIENCE = Patience(join_s=120.0, first_s=300.0, least_s=10.0, factor=3.0)  # a message is a process that starts
+TIMEOUTS = Timeouts(join_s=120.0, first_s=300.0, least_s=10.0, factor=3.0)  # a message is a process that starts
 
 
 @dataclass
@@ -44,7 +44,7 @@ def strategy(
     run: Run | str,
     *,
     folder: Path | str | None = None,
-    patience: Patience = PATIENCE,
+    timeouts: Timeouts = TIMEOUTS,
     min_clients: int = 1,
     evaluate: bool = True,
     poll_s: float = 0.2,
@@ -55,7 +55,7 @@ def strategy(
         run: or its expression.
         folder: for metrics, summary and checkpoints, from which a run that was stopped goes on; an absolute path, as a
             ServerApp's process may be anywhere.
-        patience: how long to wait for nodes and replies, in seconds.
+        timeouts: how long to wait for nodes and replies, in seconds.
         min_clients: the run does not begin with fewer.
         evaluate: tests the model here, on the test part of the run's data.
         poll_s: seconds between two looks for replies.
@@ -64,7 +64,7 @@ def strategy(
     """
     found = run_of(run, {})
     require(folder is None or Path(folder).is_absolute(), f"a ServerApp's folder is an absolute path, got {folder}")
-    return FlowerStrategy(found, None if folder is None else Path(folder), patience, min_clients, evaluate, poll_s)
+    return FlowerStrategy(found, None if folder is None else Path(folder), timeouts, min_clients, evaluate, poll_s)
 
 
 def server_app(run: RunSource = None, **options: Any) -> ServerApp:
@@ -88,7 +88,7 @@ class FlowerStrategy(Strategy):
     """Carries out all rounds of a run in `start`, with a deadline of its own for each."""
 
     def __init__(
-        self, run: Run, folder: Path | None, patience: Patience, min_clients: int, evaluate: bool, poll_s: float
+        self, run: Run, folder: Path | None, timeouts: Timeouts, min_clients: int, evaluate: bool, poll_s: float
     ) -> None:
         run.check()
         for phase in run.phases:
@@ -98,7 +98,7 @@ class FlowerStrategy(Strategy):
             require(ok, f"Flower carries gather(...) only, as each question starts a process; got {wires!r}")
         ok = 1 <= min_clients <= run.workers
         require(ok, f"min_clients lies between 1 and the run's {run.workers} workers, got {min_clients}")
-        self.run, self._folder, self._patience, self._poll_s = run, folder, patience, poll_s
+        self.run, self._folder, self._timeouts, self._poll_s = run, folder, timeouts, poll_s
         self._least, self._evaluate = min_clients, evaluate
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ class FlowerStrategy(Strategy):
         Args:
             initial_arrays: weights to begin with, as `ArrayRecord(model.state_dict())` has them; the run's when None.
             num_rounds: those of the run, or None.
-            timeout: longest wait for a round's replies in seconds, in place of the patience's `first_s`.
+            timeout: longest wait for a round's replies in seconds, in place of `first_s` of the timeouts.
             train_config, evaluate_config: nothing; the run configures its clients.
             evaluate_fn: called after every round with its number, from 1, and the model's arrays.
         Raises:
@@ -130,11 +130,11 @@ class FlowerStrategy(Strategy):
         ok = num_rounds in (None, run.rounds)
         require(ok, f"the run has {run.rounds} rounds, got num_rounds={num_rounds}; change the run's, or leave it out")
         require(not (train_config or evaluate_config), "the run configures its clients; leave the configs out")
-        patience = self._patience
+        timeouts = self._timeouts
         if timeout is not None:
-            patience = Patience(patience.join_s, timeout, min(patience.least_s, timeout), patience.factor)
+            timeouts = Timeouts(timeouts.join_s, timeout, min(timeouts.least_s, timeout), timeouts.factor)
         self.summary()
-        transport = FlowerTransport(run.workers, grid, patience, self._poll_s)
+        transport = FlowerTransport(run.workers, grid, timeouts, self._poll_s)
         trainer = Trainer(run, transport)
         if not self._evaluate:
             trainer.state.data = trainer.data.untested()

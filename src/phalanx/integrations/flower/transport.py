@@ -16,7 +16,7 @@ from torch import Tensor
 from phalanx.core.payload import BadPayload, Payload
 from phalanx.core.trees import State, from_payload, memories_of, to_payload
 from phalanx.distributed.round_request import RoundRequest
-from phalanx.distributed.server.membership import Patience
+from phalanx.distributed.server.membership import Timeouts
 from phalanx.distributed.server_transport import ServerTransport
 from phalanx.integrations.flower.mail import arrived, push
 from phalanx.integrations.flower.records import (
@@ -45,36 +45,36 @@ class FlowerTransport(ServerTransport):
     Args:
         n: workers.
         grid: of the ServerApp.
-        patience: how long to wait.
+        timeouts: how long to wait.
         poll_s: between two looks for replies.
     """
 
-    def __init__(self, n: int, grid: Grid, patience: Patience, poll_s: float = 0.2) -> None:
+    def __init__(self, n: int, grid: Grid, timeouts: Timeouts, poll_s: float = 0.2) -> None:
         super().__init__(n)
-        self._grid, self._patience, self._poll_s = grid, patience, poll_s
-        self.roll = Roll(n, grid, patience.first_s)
+        self._grid, self._timeouts, self._poll_s = grid, timeouts, poll_s
+        self.roll = Roll(n, grid, timeouts.first_s)
         self._nodes: dict[int, Node] = {}
         self._asked: dict[str, Node] = {}
         self._reports: dict[int, Report | BadPayload] = {}
         self._seen: set[int] = set()  # workers that have answered an order of this process
-        self._began, self._first, self._usual_s = 0.0, True, patience.first_s
+        self._began, self._first, self._usual_s = 0.0, True, timeouts.first_s
 
     def __repr__(self) -> str:
         return f"FlowerTransport({self.size})"
 
     def join(self, least: int = 1) -> None:
-        """Waits until every worker has a node, or the patience for that is over.
+        """Waits until every worker has a node, or the timeouts for that is over.
 
         Raises:
             ValueError: fewer than `least` have one.
         """
-        until = time.monotonic() + self._patience.join_s
+        until = time.monotonic() + self._timeouts.join_s
         while len(self.roll.call()) < self.size and time.monotonic() < until:
             time.sleep(self._poll_s)
         found = self.roll.present
         if len(found) < least:
             raise ValueError(
-                f"{len(found)} of {self.size} workers have a node after {self._patience.join_s:g} s, and the run needs "
+                f"{len(found)} of {self.size} workers have a node after {self._timeouts.join_s:g} s, and the run needs "
                 f"{least}; start SuperNodes with partition-id from 0 to {self.size - 1}, or wait longer (join_s)"
             )
         if missing := [worker for worker in self.workers if worker not in found]:
@@ -93,14 +93,14 @@ class FlowerTransport(ServerTransport):
             if worker not in self._nodes:
                 self._reports[worker] = BadPayload(f"no node has partition-id {worker}")
         for node in self._nodes.values():
-            node.rests = max(0, node.rests - 1)
+            node.backoff_rounds = max(0, node.backoff_rounds - 1)
         needed = array(request.shared_payload())
         later = request.round_index > 0 and request.required is not None
         whole = array(request.shared_payload(whole_model=True)) if later else needed
         messages = []
         for worker, node in self._nodes.items():
             # equal arrays are sent to Flower's SuperLink once
-            order = {SHARED: needed if node.briefed else whole, OWN: array(request.for_worker(worker))}
+            order = {SHARED: needed if node.has_model else whole, OWN: array(request.for_worker(worker))}
             content = RecordDict(
                 {ORDER: ArrayRecord(order), ABOUT: ConfigRecord({ROUND: request.round_index, RUN: run})}
             )
@@ -111,7 +111,7 @@ class FlowerTransport(ServerTransport):
 
     def _message(self, content: RecordDict, node: Node, kind: str, group: str = "") -> Message:
         # an order that nobody waits for any more need not be carried out
-        return Message(content, node.id, kind, ttl=self._patience.first_s, group_id=group)
+        return Message(content, node.id, kind, ttl=self._timeouts.first_s, group_id=group)
 
     def _send(self, messages: list[Message], nodes: list[Node]) -> None:
         self._asked = {}
@@ -123,7 +123,7 @@ class FlowerTransport(ServerTransport):
 
     def receive_reports(self, num_metrics: int) -> Tensor:
         times = list[float]()
-        awaited = [node for node in self._asked.values() if not node.rests] or list(self._asked.values())
+        awaited = [node for node in self._asked.values() if not node.backoff_rounds] or list(self._asked.values())
         table = torch.full((self.size, num_metrics), float("nan"), dtype=torch.float64)
 
         def enter(node: Node, reply: Message | BadPayload) -> None:
@@ -136,7 +136,7 @@ class FlowerTransport(ServerTransport):
                 table[node.worker] = 0.0
                 table[node.worker, 0] = report.loss
 
-        late = self._wait(awaited, lambda: self._patience.round_s(times, len(awaited), self._first), enter)
+        late = self._wait(awaited, lambda: self._timeouts.round_s(times, len(awaited), self._first), enter)
         waited = time.monotonic() - self._began
         for node in late:
             self._reports[node.worker] = BadPayload(f"no answer within {waited:.1f} s")
@@ -177,5 +177,5 @@ class FlowerTransport(ServerTransport):
                     tree = from_payload(carried(reply.content, MEMORY))
                     memories.append(memories_of(tree, (node.worker,)))
 
-        self._wait(nodes, lambda: self._patience.stretched(self._usual_s), enter)
+        self._wait(nodes, lambda: self._timeouts.stretched(self._usual_s), enter)
         return memories

@@ -105,16 +105,16 @@ def _processes(server: bool, deadline: float) -> Iterator[Processes | None]:
             yield processes
         return
     from phalanx.distributed.launcher import Launcher
-    from phalanx.distributed.server.membership import Patience
+    from phalanx.distributed.server.membership import Timeouts
     from phalanx.training.worker_loop import worker_loop
 
-    jobs, patience = Launcher(worker_loop), Patience(least_s=deadline)
+    jobs, timeouts = Launcher(worker_loop), Timeouts(least_s=deadline)
     if jobs.rank:
         jobs.guard()
         yield None
         return
     try:
-        yield Processes(server=lambda workers: jobs.open(workers, patience))
+        yield Processes(server=lambda workers: jobs.open(workers, timeouts))
     finally:
         jobs.end()
 
