@@ -63,9 +63,9 @@ def digest_vote(rows: torch.Tensor, r: int) -> Call:
     @cache
     def delivered(workers: tuple[int, ...]) -> list[Any]:
         """The payloads of these workers as a group of processes delivers them."""
-        shelf = ReceiveBuffers(len(workers), 2 * rows[0].nbytes)
+        buffers = ReceiveBuffers(len(workers), 2 * rows[0].nbytes)
         packed = (pack(uploads[worker].on_request or {}) for worker in workers)
-        return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(packed)]
+        return [unpack(message, partial(buffers.buffer_for, i)) for i, message in enumerate(packed)]
 
     class Arrived(px.LocalCollective):
         def gather(self, payloads: Any, limit_bytes: int) -> Any:

@@ -11,7 +11,7 @@ import phalanx as px
 from phalanx.core.codec import WEIGHT
 from phalanx.core.packing import pack, unpack
 from phalanx.core.payload import BadPayload, payload_bytes
-from phalanx.core.row_memory import recall
+from phalanx.core.row_memory import load
 from phalanx.core.stage import memory_key
 from tests.cases import each
 from tests.examples import (
@@ -117,9 +117,9 @@ def test_error_feedback_loses_nothing(codec, dtype):
     for t in range(6):
         row = torch.randn(layout.d, generator=stream(t)()).to(dtype) * 10.0 ** (t - 3)
         zero = torch.zeros_like(row)
-        old = recall(state.get("residual", {}), layout, zero)
+        old = load(state.get("residual", {}), layout, zero)
         payload, decoded, state = coded(around, row, layout, state, seed=t)
-        new = recall(state["residual"], layout, zero)
+        new = load(state["residual"], layout, zero)
         scale = float((row.abs() + old.abs() + decoded.abs()).max())
         torch.testing.assert_close(decoded.to(new) + new, row.to(old) + old, rtol=1e-6, atol=1e-6 * scale)
         assert same(payload, codec.encode((row.to(old) + old).to(dtype), layout, {}, stream(t))[0]) or state["inner"]

@@ -110,7 +110,7 @@ RUNS = [
     ),
     (
         RUN.replace("workers=3", "workers=3, byzantine=workers((9,))"),
-        "fixed names workers [9], and there are workers 0 to 2 (character 1)\n$",
+        "workers names [9], and there are workers 0 to 2 (character 1)\n$",
     ),
     (
         RUN.replace("mlp(hidden=())", "tied_lstm()"),

@@ -26,8 +26,8 @@ from phalanx.core.parser import parse as parse
 from phalanx.core.payload import BadPayload as BadPayload
 from phalanx.core.payload import Payload as Payload
 from phalanx.core.round import Round as Round
-from phalanx.core.serialization import decode as decode
-from phalanx.core.serialization import encode as encode
+from phalanx.core.serialization import from_bytes as decode
+from phalanx.core.serialization import to_bytes as encode
 from phalanx.core.stack import Note as Note
 from phalanx.core.stack import Stack as Stack
 from phalanx.core.stage import RowStage as RowStage

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.attacks.tailored import STEPS
+from phalanx.attacks.adaptive import STEPS
 from phalanx.core.attack import View
 from tests.cases import draws
 

@@ -63,7 +63,7 @@ def test_the_parts_of_an_attack_are_the_attack() -> None:
 def test_rules_that_cannot_stand_apart_are_told() -> None:
     with pytest.raises(ValueError, match="stands behind the wire"):
         px.aggregators.split_by_part(px.parse("chain(gather(dense()), mean())"))
-    with pytest.raises(ValueError, match=r"nnm\(f=2\) gives 15 rows where apart needs one"):
+    with pytest.raises(ValueError, match=r"nnm\(f=2\) gives 15 rows where split_by_part needs one"):
         px.aggregators.split_by_part(px.aggregators.nnm(f=2)).rows_out(15)
     with pytest.raises(ValueError, match="different assignments of work"):
         px.parse("split_by_part(chain(group_vote(r=3), mean()), chain(group_vote(r=5), mean()))").assign(15)

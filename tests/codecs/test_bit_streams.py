@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.codecs import choice, coding, loops
+from phalanx.codecs import bit_streams, quantizer_kernels, selection_kernels
 from phalanx.core.payload import BadPayload
 from tests.cases import each
 
@@ -36,14 +36,14 @@ def codes_of(bits, values):
 def elias(bits, values):
     """The stream of levels, and the scale 2^bits - 1 of the one bucket that makes them their own values."""
     out = np.full(len(values) * (2 * bits + 1) // 8 + 16, 255, np.uint8)
-    size = coding.elias(codes_of(bits, values), bits, out)
+    size = bit_streams.elias(codes_of(bits, values), bits, out)
     assert (out[size + 5 :] == 255).all()
     return np.array([2**bits - 1] if len(values) else [], np.float32), out[:size]
 
 
 def unelias(stream, bits, scales, count):
     out = np.full(count, np.nan, np.float32)
-    return out if coding.unelias(stream, max(1, count), scales, bits, out) else None
+    return out if bit_streams.unelias(stream, max(1, count), scales, bits, out) else None
 
 
 @given(levels())
@@ -72,16 +72,16 @@ def test_elias_takes_no_other_length(sample, data):
 @given(levels())
 def test_planes_are_exact(sample):
     bits, values = sample
-    codes = np.zeros(loops.BLOCK + 8, np.uint16)
-    again = np.full(loops.BLOCK + 8, 9, np.uint16)
-    for start in range(0, len(values), loops.BLOCK):
-        part = values[start : start + loops.BLOCK]
+    codes = np.zeros(quantizer_kernels.BLOCK + 8, np.uint16)
+    again = np.full(quantizer_kernels.BLOCK + 8, 9, np.uint16)
+    for start in range(0, len(values), quantizer_kernels.BLOCK):
+        part = values[start : start + quantizer_kernels.BLOCK]
         codes[:] = 0
         codes[: len(part)] = codes_of(bits, part)
-        planes = np.full(2 * loops.BLOCK, 255, np.uint8)
-        size = loops.pack(codes, len(part), bits + 1, planes)
+        planes = np.full(2 * quantizer_kernels.BLOCK, 255, np.uint8)
+        size = quantizer_kernels.pack(codes, len(part), bits + 1, planes)
         assert size == sum(-(-len(part) * p // 8) for p in (8, 4, 2, 1) if (bits + 1) & p)
-        assert loops.unpack(planes, len(part), bits + 1, again) == size and (again == codes).all()
+        assert quantizer_kernels.unpack(planes, len(part), bits + 1, again) == size and (again == codes).all()
 
 
 @given(st.sets(st.integers(0, 5000), max_size=300), st.integers(0, 12))
@@ -89,14 +89,14 @@ def test_rice_is_exact_and_as_long_as_stated(places, parameter):
     sorted_places = np.array(sorted(places), np.int64)
     room = (len(places) * (parameter + 1) + (5001 >> parameter)) // 8 + 1
     out = np.full(room + 16, 255, np.uint8)
-    size = coding.rice(sorted_places, parameter, out)
+    size = bit_streams.rice(sorted_places, parameter, out)
     assert size <= room and (out[size + 5 :] == 255).all()
     again = np.empty(len(places), np.int64)
-    assert coding.unrice(out[:size], parameter, 5001, again) and (again == sorted_places).all()
-    assert not coding.unrice(np.append(out[:size], np.uint8(0)), parameter, 5001, again)
+    assert bit_streams.unrice(out[:size], parameter, 5001, again) and (again == sorted_places).all()
+    assert not bit_streams.unrice(np.append(out[:size], np.uint8(0)), parameter, 5001, again)
     if size:
-        assert not coding.unrice(out[: size - 1], parameter, 5001, again)
-        assert not coding.unrice(out[:size], parameter, max(places), again)
+        assert not bit_streams.unrice(out[: size - 1], parameter, 5001, again)
+        assert not bit_streams.unrice(out[:size], parameter, max(places), again)
 
 
 @given(st.binary(max_size=200), st.integers(1, 8), st.integers(0, 2000))
@@ -108,7 +108,7 @@ def test_random_streams_end(raw, bits, count):
     if out is not None:
         assert np.isfinite(out).all() and (np.abs(out) <= 1).all()
     places = np.full(count, -1, np.int64)
-    if coding.unrice(stream, bits, 5000, places) and count:
+    if bit_streams.unrice(stream, bits, 5000, places) and count:
         assert places[0] >= 0 and places[-1] < 5000 and (np.diff(places) > 0).all()
 
 
@@ -117,7 +117,7 @@ def test_endless_runs_end(byte):
     stream = np.full(100_000, byte, np.uint8)
     for count in (1, 100, 60_000):
         unelias(stream, 4, np.ones(1, np.float32), count)
-        assert not coding.unrice(stream, 3, 1000, np.empty(count, np.int64))
+        assert not bit_streams.unrice(stream, 3, 1000, np.empty(count, np.int64))
 
 
 @pytest.mark.parametrize(
@@ -170,5 +170,5 @@ def test_the_exact_search_finds_the_kth_magnitude(values, data):
     dtype, words = data.draw(st.sampled_from([(np.float32, np.int32), (np.float64, np.int64)]))
     keys = np.abs(np.array(values, dtype)).view(words)
     k = data.draw(st.integers(1, len(keys)))
-    threshold, larger = choice.kth_largest(np.array(values, dtype).view(words), np.empty(0, np.int64), k)
+    threshold, larger = selection_kernels.kth_largest(np.array(values, dtype).view(words), np.empty(0, np.int64), k)
     assert threshold == np.sort(keys)[::-1][k - 1] and larger == (keys > threshold).sum()

@@ -13,7 +13,7 @@ from phalanx.aggregators.kernels.columns import PIECE
 from phalanx.coding.circulant import circulant
 from phalanx.coding.code import TooManyFaults
 from phalanx.coding.projection import sweep
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from tests.cases import each
 from tests.examples import round_of
 
@@ -86,7 +86,7 @@ def test_the_same_pass_combines_the_rows(n, d, dtype):
     projections, mixed = sweep(rows, 9, shares)
     assert np.array_equal(projections, project(rows, 9)) and mixed.dtype == dtype
     # one rounding, of a sum in float64
-    expected = (torch.from_numpy(shares) @ rows.double()).to(wide(dtype)).to(dtype)
+    expected = (torch.from_numpy(shares) @ rows.double()).to(accumulation_dtype(dtype)).to(dtype)
     torch.testing.assert_close(mixed, expected, rtol=torch.finfo(dtype).eps, atol=1e-14)
     # factors of one part of each piece, and nothing of the others
     some, _ = sweep(rows, 9, shares, sample=16)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.coding.ballot import by_equality
-from phalanx.coding.rounding import NEAR, rounding_notes, tolerance
+from phalanx.coding.majority_vote import by_equality
+from phalanx.coding.rounding_notice import NEAR, rounding_notes, tolerance
 from phalanx.coding.vote import SKETCH
 from phalanx.core.packing import pack
 from tests.cases import each

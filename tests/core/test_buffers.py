@@ -13,7 +13,7 @@ import phalanx as px
 from phalanx.core import buffers as tables
 from phalanx.core.buffers import LEAST_BYTES, RowBuffer, empty_rows, together
 from phalanx.core.codec import BadPayload, open_rows
-from phalanx.core.parallel import side_by_side
+from phalanx.core.parallel import parallel_map
 from tests.cases import each
 
 D = LEAST_BYTES // 4  # one float32 row of the least size
@@ -78,10 +78,10 @@ def test_threads_never_share_a_table():
 
 
 def test_work_side_by_side_keeps_its_order_and_its_errors():
-    assert side_by_side(lambda x: x * x, range(20)) == [x * x for x in range(20)]
-    assert side_by_side(lambda x: x, []) == []
+    assert parallel_map(lambda x: x * x, range(20)) == [x * x for x in range(20)]
+    assert parallel_map(lambda x: x, []) == []
     with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda x: 1 / x, [1, 0])
+        parallel_map(lambda x: 1 / x, [1, 0])
 
 
 # rows as they lie

@@ -152,8 +152,8 @@ def test_everyone_erased_leaves_an_empty_stack_and_rules_say_so():
 
 def shelved(payloads, count=None, most_bytes=None):
     messages = [pack(payload) for payload in payloads]
-    shelf = ReceiveBuffers(count or len(messages), len(messages[0]) if most_bytes is None else most_bytes)
-    return [unpack(message, partial(shelf.room, i)) for i, message in enumerate(messages)]
+    buffers = ReceiveBuffers(count or len(messages), len(messages[0]) if most_bytes is None else most_bytes)
+    return [unpack(message, partial(buffers.buffer_for, i)) for i, message in enumerate(messages)]
 
 
 def adjoin(tensors):
@@ -174,13 +174,13 @@ def test_another_message_has_memory_of_its_own():
     got = shelved(sent)
     assert all(torch.equal(a["values"], b["values"]) for a, b in zip(got, sent, strict=True))
     assert adjoin([got[0]["values"], got[1]["values"]])
-    # a shelf takes no more memory than for payloads as they should be
+    # the buffers take no more memory than for payloads as they should be
     long = shelved([{"values": torch.randn(1000)}] * 3, most_bytes=100)
     assert not adjoin([payload["values"] for payload in long])
 
 
 def test_a_place_is_given_once():
-    shelf = ReceiveBuffers(2, 64)
-    first = unpack(pack({"values": torch.zeros(4)}), partial(shelf.room, 1))
-    second = unpack(pack({"values": torch.ones(4)}), partial(shelf.room, 1))
+    buffers = ReceiveBuffers(2, 64)
+    first = unpack(pack({"values": torch.zeros(4)}), partial(buffers.buffer_for, 1))
+    second = unpack(pack({"values": torch.ones(4)}), partial(buffers.buffer_for, 1))
     assert first["values"].tolist() == [0.0] * 4 and second["values"].tolist() == [1.0] * 4

@@ -222,12 +222,12 @@ def test_a_flood_waits_at_the_door():
 
 
 def test_payloads_of_several_processes_lie_in_the_order_of_the_workers():
-    shelf, order, got = ReceiveBuffers(3, 1000), (1, 4, 5), {}
+    buffers, order, got = ReceiveBuffers(3, 1000), (1, 4, 5), {}
     for workers in ((4, 5), (0, 1)):
         sent = {f"{worker}/values": torch.full((5,), float(worker)) for worker in workers}
         # what a process says in another's name takes no other's place
         sent["1/values" if workers == (4, 5) else "5/values"] = torch.full((5,), -1.0)
-        got |= server._open(message(Kind.HELD, 0, sent), workers, shelf, order)[1]
+        got |= server._open(message(Kind.HELD, 0, sent), workers, buffers, order)[1]
     rows = [got[worker]["values"] for worker in order]
     assert [row.tolist() for row in rows] == [[float(worker)] * 5 for worker in order]
     assert [row.data_ptr() - rows[0].data_ptr() for row in rows] == [0, 20, 40]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.core.pytree import cut, unwrap, wrap
+from phalanx.core.pytree import cut, from_payload, to_payload
 from phalanx.distributed.determinism import apart, compare_computations, digest, sketch
 from phalanx.distributed.recompute import recompute, snapshot
 from phalanx.integrations.sdc import Finding, pairs_of
@@ -197,7 +197,7 @@ def test_micro_batches_travel_as_they_are():
         "strided": torch.randn(5, 4).t(),
         "empty": torch.zeros(0, 2, dtype=torch.bfloat16),
     }
-    back = unwrap(wrap(tree), torch.device("cpu"))
+    back = from_payload(to_payload(tree), torch.device("cpu"))
     assert list(back) == list(tree) and back["plain"][:4] == tree["plain"][:4] and back["mask"][1][1] is None
     for sent, got in (
         *((tree[k], back[k]) for k in ("image", 7, "strided", "empty")),
@@ -211,7 +211,7 @@ def test_micro_batches_travel_as_they_are():
     assert len(short["image"]) == len(short["mask"][0]) == len(short["mask"][1][0]) == len(short[7]) == 2
     assert len(short["empty"]) == 0 and short["plain"] is not None and float(short["plain"][4]) == 1.5
     with pytest.raises(ValueError, match="set is none"):
-        wrap(({1, 2},))
+        to_payload(({1, 2},))
 
 
 def test_findings_say_who_where_and_by_how_much():

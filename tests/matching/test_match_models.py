@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import phalanx as px
 from phalanx.core.expression import method
-from phalanx.core.neuron_axes import OUTPUTS, Axis, scattered
+from phalanx.core.neuron_axes import OUTPUTS, Axis, scatter
 from phalanx.matching.graph import Graph
 from phalanx.matching.match_models import own_tensors
 from phalanx.matching.matching import Assigned, Matcher
@@ -244,7 +244,7 @@ def test_the_mean_of_every_entry_is_over_those_who_have_it(count, outer, inner, 
     for name in ("square", "flat"):
         total, have = torch.zeros_like(found[name]), torch.zeros_like(found[name])
         for part, place, weight in zip(parts, places, weights, strict=True):
-            wide = scattered(part[name], axes[name], 0, place[0], size)
+            wide = scatter(part[name], axes[name], 0, place[0], size)
             total += weight * wide
             if padded and name == "flat":
                 have += weight

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 from phalanx.aggregators.adaptive_clip import AdaptiveClip as adaptive_clip
-from phalanx.aggregators.apart import SplitByPart as split_by_part
 from phalanx.aggregators.bucketing import Bucketing as bucketing
 from phalanx.aggregators.bulyan import Bulyan as bulyan
 from phalanx.aggregators.centered_clip import CenteredClip as centered_clip
@@ -15,6 +14,7 @@ from phalanx.aggregators.mean import Mean as mean
 from phalanx.aggregators.median import Median as median
 from phalanx.aggregators.multi_krum import MultiKrum as multi_krum
 from phalanx.aggregators.nnm import Nnm as nnm
+from phalanx.aggregators.split_by_part import SplitByPart as split_by_part
 from phalanx.aggregators.trimmed_mean import TrimmedMean as trimmed_mean
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope
@@ -60,5 +60,5 @@ class AdaptiveClip(Aggregator):
         rows = stack.rows.clone()
         for i in np.flatnonzero(norms > most):
             head = rows[i, :cut]
-            head.copy_(head.to(wide(head.dtype)) * (most / norms[i]))
+            head.copy_(head.to(accumulation_dtype(head.dtype)) * (most / norms[i]))
         return stack.with_rows(rows, gated=True), {}

@@ -14,7 +14,7 @@ from phalanx.aggregators.kernels.gram import TINY, inner_products
 from phalanx.aggregators.kernels.order import median
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope
@@ -85,5 +85,5 @@ class CenteredClip(Aggregator):
 
 def _moved(start: Tensor, pull: Tensor, rows: Tensor) -> Tensor:
     """start + sum_i pull_i (rows_i - start) in the dtype of the rows."""
-    kept = start.to(wide(rows.dtype)) * (1 - float(pull.sum()))
+    kept = start.to(accumulation_dtype(rows.dtype)) * (1 - float(pull.sum()))
     return (kept + mix_one(pull, rows)).to(rows.dtype)

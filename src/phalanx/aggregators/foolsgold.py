@@ -11,7 +11,7 @@ from phalanx.aggregators.kernels.gram import cosines, inner_products
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
-from phalanx.core.row_memory import recall, remember
+from phalanx.core.row_memory import load, store
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope, TooFewRows, memory_key
 from phalanx.core.trees import State
@@ -50,9 +50,9 @@ class Foolsgold(Aggregator):
         past = torch.zeros(len(stack.rows), cut, device=stack.rows.device)
         for i, source in enumerate(stack.sources):
             key = memory_key(source[0] if len(source) == 1 else None, received=True)
-            before = recall(state.get(key, {}), head, past[i])
+            before = load(state.get(key, {}), head, past[i])
             past[i] = before + stack.rows[i, :cut]
-            state[key] = remember(past[i], before, head)
+            state[key] = store(past[i], before, head)
         weights = _weights(inner_products(past, None), self.kappa)
         if not weights.any():
             raise TooFewRows("foolsgold: all clients look alike, and no weight is left", stack.notes, state)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from phalanx.attacks.aimed import OnlyOn as only_on
+from phalanx.attacks.adaptive import Adaptive as adaptive
 from phalanx.attacks.alie import Alie as alie
 from phalanx.attacks.constant import Constant as constant
 from phalanx.attacks.faults import Crash as crash
@@ -11,9 +11,9 @@ from phalanx.attacks.ipm import Ipm as ipm
 from phalanx.attacks.malformed import Malformed as malformed
 from phalanx.attacks.mimic import Mimic as mimic
 from phalanx.attacks.nan import Nan as nan
+from phalanx.attacks.only_on import OnlyOn as only_on
 from phalanx.attacks.replacement import Replacement as replacement
 from phalanx.attacks.reverse import Reverse as reverse
-from phalanx.attacks.tailored import Adaptive as adaptive
 
 __all__ = [
     "adaptive",

@@ -39,7 +39,7 @@ class NamedWorkers(Threat):
 
     def at(self, index: int, n: int, seed: int) -> frozenset[int]:
         out = [w for w in self.workers if not 0 <= w < n]
-        require(not out, f"fixed names workers {out}, and there are workers 0 to {n - 1}")
+        require(not out, f"workers names {out}, and there are workers 0 to {n - 1}")
         return frozenset(self.workers)
 
 
@@ -50,7 +50,7 @@ class EvenlySpaced(Threat):
     count: int
 
     def validate(self) -> None:
-        require(self.count >= 0, f"spread needs count >= 0, got count={self.count}")
+        require(self.count >= 0, f"evenly_spaced needs count >= 0, got count={self.count}")
 
     def at(self, index: int, n: int, seed: int) -> frozenset[int]:
         require(self.count <= n, f"evenly_spaced({self.count}) needs at least {self.count} workers, got n={n}")
@@ -69,8 +69,8 @@ class RandomWorkers(Threat):
     every: int = 0
 
     def validate(self) -> None:
-        require(self.count >= 0, f"drawn needs count >= 0, got count={self.count}")
-        require(self.every >= 0, f"drawn needs every >= 0 rounds, got every={self.every}")
+        require(self.count >= 0, f"random needs count >= 0, got count={self.count}")
+        require(self.every >= 0, f"random needs every >= 0 rounds, got every={self.every}")
 
     def at(self, index: int, n: int, seed: int) -> frozenset[int]:
         require(self.count <= n, f"random({self.count}) needs at least {self.count} workers, got n={n}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method, require
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.trees import State
 
@@ -42,7 +42,7 @@ class Alie(Attack):
         self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
     ) -> tuple[Tensor, State]:
         assert view is not None
-        rows = view.rows.to(wide(view.rows.dtype))
+        rows = view.rows.to(accumulation_dtype(view.rows.dtype))
         z = hidden_z(len(rows), int(view.byzantine.sum())) if self.z is None else self.z
         mean = rows.mean(dim=0)
         # torch.std warns about rows of length 0, and all differences at once would be a second copy of the rows

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.trees import State
 
@@ -33,4 +33,4 @@ class Ipm(Attack):
     ) -> tuple[Tensor, State]:
         assert view is not None
         honest = view.honest
-        return -self.epsilon * honest.to(wide(honest.dtype)).mean(dim=0), state
+        return -self.epsilon * honest.to(accumulation_dtype(honest.dtype)).mean(dim=0), state

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method, require
-from phalanx.core.precision import finite, wide
+from phalanx.core.precision import accumulation_dtype, finite
 from phalanx.core.round import Round
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
@@ -60,7 +60,7 @@ class Mimic(Attack):
 
 def _follow(view: View, honest: dict[int, int], state: State, round: Round) -> dict[str, Any]:
     """One step of Oja's rule over the honest rows."""
-    rows = view.honest.to(wide(view.rows.dtype))
+    rows = view.honest.to(accumulation_dtype(view.rows.dtype))
     if not finite(rows):
         return state
     t = state.get("rounds", 0)

@@ -12,7 +12,7 @@ from phalanx.core.codec import Codec, Payload
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.precision import cast
-from phalanx.core.row_memory import recall, remember
+from phalanx.core.row_memory import load, store
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
@@ -44,12 +44,12 @@ class ErrorFeedback(Codec):
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
         memory = state.get("residual", {})
-        old = recall(memory, layout, torch.zeros_like(row))
+        old = load(memory, layout, torch.zeros_like(row))
         owed = old + row
         # what a narrow dtype cannot hold stays in the residual
         payload, inner = self.codec.encode(cast(owed, row.dtype), layout, state.get("inner", {}), rng)
         new = owed - self.codec.decode(payload, layout).to(owed)
-        return payload, {"residual": {**memory, **remember(new, old, layout)}, "inner": inner}
+        return payload, {"residual": {**memory, **store(new, old, layout)}, "inner": inner}
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
         return self.codec.decode(payload, layout)

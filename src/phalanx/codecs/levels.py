@@ -37,8 +37,7 @@ def encode_levels(
         bucket: entries that share a scale; None for all of a tensor.
         measure: writes the scales of whole buckets.
     """
-    from phalanx.codecs import coding as streams
-    from phalanx.codecs import loops
+    from phalanx.codecs import bit_streams, quantizer_kernels
 
     values, plan, key = float_array(row), cut(layout, bucket, bits + 1), keys(layout, rng)
     scales = np.empty(plan.num_buckets, np.float32)
@@ -53,12 +52,12 @@ def encode_levels(
         if piece.whole:
             measure(part, piece.width, own)
         if coding == "packed":
-            loops.quantize(part, piece.at, piece.width, own, bits, key[piece.tensor], levels[piece.body])
+            quantizer_kernels.quantize(part, piece.at, piece.width, own, bits, key[piece.tensor], levels[piece.body])
             return levels
         codes = np.empty(len(part), np.uint16)
-        loops.codes_of(part, piece.at, piece.width, own, bits, key[piece.tensor], codes)
+        quantizer_kernels.codes_of(part, piece.at, piece.width, own, bits, key[piece.tensor], codes)
         stream = np.empty(len(part) * (2 * bits + 1) // 8 + 16, np.uint8)
-        return stream[: streams.elias(codes, bits, stream)].copy()
+        return stream[: bit_streams.elias(codes, bits, stream)].copy()
 
     spread(measure_long, plan.long, [entries.stop - entries.start for entries, _ in plan.long])
     written = spread(work, plan.pieces, plan.sizes)
@@ -76,8 +75,7 @@ def decode_levels(payload: Payload, layout: Layout, bits: int, bucket: int | Non
     Raises:
         BadPayload: it wrote no such payload.
     """
-    from phalanx.codecs import coding as streams
-    from phalanx.codecs import loops
+    from phalanx.codecs import bit_streams, quantizer_kernels
 
     plan = cut(layout, bucket, bits + 1)
     form = {"scales": (torch.float32, (plan.num_buckets,))}
@@ -97,7 +95,7 @@ def decode_levels(payload: Payload, layout: Layout, bits: int, bucket: int | Non
     measures, data = scales.cpu().contiguous().numpy(), body.cpu().contiguous().numpy()
     row = blank(layout.d, torch.float32)
     out = row.numpy()
-    read = loops.dequantize if coding == "packed" else streams.unelias
+    read = quantizer_kernels.dequantize if coding == "packed" else bit_streams.unelias
 
     def work(item: tuple[Piece, tuple[int, int]]) -> bool:
         piece, (start, stop) = item

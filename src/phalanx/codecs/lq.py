@@ -47,10 +47,12 @@ class Lq(Codec):
     def encode(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
-        from phalanx.codecs import loops
+        from phalanx.codecs import quantizer_kernels
 
         q = float(self.q)
-        payload = encode_levels(row, layout, 1, None, self.coding, lambda x, w, out: loops.norms(x, w, q, out), rng)
+        payload = encode_levels(
+            row, layout, 1, None, self.coding, lambda x, w, out: quantizer_kernels.norms(x, w, q, out), rng
+        )
         return payload, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:

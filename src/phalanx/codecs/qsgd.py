@@ -54,11 +54,17 @@ class Qsgd(Codec):
     def encode(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
-        from phalanx.codecs import loops
+        from phalanx.codecs import quantizer_kernels
 
         q = 2.0 if self.norm == "l2" else math.inf
         payload = encode_levels(
-            row, layout, self.bits, self.bucket, self.coding, lambda x, w, out: loops.norms(x, w, q, out), rng
+            row,
+            layout,
+            self.bits,
+            self.bucket,
+            self.coding,
+            lambda x, w, out: quantizer_kernels.norms(x, w, q, out),
+            rng,
         )
         return payload, state
 

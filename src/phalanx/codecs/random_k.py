@@ -14,7 +14,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import blank, counts, keys_of, offsets, seed_of, spread
-from phalanx.core.precision import cast, wide
+from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
@@ -61,13 +61,15 @@ class RandomK(Codec):
             raise BadPayload("a negative seed")
         if self.scaled:
             factors = np.repeat([size / max(k, 1) for size, k in zip(layout.sizes, ks, strict=True)], ks)
-            values = values.to(wide(values.dtype)) * torch.from_numpy(factors).to(values.device, wide(values.dtype))
+            values = values.to(accumulation_dtype(values.dtype)) * torch.from_numpy(factors).to(
+                values.device, accumulation_dtype(values.dtype)
+            )
         row = blank(layout.d, values.dtype, values.device)
         row[torch.from_numpy(self._places(layout, int(seed))).to(row.device)] = values
         return cast(row, layout.dtype)
 
     def _places(self, layout: Layout, seed: int) -> np.ndarray:
-        from phalanx.codecs import loops
+        from phalanx.codecs import quantizer_kernels
 
         ks, starts, key = counts(layout, self.ratio), offsets(layout.sizes), keys_of(layout, seed)
         first = offsets(ks)
@@ -75,7 +77,7 @@ class RandomK(Codec):
 
         def work(tensor: int) -> None:
             own = places[first[tensor] : first[tensor] + ks[tensor]]
-            loops.subset(layout.sizes[tensor], key[tensor], own)
+            quantizer_kernels.subset(layout.sizes[tensor], key[tensor], own)
             own += starts[tensor]
 
         spread(work, range(len(ks)), layout.sizes)

@@ -15,7 +15,7 @@ from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import PIECE, blank, spread
-from phalanx.core.precision import cast, wide
+from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
@@ -45,18 +45,20 @@ class Sign(Codec):
         payload = {"signs": _pack(row)}
         if self.scaled:
             parts = layout.split(row).values()
-            means = [torch.linalg.vector_norm(p, 1, dtype=wide(p.dtype)) / max(1, p.numel()) for p in parts]
-            payload["scales"] = torch.stack(means) if means else row.new_empty(0, dtype=wide(row.dtype))
+            means = [
+                torch.linalg.vector_norm(p, 1, dtype=accumulation_dtype(p.dtype)) / max(1, p.numel()) for p in parts
+            ]
+            payload["scales"] = torch.stack(means) if means else row.new_empty(0, dtype=accumulation_dtype(row.dtype))
         return payload, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
         forms = {"signs": (torch.uint8, (-(-layout.d // 8),))}
         if self.scaled:
-            forms["scales"] = (wide(layout.dtype), (len(layout.names),))
+            forms["scales"] = (accumulation_dtype(layout.dtype), (len(layout.names),))
         signs, *scales = expect(payload, **forms)
         if layout.d % 8 and int(signs[-1]) >> layout.d % 8:
             raise BadPayload("bits beyond the end of the row")
-        row = _unpack(signs, layout.d, wide(layout.dtype))
+        row = _unpack(signs, layout.d, accumulation_dtype(layout.dtype))
         if scales:
             if bool((scales[0] < 0).any()):
                 raise BadPayload("a negative scale")

@@ -42,14 +42,14 @@ class StochasticBinary(Codec):
     def encode(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
-        from phalanx.codecs import loops
+        from phalanx.codecs import quantizer_kernels
 
         values, plan, key = float_array(row), cut(layout, None, 1), keys(layout, rng)
         ends = np.zeros((len(plan.pieces), 2), np.float32)
 
         def measure(item: tuple[int, Piece]) -> None:
             index, piece = item
-            ends[index] = loops.ends(values[piece.start : piece.stop])
+            ends[index] = quantizer_kernels.ends(values[piece.start : piece.stop])
 
         spread(measure, list(enumerate(plan.pieces)), plan.sizes)
         _, first = np.unique([piece.buckets.start for piece in plan.pieces], return_index=True)
@@ -59,13 +59,13 @@ class StochasticBinary(Codec):
 
         def work(piece: Piece) -> None:
             part, i = values[piece.start : piece.stop], piece.buckets.start
-            loops.choose_end(part, piece.at, low[i], high[i], key[piece.tensor], bits[piece.body])
+            quantizer_kernels.choose_end(part, piece.at, low[i], high[i], key[piece.tensor], bits[piece.body])
 
         spread(work, plan.pieces, plan.sizes)
         return {"ends": torch.from_numpy(both), "bits": torch.from_numpy(bits)}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
-        from phalanx.codecs import loops
+        from phalanx.codecs import quantizer_kernels
 
         plan = cut(layout, None, 1)
         form = {"ends": (torch.float32, (plan.num_buckets, 2)), "bits": (torch.uint8, (plan.num_bytes,))}
@@ -78,7 +78,7 @@ class StochasticBinary(Codec):
 
         def work(piece: Piece) -> bool:
             low, high = both[piece.buckets.start]
-            return bool(loops.take_end(data[piece.body], low, high, out[piece.start : piece.stop]))
+            return bool(quantizer_kernels.take_end(data[piece.body], low, high, out[piece.start : piece.stop]))
 
         if not all(spread(work, plan.pieces, plan.sizes)):
             raise BadPayload("bits beyond the end of a tensor")

@@ -48,16 +48,22 @@ class Terngrad(Codec):
     def encode(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
-        from phalanx.codecs import loops
+        from phalanx.codecs import quantizer_kernels
 
         clip = float(self.clip)
         if clip == math.inf:
             payload = encode_levels(
-                row, layout, 1, None, self.coding, lambda x, w, out: loops.norms(x, w, math.inf, out), rng
+                row, layout, 1, None, self.coding, lambda x, w, out: quantizer_kernels.norms(x, w, math.inf, out), rng
             )
         else:
             payload = encode_levels(
-                row, layout, 1, None, self.coding, lambda x, w, out: loops.clipped_maxima(x, w, clip, out), rng
+                row,
+                layout,
+                1,
+                None,
+                self.coding,
+                lambda x, w, out: quantizer_kernels.clipped_maxima(x, w, clip, out),
+                rng,
             )
         return payload, state
 

@@ -15,7 +15,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import blank, counts, offsets, spread
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
@@ -49,10 +49,10 @@ class TopK(Codec):
     def encode(
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Payload, State]:
-        from phalanx.codecs import coding
+        from phalanx.codecs import bit_streams
 
         values = row.detach().to("cpu").contiguous()
-        ordered = values.to(wide(values.dtype))
+        ordered = values.to(accumulation_dtype(values.dtype))
         words = ordered.view(torch.int64 if ordered.dtype == torch.float64 else torch.int32).numpy()
         ks, starts = counts(layout, self.ratio), offsets(layout.sizes)
         first = offsets(ks)
@@ -64,18 +64,18 @@ class TopK(Codec):
 
         spread(work, range(len(ks)), layout.sizes)
         stream = np.empty(_room(len(places), layout.d, self._parameter), np.uint8)
-        size = coding.rice(places, self._parameter, stream)
+        size = bit_streams.rice(places, self._parameter, stream)
         # the stream must not keep its spare room alive
         return {"values": values[torch.from_numpy(places)], "places": torch.from_numpy(stream[:size].copy())}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
-        from phalanx.codecs import coding
+        from phalanx.codecs import bit_streams
 
         ks, starts = counts(layout, self.ratio), offsets(layout.sizes)
         length = payload["places"].numel() if "places" in payload else 0
         values, stream = expect(payload, values=(layout.dtype, (sum(ks),)), places=(torch.uint8, (length,)))
         places = np.empty(sum(ks), np.int64)
-        if not coding.unrice(stream.cpu().contiguous().numpy(), self._parameter, layout.d, places):
+        if not bit_streams.unrice(stream.cpu().contiguous().numpy(), self._parameter, layout.d, places):
             raise BadPayload("places that no encoder writes")
         if ((places < np.repeat(starts, ks)) | (places >= np.repeat(np.add(starts, layout.sizes), ks))).any():
             raise BadPayload("more or fewer entries of a tensor than its share")
@@ -104,7 +104,7 @@ def largest_places(words: np.ndarray, k: int) -> np.ndarray:
     Args:
         words: the bits of floating-point numbers as int32 or int64.
     """
-    from phalanx.codecs import choice
+    from phalanx.codecs import selection_kernels
 
     n = len(words)
     out = np.empty(k, np.int64)
@@ -114,15 +114,15 @@ def largest_places(words: np.ndarray, k: int) -> np.ndarray:
     candidates = np.empty(0, np.int64)
     if n >= _GUESSED and k <= n // 8:
         sample = np.empty(_SAMPLE, words.dtype)
-        choice.sample(words, sample)
+        selection_kernels.sample(words, sample)
         # the sample's share above the threshold is three standard deviations more than k / n
         share = k / n * _SAMPLE
         above = min(_SAMPLE - 1, math.ceil(share + 3 * math.sqrt(share) + 3))
         threshold = np.partition(sample, _SAMPLE - 1 - above)[_SAMPLE - 1 - above]
         room = np.empty(4 * k + n // 256 + 1, np.int64)
-        count = choice.candidates(words, threshold, room)
+        count = selection_kernels.candidates(words, threshold, room)
         if k <= count < len(room):
             candidates = room[:count]
-    threshold, larger = choice.kth_largest(words, candidates, k)
-    choice.take(words, candidates, threshold, k - larger, out)
+    threshold, larger = selection_kernels.kth_largest(words, candidates, k)
+    selection_kernels.take(words, candidates, threshold, k - larger, out)
     return out

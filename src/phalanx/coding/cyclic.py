@@ -14,7 +14,7 @@ import torch
 from phalanx.aggregators.kernels.columns import PIECE
 from phalanx.coding.circulant import Circulant, circulant
 from phalanx.coding.code import Code, TooManyFaults
-from phalanx.coding.location import Locator, Unexplained
+from phalanx.coding.fault_location import Locator, Unexplained
 from phalanx.coding.projection import sweep
 from phalanx.core.allocation import Allocation
 from phalanx.core.expression import method, require

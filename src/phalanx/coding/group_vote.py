@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.coding.ballot import ballot_notes, by_cluster, by_equality, check_vote, vote_allocation, vote_groups
-from phalanx.coding.rounding import rounding_notes
+from phalanx.coding.majority_vote import ballot_notes, by_cluster, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.coding.rounding_notice import rounding_notes
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.allocation import Allocation
 from phalanx.core.buffers import empty_rows
 from phalanx.core.expression import method
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope
@@ -114,7 +114,7 @@ class _Rows:
 
     def __init__(self, stack: Stack) -> None:
         self.place = {worker: i for i, worker in enumerate(stack.ids)}
-        self._rows, self._floats = stack.rows, wide(stack.rows.dtype)
+        self._rows, self._floats = stack.rows, accumulation_dtype(stack.rows.dtype)
 
     def same(self, a: int, b: int) -> bool:
         return torch.equal(self._rows[self.place[a]], self._rows[self.place[b]])

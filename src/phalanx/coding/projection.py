@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from phalanx.aggregators.kernels.columns import PIECE, for_each_piece
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 
 
 def sweep(rows: Tensor, key: int, shares: np.ndarray, sample: int = 1) -> tuple[np.ndarray, Tensor]:
@@ -23,11 +23,11 @@ def sweep(rows: Tensor, key: int, shares: np.ndarray, sample: int = 1) -> tuple[
         sample: above 1, only the first of so many equal parts of each piece of columns is looked at, as if the others
             were zero; their combination is not set.
     """
-    from phalanx.coding import loops
+    from phalanx.coding import projection_kernels
 
     n, d = rows.shape
-    floats = wide(rows.dtype)
-    sums = np.zeros((-(-d // PIECE), n, loops.COUNT))
+    floats = accumulation_dtype(rows.dtype)
+    sums = np.zeros((-(-d // PIECE), n, projection_kernels.COUNT))
     mixed = torch.empty(d, dtype=floats, device=rows.device)
 
     def swept(start: int, stop: int) -> None:
@@ -36,11 +36,11 @@ def sweep(rows: Tensor, key: int, shares: np.ndarray, sample: int = 1) -> tuple[
             part = part.to(floats).contiguous()
         flat = part.as_strided(((n - 1) * part.stride(0) + stop - start,), (1,)).numpy()
         out = mixed[start:stop].numpy()
-        loops.sweep(flat, part.stride(0), n, stop - start, key, start, shares, sums[start // PIECE], out)
+        projection_kernels.sweep(flat, part.stride(0), n, stop - start, key, start, shares, sums[start // PIECE], out)
 
     def multiplied(start: int, stop: int) -> None:
-        table = np.empty((loops.COUNT, stop - start))
-        loops.factors(key, start, table)
+        table = np.empty((projection_kernels.COUNT, stop - start))
+        projection_kernels.factors(key, start, table)
         part = rows[:, start:stop].double()
         sums[start // PIECE] = (part @ torch.from_numpy(table).T.to(rows.device)).cpu().numpy()
         mixed[start:stop] = torch.from_numpy(shares).to(rows.device) @ part

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 
 from phalanx.aggregators.kernels.columns import mix_one
-from phalanx.coding.ballot import vote_allocation, vote_groups
 from phalanx.coding.code import Code, TooManyFaults
 from phalanx.coding.group_vote import GroupVote
+from phalanx.coding.majority_vote import vote_allocation, vote_groups
 from phalanx.core.allocation import Allocation
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round

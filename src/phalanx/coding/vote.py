@@ -12,16 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.coding.ballot import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
 from phalanx.coding.group_vote import GroupVote
-from phalanx.coding.rounding import rounding_notes, watched
+from phalanx.coding.majority_vote import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.coding.rounding_notice import rounding_notes, watched
 from phalanx.core.allocation import Allocation
 from phalanx.core.clock import Clock
 from phalanx.core.codec import Codec, Gather, PayloadAttack, forged, open_row, open_rows, payload_limit, send_rows
 from phalanx.core.expression import method
 from phalanx.core.gate import Gate
 from phalanx.core.packing import digest
-from phalanx.core.parallel import side_by_side
+from phalanx.core.parallel import parallel_map
 from phalanx.core.payload import BadPayload, Payload, expect
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
@@ -97,7 +97,7 @@ class Vote(WireStage):
         if self.tolerant:
             uploads = [Upload(payload) for payload in held]
         else:
-            firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in side_by_side(digest, coded)]
+            firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in parallel_map(digest, coded)]
             if watched(round):
                 firsts = [{**first, **self._shown(p, stack)} for first, p in zip(firsts, coded, strict=True)]
             uploads = [Upload(first, h) for first, h in zip(firsts, held, strict=True)]
@@ -183,7 +183,7 @@ class Vote(WireStage):
         while left:
             asked = {g: winners.pop(0) for g, winners in left.items()}
             arrived = round.world.fetch(held, list(asked.values()), payload_limit(sent))
-            seen = side_by_side(lambda payload: None if isinstance(payload, BadPayload) else digest(payload), arrived)
+            seen = parallel_map(lambda payload: None if isinstance(payload, BadPayload) else digest(payload), arrived)
             for (g, worker), payload, own in zip(asked.items(), arrived, seen, strict=True):
                 if isinstance(payload, BadPayload):
                     bad[worker] = str(payload)

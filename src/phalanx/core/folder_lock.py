@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def held(
+def folder_lock(
     folder: Path, patience_s: float = float("inf"), told: Callable[[str], None] = lambda words: None
 ) -> Iterator[int]:
     """Keeps other processes out of the folder; gives the open file, which holds it in child processes as well.

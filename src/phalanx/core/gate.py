@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from phalanx.core.expression import Expression, method, require
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.stack import Stack
 
 ABSURD = 1000.0  # a claimed weight above this many medians is no miscount but an attack or a fault
@@ -59,11 +59,11 @@ def _bad_rows(rows: torch.Tensor, limit: float) -> dict[int, str]:
     if not rows.numel():
         return {}
     # the Euclidean norm is ten times as fast as the largest magnitude, bounds it, and is NaN or Inf if an entry is
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=wide(rows.dtype)).to("cpu", torch.float64)
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=accumulation_dtype(rows.dtype)).to("cpu", torch.float64)
     doubtful = (~(norms <= limit)).nonzero().flatten().tolist()
     reasons = {}
     for i in doubtful:
-        value = float(torch.linalg.vector_norm(rows[i], ord=torch.inf, dtype=wide(rows.dtype)))
+        value = float(torch.linalg.vector_norm(rows[i], ord=torch.inf, dtype=accumulation_dtype(rows.dtype)))
         if value <= limit:
             continue
         known = {True: "NaN"} if value != value else {value == float("inf"): "Inf"}

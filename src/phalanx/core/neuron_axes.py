@@ -71,7 +71,7 @@ class Axis:
 Axes = tuple[Axis, ...]  # of one tensor
 
 
-def scattered(tensor: Tensor, axes: Axes, group: int, places: Tensor, size: int) -> Tensor:
+def scatter(tensor: Tensor, axes: Axes, group: int, places: Tensor, size: int) -> Tensor:
     """The tensor with the neurons of one group at their places among `size`, along every axis that has them."""
     for axis in axes:
         if axis.group == group:
@@ -79,7 +79,7 @@ def scattered(tensor: Tensor, axes: Axes, group: int, places: Tensor, size: int)
     return tensor
 
 
-def picked(tensor: Tensor, axes: Axes, group: int, places: Tensor) -> Tensor:
+def take(tensor: Tensor, axes: Axes, group: int, places: Tensor) -> Tensor:
     """The tensor of those neurons of one group that stand at these places, along every axis that has them."""
     for axis in axes:
         if axis.group == group:

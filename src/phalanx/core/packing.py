@@ -125,7 +125,7 @@ class ReceiveBuffers:
         self._tables: dict[str, Tensor] = {}
         self._given: set[tuple[str, int]] = set()
 
-    def room(self, i: int, name: str, size: int) -> Tensor:
+    def buffer_for(self, i: int, name: str, size: int) -> Tensor:
         """Memory of `size` bytes for a tensor of payload i; a place is given once."""
         empty = torch.empty(0, dtype=torch.uint8)
         if name not in self._tables and self._count * size <= self._left_bytes:

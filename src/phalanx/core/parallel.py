@@ -14,7 +14,7 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 
 
-def side_by_side(work: Callable[[X], Y], items: Iterable[X]) -> list[Y]:
+def parallel_map(work: Callable[[X], Y], items: Iterable[X]) -> list[Y]:
     """work of each item, in order, on as many threads as torch uses; for work that lets other Python code run."""
     listed = list(items)
     threads = min(torch.get_num_threads(), len(listed))

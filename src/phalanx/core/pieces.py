@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.layout import Layout
-from phalanx.core.parallel import side_by_side
+from phalanx.core.parallel import parallel_map
 
 BLOCK = 512  # entries whose codes are packed together
 PIECE = 1 << 18  # entries that one thread takes at a time; a megabyte stays in a second-level cache
@@ -106,7 +106,7 @@ def spread(work: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int])
     ends = np.cumsum(sizes)
     cuts = np.searchsorted(ends, np.linspace(0, total, _SHARES * threads + 1)[1:-1], side="right").tolist()
     runs = [items[start:stop] for start, stop in pairwise([0, *cuts, len(items)])]
-    return [done for run in side_by_side(lambda run: [work(item) for item in run], runs) for done in run]
+    return [done for run in parallel_map(lambda run: [work(item) for item in run], runs) for done in run]
 
 
 def seed_of(rng: Callable[[], torch.Generator]) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to compute in: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -15,7 +15,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def finite(x: Tensor) -> bool:
     """Whether no entry is NaN or infinite."""
     # the Euclidean norm is finite only if all are, and costs a tenth of looking at each; it may overflow where none is
-    return bool(torch.linalg.vector_norm(x, dtype=wide(x.dtype)).isfinite()) or bool(x.isfinite().all())
+    return bool(torch.linalg.vector_norm(x, dtype=accumulation_dtype(x.dtype)).isfinite()) or bool(x.isfinite().all())
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -23,6 +23,6 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     top = torch.finfo(dtype).max
     narrow = x.to(dtype)
     # the Euclidean norm bounds every entry, and costs a tenth of looking at each
-    if top >= torch.finfo(x.dtype).max or bool(torch.linalg.vector_norm(x, dtype=wide(x.dtype)) <= top):
+    if top >= torch.finfo(x.dtype).max or bool(torch.linalg.vector_norm(x, dtype=accumulation_dtype(x.dtype)) <= top):
         return narrow
     return torch.where(x.isfinite(), narrow.clamp(-top, top), narrow)

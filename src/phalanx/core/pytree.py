@@ -14,7 +14,7 @@ from phalanx.core.payload import Payload
 _FORM = "form as JSON"
 
 
-def wrap(tree: Any) -> Payload:
+def to_payload(tree: Any) -> Payload:
     """A tree of tensors as a payload.
 
     Raises:
@@ -25,8 +25,12 @@ def wrap(tree: Any) -> Payload:
     return {**payload, _FORM: torch.frombuffer(bytearray(form.encode()), dtype=torch.uint8)}
 
 
-def unwrap(payload: Payload, device: torch.device) -> Any:
-    """The tree that `wrap` was given, as copies; what lay on an accelerator goes to the device, the rest to the CPU."""
+def from_payload(payload: Payload, device: torch.device) -> Any:
+    """The tree that `to_payload` was given, as copies.
+
+    Args:
+        device: for the tensors that were on an accelerator; all others go to the CPU.
+    """
     return _build(json.loads(bytes(payload[_FORM].tolist())), payload, device)
 
 

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from phalanx.core.layout import Layout
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 
 
-def recall(memory: Mapping[str, Tensor], layout: Layout, default: Tensor) -> Tensor:
+def load(memory: Mapping[str, Tensor], layout: Layout, default: Tensor) -> Tensor:
     """The memory as a row (d,) of at least float32; where a name has none, the default's entries."""
-    default = default.to(wide(default.dtype))
+    default = default.to(accumulation_dtype(default.dtype))
     if not memory:
         return default
     known = {name: memory[name].to(default) for name in layout.names if name in memory}
     return layout.join({**layout.split(default), **known}).to(default)
 
 
-def remember(row: Tensor, before: Tensor, layout: Layout) -> dict[str, Tensor]:
+def store(row: Tensor, before: Tensor, layout: Layout) -> dict[str, Tensor]:
     """The row (d,) by name, in memory of its own.
 
     One NaN or Inf would stay for ever: such an entry is kept as in `before`, or zero where that is no number either.

@@ -29,7 +29,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAFE_ELEMENTS = 1 << 24  # decoded without asking: 64 MB in float32
 
 
-def encode(codec: Codec, tensor: Tensor, seed: int) -> bytes:
+def to_bytes(codec: Codec, tensor: Tensor, seed: int) -> bytes:
     """The tensor, coded, in bytes that say what they are.
 
     Args:
@@ -61,8 +61,8 @@ def encode(codec: Codec, tensor: Tensor, seed: int) -> bytes:
     return body + _digest(body)
 
 
-def decode(codec: Codec, data: bytes, max_elements: int | None = None) -> Tensor:
-    """The tensor in bytes that `encode` wrote with the same codec, on the CPU.
+def from_bytes(codec: Codec, data: bytes, max_elements: int | None = None) -> Tensor:
+    """The tensor in bytes that `to_bytes` wrote with the same codec, on the CPU.
 
     Args:
         max_elements: entries that the tensor may have; when None, 2**24 or 64 for each byte of data, whichever is more.

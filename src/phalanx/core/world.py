@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 
 
 class World(Protocol):
@@ -117,7 +117,7 @@ class LocalCollective:
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         # weights rounded to 16 bits would not add up to one
-        normalized = (weights / total).to(x.device, wide(x.dtype))
+        normalized = (weights / total).to(x.device, accumulation_dtype(x.dtype))
         return (normalized @ x.to(normalized.dtype)).to(x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:

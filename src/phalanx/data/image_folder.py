@@ -14,7 +14,7 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.optional import optional
-from phalanx.core.parallel import side_by_side
+from phalanx.core.parallel import parallel_map
 from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
 from phalanx.data.files import MissingData, data_folder
 from phalanx.data.images import Box, Crop, Images
@@ -131,7 +131,7 @@ class Files(Images):
     def _read(self, samples: Tensor | slice, crops: Sequence[Crop] | None) -> Tensor:
         chosen = torch.arange(len(self))[samples].tolist()
         boxes: Sequence[Callable[[int, int], Any]] = [self._middle] * len(chosen) if crops is None else crops
-        pixels = side_by_side(lambda pair: self._pixels(*pair), zip(chosen, boxes, strict=True))
+        pixels = parallel_map(lambda pair: self._pixels(*pair), zip(chosen, boxes, strict=True))
         rows = np.stack(pixels) if pixels else np.empty((0, self.size, self.size, 3), np.uint8)
         return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous()
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.core.pytree import unwrap, wrap
+from phalanx.core.pytree import from_payload, to_payload
 from phalanx.core.round import make_generator
 from phalanx.core.world import Collective
 from phalanx.distributed.process_group import ProcessGroupCollective
@@ -138,9 +138,9 @@ def check_determinism(
             "weights; give all ranks the same before their computations are compared"
         )
     if isinstance(world, ProcessGroupCollective):
-        mine = wrap({"batch": batch, **state})
+        mine = to_payload({"batch": batch, **state})
         arrived = world.send_recv(dict.fromkeys(range(1, world.size), mine) if world.rank == 0 else {})
-        state = unwrap(arrived.get(0, mine), next(module.parameters()).device)
+        state = from_payload(arrived.get(0, mine), next(module.parameters()).device)
         batch = state.pop("batch")
     return compare_computations(world, model, loss_function, batch, seed, state)
 

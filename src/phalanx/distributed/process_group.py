@@ -16,7 +16,6 @@ from torch import Tensor
 
 from phalanx.core.packing import ReceiveBuffers, pack, unpack
 from phalanx.core.payload import BadPayload, Payload
-from phalanx.core.precision import wide
 from phalanx.core.trees import from_payload, to_payload
 from phalanx.distributed.backend import LESS, Backend, TorchBackend
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.neuron_axes import OUTPUTS, Axes, picked, scattered
+from phalanx.core.neuron_axes import OUTPUTS, Axes, scatter, take
 from phalanx.core.trees import State, copied_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
@@ -156,7 +156,7 @@ class Layerwise(MultiRoundWork):
             places = MatchReply.from_payload(context.replies[unit]).places[group]
             known_places = {**last.places, group: places}
             width = _width(before, axes, group)
-            weights = {n: scattered(t, axes.get(n, ()), group, places, width) for n, t in last.weights.items()}
+            weights = {n: scatter(t, axes.get(n, ()), group, places, width) for n, t in last.weights.items()}
         else:
             recent = last is not None and last.pass_index == pass_index - 1
             weights = self._start(context, unit, last.places if last is not None and recent else {})
@@ -187,7 +187,7 @@ class Layerwise(MultiRoundWork):
             for group, size in enumerate(graph.sizes)
         }
         for group, own in places.items():
-            state = {n: picked(t, graph.axes.get(n, ()), group, own.clamp(min=0)) for n, t in state.items()}
+            state = {n: take(t, graph.axes.get(n, ()), group, own.clamp(min=0)) for n, t in state.items()}
         if all(bool((own >= 0).all()) for own in places.values()):
             return state
         # neurons without a place start from the client's own initialization

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from phalanx.core.expression import require
 from phalanx.core.payload import Payload
-from phalanx.core.pytree import cut, unwrap, wrap
+from phalanx.core.pytree import cut, from_payload, to_payload
 from phalanx.core.round import make_generator
 from phalanx.distributed.determinism import BUCKETS, apart, digest, groups_of, share_digests, sketch
 from phalanx.distributed.determinism import Determinism as Determinism
@@ -226,11 +226,11 @@ class SilentCorruptionCheck:
 
     def _parcel(self, inputs: tuple[Any, ...]) -> Payload:
         kept = inputs if self.examples is None else cut(inputs, self.examples)
-        return wrap({"inputs": kept, **snapshot(self._module)})
+        return to_payload({"inputs": kept, **snapshot(self._module)})
 
     def _compute(self, parcel: Payload, step: int, loss_function: Loss) -> LossAndGrads:
         # the sender unpacks its own parcel too: the same strides, the same kernels
-        tree = unwrap(parcel, next(self._module.parameters()).device)
+        tree = from_payload(parcel, next(self._module.parameters()).device)
         seed = make_generator("audit", self.seed, step).initial_seed()
         return recompute(self.model, loss_function, tree.pop("inputs"), tree, seed)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from phalanx.core.expression import require
-from phalanx.core.precision import finite, wide
+from phalanx.core.precision import accumulation_dtype, finite
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import empty_pair
 from phalanx.lowrank.merge import low_rank_layers
@@ -59,7 +59,7 @@ def adapt(model: nn.Module, energy: float = 0.999, *, inplace: bool = False) -> 
 
 @torch.no_grad()
 def _lowered(factor: Factor, u: nn.Parameter, v: nn.Parameter, energy: float) -> _Pair:
-    rank, dtype = v.shape[1], wide(v.dtype)
+    rank, dtype = v.shape[1], accumulation_dtype(v.dtype)
     tall, flat = factor.thin(u, v)
     left, right = torch.linalg.qr(tall.to(dtype)), torch.linalg.qr(flat.to(dtype).mT)
     a, s, bh = torch.linalg.svd(left.R @ right.R.mT, full_matrices=False)

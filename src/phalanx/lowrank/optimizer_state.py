@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.lowrank.parameter_map import Counterpart, ThinFactors, parameter_map
 
 Moments = Literal["step", "gradient", "fresh"]
@@ -141,7 +141,7 @@ def _split(
     left, right = tangent(step, factors.left, factors.right)
     for_u[key], for_v[key] = entry.pulled(right, left)
     for state, parameter in ((for_u, entry.new[0]), (for_v, entry.new[1])):
-        wider = {k: (x.to(wide(x.dtype)),) for k, x in state.items() if _is_like(x)}
+        wider = {k: (x.to(accumulation_dtype(x.dtype)),) for k, x in state.items() if _is_like(x)}
         state[key] = (wider[key][0] * _divisor(group, state, wider, 0)).to(parameter.dtype)
     return for_u, for_v
 
@@ -158,7 +158,7 @@ def _divisor(group: dict[str, Any], state: dict[str, Any], seen: Mapping[str, An
 def _matrices(entry: Counterpart, tensors: Any) -> tuple[Tensor, Tensor]:
     """The moments as matrices, for u and for v: those of the dense weight twice, or those of the old factors."""
     assert entry.factor is not None
-    wider = [t.detach().to(wide(t.dtype)) for t in tensors]
+    wider = [t.detach().to(accumulation_dtype(t.dtype)) for t in tensors]
     if len(wider) == 1:
         whole = entry.factor.matrices(wider[0])
         return whole, whole

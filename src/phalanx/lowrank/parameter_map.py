@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.merge import low_rank_layers
@@ -85,7 +85,7 @@ class ThinFactors:
 def thin(factor: Factor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Both factors as matrices of at least float32, detached. Shapes: -> (copies, rows, r), (copies, r, columns)."""
     left, right = factor.thin(u.detach(), v.detach())
-    return left.to(wide(v.dtype)), right.to(wide(u.dtype))
+    return left.to(accumulation_dtype(v.dtype)), right.to(accumulation_dtype(u.dtype))
 
 
 def parameter_map(old: nn.Module, new: nn.Module) -> list[Counterpart]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from phalanx.core.clock import Clock
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.precision import cast, finite, wide
+from phalanx.core.precision import accumulation_dtype, cast, finite
 from phalanx.core.round import Round, make_generator
-from phalanx.core.row_memory import recall, remember
+from phalanx.core.row_memory import load, store
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope, Stage, memory_key
 from phalanx.core.trees import State
@@ -59,10 +59,10 @@ class PowerSgd(Stage):
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         state, layout, world = dict(state or {}), stack.layout, round.collective
         head, cut, clock = layout.head, layout.stepped, Clock()
-        owed = stack.rows[:, :cut].to(wide(layout.dtype), copy=True)
+        owed = stack.rows[:, :cut].to(accumulation_dtype(layout.dtype), copy=True)
         for i, worker in enumerate(stack.ids):
             memory = state.get(memory_key(worker, received=False), {}).get("residual", {})
-            owed[i] += recall(memory, head, torch.zeros_like(owed[i]))
+            owed[i] += load(memory, head, torch.zeros_like(owed[i]))
         parts = head.split(owed)
         matrices = {name: part.flatten(2) for name, part in parts.items() if self._worth(part.shape[1:])}
         known = state.get(_SHARED, {}).get("right", {})
@@ -84,9 +84,9 @@ class PowerSgd(Stage):
         lost = Layout(tuple(matrices), tuple(parts[name].shape[1:] for name in matrices), 0, owed.dtype)
         for i, worker in enumerate(stack.ids if matrices else ()):
             mine = state.get(memory_key(worker, received=False), {}).get("residual", {})
-            old = recall(mine, lost, owed.new_zeros(lost.d))
+            old = load(mine, lost, owed.new_zeros(lost.d))
             new = lost.join({name: parts[name][i] - decoded[name] for name in matrices})
-            state[memory_key(worker, received=False)] = {"residual": {**mine, **remember(new, old, lost)}}
+            state[memory_key(worker, received=False)] = {"residual": {**mine, **store(new, old, lost)}}
         if matrices:
             state[_SHARED] = {"right": {**known, **{name: _normed(q) for name, q in right.items() if finite(q)}}}
         clock.lap("decode_s")

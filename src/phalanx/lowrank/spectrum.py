@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from phalanx.core.precision import finite, wide
+from phalanx.core.precision import accumulation_dtype, finite
 from phalanx.core.round import make_generator
 
 _LONG = 512  # if the short side is longer, all eigenvalues take far longer than a few products with thin matrices
@@ -57,7 +57,7 @@ def _scaled(matrices: Tensor) -> Tensor:
         raise ValueError("its weight has no data; build the model on a device that holds them")
     if not finite(matrices.detach()):
         raise ValueError("its weight has entries that are not finite; go back to weights from before that")
-    w = matrices.detach().to(wide(matrices.dtype))
+    w = matrices.detach().to(accumulation_dtype(matrices.dtype))
     top = w.abs().amax()
     return w / top if top > 0 else w
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.module_tensors import replace_tensors
-from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scattered
+from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scatter
 from phalanx.matching.neurons import Label
 from phalanx.matching.symmetry import check
 from phalanx.matching.trace import Trace, is_even, named_tensors, tensors_in
@@ -96,7 +96,7 @@ def permuted(
     for name, tensor in state.items():
         for group, positions in places.items():
             axes = graph.axes.get(name, ())
-            tensor = scattered(tensor, axes, group, positions, sizes.get(group, len(positions)))
+            tensor = scatter(tensor, axes, group, positions, sizes.get(group, len(positions)))
         permuted_state[name] = tensor
     return permuted_state
 

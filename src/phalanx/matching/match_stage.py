@@ -42,7 +42,7 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.gate import Gate, admit
 from phalanx.core.layout import Layout
-from phalanx.core.neuron_axes import OUTPUTS, Axes, scattered
+from phalanx.core.neuron_axes import OUTPUTS, Axes, scatter
 from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
@@ -185,7 +185,7 @@ class Matched(Matches):
             for client, place, assignment in zip(clients, places, matching.assignments, strict=True):
                 place[group] = numbers[assignment]
                 for name, tensor in client.items():
-                    client[name] = scattered(tensor, axes[name], group, place[group], size)
+                    client[name] = scatter(tensor, axes[name], group, place[group], size)
         return places, counts
 
     def _posterior_shift(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scattered
+from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scatter
 
 
 def neuron_features(
@@ -105,7 +105,7 @@ def average_models(
         for tensors, place, weight in zip(models, places, weights, strict=True):
             tensor = tensors[name]
             for group, positions in place.items():
-                tensor = scattered(tensor, own, group, positions, sizes[group])
+                tensor = scatter(tensor, own, group, positions, sizes[group])
             total = total + weight * tensor
             count = count + weight * presence(tensor, [axis for axis in own if axis.makes or not padded], place)
         means[name] = torch.where(torch.as_tensor(count) > 0, total / count, 0.0).to(models[0][name].dtype)

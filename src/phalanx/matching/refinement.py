@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from phalanx.core.neuron_axes import Axes, Axis, picked
+from phalanx.core.neuron_axes import Axes, Axis, take
 from phalanx.matching.matching import linear_assignment
 from phalanx.matching.neuron_features import average_models, group_axes
 
@@ -79,7 +79,7 @@ def total_distance(
     weights, places = _weights(layers, squares), [{0: positions.cpu()} for positions in assignments]
     mean = average_models(weights, _AXES, places, {0: size})
     return sum(
-        float((tensor - picked(mean[name], _AXES[name], 0, place[0])).square().sum())
+        float((tensor - take(mean[name], _AXES[name], 0, place[0])).square().sum())
         for own, place in zip(weights, places, strict=True)
         for name, tensor in own.items()
     )
@@ -96,7 +96,7 @@ def _reordered(
     """The places of client j, in the order of its neurons that is nearest to the mean of some other clients."""
     own = places[j]
     mean = average_models([weights[k] for k in others], _AXES, [{0: places[k]} for k in others], {0: size})
-    mean_at_own = {name: picked(tensor, _AXES[name], 0, own) for name, tensor in mean.items()}
+    mean_at_own = {name: take(tensor, _AXES[name], 0, own) for name, tensor in mean.items()}
     have = torch.stack([torch.zeros(size, dtype=torch.float64).index_fill_(0, places[k], 1) for k in others])[:, own]
     order = _order(weights[j], mean_at_own, have.sum(0), have.T @ have)
     return torch.empty_like(own).index_copy_(0, order, own)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.core.neuron_axes import Axes, scattered
+from phalanx.core.neuron_axes import Axes, scatter
 from phalanx.matching.trace import tensors_in
 
 
@@ -45,7 +45,7 @@ def check(
         for name, tensor in state.items():
             permuted = weights[name]
             for group in groups:
-                permuted = scattered(permuted, axes[name], group, places[group], sizes[group])
+                permuted = scatter(permuted, axes[name], group, places[group], sizes[group])
             tensor.copy_(permuted)
         return same_output(output(model, example), wanted)
 

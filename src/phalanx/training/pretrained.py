@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.expression import method, require
-from phalanx.core.folder_lock import held
+from phalanx.core.folder_lock import folder_lock
 from phalanx.data.files import data_folder
 from phalanx.models.model import Model, Shape
 from phalanx.training.phase import Run
@@ -67,7 +67,7 @@ def _weights(run: Run, root: str) -> dict[str, Tensor]:
     place = Path(root) / "trained" / key
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with held(place):
+        with folder_lock(place):
             kept = RunFolder(place)
             if kept.summary is None:
                 print(f"training the model that {run.model!r} begins with, once, in {place}", file=sys.stderr)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.clock import FORGING, PARTS
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.stack import Note, Stack
 
 FAR = 6.0  # robust standard deviations
@@ -40,7 +40,7 @@ def _distances(rows: Tensor, row: Tensor) -> Tensor:
     """The Euclidean distance of each row from a row, in float64 on the CPU. Shapes: (n, d), (d,) -> (n,)."""
     squares = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for piece, part in zip(rows.split(_PIECE, dim=1), row.split(_PIECE), strict=True):
-        apart = piece.to(wide(rows.dtype)) - part.to(wide(rows.dtype))
+        apart = piece.to(accumulation_dtype(rows.dtype)) - part.to(accumulation_dtype(rows.dtype))
         squares += torch.linalg.vector_norm(apart, dim=1).double().square()
     return squares.sqrt().cpu()
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from phalanx.core.parallel import side_by_side
-from phalanx.core.precision import wide
+from phalanx.core.parallel import parallel_map
+from phalanx.core.precision import accumulation_dtype
 
 PIECE = 1 << 16  # columns
 
@@ -18,12 +18,12 @@ def for_each_piece(work: Callable[[int, int], None], d: int) -> None:
 
     The pieces are the same for any number of threads, and so is what comes out.
     """
-    side_by_side(lambda start: work(start, min(start + PIECE, d)), range(0, d, PIECE))
+    parallel_map(lambda start: work(start, min(start + PIECE, d)), range(0, d, PIECE))
 
 
 def mix(weights: Tensor, rows: Tensor) -> Tensor:
     """weights @ rows in the dtype of the rows. Shapes: (m, n), (n, d) -> (m, d)."""
-    floats = wide(rows.dtype)
+    floats = accumulation_dtype(rows.dtype)
     weights = weights.to(rows.device, floats)
     if len(weights) == 1:
         return mix_one(weights[0], rows).reshape(1, -1)
@@ -38,7 +38,7 @@ def mix(weights: Tensor, rows: Tensor) -> Tensor:
 
 def mix_one(weights: Tensor, rows: Tensor) -> Tensor:
     """sum_i weights_i rows_i in the dtype of the rows. Shapes: (n,), (n, d) -> (d,)."""
-    floats = wide(rows.dtype)
+    floats = accumulation_dtype(rows.dtype)
     weights = weights.to(rows.device, floats)
     if rows.dtype == floats and 1 in rows.stride():
         return weights @ rows

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phalanx.aggregators.kernels.columns import PIECE, for_each_piece
 from phalanx.aggregators.kernels.network import network
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 
 
 def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def _positions(rows: Tensor, picks: Sequence[int] | None) -> np.ndarray:
 
 
 def _swept(rows: Tensor, sweep: Callable[[np.ndarray, int, np.ndarray], None]) -> Tensor:
-    floats = wide(rows.dtype)
+    floats = accumulation_dtype(rows.dtype)
     result = torch.empty(rows.shape[1], dtype=floats)
 
     def work(start: int, stop: int) -> None:
@@ -68,7 +68,7 @@ def _swept(rows: Tensor, sweep: Callable[[np.ndarray, int, np.ndarray], None]) -
 
 
 def _sorted(rows: Tensor, chosen: np.ndarray, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    floats = wide(rows.dtype)
+    floats = accumulation_dtype(rows.dtype)
     index = torch.as_tensor(chosen, device=rows.device)
     result = rows.new_empty(rows.shape[1])
     step = 8 * PIECE

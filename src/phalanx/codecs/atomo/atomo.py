@@ -17,7 +17,7 @@ from phalanx.core.codec import BadPayload, Codec, Payload
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect, payload_bytes
-from phalanx.core.precision import cast, wide
+from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.round import make_generator
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
@@ -87,7 +87,7 @@ class Atomo(Codec):
                 dense.append(part.reshape(-1))
             else:
                 pieces.append(parts)
-        floats = wide(layout.dtype)
+        floats = accumulation_dtype(layout.dtype)
         payload = {
             "counts": self._pack_counts(counts, layout).to(row.device),
             "dense": torch.cat(dense) if dense else row[:0],
@@ -115,7 +115,7 @@ class Atomo(Codec):
                 lengths[key] = lengths.get(key, 0) + math.prod(shape)
                 dtypes[key] = dtype
         expected = {key: (dtypes[key], (lengths[key],)) for key in lengths}
-        for key, (dtype, _) in self.atoms.forms(torch.Size([0]), wide(layout.dtype), 0, 0).items():
+        for key, (dtype, _) in self.atoms.forms(torch.Size([0]), accumulation_dtype(layout.dtype), 0, 0).items():
             expected.setdefault(key, (dtype, (0,)))
         expect(
             payload,
@@ -131,7 +131,7 @@ class Atomo(Codec):
         least = self._expected_bytes(part, 0, min(budget, self.atoms.most(part.shape)))
         if part.numel() < self.smallest or least >= _bytes(part):
             return (DENSE, DENSE), {}
-        x = part.to(wide(part.dtype))
+        x = part.to(accumulation_dtype(part.dtype))
         lam, known = self.atoms.analyse(x)
         # a sum is quick to take, and finite only if all of it is
         if not bool(lam.sum().isfinite()) and not bool(lam.isfinite().all()):
@@ -157,7 +157,7 @@ class Atomo(Codec):
         return self.budget if self.budget is not None else (self.ratio or 0.0) * max(1, self.atoms.most(shape))
 
     def _expected_bytes(self, part: Tensor, ones: int, others: float) -> int:
-        floats, most = wide(part.dtype), math.ceil(others - 1e-9)
+        floats, most = accumulation_dtype(part.dtype), math.ceil(others - 1e-9)
         if self.vectors is None:
             return self.atoms.num_bytes(part.shape, floats, ones, most)
         forms = self.atoms.forms(part.shape, floats, ones, most).values()
@@ -190,11 +190,11 @@ class Atomo(Codec):
         """Name and forms of the parts of every tensor that is not dense, in order."""
         for name, shape, (ones, others) in zip(layout.names, layout.shapes, counts, strict=True):
             if ones != DENSE:
-                yield name, self.atoms.forms(shape, wide(layout.dtype), ones, others)
+                yield name, self.atoms.forms(shape, accumulation_dtype(layout.dtype), ones, others)
 
     def _vector_layouts(self, layout: Layout, counts: Counts) -> dict[str, Layout]:
         """For the left and for the right vectors of all tensors: a layout that names every one of them."""
-        dtype = wide(layout.dtype)
+        dtype = accumulation_dtype(layout.dtype)
         named: dict[str, dict[str, torch.Size]] = {key: {} for key in self.atoms.forms(torch.Size([0]), dtype, 0, 0)}
         for name, forms in self._forms(layout, counts):
             for key, (_, (number, length)) in forms.items():
@@ -223,7 +223,7 @@ class Atomo(Codec):
             offsets[key] += size
             return payload[key][offsets[key] - size : offsets[key]]
 
-        floats = wide(layout.dtype)
+        floats = accumulation_dtype(layout.dtype)
         for shape, out, (ones, others) in zip(layout.shapes, row.split(layout.sizes), counts, strict=True):
             if ones == DENSE:
                 out.copy_(take("dense", len(out)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.stage import RowStage
 from phalanx.core.trees import State
 
@@ -39,4 +39,4 @@ class Clip(RowStage):
     ) -> tuple[Tensor, State]:
         # the squares of a float32 row may overflow, and a float16 factor has few digits left when it is small
         length = torch.linalg.vector_norm(row, dtype=torch.float64)
-        return (row.to(wide(row.dtype)) * (self.norm / length.clamp(min=self.norm))).to(row.dtype), state
+        return (row.to(accumulation_dtype(row.dtype)) * (self.norm / length.clamp(min=self.norm))).to(row.dtype), state

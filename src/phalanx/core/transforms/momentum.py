@@ -11,7 +11,7 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.precision import cast
-from phalanx.core.row_memory import recall, remember
+from phalanx.core.row_memory import load, store
 from phalanx.core.stage import RowStage
 from phalanx.core.trees import State
 
@@ -38,7 +38,7 @@ class Momentum(RowStage):
         self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
     ) -> tuple[Tensor, State]:
         memory = state.get("momentum", {})
-        old = recall(memory, layout, row)
+        old = load(memory, layout, row)
         # the weights add up to one, and two equal terms give exactly themselves
         new = torch.lerp(row.to(old), old, self.beta)
-        return cast(new, row.dtype), {"momentum": {**memory, **remember(new, old, layout)}}
+        return cast(new, row.dtype), {"momentum": {**memory, **store(new, old, layout)}}

@@ -11,7 +11,7 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.pieces import seed_of
-from phalanx.core.precision import cast, wide
+from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.round import make_generator
 from phalanx.core.stage import RowStage
 from phalanx.core.trees import State
@@ -39,7 +39,7 @@ class Noise(RowStage):
         # by name, so that a tensor draws the same in every cut of the model into rows
         seed = seed_of(rng)
         drawn = [
-            torch.randn(size, generator=make_generator(seed, name), dtype=wide(row.dtype))
+            torch.randn(size, generator=make_generator(seed, name), dtype=accumulation_dtype(row.dtype))
             for name, size in zip(layout.names, layout.sizes, strict=True)
         ]
         noise = torch.cat(drawn).to(row.device) if drawn else row

@@ -57,7 +57,7 @@ class TcpTransport(ServerTransport):
         self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES
         self.membership = Membership(shares, timeouts or Timeouts(), lambda: self._limit, host)
         self._index, self._left = -1, left
-        self._shelf = ReceiveBuffers(n, 0)
+        self._buffers = ReceiveBuffers(n, 0)
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
 
@@ -83,7 +83,7 @@ class TcpTransport(ServerTransport):
         # a codec may lengthen a row; what a worker sends is checked later
         self._limit = max(len(member.workers) for member in self.membership.all) * (_SLACK_BYTES + 16 * size)
         self._row_bytes = _SLACK_BYTES + size
-        self._shelf = ReceiveBuffers(self.size, self._row_bytes)
+        self._buffers = ReceiveBuffers(self.size, self._row_bytes)
         order = message(Kind.ORDER, index, weights)
         for member in self.membership.all:
             if member.line is None:
@@ -113,7 +113,7 @@ class TcpTransport(ServerTransport):
         return table
 
     def _enter(self, member: Member, report: Message, num_metrics: int) -> None:
-        numbers, payloads = _open(report, member.workers, self._shelf, range(self.size))
+        numbers, payloads = _open(report, member.workers, self._buffers, range(self.size))
         self.membership.reported(member)
         self._first |= payloads
         if numbers is not None and numbers.shape == (len(member.workers), num_metrics) and numbers.is_floating_point():
@@ -134,7 +134,7 @@ class TcpTransport(ServerTransport):
                 waiting.discard(worker)
             else:
                 line.send(message(Kind.ASK, self._index, {"worker": torch.tensor([worker])}))
-        until, shelf = self.membership.answer_deadline, ReceiveBuffers(len(workers), self._row_bytes)
+        until, buffers = self.membership.answer_deadline, ReceiveBuffers(len(workers), self._row_bytes)
         while waiting:
             arrived = self.membership.next(until)
             if arrived is None:
@@ -145,7 +145,9 @@ class TcpTransport(ServerTransport):
             if incoming is None:
                 waiting -= set(member.workers)
             elif (incoming.kind, incoming.round) == (Kind.HELD, self._index):
-                answers = {w: p for w, p in _open(incoming, member.workers, shelf, workers)[1].items() if w in waiting}
+                answers = {
+                    w: p for w, p in _open(incoming, member.workers, buffers, workers)[1].items() if w in waiting
+                }
                 found |= answers
                 waiting -= set(answers)
         return [self._checked(worker, found.get(worker), limit_bytes) for worker in workers]
@@ -180,7 +182,7 @@ class TcpTransport(ServerTransport):
 
 
 def _open(
-    incoming: Message, workers: tuple[int, ...], shelf: ReceiveBuffers, order: Sequence[int]
+    incoming: Message, workers: tuple[int, ...], buffers: ReceiveBuffers, order: Sequence[int]
 ) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
     """Numbers and payloads of a process's workers; what it says of other workers is ignored.
 
@@ -193,7 +195,7 @@ def _open(
     def room(name: str, size: int) -> Tensor:
         head, _, key = name.partition("/")
         place = order.index(names[head]) if names.get(head) in order else None
-        return torch.empty(size, dtype=torch.uint8) if place is None else shelf.room(place, key, size)
+        return torch.empty(size, dtype=torch.uint8) if place is None else buffers.buffer_for(place, key, size)
 
     try:
         parts = incoming.payload(room)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from phalanx.attacks.adaptive import Adaptive
 from phalanx.attacks.replacement import Replacement
-from phalanx.attacks.tailored import Adaptive
 from phalanx.backdoors.joined import WithEdgeCases
 from phalanx.backdoors.poisoned import Poisoned
 from phalanx.core.wire_stage import WireStage, stages_of

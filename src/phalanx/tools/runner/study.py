@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from phalanx.core.folder_lock import held
+from phalanx.core.folder_lock import folder_lock
 from phalanx.distributed.job import Processes
 from phalanx.tools.runner.measurement import Job, Measurement, parse_job
 from phalanx.training.phase import Run
@@ -108,7 +108,7 @@ class StudyFolder:
 
     def held(self, told: Callable[[str], None] = lambda words: None) -> AbstractContextManager[int]:
         """Keeps other commands out of the folder; gives the open file, as `lock.held`."""
-        return held(self.path, PATIENCE_S, told)
+        return folder_lock(self.path, PATIENCE_S, told)
 
     def run_path(self, label: str) -> Path:
         """The folder of a run."""

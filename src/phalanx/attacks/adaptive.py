@@ -11,7 +11,7 @@ from torch import Tensor
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.precision import wide
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope, Stage, TooFewRows
@@ -48,7 +48,7 @@ class Adaptive(Attack):
 
     def validate(self) -> None:
         crosses = self.rule.num_wires
-        require(crosses == 0, f"tailored takes the rule behind the wire, and {self.rule!r} crosses it")
+        require(crosses == 0, f"adaptive takes the rule behind the wire, and {self.rule!r} crosses it")
 
     def forge(
         self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
@@ -57,7 +57,7 @@ class Adaptive(Attack):
         bad = view.byzantine.to(view.rows.device)
         if not bool(bad.any()) or bool(bad.all()):
             return own, state
-        rows = view.rows.to(wide(view.rows.dtype))
+        rows = view.rows.to(accumulation_dtype(view.rows.dtype))
         mean, mine = rows[~bad].mean(dim=0), rows[bad].mean(dim=0)
         way = mine - mean
         best, far = mine, -float("inf")
@@ -77,5 +77,5 @@ class Adaptive(Attack):
             result, _ = self.rule(stack, None, Round(round.index, round.seed))
         except TooFewRows:
             return None
-        require(len(result.rows) == 1, f"tailored needs a rule that gives one row, got {self.rule!r}")
+        require(len(result.rows) == 1, f"adaptive needs a rule that gives one row, got {self.rule!r}")
         return result.rows[0]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from phalanx.coding.ballot import Ballot, camps_by
+from phalanx.coding.majority_vote import Ballot, camps_by
 from phalanx.core.round import Round
 from phalanx.core.stack import Note
 from phalanx.distributed.determinism import ranks_in_words

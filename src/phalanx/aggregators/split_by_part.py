@@ -42,7 +42,7 @@ class SplitByPart(Aggregator):
 
     def validate(self) -> None:
         for stage in (self.directions, self.installed):
-            require(stage.num_wires == 0, f"apart stands behind the wire, and {stage!r} crosses one")
+            require(stage.num_wires == 0, f"split_by_part stands behind the wire, and {stage!r} crosses one")
 
     def tolerates(self, n: int) -> int:
         rules = (self.directions, self.installed)
@@ -51,7 +51,10 @@ class SplitByPart(Aggregator):
     def rows_out(self, n: int) -> int:
         for stage in (self.directions, self.installed):
             rows = stage.rows_out(n)
-            require(rows == 1, f"{stage!r} gives {rows} rows where apart needs one; end it with mean() or another rule")
+            require(
+                rows == 1,
+                f"{stage!r} gives {rows} rows where split_by_part needs one; end it with mean() or another rule",
+            )
         return 1
 
     def assign(self, n: int) -> Allocation | None:

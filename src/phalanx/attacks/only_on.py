@@ -33,7 +33,7 @@ class OnlyOn(Attack):
 
     def validate(self) -> None:
         part = self.attack.part
-        require(part == "row", f"aimed takes an attack on whole rows, and {self.attack!r} aims at {part} by itself")
+        require(part == "row", f"only_on takes an attack on whole rows, and {self.attack!r} aims at {part} by itself")
 
     @property
     def asks_all(self) -> bool:
