@@ -16,6 +16,7 @@ from torch import Tensor
 
 from phalanx.core.packing import ReceiveBuffers, pack, unpack
 from phalanx.core.payload import BadPayload, Payload
+from phalanx.core.precision import accumulation_dtype
 from phalanx.core.trees import from_payload, to_payload
 from phalanx.distributed.backend import LESS, Backend, TorchBackend
 
@@ -95,7 +96,7 @@ class ProcessGroupCollective:
             offset = 0
             for length in lengths:
                 end = offset + (length if length <= limit_bytes else 0)
-                payloads_of_all.append(_open(body[offset:end], length, limit_bytes, partial(buffers.room, place)))
+                payloads_of_all.append(_open(body[offset:end], length, limit_bytes, partial(buffers.buffer_for, place)))
                 place += end > offset
                 offset = end
         return payloads_of_all
@@ -111,7 +112,7 @@ class ProcessGroupCollective:
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """The weighted mean over all workers, by all-reduce of the local sums in the dtype of x."""
-        normalized = (weights / total).to(x.device, wide(x.dtype))
+        normalized = (weights / total).to(x.device, accumulation_dtype(x.dtype))
         local = (normalized @ x.to(normalized.dtype)).to(self.device, x.dtype)
         self._backend.all_reduce(local)
         return local.to(x.device)

@@ -107,7 +107,7 @@ class StudyFolder:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); begin in a new folder") from None
 
     def held(self, told: Callable[[str], None] = lambda words: None) -> AbstractContextManager[int]:
-        """Keeps other commands out of the folder; gives the open file, as `lock.held`."""
+        """Keeps other commands out of the folder; gives the open file, as `folder_lock` does."""
         return folder_lock(self.path, PATIENCE_S, told)
 
     def run_path(self, label: str) -> Path:
