@@ -17,7 +17,7 @@ from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
 from phalanx.tools.advisor.model import Cost, Effort, Message
 from phalanx.tools.advisor.served import served
 from phalanx.tools.report.collect import Curve, Result
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study
 from phalanx.training.run_folder import RunFolder
 from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach, scaling
@@ -137,7 +137,7 @@ def test_speed_ups_are_paired_by_seed():
 
 
 def test_the_uncompressed_run_is_found():
-    runs = {s: requested(RUN.format(scheme=s)).runs["run"] for s in ("chain(gather(sign()), mean())", PLAIN)}
+    runs = {s: build_study(RUN.format(scheme=s)).runs["run"] for s in ("chain(gather(sign()), mean())", PLAIN)}
     assert convergence.uncompressed(runs) == PLAIN
     assert convergence.uncompressed({}) is None
 
@@ -151,7 +151,7 @@ def test_parts_of_a_step_add_up_to_it():
 
 
 def test_a_short_run_is_only_tested_at_its_end():
-    short = breakdown.shortened(requested(RUN.format(scheme=PLAIN)), 4, 12).runs["run"]
+    short = breakdown.shortened(build_study(RUN.format(scheme=PLAIN)), 4, 12).runs["run"]
     assert (short.workers, short.rounds) == (4, 12)
     assert short.evaluate_every > 12 and short.checkpoint_every > 12
 
@@ -185,7 +185,7 @@ def test_communication_is_predicted_and_simulated_alike(server):
 
 
 def test_a_folder_takes_more_runs_but_no_other_run(tmp_path):
-    study = jobs.with_schemes(requested(RUN.format(scheme=PLAIN)), [PLAIN])
+    study = jobs.with_schemes(build_study(RUN.format(scheme=PLAIN)), [PLAIN])
     more = jobs.with_schemes(study, ["chain(gather(sign()), majority())"])
     jobs.prepare(study, tmp_path)
     assert list(jobs.prepare(more, tmp_path).study.runs) == [*study.runs, *more.runs]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from phalanx.core.parser import parse
 from phalanx.tools.report.collect import Result, collect
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study, StudyFolder
 from phalanx.training.phase import Run, amend
 from phalanx.training.run_folder import about, write_json
@@ -19,7 +19,7 @@ UNCOMPRESSED = ("chain(reduce(dense()))", "reduce(dense())")  # schemes that all
 
 def ask(recipe: str, scale: str | None, only: Sequence[str], settings: Sequence[str]) -> Study:
     """The study of a recipe, an expression, or a file that holds one."""
-    return requested(recipe, scale, settings, only)
+    return build_study(recipe, scale, settings, only)
 
 
 def with_schemes(study: Study, schemes: Sequence[str]) -> Study:

@@ -16,7 +16,7 @@ import phalanx as px
 import phalanx_experiments as pe
 from phalanx.tools.cli.app import app
 from phalanx.tools.report.collect import collect
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study
 from phalanx_experiments.figures.mean_estimation import errors, mean_estimation_tables, plot_mean_estimation
 from phalanx_experiments.measurements import mean_estimation as measured
@@ -176,7 +176,7 @@ def test_a_study_of_both_survives_its_json() -> None:
     run = find("quickstart").runs("smoke")["krum"]
     study = Study("run", None, (), {"a": run, "b": SMALL})
     assert Study.from_json(study.to_json()) == study
-    assert list(study.runs) == ["a"] and set(study.to_json()) == set(requested("quickstart", "smoke").to_json())
+    assert list(study.runs) == ["a"] and set(study.to_json()) == set(build_study("quickstart", "smoke").to_json())
 
 
 def test_a_measurement_that_has_not_ended_has_no_table(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from phalanx.tools.cli.app import app
 from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.report.pretty import pretty
 from phalanx.tools.report.sheet import Sheet
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import slug
 from phalanx_experiments.figures.cluster import shared
@@ -116,12 +116,12 @@ def test_no_two_attackers_of_the_quickstart_share_a_vote_group() -> None:
 )
 def test_a_plan_that_cannot_be_is_one_sentence_with_the_way_out(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError) as caught:
-        requested(**arguments)
+        build_study(**arguments)
     assert words in str(caught.value)
 
 
 def test_settings_reach_every_run_that_has_their_place() -> None:
-    study = requested("quickstart", "smoke", ["byzantine.count=2", "scheme.2.f=4", "optimizer.lr=0.5"], seed=7)
+    study = build_study("quickstart", "smoke", ["byzantine.count=2", "scheme.2.f=4", "optimizer.lr=0.5"], seed=7)
     assert {run.seed for run in study.runs.values()} == {7}
     assert {run.phases[0].optimizer for run in study.runs.values()} == {px.optim.sgd(lr=0.5)}
     assert "krum(f=4)" in repr(study.runs["krum"]) and "trimmed_mean(f=4)" in repr(study.runs["trimmed mean"])
@@ -133,7 +133,7 @@ def test_settings_reach_every_run_that_has_their_place() -> None:
 
 
 def test_labels_may_be_given_as_folders_are_named() -> None:
-    study = requested("quickstart", only=["mean-no-attack", "krum"])
+    study = build_study("quickstart", only=["mean-no-attack", "krum"])
     assert list(study.runs) == ["mean, no attack", "krum"]
 
 
@@ -141,12 +141,12 @@ def test_a_file_and_an_expression_are_the_same_run(tmp_path) -> None:
     run = quickstart("krum")
     file = tmp_path / "krum (1).txt"
     file.write_text(f"# krum\n{pretty(repr(run), 40)}\n")
-    assert requested(str(file)) == requested(repr(run))
+    assert build_study(str(file)) == build_study(repr(run))
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
-        requested(str(file))
+        build_study(str(file))
     with pytest.raises(ValueError, match="is a folder; give --resume"):
-        requested(str(tmp_path))
+        build_study(str(tmp_path))
 
 
 def ran(recipe: str, folder: Path, *only: str, seed: int = 0) -> dict:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import phalanx as px
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
@@ -49,4 +49,4 @@ def test_every_command_names_a_recipe_and_settings_of_today() -> None:
         options = list(zip(words[::2], words[1::2], strict=True))
         settings = [value for option, value in options if option == "--set"]
         scale = next((value for option, value in options if option == "--scale"), None)
-        assert requested(name, scale, settings, [], None).jobs, match[0]
+        assert build_study(name, scale, settings, [], None).jobs, match[0]

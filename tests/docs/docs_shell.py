@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from phalanx.tools.cli.app import app
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx_experiments.reproduce.catalogue import find as find_item
 from tests.distributed.launch import forked, torchrun
 from tests.docs.docs_blocks import ROOT, Block
@@ -113,7 +113,7 @@ def _check_names(command: str, asked: dict[str, Any]) -> None:
     recipe = asked.get("recipe") or asked.get("source")
     if command in ("run", "show", "audit") and recipe and not recipe.endswith(".txt"):
         settings, only = asked.get("settings") or [], asked.get("only") or []
-        requested(recipe, asked.get("scale"), settings, only if command != "audit" else [], None)
+        build_study(recipe, asked.get("scale"), settings, only if command != "audit" else [], None)
     if command == "reproduce" and asked.get("what"):
         find_item(asked["what"])
 

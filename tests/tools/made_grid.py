@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import phalanx as px
-from phalanx.tools.redteam.audit import Audit
-from phalanx.tools.redteam.findings import Findings, Order
+from phalanx.tools.redteam.findings import Findings, RedTeamRequest
+from phalanx.tools.redteam.folder import RedTeamFolder
 from phalanx.tools.redteam.grid import fairly
 from phalanx.tools.redteam.setting import ATTACKS, Defence, Setting, attacked
 from phalanx.tools.runner.study import Study, StudyFolder
@@ -48,16 +48,16 @@ def audit(
     path: Path,
     runs: Mapping[str, Run],
     logged: Mapping[str, list[dict[str, Any]]],
-    order: Order | None = None,
+    order: RedTeamRequest | None = None,
     **more: Any,
-) -> Audit:
+) -> RedTeamFolder:
     """The folder of an audit whose runs logged this; those that logged nothing have not begun.
 
     Args:
         more: "unended", labels of runs that have not ended.
     """
-    made = Audit(StudyFolder.create(Study("made", None, (), runs), path))
-    made.order = order or Order("made")
+    made = RedTeamFolder(StudyFolder.create(Study("made", None, (), runs), path))
+    made.order = order or RedTeamRequest("made")
     for label, said in logged.items():
         folder = px.training.RunFolder(made.folder.run_path(label))
         folder.begin(repr(runs[label]))

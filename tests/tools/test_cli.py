@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import phalanx as px
 from phalanx.core.registry import kinds
 from phalanx.tools.cli.app import app
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 
 COMMANDS = ("run", "redteam", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
@@ -104,7 +104,9 @@ def test_show_prints_what_run_reads(tmp_path: Path) -> None:
     file = tmp_path / "krum.txt"
     file.write_text(phalanx("show", "quickstart", "--only", "krum", "--set", "rounds=2", *TINY))
     plain = json.loads(phalanx("show", file, "--json"))
-    assert plain["runs"]["run"] == repr(requested("quickstart", None, ["rounds=2", *TINY[1::2]], ["krum"]).runs["krum"])
+    assert plain["runs"]["run"] == repr(
+        build_study("quickstart", None, ["rounds=2", *TINY[1::2]], ["krum"]).runs["krum"]
+    )
     assert json.loads(phalanx("run", file, "--json", "--out", tmp_path / "out"))["results"][0]["rounds"] == 2
 
 
@@ -225,7 +227,7 @@ LONG = ("run", "quickstart", "--only", "mean", "--only", "krum", "--set", "round
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, str]:
     """Weights of both runs of LONG, in one go."""
-    study = requested("quickstart", None, ["rounds=200", *TINY[1::2]], ["mean", "krum"])
+    study = build_study("quickstart", None, ["rounds=200", *TINY[1::2]], ["mean", "krum"])
     return {label: px.train(run).summary()["weights_sha256"] for label, run in study.runs.items()}
 
 

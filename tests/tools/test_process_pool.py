@@ -11,7 +11,7 @@ import pytest
 import phalanx as px
 from phalanx.tools.runner import process_pool as crew
 from phalanx.tools.runner.process_pool import WorkerProcess, side_by_side
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study, StudyFolder
 from tests.tools.test_cli import TINY, phalanx, process, sentence, wait_for, weights
 
@@ -23,7 +23,7 @@ LONG = (*ASKED, "--set", "checkpoint_every=10", *TINY)
 
 
 def study(*labels: str) -> Study:
-    return requested("quickstart", None, SETTINGS, labels)
+    return build_study("quickstart", None, SETTINGS, labels)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 
 import phalanx as px
 from phalanx.core.wire_stage import stages_of
+from phalanx.tools.redteam.custom_setting import YOURS, Terms, check, own_grid, typical_norm
 from phalanx.tools.redteam.grid import grid_of, narrowed, seeded
-from phalanx.tools.redteam.own import YOURS, Terms, check, own_grid, typical_norm
 from phalanx.tools.redteam.setting import ATTACKS, standard
 from phalanx.tools.report.backdoors import cell_of
 from phalanx.tools.report.selected import holders

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.tools.redteam.findings import Order
+from phalanx.tools.redteam.findings import RedTeamRequest
 from phalanx.tools.redteam.page import page
 from phalanx.tools.report.markup import VOID, table, tag
 from tests.tools.made_grid import RULES, audit, findings, lines, run
@@ -59,7 +59,7 @@ def logged() -> dict[str, list]:
 
 
 def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
-    made = audit(tmp_path, GRID, logged(), Order("made", policies=("excess > 0.1", "main_accuracy < 0.5")))
+    made = audit(tmp_path, GRID, logged(), RedTeamRequest("made", policies=("excess > 0.1", "main_accuracy < 0.5")))
     made.write()
     text = (tmp_path / "report.html").read_text()
     read = Reader(text)
@@ -83,7 +83,7 @@ def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
 
 def test_names_are_text(tmp_path: Path) -> None:
     runs = {f"none: {HOSTILE}": run(px.aggregators.mean()), f"{HOSTILE}: {HOSTILE}": run(px.aggregators.mean(), "PGD")}
-    order = Order(HOSTILE, policies=("excess > 0.1",), notes=(HOSTILE,))
+    order = RedTeamRequest(HOSTILE, policies=("excess > 0.1",), notes=(HOSTILE,))
     said = dict(zip(runs, (lines(0.1), lines(0.9)), strict=True))
     text = page(findings(tmp_path, runs, said, order=order))
     read = Reader(text)
@@ -93,7 +93,7 @@ def test_names_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_an_unfinished_grid_has_a_report_that_says_so(tmp_path: Path, share: float) -> None:
     said = dict(list(logged().items())[: int(share * len(GRID))])
-    found = audit(tmp_path, GRID, said, order=Order("made", policies=("excess > 0.1",))).write()
+    found = audit(tmp_path, GRID, said, order=RedTeamRequest("made", policies=("excess > 0.1",))).write()
     read = Reader(page(found))
     assert "Not finished." in read.words and "not known" in read.words
     assert all(label in read.words for label in found.missing)

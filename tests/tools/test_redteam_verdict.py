@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.tools.redteam.choices import ENOUGH, Choices, Share
-from phalanx.tools.redteam.findings import Order
+from phalanx.tools.redteam.findings import RedTeamRequest
 from phalanx.tools.redteam.policy import UNKNOWN as NO_NUMBER
+from phalanx.tools.redteam.selection_bias import ENOUGH, Choices, Share
 from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
 from phalanx.tools.report.selected import holders
 from tests.tools.made_grid import SMOKE, findings, lines, run
@@ -142,7 +142,7 @@ def test_policies_are_about_the_rules_that_are_judged(tmp_path: Path) -> None:
     policies = ("parity < 0.5", "attack_success > 0.5 or broken > 0 exit 9", "excess > 0.1")
 
     def outcome(name: str, *judged: str, said=logged):
-        found = findings(tmp_path / name, GRID, said, order=Order("made", judged, policies=policies))
+        found = findings(tmp_path / name, GRID, said, order=RedTeamRequest("made", judged, policies=policies))
         return found.exit_code, [each.fails for each in found.outcomes]
 
     assert outcome("all") == (9, [False, True, True])
@@ -151,4 +151,4 @@ def test_policies_are_about_the_rules_that_are_judged(tmp_path: Path) -> None:
     # a failure that is known is one, whatever is missing besides
     assert outcome("some", said={**CALM, "PGD: FedAvg": lines(0.9)}) == (9, [None, True, True])
     with pytest.raises(ValueError, match="did you mean Krum"):
-        Order("made", ("Krumm",)).check(findings(tmp_path / "names", GRID, {}).study)
+        RedTeamRequest("made", ("Krumm",)).check(findings(tmp_path / "names", GRID, {}).study)

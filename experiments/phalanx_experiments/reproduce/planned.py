@@ -10,7 +10,7 @@ from pathlib import Path
 
 from phalanx.core.expression import require
 from phalanx.core.registry import suggest
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study, StudyFolder
 from phalanx.training.run_folder import new_folder, slug, write_json
 from phalanx_experiments.reproduce.catalogue import find
@@ -85,7 +85,7 @@ def studies(
     for part, found in labels.items():
         kept = [label for label in found if not only or slug(label) in map(slug, only)]
         if kept:
-            made += [requested(part.recipe, scale, settings, kept, seed) for seed in seeds or (None,)]
+            made += [build_study(part.recipe, scale, settings, kept, seed) for seed in seeds or (None,)]
     return made
 
 

@@ -85,7 +85,7 @@ def _request(
 ) -> dict[str, Any]:
     """The run and the schemes to measure, as expressions."""
     from phalanx.tools.advisor.check import alike
-    from phalanx.tools.runner.request import requested
+    from phalanx.tools.runner.request import build_study
 
     if recipe is None:
         if scale is not None or settings or only:
@@ -95,7 +95,7 @@ def _request(
             "schemes": [repr(s) for s in probe_options.schemes(schemes)],
         }
     probe_options.no_options(options, f"{recipe} says what to probe; use --set")
-    runs = requested(recipe, scale, settings, only).runs
+    runs = build_study(recipe, scale, settings, only).runs
     if not runs:
         raise ValueError(
             f"{recipe} trains nothing that could be probed; name another recipe, or use --model and --data"

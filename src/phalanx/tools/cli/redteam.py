@@ -119,8 +119,8 @@ def redteam(
       phalanx redteam --resume runs/2026-01-31-120000-redteam-edge-case-mnist
     """
     from phalanx.distributed.job import Processes
-    from phalanx.tools.redteam.audit import Audit
-    from phalanx.tools.redteam.order import audited
+    from phalanx.tools.redteam.folder import RedTeamFolder
+    from phalanx.tools.redteam.request import build_red_team_study
     from phalanx.tools.runner.process_pool import cores
     from phalanx.tools.runner.study import StudyFolder
     from phalanx.training.run_folder import new_folder, slug
@@ -142,18 +142,18 @@ def redteam(
             not own and all(value is None for value in unchangeable),
             f"{resume} goes on as it began; only --rule, --fail-if, the limits and --jobs may change",
         )
-        audit = Audit(StudyFolder(resume))
+        audit = RedTeamFolder(StudyFolder(resume))
         study, order = audit.folder.study, audit.order
     else:
         audit = None
-        study, order = audited(
+        study, order = build_red_team_study(
             source or DEFAULT_RECIPE, scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
         )
     limits = replace(order.limits, **{name: value for name, value in new_limits.items() if value is not None})
     order = replace(order, limits=limits, judged=tuple(rule or order.judged), policies=tuple(fail_if or order.policies))
     order.check(study)
     if audit is None:
-        audit = Audit(StudyFolder.create(study, out or new_folder(f"redteam-{slug(study.recipe)}"), sys.argv))
+        audit = RedTeamFolder(StudyFolder.create(study, out or new_folder(f"redteam-{slug(study.recipe)}"), sys.argv))
         for notice in (*study.notices, *order.notes):
             typer.echo(notice, err=True)
     audit.order = order
@@ -174,7 +174,7 @@ def _resume_command(jobs: int, folder: StudyFolder) -> str:
 
 def _report(findings: Findings, as_json: bool) -> None:
     from phalanx.tools.redteam.findings import REPORT
-    from phalanx.tools.redteam.sheets import costs, fairness, verdicts
+    from phalanx.tools.redteam.tables import costs, fairness, verdicts
     from phalanx.tools.report import tables
 
     if as_json:

@@ -129,7 +129,7 @@ def _open(
     resume: Path | None,
 ) -> dict[str, Any]:
     """The study as plain values, its folder, and the labels of the jobs that have ended."""
-    from phalanx.tools.runner.request import requested
+    from phalanx.tools.runner.request import build_study
     from phalanx.tools.runner.study import StudyFolder
 
     if resume is not None:
@@ -142,7 +142,7 @@ def _open(
     elif recipe is None:
         raise ValueError("run needs a recipe, such as quickstart; phalanx list recipes names them all")
     else:
-        study = requested(recipe, scale, settings, only, seed)
+        study = build_study(recipe, scale, settings, only, seed)
         folder = StudyFolder.create(study, out, sys.argv)
         for notice in study.notices:
             typer.echo(notice, err=True)

@@ -29,11 +29,11 @@ def show(
       phalanx run krum.txt
     """
     from phalanx.tools.report.pretty import pretty
-    from phalanx.tools.runner.request import requested
+    from phalanx.tools.runner.request import build_study
 
     if recipe is None:
         raise ValueError("show needs a recipe, such as quickstart; phalanx list recipes names them all")
-    study = requested(recipe, scale, settings or [], only or [], seed)
+    study = build_study(recipe, scale, settings or [], only or [], seed)
     for notice in study.notices:
         typer.echo(notice, err=True)
     if as_json:

@@ -34,7 +34,7 @@ def run_with_progress(
     """
     from phalanx.tools.report.progress import Progress
     from phalanx.tools.runner.process_pool import side_by_side
-    from phalanx.tools.runner.study import conduct
+    from phalanx.tools.runner.study import run_study
     from phalanx.training.interrupt import Interrupted
 
     try:
@@ -45,7 +45,7 @@ def run_with_progress(
             if folder is not None and jobs > 1:
                 side_by_side(study, finished, folder, watcher, jobs, lock, tensorboard)
             else:
-                conduct(study, finished, processes, folder, watcher, tensorboard)
+                run_study(study, finished, processes, folder, watcher, tensorboard)
     except (Interrupted, KeyboardInterrupt) as stop:
         if folder is not None:
             typer.echo(f"{stop or 'stopped'}; go on with\n  {resume_command(folder)}", err=True)

@@ -12,7 +12,7 @@ from typing import Any
 from phalanx.core.expression import require
 from phalanx.core.registry import suggest
 from phalanx.tools.redteam.advice import advice
-from phalanx.tools.redteam.gate import Outcome, exit_code, gate
+from phalanx.tools.redteam.ci_gate import Outcome, exit_code, gate
 from phalanx.tools.redteam.policy import policy
 from phalanx.tools.redteam.verdict import Limits, Standing, standings
 from phalanx.tools.report.backdoors import cell_of
@@ -23,7 +23,7 @@ REPORT = "report.html"
 
 
 @dataclass(frozen=True)
-class Order:
+class RedTeamRequest:
     """What an audit was asked for besides its runs; `audit.json` in its folder.
 
     Args:
@@ -40,10 +40,10 @@ class Order:
     notes: tuple[str, ...] = ()
 
     @staticmethod
-    def from_json(plain: Mapping[str, Any]) -> Order:
+    def from_json(plain: Mapping[str, Any]) -> RedTeamRequest:
         """The order that `asdict` described."""
         lists = {name: tuple(plain[name]) for name in ("judged", "policies", "notes")}
-        return Order(source=plain["source"], limits=Limits(**plain["limits"]), **lists)
+        return RedTeamRequest(source=plain["source"], limits=Limits(**plain["limits"]), **lists)
 
     def check(self, study: Study) -> None:
         """Raises ValueError for a policy that cannot be read, or a rule that is not in the grid."""
@@ -64,7 +64,7 @@ class Findings:
     """
 
     path: Path
-    order: Order
+    order: RedTeamRequest
     study: Study
     results: Sequence[Result]
     about: Mapping[str, Any]

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from phalanx.tools.redteam.drawn import Line, panel, style
+from phalanx.tools.redteam.ci_gate import Outcome
 from phalanx.tools.redteam.findings import Findings
-from phalanx.tools.redteam.gate import Outcome
-from phalanx.tools.redteam.sheets import attacks_of, costs, fairness, gained
+from phalanx.tools.redteam.svg import Line, panel, style
+from phalanx.tools.redteam.tables import attacks_of, costs, fairness, gained
 from phalanx.tools.redteam.threat import adversary, rule, situation
 from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
 from phalanx.tools.report.backdoors import QUIET, cell_of, cells, rates

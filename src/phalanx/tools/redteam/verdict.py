@@ -11,7 +11,7 @@ from typing import Any
 from phalanx.aggregators.mean import Mean
 from phalanx.core.expression import require
 from phalanx.core.wire_stage import WireStage, stages_of
-from phalanx.tools.redteam.choices import Choices, choices
+from phalanx.tools.redteam.selection_bias import Choices, choices
 from phalanx.tools.report.backdoors import QUIET, cell_of, cells, excess, main_accuracy, rates, taken, window, within
 from phalanx.tools.report.collect import Result
 from phalanx.training.phase import Run

@@ -196,7 +196,7 @@ def side_by_side(
     lock: int,
     tensorboard: bool = False,
 ) -> None:
-    """Does what `conduct` does, with several jobs at a time.
+    """Does what `run_study` does, with several jobs at a time.
 
     A job whose process dies is begun again from its checkpoint, once; a second death is an error when all others have
     ended. An error of a job stops the others.

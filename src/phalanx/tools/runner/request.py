@@ -18,7 +18,7 @@ from phalanx.training.run_folder import slug
 ALONE = "run"  # label of a run that no recipe names
 
 
-def requested(
+def build_study(
     recipe: str,
     scale: str | None = None,
     settings: Sequence[str] = (),

@@ -158,7 +158,7 @@ class Watcher(Protocol):
         ...
 
 
-def conduct(
+def run_study(
     study: Study,
     finished: Sequence[str],
     team: Processes,
@@ -180,7 +180,7 @@ def conduct(
         if label not in finished:
             if watcher is not None:
                 watcher.begin(label, job)
-            perform(
+            run_job(
                 job,
                 team,
                 target,
@@ -191,7 +191,7 @@ def conduct(
             watcher.end(label, target.summary or {})
 
 
-def perform(
+def run_job(
     job: Job, team: Processes, target: RunFolder | None, listener: Listener | None, told: Callable[[str], None] | None
 ) -> None:
     """Trains or measures one job, from where its folder has it.

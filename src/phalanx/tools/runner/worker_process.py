@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from phalanx.distributed.job import Processes
-from phalanx.tools.runner.study import StudyFolder, perform
+from phalanx.tools.runner.study import StudyFolder, run_job
 from phalanx.training.interrupt import Interrupted
 from phalanx.training.run_folder import RunFolder
 
@@ -69,7 +69,7 @@ def main(path: Path, tensorboard: bool) -> None:
     for label in orders:
         target = RunFolder(folder.run_path(label), tensorboard)
         try:
-            perform(jobs[label], Processes(), target, lambda line: say(round=line), lambda words: say(told=words))
+            run_job(jobs[label], Processes(), target, lambda line: say(round=line), lambda words: say(told=words))
         except Interrupted:
             return
         except (ValueError, OSError) as error:

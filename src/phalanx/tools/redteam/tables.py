@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phalanx.tools.redteam.choices import Share
+from phalanx.tools.redteam.selection_bias import Share
 from phalanx.tools.redteam.verdict import Cell, Standing
 from phalanx.tools.report.backdoors import QUIET
 from phalanx.tools.report.sheet import Sheet

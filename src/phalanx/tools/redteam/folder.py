@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from phalanx.tools.redteam.findings import REPORT, Findings, Order
+from phalanx.tools.redteam.findings import REPORT, Findings, RedTeamRequest
 from phalanx.tools.redteam.page import page
 from phalanx.tools.report.backdoors import plot_backdoors
 from phalanx.tools.report.collect import collect
@@ -14,14 +14,14 @@ from phalanx.tools.runner.study import StudyFolder
 from phalanx.training.run_folder import write_json
 
 
-class Audit:
+class RedTeamFolder:
     """The folder of an audit: that of its study, with ``audit.json``, ``verdicts.json`` and ``report.html``."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self.folder = folder
 
     @property
-    def order(self) -> Order:
+    def order(self) -> RedTeamRequest:
         """What was asked for.
 
         Raises:
@@ -31,12 +31,12 @@ class Audit:
         if not file.exists():
             raise ValueError(f"{self.folder.path} holds no audit: there is no audit.json in it")
         try:
-            return Order.from_json(json.loads(file.read_text()))
+            return RedTeamRequest.from_json(json.loads(file.read_text()))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 
     @order.setter
-    def order(self, order: Order) -> None:
+    def order(self, order: RedTeamRequest) -> None:
         write_json(self.folder.path / "audit.json", asdict(order))
 
     def found(self) -> Findings:

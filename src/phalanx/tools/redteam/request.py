@@ -9,15 +9,15 @@ from typing import Any
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.core.expression import require
 from phalanx.core.parser import parse
-from phalanx.tools.redteam.findings import Order
+from phalanx.tools.redteam.custom_setting import YOURS, Terms, own_grid
+from phalanx.tools.redteam.findings import RedTeamRequest
 from phalanx.tools.redteam.grid import grid_of, narrowed, seeded
-from phalanx.tools.redteam.own import YOURS, Terms, own_grid
-from phalanx.tools.runner.request import requested
+from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study
 from phalanx.training.phase import Run
 
 
-def audited(
+def build_red_team_study(
     source: str,
     scale: str | None = None,
     own: Mapping[str, Any] | None = None,
@@ -25,7 +25,7 @@ def audited(
     only: Sequence[str] = (),
     seed: int | None = None,
     seeds: int = 1,
-) -> tuple[Study, Order]:
+) -> tuple[Study, RedTeamRequest]:
     """The runs of an audit and what they are for, checked before anything is computed.
 
     Args:
@@ -35,7 +35,7 @@ def audited(
     Raises:
         ValueError: what cannot be audited, or is not there.
     """
-    asked = requested(source, scale, settings, (), seed)
+    asked = build_study(source, scale, settings, (), seed)
     terms, notes, judged = dict(own or {}), (), ()
     if asked.scale is None:
         source = next(iter(asked.jobs.values())).__repr__()
@@ -47,7 +47,7 @@ def audited(
         runs = grid_of(source, asked.jobs)
     runs = seeded(narrowed(runs, only), seeds)
     recipe = "audit" if asked.scale is None else asked.recipe
-    return Study(recipe, asked.scale, asked.settings, runs, asked.notices), Order(source, judged, notes=notes)
+    return Study(recipe, asked.scale, asked.settings, runs, asked.notices), RedTeamRequest(source, judged, notes=notes)
 
 
 def _own(asked: Study, terms: dict[str, Any]) -> tuple[dict[str, Run], tuple[str, ...]]:
