@@ -59,7 +59,9 @@ class RareStyles(EdgeCases):
         x, test_x = in_memory("rare_styles", data)[taken], data.test_x[tests]
         x, test_x = (styled(images, self.style, data.levels) for images in (x, test_x))
         y, test_y = data.train_y[taken], data.test_y[tests]
-        return EdgeSet("rare_styles", x, y, self.target, test_x, test_y, taken=taken)
+        return EdgeSet(
+            name="rare_styles", train_x=x, true_y=y, target=self.target, test_x=test_x, test_true=test_y, taken=taken
+        )
 
 
 def styled(images: Tensor, style: Style, levels: int) -> Tensor:

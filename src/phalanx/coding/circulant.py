@@ -80,7 +80,7 @@ def circulant(n: int, s: int) -> Circulant:
     shares = np.exp(logs - logs.max())
     # the support is symmetric about its middle; say so to the bit
     shares = shares + shares[::-1]
-    return Circulant(n, s, support, degree, shares / shares.sum(), _band(n, degree))
+    return Circulant(n=n, s=s, support=support, degree=degree, shares=shares / shares.sum(), band=_band(n, degree))
 
 
 def _band(n: int, degree: int) -> np.ndarray:

@@ -86,7 +86,16 @@ class CifarFiles:
             download(self.name, sources, self.path, lambda work: extract(work / archive, members, work))
         train_x, train_y = self._part(self.train, NUM_TRAIN, train, size)
         test_x, test_y = self._part(self.test, NUM_TEST, test, size)
-        return Dataset(self.name, train_x, train_y, test_x, test_y, self.num_classes, mean, std)
+        return Dataset(
+            name=self.name,
+            train_x=train_x,
+            train_y=train_y,
+            test_x=test_x,
+            test_y=test_y,
+            num_classes=self.num_classes,
+            mean=mean,
+            std=std,
+        )
 
     def records(self, path: Path) -> tuple[Tensor, Tensor]:
         """Images and labels of one file.

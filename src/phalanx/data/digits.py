@@ -32,7 +32,17 @@ class Digits(Data):
         y = torch.from_numpy(labels).to(torch.int64)
         order = torch.randperm(len(y), generator=make_generator("digits"))
         train, test = order[:NUM_TRAIN], order[NUM_TRAIN:]
-        return Dataset("digits", x[train], y[train], x[test], y[test], 10, mean=(0.3053,), std=(0.3761,), levels=16)
+        return Dataset(
+            name="digits",
+            train_x=x[train],
+            train_y=y[train],
+            test_x=x[test],
+            test_y=y[test],
+            num_classes=10,
+            mean=(0.3053,),
+            std=(0.3761,),
+            levels=16,
+        )
 
     def location(self) -> str:
         return "part of scikit-learn"

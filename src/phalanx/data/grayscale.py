@@ -57,15 +57,15 @@ class Grayscale(Data):
         )
         keep = self._oversampled_positions(data.train_y, gray) if self.oversampled else slice(None)
         return Dataset(
-            "grayscale",
-            train_x[keep],
-            data.train_y[keep],
-            _without_colour(test_x, test_gray),
-            data.test_y,
-            data.num_classes,
-            data.mean,
-            data.std,
-            data.levels,
+            name="grayscale",
+            train_x=train_x[keep],
+            train_y=data.train_y[keep],
+            test_x=_without_colour(test_x, test_gray),
+            test_y=data.test_y,
+            num_classes=data.num_classes,
+            mean=data.mean,
+            std=data.std,
+            levels=data.levels,
             owners=owners[keep],
         )
 

@@ -77,7 +77,16 @@ class MovieReview(Data):
             (encode(part, ids, self.length), torch.arange(len(part)) % 2) for part in (train, test)
         )
         words = ("<pad>", "<unk>", *ids)
-        return Dataset("movie_review", train_x, train_y, test_x, test_y, 2, vocabulary=len(words), words=words)
+        return Dataset(
+            name="movie_review",
+            train_x=train_x,
+            train_y=train_y,
+            test_x=test_x,
+            test_y=test_y,
+            num_classes=2,
+            vocabulary=len(words),
+            words=words,
+        )
 
     def location(self) -> str:
         place = _place()

@@ -79,7 +79,16 @@ class Shakespeare(Data):
         train_x, train_y, owners = self._part("train", [role.train for role in chosen], self.train)
         test_x, test_y, _ = self._part("test", [role.test for role in chosen], self.test)
         count = len(CHARACTERS)
-        return Dataset("shakespeare", train_x, train_y, test_x, test_y, count, vocabulary=count, owners=owners)
+        return Dataset(
+            name="shakespeare",
+            train_x=train_x,
+            train_y=train_y,
+            test_x=test_x,
+            test_y=test_y,
+            num_classes=count,
+            vocabulary=count,
+            owners=owners,
+        )
 
     def chosen(self) -> list[Role]:
         """The chosen roles; the owner of a passage is the position of its role in this list."""

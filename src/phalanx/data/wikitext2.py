@@ -70,7 +70,16 @@ class Wikitext2(Data):
         pieces = (passages(ids, self.length, self.context) for ids in (train, test))
         (train_x, train_y), (test_x, test_y) = pieces
         count = len(words)
-        return Dataset("wikitext2", train_x, train_y, test_x, test_y, count, vocabulary=count, words=words)
+        return Dataset(
+            name="wikitext2",
+            train_x=train_x,
+            train_y=train_y,
+            test_x=test_x,
+            test_y=test_y,
+            num_classes=count,
+            vocabulary=count,
+            words=words,
+        )
 
     def texts(self) -> tuple[Tensor, Tensor, int]:
         """The training and the test text as token ids, and the size of the vocabulary. Shapes: (T,) each."""

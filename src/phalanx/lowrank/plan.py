@@ -260,7 +260,19 @@ def _entry(i: int, fields: Any) -> Entry:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"layer {name!r} of the plan needs text for kind, reason and tied, got {texts!r}")
     kind, reason, tied = texts
-    return Entry(name, kind, tuple(shape), None if rank == _FULL else rank, reason, copies, tied, positions, *times)
+    seconds, seconds_after = times
+    return Entry(
+        name=name,
+        kind=kind,
+        shape=tuple(shape),
+        rank=None if rank == _FULL else rank,
+        reason=reason,
+        copies=copies,
+        tied=tied,
+        positions=positions,
+        seconds=seconds,
+        seconds_after=seconds_after,
+    )
 
 
 def _time(value: Any) -> bool:

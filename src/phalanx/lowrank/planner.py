@@ -156,7 +156,14 @@ def _entries(
                     rank = None
             tied = owner if owner != name else ""
             entries[name] = Entry(
-                name, layer.kind, factor.shape, rank, reason, factor.copies, tied, positions=counts.get(name)
+                name=name,
+                kind=layer.kind,
+                shape=factor.shape,
+                rank=rank,
+                reason=reason,
+                copies=factor.copies,
+                tied=tied,
+                positions=counts.get(name),
             )
     return tuple(entries.values())
 

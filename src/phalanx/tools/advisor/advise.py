@@ -35,7 +35,7 @@ class Line:
     ends: BreakEven
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Converts to plain values, for JSON."""
         return {
             "scheme": self.cost.scheme,
             "quality": self.cost.quality,

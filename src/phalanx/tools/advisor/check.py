@@ -47,7 +47,7 @@ class Comparison:
         return self.predicted.seconds / self.measured.seconds - 1
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Converts to plain values, for JSON."""
         return {
             "label": self.label,
             "scheme": self.scheme,
@@ -92,7 +92,15 @@ def _compare(probe: Probe, link: Link, label: str, folder: RunFolder) -> Compari
     measured = measured_step(lines)
     predicted = predict(cost, probe.work_s * redundancy(cost, n), link, n)
     sent = sum(line["bytes_up"] for line in lines) / len(lines) / n
-    return Comparison(label, scheme, n, predicted, measured, cost.sent_bytes, sent)
+    return Comparison(
+        label=label,
+        scheme=scheme,
+        workers=n,
+        predicted=predicted,
+        measured=measured,
+        predicted_bytes=cost.sent_bytes,
+        sent_bytes=sent,
+    )
 
 
 def measured_step(lines: Sequence[Mapping[str, Any]]) -> Step:

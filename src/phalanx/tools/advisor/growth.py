@@ -51,7 +51,7 @@ class Growth:
         return found
 
     def to_json(self) -> list[dict[str, Any]]:
-        """As plain values, one for each number of workers."""
+        """Converts to plain values, for JSON, one for each number of workers."""
         columns = []
         for i, (n, advice) in enumerate(zip(self.workers, self.advices, strict=True)):
             schemes = []

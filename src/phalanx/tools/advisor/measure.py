@@ -116,7 +116,16 @@ def measure(
         told("the link")
         link = _link(table, costs, repeats)
     work_s = spent_s if work_s is None else work_s
-    return Probe(run, _hosts(collective), trainer.layout.d, each, work_s, link, costs, about())
+    return Probe(
+        run=run,
+        hosts=_hosts(collective),
+        parameters=trainer.layout.d,
+        batch=each,
+        work_s=work_s,
+        link=link,
+        costs=costs,
+        about=about(),
+    )
 
 
 def num_told(schemes: Sequence[Stage], team: Processes, repeats: int) -> int:

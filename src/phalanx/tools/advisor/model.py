@@ -142,12 +142,12 @@ def predict(cost: Cost, work_s: float, link: Link, n: int) -> Step:
     # processes wait for the slowest one's work in the exchange of the losses
     waited_s = 0.0 if cost.served else wire_s.pop(0)
     return Step(
-        work_s + waited_s,
-        effort.encode_s,
-        effort.pack_s + sum(wire_s),
-        effort.decode_s,
-        effort.rule_s,
-        effort.finish_s,
+        work_s=work_s + waited_s,
+        encode_s=effort.encode_s,
+        wire_s=effort.pack_s + sum(wire_s),
+        decode_s=effort.decode_s,
+        rule_s=effort.rule_s,
+        finish_s=effort.finish_s,
     )
 
 

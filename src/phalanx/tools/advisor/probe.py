@@ -56,7 +56,7 @@ class Probe:
         return len(self.hosts)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; `from_json` is the inverse."""
+        """Converts to plain values, for JSON; `from_json` is the inverse."""
         return {
             "format": FORMAT,
             "run": repr(self.run),
@@ -90,14 +90,14 @@ class Probe:
             if not isinstance(run, Run):
                 raise ValueError(f"its run is {run!r}")
             return Probe(
-                run,
-                tuple(plain["hosts"]),
-                int(plain["parameters"]),
-                int(plain["batch"]),
-                float(plain["work_s"]),
-                None if plain["link"] is None else _link_from_json(plain["link"], len(plain["hosts"])),
-                tuple(_cost_from_json(cost) for cost in plain["schemes"]),
-                plain["about"],
+                run=run,
+                hosts=tuple(plain["hosts"]),
+                parameters=int(plain["parameters"]),
+                batch=int(plain["batch"]),
+                work_s=float(plain["work_s"]),
+                link=None if plain["link"] is None else _link_from_json(plain["link"], len(plain["hosts"])),
+                costs=tuple(_cost_from_json(cost) for cost in plain["schemes"]),
+                about=plain["about"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source} is damaged ({type(error).__name__}: {error}); probe again") from None

@@ -45,7 +45,7 @@ class Outcome:
         return [case for case in self.cases if case.fails is self.fails and case.fails is not False]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Converts to plain values, for JSON."""
         cases = [vars(case) for case in self.decisive]
         return {"policy": self.policy.text, "fails": self.fails, "exit_code": self.policy.code, "cases": cases}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom a rule takes: attackers, honest clients that hold edge cases, and the others."""
+"""The clients that a rule chooses: attackers, honest clients that hold edge cases, and the others."""
 
 from __future__ import annotations
 

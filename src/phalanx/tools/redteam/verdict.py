@@ -81,7 +81,7 @@ class Cell:
         return stdev(self.known(name)) if len(self.known(name)) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Converts to plain values, for JSON."""
         names = list(self.numbers)
         groups = {} if self.chosen is None else vars(self.chosen)
         return {
@@ -127,7 +127,7 @@ class Standing:
         return {**{name: cell.number(name) for name in cell.numbers}, **self.counted()}
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Converts to plain values, for JSON."""
         return {"rule": self.rule, "verdict": self.word, "attacks": [c.to_json() for c in self.cells.values()]}
 
 
@@ -184,7 +184,7 @@ def judge(
     chosen = choices(runs.values(), attack != QUIET)
     cell = Cell(attack, rule, numbers, chosen, UNKNOWN)
     word, why = _verdict(cell, limits)
-    return Cell(attack, rule, numbers, chosen, word, why)
+    return Cell(attack=attack, rule=rule, numbers=numbers, chosen=chosen, word=word, why=why)
 
 
 NUMBERS = ("attack_success", "excess", "main_accuracy", "accuracy_lost", "parity", "parity_lost", "taken")

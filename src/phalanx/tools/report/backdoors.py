@@ -81,7 +81,10 @@ def main_accuracy(run: Result, rounds: tuple[int, int] | None = None) -> float |
 
 
 def taken(result: Result) -> float | None:
-    """Of the rounds with Byzantine workers, those in which a rule that names its rows named one of theirs."""
+    """The share of the rounds with Byzantine workers in which the rule chose one of their rows.
+
+    None for a rule that does not say which rows it chooses.
+    """
     seen = [line for line in result.metrics() if set(line.get("clients", line["byzantine"])) & set(line["byzantine"])]
     told = [bool(set(line["chosen"]) & set(line["byzantine"])) for line in seen if "chosen" in line]
     return mean(told) if told else None
@@ -153,7 +156,7 @@ def plot_backdoors(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float]]:
-    """Of rounds in which all were tested."""
+    """The mean attack success of several runs, in the rounds in which all of them were tested."""
     curves = [dict(rates(run)) for run in runs]
     shared = sorted(set.intersection(*map(set, curves))) if curves else []
     return [(at, mean(curve[at] for curve in curves)) for at in shared]

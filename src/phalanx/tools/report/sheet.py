@@ -26,7 +26,7 @@ class Sheet:
         assert all(len(row) == len(self.header) for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Converts to plain values, for JSON."""
         return {"title": self.title, "header": list(self.header), "rows": [list(row) for row in self.rows]}
 
     def words(self) -> list[Sequence[str]]:

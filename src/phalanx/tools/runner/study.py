@@ -46,7 +46,7 @@ class Study:
         return {label: job for label, job in self.jobs.items() if isinstance(job, Run)}
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; `from_json` is the inverse."""
+        """Converts to plain values, for JSON; `from_json` is the inverse."""
         return {
             "recipe": self.recipe,
             "scale": self.scale,
