@@ -64,7 +64,7 @@ def _blocks(page: str, text: str) -> Iterator[Block]:
 
 
 def _guessed(inside: list[str]) -> str:
-    """Of a block without a language: commands, or nothing that we know."""
+    """The language of a block that names none: that of commands, or nothing that we know."""
     return "sh" if inside and COMMAND.match(inside[0]) else ""
 
 
