@@ -41,8 +41,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kept, before = dict(os.environ), torch.get_rng_state()
     registry.entries()  # loads every method and, below, every recipe: their modules are not executed again
     recipes()
-    tables: tuple[dict[Any, Any], ...] = (registry._entries, _recipes)  # a page may add a method or a recipe
-    known = [dict(table) for table in tables]
+    tables: list[dict[Any, Any]] = [registry._entries, _recipes]  # a page may add a method or a recipe
+    known: list[dict[Any, Any]] = [dict(table) for table in tables]
     torch.manual_seed(0)
     yield
     if dist.is_initialized():
