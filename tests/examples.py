@@ -185,6 +185,7 @@ def texts(entry: Entry) -> tuple[str, ...]:
 
 
 def examples(*kinds: str) -> list[Any]:
+    assert {entry.kind for entry in entries()} >= set(kinds), f"no such kind among {kinds}"
     return [px.parse(text) for entry in entries() if not kinds or entry.kind in kinds for text in texts(entry)]
 
 

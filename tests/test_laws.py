@@ -30,7 +30,7 @@ from tests.examples import (
 ALL = examples()
 AGGREGATORS = examples("aggregator")
 ATTACKS = examples("attack")
-ROW_STAGES = [s for s in examples("local") if isinstance(s, px.RowStage)]
+ROW_STAGES = [s for s in examples("transform") if isinstance(s, px.RowStage)]
 STAGES = [x for x in ALL if isinstance(x, px.Stage)]
 # noise and gaussian draw anew for each piece of a row: their pieces are equal in distribution only
 SPLITTABLE = [s for s in STAGES if s.scope != "vector" and s.expression_name not in ("noise", "gaussian")]
