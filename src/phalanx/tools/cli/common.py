@@ -65,8 +65,7 @@ def user_command(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        if "torch" not in sys.modules:
-            _tell("loading torch ...")
+        tell_loading()
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
@@ -86,6 +85,12 @@ def user_command(command: Callable[P, None]) -> Callable[P, None]:
 def _fail(sentence: str) -> None:
     _tell(f"error: {sentence}")
     raise typer.Exit(FAULT)
+
+
+def tell_loading() -> None:
+    """Says that torch is loading, unless it is loaded already."""
+    if "torch" not in sys.modules:
+        _tell("loading torch ...")
 
 
 def _tell(words: str) -> None:

@@ -15,6 +15,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from phalanx.tools.cli.common import tell_loading
+
 ENTRY_POINTS = "phalanx.commands"  # each names a function of an installed package, which becomes a command
 
 
@@ -36,6 +38,8 @@ class Target(NamedTuple):
 
     def load(self, name: str) -> click.Command:
         """The command, its module imported."""
+        if self.module not in _OWN_MODULES:
+            tell_loading()  # the commands of other packages may import torch at once
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(name)(getattr(import_module(self.module), self.function))
         return typer.main.get_command(single)
@@ -53,6 +57,7 @@ _COMMANDS = {
     "advise": Target("phalanx.tools.cli.advise", "advise"),
     "factorize": Target("phalanx.tools.cli.factorize", "factorize"),
 }
+_OWN_MODULES = {target.module for target in _COMMANDS.values()}
 
 
 class LazyCommands(MutableMapping[str, click.Command]):
