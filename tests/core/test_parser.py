@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
+from phalanx.core import registry
+from phalanx.core.expression import method
 from phalanx.core.parser import MAX_CHARACTERS, parse_value
-from phalanx.core.registry import entries
+from phalanx.core.registry import entries, lookup
 from tests.cases import each
 
 
@@ -45,11 +47,28 @@ def test_round_trip():
         ("workers(\n    workers=(1,\n        2),\n)", px.adversary.workers((1, 2))),
         ("clip(1)", px.clip(1)),
         ("constant(-3)", px.attacks.constant(-3)),
+        ("1/64", 0.015625),
+        ("-1/3", -1 / 3),
+        ("-(1/3)", -1 / 3),
+        ("1/-4", -0.25),
+        ("4/2", 2.0),
+        ("1/2/2", 0.25),
+        ("1/inf", 0.0),
+        ("top_k(1/64)", px.codecs.top_k(1 / 64)),
+        ("top_k(ratio=1/64)", px.codecs.top_k(1 / 64)),
+        ("constant(-1/3)", px.attacks.constant(-1 / 3)),
+        ("(1/2, 1/4)", (0.5, 0.25)),
     ],
 )
 def test_values(text, value):
     read = px.parse(text)
     assert read == value and type(read) is type(value)
+
+
+@each("text", ["1" + "0" * 400 + "/3", "1" + "0" * 400 + "/2.0", "2.0/1" + "0" * 400])
+def test_quotients_of_numbers_that_are_too_large_are_refused(text):
+    with pytest.raises(ValueError, match="the numbers of this division are too large"):
+        px.parse(text)
 
 
 def test_nan_is_read():
@@ -91,6 +110,19 @@ def test_nan_is_read():
         ("{'a': 1}", "names, literals and calls only", 0),
         ("-'a'", "only a number can be negative", 0),
         ("-True", "only a number can be negative", 0),
+        ("1/0", "a number cannot be divided by 0", 0),
+        ("1/0.0", "a number cannot be divided by 0", 0),
+        ("top_k(1/0)", "a number cannot be divided by 0", 6),
+        ("'a'/2", "only numbers can be divided", 0),
+        ("1/'a'", "only numbers can be divided", 0),
+        ("True/2", "only numbers can be divided", 0),
+        ("1/None", "only numbers can be divided", 0),
+        ("1/(1, 2)", "only numbers can be divided", 0),
+        ("1/mean()", "only numbers can be divided", 0),
+        ("1//2", "names, literals and calls only", 0),
+        ("krum(f=4/2)", "f must be a whole number, got 2.0", 0),
+        ("top_k(-1/3)", "0 < ratio <= 1", 0),
+        ("gather(krum(f=1))", "codec must be a codec, got krum(f=1)", 0),
         ("__import__('os')", "unknown name '__import__'", 0),
         ("chain(clip(1.0), dense())", "a codec goes inside gather", 0),
     ],
@@ -190,3 +222,43 @@ def parse_or_text(text):
 )
 def test_values_of_the_command_line(text, value):
     assert parse_value(text) == value
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """Registers a codec and an adversary that are both called `twin`, for one test."""
+    entries()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    codec = method("twin", "codec")(type("TwinCodec", (px.codecs.dense,), {}))
+    adversary = method("twin", "adversary")(type("TwinAdversary", (px.adversary.none,), {}))
+    return codec, adversary
+
+
+def test_the_type_of_an_argument_says_which_of_two_kinds_is_meant(twins):
+    codec, adversary = twins
+    assert type(px.parse("reduce(twin())").codec) is codec
+    assert type(px.parse("gather(codec=error_feedback(twin()))").codec.codec) is codec
+    assert lookup("twin", px.Codec).build is codec
+    assert lookup("twin", px.adversary.none).build is adversary
+
+
+@each("text", ["twin()", "twin", "(twin(), 1)"])
+def test_a_name_of_two_kinds_alone_is_refused_with_the_arguments_that_take_it(twins, text):
+    with pytest.raises(ValueError) as caught:
+        px.parse(text)
+    message = str(caught.value)
+    assert "'twin' means different things: a codec and an adversary" in message
+    assert "the codec stands in " in message and "error_feedback(codec=...)" in message
+    assert "the adversary stands in run(" in message
+
+
+def test_a_name_of_two_kinds_is_refused_where_neither_fits(twins):
+    with pytest.raises(ValueError) as caught:
+        px.parse("adaptive(rule=twin())")
+    message = str(caught.value)
+    assert "'twin' is the name of a codec and an adversary, which do not fit here" in message
+    assert "krum" in message and "evenly_spaced" not in message
+
+
+def test_a_name_of_one_kind_is_looked_up_for_any_type():
+    assert lookup("krum", px.Codec).build is px.aggregators.krum

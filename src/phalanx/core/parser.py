@@ -10,9 +10,10 @@ import types
 import typing
 from typing import Any, NoReturn
 
-from phalanx.core.registry import Entry, lookup, suggest
+from phalanx.core.registry import AmbiguousName, Entry, entries, lookup, suggest
 
 MAX_CHARACTERS = 20_000
+PLACES = 3  # arguments that an error names
 _CONSTANTS = {"inf": math.inf, "nan": math.nan}
 
 
@@ -93,7 +94,10 @@ class _Reader:
                 self.fail("only numbers can be divided", node)
         if below == 0:
             self.fail("a number cannot be divided by 0", node)
-        return above / below
+        try:
+            return above / below
+        except OverflowError:
+            self.fail("the numbers of this division are too large", node)
 
     def call(self, node: ast.Call, name: str, wanted: type | None) -> Any:
         entry = self.lookup(name, node, wanted)
@@ -125,6 +129,8 @@ class _Reader:
     def lookup(self, name: str, node: ast.expr, wanted: type | None) -> Entry:
         try:
             return lookup(name, wanted)
+        except AmbiguousName as error:
+            self.fail("; ".join([str(error), *filter(None, map(_places, error.entries))]), node)
         except ValueError as error:
             self.fail(str(error), node)
 
@@ -143,6 +149,17 @@ def _error(sentence: str, line: str, column: int) -> ValueError:
 
 def _hints(entry: Entry) -> dict[str, Any]:
     return typing.get_type_hints(entry.build)
+
+
+def _places(entry: Entry) -> str:
+    """The arguments in which an object of an entry can stand, of many the first; '' when there is none."""
+    places = [
+        f"{taker.name}({argument}=...)"
+        for taker in entries()
+        for argument, hint in _hints(taker).items()
+        if argument != "return" and (expected := _expected(hint)) is not None and entry.makes(expected)
+    ]
+    return f"the {entry.kind} stands in {', '.join(places[:PLACES])}" if places else ""
 
 
 def _parameter_at(parameters: list[inspect.Parameter], i: int) -> str | None:

@@ -51,6 +51,16 @@ class Entry:
         return not isinstance(made, type) or issubclass(made, wanted)
 
 
+class AmbiguousName(ValueError):
+    """Several objects have the name, and the type that is wanted does not decide between them."""
+
+    def __init__(self, name: str, entries: list[Entry]) -> None:
+        super().__init__(
+            f"{name!r} means different things: {_kinds_of(entries)}; write it in an argument that takes one"
+        )
+        self.entries = entries
+
+
 _entries: dict[tuple[str, str], Entry] = {}
 
 
@@ -80,24 +90,32 @@ def kinds() -> list[str]:
 def lookup(name: str, wanted: type | None = None) -> Entry:
     """The entry of a name.
 
+    A name that only one object has is returned even if its type does not fit: the constructor that takes the object
+    then says which type it needs.
+
     Args:
         wanted: the type of the objects that fit here; it decides where several kinds have the name.
     Raises:
-        ValueError: the name is not registered, or several kinds have it; the sentence lists the choices.
+        AmbiguousName: several objects with this name fit.
+        ValueError: no object has the name, or several have it and none fits; the sentence lists the choices.
     """
     _load(name)
-    named = [e for (_, each), e in _entries.items() if each == name]
+    named = _named(name)
     if not named:
         # a package may register a name that no stub has
         _load_all()
-        named = [e for (_, each), e in _entries.items() if each == name]
-    fitting = [e for e in named if wanted is None or e.makes(wanted)] or named
-    if not fitting:
+        named = _named(name)
+    if not named:
         raise ValueError(f"unknown name {name!r}; {suggest(name, choices(wanted))}")
-    if len(fitting) > 1:
+    if len(named) == 1:
+        return named[0]
+    fitting = [e for e in named if wanted is None or e.makes(wanted)]
+    if not fitting:
         raise ValueError(
-            f"{name!r} is the name of {' and of '.join(f'a {e.kind}' for e in fitting)}; say which by type"
+            f"{name!r} is the name of {_kinds_of(named)}, which do not fit here; {suggest(name, choices(wanted))}"
         )
+    if len(fitting) > 1:
+        raise AmbiguousName(name, fitting)
     return fitting[0]
 
 
@@ -115,6 +133,14 @@ def suggest(name: str, names: list[str]) -> str:
         return f"{hint}choose from {', '.join(names)}"
     nearest = difflib.get_close_matches(name, names, n=NEAREST, cutoff=0.0)
     return f"{hint}choose from {', '.join(nearest)}, ... ({len(names)} in all)"
+
+
+def _named(name: str) -> list[Entry]:
+    return [e for (_, each), e in _entries.items() if each == name]
+
+
+def _kinds_of(entries: list[Entry]) -> str:
+    return " and ".join(f"{'an' if e.kind[0] in 'aeio' else 'a'} {e.kind}" for e in entries)
 
 
 def _load(name: str) -> None:
