@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """phalanx redteam from its first round to its exit code."""
 
+import importlib.metadata
 import json
 import signal
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
+from phalanx.tools.redteam.request import build_red_team_study
+from phalanx.tools.runner import recipe
+from phalanx.tools.runner.recipe import recipes
 from tests.tools.test_cli import phalanx, process, sentence, wait_for, weights
 
 LOCAL = px.federated.local_training(px.optim.sgd(0.1), batch=20)
@@ -30,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("audits") / "first"
     file = folder.with_name("setting.txt")
     file.write_text(repr(SETTING))
-    return folder, json.loads(phalanx("audit", file, *EDGES, *SOME, "--jobs", "1", "--out", folder, "--json"))
+    return folder, json.loads(phalanx("redteam", file, *EDGES, *SOME, "--jobs", "1", "--out", folder, "--json"))
 
 
 def test_an_audit_of_ones_own_setting(finished: tuple[Path, dict]) -> None:
@@ -62,7 +66,7 @@ def test_an_audit_of_ones_own_setting(finished: tuple[Path, dict]) -> None:
 def test_a_policy_has_its_exit_code(policies: list[str], code: int, finished: tuple[Path, dict]) -> None:
     folder, before = finished
     given = [word for policy in policies for word in ("--fail-if", policy)]
-    printed = json.loads(phalanx("audit", "--resume", folder, *given, "--json", "--jobs", "2", code=code))
+    printed = json.loads(phalanx("redteam", "--resume", folder, *given, "--json", "--jobs", "2", code=code))
     assert printed["exit_code"] == code and printed["rules"] == before["rules"]
     assert [outcome["policy"] for outcome in printed["policies"]] == policies
 
@@ -70,29 +74,29 @@ def test_a_policy_has_its_exit_code(policies: list[str], code: int, finished: tu
 def test_a_finished_audit_is_judged_anew(finished: tuple[Path, dict]) -> None:
     folder, _ = finished
     text = phalanx(
-        "audit", "--resume", folder, "--fail-if", "main_accuracy < 0", "--accuracy-limit", "0", "--rule", "yours"
+        "redteam", "--resume", folder, "--fail-if", "main_accuracy < 0", "--accuracy-limit", "0", "--rule", "yours"
     )
     assert "policy 'main_accuracy < 0' holds" in text and f"report  {folder / 'report.html'}" in text
     assert json.loads((folder / "audit.json").read_text())["limits"]["accuracy"] == 0
-    assert "only --rule, --fail-if" in sentence("audit", "--resume", folder, "--seed", "3")
-    assert "did you mean yours" in sentence("audit", "--resume", folder, "--rule", "your")
+    assert "only --rule, --fail-if" in sentence("redteam", "--resume", folder, "--seed", "3")
+    assert "did you mean yours" in sentence("redteam", "--resume", folder, "--rule", "your")
 
 
 @pytest.mark.processes
 def test_an_audit_that_is_killed_goes_on_to_the_same_verdicts(tmp_path: Path, finished: tuple[Path, dict]) -> None:
     first, before = finished
     folder = tmp_path / "killed"
-    running = process("audit", repr(SETTING), *EDGES, *SOME, "--jobs", "2", "--out", folder)
+    running = process("redteam", repr(SETTING), *EDGES, *SOME, "--jobs", "2", "--out", folder)
     wait_for(folder / "black-box-yours" / "checkpoint.safetensors", running)
     running.send_signal(signal.SIGKILL)
     running.communicate(timeout=60)
-    printed = json.loads(phalanx("audit", "--resume", folder, "--jobs", "2", "--json"))
+    printed = json.loads(phalanx("redteam", "--resume", folder, "--jobs", "2", "--json"))
     assert weights(folder) == weights(first) and printed["finished"]
     assert printed["rules"] == before["rules"]
 
 
 def test_a_recipe_is_audited_with_its_references(tmp_path: Path) -> None:
-    text = phalanx("audit", "--scale", "smoke", "--only", "black-box: median", "--jobs", "1", "--out", tmp_path / "a")
+    text = phalanx("redteam", "--scale", "smoke", "--only", "black-box: median", "--jobs", "1", "--out", tmp_path / "a")
     assert list(weights(tmp_path / "a")) == ["none: FedAvg", "none: median", "black-box: median"]
     assert "median" in text and json.loads((tmp_path / "a" / "study.json").read_text())["recipe"] == "edge-case-mnist"
 
@@ -119,11 +123,42 @@ def test_a_wrong_audit_is_refused_in_a_sentence(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = sentence("audit", *arguments)
+    said = sentence("redteam", *arguments)
     assert words in said and said.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def without_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the recipes of the library itself are installed."""
+    own = {made.name: made for made in recipes() if made.build.__module__.startswith("phalanx.")}
+    monkeypatch.setattr(recipe, "_recipes", own)
+    every = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        recipe, "entry_points", lambda group: [e for e in every(group=group) if e.value.startswith("phalanx.")]
+    )
+
+
+@pytest.mark.usefixtures("without_experiments")
+def test_the_package_with_the_default_recipe_is_named_where_it_is_missing() -> None:
+    said = sentence("redteam", "--scale", "smoke")
+    assert "edge-case-mnist comes with pip install phalanx-experiments; without it" in said and "rare_styles(" in said
+
+
+@pytest.mark.usefixtures("without_experiments")
+@pytest.mark.parametrize("command", ["run", "show", "redteam"])
+def test_the_package_with_more_recipes_is_named_where_it_is_missing(command: str) -> None:
+    said = sentence(command, "edge-case-mnist")
+    assert "unknown recipe 'edge-case-mnist'; choose from quickstart; the other recipes come with pip install " in said
+    assert said.endswith("phalanx-experiments\n")
+
+
+@pytest.mark.usefixtures("without_experiments")
+def test_a_setting_of_ones_own_needs_no_other_package() -> None:
+    study, request = build_red_team_study(repr(SETTING), own={"edges": "rare_styles()", "norm": 0.5, "every": 2})
+    assert len(study.jobs) > len(LABELS) and request.judged == ("yours",)
+
+
 def test_torchrun_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    assert "leave torchrun out" in sentence("audit", "--scale", "smoke")
+    assert "leave torchrun out" in sentence("redteam", "--scale", "smoke")

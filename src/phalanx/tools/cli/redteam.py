@@ -147,7 +147,7 @@ def redteam(
     else:
         audit = None
         study, order = build_red_team_study(
-            source or DEFAULT_RECIPE, scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
+            source or _default_recipe(), scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
         )
     limits = replace(order.limits, **{name: value for name, value in new_limits.items() if value is not None})
     order = replace(order, limits=limits, judged=tuple(rule or order.judged), policies=tuple(fail_if or order.policies))
@@ -165,6 +165,22 @@ def redteam(
     _report(findings, as_json)
     if findings.exit_code:
         raise typer.Exit(findings.exit_code)
+
+
+def _default_recipe() -> str:
+    """The name of the default recipe.
+
+    Raises:
+        ValueError: the package that has this recipe is not installed.
+    """
+    from phalanx.tools.runner.recipe import EXPERIMENTS, find_or_none
+
+    require(
+        find_or_none(DEFAULT_RECIPE) is not None,
+        f"the default recipe {DEFAULT_RECIPE} comes with pip install {EXPERIMENTS}; without it, give a federated "
+        'setting of your own, such as: phalanx redteam setting.txt --edges "rare_styles(source=7, target=1)"',
+    )
+    return DEFAULT_RECIPE
 
 
 def _resume_command(jobs: int, folder: StudyFolder) -> str:

@@ -25,6 +25,7 @@ Tables = Callable[[Sequence[Result]], list[Sheet]]
 SCALES = ("smoke", "laptop", "paper")  # seconds; minutes; the size that was published
 
 ENTRY_POINTS = "phalanx.recipes"  # each names a module that registers recipes when it is imported
+EXPERIMENTS = "phalanx-experiments"  # the package with the recipes of the dissertation; `pip install` takes this name
 
 _recipes: dict[str, Recipe] = {}
 
@@ -101,7 +102,8 @@ def find(name: str) -> Recipe:
     """
     recipe = find_or_none(name)
     if recipe is None:
-        raise ValueError(f"unknown recipe {name!r}; {suggest(name, [r.name for r in recipes()])}")
+        more = "" if experiments_installed() else f"; the other recipes come with pip install {EXPERIMENTS}"
+        raise ValueError(f"unknown recipe {name!r}; {suggest(name, [r.name for r in recipes()])}{more}")
     return recipe
 
 
@@ -109,6 +111,12 @@ def find_or_none(name: str) -> Recipe | None:
     """The recipe of a name, or None if there is none."""
     _load(name)
     return _recipes.get(name)
+
+
+def experiments_installed() -> bool:
+    """Whether the package with the recipes of the dissertation is installed."""
+    package = EXPERIMENTS.replace("-", "_")
+    return any(entry.value.partition(".")[0] == package for entry in entry_points(group=ENTRY_POINTS))
 
 
 def _load(name: str | None) -> None:
