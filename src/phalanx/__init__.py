@@ -4,4 +4,4 @@
 from phalanx.core.namespace import attach
 
 __version__ = "0.2.0.dev0"
-attach(__name__)
+attach(__name__, needs={"flower": "flwr"})

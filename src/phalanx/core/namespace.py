@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import difflib
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -60,17 +62,27 @@ class Namespace(ModuleType):
         return sorted({*super().__dir__(), *self.__dict__.get("_targets", {})})
 
 
-def attach(package: str) -> None:
+def attach(package: str, needs: Mapping[str, str] | None = None) -> None:
     """Gives a package the public names of its stub.
 
     Args:
         package: its `__name__`, while it is imported.
+        needs: names that need an optional package, with that package; `import *` leaves a name out whose package is
+            not installed.
     """
     module = sys.modules[package]
     assert module.__file__ is not None
     targets = read_stub(Path(module.__file__).with_suffix(".pyi"))
     module.__class__ = Namespace
-    module.__dict__.update(_targets=targets, __all__=list(targets))
+    absent = {name for name, needed in (needs or {}).items() if not _is_installed(needed)}
+    module.__dict__.update(_targets=targets, __all__=[name for name in targets if name not in absent])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 @cache
