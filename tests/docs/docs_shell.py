@@ -111,9 +111,9 @@ def _check_ours(words: list[str]) -> None:
 
 def _check_names(command: str, asked: dict[str, Any]) -> None:
     recipe = asked.get("recipe") or asked.get("source")
-    if command in ("run", "show", "audit") and recipe and not recipe.endswith(".txt"):
+    if command in ("run", "show", "redteam") and recipe and not recipe.endswith(".txt"):
         settings, only = asked.get("settings") or [], asked.get("only") or []
-        build_study(recipe, asked.get("scale"), settings, only if command != "audit" else [], None)
+        build_study(recipe, asked.get("scale"), settings, only if command != "redteam" else [], None)
     if command == "reproduce" and asked.get("what"):
         find_item(asked["what"])
 

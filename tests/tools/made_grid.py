@@ -44,20 +44,20 @@ def lines(
     ]
 
 
-def audit(
+def red_team_folder(
     path: Path,
     runs: Mapping[str, Run],
     logged: Mapping[str, list[dict[str, Any]]],
-    order: RedTeamRequest | None = None,
+    request: RedTeamRequest | None = None,
     **more: Any,
 ) -> RedTeamFolder:
-    """The folder of an audit whose runs logged this; those that logged nothing have not begun.
+    """The folder of a red team study whose runs logged this; those that logged nothing have not begun.
 
     Args:
         more: "unended", labels of runs that have not ended.
     """
     made = RedTeamFolder(StudyFolder.create(Study("made", None, (), runs), path))
-    made.order = order or RedTeamRequest("made")
+    made.request = request or RedTeamRequest("made")
     for label, said in logged.items():
         folder = px.training.RunFolder(made.folder.run_path(label))
         folder.begin(repr(runs[label]))
@@ -75,4 +75,4 @@ def audit(
 
 
 def findings(path: Path, runs: Mapping[str, Run], logged: Mapping[str, list[dict[str, Any]]], **more: Any) -> Findings:
-    return audit(path, runs, logged, **more).found()
+    return red_team_folder(path, runs, logged, **more).found()

@@ -30,14 +30,14 @@ LABELS = ["none: yours", "black-box: yours", "PGD: yours", "none: FedAvg"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A finished audit of SETTING, one run after the other, and what it printed."""
-    folder = tmp_path_factory.mktemp("audits") / "first"
+    """A finished study of SETTING, one run after the other, and what it printed."""
+    folder = tmp_path_factory.mktemp("studies") / "first"
     file = folder.with_name("setting.txt")
     file.write_text(repr(SETTING))
     return folder, json.loads(phalanx("redteam", file, *EDGES, *SOME, "--jobs", "1", "--out", folder, "--json"))
 
 
-def test_an_audit_of_ones_own_setting(finished: tuple[Path, dict]) -> None:
+def test_ones_own_setting_is_attacked(finished: tuple[Path, dict]) -> None:
     folder, printed = finished
     assert printed["finished"] and printed["missing"] == [] and printed["exit_code"] == 0
     assert list(weights(folder)) == LABELS
@@ -71,19 +71,19 @@ def test_a_policy_has_its_exit_code(policies: list[str], code: int, finished: tu
     assert [outcome["policy"] for outcome in printed["policies"]] == policies
 
 
-def test_a_finished_audit_is_judged_anew(finished: tuple[Path, dict]) -> None:
+def test_a_finished_study_is_judged_anew(finished: tuple[Path, dict]) -> None:
     folder, _ = finished
     text = phalanx(
         "redteam", "--resume", folder, "--fail-if", "main_accuracy < 0", "--accuracy-limit", "0", "--rule", "yours"
     )
     assert "policy 'main_accuracy < 0' holds" in text and f"report  {folder / 'report.html'}" in text
-    assert json.loads((folder / "audit.json").read_text())["limits"]["accuracy"] == 0
+    assert json.loads((folder / "redteam.json").read_text())["limits"]["accuracy"] == 0
     assert "only --rule, --fail-if" in sentence("redteam", "--resume", folder, "--seed", "3")
     assert "did you mean yours" in sentence("redteam", "--resume", folder, "--rule", "your")
 
 
 @pytest.mark.processes
-def test_an_audit_that_is_killed_goes_on_to_the_same_verdicts(tmp_path: Path, finished: tuple[Path, dict]) -> None:
+def test_a_study_that_is_killed_goes_on_to_the_same_verdicts(tmp_path: Path, finished: tuple[Path, dict]) -> None:
     first, before = finished
     folder = tmp_path / "killed"
     running = process("redteam", repr(SETTING), *EDGES, *SOME, "--jobs", "2", "--out", folder)
@@ -95,7 +95,7 @@ def test_an_audit_that_is_killed_goes_on_to_the_same_verdicts(tmp_path: Path, fi
     assert printed["rules"] == before["rules"]
 
 
-def test_a_recipe_is_audited_with_its_references(tmp_path: Path) -> None:
+def test_a_recipe_is_attacked_with_its_references(tmp_path: Path) -> None:
     text = phalanx("redteam", "--scale", "smoke", "--only", "black-box: median", "--jobs", "1", "--out", tmp_path / "a")
     assert list(weights(tmp_path / "a")) == ["none: FedAvg", "none: median", "black-box: median"]
     assert "median" in text and json.loads((tmp_path / "a" / "study.json").read_text())["recipe"] == "edge-case-mnist"
@@ -104,7 +104,7 @@ def test_a_recipe_is_audited_with_its_references(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["quickstart"], "quickstart cannot be audited"),
+        (["quickstart"], "phalanx redteam cannot use quickstart"),
         (["edge-case-mist"], "did you mean edge-case-mnist"),
         (["--edges", "rare_styles()"], "--edges belongs to a run of your own"),
         (["--fail-if", "excess > much"], "followed by a number"),
@@ -119,7 +119,7 @@ def test_a_recipe_is_audited_with_its_references(tmp_path: Path) -> None:
         (["--resume", "absent"], "absent holds no"),
     ],
 )
-def test_a_wrong_audit_is_refused_in_a_sentence(
+def test_a_wrong_request_is_refused_in_a_sentence(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

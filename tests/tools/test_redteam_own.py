@@ -112,7 +112,7 @@ DETOX = px.Phase(LOCAL, px.chain(px.coding.vote(px.codecs.dense(), r=2), px.aggr
         (mine(px.federated.fedavg(LOCAL, 4, clients=20)), "20 of 20 take part"),
     ],
 )
-def test_what_cannot_be_audited_is_refused_in_a_sentence(run: Run, words: str) -> None:
+def test_what_cannot_be_attacked_is_refused_in_a_sentence(run: Run, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         check(run)
     assert "\n" not in str(caught.value)
@@ -144,5 +144,5 @@ def test_only_attacks_against_rules_are_a_grid() -> None:
     runs = own_grid(mine(), TERMS).runs
     assert grid_of("mine", runs) == runs
     for wrong in ({"PGD: Krum": runs["PGD: Krum"]}, {"none: Krum": mine()}, {}):
-        with pytest.raises(ValueError, match="mine cannot be audited"):
+        with pytest.raises(ValueError, match="phalanx redteam cannot use mine"):
             grid_of("mine", wrong)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of an audit."""
+"""The report of a red team study."""
 
 import re
 from html.parser import HTMLParser
@@ -13,7 +13,7 @@ import phalanx as px
 from phalanx.tools.redteam.findings import RedTeamRequest
 from phalanx.tools.redteam.page import page
 from phalanx.tools.report.markup import VOID, table, tag
-from tests.tools.made_grid import RULES, audit, findings, lines, run
+from tests.tools.made_grid import RULES, findings, lines, red_team_folder, run
 
 HOSTILE = "<script>alert('x')</script> & \"more\""
 GRID = {
@@ -59,7 +59,9 @@ def logged() -> dict[str, list]:
 
 
 def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
-    made = audit(tmp_path, GRID, logged(), RedTeamRequest("made", policies=("excess > 0.1", "main_accuracy < 0.5")))
+    made = red_team_folder(
+        tmp_path, GRID, logged(), RedTeamRequest("made", policies=("excess > 0.1", "main_accuracy < 0.5"))
+    )
     made.write()
     text = (tmp_path / "report.html").read_text()
     read = Reader(text)
@@ -83,9 +85,9 @@ def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
 
 def test_names_are_text(tmp_path: Path) -> None:
     runs = {f"none: {HOSTILE}": run(px.aggregators.mean()), f"{HOSTILE}: {HOSTILE}": run(px.aggregators.mean(), "PGD")}
-    order = RedTeamRequest(HOSTILE, policies=("excess > 0.1",), notes=(HOSTILE,))
+    request = RedTeamRequest(HOSTILE, policies=("excess > 0.1",), notes=(HOSTILE,))
     said = dict(zip(runs, (lines(0.1), lines(0.9)), strict=True))
-    text = page(findings(tmp_path, runs, said, order=order))
+    text = page(findings(tmp_path, runs, said, request=request))
     read = Reader(text)
     assert "<script" not in text and HOSTILE in read.words
 
@@ -93,7 +95,7 @@ def test_names_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_an_unfinished_grid_has_a_report_that_says_so(tmp_path: Path, share: float) -> None:
     said = dict(list(logged().items())[: int(share * len(GRID))])
-    found = audit(tmp_path, GRID, said, order=RedTeamRequest("made", policies=("excess > 0.1",))).write()
+    found = red_team_folder(tmp_path, GRID, said, request=RedTeamRequest("made", policies=("excess > 0.1",))).write()
     read = Reader(page(found))
     assert "Not finished." in read.words and "not known" in read.words
     assert all(label in read.words for label in found.missing)

@@ -142,7 +142,7 @@ def test_policies_are_about_the_rules_that_are_judged(tmp_path: Path) -> None:
     policies = ("parity < 0.5", "attack_success > 0.5 or broken > 0 exit 9", "excess > 0.1")
 
     def outcome(name: str, *judged: str, said=logged):
-        found = findings(tmp_path / name, GRID, said, order=RedTeamRequest("made", judged, policies=policies))
+        found = findings(tmp_path / name, GRID, said, request=RedTeamRequest("made", judged, policies=policies))
         return found.exit_code, [each.fails for each in found.outcomes]
 
     assert outcome("all") == (9, [False, True, True])

@@ -142,26 +142,30 @@ def redteam(
             not own and all(value is None for value in unchangeable),
             f"{resume} goes on as it began; only --rule, --fail-if, the limits and --jobs may change",
         )
-        audit = RedTeamFolder(StudyFolder(resume))
-        study, order = audit.folder.study, audit.order
+        red_team = RedTeamFolder(StudyFolder(resume))
+        study, request = red_team.folder.study, red_team.request
     else:
-        audit = None
-        study, order = build_red_team_study(
+        red_team = None
+        study, request = build_red_team_study(
             source or _default_recipe(), scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
         )
-    limits = replace(order.limits, **{name: value for name, value in new_limits.items() if value is not None})
-    order = replace(order, limits=limits, judged=tuple(rule or order.judged), policies=tuple(fail_if or order.policies))
-    order.check(study)
-    if audit is None:
-        audit = RedTeamFolder(StudyFolder.create(study, out or new_folder(f"redteam-{slug(study.recipe)}"), sys.argv))
-        for notice in (*study.notices, *order.notes):
+    limits = replace(request.limits, **{name: value for name, value in new_limits.items() if value is not None})
+    request = replace(
+        request, limits=limits, judged=tuple(rule or request.judged), policies=tuple(fail_if or request.policies)
+    )
+    request.check(study)
+    if red_team is None:
+        red_team = RedTeamFolder(
+            StudyFolder.create(study, out or new_folder(f"redteam-{slug(study.recipe)}"), sys.argv)
+        )
+        for notice in (*study.notices, *request.notes):
             typer.echo(notice, err=True)
-    audit.order = order
+    red_team.request = request
     try:
         resume_command = partial(_resume_command, jobs)
-        run_with_progress(study, audit.folder, audit.folder.finished(study), resume_command, Processes(), jobs)
+        run_with_progress(study, red_team.folder, red_team.folder.finished(study), resume_command, Processes(), jobs)
     finally:
-        findings = audit.write()
+        findings = red_team.write()
     _report(findings, as_json)
     if findings.exit_code:
         raise typer.Exit(findings.exit_code)

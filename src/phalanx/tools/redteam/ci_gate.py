@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policies of a deployment gate on the verdicts of an audit."""
+"""The policies of a deployment gate on the verdicts of a red team study."""
 
 from __future__ import annotations
 

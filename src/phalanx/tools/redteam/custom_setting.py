@@ -111,9 +111,9 @@ def own_grid(run: Run, terms: Terms) -> Own:
 
 
 def check(run: Run) -> None:
-    """Raises ValueError unless a run is a federated setting that an audit can bring its attacker to."""
+    """Raises ValueError unless a run is a federated setting to which an attacker can be added."""
     phase = run.phases[-1]
-    refused = "cannot be audited: "
+    refused = "cannot be attacked: "
     honest = isinstance(run.byzantine, NoAdversary) and all(each.adversary is None for each in run.phases)
     attacks = [stage for each in run.phases for stage in stages_of(each.scheme) if isinstance(stage, Attack)]
     require(honest and not attacks, f"the run {refused}it has an attacker already; leave byzantine=... and attacks out")

@@ -24,7 +24,7 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class RedTeamRequest:
-    """What an audit was asked for besides its runs; `audit.json` in its folder.
+    """What a red team study was asked for besides its runs; `redteam.json` in its folder.
 
     Args:
         source: a recipe's name, or the setting of one's own as an expression.
@@ -41,7 +41,7 @@ class RedTeamRequest:
 
     @staticmethod
     def from_json(plain: Mapping[str, Any]) -> RedTeamRequest:
-        """The order that `asdict` described."""
+        """The request that `asdict` described."""
         lists = {name: tuple(plain[name]) for name in ("judged", "policies", "notes")}
         return RedTeamRequest(source=plain["source"], limits=Limits(**plain["limits"]), **lists)
 
@@ -64,7 +64,7 @@ class Findings:
     """
 
     path: Path
-    order: RedTeamRequest
+    request: RedTeamRequest
     study: Study
     results: Sequence[Result]
     about: Mapping[str, Any]
@@ -72,18 +72,18 @@ class Findings:
     @cached_property
     def standings(self) -> list[Standing]:
         """All rules of the grid."""
-        return standings(self.study.runs, self.results, self.order.limits)
+        return standings(self.study.runs, self.results, self.request.limits)
 
     @cached_property
     def judged(self) -> list[Standing]:
         """The rules that policies and advice are about."""
-        names = self.order.judged
+        names = self.request.judged
         return [s for s in self.standings if s.attacked and (not names or s.rule in names)]
 
     @cached_property
     def outcomes(self) -> list[Outcome]:
         """What became of each policy."""
-        return gate([policy(text) for text in self.order.policies], self.judged)
+        return gate([policy(text) for text in self.request.policies], self.judged)
 
     @property
     def exit_code(self) -> int:
@@ -109,18 +109,18 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """The findings as plain values."""
         return {
-            "audit": self.order.source,
+            "source": self.request.source,
             "scale": self.study.scale,
             "folder": str(self.path),
             "report": str(self.path / REPORT),
             "finished": not self.missing,
             "missing": self.missing,
             "seeds": self.seeds,
-            "limits": asdict(self.order.limits),
+            "limits": asdict(self.request.limits),
             "judged": [standing.rule for standing in self.judged],
             "rules": [standing.to_json() for standing in self.standings],
             "policies": [outcome.to_json() for outcome in self.outcomes],
             "exit_code": self.exit_code,
             "advice": self.advice,
-            "notes": list(self.order.notes),
+            "notes": list(self.request.notes),
         }

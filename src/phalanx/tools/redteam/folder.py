@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An audit on the disk: what was asked for, what was found, and the report."""
+"""A red team study on the disk: the request, the findings, and the report."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from phalanx.tools.report.collect import collect
 from phalanx.tools.runner.study import StudyFolder
 from phalanx.training.run_folder import write_json
 
+REQUEST = "redteam.json"
+
 
 class RedTeamFolder:
-    """The folder of an audit: that of its study, with ``audit.json``, ``verdicts.json`` and ``report.html``."""
+    """The folder of a study, with ``redteam.json``, ``verdicts.json`` and ``report.html``."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self.folder = folder
 
     @property
-    def order(self) -> RedTeamRequest:
+    def request(self) -> RedTeamRequest:
         """What was asked for.
 
         Raises:
-            ValueError: the folder holds no audit.
+            ValueError: the folder holds no red team study.
         """
-        file = self.folder.path / "audit.json"
+        file = self.folder.path / REQUEST
         if not file.exists():
-            raise ValueError(f"{self.folder.path} holds no audit: there is no audit.json in it")
+            raise ValueError(f"{self.folder.path} holds no red team study: there is no {REQUEST} in it")
         try:
             return RedTeamRequest.from_json(json.loads(file.read_text()))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 
-    @order.setter
-    def order(self, order: RedTeamRequest) -> None:
-        write_json(self.folder.path / "audit.json", asdict(order))
+    @request.setter
+    def request(self, request: RedTeamRequest) -> None:
+        write_json(self.folder.path / REQUEST, asdict(request))
 
     def found(self) -> Findings:
         """What there is by now."""
         study = self.folder.study
         results = collect([self.folder.path])
         about = json.loads((self.folder.path / "study.json").read_text())
-        return Findings(self.folder.path, self.order, study, results, about)
+        return Findings(self.folder.path, self.request, study, results, about)
 
     def write(self) -> Findings:
         """Writes the report and what it is made of, finished or not."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of an audit: a recipe's attacks against rules, those asked for and those they are compared with."""
+"""The runs of a red team study: a recipe's attacks against rules, those asked for and those they are compared with."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ASKED = 100  # clients that the exam of parity asks, as all of thousands would t
 
 
 def grid_of(source: str, jobs: Mapping[str, Job]) -> dict[str, Run]:
-    """The runs of a recipe that can be audited, with an exam of fairness.
+    """The runs of a recipe of attacks, each with an evaluator of fairness.
 
     Raises:
-        ValueError: they are no attacks against rules.
+        ValueError: the recipe does not attack aggregation rules.
     """
     runs = {label: job for label, job in jobs.items() if isinstance(job, Run)}
     quiet = {rule for attack, rule in map(cell_of, runs) if attack == QUIET}
@@ -32,8 +32,8 @@ def grid_of(source: str, jobs: Mapping[str, Job]) -> dict[str, Run]:
     paired = bool(runs) and all(rule in quiet for _, rule in map(cell_of, runs))
     require(
         len(runs) == len(jobs) and paired and examined,
-        f"{source} cannot be audited: it needs runs labelled 'attack: rule' with an exam backdoor(...), and a run "
-        "'none: rule' for each rule, as edge-case-mnist has them",
+        f"phalanx redteam cannot use {source}: it needs runs labelled 'attack: rule' with an evaluator backdoor(...), "
+        "and a run 'none: rule' for each rule, as edge-case-mnist has them",
     )
     return {label: fairly(run) for label, run in runs.items()}
 

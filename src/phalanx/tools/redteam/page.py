@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of an audit as one HTML file, which loads nothing and runs nothing."""
+"""The report of a red team study as one HTML file, which loads nothing and runs nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "cost
 
 def page(found: Findings) -> str:
     """The whole report."""
-    title = f"Backdoor audit: {'a setting of your own' if '(' in found.order.source else found.order.source}"
+    title = f"Red team report: {'a setting of your own' if '(' in found.request.source else found.request.source}"
     return document(title, tag("h1", title), *_sections(found))
 
 
@@ -98,7 +98,7 @@ def some(names: Sequence[str], most: int) -> str:
 
 
 def _verdicts(found: Findings) -> Iterator[Markup]:
-    limits, attacks = found.order.limits, attacks_of(found.standings)
+    limits, attacks = found.request.limits, attacks_of(found.standings)
     rows = []
     for standing in found.standings:
         cells = [_cell(standing.cells.get(attack)) for attack in attacks]
@@ -191,10 +191,10 @@ def _fairness(found: Findings) -> Iterator[Markup]:
 def _tried(found: Findings) -> Iterator[Markup]:
     study, about = found.study, found.about
     rounds = sorted({run.rounds for run in study.runs.values()})
-    spent = [tag("li", note) for note in found.order.notes]
+    spent = [tag("li", note) for note in found.request.notes]
     yield tag(
         "dl",
-        *_pair("source", found.order.source + (f", scale {study.scale}" if study.scale else "")),
+        *_pair("source", found.request.source + (f", scale {study.scale}" if study.scale else "")),
         *_pair("settings", ", ".join(study.settings) or "as they are"),
         *_pair("seeds", ", ".join(map(str, found.seeds))),
         *_pair("rounds", " or ".join(map(str, rounds))),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a deployment gate demands of an audit, as one line of text."""
+"""What a deployment gate demands of a red team study, as one line of text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MOST = 500  # characters
 
 @dataclass(frozen=True)
 class Clause:
-    """A number of the audit compared with another one."""
+    """A number of the study compared with another one."""
 
     key: str
     sign: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study and the order that a command line asks for."""
+"""The study and the request that a command line asks for."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def build_red_team_study(
     seed: int | None = None,
     seeds: int = 1,
 ) -> tuple[Study, RedTeamRequest]:
-    """The runs of an audit and what they are for, checked before anything is computed.
+    """The runs of a red team study and what they are for, checked before anything is computed.
 
     Args:
         source: a recipe's name, the expression of a run, or a file that holds one.
         own: the fields of `Terms` for a run of one's own; `edges` as text.
         only: attacks, rules, or labels "attack: rule"; all when empty.
     Raises:
-        ValueError: what cannot be audited, or is not there.
+        ValueError: a name that is not there, or a run that cannot be attacked.
     """
     asked = build_study(source, scale, settings, (), seed)
     terms, notes, judged = dict(own or {}), (), ()
@@ -46,14 +46,14 @@ def build_red_team_study(
         require(not terms, f"{named} belongs to a run of your own, and {source} is a recipe; leave it out")
         runs = grid_of(source, asked.jobs)
     runs = seeded(narrowed(runs, only), seeds)
-    recipe = "audit" if asked.scale is None else asked.recipe
+    recipe = "own-setting" if asked.scale is None else asked.recipe
     return Study(recipe, asked.scale, asked.settings, runs, asked.notices), RedTeamRequest(source, judged, notes=notes)
 
 
 def _own(asked: Study, terms: dict[str, Any]) -> tuple[dict[str, Run], tuple[str, ...]]:
     (job,) = asked.jobs.values()
     if not isinstance(job, Run):
-        raise ValueError(f"audit takes a run(...), got {job!r}")
+        raise ValueError(f"phalanx redteam takes a run(...), got {job!r}")
     if "edges" not in terms:
         raise ValueError(
             "a run of your own needs --edges, such as \"own_edges('folder', target=1)\", or rare_styles() for images"

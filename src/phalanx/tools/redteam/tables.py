@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of an audit, for terminal and report."""
+"""The tables of a red team study, for terminal and report."""
 
 from __future__ import annotations
 
