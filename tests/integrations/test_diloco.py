@@ -126,7 +126,7 @@ def test_a_lost_exchange_goes_back_to_the_last_outer_step():
 
 
 def test_what_is_no_outer_optimizer_is_refused():
-    with pytest.raises(ValueError, match=r"install\(\) is no outer optimizer"):
+    with pytest.raises(ValueError, match=r"assign_weights\(\) is no outer optimizer"):
         alone(optimizer="assign_weights()")
     with pytest.raises(ValueError, match="got every=0"):
         alone(every=0)
