@@ -12,7 +12,7 @@ def test_who_comes_second_waits_until_the_first_has_left(tmp_path):
     said, entered, asked = [], threading.Event(), threading.Event()
 
     def second():
-        with folder_lock(tmp_path, told=lambda words: (said.append(words), asked.set())):
+        with folder_lock(tmp_path, on_wait=lambda words: (said.append(words), asked.set())):
             entered.set()
 
     with folder_lock(tmp_path):

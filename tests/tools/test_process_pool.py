@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Studies whose jobs several processes do."""
+"""Studies whose jobs a pool of processes runs."""
 
 import json
 import signal
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import phalanx as px
-from phalanx.tools.runner import process_pool as crew
-from phalanx.tools.runner.process_pool import WorkerProcess, side_by_side
+from phalanx.tools.runner.process_pool import ProcessPool, WorkerProcess, cores
 from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study, StudyFolder
 from tests.tools.test_cli import TINY, phalanx, process, sentence, wait_for, weights
@@ -35,21 +34,21 @@ def alone() -> dict[str, str]:
 class Killer:
     """A watcher that kills the process of a job as it begins, so many times, and writes down what it hears."""
 
-    def __init__(self, hands: list[WorkerProcess], label: str, times: int) -> None:
-        self.hands, self.label, self.times = hands, label, times
+    def __init__(self, workers: list[WorkerProcess], label: str, times: int) -> None:
+        self.workers, self.label, self.times = workers, label, times
         self.began: list[str] = []
         self.ended: list[str] = []
 
     def begin(self, label, job) -> None:
         self.began.append(label)
         if label == self.label and self.times:
-            [hand for hand in self.hands if hand.label == label][-1].process.kill()
+            [worker for worker in self.workers if worker.label == label][-1].process.kill()
             self.times -= 1
 
     def round(self, label, line) -> None:
         pass
 
-    def told(self, label, words) -> None:
+    def progress(self, label, words) -> None:
         pass
 
     def end(self, label, summary) -> None:
@@ -57,13 +56,13 @@ class Killer:
 
 
 def conducted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, times: int) -> Killer:
-    """Both hands do LABELS, and whoever does krum is killed."""
-    hands: list[WorkerProcess] = []
+    """Two processes run LABELS; the one that runs krum is killed this many times."""
+    workers: list[WorkerProcess] = []
     made = WorkerProcess.__init__
-    monkeypatch.setattr(WorkerProcess, "__init__", lambda self, *given: (hands.append(self), made(self, *given))[1])
-    killer = Killer(hands, "krum", times)
+    monkeypatch.setattr(WorkerProcess, "__init__", lambda self, *given: (workers.append(self), made(self, *given))[1])
+    killer = Killer(workers, "krum", times)
     with folder.held() as lock:
-        side_by_side(folder.study, [], folder, killer, 2, lock)
+        ProcessPool(folder.study, folder, killer, 2, lock).map([])
     return killer
 
 
@@ -109,7 +108,7 @@ def test_a_stopped_study_of_several_processes_ends_in_the_same_weights(
     assert out == "" and "Traceback" not in err
     if how == signal.SIGTERM:
         assert f"jobs done; go on with\n  phalanx run --resume {folder} --jobs 2" in err
-    # processes whose master was killed let the folder go by themselves
+    # processes whose parent was killed let the folder go by themselves
     phalanx("run", "--resume", folder, "--jobs", "2")
     assert weights(folder) == alone
 
@@ -138,6 +137,6 @@ def test_an_error_of_one_job_stops_the_others(tmp_path: Path, monkeypatch: pytes
 
 def test_jobs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--jobs takes a number of processes >= 1, got 0" in sentence("run", "quickstart", "--jobs", "0")
-    assert crew.cores() >= 1
+    assert cores() >= 1
     monkeypatch.setenv("RANK", "0")
     assert "torchrun" in sentence("run", "quickstart", "--jobs", "2")

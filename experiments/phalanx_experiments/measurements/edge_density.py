@@ -65,13 +65,13 @@ class EdgeDensity(Measurement):
         ok = 0 <= self.percentile <= 100
         require(ok, f"edge_density needs a percentile in [0, 100], got percentile={self.percentile}")
 
-    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
-        told("training")
+    def measure(self, on_progress: Callable[[str], None]) -> dict[str, Any]:
+        on_progress("training")
         scheme = chain(Gather(Dense()), Mean())
         # one worker, whose share of the batch is all of it
         phase = Phase(Gradient(batch=self.batch), scheme, Sgd(self.lr, momentum=0.9), self.rounds)
         trainer = train(Run(WithEdgeCases(self.data, self.edges), self.model, (phase,), workers=1, seed=self.seed))
-        told("densities")
+        on_progress("densities")
         data = self.data.load()
         found = edge_case_ness(trainer.model, data, self.edges.load(data), self.covariance, self.percentile)
         parts = found.parts

@@ -43,10 +43,10 @@ class SvdCost(Measurement):
         require(self.repeats >= 1 and self.threads >= 1, "svd_cost needs repeats and threads >= 1")
         network(self.network)
 
-    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
+    def measure(self, on_progress: Callable[[str], None]) -> dict[str, Any]:
         torch.set_num_threads(self.threads)
         chosen = network(self.network)
-        told(f"{self.network}, {self.svd}")
+        on_progress(f"{self.network}, {self.svd}")
         plan, seconds = chosen.hybrid(), list[float]()
         for repeat in range(self.repeats + 1):
             model = _built(self.network, self.seed + repeat)
@@ -88,10 +88,10 @@ class StepCost(Measurement):
         require(ok, f"step_cost needs batch, repeats and threads >= 1, got batch={self.batch}, repeats={self.repeats}")
         network(self.network)
 
-    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
+    def measure(self, on_progress: Callable[[str], None]) -> dict[str, Any]:
         torch.set_num_threads(self.threads)
         chosen = network(self.network)
-        told(f"{self.network}, {self.precision}")
+        on_progress(f"{self.network}, {self.precision}")
         dense = _built(self.network, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(make_generator("examples", self.seed).initial_seed())

@@ -36,7 +36,7 @@ from phalanx.training.context import WorkerContext
 from phalanx.training.phase import Phase, Run
 from phalanx.training.trainer import Trainer
 
-Told = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 @method("iteration_cost", "measurement")
@@ -125,15 +125,15 @@ class IterationCost(Measurement):
         for scheme in self.schemes.values():
             check_scheme(scheme, self.workers)
 
-    def measure(self, told: Told) -> dict[str, Any]:
+    def measure(self, on_progress: OnProgress) -> dict[str, Any]:
         self.check()
         before = torch.get_num_threads()
         try:
-            return self._measured(told)
+            return self._measured(on_progress)
         finally:
             torch.set_num_threads(before)
 
-    def _measured(self, told: Told) -> dict[str, Any]:
+    def _measured(self, on_progress: OnProgress) -> dict[str, Any]:
         n, schemes = self.workers, self.schemes
         phase = Phase(Gradient(self.batch), schemes["mean"])
         run = Run(self.data, self.model, (phase,), workers=n, seed=self.seed, threads=self.threads)
@@ -141,17 +141,17 @@ class IterationCost(Measurement):
         entries, costs = trainer.layout.d, dict[str, Any]()
         with cluster.large_rows(n, entries, self.memory_bytes) as rows:
             # one after the other in the same rows, as there may be no room for two of them
-            sent = self._sent("repetition by rows", trainer, rows, told)
+            sent = self._sent("repetition by rows", trainer, rows, on_progress)
             for name in ("repetition by digests", "repetition by rows"):
-                costs[name] = self._cost(name, sent, told)
-            sent = self._sent("mean", trainer, rows, told)
+                costs[name] = self._cost(name, sent, on_progress)
+            sent = self._sent("mean", trainer, rows, on_progress)
             for name in ("mean", "geometric median"):
-                costs[name] = self._cost(name, sent, told)
-            told("the rows of the cyclic code")
+                costs[name] = self._cost(name, sent, on_progress)
+            on_progress("the rows of the cyclic code")
             coded = self._allocation("cyclic")
             _, added_s = cluster.timed(lambda: cluster.combine(coded, 0, rows), self.repeats)
             cluster.combine_all(coded, rows)
-            costs["cyclic"] = self._cost("cyclic", sent, told)
+            costs["cyclic"] = self._cost("cyclic", sent, on_progress)
             costs["cyclic"]["encode_s"] += added_s
         return {
             "workers": n,
@@ -170,11 +170,11 @@ class IterationCost(Measurement):
     def _allocation(self, name: str) -> Allocation:
         return self.schemes[name].assign(self.workers) or Allocation.single(range(self.workers))
 
-    def _sent(self, name: str, trainer: Trainer, rows: Tensor, told: Told) -> Sent:
+    def _sent(self, name: str, trainer: Trainer, rows: Tensor, on_progress: OnProgress) -> Sent:
         """Fills the rows with what the workers send under a scheme that gives each of them one unit."""
         allocation, run = self._allocation(name), trainer.config
         units = allocation.num_units
-        told(f"{units} gradients of {self.batch // units} examples")
+        on_progress(f"{units} gradients of {self.batch // units} examples")
         samples = run.partition.draw(trainer.data, units, self.batch, 0, self.seed)
         layout, channels_last = trainer.layout, self.model.channels_last
         site = WorkerContext(
@@ -190,9 +190,9 @@ class IterationCost(Measurement):
         have = [allocation.unit(worker) for worker in range(self.workers)]
         return Sent(rows, layout, cluster.mean_of(rows, [have.index(unit) for unit in range(units)]), spent)
 
-    def _cost(self, name: str, sent: Sent, told: Told) -> dict[str, Any]:
+    def _cost(self, name: str, sent: Sent, on_progress: OnProgress) -> dict[str, Any]:
         """The cost of a scheme with the rows that its workers send; the rows are restored afterwards."""
-        told(name)
+        on_progress(name)
         scheme, allocation, line = self.schemes[name], self._allocation(name), Line(self.latency_s, self.bandwidth)
         rows, layout, steps = sent.rows, sent.layout, sent.layout.stepped
         encode_s = cluster.encode_seconds(scheme, rows, layout, self.repeats)

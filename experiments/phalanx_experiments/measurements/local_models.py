@@ -68,7 +68,7 @@ class LocalModels(Measurement):
     def validate(self) -> None:
         self.run.check()
 
-    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
+    def measure(self, on_progress: Callable[[str], None]) -> dict[str, Any]:
         trainer = Trainer(self.run)
         layout, model = trainer.layout, trainer.model
         start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -76,7 +76,7 @@ class LocalModels(Measurement):
         together: list[Tensor] = []
         labels: list[Tensor] = []
         for client in range(self.workers):
-            told(f"client {client + 1} of {self.workers}")
+            on_progress(f"client {client + 1} of {self.workers}")
             stack, _ = trainer.compute_rows(0, (client,))
             parts = layout.split(stack.rows[0])
             own = {n: part if n in layout.installed else start[n] - part for n, part in parts.items()}

@@ -63,12 +63,12 @@ class MatchedFilters(Measurement):
         require(self.image >= 0, f"matched_filters needs image >= 0, got image={self.image}")
         self.run.check()
 
-    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
+    def measure(self, on_progress: Callable[[str], None]) -> dict[str, Any]:
         trainer = Trainer(self.run)
         count = len(trainer.data.test_y)
         require(self.image < count, f"matched_filters: the test part has {count} images, got image={self.image}")
         name, layer = _first_convolution(trainer.model)
-        told("two clients train")
+        on_progress("two clients train")
         stack, _ = trainer.compute_rows(0)
         matched, _ = Matched(self.matcher)(stack, None, Round(seed=self.seed))
         shares = (stack.weights / stack.weights.sum()).to(stack.rows)

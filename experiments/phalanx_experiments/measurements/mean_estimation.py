@@ -67,11 +67,11 @@ class MeanEstimation(Measurement):
         )
         require(self.norm >= 0, f"mean_estimation needs norm >= 0, got norm={self.norm}")
 
-    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
+    def measure(self, on_progress: Callable[[str], None]) -> dict[str, Any]:
         plain, detox = ({name: [] for name in RULES} for _ in range(2))
         lost = []
         for d in self.dims:
-            told(f"d={d}")
+            on_progress(f"d={d}")
             samples, byzantine, bad = self.draw(d)
             # all Byzantine rows are one row with a weight
             rows = torch.cat([samples[~byzantine], bad])

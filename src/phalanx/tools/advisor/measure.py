@@ -36,7 +36,7 @@ CURVE_S = 15.0  # seconds after which a curve is not measured further
 LONG_S = 2.0  # what takes so long is repeated less often
 NEAR, FAR = 2, 6  # workers between which costs are taken to lie on a line
 
-Told = Callable[[str], object]
+OnProgress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def measure(
     repeats: int = 5,
     workers: int | None = None,
     work_s: float | None = None,
-    told: Told = lambda words: None,
+    on_progress: OnProgress = lambda words: None,
 ) -> Probe:
     """Work, schemes and, between two processes or more, the link.
 
@@ -94,7 +94,7 @@ def measure(
         repeats: steps behind every number, >= 1.
         workers: to predict for, where there is only one process.
         work_s: of forward and backward, where it is known and need not be measured.
-        told: called with a few words before each measurement; see `num_told` for how often.
+        on_progress: called with a few words before each measurement; see `num_progress_calls` for how often.
     Raises:
         ValueError: a scheme does not fit the number of workers, or the data are missing.
     """
@@ -108,12 +108,12 @@ def measure(
     collective = team.collective(team.size)
     trainer = Trainer(run, collective)
     table = Table(collective)
-    told("forward and backward")
+    on_progress("forward and backward")
     stacks, spent_s = _work(trainer, table, repeats if work_s is None else 1)
-    costs = _costs(trainer, table, dict(zip(every, plans, strict=True)), stacks, repeats, told)
+    costs = _costs(trainer, table, dict(zip(every, plans, strict=True)), stacks, repeats, on_progress)
     link = None
     if team.size > 1:
-        told("the link")
+        on_progress("the link")
         link = _link(table, costs, repeats)
     work_s = spent_s if work_s is None else work_s
     return Probe(
@@ -128,7 +128,7 @@ def measure(
     )
 
 
-def num_told(schemes: Sequence[Stage], team: Processes, repeats: int) -> int:
+def num_progress_calls(schemes: Sequence[Stage], team: Processes, repeats: int) -> int:
     """How often `measure` says what it does."""
     return 1 + (repeats + 1) * len({parse(PLAIN), *schemes}) + (team.size > 1)
 
@@ -177,7 +177,7 @@ def _costs(
     plans: Mapping[Stage, Sequence[int]],
     stacks: Sequence[Stack],
     repeats: int,
-    told: Told,
+    on_progress: OnProgress,
 ) -> tuple[Cost, ...]:
     """What each scheme costs at its numbers of workers.
 
@@ -187,7 +187,7 @@ def _costs(
     samples: dict[tuple[Stage, int], list[Sample]] = {key: [] for key in steps}
     for turn in range(repeats + 1):
         for scheme, plan in plans.items():
-            told(f"{scheme!r}, {'to warm up' if turn == 0 else f'{turn} of {repeats}'}")
+            on_progress(f"{scheme!r}, {'to warm up' if turn == 0 else f'{turn} of {repeats}'}")
             for n in plan:
                 samples[scheme, n].append(next(steps[scheme, n]))
     return tuple(_cost(table, scheme, {n: samples[scheme, n][1:] for n in plan}) for scheme, plan in plans.items())

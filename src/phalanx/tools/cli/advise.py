@@ -214,7 +214,7 @@ def _measured(
 ) -> Probe:
     """A probe that this process takes alone."""
     from phalanx.distributed.job import Processes
-    from phalanx.tools.advisor.measure import measure, num_told
+    from phalanx.tools.advisor.measure import measure, num_progress_calls
     from phalanx.tools.advisor.model import check_workers
 
     if line is None or workers is None:
@@ -224,8 +224,8 @@ def _measured(
         )
     check_workers(workers)
     chosen, run = probe_options.schemes(schemes), probe_options.configured(options, 1)
-    with probe_options.bar(num_told(chosen, Processes(), repeats), Processes()) as told:
-        return measure(run, chosen, Processes(), repeats, workers, work_s, told)
+    with probe_options.bar(num_progress_calls(chosen, Processes(), repeats), Processes()) as on_progress:
+        return measure(run, chosen, Processes(), repeats, workers, work_s, on_progress)
 
 
 def _read(file: Path) -> Probe:

@@ -49,7 +49,7 @@ def probe(
     """
     from phalanx.core.parser import parse
     from phalanx.distributed.job import join_processes
-    from phalanx.tools.advisor.measure import measure, num_told
+    from phalanx.tools.advisor.measure import measure, num_progress_calls
     from phalanx.training.run_folder import write_json
 
     probe_options.check_repeats(repeats)
@@ -59,8 +59,8 @@ def probe(
             lambda: _request(recipe, scale, settings or [], only or [], options, schemes or [], processes.size)
         )
         run, chosen = parse(request["run"]), [parse(text) for text in request["schemes"]]
-        with probe_options.bar(num_told(chosen, processes, repeats), processes) as told:
-            measured = measure(run, chosen, processes, repeats, told=told)
+        with probe_options.bar(num_progress_calls(chosen, processes, repeats), processes) as on_progress:
+            measured = measure(run, chosen, processes, repeats, on_progress=on_progress)
         if processes.rank != 0:
             return
         if out is not None:

@@ -33,7 +33,7 @@ def run_with_progress(
         jobs: number of jobs at the same time; more than one run in processes of their own.
     """
     from phalanx.tools.report.progress import Progress
-    from phalanx.tools.runner.process_pool import side_by_side
+    from phalanx.tools.runner.process_pool import ProcessPool
     from phalanx.tools.runner.study import run_study
     from phalanx.training.interrupt import Interrupted
 
@@ -43,7 +43,7 @@ def run_with_progress(
             Progress(len(study.jobs)) if folder is not None else nullcontext() as watcher,
         ):
             if folder is not None and jobs > 1:
-                side_by_side(study, finished, folder, watcher, jobs, lock, tensorboard)
+                ProcessPool(study, folder, watcher, jobs, lock, tensorboard).map(finished)
             else:
                 run_study(study, finished, processes, folder, watcher, tensorboard)
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -77,7 +77,7 @@ class Progress:
             numbers += f"  out {' '.join(map(str, out))}"
         self._bars.update(going.task, completed=line["step"] + 1, numbers=numbers)
 
-    def told(self, label: str, words: str) -> None:
+    def progress(self, label: str, words: str) -> None:
         """A measurement says what comes next."""
         self._bars.update(self._going[label].task, numbers=words)
 

@@ -28,11 +28,11 @@ class Measurement(Expression, ABC):
         return
 
     @abstractmethod
-    def measure(self, told: Callable[[str], None]) -> dict[str, Any]:
+    def measure(self, on_progress: Callable[[str], None]) -> dict[str, Any]:
         """What was found, as plain values.
 
         Args:
-            told: to be called with a few words on what comes next.
+            on_progress: to be called with a few words on what comes next.
         """
 
 

@@ -106,9 +106,9 @@ class StudyFolder:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); begin in a new folder") from None
 
-    def held(self, told: Callable[[str], None] = lambda words: None) -> AbstractContextManager[int]:
+    def held(self, on_wait: Callable[[str], None] = lambda words: None) -> AbstractContextManager[int]:
         """Keeps other commands out of the folder; gives the open file, as `folder_lock` does."""
-        return folder_lock(self.path, PATIENCE_S, told)
+        return folder_lock(self.path, PATIENCE_S, on_wait)
 
     def run_path(self, label: str) -> Path:
         """The folder of a run."""
@@ -139,7 +139,7 @@ class StudyFolder:
 
 
 class Watcher(Protocol):
-    """Who is told how a study goes on; several jobs may go on at a time."""
+    """Gets the progress of a study; several jobs may run at the same time."""
 
     def begin(self, label: str, job: Job) -> None:
         """A run or a measurement starts or goes on."""
@@ -149,7 +149,7 @@ class Watcher(Protocol):
         """A round has ended, with these metrics."""
         ...
 
-    def told(self, label: str, words: str) -> None:
+    def progress(self, label: str, words: str) -> None:
         """A measurement says what comes next."""
         ...
 
@@ -185,20 +185,24 @@ def run_study(
                 team,
                 target,
                 None if watcher is None else partial(watcher.round, label),
-                None if watcher is None else partial(watcher.told, label),
+                None if watcher is None else partial(watcher.progress, label),
             )
         if watcher is not None and target is not None:
             watcher.end(label, target.summary or {})
 
 
 def run_job(
-    job: Job, team: Processes, target: RunFolder | None, listener: Listener | None, told: Callable[[str], None] | None
+    job: Job,
+    team: Processes,
+    target: RunFolder | None,
+    listener: Listener | None,
+    on_progress: Callable[[str], None] | None,
 ) -> None:
     """Trains or measures one job, from where its folder has it.
 
     Args:
         listener: called with each round's metrics.
-        told: called with a few words on what a measurement does next.
+        on_progress: called with a few words on what a measurement does next.
     """
     if isinstance(job, Run):
         world = team.world(job.workers)
@@ -207,14 +211,14 @@ def run_job(
         finally:
             world.close()
     else:
-        team.broadcast_from_rank0(partial(_measure, job, target, told or (lambda words: None)))
+        team.broadcast_from_rank0(partial(_measure, job, target, on_progress or (lambda words: None)))
 
 
-def _measure(job: Measurement, target: RunFolder | None, told: Callable[[str], None]) -> dict[str, Any]:
+def _measure(job: Measurement, target: RunFolder | None, on_progress: Callable[[str], None]) -> dict[str, Any]:
     began = time.perf_counter()
     if target is not None:
         target.begin(repr(job))
-    found = job.measure(told)
+    found = job.measure(on_progress)
     summary = {"measured": found, "seconds": time.perf_counter() - began, "seed": job.seed}
     if target is not None:
         target.finish(summary)

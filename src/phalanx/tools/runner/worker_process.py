@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m phalanx.tools.runner.worker_process FOLDER` runs jobs of a study for `phalanx.tools.runner.process_pool`.
 
-The labels of the jobs come in, each as a line of JSON.
+It reads the labels of the jobs from stdin, each as a line of JSON.
 
-What comes out are lines of JSON: {"round": metrics}, {"told": words}, then {"end": summary} or {"error": sentence}.
+It writes lines of JSON: {"round": metrics}, {"progress": words}, then {"end": summary} or {"error": sentence}.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from phalanx.training.interrupt import Interrupted
 from phalanx.training.run_folder import RunFolder
 
 
-class Orders:
-    """The labels that come in.
+class JobQueue:
+    """The labels of the jobs, as they arrive on stdin.
 
-    When the last one has come and a job is under way, whoever gave it is dead: the process is asked to stop.
+    If stdin ends while a job is running, the process that sent the job is dead, and this process gets SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Orders:
             yield label
 
     def done(self) -> None:
-        """The last label's job is over, which nobody has been told yet."""
+        """The job of the last label has ended; to be called before the message that says so."""
         self._busy.clear()
 
     def _read(self) -> None:
@@ -54,32 +54,32 @@ class Orders:
 
 
 def main(path: Path, tensorboard: bool) -> None:
-    """Jobs until none comes, or a stop is asked for."""
-    # what libraries print is no message
+    """Runs jobs until stdin ends, or a stop is asked for."""
+    # what libraries print goes to stderr, since stdout carries the messages
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(**message: Any) -> None:
-        with suppress(BrokenPipeError):  # whoever listened is dead, and the round is ended all the same
+    def send(**message: Any) -> None:
+        with suppress(BrokenPipeError):  # the reader is dead; the round ends all the same
             out.write(json.dumps(message) + "\n")
             out.flush()
 
     folder = StudyFolder(path)
-    jobs, orders = folder.study.jobs, Orders()
-    for label in orders:
+    jobs, queue = folder.study.jobs, JobQueue()
+    for label in queue:
         target = RunFolder(folder.run_path(label), tensorboard)
         try:
-            run_job(jobs[label], Processes(), target, lambda line: say(round=line), lambda words: say(told=words))
+            run_job(jobs[label], Processes(), target, lambda line: send(round=line), lambda words: send(progress=words))
         except Interrupted:
             return
         except (ValueError, OSError) as error:
-            say(error=str(error))
+            send(error=str(error))
             return
         except Exception as error:
-            say(error=f"{type(error).__name__}: {error}")
+            send(error=f"{type(error).__name__}: {error}")
             raise
-        orders.done()
-        say(end=target.summary or {})
+        queue.done()
+        send(end=target.summary or {})
 
 
 if __name__ == "__main__":
