@@ -10,6 +10,7 @@ import types
 import typing
 from typing import Any, NoReturn
 
+from phalanx.core.expression import Expression
 from phalanx.core.registry import AmbiguousName, Entry, entries, lookup, suggest
 
 MAX_CHARACTERS = 20_000
@@ -176,6 +177,4 @@ def _expected(hint: Any) -> type | None:
     if origin in (typing.Union, types.UnionType, tuple):
         inner = [_expected(h) for h in typing.get_args(hint)]
         return next((h for h in inner if h is not None), None)
-    from phalanx.core.expression import Expression
-
     return hint if isinstance(hint, type) and issubclass(hint, Expression) else None
