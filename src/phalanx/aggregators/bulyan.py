@@ -17,7 +17,7 @@ from phalanx.core.trees import State
 
 @method("bulyan", "aggregator")
 class Bulyan(Aggregator):
-    """Of theta = n - 2f rows chosen by Krum one after the other, the mean of the theta - 2f values nearest the median.
+    """The mean of the theta - 2f values nearest the median of theta = n - 2f rows, which Krum chooses one by one.
 
     Krum chooses among the rows that are left, by their max(1, left - f - 2) nearest others; in a tie the row with the
     smaller first value. Weights are ignored.

@@ -19,7 +19,7 @@ from phalanx.core.trees import State
 
 @method("majority", "aggregator")
 class Majority(Aggregator):
-    """Of each direction the sign that more rows have, in {-1, 0, 1}; a tie gives 0. Weights are ignored.
+    """The sign that more rows have in each direction, in {-1, 0, 1}; a tie gives 0. Weights are ignored.
 
     Installed entries are values, not directions: they get their coordinate-wise median.
 

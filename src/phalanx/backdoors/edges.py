@@ -229,5 +229,5 @@ def absent(name: str, path: object) -> MissingData:
 
 
 def _last(labels: Tensor) -> Tensor:
-    """Of each example the label that is attacked. Shapes: (N,) or (N, L) -> (N,)."""
+    """The last label of each example, which the attack changes. Shapes: (N,) or (N, L) -> (N,)."""
     return labels if labels.dim() == 1 else labels[:, -1]

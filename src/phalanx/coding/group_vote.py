@@ -27,7 +27,7 @@ from phalanx.core.trees import State
 
 @method("group_vote", "aggregator")
 class GroupVote(Aggregator):
-    """Of each group of workers with the same work, the row that more than half of the members present hold.
+    """The row that more than half of the present members hold, for each group of workers with the same work.
 
     Rows are the same when they are exactly equal, or with a tolerance when |a - b|_2 <= atol + rtol min(|a|_2, |b|_2);
     then the most central of the rows that are near to more than half wins. The n workers form n // r contiguous groups

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -106,4 +106,5 @@ def eager(optimizer: Callable[..., torch.optim.Optimizer]) -> Callable[..., torc
 
     names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
-    return type(optimizer.__name__, (optimizer,), {**methods, "step": step, "__doc__": optimizer.__doc__})
+    members = {**methods, "step": step, "__doc__": optimizer.__doc__}
+    return cast(type[torch.optim.Optimizer], type(optimizer.__name__, (optimizer,), members))

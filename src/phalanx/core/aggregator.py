@@ -82,7 +82,7 @@ class Aggregator(Stage):
         return result if isinstance(like, Tensor) else result.numpy()  # type: ignore[return-value]
 
     def outcome(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Stack:
-        """As `aggregate`, with the notes: who was excluded and why, and what the rule itself reports."""
+        """The result of `aggregate` with its notes: who was excluded and why, and what the rule itself reports."""
         stack = Gate(weights="trusted").admit(_stack_of(rows, weights, self.expression_name))
         stack, _ = self(stack, None, Round(seed=seed))
         if len(stack.rows) != 1:

@@ -72,7 +72,7 @@ class Layout:
 
     @cached_property
     def d(self) -> int:
-        """Row length."""
+        """The length of a row."""
         return sum(self.sizes)
 
     @cached_property

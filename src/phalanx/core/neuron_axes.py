@@ -31,7 +31,7 @@ class Axis:
     makes: bool = True
 
     def neurons(self, tensor: Tensor) -> int:
-        """L."""
+        """The number L of neurons of a tensor."""
         return tensor.shape[self.dim] // (self.outer * self.inner)
 
     def neurons_first(self, tensor: Tensor) -> Tensor:

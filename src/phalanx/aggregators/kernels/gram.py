@@ -67,12 +67,12 @@ def inner_products(
 
 
 def lengths(inner: np.ndarray) -> np.ndarray:
-    """Of the rows whose inner products these are. Shapes: (n, n) -> (n,)."""
+    """The lengths of rows, from their inner products. Shapes: (n, n) -> (n,)."""
     return np.sqrt(np.maximum(inner.diagonal(), 0))
 
 
 def cosines(inner: np.ndarray) -> np.ndarray:
-    """Of the angles between rows whose inner products these are; 0 where one has no length. Shapes: (n, n) -> same."""
+    """The cosines between rows, from their inner products; 0 for a row of zeros. Shapes: (n, n) -> same."""
     both = np.outer(lengths(inner), lengths(inner))
     return np.divide(inner, both, out=np.zeros_like(inner), where=both > 0)
 

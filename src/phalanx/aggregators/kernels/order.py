@@ -15,7 +15,7 @@ from phalanx.core.precision import accumulation_dtype
 
 
 def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = None) -> Tensor:
-    """Of each column the mean of its order statistics lo .. hi-1. Shapes: (n, d) -> (d,).
+    """The mean of each column's order statistics lo .. hi-1. Shapes: (n, d) -> (d,).
 
     The median is the mean of one or two of them.
 
@@ -32,13 +32,13 @@ def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = No
 
 
 def median(rows: Tensor) -> Tensor:
-    """Of each column the median, for even n the mean of the two middle values. Shapes: (n, d) -> (d,)."""
+    """The median of each column, for even n the mean of the two middle values. Shapes: (n, d) -> (d,)."""
     n = len(rows)
     return middle_mean(rows, (n - 1) // 2, n // 2 + 1)
 
 
 def central_mean(rows: Tensor, keep: int, picks: Sequence[int] | None = None) -> Tensor:
-    """Of each column the mean of the `keep` values closest to its median, the lower one in a tie. (n, d) -> (d,)."""
+    """The mean of the `keep` values of each column closest to its median, the lower one in a tie. (n, d) -> (d,)."""
     chosen = _positions(rows, picks)
     if rows.device.type != "cpu":
         return _sorted(rows, chosen, lambda values: _central(values, keep))
