@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that begins with the model that another run ended with."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -57,6 +59,17 @@ def test_one_that_was_stopped_goes_on(folder, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("PHALANX_DATA", str(folder))
     assert weights(px.training.pretrained(FIRST).build((1, 8, 8), 10)).equal(end)
+
+
+def test_a_folder_of_another_checkpoint_format_counts_as_absent(folder, monkeypatch, capsys):
+    with monkeypatch.context() as older:
+        for name in ("checkpoint", "pretrained"):
+            older.setattr(import_module(f"phalanx.training.{name}"), "FORMAT", "phalanx-checkpoint-0")
+        start = weights(px.training.pretrained(FIRST).build((1, 8, 8), 10))
+    _weights.cache_clear()
+    assert weights(px.training.pretrained(FIRST).build((1, 8, 8), 10)).equal(start)
+    assert capsys.readouterr().err.count("once") == 2
+    assert len(list((folder / "trained").iterdir())) == 2
 
 
 def test_what_does_not_fit_is_refused(folder):

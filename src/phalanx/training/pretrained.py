@@ -15,6 +15,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.folder_lock import folder_lock
 from phalanx.data.files import data_folder
 from phalanx.models.model import Model, Shape
+from phalanx.training.checkpoint import FORMAT
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder, versions
 
@@ -23,9 +24,9 @@ from phalanx.training.run_folder import RunFolder, versions
 class Pretrained(Model):
     """The network that another run ends with; it is trained at its first use and kept on disk.
 
-    The run's folder lies under trained/ in the folder of the data sets, named by a hash of the run and of the versions
-    that can change a number. Processes that want it at once wait for the one that trains; one that is stopped goes on
-    from its checkpoint the next time.
+    The run's folder lies under trained/ in the folder of the data sets, named by a hash of the run, of the versions
+    that can change a number and of the checkpoint format. Processes that want it at once wait for the one that trains;
+    one that is stopped goes on from its checkpoint the next time.
 
     Args:
         run: a whole run; what it does to the shape of its model, by surgery or matching, is refused.
@@ -63,7 +64,7 @@ def _weights(run: Run, root: str) -> dict[str, Tensor]:
     # imported here, because training knows models
     from phalanx.training.trainer import train
 
-    key = blake3(repr((repr(run), sorted(versions().items()))).encode()).hexdigest()[:24]
+    key = blake3(repr((repr(run), sorted(versions().items()), FORMAT)).encode()).hexdigest()[:24]
     place = Path(root) / "trained" / key
     try:
         place.mkdir(parents=True, exist_ok=True)
