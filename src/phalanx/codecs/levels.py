@@ -3,29 +3,73 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from phalanx.core.codec import BadPayload, Payload
+from phalanx.core.codec import BadPayload, Codec, Payload
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.core.precision import cast
+from phalanx.core.stage import Scope
+from phalanx.core.trees import State
 
 Coding = Literal["packed", "elias"]
 Measure = Callable[[np.ndarray, int, np.ndarray], None]  # entries, width of a bucket, where the scales go
 
 
+class LevelFormat(NamedTuple):
+    """The form of a quantized row.
+
+    Args:
+        bits: bits of a level, beside a bit for the sign.
+        bucket: entries that share a scale; None for all of a tensor.
+        coding: "packed" gives every entry the same number of bits, "elias" codes runs of zeros and levels.
+    """
+
+    bits: int
+    bucket: int | None
+    coding: Coding
+
+
+class QuantizerCodec(Codec):
+    """Each entry rounded at random to a level of its bucket's scale; a subclass gives the form and the scales."""
+
+    @property
+    @abstractmethod
+    def level_format(self) -> LevelFormat:
+        """The form of the payload."""
+
+    @abstractmethod
+    def measure_scales(self, entries: np.ndarray, width: int, scales: np.ndarray) -> None:
+        """Writes the scale of each bucket of `width` entries, NaN for one that holds NaN or Inf."""
+
+    @property
+    def scope(self) -> Scope:
+        return "tensor"
+
+    @property
+    def unbiased(self) -> bool:
+        return True
+
+    def encode(
+        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
+    ) -> tuple[Payload, State]:
+        return encode_levels(row, layout, self.level_format, self.measure_scales, rng), state
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        return decode_levels(payload, layout, self.level_format)
+
+
 def encode_levels(
     row: Tensor,
     layout: Layout,
-    bits: int,
-    bucket: int | None,
-    coding: Coding,
+    form: LevelFormat,
     measure: Measure,
     rng: Callable[[], torch.Generator],
 ) -> Payload:
@@ -34,11 +78,11 @@ def encode_levels(
     Shapes: row (d,) -> "scales" (num_buckets,) float32, and "levels" uint8 of bits + 1 bits an entry or, with elias,
     "stream" uint8 and "ends" int64, where each piece of the row ends in it.
     Args:
-        bucket: entries that share a scale; None for all of a tensor.
         measure: writes the scales of whole buckets.
     """
     from phalanx.codecs import bit_streams, quantizer_kernels
 
+    bits, bucket, coding = form
     values, plan, key = float_array(row), cut(layout, bucket, bits + 1), keys(layout, rng)
     scales = np.empty(plan.num_buckets, np.float32)
     levels = np.empty(plan.num_bytes if coding == "packed" else 0, np.uint8)
@@ -48,14 +92,16 @@ def encode_levels(
         measure(values[entries], entries.stop - entries.start, scales[index : index + 1])
 
     def work(piece: Piece) -> np.ndarray:
-        part, own = values[piece.start : piece.stop], scales[piece.buckets]
+        part, part_scales = values[piece.start : piece.stop], scales[piece.buckets]
         if piece.whole:
-            measure(part, piece.width, own)
+            measure(part, piece.width, part_scales)
         if coding == "packed":
-            quantizer_kernels.quantize(part, piece.at, piece.width, own, bits, key[piece.tensor], levels[piece.body])
+            quantizer_kernels.quantize(
+                part, piece.at, piece.width, part_scales, bits, key[piece.tensor], levels[piece.body]
+            )
             return levels
         codes = np.empty(len(part), np.uint16)
-        quantizer_kernels.codes_of(part, piece.at, piece.width, own, bits, key[piece.tensor], codes)
+        quantizer_kernels.codes_of(part, piece.at, piece.width, part_scales, bits, key[piece.tensor], codes)
         stream = np.empty(len(part) * (2 * bits + 1) // 8 + 16, np.uint8)
         return stream[: bit_streams.elias(codes, bits, stream)].copy()
 
@@ -69,7 +115,7 @@ def encode_levels(
     return {**sent, "stream": torch.from_numpy(stream), "ends": torch.from_numpy(ends)}
 
 
-def decode_levels(payload: Payload, layout: Layout, bits: int, bucket: int | None, coding: Coding) -> Tensor:
+def decode_levels(payload: Payload, layout: Layout, form: LevelFormat) -> Tensor:
     """The row (d,) of a payload of `encode_levels`; NaN where a scale is.
 
     Raises:
@@ -77,15 +123,16 @@ def decode_levels(payload: Payload, layout: Layout, bits: int, bucket: int | Non
     """
     from phalanx.codecs import bit_streams, quantizer_kernels
 
+    bits, bucket, coding = form
     plan = cut(layout, bucket, bits + 1)
-    form = {"scales": (torch.float32, (plan.num_buckets,))}
+    fields = {"scales": (torch.float32, (plan.num_buckets,))}
     if coding == "packed":
-        scales, body = expect(payload, **form, levels=(torch.uint8, (plan.num_bytes,)))
+        scales, body = expect(payload, **fields, levels=(torch.uint8, (plan.num_bytes,)))
         bounds = [(piece.body.start, piece.body.stop) for piece in plan.pieces]
     else:
         length = payload["stream"].numel() if "stream" in payload else 0
-        form["ends"] = (torch.int64, (len(plan.pieces),))
-        scales, ends, body = expect(payload, **form, stream=(torch.uint8, (length,)))
+        fields["ends"] = (torch.int64, (len(plan.pieces),))
+        scales, ends, body = expect(payload, **fields, stream=(torch.uint8, (length,)))
         stops = ends.tolist()
         bounds = list(zip([0, *stops], stops, strict=False))
         if any(start > stop for start, stop in bounds) or (stops[-1] if stops else 0) != length:

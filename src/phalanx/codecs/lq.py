@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numpy as np
 
-import torch
-from torch import Tensor
-
-from phalanx.codecs.levels import Coding, decode_levels, encode_levels
-from phalanx.core.codec import Codec, Payload
+from phalanx.codecs.levels import Coding, LevelFormat, QuantizerCodec
 from phalanx.core.expression import method, require
-from phalanx.core.layout import Layout
-from phalanx.core.stage import Scope
-from phalanx.core.trees import State
 
 
 @method("lq", "codec")
-class Lq(Codec):
+class Lq(QuantizerCodec):
     """Each entry of a tensor g as sign(g_i) ||g||_q with probability |g_i| / ||g||_q, else zero; unbiased.
 
     It is ATOMO over the entries at a budget of ||g||_1 / ||g||_q expected entries, with second moment
@@ -37,23 +30,10 @@ class Lq(Codec):
         require(self.q >= 1, f"lq needs q >= 1, got q={self.q}")
 
     @property
-    def scope(self) -> Scope:
-        return "tensor"
+    def level_format(self) -> LevelFormat:
+        return LevelFormat(1, None, self.coding)
 
-    @property
-    def unbiased(self) -> bool:
-        return True
-
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def measure_scales(self, entries: np.ndarray, width: int, scales: np.ndarray) -> None:
         from phalanx.codecs import quantizer_kernels
 
-        q = float(self.q)
-        payload = encode_levels(
-            row, layout, 1, None, self.coding, lambda x, w, out: quantizer_kernels.norms(x, w, q, out), rng
-        )
-        return payload, state
-
-    def decode(self, payload: Payload, layout: Layout) -> Tensor:
-        return decode_levels(payload, layout, 1, None, self.coding)
+        quantizer_kernels.norms(entries, width, float(self.q), scales)

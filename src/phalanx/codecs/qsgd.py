@@ -4,22 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from phalanx.codecs.levels import Coding, decode_levels, encode_levels
-from phalanx.core.codec import Codec, Payload
+from phalanx.codecs.levels import Coding, LevelFormat, QuantizerCodec
 from phalanx.core.expression import method, require
-from phalanx.core.layout import Layout
-from phalanx.core.stage import Scope
-from phalanx.core.trees import State
 
 
 @method("qsgd", "codec")
-class Qsgd(Codec):
+class Qsgd(QuantizerCodec):
     """Each entry rounded at random to one of 2^bits - 1 levels of its bucket's norm, or zero; unbiased.
 
     Computed in float32 on the CPU. A bucket that holds NaN or Inf arrives as NaN; one of a norm below 1e-36 as zero.
@@ -44,29 +38,10 @@ class Qsgd(Codec):
         require(self.bucket is None or self.bucket >= 1, f"qsgd needs bucket >= 1 or None, got bucket={self.bucket}")
 
     @property
-    def scope(self) -> Scope:
-        return "tensor"
+    def level_format(self) -> LevelFormat:
+        return LevelFormat(self.bits, self.bucket, self.coding)
 
-    @property
-    def unbiased(self) -> bool:
-        return True
-
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def measure_scales(self, entries: np.ndarray, width: int, scales: np.ndarray) -> None:
         from phalanx.codecs import quantizer_kernels
 
-        q = 2.0 if self.norm == "l2" else math.inf
-        payload = encode_levels(
-            row,
-            layout,
-            self.bits,
-            self.bucket,
-            self.coding,
-            lambda x, w, out: quantizer_kernels.norms(x, w, q, out),
-            rng,
-        )
-        return payload, state
-
-    def decode(self, payload: Payload, layout: Layout) -> Tensor:
-        return decode_levels(payload, layout, self.bits, self.bucket, self.coding)
+        quantizer_kernels.norms(entries, width, 2.0 if self.norm == "l2" else math.inf, scales)

@@ -4,21 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from phalanx.codecs.levels import Coding, decode_levels, encode_levels
-from phalanx.core.codec import Codec, Payload
+from phalanx.codecs.levels import Coding, LevelFormat, QuantizerCodec
 from phalanx.core.expression import method, require
-from phalanx.core.layout import Layout
-from phalanx.core.stage import Scope
-from phalanx.core.trees import State
 
 
 @method("terngrad", "codec")
-class Terngrad(Codec):
+class Terngrad(QuantizerCodec):
     """Each entry, clipped, as plus or minus its tensor's largest magnitude at random, or zero.
 
     Computed in float32 on the CPU. A tensor that holds NaN or Inf arrives as NaN.
@@ -38,34 +32,17 @@ class Terngrad(Codec):
         require(self.clip > 0, f"terngrad needs clip > 0, got clip={self.clip}")
 
     @property
-    def scope(self) -> Scope:
-        return "tensor"
-
-    @property
     def unbiased(self) -> bool:
         return self.clip == math.inf
 
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    @property
+    def level_format(self) -> LevelFormat:
+        return LevelFormat(1, None, self.coding)
+
+    def measure_scales(self, entries: np.ndarray, width: int, scales: np.ndarray) -> None:
         from phalanx.codecs import quantizer_kernels
 
-        clip = float(self.clip)
-        if clip == math.inf:
-            payload = encode_levels(
-                row, layout, 1, None, self.coding, lambda x, w, out: quantizer_kernels.norms(x, w, math.inf, out), rng
-            )
+        if self.clip == math.inf:
+            quantizer_kernels.norms(entries, width, math.inf, scales)
         else:
-            payload = encode_levels(
-                row,
-                layout,
-                1,
-                None,
-                self.coding,
-                lambda x, w, out: quantizer_kernels.clipped_maxima(x, w, clip, out),
-                rng,
-            )
-        return payload, state
-
-    def decode(self, payload: Payload, layout: Layout) -> Tensor:
-        return decode_levels(payload, layout, 1, None, self.coding)
+            quantizer_kernels.clipped_maxima(entries, width, float(self.clip), scales)
