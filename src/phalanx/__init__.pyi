@@ -45,7 +45,7 @@ from phalanx.integrations import ddp as ddp
 from phalanx.integrations import flower as flower
 from phalanx.integrations import sdc as sdc
 from phalanx.integrations.diloco import DiLoCo as DiLoCo
-from phalanx.integrations.exchange import GradientExchange as exchange
+from phalanx.integrations.gradient_exchange import GradientExchange as exchange
 from phalanx.lowrank.factorize import factorize as factorize
 from phalanx.matching.match_models import match_models as match_models
 from phalanx.training import optim as optim

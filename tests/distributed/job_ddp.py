@@ -47,21 +47,21 @@ def weights(model: nn.Module) -> list[float]:
 def through_hook(scheme: str, save_at: int | None = None) -> dict[str, Any]:
     plain = build()
     model = DistributedDataParallel(plain, bucket_cap_mb=1)
-    courier = px.ddp.register(model, scheme, byzantine=px.adversary.workers((1,)))
+    hook = px.ddp.register(model, scheme, byzantine=px.adversary.workers((1,)))
     optimizer = torch.optim.SGD(plain.parameters(), 0.1)
     if save_at is None:
         steps(model, optimizer, 0, task["steps"])
     else:
         steps(model, optimizer, 0, save_at)
-        saved = {"model": plain.state_dict(), "hook": courier.state_dict()}
+        saved = {"model": plain.state_dict(), "hook": hook.state_dict()}
         plain = build()
         plain.load_state_dict(saved["model"])
         model = DistributedDataParallel(plain, bucket_cap_mb=1)
-        courier = px.ddp.register(model, scheme, byzantine=px.adversary.workers((1,)))
-        courier.load_state_dict(saved["hook"])
+        hook = px.ddp.register(model, scheme, byzantine=px.adversary.workers((1,)))
+        hook.load_state_dict(saved["hook"])
         steps(model, torch.optim.SGD(plain.parameters(), 0.1), save_at, task["steps"])
-    buckets = courier.ledger.rounds // (task["steps"] - (save_at or 0)) if save_at is None else None
-    return {"weights": weights(plain), "buckets": buckets, "bytes": courier.ledger.bytes_up}
+    buckets = hook.ledger.rounds // (task["steps"] - (save_at or 0)) if save_at is None else None
+    return {"weights": weights(plain), "buckets": buckets, "bytes": hook.ledger.bytes_up}
 
 
 def through_exchange(scheme: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def through_exchange(scheme: str) -> dict[str, Any]:
     exchange = px.exchange(model, scheme, byzantine=px.adversary.workers((1,)))
     lost = []
     steps(model, torch.optim.SGD(model.parameters(), 0.1), 0, task["steps"], lambda: lost.append(exchange()["lost"]))
-    return {"weights": weights(model), "lost": lost, "bytes": exchange.courier.ledger.bytes_up}
+    return {"weights": weights(model), "lost": lost, "bytes": exchange.session.ledger.bytes_up}
 
 
 def plain_ddp() -> dict[str, Any]:

@@ -232,16 +232,16 @@ def overlapped() -> Any:
     net.layers[0].weight.register_hook(lambda _: reached.set())
     model = wrap(net)
     hook = px.ddp.register(model, task["dense"])
-    carry = hook.courier.carry
+    aggregate = hook.session.aggregate
 
     def held(*args: Any, **kwargs: Any) -> Any:
         if kwargs["index"] == 2 and "first" not in seen:
             seen["first"] = reached.wait(20)
-        return carry(*args, **kwargs)
+        return aggregate(*args, **kwargs)
 
     train(model, range(2))
     reached.clear()
-    hook.courier.carry = held
+    hook.session.aggregate = held
     train(model, range(2, 3))
     return {"overlapped": seen["first"], "rounds": hook.ledger.rounds}
 
@@ -254,14 +254,14 @@ def failing() -> Any:
         model = wrap(Net(), process_group=dist.new_group(timeout=timedelta(seconds=20)))
         hook = px.ddp.register(model, task["memory"], overlap=overlap)
         train(model, range(3))
-        carry = hook.courier.carry
+        aggregate = hook.session.aggregate
 
-        def broken(*args: Any, carry: Any = carry, **kwargs: Any) -> Any:
+        def broken(*args: Any, aggregate: Any = aggregate, **kwargs: Any) -> Any:
             if rank == 1 and kwargs["index"] == 3:
                 raise ValueError("the disk is full")
-            return carry(*args, **kwargs)
+            return aggregate(*args, **kwargs)
 
-        hook.courier.carry = broken
+        hook.session.aggregate = broken
         error = ""
         try:
             train(model, range(3, 4))

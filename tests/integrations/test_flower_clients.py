@@ -13,8 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 import phalanx as px
 from phalanx.integrations.flower import client_app
+from phalanx.integrations.flower.node_registry import Node
 from phalanx.integrations.flower.records import array, payload_of
-from phalanx.integrations.flower.roll import Node
 from phalanx.training.model_state import fingerprint
 from tests.federated.test_federated_worlds import LOCAL, OWN, run
 from tests.integrations.flower_grid import SHORT, LocalGrid, conducted

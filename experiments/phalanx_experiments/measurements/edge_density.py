@@ -12,8 +12,8 @@ from torch import Tensor
 from phalanx.aggregators.mean import Mean
 from phalanx.backdoors.density import Covariance, edge_case_ness
 from phalanx.backdoors.edges import EdgeCases
-from phalanx.backdoors.joined import WithEdgeCases
 from phalanx.backdoors.rare_styles import RareStyles
+from phalanx.backdoors.with_edge_cases import WithEdgeCases
 from phalanx.codecs.dense import Dense
 from phalanx.core.codec import Gather
 from phalanx.core.expression import method, require

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from phalanx.backdoors.after_pruning import AfterPruning as after_pruning
+from phalanx.backdoors.assign_added import AssignAdded as assign_added
 from phalanx.backdoors.attack_success import Backdoor as backdoor
-from phalanx.backdoors.dealt import AssignAdded as assign_added
 from phalanx.backdoors.density import EdgeCaseNess as EdgeCaseNess
 from phalanx.backdoors.density import edge_case_ness as edge_case_ness
 from phalanx.backdoors.edges import EdgeCases as EdgeCases
 from phalanx.backdoors.edges import EdgeSet as EdgeSet
-from phalanx.backdoors.joined import WithEdgeCases as with_edge_cases
 from phalanx.backdoors.own_edges import OwnEdges as own_edges
 from phalanx.backdoors.poisoned import Poisoned as poisoned
 from phalanx.backdoors.prune import Prune as prune
 from phalanx.backdoors.rare_styles import RareStyles as rare_styles
-from phalanx.backdoors.shared import SplitEdgeCases as split_edge_cases
+from phalanx.backdoors.split_edge_cases import SplitEdgeCases as split_edge_cases
+from phalanx.backdoors.with_edge_cases import WithEdgeCases as with_edge_cases
 
 __all__ = [
     "EdgeCaseNess",

@@ -28,7 +28,7 @@ from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.stage import Stage, check_scheme
 from phalanx.distributed.process_group import ProcessGroupCollective
-from phalanx.integrations.exchange import Courier, as_scheme
+from phalanx.integrations.gradient_exchange import SchemeSession, as_scheme
 from phalanx.training.worker_stats import WorkerStats
 
 _PATIENCE_S = 2.0  # for a thread that is told to end
@@ -81,7 +81,7 @@ def register(
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         world = ProcessGroupCollective(group=_twin(group))
     names = {id(p): n for n, p in model.module.named_parameters()}
-    hook = Hook(Courier(stage, world, byzantine, seed, warmup), world, names, overlap)
+    hook = Hook(SchemeSession(stage, world, byzantine, seed, warmup), world, names, overlap)
     model.register_comm_hook(None, hook.exchange)
     return hook
 
@@ -89,8 +89,10 @@ def register(
 class Hook:
     """A scheme that exchanges the buckets of one model; made by `register`."""
 
-    def __init__(self, courier: Courier, world: ProcessGroupCollective, names: dict[int, str], overlap: bool) -> None:
-        self.courier, self._world = courier, world
+    def __init__(
+        self, session: SchemeSession, world: ProcessGroupCollective, names: dict[int, str], overlap: bool
+    ) -> None:
+        self.session, self._world = session, world
         self._names, self._lane = names, Lane() if overlap else None
         self._streams: dict[torch.device, Any] = {}
         self._failure = ""
@@ -103,7 +105,7 @@ class Hook:
     @property
     def ledger(self) -> WorkerStats:
         """Bytes and accusations so far; every bucket counts as a round."""
-        return self.courier.ledger
+        return self.session.ledger
 
     def exchange(
         self,
@@ -117,9 +119,9 @@ class Hook:
             raise ValueError("a bucket of sparse gradients has no row; make the embedding with sparse=False")
         shapes = tuple(p.shape for p in parameters)
         layout = Layout(tuple(self._names[id(p)] for p in parameters), shapes, dtype=buffer.dtype)
-        index = self.courier.index
+        index = self.session.index
         if bucket.is_last():
-            self.courier.index += 1
+            self.session.index += 1
         ready: Any = None
         devices: list[int | str | torch.device] | None = None
         if buffer.is_cuda:
@@ -137,11 +139,11 @@ class Hook:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's memories and counters, for the checkpoint: every rank saves its own."""
-        return self.courier.state_dict()
+        return self.session.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken on this rank; ValueError if it does not belong here."""
-        self.courier.load_state_dict(saved)
+        self.session.load_state_dict(saved)
 
     def close(self) -> None:
         """Ends the thread and gives the process group back; backward() of the model raises from then on."""
@@ -151,7 +153,7 @@ class Hook:
 
     def _check(self) -> None:
         if self._failure:
-            raise RuntimeError(f"{self.courier.scheme!r} exchanges nothing any more: {self._failure}")
+            raise RuntimeError(f"{self.session.scheme!r} exchanges nothing any more: {self._failure}")
 
     @torch.no_grad()
     def _fulfil(
@@ -171,7 +173,7 @@ class Hook:
                 torch.set_num_threads(threads)
             with self._beside(buffer.device, ready):
                 # DDP reuses the buffer while a memory may still point at it
-                row, _ = self.courier.carry(buffer.clone(), layout, index=index)
+                row, _ = self.session.aggregate(buffer.clone(), layout, index=index)
                 done.set_result(torch.zeros_like(buffer) if row is None else row)
         except Exception as error:
             if not self._failure:

@@ -22,7 +22,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.stage import Stage
 from phalanx.core.world import Collective
-from phalanx.integrations.exchange import Courier, default_world
+from phalanx.integrations.gradient_exchange import SchemeSession, default_world
 from phalanx.training.optim import Decay, ServerOptimizer, Sgd
 
 
@@ -38,7 +38,7 @@ class DiLoCo:
         every: H, local steps between two exchanges, >= 1.
         optimizer: the outer optimizer or its expression; Nesterov's momentum by default.
         world: a ProcessGroupCollective over the default process group when None.
-        byzantine, seed: as for `Courier`, which is the attribute `courier` and holds the state.
+        byzantine, seed: as for `SchemeSession`, which is the attribute `session` and holds the state.
     Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv:2311.08105,
         Algorithm 1; lr = 0.7 and momentum = 0.9 as there.
     """
@@ -64,7 +64,7 @@ class DiLoCo:
         )
         self.model, self.every, self.steps = model, every, 0
         self.layout = Layout.of(model)
-        self.courier = Courier(scheme, world or default_world(), byzantine, seed)
+        self.session = SchemeSession(scheme, world or default_world(), byzantine, seed)
         self._finish = made
         self._start = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = made.build(list(self._start.values()))
@@ -84,9 +84,9 @@ class DiLoCo:
             return None
         have = self.layout.tensors(self.model)
         changes = {n: self._start[n] - t if n in self._start else t for n, t in have.items()}
-        index = self.courier.index
-        row, measured = self.courier.carry(self.layout.join(changes), self.layout, index=index, weight=weight)
-        self.courier.index += 1
+        index = self.session.index
+        row, measured = self.session.aggregate(self.layout.join(changes), self.layout, index=index, weight=weight)
+        self.session.index += 1
         if row is not None:
             for name, part in self.layout.split(row).items():
                 if name in self._start:
@@ -105,7 +105,7 @@ class DiLoCo:
         """This process's part of the user's checkpoint, beside the model's and the inner optimizer's."""
         start = {name: p.detach().clone() for name, p in {**self._start, **self._buffers}.items()}
         return {
-            "courier": self.courier.state_dict(),
+            "session": self.session.state_dict(),
             "steps": self.steps,
             "start": start,
             "optimizer": self._optimizer.state_dict(),
@@ -113,7 +113,7 @@ class DiLoCo:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken; ValueError if it was taken from another scheme."""
-        self.courier.load_state_dict(saved["courier"])
+        self.session.load_state_dict(saved["session"])
         self.steps = saved["steps"]
         with torch.no_grad():
             for name, p in {**self._start, **self._buffers}.items():

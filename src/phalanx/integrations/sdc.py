@@ -13,7 +13,7 @@ import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -23,16 +23,61 @@ from phalanx.core.expression import require
 from phalanx.core.payload import Payload
 from phalanx.core.pytree import cut, from_payload, to_payload
 from phalanx.core.round import make_generator
-from phalanx.distributed.determinism import BUCKETS, apart, digest, groups_of, share_digests, sketch
+from phalanx.distributed.determinism import BUCKETS, apart, digest, groups_of, ranks_in_words, share_digests, sketch
 from phalanx.distributed.determinism import Determinism as Determinism
 from phalanx.distributed.determinism import check_determinism as check_determinism
 from phalanx.distributed.determinism import compare_rows as compare_rows
 from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.distributed.recompute import Loss, LossAndGrads, group_of, recompute, snapshot, unwrap_module
-from phalanx.integrations.finding import Finding, Pair
+
+Pair = tuple[int, int]
 
 _COUNTS = ("compared", "suspected", "convicted", "unsteady")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A disagreement that an audit met; the same on every rank.
+
+    Args:
+        step: call of the audit, from 0.
+        kind: "computation": a pair computed one micro-batch differently; "weights": ranks hold different parameters.
+        suspects: ranks of which at least one is wrong.
+        hosts: of the suspects, in their order.
+        culprit: the rank that others outvote, or None where no vote decides.
+        pair: the two ranks that differed; None for weights.
+        third: the rank that was asked for a third vote.
+        difference: relative Euclidean distance of the gradients or weights, or of the losses if that is larger.
+        unsteady: ranks of the pair that did not repeat their own result.
+    """
+
+    step: int
+    kind: Literal["computation", "weights"]
+    suspects: tuple[int, ...]
+    hosts: tuple[str, ...]
+    culprit: int | None
+    pair: Pair | None = None
+    third: int | None = None
+    difference: float = 0.0
+    unsteady: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        who = ", ".join(f"rank {r} on {h}" for r, h in zip(self.suspects, self.hosts, strict=True))
+        size = f"{self.difference:.1e} (relative)"
+        if self.kind == "weights":
+            rest = "the majority" if self.culprit is not None else "each other"
+            return f"step {self.step}: {who}: other weights than {rest}, apart by {size}"
+        if self.culprit is not None:
+            said = f"step {self.step}: {who} computed a micro-batch unlike two other computations of it, by {size}"
+        else:
+            said = f"step {self.step}: {who} computed one micro-batch differently, by {size}, and no vote decides"
+        if self.unsteady:
+            said += (
+                f"; {ranks_in_words(self.unsteady, 'rank')} did not repeat the own result: flaky hardware, "
+                "or kernels that are not deterministic, for which rtol is there"
+            )
+        return said
 
 
 @dataclass(frozen=True)
@@ -261,11 +306,11 @@ def pairs_of(n: int, audit: int) -> list[Pair]:
     >>> [pairs_of(4, audit) for audit in range(3)]
     [[(0, 3), (1, 2)], [(2, 3), (0, 1)], [(1, 3), (0, 2)]]
     """
-    seats = n + n % 2
-    # one rank keeps its seat, the others move around the table; the last seat of an odd table is empty
-    around = [(k - audit) % (seats - 1) for k in range(seats - 1)]
-    table = [*around, seats - 1]
-    facing = [(table[0], table[-1])] + [(table[k], table[seats - 1 - k]) for k in range(1, seats // 2)]
+    places = n + n % 2
+    # one rank keeps its place, the others move around the table; the last place of an odd table is empty
+    around = [(k - audit) % (places - 1) for k in range(places - 1)]
+    table = [*around, places - 1]
+    facing = [(table[0], table[-1])] + [(table[k], table[places - 1 - k]) for k in range(1, places // 2)]
     return [(min(pair), max(pair)) for pair in facing if max(pair) < n]
 
 

@@ -107,7 +107,7 @@ class Report:
 
 
 def report_of(message: Message) -> Report | BadPayload:
-    """What a reply to an order brings; nothing that a client can write raises."""
+    """What a reply to a request brings; nothing that a client can write raises."""
     if message.has_error():
         return BadPayload(error_of(message))
     content = message.content

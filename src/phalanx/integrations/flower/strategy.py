@@ -17,8 +17,8 @@ from phalanx.core.codec import Gather
 from phalanx.core.expression import require
 from phalanx.core.wire_stage import WireStage, check_server, stages_of
 from phalanx.distributed.server.membership import Timeouts
+from phalanx.integrations.flower.node_registry import log
 from phalanx.integrations.flower.records import RunSource, run_of
-from phalanx.integrations.flower.roll import log
 from phalanx.integrations.flower.transport import FlowerTransport
 from phalanx.training.phase import Run
 from phalanx.training.run_folder import RunFolder

@@ -18,7 +18,8 @@ from phalanx.core.trees import State, from_payload, memories_of, to_payload
 from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server.membership import Timeouts
 from phalanx.distributed.server_transport import ServerTransport
-from phalanx.integrations.flower.mail import arrived, push
+from phalanx.integrations.flower.messaging import arrived, push
+from phalanx.integrations.flower.node_registry import Node, NodeRegistry, log
 from phalanx.integrations.flower.records import (
     ABOUT,
     MEMORY,
@@ -33,11 +34,10 @@ from phalanx.integrations.flower.records import (
     carried,
     report_of,
 )
-from phalanx.integrations.flower.roll import Node, Roll, log
 
 
 class FlowerTransport(ServerTransport):
-    """n workers, each a node of Flower that answers an order with its payload.
+    """n workers, each a node of Flower that answers a request with its payload.
 
     A client that crashes, hangs, leaves, raises, or sends what no client writes is an erasure, with the reason in the
     results; the run goes on.
@@ -52,11 +52,11 @@ class FlowerTransport(ServerTransport):
     def __init__(self, n: int, grid: Grid, timeouts: Timeouts, poll_s: float = 0.2) -> None:
         super().__init__(n)
         self._grid, self._timeouts, self._poll_s = grid, timeouts, poll_s
-        self.roll = Roll(n, grid, timeouts.first_s)
+        self.registry = NodeRegistry(n, grid, timeouts.first_s)
         self._nodes: dict[int, Node] = {}
         self._asked: dict[str, Node] = {}
         self._reports: dict[int, Report | BadPayload] = {}
-        self._seen: set[int] = set()  # workers that have answered an order of this process
+        self._seen: set[int] = set()  # workers that have answered a request of this process
         self._began, self._first, self._usual_s = 0.0, True, timeouts.first_s
 
     def __repr__(self) -> str:
@@ -69,9 +69,9 @@ class FlowerTransport(ServerTransport):
             ValueError: fewer than `least` have one.
         """
         until = time.monotonic() + self._timeouts.join_s
-        while len(self.roll.call()) < self.size and time.monotonic() < until:
+        while len(self.registry.refresh()) < self.size and time.monotonic() < until:
             time.sleep(self._poll_s)
-        found = self.roll.present
+        found = self.registry.present
         if len(found) < least:
             raise ValueError(
                 f"{len(found)} of {self.size} workers have a node after {self._timeouts.join_s:g} s, and the run needs "
@@ -83,12 +83,12 @@ class FlowerTransport(ServerTransport):
     @property
     def processes(self) -> list[dict[str, Any]]:
         """The worker and the id of each node that plays one."""
-        return [{"workers": [worker], "node": node.id} for worker, node in self.roll.present.items()]
+        return [{"workers": [worker], "node": node.id} for worker, node in self.registry.present.items()]
 
     def start_round(self, request: RoundRequest, run: str, memories: State) -> None:
-        """Sends every chosen worker its order."""
+        """Sends every chosen worker its request."""
         self._began, self._reports = time.monotonic(), {}
-        self._nodes = {w: node for w, node in self.roll.call(again=True).items() if w in set(request.clients)}
+        self._nodes = {w: node for w, node in self.registry.refresh(again=True).items() if w in set(request.clients)}
         for worker in request.clients:
             if worker not in self._nodes:
                 self._reports[worker] = BadPayload(f"no node has partition-id {worker}")
@@ -100,9 +100,9 @@ class FlowerTransport(ServerTransport):
         messages = []
         for worker, node in self._nodes.items():
             # equal arrays are sent to Flower's SuperLink once
-            order = {SHARED: needed if node.has_model else whole, OWN: array(request.for_worker(worker))}
+            arrays = {SHARED: needed if node.has_model else whole, OWN: array(request.for_worker(worker))}
             content = RecordDict(
-                {ORDER: ArrayRecord(order), ABOUT: ConfigRecord({ROUND: request.round_index, RUN: run})}
+                {ORDER: ArrayRecord(arrays), ABOUT: ConfigRecord({ROUND: request.round_index, RUN: run})}
             )
             if worker not in self._seen and (memory := memories_of(memories, (worker,))):
                 content[MEMORY] = ArrayRecord({PACKED: array(to_payload(memory))})
@@ -110,7 +110,7 @@ class FlowerTransport(ServerTransport):
         self._send(messages, list(self._nodes.values()))
 
     def _message(self, content: RecordDict, node: Node, kind: str, group: str = "") -> Message:
-        # an order that nobody waits for any more need not be carried out
+        # a request that nobody waits for any more need not be carried out
         return Message(content, node.id, kind, ttl=self._timeouts.first_s, group_id=group)
 
     def _send(self, messages: list[Message], nodes: list[Node]) -> None:
@@ -166,7 +166,7 @@ class FlowerTransport(ServerTransport):
         return [r.payload(limit_bytes) if isinstance(r, Report) else r or BadPayload("nothing arrived") for r in found]
 
     def collect_memories(self) -> list[State]:
-        nodes = [node for node in self.roll.call().values() if node.remembers]
+        nodes = [node for node in self.registry.refresh().values() if node.remembers]
         memories, self._began = list[State](), time.monotonic()
         self._send([self._message(RecordDict(), node, "query.memory") for node in nodes], nodes)
 

@@ -64,7 +64,7 @@ def configured(options: dict[str, Any], n: int) -> Run:
 
 def schemes(texts: Sequence[str]) -> list[Stage]:
     """The schemes that these expressions describe; without any, a selection of all schemes."""
-    from phalanx.integrations.exchange import as_scheme
+    from phalanx.integrations.gradient_exchange import as_scheme
     from phalanx.tools.advisor.quality import DEFAULTS
 
     return [as_scheme(text) for text in texts or DEFAULTS]

@@ -10,7 +10,7 @@ from statistics import median
 import phalanx as px
 from phalanx.attacks.adversary import NoAdversary
 from phalanx.backdoors.edges import EdgeCases
-from phalanx.backdoors.shared import SplitEdgeCases
+from phalanx.backdoors.split_edge_cases import SplitEdgeCases
 from phalanx.core.attack import Attack
 from phalanx.core.expression import require
 from phalanx.core.stage import Stage, chain

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from phalanx.attacks.adaptive import Adaptive
 from phalanx.attacks.replacement import Replacement
-from phalanx.backdoors.joined import WithEdgeCases
 from phalanx.backdoors.poisoned import Poisoned
+from phalanx.backdoors.with_edge_cases import WithEdgeCases
 from phalanx.core.wire_stage import WireStage, stages_of
 from phalanx.training.client_sampler import AllClients, WithAttackers, WithFixed
 from phalanx.training.phase import Phase, Run

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of Flower's nodes plays which worker."""
+"""The registry of Flower's nodes: which node plays which worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from phalanx.core.payload import BadPayload
 from phalanx.distributed.server.membership import backoff
-from phalanx.integrations.flower.mail import arrived, push
+from phalanx.integrations.flower.messaging import arrived, push
 from phalanx.integrations.flower.records import METRICS, TEXT, WORKER, error_of
 
 log = logging.getLogger("flwr.phalanx")  # shown wherever Flower's own lines are
@@ -25,7 +25,7 @@ class Node:
     Args:
         missed: rounds in a row in which it was late.
         backoff_rounds: rounds in which it is not waited for.
-        has_model: whether it has the tensors of the model that no further order repeats.
+        has_model: whether it has the tensors of the model that no further request repeats.
         remembers: whether it has memories that a checkpoint should hold.
     """
 
@@ -37,21 +37,21 @@ class Node:
     remembers: bool = False
 
     def late(self) -> None:
-        """Nothing has come from it in time."""
+        """The node has not answered in time."""
         self.missed += 1
         self.backoff_rounds = backoff(self.missed)
 
     def reported(self, remembers: bool) -> None:
-        """It has answered an order in time."""
+        """The node has answered a request in time."""
         self.missed, self.backoff_rounds, self.has_model, self.remembers = 0, 0, True, remembers
 
 
-class Roll:
-    """The nodes that are there, each asked once which worker it plays; the first that claims one has it.
+class NodeRegistry:
+    """The nodes that are connected. Each is asked once which worker it plays; the first that claims a worker gets it.
 
     Args:
         n: workers.
-        wait_s: for an answer; a node that gave none may be asked again.
+        wait_s: time for an answer; a node that gave none may be asked again.
     """
 
     def __init__(self, n: int, grid: Grid, wait_s: float) -> None:
@@ -62,11 +62,11 @@ class Roll:
         self._failed: set[int] = set()
         self._here: set[int] = set()
 
-    def call(self, again: bool = False) -> dict[int, Node]:
-        """The present node of each worker that has one; asks those that are new, and does not wait for them.
+    def refresh(self, again: bool = False) -> dict[int, Node]:
+        """Returns the present node of each worker that has one; asks new nodes, and does not wait for their answers.
 
         Args:
-            again: asks those too whose answer failed.
+            again: also asks nodes whose answer failed.
         """
         if again:
             self._failed.clear()
@@ -97,7 +97,7 @@ class Roll:
 
     @property
     def present(self) -> dict[int, Node]:
-        """The node of each worker that has one, as of the last call."""
+        """The node of each worker that has one, as of the last refresh."""
         found: dict[int, Node] = {}
         for node in self._nodes.values():
             if node.id in self._here:

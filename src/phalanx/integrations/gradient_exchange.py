@@ -40,8 +40,8 @@ from phalanx.training.worker_stats import WorkerStats
 _PLAIN = Reduce(Dense())
 
 
-class Courier:
-    """A scheme between processes that play one worker each, with its memories, counters and accusations.
+class SchemeSession:
+    """A scheme that runs over several processes, one worker each, with its memories, counters and accusations.
 
     Args:
         scheme: a stage or its expression.
@@ -67,14 +67,15 @@ class Courier:
         self.state: State = {}
         self.ledger = WorkerStats(world.size)
 
-    def carry(
+    def aggregate(
         self, row: Tensor, layout: Layout, *, index: int, weight: float = 1.0
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """This process's row (d,) to the aggregate (d,), or None when the round is lost; and the measurements.
+        """Returns the aggregate (d,) of the rows of all processes, None when the round is lost, and the measurements.
 
         A round's row may be exchanged in pieces: memories and random numbers go by the names of the tensors.
 
         Args:
+            row: (d,), the row of this process.
             index: number of the round.
         """
         warm = index < self.warmup
@@ -134,7 +135,7 @@ class GradientExchange:
         model: a plain module, the same on every process (not wrapped in DistributedDataParallel).
         scheme: a stage or its expression.
         world: a ProcessGroupCollective over the default process group when None.
-        byzantine, seed, warmup: as for `Courier`, which is the attribute `courier` and holds the state.
+        byzantine, seed, warmup: as for `SchemeSession`, which is the attribute `session` and holds the state.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class GradientExchange:
         seed: int = 0,
         warmup: int = 0,
     ) -> None:
-        self.courier = Courier(scheme, world or default_world(), byzantine, seed, warmup)
+        self.session = SchemeSession(scheme, world or default_world(), byzantine, seed, warmup)
         self.model, self.layout = model, Layout.of(model)
 
     @torch.no_grad()
@@ -165,8 +166,8 @@ class GradientExchange:
         buffers = {name: have[name] for name in self.layout.installed}
         parts = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
         joined = self.layout.join({**parts, **buffers})
-        row, measured = self.courier.carry(joined, self.layout, index=self.courier.index, weight=weight)
-        self.courier.index += 1
+        row, measured = self.session.aggregate(joined, self.layout, index=self.session.index, weight=weight)
+        self.session.index += 1
         for name, part in self.layout.split(torch.zeros(self.layout.d) if row is None else row).items():
             if name in named:
                 named[name].grad = part.to(named[name]).reshape_as(named[name]).clone()
@@ -181,7 +182,7 @@ class GradientExchange:
         Without redundancy the process's own one, (rank, 1.0). With it, every process that has a unit computes the same
         gradient from the same samples, order, augmentation and dropout; give them seeds that depend on the unit.
         """
-        (worker,) = self.courier.world.local_workers
+        (worker,) = self.session.world.local_workers
         return tuple(zip(self._allocation.units[worker], self._allocation.shares[worker], strict=True))
 
     @property
@@ -191,16 +192,16 @@ class GradientExchange:
 
     @property
     def _allocation(self) -> Allocation:
-        n = self.courier.world.size
-        return self.courier.scheme.assign(n) or Allocation.single(range(n))
+        n = self.session.world.size
+        return self.session.scheme.assign(n) or Allocation.single(range(n))
 
     def state_dict(self) -> dict[str, Any]:
         """This process's memories and counters, for the user's checkpoint."""
-        return self.courier.state_dict()
+        return self.session.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken; ValueError if it was taken from another scheme."""
-        self.courier.load_state_dict(saved)
+        self.session.load_state_dict(saved)
 
 
 def as_scheme(scheme: Stage | str) -> Stage:
