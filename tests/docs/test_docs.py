@@ -160,5 +160,7 @@ def test_outputs_are_compared() -> None:
     assert alike("accuracy 95.1 %\nfolder runs/2026-01-01", "accuracy  93 % folder runs/2026-01-01", "")
     assert not alike("accuracy 95.1 %", "accuracy 9.5 %", "")
     assert alike("accuracy 95.1 %", "accuracy 9.5 %", "numbers vary")
+    assert alike("a step takes 1.2 ms", "a step takes 800 us", "numbers vary")
+    assert not alike("a step takes 1.2 ms", "a step takes 800 us", "")
     assert not alike("worker 3 lied", "worker 3 died", "numbers vary")
     assert alike("first\n...\nlast 1", "first\n2\n3\nlast 4", "")

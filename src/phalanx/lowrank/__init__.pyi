@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from phalanx.lowrank.adapt import adapt as adapt
 from phalanx.lowrank.decay import frobenius_decay as frobenius_decay
+from phalanx.lowrank.factorize import factorize as factorize
 from phalanx.lowrank.macs import Macs as Macs
 from phalanx.lowrank.macs import macs as macs
 from phalanx.lowrank.merge import merge as merge
@@ -22,6 +23,7 @@ __all__ = [
     "Plan",
     "adapt",
     "early_bird",
+    "factorize",
     "frobenius_decay",
     "from_pretrained",
     "lottery",
