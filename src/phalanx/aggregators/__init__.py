@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules at the server, one a file."""
+"""Aggregation rules of the server, one in each file."""
 
 from phalanx.core.namespace import attach
 

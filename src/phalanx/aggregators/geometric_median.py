@@ -77,9 +77,9 @@ class GeometricMedian(Aggregator):
             return stack.one(rows[best].clone()).note([Note("gap", value=0.0)]), {}
         smallest = reach[reach > 0].min()
         near = share / np.maximum(reach, self.nu * smallest)
-        found = _weiszfeld(inner, share, near / near.sum(), self.nu * smallest, self.tol, self.max_iterations)
-        point = mix_one(torch.from_numpy(found.mixture), rows)
-        return stack.one(point).note([Note("gap", value=found.gap)]), {}
+        solution = _weiszfeld(inner, share, near / near.sum(), self.nu * smallest, self.tol, self.max_iterations)
+        point = mix_one(torch.from_numpy(solution.mixture), rows)
+        return stack.one(point).note([Note("gap", value=solution.gap)]), {}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sign that most rows have."""
+"""A rule that gives the sign that most rows have."""
 
 from __future__ import annotations
 

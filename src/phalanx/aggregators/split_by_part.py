@@ -67,11 +67,11 @@ class SplitByPart(Aggregator):
             "directions": (self.directions, replace(stack, rows=stack.rows[:, :cut], layout=layout.head)),
             "installed": (self.installed, replace(stack, rows=stack.rows[:, cut:], layout=layout.tail)),
         }
-        made: list[Stack] = []
+        results: list[Stack] = []
         memory: State = {}
         for name, (rule, part) in parts.items():
             result, after = rule(part, state.get(name), round.child(name))
-            made.append(result)
+            results.append(result)
             if after:
                 memory[name] = after
-        return join_notes(stack.one(torch.cat([result.rows[0] for result in made])), made), memory
+        return join_notes(stack.one(torch.cat([result.rows[0] for result in results])), results), memory

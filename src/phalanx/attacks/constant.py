@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One number everywhere."""
+"""An attack that sends one number in every entry."""
 
 from __future__ import annotations
 

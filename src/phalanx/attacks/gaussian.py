@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise in place of a gradient."""
+"""An attack that sends noise in place of a gradient."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The honest mean turned round."""
+"""An attack that sends the negated mean of the honest rows."""
 
 from __future__ import annotations
 

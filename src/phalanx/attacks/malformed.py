@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that no codec writes."""
+"""An attack that sends messages that no codec writes."""
 
 from __future__ import annotations
 

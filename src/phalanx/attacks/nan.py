@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Not a number, everywhere."""
+"""An attack that sends NaN in every entry."""
 
 from __future__ import annotations
 

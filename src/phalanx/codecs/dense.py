@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The row as it is."""
+"""The codec that sends a row without compression."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two bytes an entry."""
+"""A codec that sends each entry in two bytes."""
 
 from __future__ import annotations
 

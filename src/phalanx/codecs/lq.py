@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One level of the l_q norm."""
+"""A quantizer with one level, the l_q norm of the tensor."""
 
 from __future__ import annotations
 

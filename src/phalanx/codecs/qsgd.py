@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Levels of each bucket's norm."""
+"""A quantizer whose levels are fractions of the norm of each bucket."""
 
 from __future__ import annotations
 

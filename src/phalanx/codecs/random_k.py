@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Some of the entries."""
+"""A codec that sends entries chosen at random."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ class RandomK(Codec):
         places = np.empty(sum(ks), np.int64)
 
         def work(tensor: int) -> None:
-            own = places[first[tensor] : first[tensor] + ks[tensor]]
-            quantizer_kernels.subset(layout.sizes[tensor], key[tensor], own)
-            own += starts[tensor]
+            kept_places = places[first[tensor] : first[tensor] + ks[tensor]]
+            quantizer_kernels.subset(layout.sizes[tensor], key[tensor], kept_places)
+            kept_places += starts[tensor]
 
         spread(work, range(len(ks)), layout.sizes)
         return places

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One bit an entry."""
+"""A codec that sends the sign of each entry, one bit."""
 
 from __future__ import annotations
 

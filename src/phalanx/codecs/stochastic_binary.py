@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two values a tensor."""
+"""A quantizer that sends one of two values of the tensor for each entry."""
 
 from __future__ import annotations
 

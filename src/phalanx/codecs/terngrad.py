@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three values an entry."""
+"""A quantizer that sends one of three values for each entry."""
 
 from __future__ import annotations
 

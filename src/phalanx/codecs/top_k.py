@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The largest entries."""
+"""A codec that sends the entries of largest magnitude."""
 
 from __future__ import annotations
 

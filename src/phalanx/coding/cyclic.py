@@ -86,9 +86,9 @@ class Cyclic(Code):
         code = circulant(n, self.s)
         units, shares = [], []
         for i in range(n):
-            mine = sorted(((i + k) % n, float(share)) for k, share in enumerate(code.shares))
-            units.append(tuple(unit for unit, _ in mine))
-            shares.append(tuple(share for _, share in mine))
+            assigned = sorted(((i + k) % n, float(share)) for k, share in enumerate(code.shares))
+            units.append(tuple(unit for unit, _ in assigned))
+            shares.append(tuple(share for _, share in assigned))
         return Allocation(tuple(units), tuple(shares))
 
     def amplification(self, n: int) -> float:
@@ -136,7 +136,7 @@ class Cyclic(Code):
                 guess = located(sweep(stack.rows, key, np.zeros(len(ids)), _SAMPLE)[0])
         projections, row = sweep(stack.rows, key, _shares(code, ids, guess))
         try:
-            found = located(projections)
+            false_ids = located(projections)
         except Unexplained:
             missing = f" and {n - len(ids)} missing" if n > len(ids) else ""
             raise TooManyFaults(
@@ -144,8 +144,8 @@ class Cyclic(Code):
                 f"{noise:.1g}; nothing fits them",
                 stack.notes,
             ) from None
-        shares = _shares(code, ids, found)
-        left = len(ids) - len(found)
+        shares = _shares(code, ids, false_ids)
+        left = len(ids) - len(false_ids)
         error = float(np.sqrt(code.support) * np.abs(shares).sum()) * noise
         if left < n and error > LIMIT:
             raise TooManyFaults(
@@ -153,9 +153,9 @@ class Cyclic(Code):
                 f"{LIMIT}: too many neighbours are missing or false",
                 stack.notes,
             )
-        if found != guess:
+        if false_ids != guess:
             row = sweep(stack.rows, key, shares)[1]
-        notes = [Note("outvoted", worker, reason="its row breaks the code") for worker in found]
+        notes = [Note("outvoted", worker, reason="its row breaks the code") for worker in false_ids]
         return stack.one(row).note(notes), {}
 
 

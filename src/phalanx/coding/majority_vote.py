@@ -52,22 +52,22 @@ def vote_allocation(groups: Sequence[range]) -> Allocation:
     return Allocation.single([g for g, group in enumerate(groups) for _ in group])
 
 
-def camps_by(members: Sequence[int], same: Callable[[int, int], bool]) -> list[list[int]]:
-    """Members that hold the same, where being the same is transitive."""
-    camps: list[list[int]] = []
+def group_by(members: Sequence[int], same: Callable[[int, int], bool]) -> list[list[int]]:
+    """The members in groups that hold the same row, where being the same is transitive."""
+    groups: list[list[int]] = []
     for worker in members:
-        camp = next((c for c in camps if same(c[0], worker)), None)
-        if camp is None:
-            camps.append([worker])
+        group = next((group for group in groups if same(group[0], worker)), None)
+        if group is None:
+            groups.append([worker])
         else:
-            camp.append(worker)
-    return camps
+            group.append(worker)
+    return groups
 
 
 def by_equality(members: Sequence[int], same: Callable[[int, int], bool]) -> Ballot:
     """The vote where being the same is transitive."""
-    won = next((c for c in camps_by(members, same) if 2 * len(c) > len(members)), [])
-    return Ballot(tuple(members), tuple(won))
+    majority = next((group for group in group_by(members, same) if 2 * len(group) > len(members)), [])
+    return Ballot(tuple(members), tuple(majority))
 
 
 def by_cluster(
@@ -82,11 +82,12 @@ def by_cluster(
     """
     apart = {(a, b): distance(a, b) for a in members for b in members if a < b}
     apart |= {(b, a): x for (a, b), x in apart.items()}
-    camps = {a: [b for b in members if a == b or apart[a, b] <= near(a, b)] for a in members}
-    centre = min(camps, key=lambda a: (-len(camps[a]), sum(apart[a, b] for b in camps[a] if b != a), a), default=None)
-    if centre is None or 2 * len(camps[centre]) <= len(members):
+    near_members = {a: [b for b in members if a == b or apart[a, b] <= near(a, b)] for a in members}
+    spread = {a: sum(apart[a, b] for b in near_members[a] if b != a) for a in members}
+    centre = min(near_members, key=lambda a: (-len(near_members[a]), spread[a], a), default=None)
+    if centre is None or 2 * len(near_members[centre]) <= len(members):
         return Ballot(tuple(members), ())
-    return Ballot(tuple(members), (centre, *(b for b in camps[centre] if b != centre)))
+    return Ballot(tuple(members), (centre, *(b for b in near_members[centre] if b != centre)))
 
 
 def ballot_notes(ballots: Sequence[Ballot], round: Round, groups: int) -> list[Note]:

@@ -69,9 +69,9 @@ def byzantine_votes(n: int, q: int, r: int, ties: bool = False) -> np.ndarray:
             kept, gone = powers @ (chances * ~is_lost), powers @ (chances * is_lost)
             product *= (kept[:, None] + gone[:, None] * turn) ** float(count)
         total += product.sum(axis=0)
-    found = np.maximum(np.fft.ifft(total).real, 0.0)
+    window_odds = np.maximum(np.fft.ifft(total).real, 0.0)
     # a Fourier sum of period `window` gives place k to k modulo it
-    odds[first : first + window] = np.roll(found, -(first % window))
+    odds[first : first + window] = np.roll(window_odds, -(first % window))
     return odds / odds.sum()
 
 

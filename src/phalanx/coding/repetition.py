@@ -57,7 +57,7 @@ class Repetition(Code):
         return (self.r - 1) // 2
 
     def tolerances(self, n: int) -> tuple[int, ...]:
-        """Lies that each group stands."""
+        """The number of false rows that each group tolerates."""
         return tuple((len(group) - 1) // 2 for group in vote_groups(n, self.r, "repetition"))
 
     def merges(self, n: int) -> int:

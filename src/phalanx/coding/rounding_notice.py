@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from phalanx.coding.majority_vote import Ballot, camps_by
+from phalanx.coding.majority_vote import Ballot, group_by
 from phalanx.core.round import Round
 from phalanx.core.stack import Note
 from phalanx.distributed.determinism import ranks_in_words
@@ -46,11 +46,11 @@ def rounding_notes(
         honest = [worker for worker in ballot.members if worker not in round.byzantine]
         if set(honest) <= set(ballot.winners):
             continue
-        pairs = [(a, b, apart(a[0], b[0])) for a, b in combinations(camps_by(honest, same), 2)]
+        pairs = [(a, b, apart(a[0], b[0])) for a, b in combinations(group_by(honest, same), 2)]
         near = [(a, b, distance) for a, b, distance in pairs if 0 < distance <= NEAR]
         if near:
             distances.append(max(distance for *_, distance in near))
-            involved = sorted({tuple(camp) for a, b, _ in near for camp in (a, b)})
+            involved = sorted({tuple(group) for a, b, _ in near for group in (a, b)})
             between.append(f"between {' and '.join(map(ranks_in_words, involved))}")
     return [Note("notice", reason=_sentence(max(distances), between))] if distances else []
 

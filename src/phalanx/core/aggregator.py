@@ -41,7 +41,7 @@ class Aggregator(Stage):
         return 1
 
     def merges(self, n: int) -> int:
-        """How many rows n rows become."""
+        """The number of rows that the rule makes of n rows."""
         return 1
 
     @abstractmethod

@@ -29,8 +29,8 @@ class Allocation:
     shares: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        assert [len(mine) for mine in self.units] == [len(mine) for mine in self.shares]
-        assert all(mine and list(mine) == sorted(set(mine)) for mine in self.units)
+        assert [len(units) for units in self.units] == [len(shares) for shares in self.shares]
+        assert all(units and list(units) == sorted(set(units)) for units in self.units)
 
     @staticmethod
     def single(units: Sequence[int]) -> Allocation:
@@ -39,13 +39,13 @@ class Allocation:
 
     @cached_property
     def num_units(self) -> int:
-        """How many units there are."""
-        return 1 + max(u for mine in self.units for u in mine)
+        """The number of units."""
+        return 1 + max(u for units in self.units for u in units)
 
     @cached_property
     def coded(self) -> bool:
         """Whether some worker sends anything but one unit's row."""
-        return any(mine != (1.0,) for mine in self.shares)
+        return any(shares != (1.0,) for shares in self.shares)
 
     @property
     def matrix(self) -> Tensor:

@@ -64,7 +64,7 @@ class Attack(Stage):
 
     @property
     def part(self) -> Part:
-        """What of a row it rewrites."""
+        """The part of a row that the attack rewrites."""
         return "directions" if self.directions_only else "row"
 
     @abstractmethod
@@ -81,16 +81,16 @@ class Attack(Stage):
         if not round.byzantine:
             return stack, state
         clock = Clock()
-        mine = [i for i, s in enumerate(stack.sources) if s and set(s) <= round.byzantine]
+        forged_rows = [i for i, s in enumerate(stack.sources) if s and set(s) <= round.byzantine]
         view = self.look(stack, round)
-        workers = tuple(stack.sources[i][0] for i in mine)
+        workers = tuple(stack.sources[i][0] for i in forged_rows)
         # pieces of one row draw from different streams
         piece = round.child(" ".join(stack.layout.names))
-        forged, state = self.forge(stack.rows[mine], workers, view, state, piece)
-        if mine:
+        forged, state = self.forge(stack.rows[forged_rows], workers, view, state, piece)
+        if forged_rows:
             rows, cut = stack.rows.clone(), stack.layout.stepped
             aimed = {"row": slice(None), "directions": slice(cut), "installed": slice(cut, None)}[self.part]
-            rows[mine, aimed] = forged.to(rows.dtype).expand(len(mine), -1)[:, aimed]
+            rows[forged_rows, aimed] = forged.to(rows.dtype).expand(len(forged_rows), -1)[:, aimed]
             stack = stack.with_rows(rows)
         clock.lap(FORGING)
         return stack.note(clock.notes), state

@@ -52,11 +52,11 @@ class RowBuffer:
 
     def add(self, parts: Sequence[Tensor]) -> None:
         """The next row, in vectors of d entries in all."""
-        mine = [part for part in parts if part.numel()]
-        if self._copy is None and self._follow(mine):
-            self._found.append(mine)
+        filled = [part for part in parts if part.numel()]
+        if self._copy is None and self._follow(filled):
+            self._found.append(filled)
         else:
-            self._write(self._copied()[self._count], mine)
+            self._write(self._copied()[self._count], filled)
         self._count += 1
 
     @property

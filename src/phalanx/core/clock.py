@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the seconds of a round go."""
+"""A clock that measures the seconds of each part of a round."""
 
 from __future__ import annotations
 

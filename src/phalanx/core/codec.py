@@ -28,7 +28,7 @@ WEIGHT, INSTALLED = "weight", "installed"  # keys that the wire stage adds to a 
 
 
 class Codec(Expression, ABC):
-    """One row <-> one payload."""
+    """A method that turns a row into a payload and back."""
 
     @property
     def scope(self) -> Scope:

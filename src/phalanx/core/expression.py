@@ -65,11 +65,11 @@ def method(name: str, kind: str, listed: bool = True) -> Callable[[type[T]], typ
     """
 
     def wrap(cls: type[T]) -> type[T]:
-        made: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
-        made.expression_name, made.expression_kind = name, kind
+        frozen: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
+        frozen.expression_name, frozen.expression_kind = name, kind
         if listed:
-            register(name, kind, made)
-        return made
+            register(name, kind, frozen)
+        return frozen
 
     return wrap
 

@@ -67,7 +67,7 @@ class Layout:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Entries of each tensor."""
+        """The number of entries of each tensor."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @cached_property

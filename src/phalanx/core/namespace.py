@@ -26,7 +26,7 @@ class Target(NamedTuple):
     name: str
 
     def load(self) -> Any:
-        """The object, its module imported."""
+        """Imports the module and gives the object."""
         module = import_module(self.module)
         try:
             return getattr(module, self.name)

@@ -50,7 +50,7 @@ class Cut(NamedTuple):
 
     @property
     def sizes(self) -> list[int]:
-        """Entries of each piece."""
+        """The number of entries of each piece."""
         return [piece.stop - piece.start for piece in self.pieces]
 
 

@@ -47,8 +47,8 @@ class Entry:
 
     def makes(self, wanted: type) -> bool:
         """Whether its objects are of a type."""
-        made = self.build if isinstance(self.build, type) else typing.get_type_hints(self.build).get("return")
-        return not isinstance(made, type) or issubclass(made, wanted)
+        result = self.build if isinstance(self.build, type) else typing.get_type_hints(self.build).get("return")
+        return not isinstance(result, type) or issubclass(result, wanted)
 
 
 class AmbiguousName(ValueError):
@@ -153,18 +153,18 @@ def _load(name: str) -> None:
 
 @cache
 def _load_all() -> None:
-    for module in dict.fromkeys((*_MODULES, *(target.module for found in _targets().values() for target in found))):
+    for module in dict.fromkeys((*_MODULES, *(target.module for targets in _targets().values() for target in targets))):
         import_module(module)
 
 
 @cache
 def _targets() -> dict[str, list[Target]]:
     """Where each public name comes from, by its lower-case spelling, in all namespaces."""
-    found: dict[str, list[Target]] = {}
+    targets: dict[str, list[Target]] = {}
     for stub in _stubs():
         for name, target in read_stub(stub).items():
-            found.setdefault(name.lower(), []).append(target)
-    return found
+            targets.setdefault(name.lower(), []).append(target)
+    return targets
 
 
 def _stubs() -> Iterator[Path]:

@@ -122,7 +122,7 @@ class Stack:
         return replace(kept, erased=self.erased + len(reasons)).note(notes)
 
     def note(self, notes: Iterable[Note]) -> Stack:
-        """With more notes."""
+        """The stack with more notes."""
         return replace(self, notes=self.notes + tuple(notes))
 
     def faults_left(self, f: int) -> int:

@@ -62,7 +62,7 @@ def from_payload(payload: Payload) -> dict[str, Any]:
 
 
 def copied_tree(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with tensors of its own."""
+    """A copy of the tree with copies of its tensors."""
     return {
         key: copied_tree(x) if isinstance(x, dict) else x.detach().clone() if isinstance(x, Tensor) else x
         for key, x in tree.items()
@@ -100,11 +100,11 @@ def memories_of(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
             continue
         kind, _, worker = key.partition(":")
         if kind == "worker":
-            found = value if worker in map(str, ids) else {}
+            memories = value if worker in map(str, ids) else {}
         else:
-            found = {} if kind == "row" else memories_of(value, ids)
-        if found:
-            kept[key] = found
+            memories = {} if kind == "row" else memories_of(value, ids)
+        if memories:
+            kept[key] = memories
     return kept
 
 

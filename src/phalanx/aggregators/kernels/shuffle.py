@@ -29,5 +29,5 @@ def even_groups(n: int, groups: int) -> list[range]:
 
 
 def present(places: Sequence[int | None]) -> list[int]:
-    """The places that hold a row."""
+    """The positions that hold a row."""
     return [i for i in places if i is not None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waves as atoms."""
+"""Bases of waves (discrete cosine and Fourier) as atoms."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows cut to a norm."""
+"""A transform that scales rows down to a norm."""
 
 from __future__ import annotations
 

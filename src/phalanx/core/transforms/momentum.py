@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows averaged over rounds."""
+"""A transform that averages rows over rounds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows blurred on purpose."""
+"""A transform that adds noise to rows."""
 
 from __future__ import annotations
 
