@@ -42,7 +42,7 @@ def rounding_notes(
     """
     distances, between = [], []
     for ballot in ballots if watched(round) else ():
-        # a drill's liars are no hardware
+        # rows of Byzantine workers in an injected attack say nothing about hardware
         honest = [worker for worker in ballot.members if worker not in round.byzantine]
         if set(honest) <= set(ballot.winners):
             continue
