@@ -22,7 +22,7 @@ class Bucketing(Aggregator):
 
     Shapes: (n, d) -> (ceil(n / size), d).
     Args:
-        size: rows in a bucket, >= 1; larger makes honest rows more alike and tolerates fewer Byzantine. The last
+        size: rows in a bucket, >= 1; larger makes honest rows more alike and tolerates fewer Byzantine ones. The last
             bucket may hold fewer.
     Source: Karimireddy et al., Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing, 2022,
         arXiv:2006.09365, Algorithm 1. As published where weights are equal.
