@@ -25,7 +25,8 @@ EXPRESSIONS = [
     ("", "an expression is empty; write one such as krum(f=2)"),
     (
         "trimed_mean(f=1)",
-        "unknown name 'trimed_mean'; did you mean trimmed_mean? choose from trimmed_mean, $ in all) (character 1)\n"
+        "unknown name 'trimed_mean'; did you mean trimmed_mean? choose from trimmed_mean, $ in all); "
+        "a name of your own needs its module, as in phalanx run --import MODULE (character 1)\n"
         "  trimed_mean(f=1)\n  ^",
     ),
     (

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
+import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -22,7 +24,7 @@ from phalanx.core.namespace import Target, read_stub
 
 MANY = 40  # names that an error lists; of more only the nearest
 NEAREST = 12
-EXTENSIONS = "phalanx.methods"  # entry points of packages whose stubs name further methods
+EXTENSIONS = "phalanx.methods"  # entry points of packages with further methods; the stubs of these name them
 # modules whose names are public through their namespace, such as px.optim.sgd, and stand in no stub
 _MODULES = ("phalanx.attacks.adversary", "phalanx.training.optim")
 
@@ -51,6 +53,10 @@ class Entry:
         return not isinstance(result, type) or issubclass(result, wanted)
 
 
+class MissingModule(ValueError):
+    """A module with names of the user's own cannot be imported."""
+
+
 class AmbiguousName(ValueError):
     """Several objects have the name, and the type that is wanted does not decide between them."""
 
@@ -62,6 +68,7 @@ class AmbiguousName(ValueError):
 
 
 _entries: dict[tuple[str, str], Entry] = {}
+_extensions: list[str] = []
 
 
 def register(name: str, kind: str, build: Callable[..., Any]) -> None:
@@ -74,6 +81,38 @@ def register(name: str, kind: str, build: Callable[..., Any]) -> None:
     if known is not None and known.build is not build:
         raise ValueError(f"{name!r} is registered already, as a {kind}; choose another name")
     _entries[kind, name] = Entry(name, kind, build)
+
+
+def import_extensions(modules: Iterable[str]) -> None:
+    """Imports modules that register names of their own, from the current folder or installed packages.
+
+    Args:
+        modules: names as in an import statement, such as "my_module".
+    Raises:
+        MissingModule: there is no such module, or its code raises an exception.
+    """
+    for module in modules:
+        if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+            raise MissingModule(f"{module!r} is no name of a module; give it as in an import statement, without .py")
+        here = str(Path.cwd())
+        if not {"", here} & set(sys.path):
+            sys.path.insert(0, here)  # as `python -m` does, and the command `phalanx` does not
+        try:
+            import_module(module)
+        except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+                place = f"neither in {here} nor among the installed packages"
+                raise MissingModule(f"the module {module} is {place}; go to its folder or set PYTHONPATH") from None
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            why = f"{type(error).__name__}: {error}; {last.filename}, line {last.lineno}"
+            raise MissingModule(f"the module {module} cannot be imported ({why})") from error
+        if module not in _extensions:
+            _extensions.append(module)
+
+
+def extensions() -> list[str]:
+    """The modules that `import_extensions` has imported, for other processes of the job."""
+    return list(_extensions)
 
 
 def entries(kind: str | None = None) -> list[Entry]:
@@ -106,7 +145,8 @@ def lookup(name: str, wanted: type | None = None) -> Entry:
         _load_all()
         named = _named(name)
     if not named:
-        raise ValueError(f"unknown name {name!r}; {suggest(name, choices(wanted))}")
+        own = "a name of your own needs its module, as in phalanx run --import MODULE"
+        raise ValueError(f"unknown name {name!r}; {suggest(name, choices(wanted))}; {own}")
     if len(named) == 1:
         return named[0]
     fitting = [e for e in named if wanted is None or e.makes(wanted)]

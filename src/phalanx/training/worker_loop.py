@@ -15,6 +15,7 @@ from phalanx.attacks.faults import inject_faults
 from phalanx.core.packing import pack
 from phalanx.core.parser import parse
 from phalanx.core.payload import Payload
+from phalanx.core.registry import import_extensions
 from phalanx.core.trees import from_payload, memories_of, to_payload
 from phalanx.core.wire_stage import Upload
 from phalanx.distributed.server.messages import Connection, Kind, Message, message, write
@@ -70,6 +71,7 @@ class _MessageHandler:
         match incoming.kind:
             case Kind.SETUP:
                 setup = from_payload(incoming.payload())
+                import_extensions(setup["modules"])
                 run = parse(setup["run"])
                 assert isinstance(run, Run)
                 self._runtime = WorkerRuntime(run, self._workers)

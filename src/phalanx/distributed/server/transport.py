@@ -14,6 +14,7 @@ from torch import Tensor
 from phalanx.core.expression import require
 from phalanx.core.packing import ReceiveBuffers
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
+from phalanx.core.registry import extensions
 from phalanx.core.trees import State, from_payload, memories_of, to_payload
 from phalanx.core.world import checked_payload
 from phalanx.distributed.round_request import RoundRequest
@@ -89,7 +90,11 @@ class TcpTransport(ServerTransport):
             if member.line is None:
                 continue
             if not member.knows_run:
-                brief = {"run": run, "memories": memories_of(memories, member.workers)}
+                brief = {
+                    "run": run,
+                    "modules": extensions(),
+                    "memories": memories_of(memories, member.workers),
+                }
                 member.line.send(message(Kind.SETUP, index, to_payload(brief)))
                 member.knows_run = True
             member.line.send(order)

@@ -44,6 +44,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field in every run that has it; may be repeated."),
 ]
 Only = Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Only the run of this label; may be repeated.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE", help="Import this module, which names your own; may be repeated."),
+]
 Jobs = Annotated[
     int,
     typer.Option(metavar="N", show_default=False, help="Runs at a time, each in a process of its own; 1 if left out."),

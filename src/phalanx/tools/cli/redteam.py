@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phalanx.core.expression import require
-from phalanx.tools.cli.common import Json, Scale, Seed, Settings, check_jobs, print_json, user_command
+from phalanx.tools.cli.common import Imports, Json, Scale, Seed, Settings, check_jobs, print_json, user_command
 from phalanx.tools.cli.study_progress import run_with_progress
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def redteam(
         typer.Option(metavar="WHAT", help="Only this attack, this rule, or this attack: rule; may be repeated."),
     ] = None,
     seed: Seed = None,
+    imports: Imports = None,
     seeds: Annotated[
         int | None, typer.Option(metavar="N", help="Do every run with N seeds, from --seed on; 1 if left out.")
     ] = None,
@@ -118,6 +119,7 @@ def redteam(
         --fail-if "accuracy_lost > 0.05 exit 4" --json
       phalanx redteam --resume runs/2026-01-31-120000-redteam-edge-case-mnist
     """
+    from phalanx.core.registry import import_extensions
     from phalanx.distributed.job import Processes
     from phalanx.tools.redteam.folder import RedTeamFolder
     from phalanx.tools.redteam.request import build_red_team_study
@@ -128,6 +130,7 @@ def redteam(
     require("RANK" not in os.environ, "redteam starts processes of its own; give --jobs, and leave torchrun out")
     jobs = cores() if jobs is None else jobs
     check_jobs(jobs)
+    import_extensions(imports or [])
     new_limits = {
         "excess": excess_limit,
         "accuracy": accuracy_limit,

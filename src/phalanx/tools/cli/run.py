@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phalanx.tools.cli.common import (
+    Imports,
     Jobs,
     Json,
     Only,
@@ -40,6 +41,7 @@ def run(
     settings: Settings = None,
     only: Only = None,
     seed: Seed = None,
+    imports: Imports = None,
     out: Annotated[
         Path | None, typer.Option(help="New or empty folder for the results; runs/TIME-RECIPE if left out.")
     ] = None,
@@ -70,15 +72,18 @@ def run(
       phalanx run quickstart --scale smoke --set optimizer.lr=0.05 --seed 1
       phalanx run quickstart --only krum --only median --set "byzantine=random(3)"
       phalanx run robust-mnist --jobs 8
+      phalanx run setting.txt --import my_module
       phalanx run --resume runs/2026-01-31-120000-quickstart
       torchrun --nproc-per-node 4 -m phalanx run robust-mnist
       torchrun --nproc-per-node 10 -m phalanx run quickstart --server \\
         --set workers=9
     """
+    from phalanx.core.registry import import_extensions
     from phalanx.tools.runner.study import Study, StudyFolder
     from phalanx.training.run_folder import event_writer
 
     check_jobs(jobs)
+    import_extensions(imports or [])
     if tensorboard:
         event_writer()
     with _processes(server, deadline) as processes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from phalanx.tools.cli.common import Json, Only, Recipe, Scale, Seed, Settings, print_json, user_command
+from phalanx.tools.cli.common import Imports, Json, Only, Recipe, Scale, Seed, Settings, print_json, user_command
 
 
 @user_command
@@ -15,6 +15,7 @@ def show(
     settings: Settings = None,
     only: Only = None,
     seed: Seed = None,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Prints the expressions behind a recipe.
@@ -28,11 +29,13 @@ def show(
       phalanx show quickstart --only krum --set rounds=10 > krum.txt
       phalanx run krum.txt
     """
+    from phalanx.core.registry import import_extensions
     from phalanx.tools.report.pretty import pretty
     from phalanx.tools.runner.request import build_study
 
     if recipe is None:
         raise ValueError("show needs a recipe, such as quickstart; phalanx list recipes names them all")
+    import_extensions(imports or [])
     study = build_study(recipe, scale, settings or [], only or [], seed)
     for notice in study.notices:
         typer.echo(notice, err=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from phalanx.core.folder_lock import folder_lock
+from phalanx.core.registry import MissingModule, extensions, import_extensions
 from phalanx.distributed.job import Processes
 from phalanx.tools.runner.measurement import Job, Measurement, parse_job
 from phalanx.training.phase import Run
@@ -51,13 +52,20 @@ class Study:
             "recipe": self.recipe,
             "scale": self.scale,
             "settings": list(self.settings),
+            "imports": extensions(),
             "seeds": {label: job.seed for label, job in self.jobs.items()},
             "runs": {label: repr(job) for label, job in self.jobs.items()},
         }
 
     @staticmethod
     def from_json(plain: dict[str, Any]) -> Study:
-        """The study that `to_json` described; it keeps its runs even if the recipe has changed since."""
+        """The study that `to_json` described; it keeps its runs even if the recipe has changed since.
+
+        Raises:
+            MissingModule: a module that the study imports cannot be imported here.
+            ValueError: a run cannot be read.
+        """
+        import_extensions(plain.get("imports", ()))
         jobs = {label: parse_job(text, f"run {label!r}") for label, text in plain["runs"].items()}
         return Study(plain["recipe"], plain["scale"], tuple(plain["settings"]), jobs)
 
@@ -103,6 +111,8 @@ class StudyFolder:
             raise ValueError(f"{self.path} holds no study: there is no study.json in it{inside}")
         try:
             return Study.from_json(json.loads(file.read_text()))
+        except MissingModule:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); begin in a new folder") from None
 
