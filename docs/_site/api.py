@@ -106,14 +106,12 @@ GROUPS = (
         "Matching",
         "Which neurons of several networks are the same. See [matching](../matching.md).",
         ("matching",),
-        ("match_models",),
     ),
     Group(
         "lowrank",
         "Low rank and pruning",
         "Smaller networks. See [PUFFERFISH](../pufferfish.md).",
         ("lowrank",),
-        ("factorize",),
     ),
     Group(
         "backdoors",

@@ -12,6 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+LOADED_BY_SCRIPT = re.compile(r'"(https?://[^"]+\.js|https?://unpkg\.com/[^"]+)"')
+LOADED_BY_STYLE = re.compile(r"""(?:url\(\s*|@import\s+)["']?((?:https?:)?//[^"')\s]+)""")
+
 
 class Page(HTMLParser):
     """What a page links to, and what can be linked to in it."""
@@ -39,6 +42,7 @@ def broken(site: Path) -> list[str]:
     found = []
     for path, page in pages.items():
         foreign = [link for link in page.loaded if link.startswith(("http:", "https:", "//"))]
+        foreign += LOADED_BY_STYLE.findall(path.read_text("utf-8"))
         found += [f"{path.relative_to(site)}: loads {link} from another host" for link in dict.fromkeys(foreign)]
         for link in dict.fromkeys(page.links):
             if link.startswith(("http:", "https:", "//", "mailto:", "data:", "javascript:")):
@@ -51,9 +55,10 @@ def broken(site: Path) -> list[str]:
                 found.append(f"{here}: {link} does not exist")
             elif target in pages and unquote(anchor) not in pages[target].anchors:
                 found.append(f"{here}: {link} has no such place")
-    for script in sorted(site.rglob("*.js")):
-        for address in re.findall(r'"(https?://[^"]+\.js|https?://unpkg\.com/[^"]+)"', script.read_text("utf-8")):
-            found.append(f"{script.relative_to(site)}: loads {address} from another host")
+    for pattern, by in (("*.js", LOADED_BY_SCRIPT), ("*.css", LOADED_BY_STYLE)):
+        for file in sorted(site.rglob(pattern)):
+            for address in by.findall(file.read_text("utf-8")):
+                found.append(f"{file.relative_to(site)}: loads {address} from another host")
     return found
 
 

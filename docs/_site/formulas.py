@@ -14,5 +14,7 @@ MARK = r'<(span|div) class="arithmatex">(.*?)</\1>'
 def drawn(match: re.Match[str]) -> str:
     """One formula, between \\( and \\) or \\[ and \\]."""
     text = html.unescape(match[2]).strip()
-    display = "block" if text.startswith("\\[") else "inline"
-    return convert(text[2:-2].strip(), display=display)
+    if text.startswith("\\("):
+        return convert(text[2:-2].strip())
+    # a long formula scrolls in a box, whose scroll bar is below the text
+    return f'<div class="formula">{convert(text[2:-2].strip(), display="block")}</div>'

@@ -23,10 +23,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the reference, the site of results, and what the pages link to outside docs/."""
     root = _root(config)
     _folders.append(tempfile.TemporaryDirectory())
-    made = Path(_folders[-1].name)
-    for file in chapters.build(root / "experiments" / "results", made):
-        files.append(File.generated(config, f"{chapters.PLACE}/{file.relative_to(made)}", abs_src_path=str(file)))
-    for name, text in (*commands.pages(), *api.pages()):
+    folder, results = Path(_folders[-1].name), root / "experiments" / "results"
+    for file in chapters.plots(results, folder):
+        files.append(File.generated(config, f"{chapters.PLACE}/{file.relative_to(folder)}", abs_src_path=str(file)))
+    for name, text in (*commands.pages(), *api.pages(), *chapters.pages(results)):
         files.append(File.generated(config, name, content=text))
     for path in links.needed(root):
         files.append(_file(root, path, config))

@@ -90,11 +90,45 @@ def test_what_a_page_loads_from_another_host_is_found(tmp_path: Path) -> None:
         '<script src="https://example.org/x.js"></script><a href="https://example.org">1</a>'
     )
     (tmp_path / "b.js").write_text('load("https://unpkg.com/polyfill")')
+    (tmp_path / "c.css").write_text('@import "https://example.org/c.css"; p { background: url(//example.org/d.png) }')
+    (tmp_path / "d.html").write_text("<style>p { background: url('https://example.org/e.png') }</style>")
     found = part("check").broken(tmp_path)
     assert found == [
         "a.html: loads https://example.org/x.js from another host",
+        "d.html: loads https://example.org/e.png from another host",
         "b.js: loads https://unpkg.com/polyfill from another host",
+        "c.css: loads https://example.org/c.css from another host",
+        "c.css: loads //example.org/d.png from another host",
     ]
+
+
+def test_a_long_formula_scrolls_in_a_box() -> None:
+    pytest.importorskip("latex2mathml")
+    formulas = part("formulas")
+
+    def html(text: str) -> str:
+        return re.sub(formulas.MARK, formulas.drawn, text, flags=re.S)
+
+    assert html('<div class="arithmatex">\\[a + b\\]</div>').startswith('<div class="formula"><math')
+    assert html('<span class="arithmatex">\\(a\\)</span>').startswith("<math")
+    # the bar is below the text, and the box is what scrolls
+    style = (ROOT / "docs" / "extra.css").read_text("utf-8")
+    assert re.search(r"\.formula \{[^}]*padding: [^}]*\.8rem; overflow-x: auto", style)
+
+
+def test_chapters_are_pages_of_the_theme() -> None:
+    pytest.importorskip("phalanx_experiments")
+    from phalanx_experiments.reproduce.catalogue import CHAPTERS, items
+
+    pages = dict(part("chapters").pages(ROOT / "experiments" / "results"))
+    assert set(pages) == {"reproduced/index.md", *(f"reproduced/chapter-{chapter}.md" for chapter in CHAPTERS)}
+    text = "\n".join(pages.values())
+    assert [text.count(f"{{ #{item.key} }}") for item in items()] == [1] * len(items())
+    assert "<!doctype" not in text and "<style" not in text
+    # Markdown leaves HTML alone that stands on one line
+    assert all(line.endswith("</div>") for line in text.split("\n") if line.startswith("<div"))
+    settings = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert all(page in settings for page in pages)
 
 
 def test_scripts_of_the_theme_load_nothing_from_another_host(monkeypatch: pytest.MonkeyPatch) -> None:

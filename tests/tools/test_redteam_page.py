@@ -83,6 +83,19 @@ def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").exists() and (tmp_path / "verdicts.json").exists()
 
 
+def test_the_legend_has_the_lines_of_the_curves(tmp_path: Path) -> None:
+    rules = ("FedAvg", "Krum")
+    attacks = ("none", *(f"attack {i}" for i in range(9)))  # nine: the colours begin again, dashed
+    runs = {f"{a}: {r}": run(px.aggregators.mean(), "none" if a == "none" else "PGD") for a in attacks for r in rules}
+    text = page(findings(tmp_path, runs, {label: lines(0.1) for label in runs}))
+    legend = re.search(r'<ul class="legend">(.*?)</ul>', text)
+    assert legend is not None
+    styles = re.findall(r'<line [^>]*class="line ([^"]+)"[^>]*></line></svg>([^<]+)<', legend[1])
+    assert len(styles) == 10 and ("quiet", "no attack") in styles and ("c0 dashed", "attack 8") in styles
+    drawn = re.findall(r'<polyline points="[^"]*" class="line ([^"]+)"><title>([^<]+)<', text)
+    assert {(style, "no attack" if name == "none" else name) for style, name in drawn} == set(styles)
+
+
 def test_names_are_text(tmp_path: Path) -> None:
     runs = {f"none: {HOSTILE}": run(px.aggregators.mean()), f"{HOSTILE}: {HOSTILE}": run(px.aggregators.mean(), "PGD")}
     request = RedTeamRequest(HOSTILE, policies=("excess > 0.1",), notes=(HOSTILE,))

@@ -75,26 +75,23 @@ def _page(chapter: int) -> str:
 
 
 def _index(items: Sequence[Item], evidence: Evidence) -> str:
+    return document(TITLE, tag("h1", TITLE), *overview(items, evidence), style=STYLE)
+
+
+def overview(items: Sequence[Item], evidence: Evidence) -> Iterator[Markup]:
+    """The number of items in each state, then a table of the items of each chapter."""
     used = [verdict.state(item, evidence) for item in items]
     states = [
         (name, tag("td", str(used.count(name))), tag("td", meaning)) for name, meaning in STATES.items() if name in used
     ]
-    chapters = []
+    if evidence.root is None:
+        yield tag("p", "No committed results were at hand when this was built.", class_="warning")
+    yield tag("p", f"{len(items)} tables and figures. ", HOW)
+    yield table(("state", "items", "meaning"), states)
     for chapter, title in CHAPTERS.items():
-        mine = [item for item in items if item.chapter == chapter]
-        rows = [_line(item, evidence) for item in mine]
-        heading = tag("h2", tag("a", f"Chapter {chapter}. {title}", href=_page(chapter)))
-        chapters.append(tag("section", heading, table(("", "state, and what it shows"), rows)))
-    absent = [tag("p", "No committed results were at hand when this was built.", class_="warning")]
-    return document(
-        TITLE,
-        tag("h1", TITLE),
-        *(absent if evidence.root is None else ()),
-        tag("p", f"{len(items)} tables and figures. ", HOW),
-        table(("state", "items", "meaning"), states),
-        *chapters,
-        style=STYLE,
-    )
+        rows = [_line(item, evidence) for item in items if item.chapter == chapter]
+        link = tag("a", f"Chapter {chapter}. {title}", href=_page(chapter))
+        yield tag("section", tag("h2", link), table(("", "state, and what it shows"), rows))
 
 
 def _line(item: Item, evidence: Evidence) -> tuple[str, ...]:
@@ -119,7 +116,7 @@ def _chapter(chapter: int, items: Sequence[Item], evidence: Evidence) -> str:
         tag("nav", _spaced(ways)),
         tag("h1", title),
         tag("nav", _spaced(inside)),
-        *(tag("section", *_item(item, evidence), id=item.key) for item in items),
+        *(tag("section", tag("h2", heading(item)), *content(item, evidence), id=item.key) for item in items),
         style=STYLE,
     )
 
@@ -128,8 +125,13 @@ def _spaced(links: Sequence[Markup]) -> Markup:
     return Markup(" ".join(links))
 
 
-def _item(item: Item, evidence: Evidence) -> Iterator[Markup]:
-    yield tag("h2", f"{item.name}: {item.title}")
+def heading(item: Item) -> str:
+    """The item's name and title."""
+    return f"{item.name}: {item.title}"
+
+
+def content(item: Item, evidence: Evidence) -> Iterator[Markup]:
+    """What a chapter's page says about an item, below its heading."""
     yield tag("p", _state(item, evidence), " ", verdict.outcome(verdict.judged(item, evidence)))
     for sheet in (words.comparison(item, evidence), words.verdicts(item, evidence)):
         if sheet.rows:

@@ -9,7 +9,7 @@ from statistics import mean
 
 from phalanx.tools.redteam.ci_gate import Outcome
 from phalanx.tools.redteam.findings import Findings
-from phalanx.tools.redteam.svg import Line, panel, style
+from phalanx.tools.redteam.svg import Line, key, panel, style
 from phalanx.tools.redteam.tables import attacks_of, costs, fairness, gained
 from phalanx.tools.redteam.threat import adversary, rule, situation
 from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
@@ -151,7 +151,7 @@ def _curves(found: Findings) -> Iterator[Markup]:
         attack: "quiet" if attack == QUIET else style(i) for i, attack in enumerate(a for a in attacks if a != QUIET)
     }
     place |= {QUIET: "quiet"}
-    legend = [tag("li", tag("span", class_=f"key {place[a]}"), "no attack" if a == QUIET else a) for a in attacks]
+    legend = [tag("li", key(place[a]), "no attack" if a == QUIET else a) for a in attacks]
     yield tag("p", "Share of edge cases that are called what the attacker wants (%), by round.")
     yield tag("ul", *legend, class_="legend")
     panels = []

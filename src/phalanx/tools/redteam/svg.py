@@ -32,6 +32,12 @@ def style(place: int) -> str:
     return f"c{place % COLOURS}" + (" dashed" if place >= COLOURS else "")
 
 
+def key(line_style: str) -> Markup:
+    """A short piece of a line, for the legend; it looks as the line does."""
+    piece = tag("line", x1=0, x2=24, y1=4, y2=4, class_=f"line {line_style}")
+    return tag("svg", piece, viewBox="0 0 24 8", class_="key", aria_hidden="true")
+
+
 def panel(name: str, lines: Sequence[Line]) -> Markup:
     """Lines over the rounds, with the range over the seeds behind each.
 
