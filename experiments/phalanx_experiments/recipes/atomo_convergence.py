@@ -56,7 +56,7 @@ SIZES = {
             precision="bf16",
         )
     },
-    # dissertation, section 3.7; the number of rounds is in no table
+    # dissertation, section 3.5; the number of rounds is in no table
     "paper": with_models(
         Size(
             data=px.data.cifar10(),

@@ -86,7 +86,7 @@ SETTINGS = {
         groups=3,
         budget=24,
     ),
-    # the cluster and the Byzantine workers of section 7.4.1, the model and its hybrid of section 4.4
+    # the cluster and the Byzantine workers of section 7.4.1, the model and its hybrid of section 4.5.4
     "paper": Setting(
         Size(
             data=px.data.cifar10(),

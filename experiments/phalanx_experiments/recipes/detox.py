@@ -51,7 +51,7 @@ SIZES = {
             workers=WORKERS,
         )
     },
-    # section 7.4.1; one step size for all rules, where table 7.3 tunes each
+    # sections 7.4.1 and 7.4.2; one step size for all rules, where table 7.3 tunes each
     "paper": {
         "CIFAR-10": _PAPER,
         "CIFAR-100": replace(_PAPER, data=px.data.cifar100(), model=px.models.vgg13_bn()),

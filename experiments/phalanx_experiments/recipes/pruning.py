@@ -36,7 +36,7 @@ class Setting:
 
 
 def optimizer() -> ServerOptimizer:
-    """The optimizer of section 4.5.2, with a tenth of the step from epochs 150 and 250 of 300."""
+    """The optimizer of section 4.5.9, with a tenth of the step from epochs 150 and 250 of 300."""
     schedule = px.optim.milestones(at=(1 / 2, 5 / 6), by=0.1)
     return px.optim.sgd(lr=0.1, momentum=0.9, weight_decay=0.0001, schedule=schedule)
 

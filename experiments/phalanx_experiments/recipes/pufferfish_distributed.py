@@ -35,7 +35,7 @@ SIZES = {
         workers=4,
         precision="bf16",
     ),
-    # section 4.4.2: 8 nodes of 256 images, the step warmed up over 5 epochs of 24 rounds, 80 of 300 at full rank
+    # section 4.3.2: 8 nodes of 256 images, the step warmed up over 5 epochs of 24 rounds, 80 of 300 at full rank
     "paper": Size(
         data=px.data.cifar10(),
         model=px.models.resnet18(),
@@ -71,7 +71,7 @@ def pufferfish_distributed(scale: str) -> dict[str, Run]:
     return {
         "SGD": run(plain),
         "PUFFERFISH": run(plain, low),
-        # both weights and gradients are approximated, which wants a higher rank (section 4.5.6)
+        # both weights and gradients are approximated, which wants a higher rank (section 4.5.5)
         "PUFFERFISH + PowerSGD rank 4": run(px.chain(px.lowrank.power_sgd(rank=4)), low),
         "PowerSGD rank 2": run(px.chain(px.lowrank.power_sgd(rank=2))),
         "Signum": run(px.codecs.signum(), size=by_sign),

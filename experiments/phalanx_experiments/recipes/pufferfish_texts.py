@@ -52,7 +52,7 @@ WORDS = {
         ),
         warmup=0.25,
     ),
-    # table 4.12 and section 4.5.8: 40 epochs of some 2,980 rounds, 10 of them at full rank
+    # table 4.12 and section 4.5.9: 40 epochs of some 2,980 rounds, 10 of them at full rank
     "paper": Setting(
         Size(
             data=px.data.wikitext2(context=35),
@@ -90,7 +90,7 @@ PAIRS = {
         warmup=0.25,
         keep=("encoder.0.*", "decoder.0.*"),
     ),
-    # section 4.5.8: 400 epochs of 114 rounds, 10 of them at full rank
+    # section 4.5.9: 400 epochs of 114 rounds, 10 of them at full rank
     "paper": Setting(
         Size(
             data=px.data.multi30k(beam=5),

@@ -64,7 +64,7 @@ _PAPER = Size(
 SETTINGS = {
     "smoke": Setting(_SMOKE, replace(_SMOKE, batch=120, optimizer=px.optim.sgd(0.05, 0.9))),
     "laptop": Setting(_LAPTOP, replace(_LAPTOP, batch=120, optimizer=px.optim.sgd(0.05, 0.9), rounds=120)),
-    # crude: dissertation, section 6.5; subtle: shares of 8 again, which no table has
+    # crude: dissertation, section 6.3; subtle: shares of 8 again, which no table has
     "paper": Setting(_PAPER, replace(_PAPER, batch=360, optimizer=px.optim.sgd(0.05, 0.9), rounds=1000), f=5, groups=5),
 }
 

@@ -29,8 +29,8 @@ class MultiKrum(Aggregator):
         ValueError: n < 2f + 3 or n < m.
     Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017,
         arXiv:1703.02757, section 5.
-    Differs: the paper leaves m open; the default is that of Wang, Toward Robust and Communication Efficient Distributed
-        Machine Learning, 2021, section 7.5.
+    Differs: the paper leaves m open; the default is that of the code published with Rajput et al., DETOX, 2019,
+        arXiv:1907.12205.
     """
 
     f: int

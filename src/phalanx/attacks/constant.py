@@ -19,7 +19,7 @@ class Constant(Attack):
     Shapes: (k, d) -> (k, d).
     Args:
         value: -100 as in the dissertation; -1 is its choice against sign votes; 1e30 overflows what is not gated.
-    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.5.
+    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.3.
         As published.
     """
 

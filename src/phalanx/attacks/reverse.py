@@ -18,7 +18,7 @@ class Reverse(Attack):
     Shapes: (k, d) -> (k, d).
     Args:
         c: factor; 100 as in the dissertation, 1 hides among honest norms.
-    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.5.
+    Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.3.
         As published.
     """
 

@@ -98,7 +98,7 @@ class Gradient(ClientWork):
         batch: examples a round over ALL units of work, so that redundancy does not change the effective batch.
         smoothing: share of a label in [0, 1) that the other classes have in equal parts; the test is never smoothed.
     Source: of smoothing: Szegedy et al., Rethinking the Inception Architecture, 2015, arXiv:1512.00567, section 7.
-        Differs: the label's own class gets no part of the share, as in the dissertation (section 4.5).
+        Differs: the label's own class gets no part of the share, as in the code of the dissertation (4.5.9).
     """
 
     batch: int = 480
