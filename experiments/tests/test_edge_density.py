@@ -2,7 +2,9 @@
 """Densities of a model's outputs against scipy's, and figure 8.1."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,3 +162,26 @@ def test_figure_8_1_from_the_command_line(tmp_path):
     plot_edge_density(results, "figure 8.1", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     assert edge_density_tables([]) == [] and find("edge-density").jobs("laptop")
+
+
+ROOT = Path(__file__).parents[2]
+NAMES = {"`ardis()`": "ARDIS", "ARDIS sevens": "ARDIS", "inverted strokes": "inverted", "rotated digits": "rotated"}
+NAMES |= {"thin strokes": "thin"}
+
+
+@pytest.mark.parametrize("page", ["docs/edge_cases.md", "experiments/results/README.md"])
+def test_tables_of_the_pages_have_the_numbers_of_the_results(page):
+    results = json.loads((ROOT / "experiments" / "results" / "edge-density" / "results.json").read_text())
+    measured = {result["label"]: result["measured"] for result in results["results"]}
+    text = (ROOT / page).read_text().partition("| edge cases | separation |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in text.splitlines()[2:]]
+    assert {NAMES.get(name, name) for name, *_ in rows} == set(measured) and len(rows) == len(measured)
+    for name, *numbers in rows:
+        of = measured[NAMES.get(name, name)]
+        expected = (of["separation"], of["median"]["test"], of["median"]["edge"], 100 * of["below"]["edge"])
+        decimals = (3, 1, 1, 1)
+        assert numbers == [f"{value:.{d}f}" for value, d in zip(expected, decimals, strict=True)], name
+    accuracies = {f"{100 * of['accuracy']:.1f} %" for of in measured.values()}
+    around = re.split(r"^## ", (ROOT / page).read_text(), flags=re.M)
+    (section,) = [part for part in around if "| edge cases | separation |" in part]
+    assert all(accuracy in section for accuracy in accuracies), f"{page} names other accuracies than {accuracies}"
