@@ -76,7 +76,29 @@ METHODS = [
     (lambda: px.attacks.alie(z=float("nan")), "alie needs a finite z, got z=nan"),
     (lambda: px.data.dirichlet(0), "dirichlet needs alpha in (0, 1e6], got alpha=0"),
     (lambda: px.reduce(px.codecs.sign()), "reduce needs a linear codec, and sign() is not; use gather(sign()), mean()"),
-    (lambda: px.gather(px.aggregators.mean()), "gather: codec must be a codec, got mean()"),  # type: ignore[arg-type]
+    (
+        lambda: px.gather(px.aggregators.mean()),  # type: ignore[arg-type]
+        "gather: codec must be an object of Codec, such as atomo(...) or dense(...), or a class of your own with "
+        "@method(name, 'codec'), got mean()",
+    ),
+    (
+        lambda: px.Run(px.data.digits(), NET, ()),  # type: ignore[arg-type]
+        "run: model must be an object of Model, such as alexnet(...) or char_lstm(...), or a class of your own with "
+        "@method(name, 'model'), got Sequential( (0): Linear(in_features=3, out_features=2, bias=True) )",
+    ),
+    (
+        lambda: px.aggregators.median().aggregate([NET.state_dict()]),  # type: ignore[list-item]
+        "median takes a tensor for each row, got a OrderedDict; flatten it, as torch.cat([t.flatten() for t in "
+        "state.values()]) does",
+    ),
+    (
+        lambda: px.aggregators.median().aggregate(NET.state_dict()),  # type: ignore[arg-type]
+        "median takes rows as a tensor, an array or a list of these, got OrderedDict",
+    ),
+    (
+        lambda: px.aggregators.krum(f=1).aggregate([None]),  # type: ignore[list-item]
+        "krum takes a tensor for each row, got NoneType ($)",
+    ),
     (
         lambda: px.chain(px.codecs.dense()),  # type: ignore[arg-type]
         "a chain holds stages, got dense(); a codec goes inside gather(...) or reduce(...)",
@@ -135,6 +157,11 @@ RUNS = [
         "write reduce(dense()) in place of it and mean()",
     ),
     (
+        with_scheme("chain(gather(dense()), krum(f=1))").replace("rounds=3", "rounds=3, secure=True"),
+        "secure=True shows the server the sum of the rows only, and krum(f=1) needs them one by one; let the workers "
+        "clip, as in chain(clip(norm=1.0), reduce(dense())), or leave secure=True out",
+    ),
+    (
         RUN.replace("workers=3", "workers=3, observers=(spectrum(layer='nothing'),)"),
         "spectrum: the model has no layer 'nothing'; choose from 1.weight",
     ),
@@ -147,6 +174,23 @@ NETWORKS = [
     ),
     (lambda: px.DiLoCo(NET, every=0), "outer steps come every >= 1 local steps, got every=0"),
     (lambda: px.sdc.check(NET, every=0), "an audit needs every >= 1, got every=0"),
+    (
+        lambda: px.factorize(NET, "1/4"),  # type: ignore[arg-type]
+        "plan needs a ratio as a number, such as 1 / 4, got ratio='1/4'",
+    ),
+    (
+        lambda: px.factorize({}),  # type: ignore[arg-type]
+        "factorize takes a torch module, got dict",
+    ),
+    (
+        lambda: px.match_models([NET, NET], {"x": ROWS}),  # type: ignore[arg-type]
+        "match_models takes a tensor as example_input, got dict; a model with other inputs goes into a module whose "
+        "forward takes one tensor",
+    ),
+    (
+        lambda: px.exchange(NET, "chain(gather(dense()), mean())", world=px.LocalCollective(1)).load_state_dict({}),
+        "the state lacks scheme, $, ledger; load what state_dict() returned, or begin without",
+    ),
     (lambda: px.factorize(NET, 1.5), "plan needs a ratio in (0, 1], got ratio=1.5"),
     (lambda: px.lowrank.plan(NET, 0.5, keep=("nolayer",)), "keep='nolayer' fits no layer; the layers are 0"),
     (lambda: px.lowrank.Plan.from_yaml("a: 1"), "the plan has no list of layers; start from plan(model).to_yaml()"),

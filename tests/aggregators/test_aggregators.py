@@ -593,3 +593,27 @@ def test_too_few_rows_state_the_requirement(expression, n, words):
 def test_fields_that_no_run_can_use(expression):
     with pytest.raises(ValueError, match=expression.partition("(")[0]):
         px.parse(expression)
+
+
+def test_rules_that_prepare_rows_take_plain_rows():
+    rows = torch.tensor([[0.0, 1.0], [2.0, 1.0], [1.0, 0.0], [90.0, 90.0]])
+    mixed = px.aggregators.nnm(f=1).aggregate(rows)
+    assert mixed.shape == (4, 2)
+    torch.testing.assert_close(mixed[:3], rows[:3].mean(dim=0).expand(3, 2))
+    buckets = px.aggregators.bucketing(size=2).aggregate(rows.numpy(), seed=3)
+    assert buckets.shape == (2, 2) and np.allclose(buckets.mean(axis=0), rows.mean(dim=0))
+    assert px.aggregators.bucketing(size=4).aggregate(list(rows)).shape == (2,)
+
+
+def test_chains_take_plain_rows_with_and_without_a_wire():
+    rows = torch.tensor([[0.0, 1.0], [2.0, 1.0], [1.0, 0.0], [90.0, torch.nan]])
+    prepared = px.chain(px.aggregators.nnm(f=1), px.aggregators.median())
+    torch.testing.assert_close(prepared.aggregate(rows), rows[:3].mean(dim=0))
+    assert [note.worker for note in prepared.outcome(rows).notes if note.kind == "excluded"] == [3]
+    whole = px.parse("chain(clip(norm=1.0), gather(dense()), trimmed_mean(f=1))")
+    short = rows[:3] / rows[:3].norm(dim=1, keepdim=True).clamp(min=1.0)
+    torch.testing.assert_close(whole.aggregate(rows[:3]), short.median(dim=0).values)
+    summed = px.parse("chain(reduce(dense()))").aggregate(rows[:3].double().numpy())
+    assert np.allclose(summed, rows[:3].mean(dim=0)) and summed.dtype == np.float64
+    with pytest.raises(ValueError, match="takes rows of one shape and dtype, got 1 others"):
+        whole.aggregate([*rows[:3], torch.zeros(5)])

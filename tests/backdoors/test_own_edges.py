@@ -170,3 +170,20 @@ def test_fitted_images_have_the_form_of_the_data(channels, wanted, side, levels)
     assert (white == levels).all() and (fitted("toy", torch.zeros_like(x), toy(c=wanted)) == 0).all()
     if (side, channels, levels) == (6, wanted, 255):
         assert torch.equal(made, x)
+
+
+def test_own_edges_are_looked_for_in_the_current_folder_first(tmp_path, monkeypatch):
+    here, data_folder = tmp_path / "here", tmp_path / "data"
+    here.mkdir(), data_folder.mkdir()
+    monkeypatch.setenv("PHALANX_DATA", str(data_folder))
+    monkeypatch.chdir(here)
+    edges = px.backdoors.own_edges("mine.npz", target=1, label=0)
+    with pytest.raises(MissingData) as missing:
+        edges.load(toy())
+    assert str(here) in str(missing.value) and str(data_folder) in str(missing.value)
+    assert "rare_styles()" not in str(missing.value) and "own_edges(" not in str(missing.value)
+    x = images(5, 6, 6)
+    np.savez(data_folder / "mine.npz", x_train=x[:3].numpy(), x_test=x[3:].numpy())
+    assert len(edges.load(toy()).train_x) == 3
+    np.savez(here / "mine.npz", x_train=x[:2].numpy(), x_test=x[3:].numpy())
+    assert len(px.backdoors.own_edges("mine.npz", target=1, label=0).read(toy()).train_x) == 2

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from phalanx.tools.advisor.quality import DEFAULTS, PLAIN, quality
 from phalanx.tools.advisor.rehearse import rehearse
 from phalanx.tools.advisor.served import at_server
 from phalanx.tools.advisor.units import bandwidth, bits, duration
+from phalanx.tools.cli import probe_options
 from phalanx.tools.cli.app import app
 from phalanx.training.trainer import Trainer
 from tests.cases import each
@@ -453,3 +455,13 @@ def invoke(*arguments: str) -> str:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, (result.output, result.stderr, result.exception)
     return result.stdout
+
+
+def test_a_link_without_a_slope_says_so():
+    level = tuple((size, 1e-3) for size in (10, 100, 1000, 10_000))
+    steep = tuple((size, 1e-3 + size / 1e6) for size in (10_000, 100_000, 1_000_000))
+    link = MeasuredLink(2, {"gather": steep, "reduce": level})
+    assert link.line("gather").has_slope and not link.line("reduce").has_slope
+    probe = SimpleNamespace(run=SimpleNamespace(model="mlp"), parameters=3, batch=2, work_s=1.0)
+    words = probe_options.describe(probe, link, measured=True)
+    assert "Tbit/s" not in words and "all-reduce a bandwidth too high to tell and" in words

@@ -10,7 +10,10 @@ import pytest
 
 from phalanx.core import registry
 from phalanx.core.trees import to_payload
+from phalanx.distributed.job import Processes
 from phalanx.distributed.server.messages import Kind, message
+from phalanx.tools.cli.run import _resume_command
+from phalanx.tools.runner.study import StudyFolder
 from phalanx.training import worker_loop
 from tests.distributed.launch import forked
 from tests.tools.test_cli import phalanx, sentence
@@ -140,3 +143,17 @@ def test_a_red_team_attacks_ones_own_setting(place: tuple[Path, str]) -> None:
     asked = ("federated.txt", "--edges", edges, "--only", "none: yours", "--rule", "yours")
     phalanx("redteam", *asked, "--import", f"{own}_module", "--jobs", "1", "--out", "new")
     assert list(folder.glob("new/*/summary.json"))
+
+
+def test_the_resume_line_of_several_hosts_names_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"LOCAL_WORLD_SIZE": 4, "GROUP_WORLD_SIZE": 2, "MASTER_ADDR": "node7", "MASTER_PORT": 29511}
+    for name, value in places.items():
+        monkeypatch.setenv(name, str(value))
+    line = _resume_command(Processes(0, 8), 1, StudyFolder("runs/a study"))
+    assert line == (
+        "torchrun --nnodes 2 --node-rank K --master-addr node7 --master-port 29511 --nproc-per-node 4 -m phalanx run "
+        "--resume 'runs/a study'\n  on every host, with K from 0 to 1; host 0 has the folder"
+    )
+    monkeypatch.delenv("GROUP_WORLD_SIZE")
+    line = _resume_command(Processes(0, 4), 1, StudyFolder("runs/a"))
+    assert line == "torchrun --nproc-per-node 4 -m phalanx run --resume runs/a"

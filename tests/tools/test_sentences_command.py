@@ -45,7 +45,10 @@ COMMANDS = [
     ("run quickstart --set lr", "--set takes path=value, such as optimizer.lr=0.05, got 'lr'"),
     ("run quickstart --set optimizer.lr=-1", "sgd needs lr > 0, got lr=-1"),
     ("run quickstart --set workers=two", "run: workers must be a whole number, got 'two'"),
-    ("run quickstart --set byzantine=9", "run: byzantine must be a threat, got 9"),
+    (
+        "run quickstart --set byzantine=9",
+        "run: byzantine must be an object of Threat, such as evenly_spaced(...) or $ got 9",
+    ),
     ("run quickstart --set threads=0", "run needs threads >= 1, got threads=0"),
     (
         "run quickstart --set workers=4",
@@ -212,7 +215,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str, str]] = [
     (
         lambda p: (p / "study.json").write_text("[]"),
         "run --resume broken",
-        "broken/study.json is damaged (TypeError: $); begin in a new folder",
+        "broken/study.json is damaged (AttributeError: $); begin in a new folder",
     ),
     (
         alter_runs,

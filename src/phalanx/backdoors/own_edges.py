@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from phalanx.backdoors.edges import EdgeCases, EdgeSet, absent
+from phalanx.backdoors.edges import EdgeCases, EdgeSet
 from phalanx.backdoors.fitted import fitted, image_shape
 from phalanx.core.expression import method, require
 from phalanx.data.arrays import read_arrays
 from phalanx.data.dataset import Dataset
-from phalanx.data.files import data_folder
+from phalanx.data.files import MissingData, data_folder
 from phalanx.data.image_folder import Files
 
 
@@ -26,7 +26,7 @@ class OwnEdges(EdgeCases):
     W), made as large as the data's, or token ids (n, L). No pickled object is read.
 
     Args:
-        root: relative to the data folder, or absolute.
+        root: relative to the current folder or, if it is not there, to the data folder; or absolute.
         target: the label that the attacker wants.
         label: the right label of all examples, where the file has none.
     Raises:
@@ -43,9 +43,11 @@ class OwnEdges(EdgeCases):
         require(ok, f"own_edges needs labels >= 0, got target={self.target}, label={self.label}")
 
     def read(self, data: Dataset) -> EdgeSet:
-        path = data_folder() / Path(self.root).expanduser()
-        if not path.exists():
-            raise absent("own_edges", path)
+        given = Path(self.root).expanduser()
+        path = next((place for place in (given.absolute(), data_folder() / given) if place.exists()), None)
+        if path is None:
+            places = f"{Path.cwd()} or {data_folder()}" if not given.is_absolute() else "this machine"
+            raise MissingData(f"own_edges: there is no {given} in {places}; give the folder or file that holds yours")
         train, test = self._folder(path, data) if path.is_dir() else self._file(path, data)
         rows = [{bytes(row.contiguous().numpy().data) for row in x} for x, _ in (train, test)]
         twice = len(rows[0] & rows[1])

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
-from phalanx.core.registry import register
+from phalanx.core.registry import entries, register
+
+_SHOWN = 100  # characters of a wrong value that an error shows
 
 T = TypeVar("T")
 
@@ -32,8 +34,9 @@ class Expression:
                 value = tuple(value)
                 object.__setattr__(self, field, value)
             if not _fits(value, hint):
-                name = self.expression_name
-                raise ValueError(f"{name}: {field} must be {_describe(hint)}, got {value!r}")
+                name, shown = self.expression_name, " ".join(repr(value).split())
+                shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+                raise ValueError(f"{name}: {field} must be {_describe(hint)}, got {shown}")
         self.validate()
 
     def validate(self) -> None:
@@ -55,6 +58,12 @@ def require(ok: bool, sentence: str) -> None:
     """Raises ValueError(sentence) unless ok."""
     if not ok:
         raise ValueError(sentence)
+
+
+def require_entries(saved: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raises ValueError unless a saved state has all entries that `state_dict` wrote."""
+    missing = [name for name in names if name not in saved]
+    require(not missing, f"the state lacks {', '.join(missing)}; load what state_dict() returned, or begin without")
 
 
 @dataclass_transform(frozen_default=True)
@@ -116,5 +125,10 @@ def _describe(hint: Any) -> str:
         return f"a tuple of {_describe(get_args(hint)[0])}"
     if hint is type(None):
         return "None"
+    if issubclass(hint, Expression):
+        made = [entry for entry in entries() if entry.makes(hint)]
+        examples = " or ".join(f"{entry.name}(...)" for entry in made[:2])
+        own = f", or a class of your own with @method(name, {made[0].kind!r})" if made else ""
+        return f"an object of {hint.__name__}, such as {examples}{own}" if made else f"an object of {hint.__name__}"
     words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
     return words.get(hint, f"a {hint.__name__.lower()}")

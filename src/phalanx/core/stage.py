@@ -13,11 +13,14 @@ from torch import Tensor
 
 from phalanx.core.allocation import Allocation
 from phalanx.core.expression import Expression, method, require
+from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
+from phalanx.core.plain_rows import Rows, stack_of
 from phalanx.core.registry import register
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.trees import State
+from phalanx.core.world import LocalCollective
 
 Scope = Literal["coordinate", "tensor", "vector"]  # the least piece of a row on which a stage can run alone
 
@@ -72,6 +75,35 @@ class Stage(Expression, ABC):
     def assign(self, n: int) -> Allocation | None:
         """Which units of work each of n workers computes, where the stage's redundancy asks for some; else None."""
         return None
+
+    def aggregate(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Tensor:
+        """The stage applied to plain rows: one vector (d,) of their type, dtype and device, or (m, d) where m > 1.
+
+        A chain with a wire, such as chain(gather(qsgd(bits=4)), median()), is run with a worker for each row.
+
+        Args:
+            rows: an (n, d) tensor or array, or a list of n tensors or arrays of one shape. A row of another shape or
+                dtype than most, or with NaN, Inf or absurd entries, is excluded and counts towards f.
+            weights: n examples behind each row, as the caller knows them; equal when None. Absurd ones are excluded as
+                in a round, the others are not cut.
+            seed: of everything random.
+        Raises:
+            ValueError: too few rows for a rule, or rows that are no floating-point numbers.
+        """
+        result = self.outcome(rows, weights, seed).rows
+        result = result[0] if len(result) == 1 else result
+        like = rows if isinstance(rows, Tensor) else rows[0]
+        return result if isinstance(like, Tensor) else result.numpy()  # type: ignore[return-value]
+
+    def outcome(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Stack:
+        """The result of `aggregate` with its notes: who was excluded and why, and what the rule itself reports."""
+        stack = stack_of(rows, weights, self.expression_name)
+        if self.num_wires:
+            require(not stack.erased, f"{self!r} takes rows of one shape and dtype, got {len(stack.notes)} others")
+            stack = replace(stack, received=False)
+        else:
+            stack = Gate(weights="trusted").admit(stack)
+        return self(stack, None, Round(seed=seed, world=LocalCollective(max(1, len(rows)))))[0]
 
 
 class Matches(Stage):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from phalanx.attacks.adversary import Threat
-from phalanx.core.expression import require
+from phalanx.core.expression import require, require_entries
 from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.stage import Stage
@@ -113,6 +113,7 @@ class DiLoCo:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken; ValueError if it was taken from another scheme."""
+        require_entries(saved, ("session", "steps", "start", "optimizer"))
         self.session.load_state_dict(saved["session"])
         self.steps = saved["steps"]
         with torch.no_grad():

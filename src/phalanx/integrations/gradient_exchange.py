@@ -26,7 +26,7 @@ from phalanx.attacks.adversary import NoAdversary, Threat
 from phalanx.codecs.dense import Dense
 from phalanx.core.allocation import Allocation
 from phalanx.core.codec import Reduce
-from phalanx.core.expression import require
+from phalanx.core.expression import require, require_entries
 from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.precision import finite
@@ -111,6 +111,7 @@ class SchemeSession:
         Raises:
             ValueError: it was taken from another scheme or seed, by another worker, or among more or fewer of them.
         """
+        require_entries(saved, (*self._identity(), "index", "ledger"))
         for name, here in self._identity().items():
             if saved[name] != here:
                 raise ValueError(

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from phalanx.core.expression import require
+from phalanx.core.expression import require, require_entries
 from phalanx.core.payload import Payload
 from phalanx.core.pytree import cut, from_payload, to_payload
 from phalanx.core.round import make_generator
@@ -168,6 +168,7 @@ class SilentCorruptionCheck:
         Raises:
             ValueError: it was taken among more or fewer ranks.
         """
+        require_entries(saved, ("ranks", "step", "audits", "counts"))
         n = self._world.size
         require(saved["ranks"] == n, f"the audit's state is of {saved['ranks']} ranks and here are {n}; begin without")
         self.step, self.audits = saved["step"], saved["audits"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from phalanx.core.expression import require
 from phalanx.lowrank.factor import Factor, Split
 from phalanx.lowrank.fast_path import set_fast_path
 from phalanx.lowrank.layer_types import Layer, layers, parameter_names
@@ -50,6 +51,7 @@ def factorize(
     >>> factorize(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), 1 / 4)[0]
     LowRankLinear(in_features=64, out_features=64, rank=16, bias=True)
     """
+    require(isinstance(model, nn.Module), f"factorize takes a torch module, got {type(model).__name__}")
     if isinstance(plan_or_ratio, Plan):
         if (first, tuple(keep), classifier, embedding) != (1, (), True, False):
             raise ValueError("a plan says by itself which layers stay full; give first, keep, ... to plan(model, ...)")

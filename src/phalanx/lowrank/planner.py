@@ -114,6 +114,8 @@ def plan(
 
 
 def _check(ratio: float | None, first: int | None, energy: float, initial: Mapping[str, float] | None) -> None:
+    number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+    require(ratio is None or number, f"plan needs a ratio as a number, such as 1 / 4, got ratio={ratio!r}")
     require(ratio is None or 0 < ratio <= 1, f"plan needs a ratio in (0, 1], got ratio={ratio}")
     sentence = f"plan needs first >= 1, the number of the first low-rank layer, got first={first}"
     require(first is None or first >= 1, sentence)

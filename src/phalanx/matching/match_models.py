@@ -123,6 +123,12 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _common_graph(models: Sequence[nn.Module], example: Tensor) -> tuple[Graph, list[dict[str, Tensor]]]:
     """The graph of all models, with the sizes of the first, and the tensors of each model."""
     require(len(models) > 0, "match_models needs at least one model, got none")
+    kind = type(example).__name__
+    require(
+        isinstance(example, Tensor),
+        f"match_models takes a tensor as example_input, got {kind}; a model with other inputs goes into a module "
+        "whose forward takes one tensor",
+    )
     graphs = [Graph.of(model, example) for model in models]
     for j, graph in enumerate(graphs):
         same = graph.axes == graphs[0].axes and graph.names == graphs[0].names

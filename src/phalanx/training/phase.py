@@ -87,10 +87,10 @@ class Phase(Expression):
     def check(self, n: int) -> None:
         """Raises ValueError unless n workers can carry it out."""
         count = self.clients.count(n)
-        check_scheme(self.scheme, count)
-        everyone = isinstance(self.clients, AllClients)
         if self.secure:
             check_secure(self.scheme, count)
+        check_scheme(self.scheme, count)
+        everyone = isinstance(self.clients, AllClients)
         require(
             self.adversary is None or not (self.work.matched or self.adversary.matched),
             f"work of an adversary's own goes beside clients that send changes, got {self.adversary!r} beside "

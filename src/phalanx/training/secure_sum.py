@@ -26,7 +26,10 @@ def check_secure(scheme: Stage, count: int) -> None:
     require(wire.assign(count) is None, _needs(wire))
     for stage in stages[wire_index + 1 :]:
         require(rows == 1 or isinstance(stage, Mean), _needs(stage))
-        rows = stage.rows_out(rows)
+        try:
+            rows = stage.rows_out(rows)
+        except TooFewRows:
+            raise ValueError(_needs(stage)) from None
     raise ValueError(
         f"secure=True shows the server the sum of the rows only, and {wire!r} hands them to its gate one by one; write "
         "reduce(dense()) in place of it and mean()"

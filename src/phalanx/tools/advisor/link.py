@@ -14,6 +14,7 @@ from phalanx.distributed.backend import Kind
 
 # of a frame of 1538 bytes with its preamble and gap, TCP carries 1448
 PAYLOAD_RATIO = 1448 / 1538
+_LEAST_SLOWNESS = 1e-13  # seconds a byte; points without a slope are faster than they can tell
 LONG_SPAN = 16  # messages of at least this part of the longest show the bandwidth
 SHORT = 2  # so many of the shortest show the latency
 
@@ -73,6 +74,11 @@ class Line:
     def line(self, kind: Traffic) -> Line:
         return self
 
+    @property
+    def has_slope(self) -> bool:
+        """Whether longer messages took longer; if not, the bandwidth is only known to be above what they show."""
+        return self.bandwidth * PAYLOAD_RATIO * _LEAST_SLOWNESS < 0.99
+
     def delivered(self, size: float, trips: int = 1) -> float:
         """Until `size` bytes have come in over the line of a server: trips latency + size / payload bandwidth.
 
@@ -131,7 +137,7 @@ def fit(kind: Kind, points: Sequence[tuple[int, float]], n: int) -> Line:
     table = np.array([[1 / s, volume(kind, size, n) / s] for size, s in long])
     scale = np.linalg.norm(table, axis=0)
     (_, slowness), _ = nnls(table / scale, np.ones(len(long)))
-    slowness = max(float(slowness / scale[1]), 1e-13)  # points without a slope: faster than they can tell
+    slowness = max(float(slowness / scale[1]), _LEAST_SLOWNESS)
     short = [(s - slowness * volume(kind, size, n)) / hops(kind, n) for size, s in points[:SHORT]]
     return Line(max(0.0, median(short)), 1 / (slowness * PAYLOAD_RATIO))
 

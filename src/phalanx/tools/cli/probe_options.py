@@ -100,5 +100,6 @@ def describe(probe: Probe, link: Link | None, measured: bool) -> str:
         return f"{work}; link unknown: a process alone has none"
     lines = {kind: link.line(kind) for kind in (("gather", "reduce") if measured else ("gather",))}
     names = {"gather": "all-gather ", "reduce": "all-reduce "} if measured else {"gather": ""}
-    each = [f"{names[k]}{bits(x.bandwidth)} and {seconds(x.latency_s)} a message" for k, x in lines.items()]
+    rates = {k: bits(x.bandwidth) if x.has_slope else "a bandwidth too high to tell" for k, x in lines.items()}
+    each = [f"{names[k]}{rates[k]} and {seconds(x.latency_s)} a message" for k, x in lines.items()]
     return f"{work}\nlink: {', '.join(each)}"

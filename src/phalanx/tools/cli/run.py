@@ -29,6 +29,8 @@ from phalanx.tools.cli.common import (
 )
 from phalanx.tools.cli.study_progress import run_with_progress
 
+_NODES = ("GROUP_WORLD_SIZE", 1)  # torchrun's name for the number of hosts
+
 if TYPE_CHECKING:
     from phalanx.distributed.job import Processes
     from phalanx.tools.runner.study import Study, StudyFolder
@@ -158,9 +160,16 @@ def _resume_command(processes: Processes, jobs: int, folder: StudyFolder) -> str
     """The command that goes on with the study in a folder."""
     if processes.size == 1 and processes.server is None:
         return f"phalanx run --resume {shlex.quote(str(folder.path))}{f' --jobs {jobs}' if jobs > 1 else ''}"
-    local = os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))
+    local, nodes = (int(os.environ.get(name, n)) for name, n in (("LOCAL_WORLD_SIZE", processes.size), _NODES))
+    hosts = ""
+    if nodes > 1:
+        port = os.environ.get("MASTER_PORT", "29500")
+        hosts = f"--nnodes {nodes} --node-rank K --master-addr {os.environ['MASTER_ADDR']} --master-port {port} "
     serving = " --server" if processes.server is not None else ""
-    return f"torchrun --nproc-per-node {local} -m phalanx run --resume {shlex.quote(str(folder.path))}{serving}"
+    command = (
+        f"torchrun {hosts}--nproc-per-node {local} -m phalanx run --resume {shlex.quote(str(folder.path))}{serving}"
+    )
+    return f"{command}\n  on every host, with K from 0 to {nodes - 1}; host 0 has the folder" if hosts else command
 
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
