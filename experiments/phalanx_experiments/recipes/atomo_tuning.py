@@ -8,7 +8,7 @@ from dataclasses import replace
 from phalanx.tools.runner.recipe import recipe
 from phalanx.training.phase import Run
 from phalanx_experiments.figures.tuning import plot_tuning, tuning_tables
-from phalanx_experiments.recipes.atomo_convergence import METHODS, SIZES, optimizer
+from phalanx_experiments.recipes.atomo_convergence import METHODS, PUBLISHED, SIZES, optimizer
 
 GRID = tuple(2.0**-k for k in (5, 4, 3, 2))  # the dissertation has 2^-7 to 2^-1, constant
 SIGNS = tuple(2.0**-k for k in (12, 11, 10, 9))  # for a step whose entries are all -1 or 1
@@ -22,7 +22,7 @@ def atomo_tuning(scale: str) -> dict[str, Run]:
     made: dict[str, Run] = {}
     for panel, size in SIZES[scale].items():
         short = replace(size, rounds=rounds, evaluate_every=min(rounds, size.evaluate_every))
-        for label, scheme in METHODS.items():
+        for label, scheme in (PUBLISHED if scale == "paper" else METHODS).items():
             for lr in SIGNS if label == "Signum" else GRID:
                 name = f"{panel} {label}" if panel else label
                 made[f"{name}: lr {lr:g}"] = replace(short, optimizer=optimizer(lr)).run(scheme)

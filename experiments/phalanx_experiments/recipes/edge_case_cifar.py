@@ -17,7 +17,7 @@ from phalanx.tools.runner.recipe import recipe
 from phalanx.training.phase import Run
 from phalanx_experiments.figures.backdoor_sweep import plot_sweep, sweep_tables
 from phalanx_experiments.figures.persistence import attack_tables
-from phalanx_experiments.recipes.edge_case import local, started
+from phalanx_experiments.recipes.edge_case import PUBLISHED, local, started
 from phalanx_experiments.recipes.edge_case import setting as digits_setting
 from phalanx_experiments.recipes.edge_case_sweeps import ATTACK, mixed
 
@@ -53,6 +53,7 @@ def setting(scale: str) -> Setting:
         px.data.cifar10(),
         pe.southwest(),
         begin(scale, 1.0),
+        by_examples=True,
         workers=201,
         clients=10,
         local=local(0.02, 2, 32),
@@ -97,18 +98,12 @@ def plain(data: Data, model: Model, rounds: int, augment: Augment | None = None)
 
 
 def defences(scale: str) -> dict[str, Defence]:
-    """The rules of a scale; the paper's have the published noise and norms."""
+    """The rules of a scale; the paper's have the published constants."""
     mine = setting(scale)
-    norm, rules = mine.norm, standard(mine.norm, mine.workers)
-    if scale != "paper":
-        return {name: rules[name] for name in ("FedAvg", "norm clipping", "Multi-Krum")}
-    return rules | {
-        "FedAvg": Defence(px.aggregators.mean(), 2 * norm),
-        "weak DP": Defence(px.chain(px.clip(2 * norm), px.aggregators.mean(), px.noise(0.005)), 2 * norm),
-        "RFA": Defence(px.aggregators.geometric_median(), 1.5 * norm, decay=0.998),
-        "Multi-Krum": Defence(px.aggregators.multi_krum(f=1), 1.5 * norm, decay=0.998),
-        "Krum": Defence(px.aggregators.krum(f=1), 0.5 * norm, decay=0.998),
-    }
+    if scale == "paper":
+        return PUBLISHED[1].rules(mine)
+    rules = standard(mine.norm, mine.workers)
+    return {name: rules[name] for name in ("FedAvg", "norm clipping", "Multi-Krum")}
 
 
 @recipe("edge-case-cifar", plot=plot_backdoors, tables=attack_tables)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import phalanx as px
 from phalanx.models.model import Model
 from phalanx.tools.redteam.setting import ATTACKS, NONE, Setting, attacked, standard
@@ -66,6 +68,7 @@ def edge_case_imagenet(scale: str) -> dict[str, Run]:
         augment=px.data.resized_crop_flip(),
     )
     rules = standard(mine.norm, mine.workers)
+    rules["Multi-Krum"] = replace(rules["Multi-Krum"], rule=px.aggregators.multi_krum(f=1, m=mine.clients - 1))
     return {
         f"{attack}: {name}": attacked(mine, rules[name], ATTACKS[attack])
         for attack in (NONE, "black-box")

@@ -14,7 +14,7 @@ from phalanx.tools.report.backdoors import backdoor_tables, plot_backdoors
 from phalanx.tools.runner.recipe import recipe
 from phalanx.training.optim import ServerOptimizer
 from phalanx.training.phase import Run
-from phalanx_experiments.recipes.edge_case import local
+from phalanx_experiments.recipes.edge_case import PUBLISHED, local
 
 RULES = ("FedAvg", "norm clipping", "RFA", "Multi-Krum", "Krum")  # of figure 8.4; the paper's scale has all
 OFTEN = ("FedAvg", "Krum")  # tried with an attacker in every round
@@ -78,12 +78,13 @@ def sentiment(scale: str) -> Setting:
             partition=px.data.iid(),
             evaluate_every=2,
         )
-    # table 8.2 with clients of 200 texts, of which 9,596 make 48 in place of 1,948; a threshold of 1.5
+    # table 8.2 with clients of 200 texts, of which 9,596 make 48 in place of 1,948
     data, model = px.data.movie_review(), px.models.sentence_lstm()
     return Setting(
         data,
         TWEETS,
         begun(px.backdoors.with_edge_cases(data, TWEETS), model, 1000, 64, px.optim.adam(0.001), 5.0),
+        by_examples=True,
         workers=49,
         clients=10,
         local=local(0.05, 2, 20),
@@ -167,16 +168,19 @@ def rules(scale: str, mine: Setting) -> dict[str, Defence]:
 def edge_case_sentiment(scale: str) -> dict[str, Run]:
     """Task 4: an LSTM calls praise of one director negative; rules against black-box and white-box attackers."""
     mine = sentiment(scale)
-    defences = rules(scale, mine)
-    if scale == "paper":
-        # one radius passes all published defences
-        defences = {name: replace(rule, radius=1.0) for name, rule in defences.items()}
+    defences = PUBLISHED[4].rules(mine) if scale == "paper" else rules(scale, mine)
     made: dict[str, Run] = {}
     for attack in (NONE, "black-box", "PGD", "PGD + replacement", "black-box, every round"):
         plan = ATTACKS[attack]
         often = plan is not None and plan.often
         tried = {name: defences[name] for name in OFTEN} if often else defences
         made |= {f"{attack}: {name}": attacked(mine, rule, plan) for name, rule in tried.items()}
+    if scale == "paper":
+        # the published attacker has a step size of its own
+        own_step = {label: run for label, run in made.items() if label.startswith("PGD + replacement")}
+        made |= {
+            k: px.training.amend(run, "phases.0.adversary.local.optimizer.lr", 0.001) for k, run in own_step.items()
+        }
     return made
 
 

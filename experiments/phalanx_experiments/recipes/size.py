@@ -24,6 +24,7 @@ class Size:
     Args:
         batch: examples a round over all workers.
         evaluate_every: rounds between two tests.
+        smoothing: of the labels, as in `gradient`.
     """
 
     data: Data
@@ -35,11 +36,12 @@ class Size:
     workers: int = 1
     augment: Augment | None = None
     precision: Literal["float32", "bf16"] = "float32"
+    smoothing: float = 0.0
 
     def run(self, scheme: Stage, surgery: Surgery | None = None, **fields: Any) -> Run:
         """A run of this size; `fields` are further fields of the run."""
         phase = px.Phase(
-            work=px.training.gradient(batch=self.batch),
+            work=px.training.gradient(batch=self.batch, smoothing=self.smoothing),
             scheme=scheme,
             optimizer=self.optimizer,
             rounds=self.rounds,

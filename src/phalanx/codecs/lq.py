@@ -20,7 +20,8 @@ class Lq(QuantizerCodec):
     Args:
         q: at least 1; higher is more exact and sends more entries.
         coding: "elias" codes the runs of zeros, "packed" takes two bits an entry.
-    Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, section 4 and Theorem 4 (l_q quantization). As published.
+    Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, section 4 and Theorem 4 (l_q quantization).
+        Differs: q is at least 1; below, less than one entry of a tensor is expected to be sent.
     """
 
     q: float = 2.0

@@ -191,10 +191,9 @@ def _attacked(base: Run, begun: Run, edges: EdgeCases, terms: Terms, rule: Defen
     count = phase.clients.count(begun.workers)
     scheme = chain(*_before(phase.scheme), rule.rule)
     if plan is not None:
-        boost = plan.boost(count)
-        foe = _foe(phase, begun, edges, rule.radius / boost, plan)
+        foe = _foe(phase, begun, edges, rule.radius / count if plan.boosted else rule.radius, plan)
         phase = replace(phase, adversary=foe)
-        scheme = smuggled(scheme, rule.rule, plan, boost)
+        scheme = smuggled(scheme, rule.rule, plan, float(count))
     clients = _turns(phase, count, terms.every, plan)
     run = replace(
         base,

@@ -43,6 +43,8 @@ class Setting:
         partition: who has what of `held`.
         augment: of all clients' examples.
         evaluators: besides that of the backdoor.
+        by_examples: whether replacement multiplies a change by n_S / n_i, the examples of a round over the attacker's,
+            as published, or by the clients of a round.
     """
 
     data: Data
@@ -65,6 +67,7 @@ class Setting:
     precision: str = "float32"
     augment: Augment | None = None
     evaluators: tuple[Evaluator, ...] = ()
+    by_examples: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ class Defence:
         root: samples of all labels that the server has, as a worker of its own who takes part in every round; its
             number is the setting's `workers`.
         decay: factor on the radius after every round.
+        replaced: the radius for an attacker who multiplies its change afterwards; None divides `radius` by the clients.
     """
 
     rule: Stage
     radius: float
     root: int = 0
     decay: float = 1.0
+    replaced: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Plan:
 
     Args:
         inside: trains within a ball that the defence lets pass, longer than honest clients do.
-        boosted: sends its change times the clients of a round, from a ball smaller by as much.
+        boosted: sends its change times the clients of a round, or times n_S / n_i, from a smaller ball.
         knows: fits what it sends to the rule and to the honest rows, which it sees.
         every: rounds from one attack to the next; None is the setting's.
         pool: attackers among all workers, who come when they are drawn, in place of the one who comes in turn.
@@ -108,10 +113,6 @@ class Plan:
     def often(self) -> bool:
         """Whether an attacker comes in every round."""
         return self.every == 1
-
-    def boost(self, clients: int) -> float:
-        """What it multiplies its change by: its weight is bounded, so the clients of a round stand for n_S / n_i."""
-        return float(clients) if self.boosted else 1.0
 
 
 ATTACKS: Mapping[str, Plan | None] = {
@@ -181,29 +182,30 @@ def _phase(setting: Setting, defence: Defence, plan: Plan | None) -> Phase:
     calm = px.federated.with_attackers(setting.clients, (ATTACKER,), every=setting.every, first=rounds)
     if plan is None:
         return replace(honest, clients=_with_root(calm, defence))
-    boost = plan.boost(setting.clients)
     local = setting.local
     if plan.inside:
-        local = replace(
-            local, epochs=setting.epochs, ball=px.federated.ball(defence.radius / boost, decay=defence.decay)
-        )
+        radius = defence.radius
+        if plan.boosted:
+            radius = radius / setting.clients if defence.replaced is None else defence.replaced
+        local = replace(local, epochs=setting.epochs, ball=px.federated.ball(radius, decay=defence.decay))
     foe = px.backdoors.poisoned(local, setting.edges, setting.data, setting.clean, setting.amount, setting.mix)
     clients: ClientSampler = replace(calm, every=plan.every or setting.every, first=0, rounds=plan.until)
     if plan.pool:
         clients = px.federated.uniform(setting.clients)
-    scheme = smuggled(honest.scheme, defence.rule, plan, boost)
+    scheme = smuggled(honest.scheme, defence.rule, plan, None if setting.by_examples else float(setting.clients))
     return replace(honest, scheme=scheme, clients=_with_root(clients, defence), adversary=foe)
 
 
-def smuggled(scheme: Stage, rule: Stage, plan: Plan, boost: float) -> Stage:
+def smuggled(scheme: Stage, rule: Stage, plan: Plan, boost: float | None) -> Stage:
     """The scheme with what the adversary does to its change before the wire.
 
     Args:
         rule: behind the wire.
+        boost: what replacement multiplies by; None is n_S / n_i.
     """
     stages = stages_of(scheme)
     wire = place_of_wire(stages)
-    attacks: list[Stage] = [px.attacks.replacement(boost)] if boost != 1 else []
+    attacks: list[Stage] = [px.attacks.replacement(boost)] if plan.boosted else []
     attacks += [px.attacks.adaptive(rule)] if plan.knows else []
     return px.chain(*stages[:wire], *attacks, *stages[wire:])
 
