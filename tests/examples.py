@@ -4,13 +4,11 @@
 import inspect
 from typing import Any
 
-import torch
-
 import phalanx as px
 from phalanx.core.registry import Entry, entries
-from phalanx.core.stack import Stack
-from phalanx.core.stage import Stage
-from phalanx.core.trees import State
+from phalanx.tools.testing.rows import DTYPES as DTYPES
+from phalanx.tools.testing.rows import LAYOUT as LAYOUT
+from phalanx.tools.testing.rows import WORKERS
 
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -164,15 +162,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "trimmed_mean": ("trimmed_mean(f=2)", "trimmed_mean(ratio=0.25)"),
 }
 
-N = 15  # workers: enough for every example's f
+N = WORKERS
 BYZANTINE = frozenset({1, 6, 11})
-LAYOUT = px.Layout(
-    ("a.weight", "a.bias", "empty", "b.weight", "b.running_mean"),
-    (torch.Size([3, 4]), torch.Size([5]), torch.Size([0]), torch.Size([2, 2]), torch.Size([3])),
-    num_installed=1,
-)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-CENTRE = 1.0 - 2.0 * (torch.arange(24) % 3 == 0).double()  # of honest rows: signs, so that sign rules estimate it too
 
 
 def texts(entry: Entry) -> tuple[str, ...]:
@@ -189,57 +180,7 @@ def examples(*kinds: str) -> list[Any]:
     return [px.parse(text) for entry in entries() if not kinds or entry.kind in kinds for text in texts(entry)]
 
 
-def layout_of(dtype: torch.dtype) -> px.Layout:
-    return px.Layout(LAYOUT.names, LAYOUT.shapes, LAYOUT.num_installed, dtype)
-
-
-def honest(stage: Stage | None = None, n: int = N, dtype: torch.dtype = torch.float32, seed: int = 0) -> Stack:
-    """Rows around CENTRE, equal for workers to whom the stage assigns equal work; weights differ a little."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = CENTRE + 0.3 * torch.randn(n, LAYOUT.d, generator=generator, dtype=torch.float64)
-    allocation = stage.assign(n) if stage is not None else None
-    if allocation is not None:
-        rows = allocation.weights_matrix @ rows[: allocation.num_units]
-    weights = torch.arange(n, dtype=torch.float64) % 3 + 2
-    weights = weights if allocation is None else torch.ones(n, dtype=torch.float64)
-    return Stack(rows.to(dtype), layout_of(dtype), tuple((i,) for i in range(n)), weights)
-
-
-def received(wire: px.gather, arrived: list[Any], sent: Stack) -> Stack:
-    """What a wire stage makes of these messages from its world."""
-
-    class Arrived(px.LocalCollective):
-        def gather(self, payloads: Any, limit_bytes: int) -> Any:
-            return arrived
-
-    return wire.receive([], sent, round_of(len(arrived), world=Arrived(len(arrived))))
-
-
 def round_of(
     n: int = N, index: int = 0, seed: int = 0, byzantine: frozenset[int] = BYZANTINE, world: Any = None
 ) -> px.Round:
     return px.Round(index, seed, byzantine, world or px.LocalCollective(n))
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal states, to the bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and bits(a).equal(bits(b))
-    return a == b
-
-
-def bits(x: torch.Tensor) -> torch.Tensor:
-    flat = x.contiguous().reshape(-1)
-    return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
-
-
-def leaves(state: State) -> list[torch.Tensor]:
-    """The tensors in a state."""
-    nested = [leaves(v) if isinstance(v, dict) else [v] if torch.is_tensor(v) else [] for v in state.values()]
-    return [t for inner in nested for t in inner]
-
-
-def copied(state: State) -> State:
-    return {k: copied(v) if isinstance(v, dict) else v.clone() if torch.is_tensor(v) else v for k, v in state.items()}

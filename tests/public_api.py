@@ -57,7 +57,13 @@ def names_of(package: str) -> Iterator[str]:
             yield from (f"{public}.{each}" for each in exported(ROOT / "integrations" / "flower" / "__init__.py"))
         elif public not in known:
             thing = getattr(import_module(package), name)
-            yield from members(public, thing) if isinstance(thing, ModuleType) else described(public, thing)
+            if isinstance(thing, ModuleType) and hasattr(thing, "__path__"):
+                assert thing.__file__ is not None
+                yield public
+                for each in exported(Path(thing.__file__)):
+                    yield from described(f"{public}.{each}", getattr(thing, each))
+            else:
+                yield from members(public, thing) if isinstance(thing, ModuleType) else described(public, thing)
 
 
 def members(public: str, module: ModuleType) -> Iterator[str]:

@@ -48,6 +48,7 @@ from phalanx.integrations.diloco import DiLoCo as DiLoCo
 from phalanx.integrations.gradient_exchange import GradientExchange as exchange
 from phalanx.lowrank.factorize import factorize as factorize
 from phalanx.matching.match_models import match_models as match_models
+from phalanx.tools import testing as testing
 from phalanx.training import optim as optim
 from phalanx.training.interrupt import Interrupted as Interrupted
 from phalanx.training.phase import Phase as Phase
@@ -108,6 +109,7 @@ __all__ = [
     "parse",
     "reduce",
     "sdc",
+    "testing",
     "train",
     "training",
 ]

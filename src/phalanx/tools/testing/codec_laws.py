@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every codec promises."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx.attacks.malformed import Malformed
+from phalanx.codecs.error_feedback import ErrorFeedback
+from phalanx.core.codec import WEIGHT, Gather, Reduce
+from phalanx.core.gate import Gate
+from phalanx.core.layout import Layout
+from phalanx.core.packing import pack, unpack
+from phalanx.core.parser import parse
+from phalanx.core.payload import BadPayload, Payload, payload_bytes
+from phalanx.core.round import Round
+from phalanx.core.row_memory import load
+from phalanx.core.stack import Stack
+from phalanx.core.stage import chain, memory_key
+from phalanx.core.trees import copied_tree, flatten
+from phalanx.core.world import LocalCollective
+from phalanx.tools.testing.compare import Z, case, excluded, expect, finite, global_randomness, refused, same
+from phalanx.tools.testing.law import Law, Meter, Trial, law
+from phalanx.tools.testing.rows import DTYPES, LAYOUT, open_messages
+from phalanx.tools.testing.stage_laws import check_memory, stage_bytes
+
+LAWS: list[Law] = []
+DRAWS = 2000
+
+
+@law(LAWS, "codec", "arguments only")
+def _codec_arguments(t: Trial) -> None:
+    """A codec depends on its row, its memory and its generator only, and changes none of them."""
+    row, layout = t.rows(21), LAYOUT.head
+    memory = t.coded(row, layout)[2]
+    kept, before, outs = copied_tree(memory), row.clone(), []
+    for seed in (1, 2):
+        with global_randomness(seed):
+            outs.append(t.coded(row, layout, memory))
+    for what, first, again in zip(("payloads", "decoded rows", "memories"), *outs, strict=True):
+        same(f"the {what} of two equal calls", first, again)
+    same("the memory before and after", kept, memory)
+    same("the row before and after", before, row)
+
+
+@law(LAWS, "codec", "shape and dtype")
+def _codec_shape(t: Trial) -> None:
+    """Rows keep shape and dtype, also of zeros and of the largest values, and come back finite."""
+    for dtype in DTYPES:
+        layout, top = replace(LAYOUT, dtype=dtype).head, min(torch.finfo(dtype).max, 1e18)
+        tiny = t.rows(21) * torch.finfo(dtype).tiny
+        for values in (torch.zeros(21), t.rows(21), torch.full((21,), top), torch.linspace(-top, top, 21), tiny):
+            row = values.to(dtype)
+            before = row.clone()
+            with case(f"{dtype} row {row[:3].tolist()} ..."):
+                _, decoded, _ = t.coded(row, layout)
+                expected, seen = (dtype, row.shape), (decoded.dtype, decoded.shape)
+                expect(seen == expected, f"expected a row of {expected}, saw {seen}")
+                finite("the decoded row", decoded)
+                same("the row before and after", before, row)
+
+
+@law(LAWS, "codec", "empty and strided rows")
+def _empty_and_strided(t: Trial) -> None:
+    """Rows of no or one entry, and rows that are strided in memory, are rows as others are."""
+    for layout in (Layout((), ()), Layout.flat(0), Layout.flat(1)):
+        with case(f"a row of {layout.d} entries"):
+            _, decoded, _ = t.coded(torch.ones(layout.d), layout)
+            expect(decoded.shape == (layout.d,), f"expected a row of ({layout.d},), saw {tuple(decoded.shape)}")
+    table = t.rows(42).reshape(21, 2)
+    _, strided, _ = t.coded(table[:, 0], LAYOUT.head)
+    _, plain, _ = t.coded(table[:, 0].contiguous(), LAYOUT.head)
+    same("the decoded rows", plain, strided)
+
+
+@law(LAWS, "codec", "wire")
+def _wire(t: Trial) -> None:
+    """A payload says all that decoding needs: packed, unpacked and read by an equal codec it gives the same row."""
+    for dtype in DTYPES:
+        layout = replace(LAYOUT, dtype=dtype).head
+        for row in (t.rows(21).to(dtype), torch.full((21,), torch.nan, dtype=dtype)):
+            with case(f"{dtype} row {row[:3].tolist()} ..."):
+                payload, decoded, _ = t.coded(row, layout)
+                arrived = unpack(pack(payload))
+                same("the payloads", payload, arrived)
+                expect(list(arrived) == list(payload), f"expected the keys {list(payload)}, saw {list(arrived)}")
+                # what the codec itself remembers is of another row now
+                t.coded(torch.zeros_like(row), layout)
+                same("the decoded rows", decoded, replace(t.method).decode(arrived, layout))
+
+
+@law(LAWS, "codec", "linear")
+def _linear(t: Trial) -> None:
+    """A codec that says linear gives the same mean by all-reduce and by gathering; reduce refuses any other."""
+    if not t.method.linear:
+        with refused("linear"):
+            Reduce(t.method)
+        return
+    floats = [x.element_size() for x in t.coded(t.rows(21), LAYOUT.head)[0].values() if x.is_floating_point()]
+    # the mean of 16-bit payloads is rounded once more
+    tolerance = (0.01, 0.01) if min(floats, default=4) < 4 else (1e-6, 1e-6)
+    reducing, gathering = Reduce(t.method), chain(Gather(t.method, gate=Gate(weights="trusted")), parse("mean()"))
+    reduced_state = gathered_state = None
+    for index in range(3):
+        stack = t.stack(index)
+        reduced, reduced_state = t.run(stack, reduced_state, stage=reducing, index=index, path=(0,))
+        gathered, gathered_state = t.run(stack, gathered_state, stage=gathering, index=index)
+        with case(f"round {index}"):
+            same("the gathered and the reduced mean", gathered.rows, reduced.rows, tolerance)
+            same("the weights", gathered.weights, reduced.weights)
+            expect(reduced.sources == gathered.sources, f"expected {gathered.sources}, saw {reduced.sources}")
+
+
+@law(LAWS, "codec", "unbiased", lambda codec: codec.unbiased)
+def _unbiased(t: Trial) -> None:
+    """The mean of many decodings of a row by a codec that says unbiased passes a z-test against the row."""
+    layout, row = LAYOUT.head, t.rows(LAYOUT.stepped, seed=1)
+    draws = torch.stack([t.coded(row, layout, seed=seed)[1] for seed in range(DRAWS)]).double()
+    error = (draws.mean(dim=0) - row.double()).abs()
+    # Bernstein's second term, for what is drawn too rarely to show a standard error
+    rare = Z**2 / 3 * (draws.amax(dim=0) - draws.amin(dim=0)).max() / DRAWS
+    allowed = Z * draws.std(dim=0) / DRAWS**0.5 + rare + 1e-6
+    worst = int((error - allowed).argmax())
+    expect(
+        (error <= allowed).all(),
+        f"expected {row[worst]:.4g} +- {allowed[worst]:.2g} at entry {worst}, saw {draws[:, worst].mean():.4g}, the "
+        f"mean of {DRAWS} draws",
+    )
+
+
+@law(LAWS, "codec", "error feedback")
+def _error_feedback(t: Trial) -> None:
+    """With error feedback nothing is lost: what is decoded and what is kept add up to what was there."""
+    around = Trial(ErrorFeedback(t.method), t.n, t.seed)
+    for dtype in DTYPES:
+        layout, state = replace(LAYOUT, dtype=dtype).head, {}
+        for index in range(6):
+            row = t.rows(layout.d, seed=index).to(dtype) * 10.0 ** (index - 3)
+            zero = torch.zeros_like(row)
+            old = load(state.get("residual", {}), layout, zero)
+            with case(f"{dtype}, round {index}"):
+                payload, decoded, state = around.coded(row, layout, state, seed=index)
+                new = load(state["residual"], layout, zero)
+                scale = float((row.abs() + old.abs() + decoded.abs()).max())
+                same("what was there and the sum", row.to(old) + old, decoded.to(new) + new, (1e-6, 1e-6 * scale))
+                if not state["inner"]:
+                    plain = t.method.encode((row.to(old) + old).to(dtype), layout, {}, t.stream(index))[0]
+                    same("the payloads without and with feedback", plain, payload)
+
+
+@law(LAWS, "codec", "memory by name", lambda codec: codec.scope != "vector")
+def _codec_memory(t: Trial) -> None:
+    """Memories serve every cut of the model: DDP rebuilds its buckets, and other pieces come in another order."""
+
+    def piece(rows: Tensor, layout: Layout, state: Any, index: int) -> tuple[Tensor, Any]:
+        return t.coded(rows, layout, state)[1:]
+
+    check_memory(piece, lambda index: t.rows(LAYOUT.stepped, seed=index), rounds=6)
+
+
+@law(LAWS, "codec", "bytes")
+def _codec_bytes(t: Trial) -> None:
+    """Metered bytes are those of the buffers that a worker hands over, and of the packed message without its header."""
+    for wire in (Gather(t.method), *([Reduce(t.method)] if t.method.linear else [])):
+        stage_bytes(replace(t, method=wire))
+    world = Meter(t.n)
+    t.run(t.stack(), stage=Gather(t.method), world=world)
+    for payload in world.messages:
+        header = 6 + sum(4 + len(name) + 8 * tensor.dim() for name, tensor in payload.items())
+        expected, seen = header + payload_bytes(payload), len(pack(payload))
+        expect(seen == expected, f"expected a message of {expected} bytes, saw {seen}")
+
+
+@law(LAWS, "codec", "malformed payloads")
+def _malformed_payloads(t: Trial) -> None:
+    """Payloads of a wrong form are erasures with a reason, and the others arrive."""
+    honest = tuple(i for i in range(t.n) if i not in t.byzantine)
+    for how in ("short", "long", "dtype", "keys", "missing", "weight", "negative_weight"):
+        wire, state = Gather(t.method, forge=Malformed(how)), None
+        for index in range(2):
+            stack = t.stack(index)
+            # without installed entries, whose form is checked by the wire
+            stack = replace(stack, rows=stack.rows[:, : LAYOUT.stepped], layout=LAYOUT.head) if index else stack
+            with case(f"malformed({how!r}), round {index}"):
+                out, state = t.run(stack, state, stage=wire, index=index)
+                expect(excluded(out) == t.byzantine, f"expected to exclude {set(t.byzantine)}, saw {excluded(out)}")
+                expect(all(n.reason for n in out.notes if n.kind == "excluded"), "expected a reason, saw none")
+                expected, seen = (len(t.byzantine), honest), (out.erased, out.ids)
+                expect(seen == expected, f"expected erased rows and workers {expected}, saw {seen}")
+
+
+def _forgeries(payload: Payload) -> Iterator[tuple[str, Payload]]:
+    """Well-formed messages whose contents no worker computed."""
+    yield "nothing", {}
+    yield "a tensor more", {**payload, "more": torch.zeros(3)}
+    yield "the weight only", {WEIGHT: payload[WEIGHT]}
+    for key, tensor in payload.items():
+        yield f"no {key}", {k: v for k, v in payload.items() if k != key}
+        yield f"{key} with a dimension more", {**payload, key: tensor.unsqueeze(0)}
+        yield f"the sum of {key}", {**payload, key: tensor.sum()}
+        yield f"an empty {key}", {**payload, key: tensor.new_empty(0)}
+        yield f"a long {key}", {**payload, key: torch.zeros(2**20)}
+        if tensor.is_floating_point():
+            limits = torch.nan, torch.inf, -torch.inf, torch.finfo(tensor.dtype).max, torch.finfo(tensor.dtype).min
+        else:
+            limits = -1 % 256, torch.iinfo(tensor.dtype).max, torch.iinfo(tensor.dtype).min, len(tensor), LAYOUT.d
+        for limit in limits:
+            yield f"{key} of {limit} only", {**payload, key: torch.full_like(tensor, limit)}
+            spoilt = tensor.clone()
+            spoilt.view(-1)[-1:] = limit
+            yield f"{key} that ends with {limit}", {**payload, key: spoilt}
+
+
+def _check_survives(wire: Gather, arrived: Sequence[Payload | BadPayload], stack: Stack) -> None:
+    """The server opens three messages of which the middle one is forged."""
+    out = open_messages(wire, arrived, stack)
+    finite("the rows", out.rows)
+    expect({0, 2} <= set(out.ids), f"expected the rows of the honest workers 0 and 2, saw {out.ids}")
+    expect(len(out.rows) + out.erased == 3, f"expected 3 rows or erasures, saw {len(out.rows)} and {out.erased}")
+
+
+def _sent(wire: Gather, stack: Stack) -> list[Any]:
+    return [upload.now for upload in wire.upload(stack, None, Round(world=LocalCollective(len(stack.rows))))[0]]
+
+
+@law(LAWS, "codec", "hostile payloads")
+def _hostile_payloads(t: Trial) -> None:
+    """No payload stops the server, whatever values it holds: it is a row or a BadPayload, and the others arrive."""
+    wire = Gather(t.method)
+    for dtype in DTYPES:
+        stack = t.stack(n=3, dtype=dtype)
+        good = _sent(wire, stack)
+        for name, payload in _forgeries(good[1]):
+            with case(f"{dtype} payload with {name}"):
+                _check_survives(wire, [good[0], payload, good[2]], stack)
+
+
+@law(LAWS, "codec", "damaged messages")
+def _damaged_messages(t: Trial) -> None:
+    """No bytes stop the server: changed, cut, lengthened, or random from end to end."""
+    chance, wire, stack = random.Random(t.seed), Gather(t.method), t.stack(n=3)
+    good = _sent(wire, stack)
+    message = pack(good[1])
+    for trial in range(120):
+        damaged = message.clone()
+        for _ in range(1 + trial % 4):
+            damaged[chance.randrange(len(damaged) if trial % 2 else 40)] = chance.randrange(256)
+        if trial % 5 == 0:
+            damaged = damaged[: chance.randrange(len(damaged))]
+        if trial % 7 == 0:
+            damaged = torch.cat([damaged, damaged[: chance.randrange(9)]])
+        if trial % 11 == 0:
+            damaged = torch.randint(256, (60,), generator=t.stream(trial)()).to(torch.uint8)
+        try:
+            payload = unpack(damaged)
+        except BadPayload as error:
+            payload = error
+        with case(f"damaged message {trial}"):
+            _check_survives(wire, [good[0], payload, good[2]], stack)
+
+
+@law(LAWS, "codec", "random payloads")
+def _random_payloads(t: Trial) -> None:
+    """Random bytes of the right form stop no server, and take no honest worker with them."""
+    wire = Gather(t.method, forge=Malformed("random"))
+    for index in range(12):
+        with case(f"round {index}"):
+            out, _ = t.run(t.stack(), stage=wire, index=index)
+            finite("the rows", out.rows)
+            expect(
+                excluded(out) <= t.byzantine, f"expected to exclude none but {set(t.byzantine)}, saw {excluded(out)}"
+            )
+
+
+@law(LAWS, "codec", "bad rounds")
+def _bad_rounds(t: Trial) -> None:
+    """NaN and Inf in one round do not stay in a worker's memory."""
+    wire, state = Gather(t.method), None
+    out = t.stack()
+    for index, value in enumerate((1.0, torch.nan, torch.inf, -torch.inf, 1.0, 1.0)):
+        stack = t.stack(index)
+        rows = stack.rows.clone()
+        rows[0, index] = value
+        with case(f"round {index}, an entry of {value}"):
+            out, state = t.run(replace(stack, rows=rows), state, stage=wire, index=index)
+            for name, tensor in flatten(state.get(memory_key(0, False), {}))[0].items():
+                finite(f"the memory {name}", tensor)
+    expect(out.ids == tuple(range(t.n)), f"expected a row of each worker in the end, saw {out.ids}")
