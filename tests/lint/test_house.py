@@ -117,7 +117,8 @@ def test_docstrings_that_are_no_sentences(tmp_path, docstring, words):
 
 def test_a_wide_dataclass_is_built_with_keywords(tmp_path):
     fields = "\n".join(f"    f{i}: int" for i in range(6))
-    wide = f"from dataclasses import dataclass\nfrom typing import ClassVar\n@dataclass(frozen=True)\nclass Wide:\n{fields}\n"
+    head = "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+    wide = f"{head}@dataclass(frozen=True)\nclass Wide:\n{fields}\n"
     calls = "Wide(1, 2, 3, 4, 5, 6)\nWide(1, 2, 3, 4, 5, f5=6)\n"
     narrow = wide.replace("class Wide", "class Narrow").replace("f5: int", "f5: ClassVar[int] = 1")
     files = {"core/wide.py": wide + calls, "core/narrow.py": narrow + "Narrow(1, 2, 3, 4, 5, 6)"}
