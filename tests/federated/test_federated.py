@@ -12,6 +12,7 @@ from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
+from phalanx.federated.local_training import LocalTraining
 from phalanx.matching.match_stage import MatchReply
 from phalanx.models.model import Model
 from phalanx.training.model_state import PhaseModels, fingerprint
@@ -328,6 +329,24 @@ def test_a_pass_sends_every_tensor_once_and_grows_the_model(model):
     assert lines[0]["bytes_down"] == 0 and lines[layers]["bytes_down"] > 0
     # in a later pass the whole model goes down once, and a layer with its places in each round
     assert lines[1]["bytes_down"] < lines[layers]["bytes_down"]
+
+
+def test_matched_layers_stand_still_while_later_ones_train(monkeypatch: pytest.MonkeyPatch):
+    """Algorithm 3: a client trains the layers behind the matched ones only."""
+    trained_layers = []
+    train = LocalTraining.train
+
+    def watched(self, context, unit, samples, memory, settled=()):
+        before = {name: p.detach().clone() for name, p in context.model.named_parameters()}
+        out = train(self, context, unit, samples, memory, settled)
+        moved = {name.split(".")[0] for name, p in context.model.named_parameters() if not torch.equal(p, before[name])}
+        trained_layers.append(moved)
+        return out
+
+    monkeypatch.setattr(LocalTraining, "train", watched)
+    trained(px.federated.fedma(OWN, layers=3), model=px.models.mlp((12, 9)), workers=2)
+    names = sorted({name.split(".")[0] for name in px.models.mlp((12, 9)).build((1, 8, 8), 10).state_dict()})
+    assert trained_layers == [set(names)] * 2 + [set(names[1:])] * 2 + [set(names[2:])] * 2
 
 
 def test_a_client_that_fails_within_a_pass_is_out_until_the_next():
