@@ -2,13 +2,21 @@
 """Values of every registered name, and the rows on which the laws run."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 import phalanx as px
 from phalanx.core.registry import Entry, entries
+from phalanx.core.stage import Chain
 from phalanx.tools.testing.rows import DTYPES as DTYPES
 from phalanx.tools.testing.rows import LAYOUT as LAYOUT
 from phalanx.tools.testing.rows import WORKERS
+from phalanx.tools.testing.rows import honest_stack as honest
+from phalanx.tools.testing.rows import open_messages as received
+
+__all__ = ["honest", "received"]
 
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -46,6 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "clip": ("clip(norm=1.0)", "clip(norm=1000000.0)"),
     "constant": ("constant(value=1e30)", "constant(value=inf)"),
     "crash": ("crash(worker=1, at=2)",),
+    "by_host": ("by_host(hosts=(0, 0, 1, 1))", "by_host(hosts=('a', 'b'), every=3)"),
     "cyclic": ("cyclic(s=2)", "cyclic(s=1, noise=0.001)"),
     "assign_added": ("assign_added(dirichlet(alpha=0.5), clients=2, drawn=True, first=1)",),
     "decay": ("decay(by=0.99)",),
@@ -180,7 +189,28 @@ def examples(*kinds: str) -> list[Any]:
     return [px.parse(text) for entry in entries() if not kinds or entry.kind in kinds for text in texts(entry)]
 
 
+def in_order(stage: Any) -> Any:
+    """The stage with neighbouring workers in one vote group."""
+    if isinstance(stage, Chain):
+        return Chain(tuple(map(in_order, stage.stages)))
+    return replace(stage, placement=px.coding.in_order()) if hasattr(stage, "placement") else stage
+
+
 def round_of(
     n: int = N, index: int = 0, seed: int = 0, byzantine: frozenset[int] = BYZANTINE, world: Any = None
 ) -> px.Round:
     return px.Round(index, seed, byzantine, world or px.LocalCollective(n))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal states, to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and bits(a).equal(bits(b))
+    return a == b
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    flat = x.contiguous().reshape(-1)
+    return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)

@@ -63,7 +63,9 @@ def test_votes_are_those_of_the_group_vote() -> None:
         sent, px.Layout(("x",), (torch.Size([4]),)), tuple((i,) for i in range(105)), torch.ones(105).double()
     )
     players = frozenset(byzantine.nonzero().flatten().tolist())
-    voted, _ = px.coding.group_vote(r=3)(replace(stack, received=True), None, px.Round(byzantine=players))
+    voted, _ = px.coding.group_vote(r=3, placement=px.coding.in_order())(
+        replace(stack, received=True), None, px.Round(byzantine=players)
+    )
     torch.testing.assert_close(votes, voted.rows)
     assert lost == next(note.value for note in voted.notes if note.kind == "lost_groups") > 0
 

@@ -18,6 +18,7 @@ from phalanx.aggregators.kernels.shuffle import even_groups
 from phalanx.aggregators.majority import Majority
 from tests.aggregators.test_kernels import close, exact, make_rows, nearest_to_median, tables, working
 from tests.cases import draws, each
+from tests.examples import in_order
 
 SEEDS = st.integers(0, 2**31)
 ROBUST = (
@@ -411,7 +412,7 @@ def notes_of(stack: px.Stack, kind: str) -> list:
 
 def vote(rule, rows, ids=None, byzantine=(), size=1, **fields):
     round = px.Round(byzantine=frozenset(byzantine), world=px.LocalCollective(size))
-    return rule(stack_of(rows, ids, **fields), None, round)[0]
+    return in_order(rule)(stack_of(rows, ids, **fields), None, round)[0]
 
 
 def test_vote_returns_what_most_members_hold():
@@ -478,7 +479,7 @@ def test_rows_that_the_gate_drops_are_absent_members():
     rows = copies(5, 3)
     rows[[0, 7]] = float("nan")
     rows[1] = 3.0
-    rule = px.chain(px.coding.group_vote(r=3), px.aggregators.median())
+    rule = in_order(px.chain(px.coding.group_vote(r=3), px.aggregators.median()))
     out, _ = rule(stack_of(rows), None, px.Round())
     expected = copies(5, 1)
     expected[0] = 0  # one against one
@@ -496,7 +497,7 @@ def test_vote_counts_faults_in_groups_afterwards():
 
 
 def test_vote_assigns_contiguous_groups():
-    rule = px.coding.group_vote(r=3)
+    rule = in_order(px.coding.group_vote(r=3))
     assert rule.assign(8).units == ((0,),) * 4 + ((1,),) * 4
     assert rule.rows_out(8) == 2 and rule.rows_out(45) == 15
     for n in range(3, 40):

@@ -213,7 +213,7 @@ def test_repetition_gives_the_bits_of_the_faultless_run(n, s):
 
 def test_each_group_of_repetition_has_its_own_tolerance():
     assert px.coding.repetition(r=3).tolerances(11) == (1, 1, 1) and px.coding.repetition(r=5).tolerances(13) == (3, 2)
-    code = px.coding.repetition(r=3)
+    code = px.coding.repetition(r=3, placement=px.coding.in_order())
     rows = code.encode(units_of(3, 0), 9)
     rows[0], rows[1] = 5.0, 6.0
     with pytest.raises(TooManyFaults, match="group 0"):
@@ -221,7 +221,7 @@ def test_each_group_of_repetition_has_its_own_tolerance():
 
 
 def test_a_thin_group_is_flagged():
-    code = px.coding.repetition(r=3)
+    code = px.coding.repetition(r=3, placement=px.coding.in_order())
     rows = code.encode(units_of(3, 0), 9)
     stack = replace(px.Stack.of(rows).pick([0, 3, 4, 5, 6, 7, 8]), received=True, erased=2)
     out, _ = code(stack, None, round_of(9))
@@ -310,8 +310,8 @@ def test_training_with_the_cyclic_code_is_training_without_faults(batch):
 
 def test_training_skips_what_the_code_cannot_repair():
     # each tells another lie, so that no row has a majority
-    _, summary = trained("repetition(r=3)", "gaussian()", "workers((0, 1))")
+    _, summary = trained("repetition(r=3, placement=in_order())", "gaussian()", "workers((0, 1))")
     assert summary["lost_groups"] == 0 and summary["lost_rounds"] == 12
     # two that agree win their group: more than the code stands, and nobody can know
-    _, summary = trained("repetition(r=3)", "reverse()", "workers((0, 1))")
+    _, summary = trained("repetition(r=3, placement=in_order())", "reverse()", "workers((0, 1))")
     assert summary["lost_groups"] == 12

@@ -14,7 +14,7 @@ from phalanx.coding.rounding_notice import NEAR, rounding_notes, tolerance
 from phalanx.coding.vote import SKETCH
 from phalanx.core.packing import pack
 from tests.cases import each
-from tests.examples import round_of
+from tests.examples import in_order, round_of
 
 SCHEMES = (
     "vote(dense(), r=3, none='exclude')",
@@ -47,7 +47,7 @@ def nudged(rows, workers, size):
 
 
 def notices(scheme, rows, round):
-    stack, _ = px.parse(scheme)(px.Stack.of(rows), None, round)
+    stack, _ = in_order(px.parse(scheme))(px.Stack.of(rows), None, round)
     return [note.reason for note in stack.notes if note.kind == "notice"]
 
 
@@ -100,7 +100,7 @@ def test_a_liar_hides_no_difference_between_others():
 @each("shown", [torch.zeros(3), torch.zeros(257), None, torch.full((257,), math.nan).double()])
 def test_a_false_sketch_stops_nothing(shown):
     """What is malformed is an erasure; numbers and silence are not even that."""
-    vote, rows, round = px.parse("vote(dense(), r=3)"), rows_of(6, 3), first(6)
+    vote, rows, round = in_order(px.parse("vote(dense(), r=3)")), rows_of(6, 3), first(6)
     stack = px.Stack.of(nudged(rows, (1, 2), 1e-6))
     uploads, _ = vote.upload(stack, None, round)
     assert all(len(pack(upload.now)) < 4096 for upload in uploads)

@@ -11,13 +11,13 @@ from phalanx.core.codec import WEIGHT
 from phalanx.core.packing import digest, pack, unpack
 from phalanx.distributed.backend import Loopback
 from tests.cases import each
-from tests.examples import honest, round_of
+from tests.examples import honest, in_order, round_of
 
 N = 9
 
 
 def run(scheme, rows, byzantine=(), absent=(), world=None, index=0):
-    stage = px.parse(scheme)
+    stage = in_order(px.parse(scheme))
     stack = px.Stack.of(rows)
     round = replace(round_of(len(rows), index, byzantine=frozenset(byzantine), world=world), absent=frozenset(absent))
     return stage(stack, None, round)[0]
@@ -63,7 +63,7 @@ def test_one_liar_in_each_group_changes_no_bit(codec):
 
 
 def test_the_vote_is_that_of_gathered_rows():
-    rows = px.coding.vote(px.codecs.dense(), r=3).assign(11).weights_matrix.float() @ groups(3, 1)
+    rows = in_order(px.coding.vote(px.codecs.dense(), r=3)).assign(11).weights_matrix.float() @ groups(3, 1)
     rows[[0, 4, 5, 9]] = torch.tensor([[7.0], [7.0], [8.0], [9.0]])
     ours = run("vote(dense(), r=3)", rows)
     theirs = run("chain(gather(dense()), group_vote(r=3))", rows)
@@ -155,10 +155,11 @@ def test_a_digest_must_be_one():
 
 
 def test_weights_are_part_of_what_is_voted_on():
-    stack = honest(px.coding.vote(px.codecs.dense(), r=3), 9)
+    stage = in_order(px.coding.vote(px.codecs.dense(), r=3))
+    stack = honest(stage, 9)
     weights = stack.weights.clone()
     weights[[0, 3]] = 50.0
-    out, _ = px.coding.vote(px.codecs.dense(), r=3)(replace(stack, weights=weights), None, round_of(9))
+    out, _ = stage(replace(stack, weights=weights), None, round_of(9))
     assert out.weights.tolist() == [1.0, 1.0, 1.0] and kinds(out, "outvoted") == {0, 3}
     assert WEIGHT == "weight"
 
@@ -193,7 +194,7 @@ PAIRINGS = {
 @pytest.mark.parametrize("scheme", PAIRINGS.values(), ids=PAIRINGS)
 @each("n", [45, 46, 47])
 def test_pairings_of_the_chapter(scheme, n):
-    stage = px.parse(scheme)
+    stage = in_order(px.parse(scheme))
     assert stage.rows_out(n) == 1
     rows = stage.assign(n).weights_matrix.float() @ (1 + 0.1 * torch.randn(n // 3, 40))
     # one liar in each of five groups
@@ -220,7 +221,7 @@ def test_your_own_loop_is_told_its_units():
             world=px.ProcessGroupCollective(backend=Loopback(rank, n, torch.device("cpu"))),
         )
 
-    voted = [exchange("chain(vote(dense(), r=3), mean())", rank, 7) for rank in range(7)]
+    voted = [exchange("chain(vote(dense(), r=3, placement=in_order()), mean())", rank, 7) for rank in range(7)]
     assert [e.units for e in voted] == [((0, 1.0),)] * 4 + [((1, 1.0),)] * 3
     assert all(e.num_units == 2 for e in voted)
     assert exchange("chain(gather(dense()), mean())", 2, 3).units == ((2, 1.0),)

@@ -14,7 +14,7 @@ def outcome(scheme: str, world: px.Collective, byzantine: list[int]) -> dict[str
     generator = torch.Generator().manual_seed(5)
     # pairs of workers hold equal rows, so that votes have something to agree on
     rows = torch.randn(world.size, D, generator=generator)
-    allocation = px.parse(scheme).assign(world.size)
+    allocation = px.parse(scheme).assign(world.size, seed=4, index=2)
     if allocation is not None:
         rows = allocation.weights_matrix.float() @ rows[: allocation.num_units]
     stack = px.Stack.of(rows[list(world.local_workers)], ids=world.local_workers)

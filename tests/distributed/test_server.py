@@ -29,7 +29,7 @@ def expression(scheme, byzantine="()", faults="()", rounds=10, hidden=16):
     return repr(px.parse(text))
 
 
-VOTE = "chain({attack}, vote({codec}, r=3), mean())"
+VOTE = "chain({attack}, vote({codec}, r=3, placement=in_order()), mean())"
 # one in each group of three, and one more that is only slow
 FAULTS = "(crash(worker=0, at=2), hang(worker=4, at=3), garble(worker=8, at=4), delay(worker=3, seconds=0.2, at=1))"
 MEMORY = "chain(momentum(0.5), gather(error_feedback(top_k(0.2))), mean())"

@@ -64,7 +64,7 @@ def rules() -> dict[str, Stage]:
         "median": px.aggregators.median(),
         "Krum": px.aggregators.krum(f=F),
         "geometric median": px.aggregators.geometric_median(),
-        "vote": px.chain(px.coding.group_vote(r=3), px.aggregators.mean()),
+        "vote": px.chain(px.coding.group_vote(r=3, placement=px.coding.in_order()), px.aggregators.mean()),
     }
 
 
@@ -90,7 +90,7 @@ def batchnorm_protected(scale: str) -> dict[str, Run]:
     size = SIZES[scale]
     made: dict[str, Run] = {}
     for word, attack in ATTACKS.items():
-        # no two of them in one vote group
+        # the favourable case: no two of them in one vote group
         byzantine = px.adversary.evenly_spaced(F) if attack else px.adversary.none()
         for name, rule in schemes().items():
             stages = [stage for stage in (attack, px.gather(px.codecs.dense()), rule) if stage is not None]

@@ -77,12 +77,13 @@ def robust_mnist(scale: str) -> dict[str, Run]:
 
     def attacked(size: Size, attack: Stage, *rule: Stage, gate: Gate = GATE) -> Run:
         scheme = px.chain(attack, px.gather(px.codecs.dense(), gate=gate), *rule)
-        # no two of them in one vote group
+        # the favourable case: no two of them in one vote group
         return size.run(scheme, byzantine=px.adversary.evenly_spaced(f))
 
     reverse, constant = px.attacks.reverse(c=100), px.attacks.constant(value=-100)
     # z from n and f would be 0.2 here, which harms nobody; the dissertation fixes 1
     alie = px.attacks.alie(z=1.0)
+    vote = px.coding.group_vote(r=3, placement=px.coding.in_order())
     rules: dict[str, tuple[Stage, ...]] = {
         "median": (px.aggregators.median(),),
         "trimmed mean": (px.aggregators.trimmed_mean(f=f),),
@@ -90,9 +91,9 @@ def robust_mnist(scale: str) -> dict[str, Run]:
         "multi-krum": (px.aggregators.multi_krum(f=f),),
         "bulyan": (px.aggregators.bulyan(f=f),),
         "geometric median": (px.aggregators.geometric_median(),),
-        "group vote r=3": (px.coding.group_vote(r=3), px.aggregators.mean()),
+        "group vote r=3": (vote, px.aggregators.mean()),
         "DETOX": (
-            px.coding.group_vote(r=3),
+            vote,
             px.aggregators.hierarchy(px.aggregators.mean(), px.aggregators.median(), groups=setting.groups),
         ),
     }

@@ -13,7 +13,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.row_memory import load, store
 from phalanx.core.stack import Stack
-from phalanx.core.stage import Scope, TooFewRows, memory_key
+from phalanx.core.stage import Scope, TooFewRows, memory_key_of
 from phalanx.core.trees import State
 
 _MOST = 0.99  # of a weight, before the logarithm
@@ -48,8 +48,8 @@ class Foolsgold(Aggregator):
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         state, cut, head = dict(state or {}), stack.layout.stepped, stack.layout.head
         past = torch.zeros(len(stack.rows), cut, device=stack.rows.device)
-        for i, source in enumerate(stack.sources):
-            key = memory_key(source[0] if len(source) == 1 else None, received=True)
+        for i in range(len(stack.rows)):
+            key = memory_key_of(stack, i)
             before = load(state.get(key, {}), head, past[i])
             past[i] = before + stack.rows[i, :cut]
             state[key] = store(past[i], before, head)

@@ -89,6 +89,7 @@ class Hierarchy(Aggregator):
             sources=tuple(s for r in results for s in r.sources),
             weights=torch.cat([r.weights for r in results]),
             erased=self.groups - len(results),
+            units=None,
         )
         merged, after = self.outer(join_notes(middle, results), state.get("outer"), round.child(1))
         if after:

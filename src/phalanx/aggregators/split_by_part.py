@@ -57,8 +57,8 @@ class SplitByPart(Aggregator):
             )
         return 1
 
-    def assign(self, n: int) -> Allocation | None:
-        return Chain((self.directions, self.installed)).assign(n)
+    def assign(self, n: int, seed: int = 0, index: int = 0) -> Allocation | None:
+        return Chain((self.directions, self.installed)).assign(n, seed, index)
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         state, layout = dict(state or {}), stack.layout

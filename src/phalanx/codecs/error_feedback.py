@@ -37,6 +37,10 @@ class ErrorFeedback(Codec):
         return self.codec.scope
 
     @property
+    def remembers(self) -> bool:
+        return True
+
+    @property
     def linear(self) -> bool:
         return self.codec.linear
 

@@ -27,7 +27,7 @@ class Code(Aggregator):
     """
 
     @abstractmethod
-    def assign(self, n: int) -> Allocation:
+    def assign(self, n: int, seed: int = 0, index: int = 0) -> Allocation:
         """A and E: the units of each worker, and the factors with which it adds them up."""
 
     def encode(self, units: Tensor, n: int) -> Tensor:

@@ -82,7 +82,7 @@ class Cyclic(Code):
         self._check(n, self.noise or torch.finfo(torch.float32).eps)
         return 1
 
-    def assign(self, n: int) -> Allocation:
+    def assign(self, n: int, seed: int = 0, index: int = 0) -> Allocation:
         code = circulant(n, self.s)
         units, shares = [], []
         for i in range(n):

@@ -8,6 +8,7 @@ from typing import Any
 
 from phalanx.aggregators.hierarchy import Hierarchy
 from phalanx.codecs.dense import Dense
+from phalanx.coding.placement import Placement, RandomOrder
 from phalanx.coding.vote import Vote
 from phalanx.core.codec import Codec
 from phalanx.core.expression import require
@@ -15,7 +16,15 @@ from phalanx.core.registry import register
 from phalanx.core.stage import Chain, Stage, chain
 
 
-def detox(r: int, inner: Stage, outer: Stage, groups: int, q: int | None = None, codec: Codec | None = None) -> Chain:
+def detox(
+    r: int,
+    inner: Stage,
+    outer: Stage,
+    groups: int,
+    q: int | None = None,
+    codec: Codec | None = None,
+    placement: Placement | None = None,
+) -> Chain:
     """Votes of groups of r, then a rule in groups of votes and one across: chain(vote(codec, r), hierarchy(...)).
 
     The pairings of the dissertation, 45 workers and r = 3: mean() and median() in 5 groups, or 3 under ALIE;
@@ -30,6 +39,7 @@ def detox(r: int, inner: Stage, outer: Stage, groups: int, q: int | None = None,
         q: Byzantine workers. The rules' f becomes q // ((r + 1) // 2), the most votes that so many can win; None leaves
             it as it is.
         codec: how a row becomes bytes; dense() when None.
+        placement: which workers share a group of equal work; random_order() when None.
     Raises:
         ValueError: a number out of range.
     Source: Rajput et al., DETOX: A Redundancy-based Framework for Faster and More Robust Gradient Aggregation, 2019,
@@ -43,7 +53,7 @@ def detox(r: int, inner: Stage, outer: Stage, groups: int, q: int | None = None,
     if q is not None:
         votes = q // ((r + 1) // 2)
         inner, outer = _standing(inner, votes), _standing(outer, votes)
-    return chain(Vote(codec or Dense(), r), Hierarchy(inner, outer, groups))
+    return chain(Vote(codec or Dense(), r, placement=placement or RandomOrder()), Hierarchy(inner, outer, groups))
 
 
 def _standing(stage: Any, f: int) -> Stage:

@@ -12,10 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from phalanx.coding.majority_vote import ballot_notes, by_cluster, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.coding.majority_vote import (
+    Ballot,
+    Redundant,
+    ballot_notes,
+    by_cluster,
+    by_equality,
+    check_vote,
+    hold_votes,
+)
+from phalanx.coding.placement import Placement, RandomOrder
 from phalanx.coding.rounding_notice import rounding_notes
 from phalanx.core.aggregator import Aggregator
-from phalanx.core.allocation import Allocation
 from phalanx.core.buffers import empty_rows
 from phalanx.core.expression import method
 from phalanx.core.precision import accumulation_dtype
@@ -26,17 +34,21 @@ from phalanx.core.trees import State
 
 
 @method("group_vote", "aggregator")
-class GroupVote(Aggregator):
+class GroupVote(Redundant, Aggregator):
     """The row that more than half of the present members hold, for each group of workers with the same work.
 
     Rows are the same when they are exactly equal, or with a tolerance when |a - b|_2 <= atol + rtol min(|a|_2, |b|_2);
-    then the most central of the rows that are near to more than half wins. The n workers form n // r contiguous groups
-    whose sizes differ by one at most, and each group is one unit of work. A row that comes out weighs what one winner's
-    does: its examples were computed r times over, not r times as many.
+    then the most central of the rows that are near to more than half wins. The n workers form n // r groups whose sizes
+    differ by one at most, and each group is one unit of work. A row that comes out weighs what one winner's does: its
+    examples were computed r times over, not r times as many. A zero has no sign: 0.0 and -0.0 are the same.
+
+    A member whose row is missing, or does not pass the gate, is erased: it has no vote and is not accused. A group of g
+    recovers from l lies and e erasures while 2 l + e <= g - 1.
 
     Notes: "outvoted" for each worker that differs from its group's vote, "lost_groups" with the number of groups whose
-    winners are all Byzantine, "undecided" with the number of groups without a majority, where there are any, "notice"
-    where rows should be equal and differ by rounding, looked for in a scheme's first round.
+    winners are all Byzantine, and where there are any "undecided" with the number of groups without a majority and
+    "unprotected" with the number of groups of three or more that one or two members decided; "notice" where rows should
+    be equal and differ by rounding, looked for in a scheme's first round.
 
     Shapes: (n, d) -> (groups, d), n >= r.
     Args:
@@ -44,6 +56,7 @@ class GroupVote(Aggregator):
         none: the vote without a majority: "zero" is a zero row, "exclude" none, which counts as an erased row.
         atol: distance at which rows agree, in the unit of the row, >= 0; for hardware that differs in the last bits.
         rtol: the same in norms of the row, in [0, 1); a lie within it may win.
+        placement: which workers share a group.
     Raises:
         ValueError: n < r, or rows of several workers each.
     Source: Rajput et al., DETOX: A Redundancy-based Framework for Faster and More Robust Gradient Aggregation, 2019,
@@ -55,6 +68,7 @@ class GroupVote(Aggregator):
     none: Literal["zero", "exclude"] = "zero"
     atol: float = 0.0
     rtol: float = 0.0
+    placement: Placement = RandomOrder()
 
     @property
     def scope(self) -> Scope:
@@ -67,10 +81,7 @@ class GroupVote(Aggregator):
         return (self.r - 1) // 2
 
     def merges(self, n: int) -> int:
-        return len(vote_groups(n, self.r, self.expression_name))
-
-    def assign(self, n: int) -> Allocation:
-        return vote_allocation(vote_groups(n, self.r, self.expression_name))
+        return self.num_groups(n)
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         if any(len(source) != 1 for source in stack.sources):
@@ -79,19 +90,19 @@ class GroupVote(Aggregator):
         place = rows.place
         # a plain call knows its rows only, a run its workers, of which some may sit this round out
         n = max(len(place) + stack.erased, round.world.size, *(worker + 1 for worker in place))
-        groups = vote_groups(n, self.r, self.expression_name)
-        present = [[worker for worker in group if worker in place] for group in groups]
-        if self.atol == self.rtol == 0:
-            ballots = [by_equality(members, rows.same) for members in present]
-            notes = rounding_notes(ballots, rows.same, rows.apart, round)
-        else:
-            ballots = [by_cluster(members, rows.distance, self._near(rows)) for members in present]
-            notes = []
+        exact = self.atol == self.rtol == 0
+
+        def count(members: Sequence[int]) -> Ballot:
+            return by_equality(members, rows.same) if exact else by_cluster(members, rows.distance, self._near(rows))
+
+        ballots = hold_votes(self.groups(n, round.seed, round.index), place, count)
+        notes = rounding_notes(ballots, rows.same, rows.apart, round) if exact else []
         counted = [b for b in ballots if b.winners or (b.members and self.none == "zero")]
         votes = empty_rows(len(counted), stack.rows.shape[1], stack.rows)
         for row, ballot in zip(votes, counted, strict=True):
             if ballot.winners:
-                row.copy_(stack.rows[place[ballot.winners[0]]])
+                # plus zero, so that the bits of a zero do not depend on who stands for the group
+                torch.add(stack.rows[place[ballot.winners[0]]], 0, out=row)
             else:
                 row.zero_()
         holders = [ballot.winners or ballot.members for ballot in counted]
@@ -100,9 +111,10 @@ class GroupVote(Aggregator):
             rows=votes,
             sources=tuple(tuple(sorted(group)) for group in holders),
             weights=_weights(stack.weights, [[place[worker] for worker in group] for group in holders]),
-            erased=len(groups) - len(counted),
+            erased=len(ballots) - len(counted),
+            units=tuple(ballot.unit for ballot in counted),
         )
-        return voted.note([*ballot_notes(ballots, round, len(groups)), *notes]), {}
+        return voted.note([*ballot_notes(ballots, round), *notes]), {}
 
     def _near(self, rows: _Rows) -> Callable[[int, int], float]:
         # a lie of huge norm is not given a huge tolerance

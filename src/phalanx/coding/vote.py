@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from phalanx.coding.group_vote import GroupVote
-from phalanx.coding.majority_vote import Ballot, ballot_notes, by_equality, check_vote, vote_allocation, vote_groups
+from phalanx.coding.majority_vote import Ballot, Redundant, ballot_notes, by_equality, check_vote, group_by, hold_votes
+from phalanx.coding.placement import Placement, RandomOrder
 from phalanx.coding.rounding_notice import rounding_notes, watched
-from phalanx.core.allocation import Allocation
 from phalanx.core.clock import Clock
 from phalanx.core.codec import Codec, Gather, PayloadAttack, forged, open_row, open_rows, payload_limit, send_rows
 from phalanx.core.expression import method
 from phalanx.core.gate import Gate
 from phalanx.core.packing import digest
 from phalanx.core.parallel import parallel_map
-from phalanx.core.payload import BadPayload, Payload, expect
+from phalanx.core.payload import BadPayload, Payload, expect, payload_bytes
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope
@@ -36,7 +36,7 @@ _DIGEST_LIMIT = 4096  # bytes that a message with a digest may have
 
 
 @method("vote", "wire")
-class Vote(WireStage):
+class Vote(Redundant, WireStage):
     """One row for each group of workers with the same work: the one that more than half of those present offer.
 
     Each worker sends the BLAKE3 digest of its payload, 32 bytes. The server decides from the digests, asks one member
@@ -47,7 +47,8 @@ class Vote(WireStage):
     In the scheme's first round each worker of a job sends a sketch of its row too, 2 KiB that are not metered: where
     rows of a group differ by no more than rounding, a notice says so.
 
-    Groups, weights and notes are those of `group_vote`. A worker whose payload does not match its digest is excluded.
+    Groups, erasures, weights and notes are those of `group_vote`. Erased are also a worker whose payload does not match
+    its digest, and all that hold a payload which, once it was asked for, turns out not to pass the gate.
 
     Shapes: (k, d) -> (groups, d), n >= r.
     Args:
@@ -57,6 +58,7 @@ class Vote(WireStage):
         atol, rtol: of `group_vote`. Above zero all n payloads are sent and compared as rows: digests know no nearness.
         gate: which votes may enter.
         forge: what Byzantine workers send when asked, after a digest of what they should send.
+        placement: which workers share a group.
     Raises:
         ValueError: n < r.
     Source: the repetition code of Chen et al., DRACO: Byzantine-resilient Distributed Training via Redundant
@@ -71,10 +73,15 @@ class Vote(WireStage):
     rtol: float = 0.0
     gate: Gate = Gate()
     forge: PayloadAttack | None = None
+    placement: Placement = RandomOrder()
 
     @property
     def scope(self) -> Scope:
         return "vector"
+
+    @property
+    def remembers(self) -> bool:
+        return self.codec.remembers
 
     def validate(self) -> None:
         check_vote("vote", self.r, self.atol, self.rtol)
@@ -85,19 +92,16 @@ class Vote(WireStage):
         return self.atol > 0 or self.rtol > 0
 
     def rows_out(self, n: int) -> int:
-        return len(vote_groups(n, self.r, "vote"))
-
-    def assign(self, n: int) -> Allocation:
-        return vote_allocation(vote_groups(n, self.r, "vote"))
+        return self.num_groups(n)
 
     def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
-        group = self.assign(round.world.size).unit
+        group = self.assign(round.world.size, round.seed, round.index).unit
         coded, state = send_rows(self.codec, stack, state, lambda worker: round.rng(group=group(worker)))
         held = forged(self.forge, coded, stack.ids, round)
         if self.tolerant:
             uploads = [Upload(payload) for payload in held]
         else:
-            firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in parallel_map(digest, coded)]
+            firsts = [{DIGEST: torch.frombuffer(bytearray(d), dtype=torch.uint8)} for d in parallel_map(_digest, coded)]
             if watched(round):
                 firsts = [{**first, **self._shown(p, stack)} for first, p in zip(firsts, coded, strict=True)]
             uploads = [Upload(first, h) for first, h in zip(firsts, held, strict=True)]
@@ -106,10 +110,10 @@ class Vote(WireStage):
     def receive(self, uploads: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         if self.tolerant:
             received = Gather(self.codec, self.gate).receive(uploads, sent, round)
-            return GroupVote(self.r, self.none, self.atol, self.rtol)(received, None, round)[0]
+            return GroupVote(self.r, self.none, self.atol, self.rtol, self.placement)(received, None, round)[0]
         clock = Clock()
         digests, sketches, notes = self._digests(uploads, round)
-        groups = vote_groups(round.world.size, self.r, "vote")
+        fetched = _Fetched(self, digests, [upload.on_request for upload in uploads], sent, round, clock)
 
         def same(a: int, b: int) -> bool:
             return digests[a] == digests[b]
@@ -117,23 +121,14 @@ class Vote(WireStage):
         def distance(a: int, b: int) -> float:
             return apart(sketches[a], sketches[b]) if a in sketches and b in sketches else math.inf
 
-        ballots = [by_equality([worker for worker in group if worker in digests], same) for group in groups]
-        found, bad = self._fetch(ballots, digests, [upload.on_request for upload in uploads], sent, round)
-        clock.lap("wire_s")
-        opened = open_rows(
-            self.codec,
-            [payload for _, payload in found.values()],
-            [(worker, *(w for w in ballots[g].winners if w != worker)) for g, (worker, _) in found.items()],
-            sent,
-        )
-        opened = replace(opened, sources=tuple(tuple(sorted(source)) for source in opened.sources))
+        groups = self.groups(round.world.size, round.seed, round.index)
+        ballots = hold_votes(groups, digests, lambda members: by_equality(members, same), fetched.refused)
         zeros = [b for b in ballots if b.members and not b.winners] if self.none == "zero" else []
-        stack = self.gate.admit(_with_zeros(opened, zeros))
+        stack = _with_zeros(fetched.stack, zeros)
         clock.lap("decode_s")
-        # groups of which nothing came: nobody was there, no majority, or no payload that matches
-        stack = replace(stack, erased=len(groups) - len(stack.rows))
-        notes += [Note("excluded", worker, reason=reason) for worker, reason in bad.items()]
-        notes += ballot_notes(ballots, round, len(groups))
+        # groups of which nothing came: nobody was there, no majority, or no payload that may enter
+        stack = replace(stack, erased=len(groups) - len(stack.rows), notes=sent.notes)
+        notes += [*fetched.notes, *ballot_notes(ballots, round)]
         notes += rounding_notes(ballots, same, distance, round)
         return stack.note([*notes, *clock.notes])
 
@@ -167,32 +162,90 @@ class Vote(WireStage):
             notes.append(Note("bytes", worker, DIGEST_BYTES))
         return digests, sketches, notes
 
-    def _fetch(
+
+class _Fetched:
+    """The payloads that the server asked the winners of votes for: one for each group, by turns from its members.
+
+    Attributes:
+        stack: the rows that passed the gate, by group.
+        notes: the bytes that came, and who was excluded for what it sent.
+    """
+
+    def __init__(
         self,
-        ballots: Sequence[Ballot],
-        digests: dict[int, bytes],
+        stage: Vote,
+        digests: Mapping[int, bytes],
         held: Sequence[Payload | None],
         sent: Stack,
         round: Round,
-    ) -> tuple[dict[int, tuple[int, Payload]], dict[int, str]]:
-        """By group the payload that matches and who sent it; and who sent another, with the reason."""
-        found: dict[int, tuple[int, Payload]] = {}
-        bad: dict[int, str] = {}
-        # by turns, so that not the same member sends its payload every time
-        left = {g: _turned(ballot.winners, round.index) for g, ballot in enumerate(ballots) if ballot.winners}
-        while left:
-            asked = {g: winners.pop(0) for g, winners in left.items()}
-            arrived = round.world.fetch(held, list(asked.values()), payload_limit(sent))
-            seen = parallel_map(lambda payload: None if isinstance(payload, BadPayload) else digest(payload), arrived)
-            for (g, worker), payload, own in zip(asked.items(), arrived, seen, strict=True):
-                if isinstance(payload, BadPayload):
-                    bad[worker] = str(payload)
-                elif own != digests[worker]:
-                    bad[worker] = "a payload that does not match its digest"
-                else:
-                    found[g] = worker, payload
-            left = {g: winners for g, winners in left.items() if g not in found and winners}
-        return dict(sorted(found.items())), bad
+        clock: Clock,
+    ) -> None:
+        self._stage, self._digests, self._held, self._sent = stage, digests, held, sent
+        self._round, self._clock = round, clock
+        self._payloads: dict[int, Payload] = {}  # by the worker that sent it
+        self.stack, self.notes = self._open([]), list[Note]()
+
+    def refused(self, ballots: Sequence[Ballot]) -> set[int]:
+        """Those who cannot have a vote; `stack` holds the winners' rows once nobody is left of them.
+
+        Their payload does not match their digest, or is none that may enter. A group without a majority has one if that
+        is so of some of its members, so one of all that hold the same is asked there.
+        """
+        decided = [ballot for ballot in ballots if ballot.winners]
+        holders = [ballot.winners for ballot in decided]
+        for ballot in ballots:
+            if not ballot.winners:
+                holders += map(tuple, group_by(ballot.members, lambda a, b: self._digests[a] == self._digests[b]))
+        speakers = list(map(self._speaker, holders))
+        reasons = self._ask([worker for worker in speakers if worker not in self._payloads])
+        self._clock.lap("wire_s")
+        good = [i for i, worker in enumerate(speakers) if worker in self._payloads]
+        opened = self._open([speakers[i] for i in good])
+        barred = {note.worker: note.reason for note in opened.notes if note.kind == "excluded"}
+        for i in good:
+            # who holds the digest holds the payload
+            reasons |= dict.fromkeys(holders[i], barred[speakers[i]]) if speakers[i] in barred else {}
+        self.notes += [Note("excluded", worker, reason=reason) for worker, reason in reasons.items()]
+        if not reasons:
+            winning = self._open(speakers[: len(decided)]) if len(decided) < len(speakers) else opened
+            self.stack = replace(winning, sources=tuple(holders[: len(decided)]), units=tuple(b.unit for b in decided))
+        self._clock.lap("decode_s")
+        return set(reasons)
+
+    def _ask(self, workers: Sequence[int]) -> dict[int, str]:
+        """Keeps the payloads of these workers that match their digests; returns who sent another, with the reason."""
+        reasons: dict[int, str] = {}
+        arrived = self._round.world.fetch(self._held, workers, payload_limit(self._sent)) if workers else []
+        seen = parallel_map(lambda payload: None if isinstance(payload, BadPayload) else _digest(payload), arrived)
+        for worker, payload, found in zip(workers, arrived, seen, strict=True):
+            if isinstance(payload, BadPayload):
+                reasons[worker] = str(payload)
+                continue
+            self.notes.append(Note("bytes", worker, payload_bytes(payload)))
+            if found == self._digests[worker]:
+                self._payloads[worker] = payload
+            else:
+                reasons[worker] = "a payload that does not match its digest"
+        return reasons
+
+    def _speaker(self, holders: Sequence[int]) -> int:
+        """Who is asked of those that hold the same: who has answered, else one by turns, so that all share the load."""
+        turns = _turned(holders, self._round.index)
+        return next((worker for worker in turns if worker in self._payloads), turns[0])
+
+    def _open(self, workers: Sequence[int]) -> Stack:
+        payloads = [_unsigned(self._payloads[worker]) for worker in workers]
+        rows = open_rows(self._stage.codec, payloads, [(worker,) for worker in workers], self._sent)
+        return self._stage.gate.admit(replace(rows, notes=rows.notes[len(self._sent.notes) :]))
+
+
+def _unsigned(payload: Payload) -> Payload:
+    """The payload with 0.0 in place of -0.0, so that rows which differ in nothing else are the same."""
+    return {key: part + 0 if part.is_floating_point() else part for key, part in payload.items()}
+
+
+def _digest(payload: Payload) -> bytes:
+    return digest(_unsigned(payload))
 
 
 def _turned(winners: Sequence[int], turn: int) -> list[int]:
@@ -210,5 +263,6 @@ def _with_zeros(stack: Stack, ballots: Sequence[Ballot]) -> Stack:
         rows=torch.cat([stack.rows, stack.rows.new_zeros(len(ballots), stack.layout.d)]),
         sources=(*stack.sources, *(ballot.members for ballot in ballots)),
         weights=torch.cat([stack.weights, weight.expand(len(ballots))]),
+        units=(*(stack.units or ()), *(ballot.unit for ballot in ballots)),
     )
-    return both.pick(sorted(range(len(both.rows)), key=lambda i: both.sources[i]))
+    return both.pick(sorted(range(len(both.rows)), key=both.order_key))

@@ -18,7 +18,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
 from phalanx.core.round import Round, make_generator
 from phalanx.core.stack import Note, Stack
-from phalanx.core.stage import Scope, Stage, TooFewRows, memory_key
+from phalanx.core.stage import Scope, Stage, TooFewRows, check_remembers, memory_key
 from phalanx.core.trees import State
 from phalanx.core.wire_stage import Upload, WireStage, without_absent
 
@@ -43,6 +43,11 @@ class Codec(Expression, ABC):
     @property
     def unbiased(self) -> bool:
         """The expectation of decode(encode(row)) is the row."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a worker keeps a memory for it from round to round."""
         return False
 
     @abstractmethod
@@ -87,6 +92,10 @@ class Gather(WireStage):
     def scope(self) -> Scope:
         return self.codec.scope
 
+    @property
+    def remembers(self) -> bool:
+        return self.codec.remembers
+
     def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
         coded, state = send_rows(self.codec, stack, state, round.rng)
         uploads = [Upload(payload) for payload in forged(self.forge, coded, stack.ids, round)]
@@ -126,6 +135,7 @@ def send_rows(
             payload[INSTALLED] = stack.rows[i, layout.stepped :]
         payloads.append(payload)
         if memory:
+            check_remembers(codec)
             state[key] = memory
     return payloads, state
 
@@ -218,6 +228,10 @@ class Reduce(Stage):
     @property
     def scope(self) -> Scope:
         return self.codec.scope
+
+    @property
+    def remembers(self) -> bool:
+        return self.codec.remembers
 
     @property
     def num_wires(self) -> int:

@@ -23,6 +23,7 @@ class Note:
     kind is one of: "bytes" (value bytes that a worker sent), "excluded" (reason says why the gate or the wire dropped
     the worker's row), "chosen" (a rule took the worker's row, and not those of others), "outvoted" (a vote went against
     the worker), "lost_groups" (groups whose vote the Byzantine workers won), "undecided" (groups without a majority),
+    "unprotected" (groups decided by so few members that one liar among them is one too many),
     "seconds" (that this process spent on the part that reason names), "notice" (reason is a sentence for the user), or
     a stage's own word.
     """
@@ -46,6 +47,7 @@ class Stack:
         erased: rows that should be here and are not; they count towards f.
         arrived: the rows as they came off the wire, for the accusation table.
         replies: what the server replies to single workers with the next round.
+        units: the unit of work that each row is the vote of; None for rows that no vote decided.
     """
 
     rows: Tensor
@@ -58,9 +60,11 @@ class Stack:
     notes: tuple[Note, ...] = ()
     arrived: Stack | None = field(default=None, repr=False)
     replies: Mapping[int, Payload] = field(default_factory=dict, repr=False)
+    units: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         k = self.rows.shape[0]
+        assert self.units is None or len(self.units) == k
         assert self.rows.dim() == 2 and len(self.sources) == k and len(self.weights) == k
 
     @staticmethod
@@ -77,6 +81,10 @@ class Stack:
         assert all(len(s) == 1 for s in self.sources)
         return tuple(s[0] for s in self.sources)
 
+    def order_key(self, i: int) -> tuple[int, ...]:
+        """What orders the rows alike wherever they lie and whoever won: the unit voted on, else the workers behind."""
+        return self.sources[i] if self.units is None else (self.units[i],)
+
     def with_rows(self, rows: Tensor, *, gated: bool = False) -> Stack:
         """The same workers with other rows, (k, d); say gated=True only if they are still finite."""
         return replace(self, rows=rows, gated=gated)
@@ -91,6 +99,7 @@ class Stack:
             rows=self.rows[chosen],
             sources=tuple(self.sources[i] for i in chosen),
             weights=self.weights[chosen],
+            units=None if self.units is None else tuple(self.units[i] for i in chosen),
         )
 
     def one(self, row: Tensor) -> Stack:
@@ -100,6 +109,7 @@ class Stack:
             rows=row.reshape(1, -1),
             sources=(tuple(sorted({i for s in self.sources for i in s})),),
             weights=self.weights.sum().reshape(1),
+            units=None,
         )
 
     def merged(self, rows: Tensor, members: Sequence[Sequence[int]]) -> Stack:
@@ -111,6 +121,7 @@ class Stack:
             weights=torch.stack([self.weights[list(group)].sum() for group in members])
             if len(members)
             else self.weights[:0],
+            units=None,
         )
 
     def erase(self, reasons: dict[int, str]) -> Stack:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -72,8 +72,13 @@ class Stage(Expression, ABC):
         """
         return n
 
-    def assign(self, n: int) -> Allocation | None:
-        """Which units of work each of n workers computes, where the stage's redundancy asks for some; else None."""
+    def assign(self, n: int, seed: int = 0, index: int = 0) -> Allocation | None:
+        """Which units of work each of n workers computes, where the stage's redundancy asks for some; else None.
+
+        Args:
+            seed: of the run.
+            index: number of the round.
+        """
         return None
 
     def aggregate(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Tensor:
@@ -105,6 +110,11 @@ class Stage(Expression, ABC):
             stack = Gate(weights="trusted").admit(stack)
         return self(stack, None, Round(seed=seed, world=LocalCollective(max(1, len(rows)))))[0]
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps a memory for each row from round to round."""
+        return False
+
 
 class Matches(Stage):
     """A stage behind the wire that takes rows with an order of neurons each (`Layout.axes`) to one order."""
@@ -113,6 +123,28 @@ class Matches(Stage):
 def memory_key(worker: int | None, received: bool) -> str:
     """A row's memory in the state: "worker:3" in the process that plays worker 3, "row:3" at the server."""
     return f"{'row' if received else 'worker'}:{'all' if worker is None else worker}"
+
+
+def check_remembers(owner: Any) -> None:
+    """Raises ValueError for a stage or codec that keeps a memory and does not say so: votes rely on what it says."""
+    require(owner.remembers, f"{owner!r} keeps a memory from round to round; let its property `remembers` be True")
+
+
+def memory_key_of(stack: Stack, i: int) -> str:
+    """The memory of row i: its worker's, or behind a vote its unit's, whoever won it.
+
+    Raises:
+        ValueError: it is one of several rows that each stand for several workers, not always the same ones.
+    """
+    if stack.units is not None:
+        return f"unit:{stack.units[i]}"
+    source = stack.sources[i]
+    require(
+        len(source) == 1 or len(stack.rows) == 1,
+        f"a memory from round to round needs rows of single workers or of votes, and row {i} of {len(stack.rows)} is "
+        f"made of {len(source)} workers' rows; put the stage before the one that merges rows, or at the end",
+    )
+    return memory_key(source[0] if len(source) == 1 else None, stack.received)
 
 
 class RowStage(Stage):
@@ -130,11 +162,12 @@ class RowStage(Stage):
         cut, head = stack.layout.stepped, stack.layout.head
         for i, source in enumerate(stack.sources):
             worker = source[0] if len(source) == 1 else None
-            key = memory_key(worker, stack.received)
+            key = memory_key_of(stack, i) if self.remembers else ""
             out[i, :cut], memory = self.row(
                 stack.rows[i, :cut], head, state.get(key, {}), lambda w=worker: round.rng(w)
             )
             if memory:
+                check_remembers(self)
                 state[key] = memory
         out[:, cut:] = stack.rows[:, cut:]
         return stack.with_rows(out), state
@@ -176,8 +209,8 @@ class Chain(Stage):
             n = stage.rows_out(n)
         return n
 
-    def assign(self, n: int) -> Allocation | None:
-        wanted = [a for a in (s.assign(n) for s in self.stages) if a is not None]
+    def assign(self, n: int, seed: int = 0, index: int = 0) -> Allocation | None:
+        wanted = [a for a in (s.assign(n, seed, index) for s in self.stages) if a is not None]
         require(
             all(a == wanted[0] for a in wanted[1:]),
             "two stages of one chain ask for different assignments of work; keep one of them",
@@ -215,6 +248,21 @@ def check_scheme(scheme: Stage, n: int) -> None:
         raise ValueError(
             f"{scheme!r} ends with {rows} rows where one update belongs; end it with mean() or a robust rule"
         )
+    if scheme.assign(n) is not None:
+        check_memories(scheme)
+
+
+def check_memories(scheme: Stage) -> None:
+    """Raises ValueError if workers that compute the same keep a memory: one missed round would set a worker apart."""
+    for stage in scheme.stages if isinstance(scheme, Chain) else (scheme,):
+        require(
+            not stage.remembers,
+            f"{stage!r} keeps a memory at each worker, and {scheme!r} has several workers compute the same: one missed "
+            "round would set an honest worker apart from its group for good; put momentum behind the vote, "
+            "chain(vote(dense(), r=3), momentum(), mean()), and take a codec without error feedback",
+        )
+        if stage.num_wires:
+            return
 
 
 def join_notes(stack: Stack, others: Sequence[Stack]) -> Stack:

@@ -193,8 +193,8 @@ class GradientExchange:
 
     @property
     def _allocation(self) -> Allocation:
-        n = self.session.world.size
-        return self.session.scheme.assign(n) or Allocation.single(range(n))
+        session, n = self.session, self.session.world.size
+        return session.scheme.assign(n, session.seed, session.index) or Allocation.single(range(n))
 
     def state_dict(self) -> dict[str, Any]:
         """This process's memories and counters, for the user's checkpoint."""

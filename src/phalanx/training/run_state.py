@@ -76,7 +76,7 @@ class RunState:
         run, round_index = self.run, position.round_index
         phase = run.phases[position.phase_index]
         context = self._context(position)
-        allocation = phase.scheme.assign(run.workers) or Allocation.single(range(run.workers))
+        allocation = phase.scheme.assign(run.workers, run.seed, round_index) or Allocation.single(range(run.workers))
         units = allocation.num_units
         samples = list(phase.work.samples(run.partition, self.data, units, round_index, run.seed))
         works = dict.fromkeys(range(units), phase.work)

@@ -30,7 +30,7 @@ def krum_choices(stack: Stack, f: int, theta: int) -> np.ndarray:
 def settled_order(stack: Stack) -> np.ndarray:
     """Positions in an order that depends on the rows and their workers only, so that ties fall alike in any order."""
     heads = stack.rows[:, :16].double().tolist()
-    return np.array(sorted(range(len(heads)), key=lambda i: (heads[i], stack.sources[i])))
+    return np.array(sorted(range(len(heads)), key=lambda i: (heads[i], stack.order_key(i))))
 
 
 def _to_others(stack: Stack, order: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ def shuffled(stack: Stack, round: Round) -> list[int | None]:
 
     What a worker's place is depends on the round and on which workers' rows are here, not on the order of the rows.
     """
-    order = sorted(range(len(stack.rows)), key=lambda i: (stack.sources[i], float(stack.weights[i])))
+    order = sorted(range(len(stack.rows)), key=lambda i: (stack.order_key(i), float(stack.weights[i])))
     places: list[int | None] = [*order, *[None] * stack.erased]
     return [places[i] for i in torch.randperm(len(places), generator=round.rng()).tolist()]
 

@@ -31,6 +31,10 @@ class Momentum(RowStage):
 
     beta: float = 0.9
 
+    @property
+    def remembers(self) -> bool:
+        return True
+
     def validate(self) -> None:
         require(0 <= self.beta < 1, f"momentum needs 0 <= beta < 1, got beta={self.beta}")
 

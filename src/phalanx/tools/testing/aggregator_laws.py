@@ -50,7 +50,7 @@ def _too_few_rows(t: Trial) -> None:
                     t.run(t.stack(n=n))
             else:
                 expect(n > 0, f"expected a TooFewRows, saw rows_out(0) = {count}")
-                out, _ = t.run(honest_stack(t.method, n, seed=t.seed))
+                out, _ = t.run(honest_stack(t.method, n, seed=t.seed, run_seed=t.seed))
                 expect(len(out.rows) == count, f"expected {count} rows, saw {len(out.rows)}")
 
 
@@ -63,7 +63,7 @@ def _to_one_row(t: Trial) -> tuple[Stage, int]:
 
 def _liars(t: Trial, count: int) -> list[int]:
     """Workers, at most one in each group with equal work, so that no group is lost."""
-    allocation = t.method.assign(t.n)
+    allocation = t.method.assign(t.n, t.seed)
     if allocation is None:
         order = [*range(2, t.n, 4), *(i for i in range(t.n) if i % 4 != 2)]
         return sorted(order[:count])

@@ -109,9 +109,11 @@ class Trial:
     def byzantine(self) -> frozenset[int]:
         return frozenset(range(1, self.n, 5))
 
-    def stack(self, seed: int = 0, n: int | None = None, dtype: torch.dtype = torch.float32) -> Stack:
+    def stack(
+        self, seed: int = 0, n: int | None = None, dtype: torch.dtype = torch.float32, run_seed: int = 0
+    ) -> Stack:
         stage = self.method if isinstance(self.method, Stage) and n is None else None
-        return honest_stack(stage, self.n if n is None else n, dtype, self.seed + seed)
+        return honest_stack(stage, self.n if n is None else n, dtype, self.seed + seed, self.seed + run_seed)
 
     def run(self, stack: Stack, state: Any = None, stage: Stage | None = None, **changes: Any) -> tuple[Stack, Any]:
         """The stage, that of the trial or another, on a stack; rules get it as received."""

@@ -27,15 +27,23 @@ CENTRE = 1.0 - 2.0 * (torch.arange(24) % 3 == 0).double()  # of honest rows: sig
 
 
 def honest_stack(
-    stage: Stage | None = None, n: int = WORKERS, dtype: torch.dtype = torch.float32, seed: int = 0
+    stage: Stage | None = None,
+    n: int = WORKERS,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    run_seed: int = 0,
 ) -> Stack:
     """Rows (n, 24) around one centre, equal for workers to whom the stage assigns equal work; weights differ a little.
 
     The last three of the 24 entries are installed values.
+
+    Args:
+        seed: of the rows.
+        run_seed: of the round in which the stage gets them.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = CENTRE + 0.3 * torch.randn(n, LAYOUT.d, generator=generator, dtype=torch.float64)
-    allocation = stage.assign(n) if stage is not None else None
+    allocation = stage.assign(n, run_seed) if stage is not None else None
     if allocation is not None:
         rows = allocation.weights_matrix @ rows[: allocation.num_units]
     weights = torch.arange(n, dtype=torch.float64) % 3 + 2
@@ -50,7 +58,7 @@ def hostile_stacks(stage: Stage | None = None, n: int = WORKERS, seed: int = 0) 
     of no, one and seven entries.
     """
     for dtype in (torch.float16, torch.float32, torch.float64):
-        stack = honest_stack(stage, n, dtype, seed)
+        stack = honest_stack(stage, n, dtype, seed, seed)
         largest, name = min(torch.finfo(dtype).max / 4, 1e17), str(dtype).removeprefix("torch.")
         yield f"{name} zeros", stack.with_rows(torch.zeros_like(stack.rows))
         yield f"{name} tiny rows", stack.with_rows(stack.rows * torch.finfo(dtype).tiny)
@@ -60,7 +68,7 @@ def hostile_stacks(stage: Stage | None = None, n: int = WORKERS, seed: int = 0) 
             rows = stack.rows.clone()
             rows[2] = value
             yield f"{name} rows with one of {value}", stack.with_rows(rows)
-    stack = honest_stack(stage, n, seed=seed)
+    stack = honest_stack(stage, n, seed=seed, run_seed=seed)
     yield "strided rows", stack.with_rows(stack.rows.t().contiguous().t())
     for d in (0, 1, 7):
         yield f"rows of {d} entries", replace(stack, rows=stack.rows[:, :d], layout=Layout.flat(d))

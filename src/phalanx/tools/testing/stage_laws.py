@@ -95,7 +95,7 @@ def _arguments_only(t: Trial) -> None:
     outs = []
     for seed in (1, 2):
         with global_randomness(seed):
-            outs.append(t.run(t.stack(), seed=t.seed + 3))
+            outs.append(t.run(t.stack(run_seed=3), seed=t.seed + 3))
     (first, state), (again, state_again) = outs
     same("the rows of two equal calls", first.rows, again.rows)
     expect(first.sources == again.sources, f"expected the sources {first.sources}, saw {again.sources}")
