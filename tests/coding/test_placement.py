@@ -100,7 +100,7 @@ def test_hosts_without_groups_are_far_apart():
         ("by_host(())", "got none"),
         ("by_host((0, 1), every=-1)", "every=-1"),
         ("random_order(every=-2)", "every=-2"),
-        ("group_vote(r=3, placement=mean())", "placement must be a placement"),
+        ("group_vote(r=3, placement=mean())", "placement must be an object of Placement"),
     ],
 )
 def test_wrong_placements(text, words):
