@@ -2,7 +2,7 @@
 """Mutation testing, outside CI: `python -m tests.mutants --count 400 --jobs 2 --out mutants.json`.
 
 A mutant is the library with one small change: a comparison, an operator, a number or a condition. The tests of its room
-should fail. Mutants are drawn at random from the files of some rooms; each runs in a copy of the sources, and the room's
+A mutant is the library with one small change: a comparison, an operator, a number or a condition. The tests of its room
 tests run until the first failure. What survives is listed with its line, to be read one by one: it shows a missing test
 or is no change at all.
 """
