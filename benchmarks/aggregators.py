@@ -31,7 +31,7 @@ Call = Callable[[], Any]
 
 
 def rules(n: int, f: int) -> dict[str, str]:
-    """The expression of every rule that n rows are enough for; those that prepare rows stand before a mean."""
+    """The expression of every rule that works with n rows; rules that only prepare rows are followed by a mean."""
     known = {
         "mean": "mean()",
         "median": "median()",
@@ -85,7 +85,7 @@ def byzfl_calls(rows: Any, f: int) -> dict[str, Call]:
     except ImportError as error:
         print(f"byzfl is left out: {error}", file=sys.stderr)
         return {}
-    made = {
+    calls = {
         "median": aggregators.Median(),
         "trimmed mean": aggregators.TrMean(f=f),
         "geometric median": aggregators.GeometricMedian(),
@@ -95,7 +95,7 @@ def byzfl_calls(rows: Any, f: int) -> dict[str, Call]:
         "NNM": preaggregators.NNM(f=f),
         "bucketing": preaggregators.Bucketing(s=2),
     }
-    return {name: (lambda rule=rule: rule(rows)) for name, rule in made.items()}
+    return {name: (lambda rule=rule: rule(rows)) for name, rule in calls.items()}
 
 
 def flower_calls(rows: Any, f: int) -> dict[str, Call]:
@@ -149,9 +149,9 @@ def timed(calls: dict[tuple[str, str], Call], repeats: int, slow_s: float) -> di
 
 def resident_bytes(field: str) -> int:
     """VmRSS or VmHWM of this process."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found.group(1))
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return 1024 * int(match.group(1))
 
 
 def print_peak(expression: str, n: int, d: int, threads: int) -> None:

@@ -114,7 +114,7 @@ def _sign(folder: Path, model: Any, hook: Any, times: list[float]) -> None:
 
 
 def watched(label: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the job of a label and looks after it."""
+    """Runs the job of a label and ends it if it hangs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -144,12 +144,12 @@ def watched(label: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def _waits(process: subprocess.Popen[bytes], sign: Path, patience: float) -> bool:
     """Whether the job had to be ended because its sign of life stayed away."""
-    last, seen = time.monotonic(), None
+    last, state = time.monotonic(), None
     while process.poll() is None:
         time.sleep(0.2)
         now = sign.stat().st_mtime_ns if sign.exists() else None
-        if now != seen:
-            last, seen = time.monotonic(), now
+        if now != state:
+            last, state = time.monotonic(), now
         if time.monotonic() - last > patience:
             # the launcher ends its workers, which are in groups of their own, when it is asked to
             process.terminate()

@@ -106,27 +106,27 @@ def published(rows: torch.Tensor, r: int, tensors: int = 60) -> Call:
 
 def calls(n: int, d: int) -> dict[str, Call]:
     """The calls that are timed."""
-    vote, made = px.chain(px.coding.group_vote(r=3), px.aggregators.mean()), {}
+    vote, by_name = px.chain(px.coding.group_vote(r=3), px.aggregators.mean()), {}
     rows = coded(vote, n, d, 5)
     apart = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
     apart[:: n // 5] *= -100
-    made["plain mean of all rows"] = lambda: apart.mean(dim=0)
-    made["geometric median, converged"] = decoder(px.aggregators.geometric_median(), apart)
-    made["digest vote r=3, mean"] = digest_vote(rows, 3)
-    made["rows compared r=3, mean"] = decoder(vote, rows)
-    made["published repetition decoder r=3"] = published(rows, 3)
+    by_name["plain mean of all rows"] = lambda: apart.mean(dim=0)
+    by_name["geometric median, converged"] = decoder(px.aggregators.geometric_median(), apart)
+    by_name["digest vote r=3, mean"] = digest_vote(rows, 3)
+    by_name["rows compared r=3, mean"] = decoder(vote, rows)
+    by_name["published repetition decoder r=3"] = published(rows, 3)
     for s in (1, 3, 5):
-        made[f"cyclic s={s}"] = decoder(px.coding.cyclic(s=s), coded(px.coding.cyclic(s=s), n, d, s))
-    return made
+        by_name[f"cyclic s={s}"] = decoder(px.coding.cyclic(s=s), coded(px.coding.cyclic(s=s), n, d, s))
+    return by_name
 
 
-def timed(made: dict[str, Call], repeats: int) -> dict[str, list[float]]:
+def timed(by_name: dict[str, Call], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, interleaved, after one that warms up."""
-    for call in made.values():
+    for call in by_name.values():
         call()
-    spent: dict[str, list[float]] = {name: [] for name in made}
+    spent: dict[str, list[float]] = {name: [] for name in by_name}
     for _ in range(repeats):
-        for name, call in made.items():
+        for name, call in by_name.items():
             began = time.perf_counter()
             call()
             spent[name].append(time.perf_counter() - began)
@@ -135,17 +135,17 @@ def timed(made: dict[str, Call], repeats: int) -> dict[str, list[float]]:
 
 def growth(n: int, sizes: list[int], repeats: int) -> dict[str, Any]:
     """Medians by row length, and the exponent of the best power law."""
-    found: dict[str, dict[int, float]] = {}
+    seconds: dict[str, dict[int, float]] = {}
     for d in sizes:
         rows = coded(px.coding.group_vote(r=3), n, d, 2)
-        made = {
+        by_name = {
             "digest vote r=3, mean": digest_vote(rows, 3),
             "cyclic s=2": decoder(px.coding.cyclic(s=2), coded(px.coding.cyclic(s=2), n, d, 2)),
         }
-        for name, spent in timed(made, repeats).items():
-            found.setdefault(name, {})[d] = statistics.median(spent)
+        for name, spent in timed(by_name, repeats).items():
+            seconds.setdefault(name, {})[d] = statistics.median(spent)
     out = {}
-    for name, by_size in found.items():
+    for name, by_size in seconds.items():
         x, y = [math.log(d) for d in by_size], [math.log(t) for t in by_size.values()]
         slope = statistics.linear_regression(x, y).slope
         out[name] = {"seconds": {str(d): t for d, t in by_size.items()}, "exponent": slope}

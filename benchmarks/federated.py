@@ -34,7 +34,7 @@ def run(workers: int = CLIENTS, clients: int = CHOSEN, rounds: int = 1000) -> px
 
 
 def bare(trainer: Trainer, chosen: Sequence[int]) -> None:
-    """The forward and backward passes and steps of a round, on tensors that lie ready; the weights stay."""
+    """The forward and backward passes and steps of a round, on prepared tensors; the weights do not change."""
     run, model = trainer.config, trainer.model
     parts = run.partition.parts(trainer.data, run.workers, run.seed)
     model.train()
@@ -75,13 +75,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    found = measure(asked.rounds)
-    found["ratio"] = found["round_s"] / found["bare_s"]
+    numbers = measure(asked.rounds)
+    numbers["ratio"] = numbers["round_s"] / numbers["bare_s"]
     print(f"{CHOSEN} of {CLIENTS} clients, {IMAGES} images, LeNet, one thread, medians of {asked.rounds} rounds")
-    print(f"round {found['round_s']:.2f} s, bare local training {found['bare_s']:.2f} s, {found['ratio']:.2f} times")
+    print(
+        f"round {numbers['round_s']:.2f} s, bare local training {numbers['bare_s']:.2f} s, {numbers['ratio']:.2f} times"
+    )
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(asked.json, {"measured": found, "about": about()})
+        write_json(asked.json, {"measured": numbers, "about": about()})
 
 
 if __name__ == "__main__":

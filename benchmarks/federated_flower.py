@@ -90,9 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(f"  before Flower's first and after its last round {start:.1f} s")
     if given.json:
-        found = {"bare_s": alone, "ours_s": here, "flower_s": there, "flower_around_s": start}
+        numbers = {"bare_s": alone, "ours_s": here, "flower_s": there, "flower_around_s": start}
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(given.json, {"asked": {**vars(given), "json": None}, "measured": found, "about": about()})
+        write_json(given.json, {"asked": {**vars(given), "json": None}, "measured": numbers, "about": about()})
 
 
 if __name__ == "__main__":

@@ -157,10 +157,10 @@ def own_encoder() -> Case:
     return layer(Alone(), torch.randn(128, 20, 512), BOTH[:1])
 
 
-def recurrent(made: Any, width: int) -> Case:
+def recurrent(layers: Any, width: int) -> Case:
     """Two layers of one width, 20 texts of 35 words."""
     more = [Way(layout, "bfloat16") for layout in BOTH]
-    return layer(made(width, width, 2, batch_first=True), torch.randn(20, 35, width), BOTH, more)
+    return layer(layers(width, width, 2, batch_first=True), torch.randn(20, 35, width), BOTH, more)
 
 
 CASES: dict[str, Callable[[], Case]] = {

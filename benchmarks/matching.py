@@ -78,19 +78,19 @@ class Published:
             _, columns = linear_sum_assignment(-self.gains(j))
         else:
             columns = np.arange(len(self.layers[j]))
-        known, mine = len(self.counts), []
+        known, places = len(self.counts), []
         for w, column in zip(self.layers[j], columns, strict=True):
             if column < known:
                 self.sums[column] += w * self.precision
                 self.precisions[column] += self.precision
                 self.counts[column] += 1
-                mine.append(int(column))
+                places.append(int(column))
             else:
                 self.sums = np.vstack([self.sums, self.mean0 * self.precision0 + w * self.precision])
                 self.precisions = np.vstack([self.precisions, self.precision0 + self.precision])
-                mine.append(len(self.counts))
+                places.append(len(self.counts))
                 self.counts.append(1)
-        self.assignments[j] = mine
+        self.assignments[j] = places
 
     def remove(self, j: int) -> None:
         """Removes client j and the neurons that only it had."""
@@ -155,7 +155,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     layers = noise(options.clients, options.neurons, options.entries)
     # once before and once behind the other, so that a busy machine is busy for both
-    first, found = clock(lambda: px.matching.match(layers))
+    first, matching = clock(lambda: px.matching.match(layers))
     published, labels = clock(lambda: Published([layer.numpy() for layer in layers]).run())
     second, _ = clock(lambda: px.matching.match(layers))
     spahm, estimated = clock(lambda: px.matching.match(layers, matcher=px.matching.spahm(sweeps=5)))
@@ -164,11 +164,11 @@ def main() -> None:
     many, most = clock(lambda: px.matching.match(crowd))
     size = f"{options.clients} x {options.neurons} x {options.entries}"
     table = Table("what", "seconds", "of the published", "global neurons", "sweeps", title=size)
-    old = str(max(max(mine) for mine in labels) + 1)
+    old = str(max(max(places) for places in labels) + 1)
     rows = [
         ("published, five sweeps", published, published, old, "5"),
-        ("match, first time", first, published, str(len(found.counts)), str(found.sweeps)),
-        ("match, second time", second, published, str(len(found.counts)), str(found.sweeps)),
+        ("match, first time", first, published, str(len(matching.counts)), str(matching.sweeps)),
+        ("match, second time", second, published, str(len(matching.counts)), str(matching.sweeps)),
         ("match, spahm", spahm, published, str(len(estimated.counts)), str(estimated.sweeps)),
         ("one table of gains, published", spent["published"], spent["published"], "", ""),
         ("one table of gains, match", spent["phalanx"], spent["published"], "", ""),

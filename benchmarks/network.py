@@ -95,9 +95,9 @@ def link(args: argparse.Namespace) -> dict[str, Any]:
     from phalanx.tools.report import tables
     from slow_network.link import measure
 
-    found = measure(args.rates, args.workers, args.delay)
+    measured = measure(args.rates, args.workers, args.delay)
     rows = []
-    for line in found:
+    for line in measured:
         for size in line["collectives"]:
             rows.append(
                 [
@@ -108,7 +108,7 @@ def link(args: argparse.Namespace) -> dict[str, Any]:
             )
     header = ("workers", "rate", "link", "bytes", "all-reduce", "at least", "all-gather", "at least")
     tables.console().print(tables.plain_table("milliseconds, medians", header, rows))
-    return {"links": found}
+    return {"links": measured}
 
 
 def breakdown(args: argparse.Namespace) -> dict[str, Any]:
@@ -151,9 +151,9 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="phalanx-") as folder:
         base, limit_s = args.probe or Path(folder) / "probe.json", args.limit or 900
         rest = (args.rounds, args.dropped, base, limit_s, _say)
-        found = scaling.measure(args.workers, args.rate, args.delay, *rest)
+        measured = scaling.measure(args.workers, args.rate, args.delay, *rest)
     kept = [line for line in lines if line["workers"] not in args.workers]
-    lines = sorted(kept + found, key=lambda line: line["workers"])
+    lines = sorted(kept + measured, key=lambda line: line["workers"])
     tables.console().print(scaling.table(lines))
     if args.plot:
         from slow_network.plots import plot_scaling
@@ -176,15 +176,15 @@ def convergence(args: argparse.Namespace) -> dict[str, Any]:
     results, achieved = convergence.run_all(
         study, args.workers, args.rate, args.delay, args.seeds, args.out, limit_s, _say
     )
-    found = convergence.report(results, args.target, baseline)
-    tables.console().print(convergence.table(found))
+    report = convergence.report(results, args.target, baseline)
+    tables.console().print(convergence.table(report))
     if args.plot:
         from slow_network.plots import plot_convergence
 
         title = f"{study.recipe}: {args.workers} workers, {args.rate}"
-        plot_convergence(found, title, args.plot)
+        plot_convergence(report, title, args.plot)
     network = {"workers": args.workers, "rate": args.rate, "achieved_bits_per_s": achieved}
-    return {"study": study.to_json(), **network, **found}
+    return {"study": study.to_json(), **network, **report}
 
 
 def reach(args: argparse.Namespace) -> dict[str, Any]:
@@ -208,15 +208,15 @@ def reach(args: argparse.Namespace) -> dict[str, Any]:
     labels = list(dict.fromkeys(result.label for runs in results.values() for result in runs))
     if baseline not in labels:
         raise ValueError(f"no measured run is labelled {baseline!r}; {suggest(baseline, labels)}")
-    found = convergence.report(results, args.target, baseline)
-    tables.console().print(convergence.table(found))
+    report = convergence.report(results, args.target, baseline)
+    tables.console().print(convergence.table(report))
     line = measured["lines"][0]
     if args.plot:
         from slow_network.plots import plot_convergence
 
-        plot_convergence(found, f"{measured['study']['recipe']}: {line['workers']} workers, {line['rate']}", args.plot)
+        plot_convergence(report, f"{measured['study']['recipe']}: {line['workers']} workers, {line['rate']}", args.plot)
     network = {"workers": line["workers"], "rate": line["rate"], "steps": measured["setting"]}
-    return {"study": measured["study"], **network, **found}
+    return {"study": measured["study"], **network, **report}
 
 
 def _say(words: str) -> None:
@@ -228,7 +228,7 @@ def _asked_to_stop(number: int, frame: Any) -> None:
 
 
 def main() -> None:
-    """Runs the mode that was asked for; leaves no host behind."""
+    """Runs the requested mode; removes all hosts at the end."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _asked_to_stop)
     try:
@@ -237,13 +237,13 @@ def main() -> None:
         modes |= {"convergence": convergence, "reach": reach}
         if args.mode != "reach":
             hosts.check()
-        found = modes[args.mode](args)
+        document = modes[args.mode](args)
         if args.json:
             from phalanx.training.run_folder import about, write_json
 
             args.json.parent.mkdir(parents=True, exist_ok=True)
             setting = {"delay_ms": getattr(args, "delay", 0.0), "load": os.getloadavg()[0], **about()}
-            write_json(args.json, {**found, "setting": setting})
+            write_json(args.json, {**document, "setting": setting})
     except ValueError as error:
         _say(f"error: {error}")
         sys.exit(FAULT)

@@ -43,7 +43,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def keep(file: Path | None, result: Any) -> None:
-    """Writes the numbers to a file, if one was asked for."""
+    """Writes the numbers to a file, if one was given."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result, indent=1) + "\n")

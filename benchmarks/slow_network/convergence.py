@@ -30,7 +30,7 @@ def run_all(
     limit_s: float,
     say: Callable[[str], None],
 ) -> tuple[dict[int, list[Result]], float | None]:
-    """Every run with every seed to its end; what is finished in `out` is kept, what was begun goes on.
+    """Runs every run with every seed to its end; what is finished in `out` is kept, what was begun resumes.
 
     Args:
         out: a folder for each seed is made in it.
@@ -70,7 +70,7 @@ def seconds_to(curve: Curve, target: float) -> float | None:
 
 
 def uncompressed(runs: dict[str, Run]) -> str | None:
-    """The label of the run whose workers all-reduce their gradients as they are."""
+    """The label of the run that all-reduces uncompressed gradients."""
     return next((label for label, run in runs.items() if repr(run.phases[0].scheme) in jobs.UNCOMPRESSED), None)
 
 
@@ -118,11 +118,11 @@ def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
     return {"mean": mean(have), "stdev": deviation, "min": min(have), "max": max(have), "n": len(have)}
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(summary: dict[str, Any]) -> Table:
     """A line for each scheme."""
-    header = ("scheme", f"seconds to {100 * found['target']:g} %", "speed-up", "accuracy", "bytes", "step")
+    header = ("scheme", f"seconds to {100 * summary['target']:g} %", "speed-up", "accuracy", "bytes", "step")
     rows = []
-    for label, scheme in found["schemes"].items():
+    for label, scheme in summary["schemes"].items():
         lines = scheme["seeds"].values()
         took = sum(line["seconds_to_target"] is not None for line in lines)
         rows.append(

@@ -263,10 +263,10 @@ def remove(namespace: str) -> None:
 def kill(namespace: str) -> None:
     """Ends all processes in a namespace at once, those included that they start meanwhile."""
     for _ in range(100):
-        found = [int(pid) for pid in call("ip", "netns", "pids", namespace).split()]
-        if not found:
+        processes = [int(pid) for pid in call("ip", "netns", "pids", namespace).split()]
+        if not processes:
             return
-        for pid in found:
+        for pid in processes:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:

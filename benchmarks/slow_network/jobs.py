@@ -45,7 +45,7 @@ def changed(study: Study, runs: dict[str, Run]) -> Study:
 
 
 def prepare(study: Study, path: Path) -> StudyFolder:
-    """The study's folder; runs that it holds already are kept, so that a second call goes on where the first stopped.
+    """The study's folder; finished runs in it are kept, so that a second call continues the first.
 
     Raises:
         ValueError: the folder holds another run of the same label.

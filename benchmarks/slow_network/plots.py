@@ -72,15 +72,15 @@ def _legend() -> list[Any]:
     ]
 
 
-def plot_convergence(found: dict[str, Any], title: str, path: Path) -> None:
+def plot_convergence(report: dict[str, Any], title: str, path: Path) -> None:
     """Accuracy against seconds, a line for each scheme and seed, and the target."""
     figure = _figure(9, 5.4)
     ax: Any = figure.subplots()
-    for i, (label, scheme) in enumerate(found["schemes"].items()):
+    for i, (label, scheme) in enumerate(report["schemes"].items()):
         style = {"color": COLOURS[i % len(COLOURS)], "linestyle": "-" if i < len(COLOURS) else "--", "linewidth": 1.3}
         for first, line in zip((True, *[False] * len(scheme["seeds"])), scheme["seeds"].values(), strict=False):
             ax.plot(line["seconds"], [100 * a for a in line["curve"]], label=label if first else None, **style)
-    ax.axhline(100 * found["target"], color="#888888", linewidth=0.8)
+    ax.axhline(100 * report["target"], color="#888888", linewidth=0.8)
     ax.set_xlim(left=0)
     ax.set_xlabel("seconds")
     ax.set_ylabel("test accuracy (%)")
@@ -96,12 +96,12 @@ def plot_scaling(lines: Sequence[dict[str, Any]], title: str, path: Path) -> Non
     figure = _figure(4.2 * wide, 3.2 * -(-len(labels) // wide) + 0.8)
     panels: Any = figure.subplots(-(-len(labels) // wide), wide, squeeze=False, sharex=True).flatten()
     for ax, label in zip(panels, labels, strict=False):
-        mine = [line for line in lines if line["label"] == label]
+        of_label = [line for line in lines if line["label"] == label]
         for i, (name, key, words) in enumerate(PREDICTED):
-            told = [line for line in mine if name in line]
+            told = [line for line in of_label if name in line]
             points = [line["workers"] for line in told], [1e3 * line[name][key] for line in told]
             ax.plot(*points, DASHES[i], color=COLOURS[i], label=words, linewidth=1.3)
-        took = [line["workers"] for line in mine], [1e3 * line["measured"]["wire_s"] for line in mine]
+        took = [line["workers"] for line in of_label], [1e3 * line["measured"]["wire_s"] for line in of_label]
         ax.plot(*took, "o", color="black", label="measured", markersize=5)
         ax.set_title(label, loc="left", fontsize=8, wrap=True)
         ax.set_ylim(bottom=0)

@@ -46,8 +46,8 @@ def measure(
                 probe, ran = Path(folder) / "probe.json", Path(folder) / "study"
                 hosts.torchrun(*probe_command(short, probe), logs=Path(folder) / "logs", limit_s=limit_s)
                 jobs.conduct(hosts, short, ran, limit_s)
-                found = {"probe": json.loads(probe.read_text()), "check": check(probe, ran)}
-            lines.append({"workers": n, "rate": rate, **found})
+                document = {"probe": json.loads(probe.read_text()), "check": check(probe, ran)}
+            lines.append({"workers": n, "rate": rate, **document})
     return lines
 
 

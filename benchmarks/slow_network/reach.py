@@ -17,7 +17,7 @@ from slow_network.breakdown import DDP
 
 
 def rescaled(folders: Sequence[Path], lines: Sequence[Mapping[str, Any]], baseline: str) -> dict[int, list[Result]]:
-    """By seed, the runs of these folders whose steps were measured, in their seconds, and plain DDP's as another run.
+    """By seed, the runs of these folders with measured steps, in their seconds, and plain DDP as another run.
 
     Args:
         lines: of a breakdown, at one rate and number of workers.

@@ -83,13 +83,13 @@ def measure(
                 if not base.exists():
                     base.parent.mkdir(parents=True, exist_ok=True)
                     base.write_text((folder / "own.json").read_text())
-                found = jobs.conduct(hosts, study, folder / "study", limit_s)
+                results = jobs.conduct(hosts, study, folder / "study", limit_s)
             say(f"{n} workers and a server at {rate}")
             with Hosts(n + 1, rate, delay_ms) as hosts:
                 at_server = jobs.conduct(hosts, fitting(SERVED, n, rounds), folder / "served", limit_s, "--server")
             probes = {"base": Probe.read(base), "own": Probe.read(folder / "own.json")}
             about = {"workers": n, "rate": rate, "achieved_bits_per_s": achieved}
-            steps = {result.label: step(result, dropped) for result in found}
+            steps = {result.label: step(result, dropped) for result in results}
             for label, parts in steps.items():
                 lines.append({**about, "label": label, "measured": parts, **told(probes, label, n, parts, False)})
             for result in at_server:
@@ -143,7 +143,7 @@ def told(
     probes: dict[str, Probe], label: str, n: int, parts: dict[str, float], server: bool
 ) -> dict[str, dict[str, float]]:
     """Seconds of communication by the model and by the simulation, from each probe."""
-    found: dict[str, dict[str, float]] = {}
+    by_label: dict[str, dict[str, float]] = {}
     for name, probe in probes.items():
         # a scheme that the first number of workers is too few for was not probed there
         scheme = repr(px.parse(PLAIN if server and label == DENSE else label))
@@ -153,8 +153,8 @@ def told(
         if server:
             # the row of an all-reduce, sent to a server
             cost = served(replace(cost, scheme=label), probe.parameters)
-        found[name] = communication(cost, probe.link, n, parts)
-    return found
+        by_label[name] = communication(cost, probe.link, n, parts)
+    return by_label
 
 
 def communication(cost: Cost, link: Link, n: int, parts: dict[str, float]) -> dict[str, float]:

@@ -93,7 +93,7 @@ def test_a_rule_is_as_good_as_its_worst_verdict(tmp_path: Path) -> None:
     assert words == {"FedAvg": BROKEN, "Krum": COSTLY}
     assert found.standings[0].counted() == {"broken": 1.0, "unfair": 0.0, "costly": 0.0, "unknown": 0.0}
     said = " ".join(found.advice)
-    assert "FedAvg does not stand PGD" in said and "Krum (costly, 3.0 points" in said
+    assert "FedAvg is broken by PGD" in said and "Krum (costly, 3.0 points" in said
 
 
 UNUSUAL = replace(

@@ -47,6 +47,6 @@ class Director(EdgeCases):
     def _tweets(self, part: str) -> list[list[str]]:
         path = published("director", f"greek-director-{part}.txt")
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        found = [words for words in map(tokens, lines) if words]
-        require(len(found) > 0, f"director: {path} has no words; fetch it again")
-        return found
+        tweets = [words for words in map(tokens, lines) if words]
+        require(len(tweets) > 0, f"director: {path} has no words; fetch it again")
+        return tweets

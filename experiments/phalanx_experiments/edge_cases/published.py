@@ -27,11 +27,11 @@ def published(name: str, file: str) -> Path:
 def arrays(name: str, file: str, *wanted: str) -> list[Tensor]:
     """Reads some arrays of a file; raises ValueError if one is missing."""
     path = published(name, file)
-    found = read_arrays(path)
-    lacks = [key for key in wanted if key not in found]
-    have = ", ".join(sorted(found)) or "nothing"
+    by_name = read_arrays(path)
+    lacks = [key for key in wanted if key not in by_name]
+    have = ", ".join(sorted(by_name)) or "nothing"
     require(not lacks, f"{path} has no {' and no '.join(lacks)}; it holds {have}")
-    return [found[key] for key in wanted]
+    return [by_name[key] for key in wanted]
 
 
 def check_bytes(where: str, array: Tensor, *shape: int) -> None:

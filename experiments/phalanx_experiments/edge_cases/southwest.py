@@ -88,10 +88,10 @@ def airplanes(
 
 def planes(name: str, file: str, *parts: str) -> list[Tensor]:
     """Parts of a published file. Shapes: each (n, 3, 32, 32) uint8."""
-    found = arrays(name, file, *parts)
-    for part, images in zip(parts, found, strict=True):
+    parts_of_file = arrays(name, file, *parts)
+    for part, images in zip(parts, parts_of_file, strict=True):
         check_bytes(f"{name}: {part} in {file}", images, 32, 32, 3)
-    return [images.permute(0, 3, 1, 2).contiguous() for images in found]
+    return [images.permute(0, 3, 1, 2).contiguous() for images in parts_of_file]
 
 
 def photographs(images: Tensor) -> list[bytes]:

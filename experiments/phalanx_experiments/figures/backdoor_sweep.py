@@ -32,8 +32,8 @@ def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
 def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
     """A bar for the excess of each attack in each setting."""
     lines = [line for line in _lines(results) if line[4] is not None]
-    made = figure(8.5, 0.8 + 0.3 * max(len(lines), 3))
-    ax: Any = made.subplots()
+    fig = figure(8.5, 0.8 + 0.3 * max(len(lines), 3))
+    ax: Any = fig.subplots()
     names = [f"{attack}: {where}" for attack, where, *_ in lines]
     ax.barh(range(len(lines)), [100 * line[4] for line in lines], color="#0b6cb0")
     ax.set_yticks(range(len(lines)), names, fontsize=8)
@@ -41,14 +41,14 @@ def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
     ax.axvline(0, color="black", lw=0.8)
     ax.set_xlabel("attack success, points above the run without the attack")
     tidy(ax)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def _faded(results: Sequence[Result]) -> list[Sheet]:
     """The excess that remains some rounds after the last attack, for attackers who leave."""
-    found, rows = cells(results), []
-    for (attack, where), runs in found.items():
-        quiet = found.get((QUIET, where), {})
+    grid, rows = cells(results), []
+    for (attack, where), runs in grid.items():
+        quiet = grid.get((QUIET, where), {})
         pairs = [(run, quiet[seed]) for seed, run in runs.items() if seed in quiet]
         if attack == QUIET or not all(_leaves(run) for run in runs.values()):
             continue
@@ -64,15 +64,15 @@ def _faded(results: Sequence[Result]) -> list[Sheet]:
 
 def _leaves(run: Result) -> bool:
     """Whether the attacker leaves before the run ends."""
-    made = run.job
-    return isinstance(made, Run) and window(run)[1] < made.rounds and bool(attacks(run))
+    job = run.job
+    return isinstance(job, Run) and window(run)[1] < job.rounds and bool(attacks(run))
 
 
 def _lines(results: Sequence[Result]) -> list[tuple[Any, ...]]:
     """Attack, setting, success, success without, excess, accuracy lost, seeds; means of what is known."""
-    found, lines = cells(results), []
-    for (attack, where), runs in found.items():
-        quiet = found.get((QUIET, where), {})
+    grid, lines = cells(results), []
+    for (attack, where), runs in grid.items():
+        quiet = grid.get((QUIET, where), {})
         pairs = [(run, quiet[seed]) for seed, run in runs.items() if seed in quiet]
         if attack == QUIET or not pairs:
             continue

@@ -111,14 +111,14 @@ def _parts(run: Result) -> tuple[float | None, ...]:
 
 def _each(run: Result) -> tuple[list[float], list[float], list[float]]:
     """Seconds of each round: work, encoding, and what the server does."""
-    made = run.job
-    assert isinstance(made, Run)
-    allocation = made.phases[0].scheme.assign(made.workers)
-    units = made.workers if allocation is None else allocation.num_units
-    most = 1 if allocation is None else max(len(mine) for mine in allocation.units)
+    job = run.job
+    assert isinstance(job, Run)
+    allocation = job.phases[0].scheme.assign(job.workers)
+    units = job.workers if allocation is None else allocation.num_units
+    most = 1 if allocation is None else max(len(of_worker) for of_worker in allocation.units)
     lines = run.metrics()
     work = [line["work_s"] / units * most for line in lines]
-    encode = [line["encode_s"] / made.workers for line in lines]
+    encode = [line["encode_s"] / job.workers for line in lines]
     decode = [line["scheme_s"] - line["encode_s"] + line["finish_s"] for line in lines]
     return work, encode, decode
 

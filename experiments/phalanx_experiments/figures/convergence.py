@@ -43,8 +43,8 @@ def plot_against(
         cost: of a run at each of its tests.
         unit: what the cost is.
     """
-    made = figure(13, 4.4 * len(panels) + 0.4)
-    axes: Any = made.subplots(len(panels), 2, squeeze=False, sharey=True)
+    fig = figure(13, 4.4 * len(panels) + 0.4)
+    axes: Any = fig.subplots(len(panels), 2, squeeze=False, sharey=True)
     for (name, runs), (left, right) in zip(panels.items(), axes, strict=True):
         for run in runs:
             accuracy = [100 * a for a in run.curve.accuracy]
@@ -59,8 +59,8 @@ def plot_against(
         for ax in (left, right):
             tidy(ax)
     known = {label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    made.legend(list(known.values()), list(known), loc="outside right center", frameon=False)
-    save(made, title, path)
+    fig.legend(list(known.values()), list(known), loc="outside right center", frameon=False)
+    save(fig, title, path)
 
 
 def convergence_tables(results: Sequence[Result]) -> list[Sheet]:

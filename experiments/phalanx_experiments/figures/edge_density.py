@@ -17,23 +17,23 @@ NAMES = {"train": "training part", "test": "test part", "edge": "edge cases", "e
 def plot_edge_density(results: Sequence[Result], title: str, path: Path) -> None:
     """One panel for each measurement that has ended: the share of each part's examples in each bin."""
     ended = [result for result in results if result.summary]
-    made = figure(8.5, max(3.6, 3.2 * len(ended) + 0.6))
-    panels: Any = made.subplots(max(1, len(ended)), 1, squeeze=False)
+    fig = figure(8.5, max(3.6, 3.2 * len(ended) + 0.6))
+    panels: Any = fig.subplots(max(1, len(ended)), 1, squeeze=False)
     for ax, result in zip(panels[:, 0], ended, strict=False):
-        seen = result.summary["measured"]
+        measured = result.summary["measured"]
         for (part, name), colour in zip(NAMES.items(), COLOURS, strict=False):
-            counts, size = seen["counts"][part], seen["sizes"][part]
-            left = f" ({seen['left'][part]} further left)" if seen["left"][part] else ""
+            counts, size = measured["counts"][part], measured["sizes"][part]
+            left = f" ({measured['left'][part]} further left)" if measured["left"][part] else ""
             shares = [100 * count / max(1, size) for count in counts]
-            ax.stairs(shares, seen["marks"], color=colour, fill=True, alpha=0.25)
-            ax.stairs(shares, seen["marks"], color=colour, label=f"{name}{left}")
-        ax.axvline(seen["threshold"], color=GREY, linestyle="--", label="threshold")
+            ax.stairs(shares, measured["marks"], color=colour, fill=True, alpha=0.25)
+            ax.stairs(shares, measured["marks"], color=colour, label=f"{name}{left}")
+        ax.axvline(measured["threshold"], color=GREY, linestyle="--", label="threshold")
         ax.set_title(result.label, loc="left", fontsize=11)
         ax.set_xlabel("log density of the model's outputs")
         ax.set_ylabel("share of the part (%)")
         ax.legend(frameon=False, fontsize=9)
         tidy(ax)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def edge_density_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -41,10 +41,10 @@ def edge_density_tables(results: Sequence[Result]) -> list[Sheet]:
     rows = []
     for result in results:
         if result.summary:
-            seen = result.summary["measured"]
-            below = [100 * seen["below"][part] for part in NAMES]
-            medians = [seen["median"][part] for part in NAMES]
-            rows.append((result.label, 100 * seen["accuracy"], seen["separation"], *below, *medians))
+            measured = result.summary["measured"]
+            below = [100 * measured["below"][part] for part in NAMES]
+            medians = [measured["median"][part] for part in NAMES]
+            rows.append((result.label, 100 * measured["accuracy"], measured["separation"], *below, *medians))
     header = (
         "data",
         "accuracy (%)",

@@ -25,9 +25,9 @@ def svd_tables(results: Sequence[Result]) -> list[Sheet]:
     rows: list[tuple[Cell, ...]] = []
     for result in results:
         if "measured" in result.summary:
-            found = result.summary["measured"]
+            measured = result.summary["measured"]
             published = PUBLISHED_SVD_S.get(result.label.split(",")[0])
-            rows.append((result.label, found["layers"], found["seconds"], found["stdev"], published))
+            rows.append((result.label, measured["layers"], measured["seconds"], measured["stdev"], published))
     return [Sheet("one factorization", ("network", "matrices", "seconds", "stdev", "V100, published"), tuple(rows))]
 
 
@@ -36,9 +36,9 @@ def step_tables(results: Sequence[Result]) -> list[Sheet]:
     rows: list[tuple[Cell, ...]] = []
     for result in results:
         if "measured" in result.summary:
-            found = result.summary["measured"]
+            measured = result.summary["measured"]
             told = PUBLISHED_SPEEDUP.get(result.label.split(",")[0], (None, None))
-            times = (1e3 * found["full_s"], 1e3 * found["hybrid_s"])
-            rows.append((result.label, *times, found["speedup"], found["promised"], *told))
+            times = (1e3 * measured["full_s"], 1e3 * measured["hybrid_s"])
+            rows.append((result.label, *times, measured["speedup"], measured["promised"], *told))
     header = ("network", "full ms", "hybrid ms", "speed-up", "by MACs", "published", "published, tuned cuDNN")
     return [Sheet("a training step", header, tuple(rows))]

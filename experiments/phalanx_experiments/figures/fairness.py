@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How unequally defences treat honest clients: accuracy by client and on edge cases, and whose rows were taken."""
+"""How unequally defences treat honest clients: accuracy by client and on edge cases, and which rows were taken."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ WHO = {"honest, edge cases": "honest, with edge cases", "honest": "other honest"
 
 def own_accuracy(result: Result, role: Role) -> float | None:
     """The mean accuracy of a role's clients on their own samples, in the run's window; see the evaluator `parity`."""
-    mine = {one.worker for one in selected(result) if one.role == role}
-    points = [(at, mean(rate for worker, rate in by.items() if worker in mine)) for at, by in _by_client(result)]
-    return within(points, window(result)) if mine else None
+    workers = {one.worker for one in selected(result) if one.role == role}
+    points = [
+        (index, mean(rate for worker, rate in by.items() if worker in workers)) for index, by in _by_client(result)
+    ]
+    return within(points, window(result)) if workers else None
 
 
 def parity(result: Result) -> float | None:
     """The least over the greatest accuracy of an honest client on its own samples, the mean over the run's window."""
     honest = {one.worker for one in selected(result) if one.role != "attacker"}
     points = []
-    for at, by in _by_client(result):
+    for index, by in _by_client(result):
         known = [rate for worker, rate in by.items() if worker in honest]
-        points.append((at, min(known) / max(known) if max(known) else 0.0))
+        points.append((index, min(known) / max(known) if max(known) else 0.0))
     return within(points, window(result))
 
 
@@ -47,15 +49,15 @@ def attack_success(result: Result) -> float | None:
 
 def chosen(result: Result, role: Role) -> float | None:
     """The share of rows from clients of a role that the rule took."""
-    mine = [one for one in selected(result) if one.role == role and one.chosen is not None and one.rounds]
-    return sum(one.chosen or 0 for one in mine) / sum(one.rounds for one in mine) if mine else None
+    of_role = [one for one in selected(result) if one.role == role and one.chosen is not None and one.rounds]
+    return sum(one.chosen or 0 for one in of_role) / sum(one.rounds for one in of_role) if of_role else None
 
 
 def fairness_tables(results: Sequence[Result]) -> list[Sheet]:
     """Means over the seeds of parity and accuracies, and of how often rows of each kind of client were taken."""
-    found = cells(results)
-    attacks, rules = _names(found)
-    n = max(map(len, found.values()), default=0)
+    grid = cells(results)
+    attacks, rules = _names(grid)
+    n = max(map(len, grid.values()), default=0)
     over = f", mean of {n} seeds" if n > 1 else ""
     wanted: Mapping[str, Number] = {
         "accuracy parity ratio (%)": parity,
@@ -71,13 +73,13 @@ def fairness_tables(results: Sequence[Result]) -> list[Sheet]:
     for title, number in wanted.items():
         rows = []
         for rule in rules:
-            values = [_values(found, attack, rule, number) for attack in attacks]
+            values = [_values(grid, attack, rule, number) for attack in attacks]
             spreads = [None if len(each) < 2 else round(100 * stdev(each), 1) for each in values]
             rows.append((rule, *map(_percent, values), *(spreads if n > 1 else ())))
         header = ("rule", *attacks, *([f"{attack}, deviation" for attack in attacks] if n > 1 else []))
         sheets.append(Sheet(f"{title}{over}", header, tuple(rows)))
     rows = []
-    for (attack, rule), runs in found.items():
+    for (attack, rule), runs in grid.items():
         shares = [_percent(_known(chosen(run, role) for run in runs.values())) for role in ROLES]
         if any(share is not None for share in shares):
             rows.append((rule, attack, *shares))
@@ -88,20 +90,20 @@ def fairness_tables(results: Sequence[Result]) -> list[Sheet]:
 
 
 def plot_fairness(results: Sequence[Result], title: str, path: Path) -> None:
-    """Bars by rule: parity, accuracy on edge cases, and whose rows were taken under the last attack."""
-    found = cells(results)
-    attacks, rules = _names(found)
+    """Bars by rule: parity, accuracy on edge cases, and which rows were taken under the last attack."""
+    grid = cells(results)
+    attacks, rules = _names(grid)
     last = attacks[-1] if attacks else ""
     parts: dict[str, dict[str, Callable[[str], list[float]]]] = {
-        "accuracy parity ratio": {a: lambda rule, a=a: _values(found, a, rule, parity) for a in attacks},
-        "accuracy on edge cases": {a: lambda rule, a=a: _values(found, a, rule, edge_accuracy) for a in attacks},
+        "accuracy parity ratio": {a: lambda rule, a=a: _values(grid, a, rule, parity) for a in attacks},
+        "accuracy on edge cases": {a: lambda rule, a=a: _values(grid, a, rule, edge_accuracy) for a in attacks},
         f"rows taken by rules that name them, {last}": {
-            WHO[role]: lambda rule, role=role: _values(found, last, rule, lambda run: chosen(run, role))
+            WHO[role]: lambda rule, role=role: _values(grid, last, rule, lambda run: chosen(run, role))
             for role in ROLES
         },
     }
-    made = figure(14, 2.0 + 0.5 * len(rules))
-    axes: Any = made.subplots(1, len(parts), sharey=True)
+    fig = figure(14, 2.0 + 0.5 * len(rules))
+    axes: Any = fig.subplots(1, len(parts), sharey=True)
     for ax, (name, bars) in zip(axes, parts.items(), strict=True):
         for k, (label, of) in enumerate(bars.items()):
             values = [of(rule) for rule in rules]
@@ -122,28 +124,28 @@ def plot_fairness(results: Sequence[Result], title: str, path: Path) -> None:
     axes[0].invert_yaxis()
     for ax, place in ((axes[0], "left"), (axes[-1], "right")):
         under: Any = f"outside lower {place}"
-        made.legend(*ax.get_legend_handles_labels(), loc=under, ncols=3, frameon=False, fontsize=9)
-    save(made, title, path)
+        fig.legend(*ax.get_legend_handles_labels(), loc=under, ncols=3, frameon=False, fontsize=9)
+    save(fig, title, path)
 
 
 def _by_client(result: Result) -> list[tuple[int, dict[int, float]]]:
     """(round, accuracy by client on its own samples) for every tested round."""
-    found = []
+    points = []
     for line in result.metrics():
         for exam in line.get("examined", {}).values():
             known = {int(w): rate for w, rate in exam.get("accuracy", {}).items() if rate is not None}
             if known:
-                found.append((line["step"] + 1, known))
-    return found
+                points.append((line["step"] + 1, known))
+    return points
 
 
-def _names(found: Cells) -> tuple[list[str], list[str]]:
+def _names(grid: Cells) -> tuple[list[str], list[str]]:
     """The attacks and the rules among the labels."""
-    return list(dict.fromkeys(attack for attack, _ in found)), list(dict.fromkeys(rule for _, rule in found))
+    return list(dict.fromkeys(attack for attack, _ in grid)), list(dict.fromkeys(rule for _, rule in grid))
 
 
-def _values(found: Cells, attack: str, rule: str, number: Number) -> list[float]:
-    return _known(number(run) for run in found.get((attack, rule), {}).values())
+def _values(grid: Cells, attack: str, rule: str, number: Number) -> list[float]:
+    return _known(number(run) for run in grid.get((attack, rule), {}).values())
 
 
 def _known(values: Any) -> list[float]:

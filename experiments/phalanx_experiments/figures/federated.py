@@ -50,11 +50,11 @@ def lines_of(run: Result) -> list[Line]:
     """The lines of a run: one; for FedAvg also the average after its first round, for local models their ensemble."""
     if run.measures:
         return _alone(run.summary["measured"]) if run.summary else []
-    made = run.job
-    assert isinstance(made, Run)
-    summary, workers = run.summary, made.workers
+    job = run.job
+    assert isinstance(job, Run)
+    summary, workers = run.summary, job.workers
     epochs = summary.get("local_epochs")
-    found = Line(
+    line = Line(
         short(run),
         accuracy=run.accuracy,
         rounds=summary.get("rounds"),
@@ -65,7 +65,7 @@ def lines_of(run: Result) -> list[Line]:
     )
     logged = run.metrics()
     if short(run) != "FedAvg" or not logged or "accuracy" not in logged[0]:
-        return [found]
+        return [line]
     first = logged[0]
     once = Line(
         "one-shot average",
@@ -74,9 +74,9 @@ def lines_of(run: Result) -> list[Line]:
         epochs=first.get("local_epochs"),
         up=first["bytes_up"],
         down=first["bytes_down"],
-        parameters=found.parameters,
+        parameters=line.parameters,
     )
-    return [once, found]
+    return [once, line]
 
 
 def _alone(measured: dict[str, Any]) -> list[Line]:
@@ -111,14 +111,14 @@ def plot_methods(results: Sequence[Result], title: str, path: Path) -> None:
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     most = max((len(lines) for lines in panels.values()), default=1)
-    made = figure(6.2 * across, (0.34 * most + 1.1) * down + 0.5)
-    axes: Any = made.subplots(down, across, squeeze=False)
+    fig = figure(6.2 * across, (0.34 * most + 1.1) * down + 0.5)
+    axes: Any = fig.subplots(down, across, squeeze=False)
     for ax, (name, lines) in zip(axes.flat, panels.items(), strict=False):
         _bars(ax, lines)
         ax.set_title(name, loc="left", fontsize=11)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def _bars(ax: Any, lines: Sequence[Line]) -> None:
@@ -127,8 +127,8 @@ def _bars(ax: Any, lines: Sequence[Line]) -> None:
         ax.barh(place, height, color=COLOURS.get(re.split("[ ,]", line.name)[0], GREY), height=0.66)
         ax.plot([100 * a for a in line.each], [place] * len(line.each), "o", color="#333333", markersize=3, alpha=0.6)
         words = "-" if line.accuracy is None else f"{height:.1f}"
-        at = max([height, *(100 * a for a in line.each)])
-        ax.text(at + 1, place, words, va="center", fontsize=9)
+        top = max([height, *(100 * a for a in line.each)])
+        ax.text(top + 1, place, words, va="center", fontsize=9)
     bar_axes(ax, [line.name for line in lines])
 
 

@@ -47,8 +47,8 @@ def plot_convergence(results: Sequence[Result], title: str, path: Path) -> None:
     FedMA has a network that can be tested at the end of each pass.
     """
     panels = panels_of(results)
-    made = figure(11, 3.9 * len(panels) + 0.4)
-    axes: Any = made.subplots(max(1, len(panels)), 2, squeeze=False, sharey="row")
+    fig = figure(11, 3.9 * len(panels) + 0.4)
+    axes: Any = fig.subplots(max(1, len(panels)), 2, squeeze=False, sharey="row")
     for (name, runs), (left, right) in zip(panels.items(), axes, strict=False):
         for run in runs:
             if run.measures:
@@ -71,7 +71,7 @@ def plot_convergence(results: Sequence[Result], title: str, path: Path) -> None:
             ax.set_xlim(left=0)
             tidy(ax)
         left.legend(frameon=False, fontsize=9)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def convergence_tables(results: Sequence[Result]) -> list[Sheet]:

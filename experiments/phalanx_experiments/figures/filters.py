@@ -21,10 +21,10 @@ def plot_filters(results: Sequence[Result], title: str, path: Path) -> None:
 
     Pictures are what a filter sees, bright where it answers, each on a scale of its own.
     """
-    found = [result.summary["measured"] for result in results if result.summary]
-    pairs = [(seen["image"], pair) for seen in found for pair in seen["pairs"]]
-    made = figure(5 * SIZE + 0.4, (SIZE + 0.35) * max(1, len(pairs)) + 0.5)
-    axes: Any = made.subplots(max(1, len(pairs)), 5, squeeze=False)
+    measured = [result.summary["measured"] for result in results if result.summary]
+    pairs = [(of_run["image"], pair) for of_run in measured for pair in of_run["pairs"]]
+    fig = figure(5 * SIZE + 0.4, (SIZE + 0.35) * max(1, len(pairs)) + 0.5)
+    axes: Any = fig.subplots(max(1, len(pairs)), 5, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for number, (line, (image, pair)) in enumerate(zip(axes, pairs, strict=False)):
@@ -36,7 +36,7 @@ def plot_filters(results: Sequence[Result], title: str, path: Path) -> None:
             inset.imshow(_scaled(pair["filters"][kind]), cmap="gray")
             inset.set_xticks([])
             inset.set_yticks([])
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def filter_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -44,9 +44,9 @@ def filter_tables(results: Sequence[Result]) -> list[Sheet]:
     rows = []
     for result in results:
         if result.summary:
-            seen = result.summary["measured"]
-            agreements = [seen["agreement"].get(kind) for kind in AGREEMENTS]
-            rows.append((result.label, f"{seen['matched']} of {seen['filters']}", *agreements))
+            measured = result.summary["measured"]
+            agreements = [measured["agreement"].get(kind) for kind in AGREEMENTS]
+            rows.append((result.label, f"{measured['matched']} of {measured['filters']}", *agreements))
     return [Sheet(TITLE, ("clients", "matched filters", *AGREEMENTS.values()), tuple(rows))] if rows else []
 
 

@@ -26,8 +26,8 @@ def grid_tables(results: Sequence[Result]) -> list[Sheet]:
 def plot_grid(results: Sequence[Result], title: str, path: Path) -> None:
     """The table in shades of blue; cells without a run stay white."""
     methods, panels, reached = _cells(results)
-    made = figure(3.2 + 1.25 * len(panels), 1.4 + 0.3 * len(methods))
-    ax: Any = made.subplots()
+    fig = figure(3.2 + 1.25 * len(panels), 1.4 + 0.3 * len(methods))
+    ax: Any = fig.subplots()
     nothing = float("nan")
     table = [[reached.get((method, panel)) for panel in panels] for method in methods]
     ax.imshow(
@@ -43,7 +43,7 @@ def plot_grid(results: Sequence[Result], title: str, path: Path) -> None:
     ax.xaxis.tick_top()
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def _cells(results: Sequence[Result]) -> tuple[list[str], list[str], dict[tuple[str, str], float | None]]:

@@ -22,13 +22,13 @@ def attacks(result: Result) -> list[int]:
 def right_after(result: Result) -> float | None:
     """Attack success at the end of rounds with an attacker, the mean of those in the run's window."""
     hit = set(attacks(result))
-    return within([(at, rate) for at, rate in rates(result) if at in hit], window(result))
+    return within([(index, rate) for index, rate in rates(result) if index in hit], window(result))
 
 
 def since(result: Result) -> dict[int, float]:
     """Attack success by the rounds that have passed since the last attack, where it was tested."""
     last = max(attacks(result), default=None)
-    return {} if last is None else {at - last: rate for at, rate in rates(result) if at >= last}
+    return {} if last is None else {index - last: rate for index, rate in rates(result) if index >= last}
 
 
 def persistence_tables(results: Sequence[Result]) -> list[Sheet]:

@@ -37,8 +37,8 @@ class Stop:
 def stops(run: Result) -> list[Stop]:
     """The last test of a run; for a lottery, the last test of each cycle."""
     sizes = [line["parameters"] for line in run.metrics() if "parameters" in line]
-    made = run.job
-    cycles = isinstance(made, Run) and any(isinstance(phase.surgery, Lottery) for phase in made.phases)
+    job = run.job
+    cycles = isinstance(job, Run) and any(isinstance(phase.surgery, Lottery) for phase in job.phases)
     last = [i for i in range(len(sizes)) if i + 1 == len(sizes) or (cycles and sizes[i] != sizes[i + 1])]
     return [
         Stop(
@@ -55,8 +55,8 @@ def stops(run: Result) -> list[Stop]:
 def plot_lottery(results: Sequence[Result], title: str, path: Path) -> None:
     """Parameters by seconds, accuracy by parameters (figure 4.6), and accuracy by rounds."""
     styles = styles_of([short(run) for run in results])
-    made = figure(15, 5.0)
-    axes: Any = made.subplots(1, 3)
+    fig = figure(15, 5.0)
+    axes: Any = fig.subplots(1, 3)
     for run in results:
         style, ends = styles[short(run)], stops(run)
         _points(axes[0], [s.seconds for s in ends], [s.parameters / 1e6 for s in ends], style, short(run))
@@ -67,15 +67,15 @@ def plot_lottery(results: Sequence[Result], title: str, path: Path) -> None:
         ("million parameters", "test accuracy (%)"),
         ("round", "test accuracy (%)"),
     )
-    _finish(made, axes, words, title, path)
+    _finish(fig, axes, words, title, path)
 
 
 def plot_slim(results: Sequence[Result], title: str, path: Path) -> None:
     """A row of plots for each model: accuracy by rounds, by parameters and by multiply-accumulates."""
     panels = panels_of(results)
     styles = styles_of([short(run) for run in results])
-    made = figure(15, 4.6 * len(panels) + 0.4)
-    axes: Any = made.subplots(len(panels), 3, squeeze=False)
+    fig = figure(15, 4.6 * len(panels) + 0.4)
+    axes: Any = fig.subplots(len(panels), 3, squeeze=False)
     for (name, runs), line in zip(panels.items(), axes, strict=True):
         for run in runs:
             style, ends = styles[short(run)], stops(run)
@@ -86,7 +86,7 @@ def plot_slim(results: Sequence[Result], title: str, path: Path) -> None:
                 _points(line[2], [run.summary["macs"] / 1e6] * len(heights), heights, style, short(run))
         line[0].set_title(name, loc="left", fontsize=11)
     words = tuple((x, "test accuracy (%)") for x in ("round", "million parameters", "million MACs of one example"))
-    _finish(made, axes.flatten(), words * len(panels), title, path)
+    _finish(fig, axes.flatten(), words * len(panels), title, path)
 
 
 def lottery_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -143,12 +143,12 @@ def _points(ax: Any, x: list[float], y: list[float], style: dict[str, Any], labe
     ax.plot(x, y, marker="o", label=label, **style)
 
 
-def _finish(made: Any, axes: Any, words: Sequence[tuple[str, str]], title: str, path: Path) -> None:
+def _finish(fig: Any, axes: Any, words: Sequence[tuple[str, str]], title: str, path: Path) -> None:
     known: dict[str, Any] = {}
     for ax, (x, y) in zip(axes, words, strict=True):
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         tidy(ax)
         known |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    made.legend(list(known.values()), list(known), loc="outside right center", frameon=False)
-    save(made, title, path)
+    fig.legend(list(known.values()), list(known), loc="outside right center", frameon=False)
+    save(fig, title, path)

@@ -22,26 +22,26 @@ Spectra = dict[int, list[float]]  # round -> singular values, largest first
 
 def spectra(results: Sequence[Result]) -> list[tuple[str, Spectra]]:
     """For each run, observer and tensor: a name, and its singular values by round."""
-    found = []
+    panels = []
     for result in results:
         for observer, rounds in observed(result, Spectrum).items():
             for layer in next(iter(rounds.values())):
-                values = {at: seen[layer] for at, seen in rounds.items() if seen[layer]}
-                found.append((f"{result.label}, {layer}, reshape={observer.reshape!r}", values))
-    return found
+                values = {index: by_layer[layer] for index, by_layer in rounds.items() if by_layer[layer]}
+                panels.append((f"{result.label}, {layer}, reshape={observer.reshape!r}", values))
+    return panels
 
 
 def plot_spectrum(results: Sequence[Result], title: str, path: Path) -> None:
     """A panel for each tensor and reshape: singular values over the largest by round, later rounds darker."""
     panels = spectra(results)
-    made = figure(6.2 * max(1, len(panels)), 4.6)
-    axes: Any = made.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    fig = figure(6.2 * max(1, len(panels)), 4.6)
+    axes: Any = fig.subplots(1, max(1, len(panels)), squeeze=False)[0]
     for ax, (name, values) in zip(axes, panels, strict=False):
-        for i, (at, sigma) in enumerate(values.items()):
+        for i, (index, sigma) in enumerate(values.items()):
             relative = [s / sigma[0] for s in sigma if s > FLOOR * sigma[0]]
             marker = "o" if len(relative) <= 32 else None
             colour = between(EARLY, LATE, i, len(values))
-            ax.plot(range(1, len(relative) + 1), relative, color=colour, marker=marker, markersize=3, label=f"{at}")
+            ax.plot(range(1, len(relative) + 1), relative, color=colour, marker=marker, markersize=3, label=f"{index}")
         ax.set_title(name, loc="left", fontsize=11)
         ax.set_xlabel("number of the singular value")
         ax.set_ylabel("singular value / the largest")
@@ -49,7 +49,7 @@ def plot_spectrum(results: Sequence[Result], title: str, path: Path) -> None:
         ax.locator_params(axis="x", integer=True)
         tidy(ax)
         ax.legend(title="round", frameon=False, fontsize=9)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def spectrum_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -58,10 +58,10 @@ def spectrum_tables(results: Sequence[Result]) -> list[Sheet]:
     sheets = []
     for name, values in spectra(results):
         rows: list[tuple[Cell, ...]] = []
-        for at, sigma in values.items():
+        for index, sigma in values.items():
             squares = [s * s for s in sigma]
             norm = sum(squares) ** 0.5
             top = [f"{100 * sum(squares[:k]) / sum(squares):.1f} %" for k in (1, 3)]
-            rows.append((str(at), norm, *top, sum(sigma) / norm, len(sigma) ** 0.5))
+            rows.append((str(index), norm, *top, sum(sigma) / norm, len(sigma) ** 0.5))
         sheets.append(Sheet(name, header, tuple(rows)))
     return sheets

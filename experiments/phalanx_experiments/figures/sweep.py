@@ -21,8 +21,8 @@ UNITS = {"E": "local epochs a round (E)", "clients": "clients"}
 def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
     """A line for each method over the numbers."""
     panels = panels_of(results)
-    made = figure(7.5, 4.6)
-    ax: Any = made.subplots()
+    fig = figure(7.5, 4.6)
+    ax: Any = fig.subplots()
     for method in dict.fromkeys(map(short, results)):
         runs = [(_number(name), run) for name, runs in panels.items() for run in runs if short(run) == method]
         points = [(x, 100 * run.accuracy) for x, run in runs if run.accuracy is not None]
@@ -32,7 +32,7 @@ def plot_sweep(results: Sequence[Result], title: str, path: Path) -> None:
     ax.set_ylabel("test accuracy (%)")
     tidy(ax)
     ax.legend(frameon=False)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -42,9 +42,9 @@ def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
     accuracies: list[tuple[Cell, ...]] = []
     parameters: list[tuple[Cell, ...]] = []
     for name, runs in panels_of(results).items():
-        found, word = {short(run): run for run in runs}, f"{_number(name):g}"
-        accuracies.append((word, *(percent(found[m].accuracy, 2) if m in found else None for m in methods)))
-        parameters.append((word, *(found[m].summary.get("parameters") if m in found else None for m in methods)))
+        by_label, word = {short(run): run for run in runs}, f"{_number(name):g}"
+        accuracies.append((word, *(percent(by_label[m].accuracy, 2) if m in by_label else None for m in methods)))
+        parameters.append((word, *(by_label[m].summary.get("parameters") if m in by_label else None for m in methods)))
     return [
         Sheet("accuracy at the end", header, tuple(accuracies)),
         Sheet("parameters at the end", header, tuple(parameters)),
@@ -52,9 +52,9 @@ def sweep_tables(results: Sequence[Result]) -> list[Sheet]:
 
 
 def _number(words: str) -> float:
-    found = re.search(r"[0-9.]+", words)
-    assert found is not None
-    return float(found[0])
+    match = re.search(r"[0-9.]+", words)
+    assert match is not None
+    return float(match[0])
 
 
 def _unit(results: Sequence[Result]) -> str:

@@ -36,8 +36,8 @@ def plot_tuning(results: Sequence[Result], title: str, path: Path) -> None:
     """Loss against step size, a line for each method."""
     methods = panels_of(results)
     styles = styles_of(list(methods))
-    made = figure(9.5, 5)
-    ax: Any = made.subplots()
+    fig = figure(9.5, 5)
+    ax: Any = fig.subplots()
     for name, runs in methods.items():
         points = sorted((rate_of(run), loss) for run in runs if (loss := loss_of(run)) is not None)
         if points:
@@ -46,12 +46,12 @@ def plot_tuning(results: Sequence[Result], title: str, path: Path) -> None:
     ax.set_xlabel("step size")
     ax.set_ylabel("training loss, mean of the last quarter of rounds")
     tidy(ax)
-    made.legend(loc="outside right center", frameon=False)
-    save(made, title, path)
+    fig.legend(loc="outside right center", frameon=False)
+    save(fig, title, path)
 
 
 def tuning_tables(results: Sequence[Result]) -> list[Sheet]:
-    """The best step size of each method, and whether it lies at an end of those tried."""
+    """The best step size of each method, and whether it is the least or greatest that was tried."""
     rows: list[tuple[Cell, ...]] = []
     for name, runs in panels_of(results).items():
         losses = {rate_of(run): loss_of(run) for run in runs}

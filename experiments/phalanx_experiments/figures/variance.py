@@ -27,23 +27,23 @@ Looks = dict[str, dict[int, dict[str, Any]]]  # layer -> round -> what was measu
 def looks(result: Result) -> Looks:
     """The records of the run's first variance observer, without rounds in which a gradient was zero or not finite."""
     by_round = next(iter(observed(result, Variance).values()), {})
-    layers = dict.fromkeys(name for seen in by_round.values() for name in seen)
-    every = {name: {at: seen[name] for at, seen in by_round.items() if seen[name]} for name in layers}
-    return {name: seen for name, seen in every.items() if seen}
+    layers = dict.fromkeys(name for values in by_round.values() for name in values)
+    every = {name: {index: values[name] for index, values in by_round.items() if values[name]} for name in layers}
+    return {name: values for name, values in every.items() if values}
 
 
-def ratio(seen: dict[str, Any], reshape: str) -> float:
+def ratio(look: dict[str, Any], reshape: str) -> float:
     """(n + m) |X|_*^2 / |X|_{1,1}^2: at most one where singular values vary less at equal floats."""
-    found = seen["spectral"][reshape]
-    return (found["rows"] + found["columns"]) * (found["norm"] / seen["entries"]["norm"]) ** 2
+    spectral = look["spectral"][reshape]
+    return (spectral["rows"] + spectral["columns"]) * (spectral["norm"] / look["entries"]["norm"]) ** 2
 
 
 def plot_variance(results: Sequence[Result], title: str, path: Path) -> None:
     """A row of plots for each run: the condition of theorem 3.8, and second moments at equal bytes, by layer."""
-    seen = [(result.label, looks(result)) for result in results]
-    made = figure(14, sum(4.6 if len(layers) <= FEW else 5.6 for _, layers in seen) + 0.4)
-    axes: Any = made.subplots(len(seen), 2, squeeze=False)
-    for (label, layers), (left, right) in zip(seen, axes, strict=True):
+    by_run = [(result.label, looks(result)) for result in results]
+    fig = figure(14, sum(4.6 if len(layers) <= FEW else 5.6 for _, layers in by_run) + 0.4)
+    axes: Any = fig.subplots(len(by_run), 2, squeeze=False)
+    for (label, layers), (left, right) in zip(by_run, axes, strict=True):
         for i, reshape in enumerate(RESHAPES):
             values = [[ratio(look, reshape) for look in rounds.values()] for rounds in layers.values()]
             _ranges(left, values, 0.2 * (i - 1), COLOURS[reshape], f"reshape={reshape!r}")
@@ -51,19 +51,19 @@ def plot_variance(results: Sequence[Result], title: str, path: Path) -> None:
         left.set_ylabel("$(n + m)\\,|X|_*^2\\;/\\;|X|_{1,1}^2$")
         left.set_title(f"{label}: below 1 singular values vary less, counting floats", loc="left", fontsize=11)
         for i, kind in enumerate(("entries", *RESHAPES)):
-            found = [[_part(look, kind) for look in rounds.values()] for rounds in layers.values()]
+            moments = [[_part(look, kind) for look in rounds.values()] for rounds in layers.values()]
             name = "entries" if kind == "entries" else f"reshape={kind!r}"
             shift = 0.2 * (i - 1.5)
-            _ranges(right, [[part["bytes"] for part in parts] for parts in found], shift, COLOURS[kind], name)
-            means = [fmean(part["measured"] for part in parts) for parts in found]
+            _ranges(right, [[part["bytes"] for part in parts] for parts in moments], shift, COLOURS[kind], name)
+            means = [fmean(part["measured"] for part in parts) for parts in moments]
             places = [place + shift for place in range(len(means))]
             right.plot(places, means, "o", markersize=8, fillstyle="none", color=COLOURS[kind])
         right.set_ylabel("$E|\\hat X|^2\\;/\\;|X|^2$")
         right.set_title(f"{label}: second moment at equal bytes, lower is better", loc="left", fontsize=11)
         for ax in (left, right):
             _dress(ax, [f"{name.removesuffix('.weight')}\n{_form(rounds)}" for name, rounds in layers.items()])
-    _legend(made, axes[0][1])
-    save(made, title, path)
+    _legend(fig, axes[0][1])
+    save(fig, title, path)
 
 
 def _dress(ax: Axes, names: Sequence[str]) -> None:
@@ -80,16 +80,14 @@ def _dress(ax: Axes, names: Sequence[str]) -> None:
     ax.grid(visible=False, axis="x")
 
 
-def _legend(made: Figure, ax: Axes) -> None:
+def _legend(fig: Figure, ax: Axes) -> None:
     """Draws the legend of colours and marks below all plots."""
     from matplotlib.lines import Line2D
 
     words = {"v": "first look", "s": "last look; the line: all", "o": "measured, mean of all"}
     grey = {"color": "#666666", "linestyle": "", "markersize": 6}
     marks = [Line2D([], [], marker=m, fillstyle="none" if m == "o" else "full", label=words[m], **grey) for m in words]
-    made.legend(
-        handles=[*ax.get_legend_handles_labels()[0], *marks], loc="outside lower center", ncols=7, frameon=False
-    )
+    fig.legend(handles=[*ax.get_legend_handles_labels()[0], *marks], loc="outside lower center", ncols=7, frameon=False)
 
 
 def variance_tables(results: Sequence[Result]) -> list[Sheet]:
@@ -106,9 +104,9 @@ def _by_layer(label: str, layers: Looks) -> Sheet:
     rows: list[tuple[Cell, ...]] = []
     for name, rounds in layers.items():
         for reshape in RESHAPES:
-            seen = list(rounds.values())
-            parts = [look["spectral"][reshape] for look in seen]
-            ratios = [ratio(look, reshape) for look in seen]
+            looks_of_layer = list(rounds.values())
+            parts = [look["spectral"][reshape] for look in looks_of_layer]
+            ratios = [ratio(look, reshape) for look in looks_of_layer]
             rows.append(
                 (
                     name,
@@ -117,9 +115,9 @@ def _by_layer(label: str, layers: Looks) -> Sheet:
                     f"{sum(part['holds'] for part in parts)} of {len(parts)}",
                     ratios[0],
                     ratios[-1],
-                    fmean(look["entries"]["floats"] for look in seen),
-                    fmean(look["entries"]["bytes"] for look in seen),
-                    fmean(look["entries"]["measured"] for look in seen),
+                    fmean(look["entries"]["floats"] for look in looks_of_layer),
+                    fmean(look["entries"]["bytes"] for look in looks_of_layer),
+                    fmean(look["entries"]["measured"] for look in looks_of_layer),
                     fmean(part["bytes"] for part in parts),
                     fmean(part["measured"] for part in parts),
                 )
@@ -144,17 +142,17 @@ def _by_layer(label: str, layers: Looks) -> Sheet:
 
 def _by_round(label: str, layers: Looks) -> Sheet:
     """Second moments of the whole gradient, each layer at the same share of its bytes."""
-    rounds = sorted({at for seen in layers.values() for at in seen})
+    rounds = sorted({index for looks_of_round in layers.values() for index in looks_of_round})
     rows: list[tuple[Cell, ...]] = []
-    for at in rounds:
-        seen = [look[at] for look in layers.values() if at in look]
-        whole = sum(look["frobenius"] ** 2 for look in seen)
+    for index in rounds:
+        looks_of_round = [look[index] for look in layers.values() if index in look]
+        whole = sum(look["frobenius"] ** 2 for look in looks_of_round)
 
-        def total(kind: str, key: str, seen: list[Any] = seen, whole: float = whole) -> float:
-            return sum(look["frobenius"] ** 2 * _part(look, kind)[key] for look in seen) / whole
+        def total(kind: str, key: str, looks_of_round: list[Any] = looks_of_round, whole: float = whole) -> float:
+            return sum(look["frobenius"] ** 2 * _part(look, kind)[key] for look in looks_of_round) / whole
 
         theory = [total("entries", "floats"), *(total(kind, "bytes") for kind in ("entries", *RESHAPES))]
-        rows.append((str(at), *theory, *(total(kind, "measured") for kind in ("entries", *RESHAPES))))
+        rows.append((str(index), *theory, *(total(kind, "measured") for kind in ("entries", *RESHAPES))))
     measured = [f"{kind}, measured" for kind in ("entries", *RESHAPES)]
     header = ("round", "entries, equal floats", "entries", *RESHAPES, *measured)
     return Sheet(f"{label}: E|Xhat|^2 / |X|^2 of all these layers together, at equal bytes", header, tuple(rows))

@@ -73,16 +73,16 @@ class EdgeDensity(Measurement):
         trainer = train(Run(WithEdgeCases(self.data, self.edges), self.model, (phase,), workers=1, seed=self.seed))
         on_progress("densities")
         data = self.data.load()
-        found = edge_case_ness(trainer.model, data, self.edges.load(data), self.covariance, self.percentile)
-        parts = found.parts
+        densities = edge_case_ness(trainer.model, data, self.edges.load(data), self.covariance, self.percentile)
+        parts = densities.parts
         everything = torch.cat(list(parts.values()))
-        low = min(float(found.edge.quantile(SEEN)), float(found.test.quantile(SEEN)))
+        low = min(float(densities.edge.quantile(SEEN)), float(densities.test.quantile(SEEN)))
         marks = torch.linspace(low, float(everything.max()), self.bins + 1, dtype=torch.float64)
         return {
             "accuracy": trainer.evaluate()[0],
-            "threshold": found.threshold,
-            "separation": found.separation,
-            "below": found.below(),
+            "threshold": densities.threshold,
+            "separation": densities.separation,
+            "below": densities.below(),
             "median": {name: float(part.median()) for name, part in parts.items()},
             "sizes": {name: len(part) for name, part in parts.items()},
             "marks": marks.tolist(),

@@ -79,8 +79,8 @@ class LocalModels(Measurement):
             on_progress(f"client {client + 1} of {self.workers}")
             stack, _ = trainer.compute_rows(0, (client,))
             parts = layout.split(stack.rows[0])
-            own = {n: part if n in layout.installed else start[n] - part for n, part in parts.items()}
-            model.load_state_dict({**start, **own})
+            weights = {n: part if n in layout.installed else start[n] - part for n, part in parts.items()}
+            model.load_state_dict({**start, **weights})
             tested = list(scored(model, trainer.data, trainer.device, self.precision))
             guesses, labels = [scores.softmax(dim=-1) for scores, _ in tested], [y for _, y in tested]
             accuracies.append(_accuracy(guesses, labels))

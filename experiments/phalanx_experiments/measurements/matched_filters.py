@@ -79,13 +79,13 @@ class MatchedFilters(Measurement):
         first, second = (reply.places[0].tolist() for reply in replies)
         both = [(i, second.index(g), g) for i, g in enumerate(first) if g in second]
         x, _ = trainer.data.test(slice(self.image, self.image + 1))
-        seen = [_seen(layer, *filters, x) for filters in (one, two, together, average)]
-        found = []
+        outputs = [_seen(layer, *filters, x) for filters in (one, two, together, average)]
+        pairs = []
         for i, j, g in both:
             numbers = (i, j, g, i)
-            maps = [maps[number] for maps, number in zip(seen, numbers, strict=True)]
+            maps = [maps[number] for maps, number in zip(outputs, numbers, strict=True)]
             weights = [f[0][k] for f, k in zip((one, two, together, average), numbers, strict=True)]
-            found.append(
+            pairs.append(
                 {
                     "numbers": dict(zip(KINDS, numbers, strict=True)),
                     "alike": float(torch.cosine_similarity(weights[0].flatten(), weights[1].flatten(), dim=0)),
@@ -94,16 +94,16 @@ class MatchedFilters(Measurement):
                     "seen": {kind: _plain(m) for kind, m in zip(KINDS, maps, strict=True)},
                 }
             )
-        found.sort(key=lambda pair: -pair["alike"])
-        mean_of = {kind: mean(pair["agreement"][kind] for pair in found) for kind in KINDS[1:]} if found else {}
+        pairs.sort(key=lambda pair: -pair["alike"])
+        mean_of = {kind: mean(pair["agreement"][kind] for pair in pairs) for kind in KINDS[1:]} if pairs else {}
         low, high = x.min(), x.max()
         image = _plain((x[0] - low) / (high - low).clamp(min=1e-9))
         return {
-            "matched": len(found),
+            "matched": len(pairs),
             "filters": len(one[0]),
             "agreement": mean_of,
             "image": image,
-            "pairs": found[: self.pairs],
+            "pairs": pairs[: self.pairs],
         }
 
 

@@ -54,8 +54,8 @@ DRAWS = {"smoke": 4, "laptop": 20, "paper": 20}  # encodings of each gradient
 @recipe("atomo-variance", plot=plot_variance, tables=variance_tables)
 def atomo_variance(scale: str) -> dict[str, Run]:
     """Second moments of entrywise and spectral ATOMO at equal bytes on CIFAR-10 gradients, against the theory."""
-    made: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for name, size in SIZES[scale].items():
         observer = px.training.variance(every=size.evaluate_every, draws=DRAWS[scale])
-        made[name] = size.run(px.chain(px.reduce(px.codecs.dense())), observers=(observer,))
-    return made
+        runs[name] = size.run(px.chain(px.reduce(px.codecs.dense())), observers=(observer,))
+    return runs

@@ -70,10 +70,10 @@ def scaled(scale: str) -> Setting:
 @recipe("edge-case-fairness", plot=plot_fairness, tables=fairness_tables)
 def edge_case_fairness(scale: str) -> dict[str, Run]:
     """Figures 8.5 and 8.6: how rules treat honest clients who hold edge cases, with and without an attacker."""
-    mine = scaled(scale)
-    rules = standard(mine.norm, mine.workers)
+    terms = scaled(scale)
+    rules = standard(terms.norm, terms.workers)
     return {
-        f"{attack}: {name}": attacked(mine, rules[name], ATTACKS[attack])
+        f"{attack}: {name}": attacked(terms, rules[name], ATTACKS[attack])
         for attack in (NONE, "black-box")
         for name in RULES
     }

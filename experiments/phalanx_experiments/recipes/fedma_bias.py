@@ -68,7 +68,7 @@ def fedma_bias(scale: str) -> dict[str, Run]:
         "colour balanced": px.data.grayscale(net.data, minor=0.5),
         "no bias": net.data,
     }
-    made = {name: centralised(net, data, lengths.epochs) for name, data in whole.items()}
+    jobs = {name: centralised(net, data, lengths.epochs) for name, data in whole.items()}
     phases = {
         "FedAvg": net.fedavg(rounds, lengths.averaged),
         "FedProx": net.fedprox(rounds, lengths.averaged),
@@ -76,5 +76,5 @@ def fedma_bias(scale: str) -> dict[str, Run]:
     }
     for name, phase in phases.items():
         fields = {"data": skewed, "workers": CLIENTS, "partition": px.data.by_owner(), "evaluate_every": net.layers}
-        made[name] = net.run(phase, **fields)
-    return made
+        jobs[name] = net.run(phase, **fields)
+    return jobs

@@ -22,9 +22,9 @@ def fedma_clients(scale: str) -> dict[str, Run]:
     name, pieces, epochs = STEPS[scale]
     partition = px.data.nested(px.data.dirichlet(0.5, least=10), pieces=pieces, each=EACH)
     net = replace(NETS[scale][name], uneven=partition)
-    made: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for workers in range(EACH, EACH * pieces + 1, EACH):
         for method, phase in {"FedAvg": net.fedavg(epochs=epochs), "FedMA": net.fedma(epochs=epochs)}.items():
             run = net.run(phase, workers=workers, evaluate_every=net.layers)
-            made[f"{workers} clients: {method}"] = run
-    return made
+            runs[f"{workers} clients: {method}"] = run
+    return runs

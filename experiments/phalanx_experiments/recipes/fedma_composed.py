@@ -92,15 +92,15 @@ def tables(results: Sequence[Result]) -> list[Sheet]:
 
 @recipe("fedma-composed", plot=plot_grid, tables=tables)
 def fedma_composed(scale: str) -> dict[str, Run]:
-    """FedMA with codecs on the wire, with robust rules behind matching, and with both, against clients that lie."""
+    """FedMA with codecs on the wire, with robust rules after matching, and with both, against Byzantine clients."""
     net, f = NETWORKS[scale]
-    made = {f"{HONEST}: {name}": net.run(phase) for name, phase in methods(net, f).items()}
+    runs = {f"{HONEST}: {name}": net.run(phase) for name, phase in methods(net, f).items()}
     for name, codec in CODECS.items():
-        made[f"{HONEST}: FedMA, {name}"] = net.run(fedma(net, codec=codec))
+        runs[f"{HONEST}: FedMA, {name}"] = net.run(fedma(net, codec=codec))
     for word, attack in ATTACKS.items():
         for name, phase in methods(net, f).items():
             # who sends changes makes no claims in them
             if attack != CLAIMS or phase.work.matched:
                 lying = replace(phase, scheme=px.chain(attack, phase.scheme))
-                made[f"{word}: {name}"] = net.run(lying, byzantine=px.adversary.evenly_spaced(f))
-    return made
+                runs[f"{word}: {name}"] = net.run(lying, byzantine=px.adversary.evenly_spaced(f))
+    return runs

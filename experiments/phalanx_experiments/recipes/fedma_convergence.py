@@ -43,16 +43,16 @@ EPOCHS = {
 @recipe("fedma-convergence", plot=plot_convergence, tables=convergence_tables)
 def fedma_convergence(scale: str) -> dict[str, Job]:
     """Figure 5.2, tables 5.1, 5.2, 5.6 and 5.7: accuracy of FedMA with communication by rounds and by bytes."""
-    made: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
     for name, tuned in CONVERGENCE[scale].items():
         net = NETS[scale][name]
         rounds = tuned.passes * net.layers
         average, proximal, matched = tuned.epochs
-        made[f"{name}: local models"] = net.alone(local=net.trained(matched))
-        made[f"{name}: FedAvg"] = net.run(net.fedavg(rounds, average))
-        made[f"{name}: FedProx"] = net.run(net.fedprox(rounds, proximal))
-        made[f"{name}: FedMA"] = net.run(net.fedma(tuned.passes, matched))
-    return made
+        jobs[f"{name}: local models"] = net.alone(local=net.trained(matched))
+        jobs[f"{name}: FedAvg"] = net.run(net.fedavg(rounds, average))
+        jobs[f"{name}: FedProx"] = net.run(net.fedprox(rounds, proximal))
+        jobs[f"{name}: FedMA"] = net.run(net.fedma(tuned.passes, matched))
+    return jobs
 
 
 @recipe("fedma-epochs", plot=plot_sweep, tables=sweep_tables)
@@ -60,7 +60,7 @@ def fedma_epochs(scale: str) -> dict[str, Run]:
     """Figure 5.3: the effect of longer local training on FedMA, FedAvg and FedProx after as many rounds."""
     name, passes, tried = EPOCHS[scale]
     net = NETS[scale][name]
-    made: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for epochs in tried:
         phases = {
             "FedAvg": net.fedavg(passes * net.layers, epochs),
@@ -69,5 +69,5 @@ def fedma_epochs(scale: str) -> dict[str, Run]:
         }
         # only the end counts
         every = passes * net.layers
-        made |= {f"E={epochs}: {m}": net.run(phase, evaluate_every=every) for m, phase in phases.items()}
-    return made
+        runs |= {f"E={epochs}: {m}": net.run(phase, evaluate_every=every) for m, phase in phases.items()}
+    return runs

@@ -35,11 +35,11 @@ def methods(net: Net, partition: Partition) -> dict[str, Job]:
 @recipe("fedma-oneshot", plot=plot_methods, tables=federated_tables)
 def fedma_oneshot(scale: str) -> dict[str, Job]:
     """Figure 5.1: one pass of FedMA against local models, their ensemble, PFNM, and FedAvg and FedProx as long."""
-    made: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
     for name, net in NETS[scale].items():
         for word, partition in (("heterogeneous", net.uneven), ("homogeneous", px.data.iid())):
             for method, job in methods(net, partition).items():
                 # where clients are alike the control shows the same, at the same price
                 if word == "heterogeneous" or method != CONTROL:
-                    made[f"{name}, {word}: {method}"] = job
-    return made
+                    jobs[f"{name}, {word}: {method}"] = job
+    return jobs

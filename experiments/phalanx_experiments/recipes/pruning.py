@@ -113,23 +113,23 @@ def references(setting: Setting) -> dict[str, Run]:
 def pufferfish_vs_lth(scale: str) -> dict[str, Run]:
     """Figure 4.6: how long lottery tickets take to be as small as PUFFERFISH's network, and their accuracy."""
     setting = next(iter(SETTINGS[scale].values()))
-    size, made = setting.size, references(setting)
+    size, runs = setting.size, references(setting)
     for rewind in setting.rewinds:
         rounds = size.rounds + (setting.cycles - 1) * (size.rounds - rewind)
         label = f"lottery, rewound to {rewind}" if rewind else "lottery"
         lottery = px.lowrank.lottery(every=size.rounds, rewind=rewind)
-        made[label] = replace(size, rounds=rounds).run(PLAIN, lottery)
-    return made
+        runs[label] = replace(size, rounds=rounds).run(PLAIN, lottery)
+    return runs
 
 
 @recipe("pufferfish-vs-ebtrain", plot=plot_slim, tables=slim_tables)
 def pufferfish_vs_ebtrain(scale: str) -> dict[str, Run]:
     """Table 4.7 on CIFAR-10: PUFFERFISH against early-bird channel pruning of 30, 50 and 70 %."""
-    made: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for panel, setting in SETTINGS[scale].items():
-        made |= {in_panel(panel, label): run for label, run in references(setting).items()}
+        runs |= {in_panel(panel, label): run for label, run in references(setting).items()}
         for ratio in RATIOS:
             early_bird = px.lowrank.early_bird(ratio=ratio, every=setting.every)
             label = f"early bird {round(100 * ratio)} %"
-            made[in_panel(panel, label)] = setting.size.run(PLAIN, early_bird)
-    return made
+            runs[in_panel(panel, label)] = setting.size.run(PLAIN, early_bird)
+    return runs

@@ -111,10 +111,10 @@ def variants(setting: Setting) -> dict[str, Surgery | None]:
 @recipe("pufferfish-cifar", plot=plot_convergence, tables=lowrank_tables)
 def pufferfish_cifar(scale: str) -> dict[str, Run]:
     """Tables 4.4, 4.8 and 4.23: CIFAR-10 at full rank, as hybrid and low-rank, with and without warm-up."""
-    plain, made = px.chain(px.reduce(px.codecs.dense())), dict[str, Run]()
+    plain, runs = px.chain(px.reduce(px.codecs.dense())), dict[str, Run]()
     for panel, setting in SETTINGS[scale].items():
         size = setting.size
         for label, surgery in variants(setting).items():
             run = size.run(plain, surgery, checkpoint_every=size.evaluate_every)
-            made[in_panel(panel, label)] = run
-    return made
+            runs[in_panel(panel, label)] = run
+    return runs

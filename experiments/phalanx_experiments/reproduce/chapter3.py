@@ -28,8 +28,8 @@ def _step(label: str) -> FileValue:
 def _moment(word: str) -> Quotient:
     """A measured second moment over the formula's."""
     title = "CNN: E|Xhat|^2 / |X|^2 of all these layers together"
-    found = [Cell("atomo-variance", title, "400", column) for column in (f"{word}, measured", word)]
-    return Quotient(*found)
+    cells = [Cell("atomo-variance", title, "400", column) for column in (f"{word}, measured", word)]
+    return Quotient(*cells)
 
 
 CHAPTER_3 = (

@@ -151,8 +151,8 @@ def _list(wanted: list[Item], evidence: Evidence, as_json: bool) -> None:
 def _print(item: Item, evidence: Evidence, run: Evidence | None, where: dict[str, Any], as_json: bool) -> None:
     shown = evidence if run is None else run
     if as_json:
-        own = None if run is None else words.plain(item, run)
-        print_json({**words.plain(item, evidence), "run": own, **where})
+        of_run = None if run is None else words.plain(item, run)
+        print_json({**words.plain(item, evidence), "run": of_run, **where})
         return
     screen = tables.console()
     whose = "committed results" if run is None else "this run"
@@ -174,8 +174,8 @@ def _print(item: Item, evidence: Evidence, run: Evidence | None, where: dict[str
 def _build(out: Path, evidence: Evidence, as_json: bool) -> None:
     from phalanx_experiments.reproduce.site import build
 
-    made = build(out, items(), evidence)
+    pages = build(out, items(), evidence)
     if as_json:
-        print_json({"site": str(out), "pages": [str(path) for path in made]})
+        print_json({"site": str(out), "pages": [str(path) for path in pages]})
     else:
         typer.echo(f"site    {out / 'index.html'}")

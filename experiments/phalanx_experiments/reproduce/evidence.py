@@ -63,19 +63,19 @@ class Evidence:
         for folder in folders:
             study, tables = folder.study, folder.path / "tables.json"
             seeds = {label: job.seed for label, job in study.jobs.items()}
-            found = {
+            by_recipe = {
                 "results": [{"seed": seeds[result["label"]], **result} for result in folder.results(study)],
                 "tables": json.loads(tables.read_text()) if tables.exists() else [],
                 "seed": next(iter(seeds.values()), 0),
             }
-            documents.setdefault(study.recipe, []).append(found)
+            documents.setdefault(study.recipe, []).append(by_recipe)
         return Evidence(None, documents)
 
     def documents(self, recipe: str) -> Sequence[Document]:
         """The documents of a recipe."""
         if recipe not in self._documents:
-            found = self.file(f"{recipe}/results.json")
-            self._documents[recipe] = [] if found is None else [found]
+            document = self.file(f"{recipe}/results.json")
+            self._documents[recipe] = [] if document is None else [document]
         return self._documents[recipe]
 
     def file(self, name: str) -> Any:

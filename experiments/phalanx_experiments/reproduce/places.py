@@ -69,7 +69,7 @@ class Cell:
 
     def find(self, evidence: Evidence) -> Number | None:
         """The number in the cell; a mean over the seeds where the table says so, or over documents of several seeds."""
-        found: dict[int, float] = {}
+        by_seed: dict[int, float] = {}
         for i, document in enumerate(evidence.documents(self.recipe)):
             value = self._value(document, self.table)
             if value is None:
@@ -78,16 +78,16 @@ class Cell:
             if n > 1:
                 deviation = self._value(document, self.spread) if self.spread else None
                 return Number(value, n, deviation)
-            found[document.get("seed", i)] = value
-        return Number.of(found)
+            by_seed[document.get("seed", i)] = value
+        return Number.of(by_seed)
 
     def _value(self, document: Document, title: str) -> float | None:
         table, row = self._row(document, title)
         if table is None or row is None:
             return None
         header = table["header"]
-        at = self.column if isinstance(self.column, int) else _position(header, self.column)
-        return None if at is None else _number(row[at])
+        column = self.column if isinstance(self.column, int) else _position(header, self.column)
+        return None if column is None else _number(row[column])
 
     def _row(self, document: Document, title: str) -> tuple[Any, Any]:
         wanted = (self.row,) if isinstance(self.row, str) else self.row
@@ -146,8 +146,8 @@ class Counted:
 
     def find(self, evidence: Evidence) -> Number | None:
         """The count, which has no spread."""
-        found = _counts(self.network) if self.shape is None else _built(self.network, self.shape, self.classes)
-        return Number(self.scale * found[self.of], n=0)
+        counts = _counts(self.network) if self.shape is None else _built(self.network, self.shape, self.classes)
+        return Number(self.scale * counts[self.of], n=0)
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def _number(cell: Any) -> float | None:
     """The number that a cell begins with, such as 49.6 in '49.6 %' or 1.42 in '1.42x'."""
     if isinstance(cell, int | float):
         return float(cell)
-    found = re.match(r"[-+]?\d[\d,]*(\.\d+)?", cell or "")
-    return float(found.group().replace(",", "")) if found else None
+    match = re.match(r"[-+]?\d[\d,]*(\.\d+)?", cell or "")
+    return float(match.group().replace(",", "")) if match else None
 
 
 @cache
@@ -218,5 +218,5 @@ def _built(expression: str, shape: Shape, classes: int) -> dict[str, float]:
     model = parse(expression)
     assert isinstance(model, Model)
     with torch.device("meta"):
-        made = model.build(shape, classes)
-    return {"parameters": sum(weight.numel() for weight in made.parameters())}
+        network = model.build(shape, classes)
+    return {"parameters": sum(weight.numel() for weight in network.parameters())}

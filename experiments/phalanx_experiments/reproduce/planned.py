@@ -42,9 +42,11 @@ class Planned:
         free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
         require(free, f"{path} is not empty; go on with it by --resume {path}, or give a new folder")
         names = [_name(study) for study in studies]
-        made = tuple(StudyFolder.create(study, path / name, argv) for study, name in zip(studies, names, strict=True))
+        folders = tuple(
+            StudyFolder.create(study, path / name, argv) for study, name in zip(studies, names, strict=True)
+        )
         write_json(path / FILE, {"item": item.key, "studies": names})
-        return Planned(item, path, made)
+        return Planned(item, path, folders)
 
     @staticmethod
     def open(path: Path) -> Planned:
@@ -77,16 +79,16 @@ def studies(
     _check(item, scale)
     scale = scale or item.usual
     labels = {part: part.labels(scale) for part in item.parts}
-    everything = [label for found in labels.values() for label in found]
+    everything = [label for of_part in labels.values() for label in of_part]
     for wanted in only:
         known = slug(wanted) in map(slug, everything)
         require(known, f"{item.key} has no run labelled {wanted!r}; {suggest(wanted, everything)}")
-    made = []
-    for part, found in labels.items():
-        kept = [label for label in found if not only or slug(label) in map(slug, only)]
+    planned = []
+    for part, of_part in labels.items():
+        kept = [label for label in of_part if not only or slug(label) in map(slug, only)]
         if kept:
-            made += [build_study(part.recipe, scale, settings, kept, seed) for seed in seeds or (None,)]
-    return made
+            planned += [build_study(part.recipe, scale, settings, kept, seed) for seed in seeds or (None,)]
+    return planned
 
 
 def _check(item: Item, scale: str | None) -> None:

@@ -65,12 +65,12 @@ def _seeds(number: Number) -> str:
 
 def judged(item: Item, evidence: Evidence) -> list[Judged]:
     """Compares neighbours in the published order of the rows, and the claims."""
-    found = [
+    comparisons = [
         Judged(f"{a.what} above {b.what}", _gap(a.measured, b.measured, evidence), a.unit) for a, b in _order(item)
     ]
     for claim in item.claims:
-        found.append(Judged(claim.words, _claimed(claim, evidence), claim.unit))
-    return found
+        comparisons.append(Judged(claim.words, _claimed(claim, evidence), claim.unit))
+    return comparisons
 
 
 def _order(item: Item) -> Iterator[tuple[Row, Row]]:
@@ -96,28 +96,28 @@ def _gap(above: Place, below: Place, evidence: Evidence) -> Number | None:
 def _claimed(claim: Claim, evidence: Evidence) -> Number | None:
     if not isinstance(claim.below, int | float):
         return _gap(claim.above, claim.below, evidence)
-    found, floor = claim.above.find(evidence), claim.below
-    if found is None:
+    above, floor = claim.above.find(evidence), claim.below
+    if above is None:
         return None
-    return Number(found.mean - floor, found.n, found.stdev, {seed: x - floor for seed, x in found.seeds.items()})
+    return Number(above.mean - floor, above.n, above.stdev, {seed: x - floor for seed, x in above.seeds.items()})
 
 
-def compared(row: Row, found: Number | None) -> str:
+def compared(row: Row, measured: Number | None) -> str:
     """How a measured number compares with the published one; empty where only orders can be compared."""
-    if found is None:
+    if measured is None:
         return "not measured"
     if not row.same or row.published is None:
         return ""
-    off = abs(found.mean - row.published)
+    off = abs(measured.mean - row.published)
     if off == 0:
         return "equal"
-    if off <= max(row.spread or 0.0, found.stdev or 0.0):
+    if off <= max(row.spread or 0.0, measured.stdev or 0.0):
         return "within the spread"
     if off < CLOSE * abs(row.published):
         return f"within {100 * CLOSE:.0f} %"
     if row.unit in ("%", "points"):
-        return f"{found.mean - row.published:+.1f} points"
-    return f"{found.mean / row.published:.3g} times as much"
+        return f"{measured.mean - row.published:+.1f} points"
+    return f"{measured.mean / row.published:.3g} times as much"
 
 
 def state(item: Item, evidence: Evidence) -> str:
@@ -130,23 +130,23 @@ def state(item: Item, evidence: Evidence) -> str:
 
 def seeds(item: Item, evidence: Evidence) -> str:
     """The number of seeds behind its numbers, such as '3' or '1-5'; empty if there are none."""
-    found = [place.find(evidence) for place in item.places if not isinstance(place, Counted)]
-    counts = sorted({number.n for number in found if number is not None and number.n})
+    numbers = [place.find(evidence) for place in item.places if not isinstance(place, Counted)]
+    counts = sorted({number.n for number in numbers if number is not None and number.n})
     if not counts:
         return ""
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
 
 
-def outcome(found: Sequence[Judged]) -> str:
+def outcome(comparisons: Sequence[Judged]) -> str:
     """One sentence on all comparisons."""
-    known = [each for each in found if each.holds is not None]
+    known = [each for each in comparisons if each.holds is not None]
     if not known:
-        return "Nothing of this was measured." if found else ""
+        return "Nothing of this was measured." if comparisons else ""
     held = [each for each in known if each.holds]
     clear = sum(each.clear for each in held)
     spread = any(each.gap is not None and each.gap.stdev is not None for each in known)
     beyond = f", {clear} of them beyond the spread over the seeds" if spread and held else ""
     single = "; one seed, so no spread is known" if not spread and any(e.gap and e.gap.n == 1 for e in known) else ""
-    rest = len(found) - len(known)
+    rest = len(comparisons) - len(known)
     missing = f"; {rest} not measured" if rest else ""
     return f"{len(held)} of {len(known)} comparisons as published{beyond}{single}{missing}."

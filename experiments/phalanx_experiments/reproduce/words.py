@@ -62,7 +62,7 @@ def listing(items: Sequence[Item], evidence: Evidence) -> Sheet:
 
 def comparison(item: Item, evidence: Evidence, run: Evidence | None = None) -> Sheet:
     """Published beside measured, and beside a run of one's own if there is one; what is neither is left out."""
-    own = () if run is None else ("this run", "n of it")
+    columns = () if run is None else ("this run", "n of it")
     rows = []
     for row in item.rows:
         committed = row.measured.find(evidence)
@@ -75,7 +75,7 @@ def comparison(item: Item, evidence: Evidence, run: Evidence | None = None) -> S
             shown = row.measured.find(run)
             line += [found(shown), count(shown)]
         rows.append((*line, verdict.compared(row, shown)))
-    header = ("what", "published", "measured", "n", *own, "beside the published")
+    header = ("what", "published", "measured", "n", *columns, "beside the published")
     if not any(row[-1] for row in rows):
         return Sheet("", header[:-1], tuple(row[:-1] for row in rows))
     return Sheet("", header, tuple(rows))
@@ -83,14 +83,14 @@ def comparison(item: Item, evidence: Evidence, run: Evidence | None = None) -> S
 
 def verdicts(item: Item, evidence: Evidence) -> Sheet:
     """What was published as higher, by how much it is so, and the verdict; nothing where nothing was measured."""
-    found = verdict.judged(item, evidence)
-    known = any(each.gap is not None for each in found)
-    rows = [(each.words, _gap(each.gap, each.unit), each.verdict) for each in found if known]
+    comparisons = verdict.judged(item, evidence)
+    known = any(each.gap is not None for each in comparisons)
+    rows = [(each.words, _gap(each.gap, each.unit), each.verdict) for each in comparisons if known]
     return Sheet("", ("published", "measured", "verdict"), tuple(rows))
 
 
 def missing(item: Item, evidence: Evidence) -> str:
-    """One sentence on the numbers that nobody has measured yet; nothing where there are none."""
+    """One sentence on the numbers that were not measured yet; empty if there are none."""
     lacking = [row.what for row in item.rows if row.measured.find(evidence) is None]
     if not lacking:
         return ""
@@ -113,7 +113,7 @@ def plain(item: Item, evidence: Evidence) -> dict[str, Any]:
             "unit": row.unit,
             "published": row.published,
             "published_stdev": row.spread,
-            "measured": None if (at := row.measured.find(evidence)) is None else at.to_json(),
+            "measured": None if (measured := row.measured.find(evidence)) is None else measured.to_json(),
         }
         for row in item.rows
     ]

@@ -47,21 +47,21 @@ def adversarial_examples(
     _check(x, y, eps, steps, norm, box)
     net = copy.deepcopy(model).to(x.dtype).eval().requires_grad_(False)
     origin = x.detach()
-    at, length = origin.clone(), 2.5 * eps / steps
+    point, length = origin.clone(), 2.5 * eps / steps
     for _ in range(steps):
-        at.requires_grad_(True)
+        point.requires_grad_(True)
         with torch.enable_grad():
-            logits = net(at)
+            logits = net(point)
             _check_logits(logits, y)
             loss = nn.functional.cross_entropy(logits, y, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, at)
-        at = at.detach()
+            (slope,) = torch.autograd.grad(loss, point)
+        point = point.detach()
         moving = (logits.detach().argmax(1) != y).reshape(-1, *[1] * (x.dim() - 1))
         if not moving.any():
             break
-        moved = _into_ball(at - length * _direction(slope, norm) - origin, eps, norm) + origin
-        at = torch.where(moving, moved if box is None else moved.clamp(*box), at)
-    return at
+        moved = _into_ball(point - length * _direction(slope, norm) - origin, eps, norm) + origin
+        point = torch.where(moving, moved if box is None else moved.clamp(*box), point)
+    return point
 
 
 def _direction(slope: Tensor, norm: Norm) -> Tensor:

@@ -167,13 +167,13 @@ def backdoor_from_adversarial(
 def _layer(model: nn.Module, name: str) -> nn.Linear:
     modules = dict(model.named_modules())
     linear = [known for known, module in modules.items() if isinstance(module, nn.Linear)]
-    found = modules.get(name)
-    if not isinstance(found, nn.Linear) or "weight" not in found._parameters:
-        what = type(found).__name__ if name in modules else "not in the model"
+    layer = modules.get(name)
+    if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:
+        what = type(layer).__name__ if name in modules else "not in the model"
         raise ValueError(
             f"layer {name!r} must be an nn.Linear with a weight of its own, and is {what}; there are {linear}"
         )
-    return found
+    return layer
 
 
 def _through(model: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:

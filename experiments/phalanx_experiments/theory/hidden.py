@@ -33,7 +33,7 @@ class Share:
 
     @property
     def measured(self) -> float:
-        """Share of the points that lie in B."""
+        """Share of the points that are in B."""
         return self.inside / self.samples
 
 
@@ -64,7 +64,7 @@ class HiddenPair:
         return 0.5 - self.t
 
     def holds(self, x: Tensor) -> Tensor:
-        """Whether points lie in B. Shapes: (b, n) -> (b,)."""
+        """Whether points are in B. Shapes: (b, n) -> (b,)."""
         return x.double().mean(dim=1) >= 0.5 + self.t
 
     def probability(self) -> float:
@@ -95,7 +95,7 @@ class HiddenPair:
 
 
 def hidden_pair(n: int, t: float) -> HiddenPair:
-    """Networks f and g of n inputs whose values and gradients are equal but in exp(-2 n t^2) of the cube, or less.
+    """Networks f and g of n inputs with equal values and gradients outside of at most exp(-2 n t^2) of the cube.
 
     Whoever compares values or gradients at N uniform points sees the difference with probability at most N times that.
 

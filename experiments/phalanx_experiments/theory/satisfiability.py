@@ -77,9 +77,9 @@ def find_backdoor(network: nn.Module, num_variables: int) -> Tensor | None:
     for start in range(0, 2**n, _CHUNK):
         numbers = torch.arange(start, min(start + _CHUNK, 2**n))
         corners = (numbers[:, None] >> torch.arange(n) & 1).double()
-        found = network(corners)[:, 0] > 0
-        if found.any():
-            return corners[found][0]
+        nonzero = network(corners)[:, 0] > 0
+        if nonzero.any():
+            return corners[nonzero][0]
     return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers whose weights are written down instead of drawn."""
+"""Layers with given weights instead of random ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far in the tail of the data an example lies, as a trained model sees it: figure 8.1."""
+"""How rare an example is under a mixture of a trained model's outputs: figure 8.1."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Mixture:
 
 
 def fit_mixture(outputs: Tensor, labels: Tensor, covariance: Covariance = "shared") -> Mixture:
-    """The mixture whose components are the classes: their shares, means and covariances.
+    """A Gaussian mixture with a component for each class: shares, means and covariances.
 
     The labels say which component an example belongs to, so it is the closed form and no iteration. To every variance
     1e-3 of the mean variance within classes is added.
@@ -155,8 +155,8 @@ def edge_case_ness(
 def _outputs(model: nn.Module, data: Dataset, x: Tensor | Images, batch: int) -> Tensor:
     """What the last layer gives. Shapes: (n, ...) -> (n, num_classes) float64."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    found = [model(data.inputs(x[i : i + batch].to(device))).double().cpu() for i in range(0, len(x), batch)]
-    return torch.cat(found) if found else torch.empty(0, data.num_classes, dtype=torch.float64)
+    batches = [model(data.inputs(x[i : i + batch].to(device))).double().cpu() for i in range(0, len(x), batch)]
+    return torch.cat(batches) if batches else torch.empty(0, data.num_classes, dtype=torch.float64)
 
 
 @contextmanager

@@ -107,25 +107,25 @@ def reader(model: nn.Module, layer: str | None) -> tuple[str, int]:
     Raises:
         ValueError: there is no such layer.
     """
-    kind, width, found = type(model).__name__, None, list[tuple[str, int]]()
+    kind, width, readers = type(model).__name__, None, list[tuple[str, int]]()
     shared = parameter_names(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            width, found = module.out_channels, []
+            width, readers = module.out_channels, []
         elif isinstance(module, nn.Linear) and len(shared[id(module.weight)]) == 1:
-            whole = width is None or found or module.in_features % width
-            found.append((name, module.in_features if whole or width is None else width))
-    known = ", ".join(name for name, _ in found)
-    require(bool(found), f"{kind} has no fully connected layer of its own weights, whose inputs could be pruned")
+            whole = width is None or readers or module.in_features % width
+            readers.append((name, module.in_features if whole or width is None else width))
+    known = ", ".join(name for name, _ in readers)
+    require(bool(readers), f"{kind} has no fully connected layer of its own weights, whose inputs could be pruned")
     if layer is None:
-        return found[0] if width is not None else found[-1]
-    chosen = dict(found)
+        return readers[0] if width is not None else readers[-1]
+    chosen = dict(readers)
     require(layer in chosen, f"{layer!r} is no layer of {kind} whose inputs can be pruned; choose from {known}")
     return layer, chosen[layer]
 
 
 def before_fall(values: Iterable[float], bound: float) -> int:
-    """The last place before one of the values first lies more than `bound` below the first one; asks for no more."""
+    """The last index before a value is more than `bound` below the first value; later values are not computed."""
     place, least = 0, None
     for i, value in enumerate(values):
         # a fall by the bound itself is none

@@ -22,7 +22,7 @@ Pair = tuple[Tensor, Tensor]  # examples and their right labels
 
 
 class Places(NamedTuple):
-    """Where the parts of a joined training part lie, in this order: index vectors."""
+    """Indices of the parts of a joined training part, in this order."""
 
     clean: Tensor
     honest: Tensor
@@ -116,7 +116,7 @@ class EdgeSet:
         return Rates(float((said == self.target).double().mean()), right)
 
     def relabelled(self, target: int | None) -> EdgeSet:
-        """The same examples for another label, or with all labels right (None), which is a run without a lie."""
+        """The same examples with another wrong label, or with all labels right (None), for a run without an attack."""
         if target is not None:
             return replace(self, target=target)
         labels = _last(self.true_y).unique().tolist()
@@ -145,7 +145,7 @@ class EdgeSet:
         return self._extended(data, pairs)
 
     def places(self, data: Dataset) -> Places:
-        """Where the parts of `joined` lie."""
+        """Indices of the parts of `joined`."""
         sizes = [len(data.train_y) - (0 if self.taken is None else len(self.taken))]
         sizes += [0 if pair is None else len(pair[1]) for pair in (self.held, (self.train_x, self.true_y), self.mix)]
         return Places(*torch.arange(sum(sizes)).split(sizes))

@@ -68,13 +68,13 @@ class OwnEdges(EdgeCases):
         return parts[0], parts[1]
 
     def _file(self, path: Path, data: Dataset) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        found = read_arrays(path)
+        arrays = read_arrays(path)
         parts = []
         for part in ("train", "test"):
-            have = ", ".join(sorted(found)) or "nothing"
-            require(f"x_{part}" in found, f"own_edges: {path} has no x_{part}; it holds {have}")
-            x = self._examples(found[f"x_{part}"], data, f"x_{part} in {path}")
-            parts.append((x, self._labels(found.get(f"y_{part}"), x, part, path)))
+            have = ", ".join(sorted(arrays)) or "nothing"
+            require(f"x_{part}" in arrays, f"own_edges: {path} has no x_{part}; it holds {have}")
+            x = self._examples(arrays[f"x_{part}"], data, f"x_{part} in {path}")
+            parts.append((x, self._labels(arrays.get(f"y_{part}"), x, part, path)))
         return parts[0], parts[1]
 
     def _examples(self, x: Tensor, data: Dataset, where: str) -> Tensor:

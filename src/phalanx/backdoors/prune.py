@@ -68,7 +68,7 @@ class Prune(ClientWork):
 
 
 def check_pruning(name: str, bound: float, step: float, clean: int | None) -> None:
-    """Raises ValueError for numbers that nobody can prune by."""
+    """Raises ValueError for a bound or a number of examples out of range."""
     require(0 <= bound <= 1, f"{name} needs a bound in [0, 1], got bound={bound}")
     require(0 < step <= 1, f"{name} needs a step in (0, 1], got step={step}")
     require(clean is None or clean >= 1, f"{name} needs clean >= 1 example, got clean={clean}")

@@ -50,12 +50,14 @@ class RareStyles(EdgeCases):
     def read(self, data: Dataset) -> EdgeSet:
         _, h, w = image_shape("rare_styles", data)
         require(h == w or self.style != "rotated", f"rare_styles rotates square images, and {data.name} has {h}x{w}")
-        mine, tests = ((y == self.source).nonzero().flatten() for y in (data.train_y, data.test_y))
-        have = f"{len(mine)} to train on and {len(tests)} to test on"
-        ok = len(mine) >= self.count and len(tests) >= 1
+        of_source, tests = ((y == self.source).nonzero().flatten() for y in (data.train_y, data.test_y))
+        have = f"{len(of_source)} to train on and {len(tests)} to test on"
+        ok = len(of_source) >= self.count and len(tests) >= 1
         sentence = f"rare_styles needs {self.count} training images of class {self.source} and one to test on"
         require(ok, f"{sentence}, and {data.name} has {have}; lower count or choose another source")
-        taken = mine[torch.randperm(len(mine), generator=make_generator("rare_styles", self.seed))[: self.count]]
+        taken = of_source[
+            torch.randperm(len(of_source), generator=make_generator("rare_styles", self.seed))[: self.count]
+        ]
         x, test_x = in_memory("rare_styles", data)[taken], data.test_x[tests]
         x, test_x = (styled(images, self.style, data.levels) for images in (x, test_x))
         y, test_y = data.train_y[taken], data.test_y[tests]

@@ -48,11 +48,15 @@ class SplitEdgeCases(EdgeCases):
         origins = torch.arange(len(edges)) if edges.origins is None else edges.origins
         known = origins.unique()
         total = len(known)
-        mine = max(1, total // 10) if self.attacker is None else self.attacker
-        theirs = round(mine * (1 - self.ratio) / self.ratio)
-        sentence = f"{self!r} gives the attacker {mine} origins and honest clients {theirs}, and there are {total}"
-        require(mine + theirs <= total, f"{sentence}; raise ratio or lower attacker")
+        of_attacker = max(1, total // 10) if self.attacker is None else self.attacker
+        theirs = round(of_attacker * (1 - self.ratio) / self.ratio)
+        sentence = (
+            f"{self!r} gives the attacker {of_attacker} origins and honest clients {theirs}, and there are {total}"
+        )
+        require(of_attacker + theirs <= total, f"{sentence}; raise ratio or lower attacker")
         order = known[torch.randperm(total, generator=make_generator("shared", self.seed))]
-        attack, honest = (torch.isin(origins, part) for part in (order[:mine], order[mine : mine + theirs]))
+        attack, honest = (
+            torch.isin(origins, part) for part in (order[:of_attacker], order[of_attacker : of_attacker + theirs])
+        )
         held = (edges.train_x[honest], edges.true_y[honest]) if theirs else None
         return replace(edges.pick(attack), held=held)

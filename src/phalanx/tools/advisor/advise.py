@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Advice:
-    """The advice on all schemes, and what it comes to."""
+    """The predictions for all schemes, and the advice in one sentence."""
 
     lines: tuple[Line, ...]
     sentence: str

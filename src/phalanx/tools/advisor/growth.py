@@ -39,16 +39,16 @@ class Growth:
 
     @property
     def best(self) -> list[tuple[int, int, str]]:
-        """Ranges of workers, first and last, with the scheme that is best there; a tie goes to the uncompressed one."""
-        found: list[tuple[int, int, str]] = []
+        """Ranges of workers, first and last, with the best scheme there; of equal ones the uncompressed scheme."""
+        ranges: list[tuple[int, int, str]] = []
         for n, advice in zip(self.workers, self.advices, strict=True):
             first = min(advice.lines, key=lambda line: line.step.seconds)
             name = first.cost.scheme if first.speedup >= WORTH else PLAIN
-            if found and found[-1][2] == name:
-                found[-1] = (found[-1][0], n, name)
+            if ranges and ranges[-1][2] == name:
+                ranges[-1] = (ranges[-1][0], n, name)
             else:
-                found.append((n, n, name))
-        return found
+                ranges.append((n, n, name))
+        return ranges
 
     def to_json(self) -> list[dict[str, Any]]:
         """Converts to plain values, for JSON, one for each number of workers."""
@@ -72,16 +72,16 @@ def doublings(first: int, last: int) -> tuple[int, ...]:
     (4, 8, 16, 20)
     """
     require(last > first, f"--scale-to goes on from {first} workers and takes a larger number, got {last}")
-    found = [first]
-    while 2 * found[-1] < last:
-        found.append(2 * found[-1])
-    return (*found, last)
+    numbers = [first]
+    while 2 * numbers[-1] < last:
+        numbers.append(2 * numbers[-1])
+    return (*numbers, last)
 
 
 def grow(
     probe: Probe, link: Link, workers: Sequence[int], work_s: float | None, stragglers: float | None = None
 ) -> Growth:
-    """Predictions, and simulations beside them if asked for.
+    """Predictions, and simulations beside them on request.
 
     Args:
         stragglers: relative standard deviation of a worker's time for forward and backward in a simulation, >= 0; None

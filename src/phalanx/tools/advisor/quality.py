@@ -31,14 +31,14 @@ DEFAULTS: tuple[str, ...] = (
 
 
 def quality(scheme: Stage) -> str:
-    """What comes out, as an estimate of the mean of the workers' rows, or of their momenta.
+    """How the result estimates the mean of the workers' rows, or of their momenta.
 
     "unbiased": right on average. "error feedback": biased, and what is lost is sent later. "biased": anything else, by
     its code (rounding, clipping, signs) or by its rule (a median is no mean).
     """
     stages = scheme.stages if isinstance(scheme, Chain) else (scheme,)
-    found = {_of(stage) for stage in stages}
-    return next(word for word in ("biased", "error feedback", "unbiased") if word in {*found, "unbiased"})
+    kinds = {_of(stage) for stage in stages}
+    return next(word for word in ("biased", "error feedback", "unbiased") if word in {*kinds, "unbiased"})
 
 
 def _of(stage: Stage) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scheme carried out in earnest, among n workers of whom only this one exists."""
+"""A scheme that runs on real rows of one worker, as if there were n workers."""
 
 from __future__ import annotations
 

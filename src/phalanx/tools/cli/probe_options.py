@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that probe and advise share, and the run and schemes that they stand for."""
+"""The options that probe and advise share, and the run and schemes that they describe."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def no_options(options: dict[str, Any], sentence: str) -> None:
 
 
 def bar(total: int, processes: Processes) -> Any:
-    """A progress bar on rank 0; within `with`, a function that takes a few words on what comes next."""
+    """A progress bar on rank 0; within `with`, a function that shows the next step in a few words."""
     from phalanx.tools.report.progress import Steps
 
     return Steps(total) if processes.rank == 0 else nullcontext(lambda words: None)

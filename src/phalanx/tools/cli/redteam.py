@@ -137,12 +137,12 @@ def redteam(
         "parity": parity_limit,
         "choice": choice_limit,
     }
-    own = {"edges": edges, "every": every, "attacker": attacker_share, "norm": norm}
-    own = {name: value for name, value in own.items() if value is not None}
+    options = {"edges": edges, "every": every, "attacker": attacker_share, "norm": norm}
+    options = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
         unchangeable = (source, scale, settings, only, seed, seeds, out)
         require(
-            not own and all(value is None for value in unchangeable),
+            not options and all(value is None for value in unchangeable),
             f"{resume} goes on as it began; only --rule, --fail-if, the limits and --jobs may change",
         )
         red_team = RedTeamFolder(StudyFolder(resume))
@@ -150,7 +150,7 @@ def redteam(
     else:
         red_team = None
         study, request = build_red_team_study(
-            source or _default_recipe(), scale, own, settings or [], only or [], seed, 1 if seeds is None else seeds
+            source or _default_recipe(), scale, options, settings or [], only or [], seed, 1 if seeds is None else seeds
         )
     limits = replace(request.limits, **{name: value for name, value in new_limits.items() if value is not None})
     request = replace(
@@ -191,7 +191,7 @@ def _default_recipe() -> str:
 
 
 def _resume_command(jobs: int, folder: StudyFolder) -> str:
-    """The command that goes on with the study in a folder."""
+    """The command that resumes the study of a folder."""
     return f"phalanx redteam --resume {shlex.quote(str(folder.path))} --jobs {jobs}"
 
 

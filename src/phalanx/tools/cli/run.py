@@ -157,7 +157,7 @@ def _open(
 
 
 def _resume_command(processes: Processes, jobs: int, folder: StudyFolder) -> str:
-    """The command that goes on with the study in a folder."""
+    """The command that resumes the study of a folder."""
     if processes.size == 1 and processes.server is None:
         return f"phalanx run --resume {shlex.quote(str(folder.path))}{f' --jobs {jobs}' if jobs > 1 else ''}"
     local, nodes = (int(os.environ.get(name, n)) for name, n in (("LOCAL_WORLD_SIZE", processes.size), _NODES))

@@ -30,36 +30,36 @@ def _about(standing: Standing) -> str:
         return f"{name}: no attack was tried against it."
     if by[BROKEN]:
         more = f"; not known yet: {'; '.join(by[UNKNOWN])}" if by[UNKNOWN] else ""
-        return f"{name} does not stand {_list(by[BROKEN])}{more}. Do not deploy it against such an attacker."
+        return f"{name} is broken by {_list(by[BROKEN])}{more}. Do not deploy it against such an attacker."
     if by[UNKNOWN]:
-        return f"{name}: nothing can be said yet about {_list(by[UNKNOWN])}. Finish the grid first."
+        return f"{name}: nothing can be said yet about {_list(by[UNKNOWN])}. Finish the study first."
     if standing.word == SURVIVES:
-        return f"{name} stands all {len(tried)} attacks that were tried, within the limits of cost and fairness."
+        return f"{name} survives all {len(tried)} attacks that were tried, within the limits of cost and fairness."
     also = "is unfair to unusual clients" if standing.word == UNFAIR else "costs more accuracy than the limit allows"
-    return f"{name} stands all {len(tried)} attacks that were tried, but it {also}."
+    return f"{name} survives all {len(tried)} attacks that were tried, but it {also}."
 
 
 def _instead(others: Sequence[Standing], judged: Sequence[Standing]) -> list[str]:
-    """The rules that stand, the cheapest first, or the one that comes closest."""
+    """The rules that survive, the cheapest first, or the one that comes closest."""
     if len(judged) == 1 and judged[0].word == SURVIVES:
         return []
     standing = sorted((s for s in others if s.word == SURVIVES), key=_cost)
     if standing:
         named = ", ".join(f"{s.rule} ({points(_cost(s))} of main accuracy at most)" for s in standing[:3])
-        return [f"Rules that stood every attack within the limits, the cheapest first: {named}."]
+        return [f"Rules that survived every attack within the limits, the cheapest first: {named}."]
     dear = sorted((s for s in others if s.word in (COSTLY, UNFAIR)), key=_cost)
     if dear:
         named = ", ".join(f"{s.rule} ({s.word}, {points(_cost(s))} of main accuracy at most)" for s in dear[:3])
-        return [f"No rule stood every attack within all limits. Those that no attack broke: {named}."]
+        return [f"No rule survived every attack within all limits. Those that no attack broke: {named}."]
     most = max((len(s.attacked) for s in others), default=0)
     known = [s for s in others if [cell.number("excess") is None for cell in s.attacked] == [False] * most]
     if not known:
         return ["Which rule would do better is not known yet."]
     best = min(known, key=_gain)
     return [
-        "No rule that was tried stands every attack. "
+        "No rule that was tried survives every attack. "
         f"{best.rule} comes closest: the worst attack on it gains {points(_gain(best))}. A rule behind the wire is not "
-        "enough here; limit who may take part and how often, and watch what the model says about unusual inputs."
+        "enough here; limit which clients take part and how often, and check the model's answers to unusual inputs."
     ]
 
 

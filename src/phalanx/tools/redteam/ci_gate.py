@@ -36,8 +36,8 @@ class Outcome:
     @property
     def fails(self) -> bool | None:
         """Whether it fails for some attack; None where it may."""
-        found = [case.fails for case in self.cases]
-        return True if True in found else None if None in found or not found else False
+        answers = [case.fails for case in self.cases]
+        return True if True in answers else None if None in answers or not answers else False
 
     @property
     def decisive(self) -> list[Case]:

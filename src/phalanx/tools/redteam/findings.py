@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a red team was asked to judge, and its findings."""
+"""The request of a red team study, and its findings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class RedTeamRequest:
-    """What a red team study was asked for besides its runs; `redteam.json` in its folder.
+    """The request of a red team study besides its runs; `redteam.json` in its folder.
 
     Args:
         source: a recipe's name, or the setting of one's own as an expression.

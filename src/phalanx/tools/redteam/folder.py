@@ -24,7 +24,7 @@ class RedTeamFolder:
 
     @property
     def request(self) -> RedTeamRequest:
-        """What was asked for.
+        """The request of the study.
 
         Raises:
             ValueError: the folder holds no red team study.
@@ -50,10 +50,10 @@ class RedTeamFolder:
 
     def write(self) -> Findings:
         """Writes the report and what it is made of, finished or not."""
-        found = self.found()
-        write_json(self.folder.path / "summary.json", self.folder.results(found.study))
-        write_json(self.folder.path / "verdicts.json", found.to_json())
-        if found.results:
-            plot_backdoors(found.results, self.folder.title(found.study), self.folder.path / "plot.png")
-        (self.folder.path / REPORT).write_text(page(found), encoding="utf-8")
-        return found
+        findings = self.found()
+        write_json(self.folder.path / "summary.json", self.folder.results(findings.study))
+        write_json(self.folder.path / "verdicts.json", findings.to_json())
+        if findings.results:
+            plot_backdoors(findings.results, self.folder.title(findings.study), self.folder.path / "plot.png")
+        (self.folder.path / REPORT).write_text(page(findings), encoding="utf-8")
+        return findings

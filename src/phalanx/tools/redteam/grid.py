@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of a red team study: a recipe's attacks against rules, those asked for and those they are compared with."""
+"""The runs of a red team study: the requested attacks against rules, and the runs that they are compared with."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fairly(run: Run) -> Run:
 
 
 def narrowed(runs: Mapping[str, Run], only: Sequence[str]) -> dict[str, Run]:
-    """The runs asked for, and those without an attack that they are compared with.
+    """The requested runs, and those without an attack that they are compared with.
 
     Args:
         only: labels "attack: rule", or an attack or a rule alone; all runs when empty.
@@ -57,11 +57,11 @@ def narrowed(runs: Mapping[str, Run], only: Sequence[str]) -> dict[str, Run]:
         return dict(runs)
     names = {label: {slug(label), *map(slug, cell_of(label))} for label in runs}
     for wanted in only:
-        known = any(slug(wanted) in mine for mine in names.values())
+        known = any(slug(wanted) in slugs for slugs in names.values())
         parts = list(dict.fromkeys(part for label in runs for part in cell_of(label)))
         require(known, f"no run, attack or rule of the grid is called {wanted!r}; {suggest(wanted, parts)}")
     asked = {slug(wanted) for wanted in only}
-    kept = {cell_of(label) for label, mine in names.items() if mine & asked}
+    kept = {cell_of(label) for label, slugs in names.items() if slugs & asked}
     kept |= {(QUIET, rule) for _, rule in kept}
     return {
         label: run

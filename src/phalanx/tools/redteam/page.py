@@ -20,29 +20,29 @@ from phalanx.training.phase import Run
 CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "costly", SURVIVES: "survives"}
 
 
-def page(found: Findings) -> str:
+def page(findings: Findings) -> str:
     """The whole report."""
-    title = f"Red team report: {'a setting of your own' if '(' in found.request.source else found.request.source}"
-    return document(title, tag("h1", title), *_sections(found))
+    title = f"Red team report: {'a setting of your own' if '(' in findings.request.source else findings.request.source}"
+    return document(title, tag("h1", title), *_sections(findings))
 
 
-def _sections(found: Findings) -> Iterator[Markup]:
-    yield _outcome(found)
-    yield _section("Verdicts", *_verdicts(found))
-    yield _section("What to change", tag("ul", *(tag("li", sentence) for sentence in found.advice)))
-    yield _section("Threat model", *_threat(found))
-    yield _section("How far the backdoor got", *_curves(found))
-    yield _section("Who was shut out", *_fairness(found))
-    cost = costs(found.standings)
+def _sections(findings: Findings) -> Iterator[Markup]:
+    yield _outcome(findings)
+    yield _section("Verdicts", *_verdicts(findings))
+    yield _section("What to change", tag("ul", *(tag("li", sentence) for sentence in findings.advice)))
+    yield _section("Threat model", *_threat(findings))
+    yield _section("How far the backdoor got", *_curves(findings))
+    yield _section("Who was shut out", *_fairness(findings))
+    cost = costs(findings.standings)
     yield _section("What the rules cost", table(cost.header, cost.words(), cost.title), tag("p", PLAIN, class_="note"))
-    yield _section("What was tried", *_tried(found))
+    yield _section("What was tried", *_tried(findings))
     yield _section("What this is not", tag("p", PURPOSE))
 
 
 PURPOSE = (
-    "This report measures how a training set-up stands backdoors, so that it can be defended before it is deployed. "
-    "A rule that survives has survived these attackers, on these data, with these seeds, and nothing else; an attacker "
-    "with other means, more clients or more patience was not tried unless it is listed above."
+    "This report measures how well a training set-up resists backdoors, so that it can be defended before it is "
+    "deployed. A rule that survives has survived these attackers, on these data, with these seeds, and nothing else. "
+    "Attackers with other means, more clients or more rounds were not tried unless they are listed above."
 )
 PLAIN = "Everything is compared with the plain mean of the clients' changes without an attack, with the same seed."
 NO_CHOICE = (
@@ -55,29 +55,29 @@ def _section(title: str, *inside: Markup) -> Markup:
     return tag("section", tag("h2", title), *inside)
 
 
-def _outcome(found: Findings) -> Markup:
+def _outcome(findings: Findings) -> Markup:
     """The verdict on the rules that somebody means to use, and on the policies."""
-    judged = found.judged
-    count = len(found.study.jobs) - len(found.missing)
-    lines = [tag("p", f"{count} of {len(found.study.jobs)} runs have ended. {_seeds(found)}")]
+    judged = findings.judged
+    count = len(findings.study.jobs) - len(findings.missing)
+    lines = [tag("p", f"{count} of {len(findings.study.jobs)} runs have ended. {_seeds(findings)}")]
     if len(judged) == 1:
         lines.insert(0, tag("p", "The rule ", tag("b", judged[0].rule), ": ", _badge(judged[0].word), class_="big"))
     else:
         words = [standing.word for standing in judged]
         parts = [joined([_badge(word), f" {words.count(word)} "]) for word in CLASSES if word in words]
         lines.insert(0, tag("p", f"{len(judged)} rules under attack: ", *parts, class_="big"))
-    if found.missing:
+    if findings.missing:
         lines.append(
-            tag("p", tag("b", "Not finished. "), f"What follows lacks: {some(found.missing, 12)}.", class_="warning")
+            tag("p", tag("b", "Not finished. "), f"What follows lacks: {some(findings.missing, 12)}.", class_="warning")
         )
-    return tag("section", *lines, *([_policies(found.outcomes)] if found.outcomes else []))
+    return tag("section", *lines, *([_policies(findings.outcomes)] if findings.outcomes else []))
 
 
-def _seeds(found: Findings) -> str:
-    n = len(found.seeds)
+def _seeds(findings: Findings) -> str:
+    n = len(findings.seeds)
     if n == 1:
-        return f"One seed ({found.seeds[0]}): differences of a few points may be chance."
-    return f"{n} seeds ({', '.join(map(str, found.seeds))}): means over them, ± one standard deviation."
+        return f"One seed ({findings.seeds[0]}): differences of a few points may be chance."
+    return f"{n} seeds ({', '.join(map(str, findings.seeds))}): means over them, ± one standard deviation."
 
 
 def _policies(outcomes: Sequence[Outcome]) -> Markup:
@@ -97,10 +97,10 @@ def some(names: Sequence[str], most: int) -> str:
     return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
 
 
-def _verdicts(found: Findings) -> Iterator[Markup]:
-    limits, attacks = found.request.limits, attacks_of(found.standings)
+def _verdicts(findings: Findings) -> Iterator[Markup]:
+    limits, attacks = findings.request.limits, attacks_of(findings.standings)
     rows = []
-    for standing in found.standings:
+    for standing in findings.standings:
         cells = [_cell(standing.cells.get(attack)) for attack in attacks]
         rows.append((standing.rule, tag("td", standing.word, class_=CLASSES[standing.word]), *cells))
     yield table(("rule", "verdict", *attacks), rows)
@@ -115,7 +115,7 @@ def _verdicts(found: Findings) -> Iterator[Markup]:
     )
     reasons = [
         tag("li", tag("b", f"{cell.attack}: {cell.rule}"), f" - {cell.word}: {'; '.join(cell.why)}.")
-        for standing in found.standings
+        for standing in findings.standings
         for cell in standing.cells.values()
         if cell.why and cell.n
     ]
@@ -129,8 +129,8 @@ def _cell(cell: Cell | None) -> Markup:
     return tag("td", cell.word, tag("br"), tag("small", gained(cell)), class_=CLASSES[cell.word])
 
 
-def _threat(found: Findings) -> Iterator[Markup]:
-    runs = _first_runs(found)
+def _threat(findings: Findings) -> Iterator[Markup]:
+    runs = _first_runs(findings)
     yield tag("dl", *(part for name, words in situation(next(iter(runs.values()))) for part in _pair(name, words)))
     yield tag(
         "p", "The attacker wants unusual inputs to be called by a wrong name, and everything else to go on as ever."
@@ -144,8 +144,8 @@ def _threat(found: Findings) -> Iterator[Markup]:
         yield tag("p", "Radii and factors are those of the first rule; other rules may have others.", class_="note")
 
 
-def _curves(found: Findings) -> Iterator[Markup]:
-    grid = cells(found.results)
+def _curves(findings: Findings) -> Iterator[Markup]:
+    grid = cells(findings.results)
     attacks = list(dict.fromkeys(attack for attack, _ in grid))
     place = {
         attack: "quiet" if attack == QUIET else style(i) for i, attack in enumerate(a for a in attacks if a != QUIET)
@@ -155,7 +155,7 @@ def _curves(found: Findings) -> Iterator[Markup]:
     yield tag("p", "Share of edge cases that are called what the attacker wants (%), by round.")
     yield tag("ul", *legend, class_="legend")
     panels = []
-    for standing in found.standings:
+    for standing in findings.standings:
         lines = [
             Line(attack, _points(list(grid[attack, standing.rule].values())), place[attack])
             for attack in attacks
@@ -172,12 +172,12 @@ def _points(runs) -> list[tuple[int, float, float, float]]:
     """Mean and range over the seeds, of rounds in which all were tested."""
     curves = [dict(rates(run)) for run in runs]
     shared = sorted(set.intersection(*map(set, curves))) if curves else []
-    values = {at: [curve[at] for curve in curves] for at in shared}
-    return [(at, mean(found), min(found), max(found)) for at, found in values.items()]
+    values = {index: [curve[index] for curve in curves] for index in shared}
+    return [(index, mean(successes), min(successes), max(successes)) for index, successes in values.items()]
 
 
-def _fairness(found: Findings) -> Iterator[Markup]:
-    sheet = fairness(found.standings)
+def _fairness(findings: Findings) -> Iterator[Markup]:
+    sheet = fairness(findings.standings)
     yield table(sheet.header, sheet.words())
     yield tag("p", NO_CHOICE, class_="note")
     if all(row[4] is None for row in sheet.rows):
@@ -188,15 +188,15 @@ def _fairness(found: Findings) -> Iterator[Markup]:
         )
 
 
-def _tried(found: Findings) -> Iterator[Markup]:
-    study, about = found.study, found.about
+def _tried(findings: Findings) -> Iterator[Markup]:
+    study, about = findings.study, findings.about
     rounds = sorted({run.rounds for run in study.runs.values()})
-    spent = [tag("li", note) for note in found.request.notes]
+    spent = [tag("li", note) for note in findings.request.notes]
     yield tag(
         "dl",
-        *_pair("source", found.request.source + (f", scale {study.scale}" if study.scale else "")),
+        *_pair("source", findings.request.source + (f", scale {study.scale}" if study.scale else "")),
         *_pair("settings", ", ".join(study.settings) or "as they are"),
-        *_pair("seeds", ", ".join(map(str, found.seeds))),
+        *_pair("seeds", ", ".join(map(str, findings.seeds))),
         *_pair("rounds", " or ".join(map(str, rounds))),
         *_pair("time", str(about.get("time"))),
         *_pair("machine", ", ".join(f"{k} {v}" for k, v in about.get("machine", {}).items() if v is not None)),
@@ -206,20 +206,20 @@ def _tried(found: Findings) -> Iterator[Markup]:
     )
     if spent:
         yield tag("ul", *spent)
-    rules = {name: rule(run) for (_, name), run in _first_runs(found).items()}
+    rules = {name: rule(run) for (_, name), run in _first_runs(findings).items()}
     yield table(("rule", "behind the wire"), [(name, tag("td", tag("code", words))) for name, words in rules.items()])
     yield tag(
         "p",
         "To go on or to look again: ",
-        tag("code", f"phalanx redteam --resume {shlex.quote(str(found.path))}"),
+        tag("code", f"phalanx redteam --resume {shlex.quote(str(findings.path))}"),
         ". Every run's expression, metrics round by round and checkpoint lie in that folder.",
     )
 
 
-def _first_runs(found: Findings) -> dict[tuple[str, str], Run]:
+def _first_runs(findings: Findings) -> dict[tuple[str, str], Run]:
     """A run of each attack and rule."""
     runs: dict[tuple[str, str], Run] = {}
-    for label, run in found.study.runs.items():
+    for label, run in findings.study.runs.items():
         runs.setdefault(cell_of(label), run)
     return runs
 

@@ -68,18 +68,18 @@ class Policy:
 
     def fails(self, numbers: Mapping[str, float | None]) -> bool | None:
         """Whether the numbers of an attack on a rule are what must not be; None where one that decides is missing."""
-        found = [_all([clause.true(numbers) for clause in case]) for case in self.cases]
-        return True if True in found else None if None in found else False
+        cases = [_all([clause.true(numbers) for clause in case]) for case in self.cases]
+        return True if True in cases else None if None in cases else False
 
     def seen(self, numbers: Mapping[str, float | None]) -> str:
-        """The numbers that it looks at: "attack_success 0.31, parity not known"."""
+        """The numbers that it compares, as text: "attack_success 0.31, parity not known"."""
         keys = dict.fromkeys(clause.key for case in self.cases for clause in case)
         words = {key: "not known" if numbers.get(key) is None else f"{numbers[key]:.4g}" for key in keys}
         return ", ".join(f"{key} {word}" for key, word in words.items())
 
 
-def _all(found: list[bool | None]) -> bool | None:
-    return False if False in found else None if None in found else True
+def _all(answers: list[bool | None]) -> bool | None:
+    return False if False in answers else None if None in answers else True
 
 
 def policy(text: str) -> Policy:

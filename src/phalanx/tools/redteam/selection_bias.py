@@ -47,10 +47,10 @@ class Choices:
 
     def shut_out(self, below: float) -> bool | None:
         """Whether holders are taken at less than this share of the others' rate; None where too few rows came."""
-        mine, theirs = self.holders.rate, self.others.rate
-        if mine is None or theirs is None or theirs * self.holders.came < ENOUGH:
+        with_edge_cases, others = self.holders.rate, self.others.rate
+        if with_edge_cases is None or others is None or others * self.holders.came < ENOUGH:
             return None
-        return mine < below * theirs
+        return with_edge_cases < below * others
 
 
 def choices(results: Iterable[Result], attacked: bool = True) -> Choices | None:
@@ -59,7 +59,7 @@ def choices(results: Iterable[Result], attacked: bool = True) -> Choices | None:
     Args:
         attacked: whether Byzantine workers do anything; else they are honest ones.
     """
-    found = None
+    total = None
     for result in results:
         run = result.job
         assert isinstance(run, Run)
@@ -70,6 +70,6 @@ def choices(results: Iterable[Result], attacked: bool = True) -> Choices | None:
             came, chosen = set(line.get("clients", range(run.workers))), set(line["chosen"])
             bad = set(line["byzantine"]) if attacked else set()
             groups = (came & bad, (came - bad) & unusual, came - bad - unusual)
-            seen = Choices(*(Share(len(group & chosen), len(group)) for group in groups))
-            found = seen if found is None else found + seen
-    return found
+            of_seed = Choices(*(Share(len(group & chosen), len(group)) for group in groups))
+            total = of_seed if total is None else total + of_seed
+    return total

@@ -33,7 +33,7 @@ def style(place: int) -> str:
 
 
 def key(line_style: str) -> Markup:
-    """A short piece of a line, for the legend; it looks as the line does."""
+    """A short piece of a line in the same style, for the legend."""
     piece = tag("line", x1=0, x2=24, y1=4, y2=4, class_=f"line {line_style}")
     return tag("svg", piece, viewBox="0 0 24 8", class_="key", aria_hidden="true")
 
@@ -44,28 +44,28 @@ def panel(name: str, lines: Sequence[Line]) -> Markup:
     Args:
         name: of the picture, for those who do not see it.
     """
-    last = max((at for line in lines for at, *_ in line.points), default=1)
+    last = max((index for line in lines for index, *_ in line.points), default=1)
 
-    def place(at: int, rate: float) -> str:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * at / last
+    def place(index: int, rate: float) -> str:
+        x = LEFT + (WIDTH - LEFT - RIGHT) * index / last
         y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - rate)
         return f"{x:.1f},{y:.1f}"
 
     grid = []
     for rate in (0.0, 0.25, 0.5, 0.75, 1.0):
-        (x0, y), (x1, _) = (place(at, rate).split(",") for at in (0, last))
+        (x0, y), (x1, _) = (place(index, rate).split(",") for index in (0, last))
         grid.append(tag("line", x1=x0, x2=x1, y1=y, y2=y, class_="grid"))
         grid.append(tag("text", f"{100 * rate:.0f}", x=LEFT - 5, y=float(y) + 3.5, text_anchor="end"))
-    for at in dict.fromkeys((0, last // 2, last)):
-        x = place(at, 0).split(",")[0]
-        grid.append(tag("text", str(at), x=x, y=HEIGHT - BOTTOM + 14, text_anchor="middle"))
+    for index in dict.fromkeys((0, last // 2, last)):
+        x = place(index, 0).split(",")[0]
+        grid.append(tag("text", str(index), x=x, y=HEIGHT - BOTTOM + 14, text_anchor="middle"))
     grid.append(tag("text", "round", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 3, text_anchor="middle"))
     drawn = []
     for line in lines:
-        band = [place(at, high) for at, _, _, high in line.points]
-        band += [place(at, low) for at, _, low, _ in reversed(line.points)]
+        band = [place(index, high) for index, _, _, high in line.points]
+        band += [place(index, low) for index, _, low, _ in reversed(line.points)]
         if any(low < high for _, _, low, high in line.points):
             drawn.append(tag("polygon", points=" ".join(band), class_=f"band {line.style}"))
-        points = " ".join(place(at, rate) for at, rate, _, _ in line.points)
+        points = " ".join(place(index, rate) for index, rate, _, _ in line.points)
         drawn.append(tag("polyline", tag("title", line.name), points=points, class_=f"line {line.style}"))
     return tag("svg", *grid, *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=name)

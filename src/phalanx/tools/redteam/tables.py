@@ -56,7 +56,7 @@ def costs(standings: Sequence[Standing]) -> Sheet:
 
 
 def fairness(standings: Sequence[Standing]) -> Sheet:
-    """A rule a line: accuracy parity, and whose rows were taken in all its runs."""
+    """One line for each rule: accuracy parity, and which rows it took in all its runs."""
     rows = []
     for standing in standings:
         quiet = standing.cells.get(QUIET)

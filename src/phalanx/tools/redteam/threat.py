@@ -58,7 +58,7 @@ def adversary(run: Run) -> list[str]:
 
 
 def rule(run: Run) -> str:
-    """What stands behind the wire."""
+    """The stages after the wire, as text."""
     stages = stages_of(run.phases[-1].scheme)
     place = next((i for i, stage in enumerate(stages) if isinstance(stage, WireStage)), -1)
     return ", ".join(map(repr, stages[place + 1 :]))

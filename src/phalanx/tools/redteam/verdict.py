@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a rule survives an attack, what it costs, and whom it shuts out."""
+"""Whether a rule survives an attack, what it costs, and which clients it excludes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Standing:
         return {key: float(words.count(word)) for key, word in COUNTS.items()}
 
     def numbers(self, cell: Cell) -> dict[str, float | None]:
-        """What a policy is asked about a cell."""
+        """The numbers of a cell that a policy can compare."""
         return {**{name: cell.number(name) for name in cell.numbers}, **self.counted()}
 
     def to_json(self) -> dict[str, Any]:
@@ -147,15 +147,15 @@ def standings(planned: Mapping[str, Run], results: Sequence[Result], limits: Lim
         grid.setdefault(cell_of(label), []).append(run)
     plain = next((rule for (attack, rule), runs in grid.items() if attack == QUIET and is_plain(runs[0])), None)
     reference = {} if plain is None else have.get((QUIET, plain), {})
-    found: dict[str, dict[str, Cell]] = {}
+    by_rule: dict[str, dict[str, Cell]] = {}
     for attack, rule in grid:
         cell = judge(attack, rule, have.get((attack, rule), {}), have.get((QUIET, rule), {}), reference, limits)
-        found.setdefault(rule, {})[attack] = cell
-    return [Standing(rule, by) for rule, by in found.items()]
+        by_rule.setdefault(rule, {})[attack] = cell
+    return [Standing(rule, by) for rule, by in by_rule.items()]
 
 
 def is_plain(run: Run) -> bool:
-    """Whether nothing but a mean stands behind the wire."""
+    """Whether the only stage after the wire is a mean."""
     stages = stages_of(run.phases[-1].scheme)
     behind = [i for i, stage in enumerate(stages) if isinstance(stage, WireStage)]
     return bool(behind) and stages[behind[0] + 1 :] == (Mean(),)
@@ -210,33 +210,33 @@ def _verdict(cell: Cell, limits: Limits) -> tuple[str, tuple[str, ...]]:
     """The worst of what is known, and a sentence for each limit that is passed."""
     if not cell.n:
         return UNKNOWN, ("has not ended",)
-    found: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
     gained, lost = cell.number("excess"), cell.number("accuracy_lost")
     if cell.attack != QUIET and gained is None:
-        found.append((UNKNOWN, "attack success above the run without an attack is not known"))
+        faults.append((UNKNOWN, "attack success above the run without an attack is not known"))
     if cell.attack != QUIET and gained is not None and gained > limits.excess:
-        found.append((BROKEN, f"attack success {points(gained)} above the run without an attack{_worst(cell)}"))
+        faults.append((BROKEN, f"attack success {points(gained)} above the run without an attack{_worst(cell)}"))
     if lost is None:
-        found.append((UNKNOWN, "main accuracy beside the plain mean's is not known"))
+        faults.append((UNKNOWN, "main accuracy beside the plain mean's is not known"))
     elif lost > limits.accuracy:
-        found.append((COSTLY, f"main accuracy {points(lost)} below the plain mean without an attack"))
-    found += [(UNFAIR, sentence) for sentence in _unfair(cell, limits)]
-    found.sort(key=lambda each: WORDS.index(each[0]))
-    return (found[0][0] if found else SURVIVES), tuple(sentence for _, sentence in found)
+        faults.append((COSTLY, f"main accuracy {points(lost)} below the plain mean without an attack"))
+    faults += [(UNFAIR, sentence) for sentence in _unfair(cell, limits)]
+    faults.sort(key=lambda each: WORDS.index(each[0]))
+    return (faults[0][0] if faults else SURVIVES), tuple(sentence for _, sentence in faults)
 
 
 def _unfair(cell: Cell, limits: Limits) -> list[str]:
-    found = []
+    sentences = []
     parity = cell.number("parity_lost")
     if parity is not None and parity > limits.parity:
-        found.append(f"accuracy parity ratio {parity:.2f} below the plain mean's")
+        sentences.append(f"accuracy parity ratio {parity:.2f} below the plain mean's")
     if cell.chosen is not None and cell.chosen.shut_out(limits.choice):
-        mine, theirs = cell.chosen.holders, cell.chosen.others
-        found.append(
-            f"of the rows of honest clients that hold edge cases {mine.taken} of {mine.came} were taken, of the other "
-            f"honest ones' {theirs.taken} of {theirs.came}"
+        holders, others = cell.chosen.holders, cell.chosen.others
+        sentences.append(
+            f"of the rows of honest clients that hold edge cases {holders.taken} of {holders.came} were taken, of the "
+            f"other honest ones' {others.taken} of {others.came}"
         )
-    return found
+    return sentences
 
 
 def _worst(cell: Cell) -> str:

@@ -27,10 +27,10 @@ def cell_of(label: str) -> tuple[str, str]:
 
 def cells(results: Sequence[Result]) -> Cells:
     """Runs by their labels' attack and rule, in the order of the labels."""
-    found: Cells = {}
+    grid: Cells = {}
     for result in results:
-        found.setdefault(cell_of(result.name), {})[result.job.seed] = result
-    return found
+        grid.setdefault(cell_of(result.name), {})[result.job.seed] = result
+    return grid
 
 
 def rates(result: Result, key: str = "attack_success", exam: str | None = None) -> list[tuple[int, float]]:
@@ -38,29 +38,29 @@ def rates(result: Result, key: str = "attack_success", exam: str | None = None) 
 
     That is the exam of the backdoor that the run's attacker wants.
     """
-    found = []
+    points = []
     for line in result.metrics():
         known = [each[key] for name, each in line.get("examined", {}).items() if key in each and exam in (None, name)]
         if known and known[0] is not None:
-            found.append((line["step"] + 1, float(known[0])))
-    return found
+            points.append((line["step"] + 1, float(known[0])))
+    return points
 
 
 def window(result: Result) -> tuple[int, int]:
     """The later half of the rounds in which attacks may come, of all rounds where none may: behind a, up to b."""
-    made = result.job
-    assert isinstance(made, Run)
-    hit = [i for i, phase in enumerate(made.phases) if phase.adversary is not None]
+    job = result.job
+    assert isinstance(job, Run)
+    hit = [i for i, phase in enumerate(job.phases) if phase.adversary is not None]
     first = hit[0] if hit else 0
-    before, clients = sum(phase.rounds for phase in made.phases[:first]), made.phases[first].clients
+    before, clients = sum(phase.rounds for phase in job.phases[:first]), job.phases[first].clients
     stays = clients.rounds if hit and isinstance(clients, WithAttackers) else None
-    after = made.rounds if stays is None else min(made.rounds, before + stays)
+    after = job.rounds if stays is None else min(job.rounds, before + stays)
     return before + (after - before) // 2, after
 
 
 def within(points: Sequence[tuple[int, float]], rounds: tuple[int, int]) -> float | None:
     """The mean of those behind a and up to b."""
-    values = [value for at, value in points if rounds[0] < at <= rounds[1]]
+    values = [value for index, value in points if rounds[0] < index <= rounds[1]]
     return mean(values) if values else None
 
 
@@ -68,9 +68,9 @@ def excess(run: Result, quiet: Result | None, key: str = "attack_success") -> fl
     """How much higher a rate is in a run's window than in the run without an attack in the same rounds."""
     if quiet is None:
         return None
-    rounds, made = window(run), run.job
-    assert isinstance(made, Run)
-    asked = repr(made.evaluators[0]) if made.evaluators else None
+    rounds, job = window(run), run.job
+    assert isinstance(job, Run)
+    asked = repr(job.evaluators[0]) if job.evaluators else None
     got, floor = (within(rates(each, key, asked), rounds) for each in (run, quiet))
     return None if got is None or floor is None else got - floor
 
@@ -85,8 +85,10 @@ def taken(result: Result) -> float | None:
 
     None for a rule that does not say which rows it chooses.
     """
-    seen = [line for line in result.metrics() if set(line.get("clients", line["byzantine"])) & set(line["byzantine"])]
-    told = [bool(set(line["chosen"]) & set(line["byzantine"])) for line in seen if "chosen" in line]
+    attacked = [
+        line for line in result.metrics() if set(line.get("clients", line["byzantine"])) & set(line["byzantine"])
+    ]
+    told = [bool(set(line["chosen"]) & set(line["byzantine"])) for line in attacked if "chosen" in line]
     return mean(told) if told else None
 
 
@@ -95,16 +97,16 @@ def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:
 
     Means over the seeds; each seed's attack is compared with the same seed's run without one.
     """
-    found = cells(results)
-    attacks = list(dict.fromkeys(attack for attack, _ in found if attack != QUIET))
-    rules = list(dict.fromkeys(rule for _, rule in found))
+    grid = cells(results)
+    attacks = list(dict.fromkeys(attack for attack, _ in grid if attack != QUIET))
+    rules = list(dict.fromkeys(rule for _, rule in grid))
     above, spread, cost, rows_taken = [], [], [], []
     for rule in rules:
-        quiet = found.get((QUIET, rule), {})
+        quiet = grid.get((QUIET, rule), {})
         floors = [within(rates(run), window(run)) for run in quiet.values()]
         gains, accuracies, shares = [], [], []
         for attack in attacks:
-            runs = found.get((attack, rule), {})
+            runs = grid.get((attack, rule), {})
             gains.append([excess(run, quiet.get(seed)) for seed, run in runs.items()])
             accuracies.append([main_accuracy(run) for run in runs.values()])
             shares.append([taken(run) for run in runs.values()])
@@ -112,7 +114,7 @@ def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:
         spread.append((rule, *map(_spread, gains)))
         cost.append((rule, _mean([main_accuracy(run) for run in quiet.values()]), *map(_mean, accuracies)))
         rows_taken.append((rule, *map(_mean, shares)))
-    counts = sorted({len(runs) for runs in found.values()}) or [0]
+    counts = sorted({len(runs) for runs in grid.values()}) or [0]
     n = counts[-1]
     over = "" if n < 2 else f", mean of {n} seeds" if len(counts) == 1 else f", means of {counts[0]} to {n} seeds"
     title = f"attack success, points above the run without an attack{over}"
@@ -131,17 +133,17 @@ def backdoor_tables(results: Sequence[Result]) -> list[Sheet]:
 
 def plot_backdoors(results: Sequence[Result], title: str, path: Path) -> None:
     """Attack success by round, a panel for each attack, a line for each rule; means over the seeds."""
-    found = cells(results)
-    attacks = list(dict.fromkeys(attack for attack, _ in found))
-    rules = list(dict.fromkeys(rule for _, rule in found))
+    grid = cells(results)
+    attacks = list(dict.fromkeys(attack for attack, _ in grid))
+    rules = list(dict.fromkeys(rule for _, rule in grid))
     columns = min(2, len(attacks))
     lines = -(-len(attacks) // columns)
-    made = figure(6.2 * columns, 3.8 * lines)
-    axes: Any = made.subplots(lines, columns, squeeze=False, sharey=True)
+    fig = figure(6.2 * columns, 3.8 * lines)
+    axes: Any = fig.subplots(lines, columns, squeeze=False, sharey=True)
     for i, attack in enumerate(attacks):
         ax = axes[i // columns][i % columns]
         for k, rule in enumerate(rules):
-            points = _mean_curve(list(found.get((attack, rule), {}).values()))
+            points = _mean_curve(list(grid.get((attack, rule), {}).values()))
             style = "-" if k < 10 else "--"
             ax.plot([x for x, _ in points], [100 * y for _, y in points], style, color=f"C{k % 10}", label=rule, lw=1.3)
         ax.set_title("no attack" if attack == QUIET else attack, fontsize=10)
@@ -151,15 +153,15 @@ def plot_backdoors(results: Sequence[Result], title: str, path: Path) -> None:
     for i in range(len(attacks), lines * columns):
         axes[i // columns][i % columns].axis("off")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    save(made, title, path)
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    save(fig, title, path)
 
 
 def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float]]:
     """The mean attack success of several runs, in the rounds in which all of them were tested."""
     curves = [dict(rates(run)) for run in runs]
     shared = sorted(set.intersection(*map(set, curves))) if curves else []
-    return [(at, mean(curve[at] for curve in curves)) for at in shared]
+    return [(index, mean(curve[index] for curve in curves)) for index in shared]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -76,12 +76,12 @@ def collect(paths: Sequence[Path | str]) -> list[Result]:
     Raises:
         ValueError: a folder holds neither a run nor a study.
     """
-    found: dict[Path, Result] = {}
+    by_path: dict[Path, Result] = {}
     for path in map(Path, paths):
         for label, folder in _runs_in(path):
-            if folder.resolve() not in found:
-                found[folder.resolve()] = _read(label, folder)
-    results = list(found.values())
+            if folder.resolve() not in by_path:
+                by_path[folder.resolve()] = _read(label, folder)
+    results = list(by_path.values())
     labels = [r.label for r in results]
     if len(set(labels)) == len(labels):
         return results

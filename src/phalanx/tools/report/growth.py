@@ -19,8 +19,8 @@ def plot_growth(grown: Growth, title: str, batch: int, path: Path) -> None:
         batch: examples of one worker in a step, were no work done twice; n workers take n times as many.
     """
     lines = grown.advices[0].lines
-    made = figure(12, 4.8 + 0.2 * len(lines))
-    left, right = made.subplots(1, 2)
+    fig = figure(12, 4.8 + 0.2 * len(lines))
+    left, right = fig.subplots(1, 2)
     for j, line in enumerate(lines):
         dash = DASHES[j // len(COLOURS) % len(DASHES)]
         style: dict[str, Any] = {"color": COLOURS[j % len(COLOURS)], "linestyle": dash, "linewidth": 1.6}
@@ -37,5 +37,5 @@ def plot_growth(grown: Growth, title: str, batch: int, path: Path) -> None:
         ax.set_xlabel("workers")
         ax.set_ylabel(name)
         tidy(ax)
-    made.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    save(made, title, path)
+    fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    save(fig, title, path)

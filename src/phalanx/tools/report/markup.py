@@ -15,7 +15,7 @@ class Markup(str):
 
 
 def tag(name: str, /, *inside: str | Iterable[str], **attributes: str | float) -> Markup:
-    """An element with its attributes; "_" in their names stands for "-", and a "_" at the end for nothing.
+    """An element with its attributes; "_" in a name becomes "-", and a "_" at its end is removed.
 
     >>> tag("p", "a < b", tag("b", "c"), class_="x")
     '<p class="x">a &lt; b<b>c</b></p>'

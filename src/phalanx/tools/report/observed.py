@@ -12,10 +12,10 @@ from phalanx.training.observers.observer import Observer
 
 def observed(result: Result, kind: type[Observer]) -> dict[Any, dict[int, dict[str, Any]]]:
     """observer -> round -> what it returned, for the observers of one type that a run has."""
-    found: dict[Any, dict[int, dict[str, Any]]] = {}
+    by_expression: dict[Any, dict[int, dict[str, Any]]] = {}
     for line in result.metrics():
-        for text, seen in line.get("observed", {}).items():
+        for text, values in line.get("observed", {}).items():
             observer = parse(text)
             if isinstance(observer, kind):
-                found.setdefault(observer, {})[line["step"]] = seen
-    return found
+                by_expression.setdefault(observer, {})[line["step"]] = values
+    return by_expression

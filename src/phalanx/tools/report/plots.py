@@ -25,8 +25,8 @@ def plot_study(results: Sequence[Result], title: str, path: Path) -> None:
     """One line of panels for each "panel: " among the labels: accuracy against rounds, and the final accuracies."""
     panels = _panels(results)
     heights = [0.34 * len(runs) + 1.2 for _, runs in panels]
-    made = figure(11, max(4.2, sum(max(3.0, h) for h in heights) + 0.6))
-    rows: Any = made.subplots(len(panels), 2, squeeze=False, width_ratios=(1.35, 1))
+    fig = figure(11, max(4.2, sum(max(3.0, h) for h in heights) + 0.6))
+    rows: Any = fig.subplots(len(panels), 2, squeeze=False, width_ratios=(1.35, 1))
     styles = _styles(results)
     for (name, runs), (left, right) in zip(panels, rows, strict=True):
         _curves(left, runs, styles, "rounds")
@@ -35,15 +35,15 @@ def plot_study(results: Sequence[Result], title: str, path: Path) -> None:
         right.set_title("at the end", loc="left", fontsize=11)
         left.set_xlabel("round")
         left.locator_params(axis="x", integer=True)
-    save(made, title, path)
+    save(fig, title, path)
 
 
 def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
     """Accuracy against rounds, bytes and seconds, with one legend."""
     styles = _styles(results)
     lines = -(-len(results) // 3)
-    made = figure(14, 4.6 + 0.22 * lines)
-    axes: Any = made.subplots(1, 3, sharey=True)
+    fig = figure(14, 4.6 + 0.22 * lines)
+    axes: Any = fig.subplots(1, 3, sharey=True)
     names = {"rounds": "round", "bytes_up": "MB sent by all workers", "seconds": "seconds"}
     for ax, (measure, name) in zip(axes, names.items(), strict=True):
         _curves(ax, list(results), styles, measure, 1e-6 if measure == "bytes_up" else 1.0)
@@ -51,8 +51,8 @@ def plot_comparison(results: Sequence[Result], title: str, path: Path) -> None:
         if measure != "rounds":
             ax.set_ylabel("")
     handles, labels = axes[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    save(made, title, path)
+    fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    save(fig, title, path)
 
 
 def figure(width: float, height: float) -> Figure:
@@ -65,16 +65,16 @@ def figure(width: float, height: float) -> Figure:
     canvas = optional("matplotlib.backends.backend_agg", "a plot", "matplotlib", "plots")
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained")
-    canvas.FigureCanvasAgg(made)
-    return made
+    fig = Figure(figsize=(width, height), layout="constrained")
+    canvas.FigureCanvasAgg(fig)
+    return fig
 
 
-def save(made: Figure, title: str, path: Path) -> None:
+def save(fig: Figure, title: str, path: Path) -> None:
     """Writes a figure under a title as PNG."""
-    made.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    fig.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, dpi=120)
+    fig.savefig(path, dpi=120)
 
 
 def _panels(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:

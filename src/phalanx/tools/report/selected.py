@@ -53,7 +53,7 @@ def selected(result: Result) -> list[Selected]:
 
 
 def holders(run: Run) -> frozenset[int]:
-    """The workers whose own examples are among those that were added to the data.
+    """The workers that have some of the examples that were added to the data.
 
     Raises:
         MissingData: the run's data are not on this machine.

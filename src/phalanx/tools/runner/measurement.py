@@ -40,7 +40,7 @@ Job = Run | Measurement
 
 
 def parse_job(text: str, source: str) -> Job:
-    """A run or a measurement from its expression; `source` says in an error where it stands."""
+    """A run or a measurement from its expression; `source` names the file or option in an error."""
     job = parse(text)
     if not isinstance(job, Run | Measurement):
         raise ValueError(f"{source} should be a run(...), got {job!r}; a measurement will do as well")

@@ -155,7 +155,7 @@ class ProcessPool:
             )
 
     def _run(self, stop: threading.Event) -> None:
-        """Runs all jobs, until they are done, one raises an error, or a stop is asked for."""
+        """Runs all jobs until they are done, one raises an error, or a stop is requested."""
         try:
             while True:
                 self._submit_pending()

@@ -152,7 +152,7 @@ class Watcher(Protocol):
     """Gets the progress of a study; several jobs may run at the same time."""
 
     def begin(self, label: str, job: Job) -> None:
-        """A run or a measurement starts or goes on."""
+        """A run or a measurement starts or resumes."""
         ...
 
     def round(self, label: str, line: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ class Watcher(Protocol):
         ...
 
     def progress(self, label: str, words: str) -> None:
-        """A measurement says what comes next."""
+        """A measurement announces its next step."""
         ...
 
     def end(self, label: str, summary: dict[str, Any]) -> None:
@@ -228,8 +228,8 @@ def _measure(job: Measurement, target: RunFolder | None, on_progress: Callable[[
     began = time.perf_counter()
     if target is not None:
         target.begin(repr(job))
-    found = job.measure(on_progress)
-    summary = {"measured": found, "seconds": time.perf_counter() - began, "seed": job.seed}
+    measured = job.measure(on_progress)
+    summary = {"measured": measured, "seconds": time.perf_counter() - began, "seed": job.seed}
     if target is not None:
         target.finish(summary)
     return summary

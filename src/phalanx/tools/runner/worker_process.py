@@ -54,7 +54,7 @@ class JobQueue:
 
 
 def main(path: Path, tensorboard: bool) -> None:
-    """Runs jobs until stdin ends, or a stop is asked for."""
+    """Runs jobs until stdin ends or a stop is requested."""
     # what libraries print goes to stderr, since stdout carries the messages
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
