@@ -18,6 +18,8 @@ from phalanx.tools.testing.rows import open_messages as received
 
 __all__ = ["honest", "received"]
 
+honest, received, same = px.testing.honest_stack, px.testing.open_messages, px.testing.same_bits
+
 # a name whose fields all have defaults needs no line; a line adds settings worth a law of their own
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "adaptive_clip": ("adaptive_clip(of='median', factor=1.5)",),
@@ -153,7 +155,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "shakespeare": ("shakespeare(train=500, test=100, roles=None, least=20000, length=1, context=79)",),
     "uniform": ("uniform(clients=3)",),
     "shards": ("shards(per_unit=3)",),
-    "split_edge_cases": ("split_edge_cases(southwest())", "split_edge_cases(ardis(), ratio=0.1, attacker=6, seed=1)"),
+    "split_edge_cases": (
+        "split_edge_cases(rare_styles())",
+        "split_edge_cases(rare_styles(style='thin', source=3, target=8), ratio=0.1, attacker=6, seed=1)",
+    ),
     "sign": ("sign(scaled=True)",),
     "southwest_honest": ("southwest_honest(p=10)",),
     "spahm": ("spahm(gamma=1.0, sweeps=3)",),
