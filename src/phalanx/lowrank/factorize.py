@@ -12,7 +12,7 @@ from phalanx.core.expression import require
 from phalanx.lowrank.factor import Factor, Split
 from phalanx.lowrank.fast_path import set_fast_path
 from phalanx.lowrank.layer_types import Layer, layers, parameter_names
-from phalanx.lowrank.module_swap import keep_mode_and_hooks, replace_modules
+from phalanx.lowrank.module_swap import for_huggingface, keep_mode_and_hooks, replace_modules
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.plan_matching import match_plan
 from phalanx.lowrank.planner import plan
@@ -90,7 +90,7 @@ def apply(model: nn.Module, plan: Plan, split: Split | None, inplace: bool = Fal
                 setattr(low.get_submodule(path), last, parameter)
         replaced[id(layer.module)] = keep_mode_and_hooks(layer.module, low)
     new_parameters = {id(parameter): parameter for pair in pairs.values() for parameter in pair}
-    return set_fast_path(replace_modules(model, replaced, new_parameters, inplace))
+    return for_huggingface(set_fast_path(replace_modules(model, replaced, new_parameters, inplace)))
 
 
 def _fill(pair: tuple[nn.Parameter, nn.Parameter], layer: Layer, factor: Factor, split: Split) -> None:

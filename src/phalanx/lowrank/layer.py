@@ -60,6 +60,13 @@ class LowRank(nn.Module, ABC):
         """The rank of a factor, which is the number of columns of v."""
         return self.pair(factor)[1].shape[1]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **more: Any) -> None:
+        # files of transformers hold an empty tensor for each dense weight (`phalanx.lowrank.huggingface`)
+        for name in (f"{prefix}{factor.weight}" for factor in self.factors):
+            if name in state_dict and state_dict[name].numel() == 0:
+                del state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *args, **more)
+
     def parts(self) -> list[tuple[Factor, Tensor]]:
         """The dense weights that `dense_like` leaves empty, or parts of their rows in order."""
         return [(factor, factor.product(*self.pair(factor))) for factor in self.factors]
@@ -91,3 +98,24 @@ def empty_pair(factor: Factor, rank: int, weight: Tensor) -> tuple[nn.Parameter,
     if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
         u, v = u.to(memory_format=torch.channels_last), v.to(memory_format=torch.channels_last)
     return nn.Parameter(u, weight.requires_grad), nn.Parameter(v, weight.requires_grad)
+
+
+def adapted_layer(module: nn.Module) -> nn.Module | None:
+    """The layer below an adapter of Hugging Face's PEFT, if the module is one."""
+    base = getattr(module, "base_layer", None) if type(module).__module__.startswith("peft.") else None
+    return base if isinstance(base, nn.Module) else None
+
+
+def guard_adapters(model: nn.Module) -> nn.Module:
+    """The model, whose adapters of PEFT refuse to merge into factors, which hold no weight that they could change."""
+    for module in model.modules():
+        base = adapted_layer(module)
+        if isinstance(base, LowRank):
+            module.__dict__["merge"] = _refuse_merge
+        elif base is not None:
+            module.__dict__.pop("merge", None)
+    return model
+
+
+def _refuse_merge(*_: Any, **__: Any) -> None:
+    raise ValueError("an adapter cannot be merged into factors; make the model dense with phalanx's merge(model) first")

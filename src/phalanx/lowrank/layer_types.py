@@ -17,9 +17,12 @@ from phalanx.lowrank.attention import LowRankAttention
 from phalanx.lowrank.conv import LowRankConv
 from phalanx.lowrank.embedding import LowRankEmbedding
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.layer import LowRank
+from phalanx.lowrank.layer import LowRank, adapted_layer
 from phalanx.lowrank.linear import LowRankLinear, is_transposed
+from phalanx.lowrank.macs import expert_weights
 from phalanx.lowrank.recurrent import LowRankGru, LowRankLstm
+
+EXPERTS = "experts"
 
 _FAMILIES: dict[type[nn.Module], type[LowRank]] = {
     nn.Linear: LowRankLinear,
@@ -53,7 +56,9 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """The family's kind, or the name of the module's class in lower case."""
+        """The family's kind, "experts" for those of a mixture in one tensor, or the module's class in lower case."""
+        if self.family is None and any(factor.copies > 1 for factor in self.factors):
+            return EXPERTS
         return self.family.kind if self.family is not None else type(self.module).__name__.lower()
 
     def path(self, factor: Factor) -> str:
@@ -101,9 +106,12 @@ def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[Layer]:
     layer = _layer(module, name)
     if layer is not None:
         yield layer
-        return
+        if layer.kind != EXPERTS:
+            return
+    base = adapted_layer(module)
     for child, inner in module.named_children():
-        yield from _walk(inner, f"{name}.{child}" if name else child, seen)
+        for found in _walk(inner, f"{name}.{child}" if name else child, seen):
+            yield found if base is None or inner is base else replace(found, refusal="an adapter of PEFT")
 
 
 def _layer(module: nn.Module, name: str) -> Layer | None:
@@ -119,7 +127,12 @@ def _layer(module: nn.Module, name: str) -> Layer | None:
         raise ValueError(f"layer {name!r} has no shape yet; run the model once before you plan or factorize it")
     changed = is_parametrized(module)
     if not isinstance(weight, Tensor) or weight.dim() < 2 or (any(module.children()) and not changed):
-        return None
+        experts = expert_weights(module)
+        factors = (
+            Factor(key, key, (x.shape[0] * x.shape[1], x.shape[2]), copies=x.shape[0]) for key, x in experts.items()
+        )
+        refusal = "experts of a mixture in one tensor have no low-rank form"
+        return Layer(name, module, None, tuple(factors), refusal) if experts else None
     kin = next((known for known in _FAMILIES if isinstance(module, known)), None)
     refusal = "no low-rank form"
     if changed:

@@ -51,11 +51,11 @@ class Macs:
 def macs(model: nn.Module, *inputs: Any) -> Macs:
     """Multiply-accumulate operations of `model(*inputs)` in its present mode, counted at its layers.
 
-    It counts linear layers, convolutions, recurrent layers, nn.MultiheadAttention with its two products, and every
-    module with a method `macs(inputs, output)`, which also counts for the modules inside. It does not count operations
-    that are no product of matrices (normalization, activations, pooling, look-ups of word vectors), biases, and
-    products outside of these modules, such as those of an attention in a plain function. A model in training mode
-    updates its BatchNorm statistics as in any pass.
+    It counts linear layers, convolutions, recurrent layers, nn.MultiheadAttention with its two products, the experts of
+    a mixture, each for the vectors that are routed to it, and every module with a method `macs(inputs, output)`, which
+    also counts for the modules inside. It does not count operations that are no product of matrices (normalization,
+    activations, pooling, look-ups of word vectors), biases, and products outside of these modules, such as those of an
+    attention in a plain function. A model in training mode updates its BatchNorm statistics as in any pass.
 
     >>> macs(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(5, 3)).total
     100
@@ -106,7 +106,26 @@ def _count_of(layer: nn.Module) -> Count | None:
     # Hugging Face's GPT-2 has linear layers of its own, whose weight is (in, out)
     if type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "weight", None), Tensor):
         return lambda layer, _, output: output.numel() * layer.weight.shape[0]
-    return None
+    return _experts if expert_weights(layer) else None
+
+
+def expert_weights(layer: nn.Module) -> dict[str, Tensor]:
+    """The weights of experts that a layer holds in tensors of (experts, m, n); empty if it has not two of them."""
+    own: dict[str, Tensor] = {
+        name: p for name, p in layer.named_parameters(recurse=False) if p.dim() == 3 and p.shape[0] > 1
+    }
+    return own if len(own) > 1 and len({p.shape[0] for p in own.values()}) == 1 else {}
+
+
+def expert_vectors(inputs: Any) -> int:
+    """The number of vectors that meet an expert: one for each index that the router gives, or each vector if none."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    routed = [x.numel() for x in tensors if not x.is_floating_point()]
+    return routed[0] if routed else math.prod(tensors[0].shape[:-1])
+
+
+def _experts(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
+    return expert_vectors(inputs) * sum(math.prod(weight.shape[1:]) for weight in expert_weights(layer).values())
 
 
 def _linear(layer: nn.Linear, inputs: tuple[Any, ...], output: Any) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.fast_path import set_fast_path
 from phalanx.lowrank.layer import LowRank
-from phalanx.lowrank.module_swap import keep_mode_and_hooks, replace_modules
+from phalanx.lowrank.module_swap import for_huggingface, keep_mode_and_hooks, replace_modules
 from phalanx.lowrank.plan import Entry, Plan
 
 
@@ -37,7 +37,7 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
             setattr(dense.get_submodule(path), last, weights[key])
         replaced[id(low)] = keep_mode_and_hooks(low, dense)
     new_parameters = {id(parameter): parameter for parameter in weights.values()}
-    return set_fast_path(replace_modules(model, replaced, new_parameters, inplace))
+    return for_huggingface(set_fast_path(replace_modules(model, replaced, new_parameters, inplace)))
 
 
 def applied(model: nn.Module) -> Plan:

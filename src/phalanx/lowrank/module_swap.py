@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import copy
+import sys
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from phalanx.core._torch_private import copy_hooks, submodules
+from phalanx.lowrank.layer import guard_adapters
 
 
 def replace_modules(
@@ -39,6 +42,14 @@ def replace_modules(
         for name, child in submodules(module).items():
             if child is not None and id(child) in replaced:
                 submodules(module)[name] = replaced[id(child)]
+    return model
+
+
+def for_huggingface(model: nn.Module) -> nn.Module:
+    """The model, ready for Hugging Face's `save_pretrained`, and with adapters that do not merge into factors."""
+    guard_adapters(model)
+    if "transformers" in sys.modules:
+        import_module("phalanx.lowrank.huggingface").mark(model)
     return model
 
 

@@ -91,6 +91,8 @@ class Entry:
         """Multiply-accumulates of the dense weight in a forward of the sample input; a look-up has none."""
         if self.positions is None:
             return None
+        if self.kind == "experts":  # a vector meets one of the experts
+            return self.positions * math.prod(self.shape) // self.copies
         return 0 if self.kind == "embedding" else self.positions * math.prod(self.shape)
 
     @property

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from phalanx.core.registry import suggest
 from phalanx.lowrank.automatic import choose_full_layers
 from phalanx.lowrank.factor import Factor
 from phalanx.lowrank.layer_timing import LayerTimer
-from phalanx.lowrank.layer_types import Layer, layers, parameter_names
+from phalanx.lowrank.layer_types import EXPERTS, Layer, layers, parameter_names
 from phalanx.lowrank.plan import Entry, Plan
 from phalanx.lowrank.ranks import energies_of, own_rank
 from phalanx.lowrank.sample_run import count_positions
@@ -103,6 +104,10 @@ def plan(
     counts = {} if sample_input is None else count_positions(model, model_layers, sample_input)
     entries = _entries(model_layers, reasons, choose, counts)
     total = sum(parameter.numel() for parameter in model.parameters())
+    fused = sum(entry.parameters for entry in entries if entry.kind == EXPERTS)
+    if 2 * fused > total:
+        many = f"{fused / total:.0%} of the parameters"
+        warnings.warn(f"{many} are experts of mixtures in one tensor each, which stay full", stacklevel=2)
     first_plan = Plan(entries, total - sum(entry.parameters for entry in entries))
     timer = LayerTimer(model, model_layers, sample_input, autocast) if measure else None
     if not auto:

@@ -4,27 +4,32 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.optional import optional
 from phalanx.core.trees import write_atomic
 from phalanx.lowrank.factorize import apply
 from phalanx.lowrank.merge import applied
 from phalanx.lowrank.plan import Plan
 
 FORMAT = "phalanx-low-rank-1"
+HUGGINGFACE = "phalanx.lowrank.huggingface"
 TENSORS, PLAN = "model.safetensors", "plan.yaml"
 
 
 def save_pretrained(model: nn.Module, folder: str | PathLike[str]) -> None:
     """Writes `model.safetensors`, which also holds the plan, and `plan.yaml`, for people to read.
 
-    A tensor that layers share is written once. A crash leaves the old files.
+    A tensor that layers share is written once. A crash leaves the old files. A model of Hugging Face's transformers
+    saves itself: its own `save_pretrained` does the same, with the plan in `config.json`.
 
     Args:
         folder: the folder to write to; it is made if it does not exist.
@@ -33,6 +38,10 @@ def save_pretrained(model: nn.Module, folder: str | PathLike[str]) -> None:
     """
     from safetensors.torch import save as to_bytes
 
+    if "transformers" in sys.modules and isinstance(model, import_module("transformers").PreTrainedModel):
+        cast(Any, model).save_pretrained(folder)
+        write_atomic(Path(folder) / PLAN, applied(model).to_yaml().encode())
+        return
     plan, (tensors, same) = applied(model).to_yaml(), _state(model)
     about = {"format": FORMAT, "plan": plan, "same": json.dumps(same)}
     written = {
@@ -44,12 +53,13 @@ def save_pretrained(model: nn.Module, folder: str | PathLike[str]) -> None:
     write_atomic(path / PLAN, plan.encode())
 
 
-def from_pretrained(folder: str | PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def from_pretrained(folder: str | PathLike[str], model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """A factorized model as it was saved: the plan is applied to a dense model without an SVD, then tensors are loaded.
 
     Args:
         folder: a folder that `save_pretrained` wrote.
-        model: a dense model of the same architecture, or a function that builds one; it is not changed.
+        model: a dense model of the same architecture, or a function that builds one; it is not changed. A model that
+            transformers saved is built from its `config.json`, so None will do.
     Raises:
         ValueError: the folder has no such file, the file is damaged, or the model has another architecture, other
             dtypes or other shared tensors.
@@ -57,6 +67,13 @@ def from_pretrained(folder: str | PathLike[str], model: nn.Module | Callable[[],
     from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / TENSORS
+    config = Path(folder) / "config.json"
+    if config.is_file() and f'"quant_method": "{HUGGINGFACE}"' in config.read_text():
+        optional("transformers", "loading this folder", "transformers", "hf")
+        given = model if isinstance(model, nn.Module) or model is None else model()
+        return import_module(HUGGINGFACE).load(folder, given)
+    if model is None:
+        raise ValueError(f"{folder} says not which dense model it was made from; give it, or a function that builds it")
     if not path.is_file():
         raise ValueError(f"{folder} holds no {TENSORS}; give a folder that save_pretrained wrote")
     try:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from phalanx.lowrank.layer_types import Layer
+from phalanx.lowrank.layer_types import EXPERTS, Layer
+from phalanx.lowrank.macs import expert_vectors
 
 CallObserver = Callable[[Layer, tuple[Any, ...], dict[str, Any], Any], None]  # layer, arguments, output
 
@@ -68,6 +69,8 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 def _vectors(layer: Layer, part: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
     """The number of vectors that one matrix of a layer multiplies in a call."""
+    if layer.kind == EXPERTS:
+        return expert_vectors((*args, *kwargs.values()))
     if layer.kind == "attention":
         place, name = {"k_proj": (1, "key"), "v_proj": (2, "value")}.get(part, (0, "query"))
         given: Any = args[place] if place < len(args) else kwargs[name]
