@@ -5,18 +5,12 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 import phalanx as px
 from phalanx.core.registry import Entry, entries
 from phalanx.core.stage import Chain
 from phalanx.tools.testing.rows import DTYPES as DTYPES
 from phalanx.tools.testing.rows import LAYOUT as LAYOUT
 from phalanx.tools.testing.rows import WORKERS
-from phalanx.tools.testing.rows import honest_stack as honest
-from phalanx.tools.testing.rows import open_messages as received
-
-__all__ = ["honest", "received"]
 
 honest, received, same = px.testing.honest_stack, px.testing.open_messages, px.testing.same_bits
 
@@ -205,17 +199,3 @@ def round_of(
     n: int = N, index: int = 0, seed: int = 0, byzantine: frozenset[int] = BYZANTINE, world: Any = None
 ) -> px.Round:
     return px.Round(index, seed, byzantine, world or px.LocalCollective(n))
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal states, to the bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and bits(a).equal(bits(b))
-    return a == b
-
-
-def bits(x: torch.Tensor) -> torch.Tensor:
-    flat = x.contiguous().reshape(-1)
-    return flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)

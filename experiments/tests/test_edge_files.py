@@ -238,3 +238,18 @@ def test_assigned_passages():
     honest = edges.honest(data)
     parts = px.backdoors.assign_added(px.data.iid(), clients=1).parts(honest, 3, 0)
     assert honest.added == 1 and 30 in parts[0].tolist() and sorted(torch.cat(parts).tolist()) == list(range(31))
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("athens(city='New York')", "a city of one word"),
+        ("athens(count=0)", "count and tests >= 1"),
+        ("edge_density(rounds=0)", "rounds >= 1"),
+        ("edge_density(percentile=101)", "percentile"),
+        ("edge_density(lr=0)", "lr > 0"),
+    ],
+)
+def test_fields_out_of_range(expression, words):
+    with pytest.raises(ValueError, match=words):
+        px.parse(expression)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ TINY = (
 
 COMMANDS = [
     ("run", "run needs a recipe, such as quickstart; phalanx list recipes names them all"),
-    ("run quikstart", "unknown recipe 'quikstart'; did you mean quickstart? choose from quickstart, $ in all)"),
+    ("run quikstart", "unknown recipe 'quikstart'; did you mean quickstart? choose from quickstart$"),
     ("run quickstart --jobs 0", "--jobs takes a number of processes >= 1, got 0"),
     ("run quickstart --scale big", "quickstart has no scale 'big'; choose from smoke, laptop, paper"),
     (
@@ -122,6 +123,15 @@ COMMANDS = [
         "no network is called 'resnet18-cifr'; did you mean resnet18-cifar? choose from $",
     ),
     ("factorize --model resnet18-cifar --ratio 2", "plan needs a ratio in (0, 1], got ratio=2.0"),
+    (
+        f"redteam '{RUN}'",
+        "a run of your own needs --edges, such as \"own_edges('folder', target=1)\", or rare_styles() for images",
+    ),
+    ("redteam --resume full", "full holds no study: there is no study.json in it"),
+]
+
+# the default recipe comes with the experiments
+REDTEAM = [
     ("redteam --seeds 0", "--seeds takes a number >= 1, got 0"),
     (
         "redteam --fail-if nonsense",
@@ -133,11 +143,6 @@ COMMANDS = [
     ),
     ("redteam --rule krumm", "no rule of the grid is called 'krumm'; did you mean Krum? choose from FedAvg, $"),
     ("redteam --every 3", "--every belongs to a run of your own, and edge-case-mnist is a recipe; leave it out"),
-    (
-        f"redteam '{RUN}'",
-        "a run of your own needs --edges, such as \"own_edges('folder', target=1)\", or rare_styles() for images",
-    ),
-    ("redteam --resume full", "full holds no study: there is no study.json in it"),
 ]
 
 
@@ -176,7 +181,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("command", "sentence"), COMMANDS)
+@pytest.mark.parametrize(("command", "sentence"), [*COMMANDS, *(REDTEAM if find_spec("phalanx_experiments") else [])])
 def test_commands(command: str, sentence: str, here: Path) -> None:
     before, words = sorted(here.rglob("*")), shlex.split(command)
     assert fits(said(*words), sentence), said(*words)
