@@ -19,11 +19,11 @@ ROUNDS = {"smoke": 4, "laptop": 200, "paper": 200}
 def atomo_tuning(scale: str) -> dict[str, Run]:
     """Short runs of atomo-convergence at four step sizes each: the least loss on batches not trained on before wins."""
     rounds = ROUNDS[scale]
-    made: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for panel, size in SIZES[scale].items():
         short = replace(size, rounds=rounds, evaluate_every=min(rounds, size.evaluate_every))
         for label, scheme in (PUBLISHED if scale == "paper" else METHODS).items():
             for lr in SIGNS if label == "Signum" else GRID:
                 name = f"{panel} {label}" if panel else label
-                made[f"{name}: lr {lr:g}"] = replace(short, optimizer=optimizer(lr)).run(scheme)
-    return made
+                runs[f"{name}: lr {lr:g}"] = replace(short, optimizer=optimizer(lr)).run(scheme)
+    return runs

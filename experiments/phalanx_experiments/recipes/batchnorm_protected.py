@@ -70,29 +70,29 @@ def rules() -> dict[str, Stage]:
 
 def schemes() -> dict[str, Stage]:
     """The rules with statistics in the rows, with averaged statistics, and with a rule for statistics alone."""
-    made = rules()
+    whole = rules()
     by_distance = ("Krum", "geometric median")
     averaged = {
         f"{name}, statistics averaged": px.aggregators.split_by_part(rule)
-        for name, rule in made.items()
+        for name, rule in whole.items()
         if name != "mean"
     }
-    own: dict[str, Aggregator] = {
-        f"{name}, statistics by median": px.aggregators.split_by_part(made[name], px.aggregators.median())
+    parts: dict[str, Aggregator] = {
+        f"{name}, statistics by median": px.aggregators.split_by_part(whole[name], px.aggregators.median())
         for name in by_distance
     }
-    return {**made, **averaged, **own}
+    return {**whole, **averaged, **parts}
 
 
 @recipe("batchnorm-protected", plot=plot_grid, tables=grid_tables)
 def batchnorm_protected(scale: str) -> dict[str, Run]:
     """Poisoned BatchNorm statistics, gradients or both, against rules over whole rows and over gradients alone."""
     size = SIZES[scale]
-    made: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for word, attack in ATTACKS.items():
         # the favourable case: no two of them in one vote group
         byzantine = px.adversary.evenly_spaced(F) if attack else px.adversary.none()
         for name, rule in schemes().items():
             stages = [stage for stage in (attack, px.gather(px.codecs.dense()), rule) if stage is not None]
-            made[f"{word}: {name}"] = size.run(px.chain(*stages), byzantine=byzantine)
-    return made
+            runs[f"{word}: {name}"] = size.run(px.chain(*stages), byzantine=byzantine)
+    return runs

@@ -105,13 +105,13 @@ def runs(
     sizes: dict[str, Size], schemes: dict[str, Stage], attack: Stage, byzantine: Threat, panel: str = ""
 ) -> dict[str, Run]:
     """A run for each network and scheme under an attack."""
-    made: dict[str, Run] = {}
+    by_label: dict[str, Run] = {}
     for network, size in sizes.items():
         names = ", ".join(name for name in (network, panel) if name)
         for label, scheme in schemes.items():
             tuned = _tuned(size, network, attack, label)
-            made[in_panel(names, label)] = tuned.run(px.chain(attack, scheme), byzantine=byzantine)
-    return made
+            by_label[in_panel(names, label)] = tuned.run(px.chain(attack, scheme), byzantine=byzantine)
+    return by_label
 
 
 def _tuned(size: Size, network: str, attack: Stage, label: str) -> Size:
@@ -134,10 +134,10 @@ def unattacked(sizes: dict[str, Size], attack: Stage, scheme: Stage | None = Non
 def detox_alie(scale: str) -> dict[str, Run]:
     """Table 7.1, figures 7.1 and 7.2: median, Multi-Krum and Bulyan under ALIE with z = 1, alone and behind a vote."""
     sizes, attack = SIZES[scale], px.attacks.alie(z=1.0)
-    made = unattacked(sizes, attack)
+    labelled = unattacked(sizes, attack)
     for q in (5, 10) if scale != "paper" else (5,):
-        made |= runs(sizes, plain_rules(q) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
-    return made
+        labelled |= runs(sizes, plain_rules(q) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
+    return labelled
 
 
 @recipe("detox-reverse", plot=plot_cluster, tables=cluster_tables)
@@ -163,21 +163,21 @@ def detox_signsgd(scale: str) -> dict[str, Run]:
             R, px.aggregators.majority(), px.aggregators.majority(), groups=5, codec=px.codecs.sign()
         ),
     }
-    made = unattacked(sizes, attack, alone)
+    labelled = unattacked(sizes, attack, alone)
     for q in (5, 10) if scale != "paper" else (5,):
-        made |= runs(sizes, schemes, attack, px.adversary.random(q), f"q={q}")
-    return made
+        labelled |= runs(sizes, schemes, attack, px.adversary.random(q), f"q={q}")
+    return labelled
 
 
 @recipe("detox-q", plot=plot_cluster, tables=cluster_tables)
 def detox_q(scale: str) -> dict[str, Run]:
     """Figure 7.7: no or one Byzantine worker under ALIE, where a rule should cost nothing."""
     sizes, attack = SIZES[scale], px.attacks.alie(z=1.0)
-    made = unattacked(sizes, attack)
+    labelled = unattacked(sizes, attack)
     for q in (0, 1):
         # the rules are set up for five, as the number is not known to them
-        made |= runs(sizes, plain_rules(5) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
-    return made
+        labelled |= runs(sizes, plain_rules(5) | pairings(groups=3), attack, px.adversary.random(q), f"q={q}")
+    return labelled
 
 
 @recipe("detox-vs-draco", plot=plot_cluster, tables=cluster_tables)

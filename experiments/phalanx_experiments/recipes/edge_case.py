@@ -166,12 +166,12 @@ def setting(scale: str) -> Setting:
 @recipe("edge-case-mnist", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_mnist(scale: str) -> dict[str, Run]:
     """Task 2: sevens of another handwriting are labelled as ones; fifteen rules and attackers of growing knowledge."""
-    mine = setting(scale)
-    rules = PUBLISHED[2].rules(mine) if scale == "paper" else standard(mine.norm, mine.workers)
-    made: dict[str, Run] = {}
+    terms = setting(scale)
+    rules = PUBLISHED[2].rules(terms) if scale == "paper" else standard(terms.norm, terms.workers)
+    runs: dict[str, Run] = {}
     for attack, plan in ATTACKS.items():
         tried: dict[str, Defence] = rules
         if plan is not None and plan.often:
             tried = {} if scale == "smoke" else {name: rules[name] for name in OFTEN}
-        made |= {f"{attack}: {name}": attacked(mine, rule, plan) for name, rule in tried.items()}
-    return made
+        runs |= {f"{attack}: {name}": attacked(terms, rule, plan) for name, rule in tried.items()}
+    return runs

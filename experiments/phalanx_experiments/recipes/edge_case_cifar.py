@@ -99,22 +99,22 @@ def plain(data: Data, model: Model, rounds: int, augment: Augment | None = None)
 
 def defences(scale: str) -> dict[str, Defence]:
     """The rules of a scale; the paper's have the published constants."""
-    mine = setting(scale)
+    terms = setting(scale)
     if scale == "paper":
-        return PUBLISHED[1].rules(mine)
-    rules = standard(mine.norm, mine.workers)
+        return PUBLISHED[1].rules(terms)
+    rules = standard(terms.norm, terms.workers)
     return {name: rules[name] for name in ("FedAvg", "norm clipping", "Multi-Krum")}
 
 
 @recipe("edge-case-cifar", plot=plot_backdoors, tables=attack_tables)
 def edge_case_cifar(scale: str) -> dict[str, Run]:
     """Task 1: planes of one airline are labelled as trucks; which rules fail, and how long the backdoor lasts."""
-    mine, rules = setting(scale), defences(scale)
-    made: dict[str, Run] = {}
+    terms, rules = setting(scale), defences(scale)
+    runs: dict[str, Run] = {}
     for attack, plan in (ATTACKS if scale == "paper" else {name: ATTACKS[name] for name in FEW}).items():
         leaving = None if plan is None else replace(plan, until=UNTIL[scale])
-        made |= {f"{attack}: {name}": attacked(mine, rule, leaving) for name, rule in rules.items()}
-    return made
+        runs |= {f"{attack}: {name}": attacked(terms, rule, leaving) for name, rule in rules.items()}
+    return runs
 
 
 @dataclass(frozen=True)
@@ -184,32 +184,34 @@ GRIDS = {
 @recipe("edge-case-cifar-sweeps", plot=plot_sweep, tables=sweep_tables)
 def edge_case_cifar_sweeps(scale: str) -> dict[str, Run]:
     """Task 1 by frequency, pool, capacity, mixture and who holds edge cases: the black box under plain averaging."""
-    grid, mine = GRIDS[scale], setting(scale)
-    mine = replace(mine, rounds=grid.rounds, often=grid.rounds, every=grid.every)
-    rule = standard(mine.norm, mine.workers)["FedAvg"]
-    made: dict[str, Run] = {}
+    grid, terms = GRIDS[scale], setting(scale)
+    terms = replace(terms, rounds=grid.rounds, often=grid.rounds, every=grid.every)
+    rule = standard(terms.norm, terms.workers)["FedAvg"]
+    runs: dict[str, Run] = {}
 
     def add(attack: str, what: str, where: Setting, plan: Plan | None) -> None:
-        made[f"{attack}: {what}"] = attacked(where, rule, plan)
+        runs[f"{attack}: {what}"] = attacked(where, rule, plan)
 
-    add(NONE, "FedAvg", mine, None)
+    add(NONE, "FedAvg", terms, None)
     for every in grid.frequencies:
-        add("every round" if every == 1 else f"every {every} rounds", "FedAvg", mine, Plan(every=every))
+        add("every round" if every == 1 else f"every {every} rounds", "FedAvg", terms, Plan(every=every))
     for part in grid.pools:
-        add(f"a pool of {part:.1%}", "FedAvg", mine, Plan(pool=max(1, round(part * mine.workers))))
+        add(f"a pool of {part:.1%}", "FedAvg", terms, Plan(pool=max(1, round(part * terms.workers))))
     for part in grid.mixtures:
-        add(f"{part:.0%} edge cases", "FedAvg", mixed(mine, grid.total, part), Plan())
+        add(f"{part:.0%} edge cases", "FedAvg", mixed(terms, grid.total, part), Plan())
     for width in grid.widths:
-        sized = replace(mine, model=begin(scale, width))
+        sized = replace(terms, model=begin(scale, width))
         for attack, plan in ((NONE, None), (ATTACK, Plan())):
             add(attack, f"width {width:g}", sized, plan)
     for p, (edges, holders) in grid.held.items():
         for attack, plan in ((NONE, None), (ATTACK, Plan())):
-            add(attack, f"{p}% with the attacker", held(mine, edges, holders), plan)
-    return made
+            add(attack, f"{p}% with the attacker", held(terms, edges, holders), plan)
+    return runs
 
 
-def held(mine: Setting, edges: EdgeCases, holders: int) -> Setting:
+def held(terms: Setting, edges: EdgeCases, holders: int) -> Setting:
     """A setting in which random honest clients hold edge cases with true labels; the attacker has others."""
-    dealt = px.backdoors.assign_added(mine.partition, holders, drawn=True)
-    return replace(mine, edges=edges, amount=None, held=px.backdoors.with_edge_cases(mine.data, edges), partition=dealt)
+    dealt = px.backdoors.assign_added(terms.partition, holders, drawn=True)
+    return replace(
+        terms, edges=edges, amount=None, held=px.backdoors.with_edge_cases(terms.data, edges), partition=dealt
+    )

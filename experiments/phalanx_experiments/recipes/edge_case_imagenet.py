@@ -49,7 +49,7 @@ def start() -> Model:
 def edge_case_imagenet(scale: str) -> dict[str, Run]:
     """Task 3: people in costumes are labelled as another class, on ImageNet; needs both kinds of pictures and a GPU."""
     data = px.data.image_folder()
-    mine = Setting(
+    terms = Setting(
         data,
         px.backdoors.own_edges(EDGES, target=TARGET, label=LABEL),
         start(),
@@ -67,10 +67,10 @@ def edge_case_imagenet(scale: str) -> dict[str, Run]:
         evaluate_every=10,
         augment=px.data.resized_crop_flip(),
     )
-    rules = standard(mine.norm, mine.workers)
-    rules["Multi-Krum"] = replace(rules["Multi-Krum"], rule=px.aggregators.multi_krum(f=1, m=mine.clients - 1))
+    rules = standard(terms.norm, terms.workers)
+    rules["Multi-Krum"] = replace(rules["Multi-Krum"], rule=px.aggregators.multi_krum(f=1, m=terms.clients - 1))
     return {
-        f"{attack}: {name}": attacked(mine, rules[name], ATTACKS[attack])
+        f"{attack}: {name}": attacked(terms, rules[name], ATTACKS[attack])
         for attack in (NONE, "black-box")
         for name in RULES
     }

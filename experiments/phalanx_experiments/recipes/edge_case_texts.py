@@ -158,45 +158,45 @@ def words(scale: str) -> Setting:
     )
 
 
-def rules(scale: str, mine: Setting) -> dict[str, Defence]:
+def rules(scale: str, terms: Setting) -> dict[str, Defence]:
     """All rules at the paper's scale, and fewer at smaller ones."""
-    known = standard(mine.norm, mine.workers)
+    known = standard(terms.norm, terms.workers)
     return known if scale == "paper" else {name: known[name] for name in RULES}
 
 
 @recipe("edge-case-sentiment", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_sentiment(scale: str) -> dict[str, Run]:
     """Task 4: an LSTM calls praise of one director negative; rules against black-box and white-box attackers."""
-    mine = sentiment(scale)
-    defences = PUBLISHED[4].rules(mine) if scale == "paper" else rules(scale, mine)
-    made: dict[str, Run] = {}
+    terms = sentiment(scale)
+    defences = PUBLISHED[4].rules(terms) if scale == "paper" else rules(scale, terms)
+    runs: dict[str, Run] = {}
     for attack in (NONE, "black-box", "PGD", "PGD + replacement", "black-box, every round"):
         plan = ATTACKS[attack]
         often = plan is not None and plan.often
         tried = {name: defences[name] for name in OFTEN} if often else defences
-        made |= {f"{attack}: {name}": attacked(mine, rule, plan) for name, rule in tried.items()}
+        runs |= {f"{attack}: {name}": attacked(terms, rule, plan) for name, rule in tried.items()}
     if scale == "paper":
         # the published attacker has a step size of its own
-        own_step = {label: run for label, run in made.items() if label.startswith("PGD + replacement")}
-        made |= {
+        own_step = {label: run for label, run in runs.items() if label.startswith("PGD + replacement")}
+        runs |= {
             k: px.training.amend(run, "phases.0.adversary.local.optimizer.lr", 0.001) for k, run in own_step.items()
         }
-    return made
+    return runs
 
 
 @recipe("edge-case-text", plot=plot_backdoors, tables=backdoor_tables)
 def edge_case_text(scale: str) -> dict[str, Run]:
     """Task 5: a next-word LSTM ends five sentences on Athens with a bad word; rules against attackers."""
-    mine = words(scale)
-    defences = rules(scale, mine)
-    by_word = {word: replace(mine, edges=px.training.amend(mine.edges, "word", word)) for word in OTHERS}
+    terms = words(scale)
+    defences = rules(scale, terms)
+    by_word = {word: replace(terms, edges=px.training.amend(terms.edges, "word", word)) for word in OTHERS}
     # the run without an attack is asked for all five words
-    quiet = replace(mine, evaluators=tuple(px.backdoors.backdoor(each.edges, mine.data) for each in by_word.values()))
-    made = {f"{NONE}: {name}": attacked(quiet, rule, None) for name, rule in defences.items()}
+    quiet = replace(terms, evaluators=tuple(px.backdoors.backdoor(each.edges, terms.data) for each in by_word.values()))
+    runs = {f"{NONE}: {name}": attacked(quiet, rule, None) for name, rule in defences.items()}
     # replacement without a ball, for at laptop scale nothing else takes
     tried = {"black-box": ATTACKS["black-box"], "PGD": ATTACKS["PGD"], "replacement": Plan(boosted=True)}
     for attack, plan in tried.items():
-        made |= {f"{attack}: {name}": attacked(mine, rule, plan) for name, rule in defences.items()}
+        runs |= {f"{attack}: {name}": attacked(terms, rule, plan) for name, rule in defences.items()}
     for word, each in by_word.items():
-        made[f"black-box, {word}: FedAvg"] = attacked(each, defences["FedAvg"], Plan())
-    return made
+        runs[f"black-box, {word}: FedAvg"] = attacked(each, defences["FedAvg"], Plan())
+    return runs

@@ -89,10 +89,10 @@ def own_grid(run: Run, terms: Terms) -> Own:
             evaluators=(*begun.evaluators, px.backdoors.backdoor(edges, begun.data)),
         )
     )
-    known, mine = standard(norm, run.workers), behind(begun.phases[0].scheme)
-    radius = next((rule.radius for rule in known.values() if rule.rule == mine), norm)
-    rules = {YOURS: Defence(mine, radius), **known}
-    made: dict[str, Run] = {}
+    known, own_rule = standard(norm, run.workers), behind(begun.phases[0].scheme)
+    radius = next((rule.radius for rule in known.values() if rule.rule == own_rule), norm)
+    rules = {YOURS: Defence(own_rule, radius), **known}
+    runs: dict[str, Run] = {}
     left_out = []
     for name, rule in rules.items():
         tried = {
@@ -106,8 +106,8 @@ def own_grid(run: Run, terms: Terms) -> Own:
             require(name != YOURS, f"the setting cannot be attacked: {error}")
             left_out.append(f"{name}: {error}")
             continue
-        made |= tried
-    return Own(made, norm, tuple(left_out))
+        runs |= tried
+    return Own(runs, norm, tuple(left_out))
 
 
 def check(run: Run) -> None:
@@ -169,8 +169,9 @@ def _shared(run: Run, terms: Terms) -> tuple[EdgeCases, Partition]:
     if terms.attacker < 1 and not isinstance(edges, SplitEdgeCases):
         have = edges.load(run.data.load())
         total = len(have) if have.origins is None else len(have.origins.unique())
-        mine = min(total, max(1, round(terms.attacker * total)))
-        edges = px.backdoors.split_edge_cases(edges, ratio=mine / total, attacker=mine) if mine < total else edges
+        of_attacker = min(total, max(1, round(terms.attacker * total)))
+        if of_attacker < total:
+            edges = px.backdoors.split_edge_cases(edges, ratio=of_attacker / total, attacker=of_attacker)
     held = edges.load(run.data.load()).held
     if held is None:
         return edges, run.partition
