@@ -36,7 +36,7 @@ from torch.nn import functional as F
 import phalanx as px
 from phalanx.data.shape import Pairs
 from phalanx.models.transformer import Transformer
-from phalanx.models.zoo import network
+from phalanx.tools.zoo import network
 from phalanx.training.run_folder import about
 from record import keep
 

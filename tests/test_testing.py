@@ -42,8 +42,8 @@ class Rule(px.Aggregator):
 
 
 class Attack(px.Attack):
-    def forge(self, own, workers, view, state, round):
-        return -own, state
+    def forge(self, stack, view, state, round):
+        return -stack.rows, state
 
 
 class Forgery(px.PayloadAttack):

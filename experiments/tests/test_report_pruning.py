@@ -8,9 +8,9 @@ import pytest
 from test_recipes import ran
 
 import phalanx as px
-from phalanx.models.zoo import network
 from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.runner.study import StudyFolder
+from phalanx.tools.zoo import network
 from phalanx_experiments.figures.pruning import lottery_tables, plot_lottery, plot_slim, slim_tables
 from phalanx_experiments.recipes import find
 from phalanx_experiments.recipes.pruning import SETTINGS

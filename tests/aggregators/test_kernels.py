@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from phalanx.aggregators.kernels import columns, order
 from phalanx.aggregators.kernels.columns import mix, mix_one
 from phalanx.aggregators.kernels.gram import distances, inner_products
-from phalanx.aggregators.kernels.network import BOTH, HIGH, LOW, network
+from phalanx.aggregators.kernels.order import BOTH, HIGH, LOW, network
 from tests.cases import draws, each
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -179,7 +179,7 @@ def test_distances_of_hostile_rows(rows, wide):
     centre = len(rows) // 2
     x = exact(rows) - exact(rows)[centre]
     scale = np.sqrt(np.outer(expected[centre], expected[centre]))
-    error = np.abs(inner_products(rows, rows[centre], wide=wide) - x @ x.T)
+    error = np.abs(inner_products(rows, rows[centre], in_float64=wide) - x @ x.T)
     assert (error <= 1e-4 * scale + 1e-30).all()
 
 

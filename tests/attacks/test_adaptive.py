@@ -35,7 +35,7 @@ def sent(rule, rows):
     bad = torch.zeros(len(rows), dtype=torch.bool)
     bad[0] = True
     view = View(rows, bad, tuple(range(len(rows))))
-    row, _ = px.attacks.adaptive(px.parse(rule)).forge(rows[:1], (0,), view, {}, px.Round())
+    row, _ = px.attacks.adaptive(px.parse(rule)).forge(px.Stack.of(rows[:1]), view, {}, px.Round())
     return row
 
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import phalanx as px
 from phalanx.aggregators.kernels.shuffle import even_groups
 from phalanx.coding import odds
-from phalanx.coding.pairings import PAIRINGS
 from phalanx.tools.cli.app import app
+from phalanx.tools.pairings import PAIRINGS
 from tests.cases import each
 
 SMALL = [(n, q, r) for n in (1, 2, 5, 7, 9, 10) for q in range(0, n + 1, 2) for r in range(1, n + 1)]

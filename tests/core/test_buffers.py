@@ -11,12 +11,12 @@ import torch
 
 import phalanx as px
 from phalanx.core import buffers as tables
-from phalanx.core.buffers import LEAST_BYTES, RowBuffer, empty_rows, together
+from phalanx.core.buffers import MIN_BYTES, RowBuffer, empty_rows, stack_rows
 from phalanx.core.codec import BadPayload, open_rows
 from phalanx.core.parallel import parallel_map
 from tests.cases import each
 
-D = LEAST_BYTES // 4  # one float32 row of the least size
+D = MIN_BYTES // 4  # one float32 row of the least size
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_at_most_three_unused_blocks_are_kept_and_none_of_another_size():
     made.clear()
     assert len(tables._free) == 3
     empty_rows(9, D, torch.empty(0))
-    assert sum(block.nbytes for block in tables._free) <= 9 * LEAST_BYTES + 64
+    assert sum(block.nbytes for block in tables._free) <= 9 * MIN_BYTES + 64
 
 
 def test_threads_never_share_a_table():
@@ -104,9 +104,9 @@ def test_rows_that_lie_one_after_the_other_are_not_copied(cut, most):
 
 def test_rows_are_put_together_without_a_copy_where_they_lie_so():
     source = torch.randn(4, 16)
-    assert together(list(source), source[0]).data_ptr() == source.data_ptr()
-    assert torch.equal(together([source[2], source[0]], source[0]), source[[2, 0]])
-    assert together([], source[0]).shape == (0, 16)
+    assert stack_rows(list(source), source[0]).data_ptr() == source.data_ptr()
+    assert torch.equal(stack_rows([source[2], source[0]], source[0]), source[[2, 0]])
+    assert stack_rows([], source[0]).shape == (0, 16)
 
 
 def test_a_sum_leaves_the_rows_of_silent_workers_as_they_are():

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 import phalanx
 from phalanx.data.files import MissingData
-from phalanx.data.shakespeare import CHARACTERS, ids_of
+from phalanx.data.shakespeare import CHARACTERS, examples_by_client, ids_of, text_of
 from phalanx.data.shape import UNSCORED
-from phalanx.data.tff_database import examples_by_client, text_of
 from tests.cases import each
 
 # the modules, whose names their public functions have

@@ -17,7 +17,7 @@ from phalanx.data.files import MissingData
 from phalanx.data.passages import columns, parts, passages
 from phalanx.data.shape import END, PADDING, START, UNKNOWN, UNSCORED
 from phalanx.data.words import sentence, words
-from phalanx.models.bleu import bleu, bleu_of
+from phalanx.models.translate import bleu, bleu_of
 from tests.cases import each
 
 # the modules, whose names their public functions have

@@ -10,10 +10,10 @@ from torch import nn
 import phalanx as px
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
-from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
 from phalanx.federated.local_training import LocalTraining
 from phalanx.matching.match_stage import MatchReply
+from phalanx.matching.neuron_axes import OUTPUTS, Axis
 from phalanx.models.model import Model
 from phalanx.training.model_state import PhaseModels, fingerprint
 from phalanx.training.trainer import Trainer
@@ -431,7 +431,7 @@ def rows_of_a_layer(n=4, neurons=5):
         ("a.weight", "a.bias", "a.running_mean"),
         (weight.shape, bias.shape, bias.shape),
         1,
-        axes=((Axis(0, 0),), (Axis(0, 0),), (Axis(0, 0),)),
+        annotations=((Axis(0, 0),), (Axis(0, 0),), (Axis(0, 0),)),
     )
     orders = [torch.randperm(neurons, generator=rng) for _ in range(n)]
     rows = torch.stack(
@@ -473,7 +473,7 @@ def last_layers(examples):
     weights, biases = torch.randn(n, classes, 4, generator=rng), torch.randn(n, classes, generator=rng)
     axis = (Axis(0, OUTPUTS),)
     shapes = (weights.shape[1:], biases.shape[1:], biases.shape[1:])
-    layout = Layout(("b.weight", "b.bias", "examples"), shapes, 1, axes=(axis, axis, axis))
+    layout = Layout(("b.weight", "b.bias", "examples"), shapes, 1, annotations=(axis, axis, axis))
     rows = layout.join({"b.weight": weights, "b.bias": biases, "examples": examples})
     return Stack.of(rows, layout), weights, biases
 

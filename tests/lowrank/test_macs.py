@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import phalanx
-from phalanx.models.zoo import network
+from phalanx.tools.zoo import network
 from tests.cases import draws, each
 
 # of the dissertation, Tables 4.2, 4.4 and 4.5, one input

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 import phalanx as px
 from phalanx.lowrank.pruning.chains import chains
-from phalanx.lowrank.pruning.early_bird import ticket_distance, ticket_of
+from phalanx.lowrank.pruning.early_bird import slim, ticket_distance, ticket_of
 from phalanx.lowrank.pruning.lottery import pruned
-from phalanx.lowrank.pruning.slim import slim
 from phalanx.models.resnet import BasicBlock, Bottleneck
 from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import phalanx as px
-from phalanx.lowrank.gru_scan import GruScan, gru_steps
-from phalanx.lowrank.lstm_scan import LstmScan, lstm_steps
 from phalanx.lowrank.recurrent import LowRankGru, LowRankLstm
+from phalanx.lowrank.scan import GruScan, LstmScan, gru_steps, lstm_steps
 from tests.cases import each
 from tests.lowrank.full_rank import close, full_rank
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import phalanx as px
-from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.matching.graph import Graph, resized
+from phalanx.matching.neuron_axes import OUTPUTS, Axis
 from tests.cases import draws, each
 from tests.matching.shuffled import NETWORKS, CharLstm, apart, network, shuffled
 

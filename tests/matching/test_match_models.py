@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import phalanx as px
 from phalanx.core.expression import method
-from phalanx.core.neuron_axes import OUTPUTS, Axis, scatter
 from phalanx.matching.graph import Graph
 from phalanx.matching.match_models import own_tensors
 from phalanx.matching.matching import Assigned, Matcher
+from phalanx.matching.neuron_axes import OUTPUTS, Axis, scatter
 from phalanx.matching.neuron_features import average_models, features_of_models, neuron_features
 from phalanx.matching.refinement import refined, square_weights, total_distance
 from tests.cases import draws

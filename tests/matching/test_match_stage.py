@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.core.neuron_axes import OUTPUTS, Axis
 from phalanx.core.stack import Stack
 from phalanx.matching.match_stage import MatchReply, weighted_middle
+from phalanx.matching.neuron_axes import OUTPUTS, Axis
 
 F = 3
 EXACT = (
@@ -32,7 +32,7 @@ def layers(n: int, neurons: int, seed: int, lacking: bool = False) -> tuple[Stac
         own[1::2, -2:] = 5 * torch.randn(len(own[1::2]), 2, 6, generator=rng)
     orders = [torch.randperm(neurons, generator=rng) for _ in range(n)]
     axes = ((Axis(0, 0),), (Axis(0, 0),))
-    layout = px.Layout(("a.weight", "a.bias"), (torch.Size([neurons, 5]), torch.Size([neurons])), axes=axes)
+    layout = px.Layout(("a.weight", "a.bias"), (torch.Size([neurons, 5]), torch.Size([neurons])), annotations=axes)
     rows = [layout.join({"a.weight": w[o, :5], "a.bias": w[o, 5]}) for w, o in zip(own, orders, strict=True)]
     return Stack.of(torch.stack(rows), layout), orders, own
 
@@ -138,7 +138,7 @@ def test_with_twice_f_and_one_supporters_every_row_stays_within_what_honest_clie
 
 def outputs(claims: torch.Tensor, weights: torch.Tensor) -> Stack:
     axis = (Axis(0, OUTPUTS),)
-    layout = px.Layout(("b.weight", "examples"), (weights.shape[1:], claims.shape[1:]), 1, axes=(axis, axis))
+    layout = px.Layout(("b.weight", "examples"), (weights.shape[1:], claims.shape[1:]), 1, annotations=(axis, axis))
     return Stack.of(layout.join({"b.weight": weights, "examples": claims}), layout)
 
 

@@ -10,8 +10,7 @@ from torch import nn
 
 import phalanx
 from phalanx.data.shape import END, START
-from phalanx.models.attention import Attention
-from phalanx.models.transformer import positions
+from phalanx.models.transformer import Attention, positions
 from phalanx.models.translate import translate
 from tests.cases import draws, each
 

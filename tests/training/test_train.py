@@ -15,7 +15,7 @@ from torch import nn
 
 import phalanx as px
 from phalanx.attacks.alie import Alie
-from phalanx.core.trees import flatten, own, unflatten
+from phalanx.core.trees import flatten, keep_local_memories, unflatten
 from phalanx.models.model import Model
 from phalanx.training.model_state import fingerprint
 from phalanx.training.trainer import Trainer
@@ -256,7 +256,7 @@ def test_amend_reaches_every_field_and_lists_the_choices():
 
 def test_memories_of_other_processes_are_left_out():
     state = {"0": {"worker:1": {"m": 1}, "worker:2": {"m": 2}, "row:2": {"m": 3}}, "1": {"x": 4}}
-    assert own(state, (2,)) == {"0": {"worker:2": {"m": 2}, "row:2": {"m": 3}}, "1": {"x": 4}}
+    assert keep_local_memories(state, (2,)) == {"0": {"worker:2": {"m": 2}, "row:2": {"m": 3}}, "1": {"x": 4}}
 
 
 def test_flatten_round_trip():

@@ -16,8 +16,8 @@ from phalanx.core.round import make_generator
 from phalanx.lowrank.factorize import factorize
 from phalanx.lowrank.macs import macs
 from phalanx.lowrank.truncate import Svd
-from phalanx.models.zoo import network
 from phalanx.tools.runner.measurement import Measurement
+from phalanx.tools.zoo import network
 from phalanx.training.score import cross_entropy
 
 

@@ -134,7 +134,7 @@ class Counted:
     """Parameters or multiply-accumulates of a network, which is built for it without memory for its weights.
 
     Args:
-        network: a name of `phalanx.models.zoo`, or the expression of a model for data of a shape.
+        network: a name of `phalanx.tools.zoo`, or the expression of a model for data of a shape.
         of: "parameters", "parameters_after" (of the hybrid), "macs" or "macs_after".
     """
 
@@ -201,7 +201,7 @@ def _number(cell: Any) -> float | None:
 def _counts(network: str) -> dict[str, float]:
     import torch
 
-    from phalanx.models.zoo import network as known
+    from phalanx.tools.zoo import network as known
 
     with torch.device("meta"):
         plan = known(network).hybrid()

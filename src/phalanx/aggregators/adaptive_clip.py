@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows cut to what is the usual norm of the round."""
+"""A rule that clips rows to the usual norm of the round."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from phalanx.core.trees import State
 class AdaptiveClip(Aggregator):
     """Each row scaled down to an l2 norm of at most M, which is `factor` times the mean or the median norm of all rows.
 
-    A mean of the norms has no bound where one of the rows may be any: r rows of norm L among n lift it by r L / n. The
-    median lies between the norms of honest rows as long as they are the majority. Values that are installed stay, and
-    so do, to the bit, rows within the bound.
+    One Byzantine row can raise the mean of the norms without limit: r rows of norm L among n add r L / n. The median
+    lies between norms of honest rows as long as these are the majority. Rows within the bound, and installed values,
+    are not changed.
 
     Shapes: (n, d) -> (n, d), for "median" n > 2f.
     Args:
         of: "mean", as published, or "median".
-        factor: > 0; lower bounds the harm of one row tighter and biases honest rows more.
+        factor: > 0; a lower one limits the harm of one row more, and biases honest rows more.
     Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963, norm clipping; the mean of
         the round is in the code of Wang et al., Attack of the Tails, 2020, arXiv:2007.05084.
     """
@@ -37,10 +37,7 @@ class AdaptiveClip(Aggregator):
     factor: float = 1.0
 
     requirement: ClassVar[str] = "n > 2f"
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     def validate(self) -> None:
         ok = 0 < self.factor < float("inf")
@@ -56,9 +53,9 @@ class AdaptiveClip(Aggregator):
         cut = stack.layout.stepped
         # the squares of a float32 row may overflow
         norms = torch.linalg.vector_norm(stack.rows[:, :cut], dim=1, dtype=torch.float64).cpu().numpy()
-        most = self.factor * float(np.mean(norms) if self.of == "mean" else np.median(norms))
+        bound = self.factor * float(np.mean(norms) if self.of == "mean" else np.median(norms))
         rows = stack.rows.clone()
-        for i in np.flatnonzero(norms > most):
-            head = rows[i, :cut]
-            head.copy_(head.to(accumulation_dtype(head.dtype)) * (most / norms[i]))
+        for i in np.flatnonzero(norms > bound):
+            directions = rows[i, :cut]
+            directions.copy_(directions.to(accumulation_dtype(directions.dtype)) * (bound / norms[i]))
         return stack.with_rows(rows, gated=True), {}

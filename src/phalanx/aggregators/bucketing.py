@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows averaged in random buckets before a rule."""
+"""A preparation for a rule: rows are averaged in random buckets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from phalanx.core.trees import State
 
 @method("bucketing", "aggregator")
 class Bucketing(Aggregator):
-    """The weighted means of `size` rows each, drawn at random anew in every round.
+    """Averages the rows in random buckets of `size` rows each, drawn anew in every round; means are weighted.
 
-    f Byzantine rows spoil at most f of the fewer rows that come out, so the rule behind needs as large an f as without.
+    f Byzantine rows spoil at most f buckets, so the next rule needs the same f as without buckets, among fewer rows.
 
     Shapes: (n, d) -> (ceil(n / size), d).
     Args:
-        size: rows in a bucket, >= 1; larger makes honest rows more alike and tolerates fewer Byzantine ones. The last
-            bucket may hold fewer.
+        size: rows in a bucket, >= 1; a larger one makes honest rows more alike and tolerates fewer Byzantine rows. The
+            last bucket may hold fewer.
     Source: Karimireddy et al., Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing, 2022,
         arXiv:2006.09365, Algorithm 1. As published where weights are equal.
     """
@@ -37,9 +37,9 @@ class Bucketing(Aggregator):
         return -(-n // self.size)
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
-        places = present(shuffled(stack, round))
-        buckets = [places[start : start + self.size] for start in range(0, len(places), self.size)]
-        share = torch.zeros(len(buckets), len(places), dtype=torch.float64)
+        positions = present(shuffled(stack, round))
+        buckets = [positions[start : start + self.size] for start in range(0, len(positions), self.size)]
+        share = torch.zeros(len(buckets), len(positions), dtype=torch.float64)
         for bucket, members in enumerate(buckets):
             share[bucket, members] = stack.weights[members] / stack.weights[members].sum()
         return stack.merged(mix(share, stack.rows), buckets), {}

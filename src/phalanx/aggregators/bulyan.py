@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows chosen by Krum, then values chosen near the median."""
+"""A rule that chooses rows by Krum, then in each coordinate values near the median."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from phalanx.core.trees import State
 class Bulyan(Aggregator):
     """The mean of the theta - 2f values nearest the median of theta = n - 2f rows, which Krum chooses one by one.
 
-    Krum chooses among the rows that are left, by their max(1, left - f - 2) nearest others; in a tie the row with the
-    smaller first value. Weights are ignored.
+    Each choice of Krum is among the r rows that are left, by their max(1, r - f - 2) nearest others; in a tie it takes
+    the row with the smaller first value. Weights are ignored.
 
     Shapes: (n, d) -> (1, d), n >= 4f + 3.
     Args:
-        f: rows to tolerate.
-        one_shot: rank all rows by Krum once and keep theta = n - f - 2; of each coordinate average the theta - 2f
-            middle values. This is the code published with Wang, Toward Robust and Communication Efficient Distributed
-            Machine Learning, 2021; it reads Krum's scores once and averages fewer values from among more rows.
+        f: number of Byzantine rows to tolerate.
+        one_shot: True ranks all rows by Krum once, keeps theta = n - f - 2 of them, and averages the theta - 2f middle
+            values of each coordinate. So does the code published with Wang, Toward Robust and Communication Efficient
+            Distributed Machine Learning, 2021.
     Raises:
         ValueError: n < 4f + 3.
     Source: El Mhamdi et al., The Hidden Vulnerability of Distributed Learning in Byzantium, 2018, arXiv:1802.07927,
@@ -39,10 +39,7 @@ class Bulyan(Aggregator):
     one_shot: bool = False
 
     requirement: ClassVar[str] = "n >= 4f + 3"
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     def validate(self) -> None:
         require(self.f >= 0, f"bulyan needs f >= 0, got f={self.f}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean of rows that are clipped around the previous aggregate."""
+"""A rule that averages rows clipped around the previous result."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class CenteredClip(Aggregator):
     """The centre v after steps v <- v + 1/n sum_i (x_i - v) min(1, tau / ||x_i - v||). Weights are ignored.
 
     It starts from the previous round's result, which is its state, and in the first round from the coordinate-wise
-    median. All steps run on n weights, by the inner products of the rows less the first centre.
+    median. All steps compute with n weights, from inner products of the rows minus the first centre.
 
     Shapes: (n, d) -> (1, d).
     Args:
-        tau: clipping radius, > 0; lower is safer and slower to follow. None takes the median of the rows' distances to
-            the present centre.
-        iterations: steps, >= 1.
+        tau: clipping radius, > 0; a smaller one is safer and adapts more slowly. None takes the median distance of the
+            rows to the current centre.
+        iterations: number of steps, >= 1.
     Source: Karimireddy et al., Learning from History for Byzantine Robust Optimization, 2021, arXiv:2012.10333,
         Algorithm 1.
     Differs: the paper leaves tau and the first centre open.
@@ -44,10 +44,7 @@ class CenteredClip(Aggregator):
     iterations: int = 3
 
     requirement: ClassVar[str] = "n > 2f"
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     def validate(self) -> None:
         require(self.tau is None or self.tau > 0, f"centered_clip needs tau > 0, got tau={self.tau}")
@@ -59,31 +56,31 @@ class CenteredClip(Aggregator):
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         rows = stack.rows
         start = stack.layout.join(state["centre"]).to(rows) if state else median(rows)
-        pull, coarse = self._steps(inner_products(rows, start))
+        weights, coarse = self._steps(inner_products(rows, start))
         if coarse:
-            pull, _ = self._steps(inner_products(rows, start, wide=True))
-        centre = _moved(start, torch.from_numpy(pull), rows)
+            weights, _ = self._steps(inner_products(rows, start, in_float64=True))
+        centre = _moved(start, torch.from_numpy(weights), rows)
         parts = stack.layout.split(centre)
         return stack.one(centre), {"centre": {name: part.clone() for name, part in parts.items()}}
 
     def _steps(self, inner: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The weights b of v = v0 + sum_i b_i (x_i - v0), and whether a distance drowned in the rounding."""
+        """The weights b of v = v0 + sum_i b_i (x_i - v0), and whether rounding was as large as a distance."""
         n = len(inner)
         norms = inner.diagonal()
-        pull, coarse = np.zeros(n), False
+        weights, coarse = np.zeros(n), False
         for _ in range(self.iterations):
-            toward = inner @ pull
-            both = norms + pull @ toward
-            squared = np.maximum(both - 2 * toward, 0)
-            coarse = coarse or bool(((squared < _NEAR * both) | (both < TINY)).any())
-            apart = np.sqrt(squared)
-            radius = float(np.median(apart)) if self.tau is None else self.tau
-            share = np.divide(radius, apart, out=np.ones(n), where=apart > radius) / n
-            pull = pull * (1 - share.sum()) + share
-        return pull, coarse
+            products = inner @ weights
+            norm_sums = norms + weights @ products
+            squared_distances = np.maximum(norm_sums - 2 * products, 0)
+            coarse = coarse or bool(((squared_distances < _NEAR * norm_sums) | (norm_sums < TINY)).any())
+            distances = np.sqrt(squared_distances)
+            radius = float(np.median(distances)) if self.tau is None else self.tau
+            steps = np.divide(radius, distances, out=np.ones(n), where=distances > radius) / n
+            weights = weights * (1 - steps.sum()) + steps
+        return weights, coarse
 
 
-def _moved(start: Tensor, pull: Tensor, rows: Tensor) -> Tensor:
+def _moved(start: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     """start + sum_i pull_i (rows_i - start) in the dtype of the rows."""
-    kept = start.to(accumulation_dtype(rows.dtype)) * (1 - float(pull.sum()))
-    return (kept + mix_one(pull, rows)).to(rows.dtype)
+    remainder = start.to(accumulation_dtype(rows.dtype)) * (1 - float(weights.sum()))
+    return (remainder + mix_one(weights, rows)).to(rows.dtype)

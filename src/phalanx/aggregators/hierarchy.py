@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rule inside random groups, another across them."""
+"""A rule of two levels: one rule inside random groups, another across the groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from phalanx.core.trees import State
 
 @method("hierarchy", "aggregator")
 class Hierarchy(Aggregator):
-    """The rows shuffled into groups, `inner` applied in each group and `outer` to the results.
+    """Shuffles the rows into groups, applies `inner` in each group and `outer` to the results.
 
     An erased row keeps its place in the shuffle and counts towards the f of its own group; a group with too few rows
     for `inner` counts towards the f of `outer`.
@@ -27,10 +27,10 @@ class Hierarchy(Aggregator):
     Args:
         inner: a rule that gives one row for a group, such as mean().
         outer: a rule over the groups, such as median().
-        groups: number of groups, >= 1, whose sizes differ by one at most; more stands more Byzantine rows with a robust
-            outer rule, and is noisier.
+        groups: number of groups, >= 1, whose sizes differ by one at most; with a robust outer rule, more groups
+            tolerate more Byzantine rows and are noisier.
     Raises:
-        ValueError: n < groups, or inner or outer asks for more rows than a group has or than there are groups.
+        ValueError: n < groups, a group is too small for `inner`, or the groups are too few for `outer`.
     Source: Rajput et al., DETOX: A Redundancy-based Framework for Faster and More Robust Gradient Aggregation, 2019,
         arXiv:1907.12205, Algorithm 2.
     Differs: groups need not divide n, and a mean weights them by their examples.
@@ -66,24 +66,24 @@ class Hierarchy(Aggregator):
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         self.rows_out(len(stack.rows) + stack.erased)
         state = dict(state or {})
-        places = shuffled(stack, round)
+        positions = shuffled(stack, round)
         results: list[Stack] = []
         memory: State = {}
-        for g, cut in enumerate(even_groups(len(places), self.groups)):
-            members = present(places[cut.start : cut.stop])
-            group = replace(stack.pick(members), erased=len(cut) - len(members))
+        for g, span in enumerate(even_groups(len(positions), self.groups)):
+            members = present(positions[span.start : span.stop])
+            group = replace(stack.pick(members), erased=len(span) - len(members))
             try:
-                result, after = self.inner(group, state.get(f"inner/{g}"), round.child(0).child(g))
+                result, next_state = self.inner(group, state.get(f"inner/{g}"), round.child(0).child(g))
             except TooFewRows:
                 continue
             results.append(result)
-            if after:
-                memory[f"inner/{g}"] = after
+            if next_state:
+                memory[f"inner/{g}"] = next_state
         if not results:
             raise TooFewRows(
                 f"hierarchy: no group has rows enough for {self.inner!r}, got n={len(stack.rows)}", stack.notes
             )
-        middle = replace(
+        group_results = replace(
             stack,
             rows=torch.cat([r.rows for r in results]),
             sources=tuple(s for r in results for s in r.sources),
@@ -91,9 +91,9 @@ class Hierarchy(Aggregator):
             erased=self.groups - len(results),
             units=None,
         )
-        merged, after = self.outer(join_notes(middle, results), state.get("outer"), round.child(1))
-        if after:
-            memory["outer"] = after
+        merged, next_state = self.outer(join_notes(group_results, results), state.get("outer"), round.child(1))
+        if next_state:
+            memory["outer"] = next_state
         return merged, memory
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one row with the nearest neighbours."""
+"""A rule that returns the one row with the nearest neighbours."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from phalanx.core.trees import State
 
 @method("krum", "aggregator")
 class Krum(Aggregator):
-    """The row with the least sum of squared distances to its n - f - 2 nearest others. Weights are ignored.
+    """The row with the smallest sum of squared distances to its n - f - 2 nearest others. Weights are ignored.
 
     Shapes: (n, d) -> (1, d), n >= 2f + 3.
     Args:
-        f: rows to tolerate.
+        f: number of Byzantine rows to tolerate.
     Raises:
         ValueError: n < 2f + 3.
     Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017,
@@ -30,10 +30,7 @@ class Krum(Aggregator):
     f: int
 
     requirement: ClassVar[str] = "n >= 2f + 3"
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     def validate(self) -> None:
         require(self.f >= 0, f"krum needs f >= 0, got f={self.f}")

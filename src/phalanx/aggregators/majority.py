@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rule that gives the sign that most rows have."""
+"""A rule that returns the sign that most rows have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from phalanx.core.trees import State
 class Majority(Aggregator):
     """The sign that more rows have in each direction, in {-1, 0, 1}; a tie gives 0. Weights are ignored.
 
-    Installed entries are values, not directions: they get their coordinate-wise median.
+    Installed values are no directions; their coordinate-wise median is taken.
 
     Shapes: (n, d) -> (1, d).
     Source: Bernstein et al., signSGD with Majority Vote is Communication Efficient and Fault Tolerant, 2019,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weighted mean, which one bad row can move anywhere."""
+"""The weighted mean, which a single Byzantine row can move anywhere."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The middle value of every coordinate."""
+"""A rule that takes the median of every coordinate."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean of the rows with the nearest neighbours."""
+"""A rule that averages the rows with the nearest neighbours."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from phalanx.core.trees import State
 
 @method("multi_krum", "aggregator")
 class MultiKrum(Aggregator):
-    """The plain mean of the m rows with the least sums of squared distances to their n - f - 2 nearest others.
+    """The plain mean of the m rows with the smallest sums of squared distances to their n - f - 2 nearest others.
 
     Shapes: (n, d) -> (1, d), n >= 2f + 3 and n >= m.
     Args:
-        f: rows to tolerate.
-        m: rows to average, >= 1; more is less noisy and less safe. None takes n - f - 2.
+        f: number of Byzantine rows to tolerate.
+        m: number of rows to average, >= 1; a larger m is less noisy and less safe. None takes n - f - 2.
     Raises:
         ValueError: n < 2f + 3 or n < m.
     Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017,
@@ -37,10 +37,7 @@ class MultiKrum(Aggregator):
     m: int | None = None
 
     requirement: ClassVar[str] = "n >= 2f + 3 and n >= m"
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     def validate(self) -> None:
         require(self.f >= 0, f"multi_krum needs f >= 0, got f={self.f}")

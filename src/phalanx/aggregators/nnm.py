@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every row replaced by the mean of its neighbourhood."""
+"""A preparation for a rule: every row is replaced by the mean of its nearest neighbours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from phalanx.aggregators.kernels.columns import mix
 from phalanx.aggregators.kernels.gram import distances
-from phalanx.aggregators.kernels.selection import settled_order
+from phalanx.aggregators.kernels.selection import canonical_order
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
@@ -25,7 +25,7 @@ class Nnm(Aggregator):
 
     Shapes: (n, d) -> (n, d), n > 2f.
     Args:
-        f: rows to tolerate.
+        f: number of Byzantine rows to tolerate.
     Raises:
         ValueError: n <= 2f.
     Source: Allouah et al., Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity, 2023,
@@ -35,10 +35,7 @@ class Nnm(Aggregator):
     f: int
 
     requirement: ClassVar[str] = "n > 2f"
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     def validate(self) -> None:
         require(self.f >= 0, f"nnm needs f >= 0, got f={self.f}")
@@ -54,9 +51,9 @@ class Nnm(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         n = len(stack.rows)
-        order = settled_order(stack)
+        order = canonical_order(stack)
         squared = distances(stack.rows).squared[:, order]
-        # a row's copies are as near to it as it is itself, and as good
+        # equal rows are as near to a row as the row itself, and may stand in for it
         nearest = order[squared.argsort(axis=1, kind="stable")[:, : n - f]]
         share = np.zeros((n, n))
         np.put_along_axis(share, nearest, 1 / (n - f), axis=1)

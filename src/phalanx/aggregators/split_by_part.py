@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rule for directions, another for the values that are installed."""
+"""A rule of two parts: one rule for directions, another for installed values."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from phalanx.core.trees import State
 
 @method("split_by_part", "aggregator")
 class SplitByPart(Aggregator):
-    """Directions combined by one rule, installed values such as BatchNorm statistics by another, and joined again.
+    """Combines directions by one rule and installed values, such as BatchNorm statistics, by another.
 
-    `split_by_part(krum(f=3), mean())` is what systems do that protect gradients and average statistics. With a robust
-    second rule each part is judged in its own scale: a rule that compares whole rows hardly sees a lie in the part
-    that varies less among honest workers, mostly the statistics.
+    A system that protects gradients and averages statistics is `split_by_part(krum(f=3), mean())`. With a robust second
+    rule each part is judged on its own scale: a rule that compares whole rows hardly notices a forgery in the part that
+    varies less among honest workers, which is mostly the statistics.
 
     Shapes: (n, d) -> (1, d).
     Args:
-        directions: a rule, or a chain of rules, that gives one row.
-        installed: as well; it sees nothing else of the rows.
+        directions: a rule, or a chain of rules, that returns one row.
+        installed: another such rule, which sees the installed values only.
     Raises:
-        ValueError: a rule that gives several rows, or what either raises.
+        ValueError: a rule returns several rows, or raises one itself.
     """
 
     directions: Stage
@@ -70,8 +70,8 @@ class SplitByPart(Aggregator):
         results: list[Stack] = []
         memory: State = {}
         for name, (rule, part) in parts.items():
-            result, after = rule(part, state.get(name), round.child(name))
+            result, next_state = rule(part, state.get(name), round.child(name))
             results.append(result)
-            if after:
-                memory[name] = after
+            if next_state:
+                memory[name] = next_state
         return join_notes(stack.one(torch.cat([result.rows[0] for result in results])), results), memory

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean without the extremes of every coordinate."""
+"""A rule that averages every coordinate without its extreme values."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TrimmedMean(Aggregator):
 
     Shapes: (n, d) -> (1, d), n > 2f.
     Args:
-        f: rows to tolerate; higher is safer and noisier. Exactly one of f and ratio is given.
+        f: number of Byzantine rows to tolerate; a larger f is safer and noisier. Give either f or ratio.
         ratio: f as a share of n in [0, 0.5), rounded down.
     Raises:
-        ValueError: both or neither of f and ratio; n <= 2f.
+        ValueError: both or neither of f and ratio are given, or n <= 2f.
     Source: Yin et al., Byzantine-Robust Distributed Learning, 2018, arXiv:1803.01498, Definition 2. As published.
     """
 

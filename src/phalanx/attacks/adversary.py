@@ -15,11 +15,11 @@ class Threat(Expression, ABC):
     """Which workers are Byzantine in which round."""
 
     @abstractmethod
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
+    def at(self, round_index: int, n: int, seed: int) -> frozenset[int]:
         """The Byzantine workers of round `index` among n.
 
         Raises:
-            ValueError: more or other workers than there are.
+            ValueError: it names more workers than there are, or unknown ones.
         """
 
 
@@ -27,32 +27,32 @@ class Threat(Expression, ABC):
 class NoAdversary(Threat):
     """No worker is Byzantine."""
 
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
+    def at(self, round_index: int, n: int, seed: int) -> frozenset[int]:
         return frozenset()
 
 
 @method("workers", "adversary")
 class NamedWorkers(Threat):
-    """The named workers, in every round."""
+    """The named workers are Byzantine in every round."""
 
     workers: tuple[int, ...]
 
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
-        out = [w for w in self.workers if not 0 <= w < n]
-        require(not out, f"workers names {out}, and there are workers 0 to {n - 1}")
+    def at(self, round_index: int, n: int, seed: int) -> frozenset[int]:
+        unknown = [w for w in self.workers if not 0 <= w < n]
+        require(not unknown, f"workers names {unknown}, and there are workers 0 to {n - 1}")
         return frozenset(self.workers)
 
 
 @method("evenly_spaced", "adversary")
 class EvenlySpaced(Threat):
-    """`count` workers at equal distances, in every round: no two in one vote group while there are groups enough."""
+    """`count` workers at equal distances in every round: no two are in one vote group while there are enough groups."""
 
     count: int
 
     def validate(self) -> None:
         require(self.count >= 0, f"evenly_spaced needs count >= 0, got count={self.count}")
 
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
+    def at(self, round_index: int, n: int, seed: int) -> frozenset[int]:
         require(self.count <= n, f"evenly_spaced({self.count}) needs at least {self.count} workers, got n={n}")
         return frozenset(i * n // self.count for i in range(self.count))
 
@@ -62,7 +62,7 @@ class RandomWorkers(Threat):
     """`count` workers drawn at random from the run's seed.
 
     Args:
-        every: rounds after which they are drawn anew; 0 keeps them for the whole run.
+        every: number of rounds after which they are drawn anew; 0 keeps them for the whole run.
     """
 
     count: int
@@ -72,9 +72,9 @@ class RandomWorkers(Threat):
         require(self.count >= 0, f"random needs count >= 0, got count={self.count}")
         require(self.every >= 0, f"random needs every >= 0 rounds, got every={self.every}")
 
-    def at(self, index: int, n: int, seed: int) -> frozenset[int]:
+    def at(self, round_index: int, n: int, seed: int) -> frozenset[int]:
         require(self.count <= n, f"random({self.count}) needs at least {self.count} workers, got n={n}")
-        epoch = index // self.every if self.every else 0
+        epoch = round_index // self.every if self.every else 0
         order = torch.randperm(n, generator=make_generator("byzantine", seed, epoch))
         return frozenset(order[: self.count].tolist())
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method
 from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 from phalanx.core.trees import State
 
 
@@ -18,14 +19,12 @@ class Constant(Attack):
 
     Shapes: (k, d) -> (k, d).
     Args:
-        value: -100 as in the dissertation; -1 is its choice against sign votes; 1e30 overflows what is not gated.
+        value: -100 as in the dissertation, which takes -1 against sign votes; 1e30 overflows a rule without a gate.
     Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.3.
         As published.
     """
 
     value: float = -100.0
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
-        return torch.full_like(own, self.value, dtype=torch.float64), state
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
+        return torch.full_like(stack.rows, self.value, dtype=torch.float64), state

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that fail without malice, as a drill: in a server's job for real, in the simulation as missing messages."""
+"""Injected failures of workers: real ones in a server's job, missing messages in the simulation."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Fault(Expression, ABC):
         return index >= self.at
 
     def due(self, index: int) -> bool:
-        """Whether it happens in round `index`."""
+        """Whether the fault happens in round `index`."""
         return index >= self.at
 
     @abstractmethod
     def inject(self, body: Tensor) -> Tensor:
-        """Lets the fault happen when the worker's message is due; returns the bytes that are sent in its place."""
+        """Makes the fault happen when the worker sends its message; returns the bytes that are sent."""
 
 
 @method("crash", "fault")
@@ -43,7 +43,7 @@ class Crash(Fault):
     """The worker's process dies by SIGKILL.
 
     Args:
-        worker: its number.
+        worker: the worker that fails.
         at: round, from 0.
     """
 
@@ -60,7 +60,7 @@ class Hang(Fault):
     """The worker's process stops by SIGSTOP, with its connections open.
 
     Args:
-        worker: its number.
+        worker: the worker that fails.
         at: round, from 0.
     """
 
@@ -74,15 +74,15 @@ class Hang(Fault):
 
 @method("delay", "fault")
 class Delay(Fault):
-    """The worker's message is late from a round on; within the server's patience that costs time only.
+    """The worker's messages are late from a round on; within the server's timeout that costs time only.
 
-    In the simulation nobody waits, and it has no effect.
+    In the simulation it has no effect, as nobody waits.
 
     Args:
-        worker: its number.
+        worker: the worker that fails.
         seconds: > 0.
         at: first round, from 0.
-        rounds: how many; None for all that follow.
+        rounds: number of rounds; None for all that follow.
     """
 
     worker: int
@@ -107,10 +107,10 @@ class Delay(Fault):
 
 @method("garble", "fault")
 class Garble(Fault):
-    """The worker's messages are random bytes from a round on: a broken memory, a foreign program, a fuzzer.
+    """The worker's messages are random bytes from a round on, as from broken memory, a foreign program or a fuzzer.
 
     Args:
-        worker: its number.
+        worker: the worker that fails.
         at: round, from 0.
     """
 
@@ -122,7 +122,7 @@ class Garble(Fault):
 
 
 def inject_faults(faults: tuple[Fault, ...], workers: tuple[int, ...], index: int, body: Tensor) -> Tensor:
-    """Lets the faults of these workers happen in a round; returns the bytes that their process sends."""
+    """Makes the faults of these workers happen in a round; returns the bytes that their process sends."""
     for fault in faults:
         if fault.worker in workers and fault.due(index):
             body = fault.inject(body)

@@ -9,6 +9,7 @@ from torch import Tensor
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 from phalanx.core.trees import State
 
 
@@ -18,7 +19,7 @@ class Gaussian(Attack):
 
     Shapes: (k, d) -> (k, d).
     Args:
-        std: > 0, standard deviation of an entry; higher is stronger against the mean and easier to see.
+        std: > 0, standard deviation of an entry; a higher one does more harm to a mean and is easier to detect.
     Source: Blanchard et al., Machine learning with adversaries, 2017, arXiv:1703.02757,
         experiments. As published.
     """
@@ -28,10 +29,8 @@ class Gaussian(Attack):
     def validate(self) -> None:
         require(0 < self.std < float("inf"), f"gaussian needs a finite std > 0, got std={self.std}")
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
-        noise = torch.empty(own.shape)
-        for i, worker in enumerate(workers):
-            noise[i].normal_(0.0, self.std, generator=round.rng(worker))
-        return noise.to(own.device), state
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
+        noise = torch.empty(stack.rows.shape)
+        for i, source in enumerate(stack.sources):
+            noise[i].normal_(0.0, self.std, generator=round.rng(source[0]))
+        return noise.to(stack.rows.device), state

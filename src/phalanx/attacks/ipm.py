@@ -11,6 +11,7 @@ from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 from phalanx.core.trees import State
 
 
@@ -20,7 +21,7 @@ class Ipm(Attack):
 
     Shapes: (k, d) -> (k, d).
     Args:
-        epsilon: 0.1 hides near the origin and fools median and Krum; beyond (n - f) / f it turns the plain mean round.
+        epsilon: 0.1 stays near the origin and misleads median and Krum; above (n - f) / f the mean changes its sign.
     Source: Xie et al., Fall of empires, 2019, arXiv:1903.03936. As published.
     """
 
@@ -28,9 +29,7 @@ class Ipm(Attack):
 
     epsilon: float = 0.1
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
         assert view is not None
         honest = view.honest
         return -self.epsilon * honest.to(accumulation_dtype(honest.dtype)).mean(dim=0), state

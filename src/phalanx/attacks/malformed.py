@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An attack that sends messages that no codec writes."""
+"""An attack that sends messages which no codec writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Malformed(PayloadAttack):
         how: "short", "long" (an entry too few or too many in every tensor), "dtype", "keys" (other dtypes or names),
             "missing" (nothing at all), "random" (random bytes of the right form, which a codec may well read),
             "weight" (claims 1e12 examples), "negative_weight" (claims -1).
-    Source: folklore; what a crash, a version mismatch or a fuzzer sends.
+    Source: folklore; a crash, a version mismatch or a fuzzer sends such messages.
     """
 
     how: Literal["short", "long", "dtype", "keys", "missing", "random", "weight", "negative_weight"] = "short"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One honest worker, many times over."""
+"""An attack that repeats the row of one honest worker."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method, require
 from phalanx.core.precision import accumulation_dtype, finite
 from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
@@ -20,45 +21,40 @@ from phalanx.core.trees import State
 class Mimic(Attack):
     """All Byzantine workers send the row of one honest worker, so that its data count f + 1 times.
 
-    No row is an outlier, and rules that expect rows of one distribution are misled where the workers' data differ.
-    Over the first rounds Oja's rule follows z, the direction in which honest rows vary most, and the target is the
-    worker with the largest |sum_t <z_t, x_t>|; afterwards the target stays.
+    No row is an outlier, yet it misleads rules that expect rows of one distribution where the workers' data differ. In
+    the first rounds Oja's rule estimates z, the direction in which honest rows vary most, and the target is the worker
+    with the largest |sum_t <z_t, x_t>|; afterwards the target stays the same.
 
     Shapes: (k, d) -> (k, d).
     Args:
         warmup: rounds in which the target is chosen, about one epoch; 0 copies the first honest worker.
     Source: Karimireddy et al., Byzantine-robust learning on heterogeneous datasets via bucketing, 2022,
         arXiv:2006.09365, mimic attack with warm-up. Differs: Oja's step has length 1, so that the choice does not
-        depend on the unit of the rows, and the mean is taken off the rows before the inner product.
+        depend on the unit of the rows, and the mean is subtracted from the rows before the inner product.
     """
 
     omniscient: ClassVar[bool] = True
+    runs_on: ClassVar[Scope] = "vector"
 
     warmup: int = 100
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
 
     def validate(self) -> None:
         require(self.warmup >= 0, f"mimic needs warmup >= 0 rounds, got warmup={self.warmup}")
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
         assert view is not None
         honest = {w: i for i, w in enumerate(view.workers) if not bool(view.byzantine[i])}
         if not honest:
-            return own, state
+            return stack.rows, state
         if state.get("rounds", 0) < self.warmup:
-            state = _follow(view, honest, state, round)
+            state = _oja_step(view, honest, state, round)
         scores = state.get("scores", {})
         # a target that is missing or corrupt in this round is replaced by the next best
         target = max(honest, key=lambda w: abs(scores.get(str(w), 0.0)))
         return view.rows[honest[target]], state
 
 
-def _follow(view: View, honest: dict[int, int], state: State, round: Round) -> dict[str, Any]:
+def _oja_step(view: View, honest: dict[int, int], state: State, round: Round) -> dict[str, Any]:
     """One step of Oja's rule over the honest rows."""
     rows = view.honest.to(accumulation_dtype(view.rows.dtype))
     if not finite(rows):

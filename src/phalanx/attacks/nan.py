@@ -9,6 +9,7 @@ from torch import Tensor
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method
 from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 from phalanx.core.trees import State
 
 
@@ -17,10 +18,8 @@ class Nan(Attack):
     """A Byzantine worker sends NaN in every entry: the cheapest way to stop a run without a gate.
 
     Shapes: (k, d) -> (k, d).
-    Source: folklore; what an overflow or a broken accelerator sends without malice.
+    Source: folklore; an overflow or a broken accelerator sends it without intent.
     """
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
-        return torch.full_like(own, torch.nan), state
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
+        return torch.full_like(stack.rows, torch.nan), state

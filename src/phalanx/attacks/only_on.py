@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another attack on a part of the row."""
+"""An attack that another attack makes on one part of the row."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from phalanx.core.trees import State
 
 @method("only_on", "attack")
 class OnlyOn(Attack):
-    """The attack on directions alone, or on installed values alone such as BatchNorm statistics; the rest stays honest.
+    """Makes an attack on directions only, or on installed values only, such as BatchNorm statistics.
 
-    A row without installed values stays as it is where they are aimed at.
+    The rest of the row stays honest, as does a whole row without installed values if these are attacked.
 
     Shapes: (k, d) -> (k, d).
     Args:
         attack: what Byzantine workers do to whole rows.
-        at: "directions", or "installed" for values that take the place of the model's.
+        at: "directions", or "installed" for values that replace those of the model.
     Raises:
-        ValueError: an attack that aims at a part by itself.
+        ValueError: the attack is one on a part of rows already.
     """
 
     attack: Attack
@@ -43,10 +43,8 @@ class OnlyOn(Attack):
     def part(self) -> Part:
         return self.at
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
-        return self.attack.forge(own, workers, view, state, round)
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
+        return self.attack.forge(stack, view, state, round)
 
     def look(self, stack: Stack, round: Round) -> View | None:
         return self.attack.look(stack, round)

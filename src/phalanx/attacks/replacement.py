@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model replacement: an update made so large that the mean becomes the attacker's model."""
+"""Model replacement: the attacker scales its update until the mean is the attacker's model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from phalanx.core.trees import State
 
 @method("replacement", "attack")
 class Replacement(Attack):
-    """Byzantine rows times `boost`: with n_S / n_i and silent honest clients FedAvg installs the attacker's model.
+    """Byzantine workers send their rows times `boost`, so that FedAvg installs the attacker's model.
 
-    That holds where weights are believed, `gate(weights="trusted")`; a gate that bounds them weakens the attack.
-
-    Several attackers of a round share the factor, as if they were one with the examples of all.
+    This holds for a boost of n_S / n_i if honest updates are small and the gate trusts claimed weights,
+    `gate(weights="trusted")`; a gate that bounds weights weakens the attack. Several attackers in a round share the
+    factor, as if they were one worker with the examples of all.
 
     Args:
-        boost: > 0; None is the examples of all workers of the round over those of the attackers among them.
+        boost: > 0; None takes the examples of all workers of the round over those of its attackers.
     Source: Bagdasaryan et al., How To Backdoor Federated Learning, 2018, arXiv:1807.00459, equation 3; Wang et al.,
         2020, arXiv:2007.05084, section 3.
     """
@@ -47,15 +47,13 @@ class Replacement(Attack):
         if stack.received:
             weights, sources = stack.weights, stack.sources
         else:
-            # every process calls it alike, also one without an attacker
+            # every process calls it, also one without an attacker
             weights = round.collective.all_gather(stack.weights.reshape(-1, 1)).flatten()
             sources = [(worker,) for worker in round.world.workers]
-        bad = torch.tensor([set(source) <= round.byzantine for source in sources])
-        factor = float(weights.sum() / weights[bad].sum()) if bool(bad.any()) else 1.0
+        byzantine = torch.tensor([set(source) <= round.byzantine for source in sources])
+        factor = float(weights.sum() / weights[byzantine].sum()) if bool(byzantine.any()) else 1.0
         return Replacement(factor)(stack, state, round)
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
         assert self.boost is not None
-        return own * self.boost, state
+        return stack.rows * self.boost, state

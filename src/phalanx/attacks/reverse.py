@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient turned round and blown up."""
+"""An attack that sends the negative of the row, scaled up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from phalanx.core.attack import Attack, View
 from phalanx.core.expression import method
 from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 from phalanx.core.trees import State
 
 
@@ -24,7 +25,5 @@ class Reverse(Attack):
 
     c: float = 100.0
 
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
-        return -self.c * own, state
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
+        return -self.c * stack.rows, state

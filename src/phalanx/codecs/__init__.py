@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codecs, one a file: one row to one payload and back."""
+"""Codecs, one in each file; a codec turns a row into a payload and back."""
 
 from phalanx.core.namespace import attach
 

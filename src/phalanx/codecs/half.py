@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.precision import cast
+from phalanx.core.round import Rng
 from phalanx.core.trees import State
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -21,12 +21,13 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @method("half", "codec")
 class Half(Codec):
-    """The row rounded to 16-bit floating point, two bytes an entry.
+    """Sends the row in 16-bit floating point, two bytes an entry.
 
     Args:
         precision: "fp16" has 11 significant bits between 6e-8 and 65504, "bf16" has 8 in the range of float32.
     Source: Micikevicius et al., Mixed precision training, 2018, arXiv:1710.03740.
-        Differs: finite entries beyond the range become its end, where a plain cast gives Inf; NaN and Inf stay.
+        Differs: a finite entry beyond the range becomes the largest number, where a plain cast gives Inf; NaN and Inf
+        stay.
     """
 
     precision: Literal["fp16", "bf16"] = "fp16"
@@ -35,9 +36,7 @@ class Half(Codec):
     def linear(self) -> bool:
         return True
 
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         return {"values": cast(row, _DTYPES[self.precision])}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:

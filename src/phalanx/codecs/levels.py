@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as signed whole levels of a scale for every bucket: what QSGD, TernGrad and l_q quantization send."""
+"""The quantizer of QSGD, TernGrad and l_q quantization: signed whole levels, with a scale for every bucket."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +16,20 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.core.precision import cast
+from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
 Coding = Literal["packed", "elias"]
-Measure = Callable[[np.ndarray, int, np.ndarray], None]  # entries, width of a bucket, where the scales go
+Measure = Callable[[np.ndarray, int, np.ndarray], None]  # entries, width of a bucket, scales to be written
 
 
 class LevelFormat(NamedTuple):
-    """The form of a quantized row.
+    """The format of a quantized row.
 
     Args:
-        bits: bits of a level, beside a bit for the sign.
-        bucket: entries that share a scale; None for all of a tensor.
+        bits: bits of a level, without the bit of the sign.
+        bucket: number of entries that share a scale; None for all entries of a tensor.
         coding: "packed" gives every entry the same number of bits, "elias" codes runs of zeros and levels.
     """
 
@@ -38,28 +39,24 @@ class LevelFormat(NamedTuple):
 
 
 class QuantizerCodec(Codec):
-    """Each entry rounded at random to a level of its bucket's scale; a subclass gives the form and the scales."""
+    """Rounds each entry at random to a level of its bucket's scale; a subclass gives the format and the scales."""
+
+    runs_on: ClassVar[Scope] = "tensor"
 
     @property
     @abstractmethod
     def level_format(self) -> LevelFormat:
-        """The form of the payload."""
+        """The format of the payload."""
 
     @abstractmethod
     def measure_scales(self, entries: np.ndarray, width: int, scales: np.ndarray) -> None:
         """Writes the scale of each bucket of `width` entries, NaN for one that holds NaN or Inf."""
 
     @property
-    def scope(self) -> Scope:
-        return "tensor"
-
-    @property
     def unbiased(self) -> bool:
         return True
 
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         return encode_levels(row, layout, self.level_format, self.measure_scales, rng), state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
@@ -71,12 +68,12 @@ def encode_levels(
     layout: Layout,
     form: LevelFormat,
     measure: Measure,
-    rng: Callable[[], torch.Generator],
+    rng: Rng,
 ) -> Payload:
-    """Every entry x of scale c as sign(x) times a random whole number of expectation min(|x| / c, 1) (2^bits - 1).
+    """Codes an entry x of scale c as sign(x) times a random whole number of mean min(|x| / c, 1) (2^bits - 1).
 
     Shapes: row (d,) -> "scales" (num_buckets,) float32, and "levels" uint8 of bits + 1 bits an entry or, with elias,
-    "stream" uint8 and "ends" int64, where each piece of the row ends in it.
+    "stream" uint8 and "ends" int64, the ends of the row's pieces in the stream.
     Args:
         measure: writes the scales of whole buckets.
     """
@@ -97,11 +94,11 @@ def encode_levels(
             measure(part, piece.width, part_scales)
         if coding == "packed":
             quantizer_kernels.quantize(
-                part, piece.at, piece.width, part_scales, bits, key[piece.tensor], levels[piece.body]
+                part, piece.offset, piece.width, part_scales, bits, key[piece.tensor], levels[piece.body]
             )
             return levels
         codes = np.empty(len(part), np.uint16)
-        quantizer_kernels.codes_of(part, piece.at, piece.width, part_scales, bits, key[piece.tensor], codes)
+        quantizer_kernels.codes_of(part, piece.offset, piece.width, part_scales, bits, key[piece.tensor], codes)
         stream = np.empty(len(part) * (2 * bits + 1) // 8 + 16, np.uint8)
         return stream[: bit_streams.elias(codes, bits, stream)].copy()
 
@@ -116,10 +113,10 @@ def encode_levels(
 
 
 def decode_levels(payload: Payload, layout: Layout, form: LevelFormat) -> Tensor:
-    """The row (d,) of a payload of `encode_levels`; NaN where a scale is.
+    """Decodes a payload of `encode_levels` to a row (d,); NaN where a scale is NaN.
 
     Raises:
-        BadPayload: it wrote no such payload.
+        BadPayload: `encode_levels` writes no such payload.
     """
     from phalanx.codecs import bit_streams, quantizer_kernels
 

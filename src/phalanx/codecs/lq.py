@@ -11,14 +11,14 @@ from phalanx.core.expression import method, require
 
 @method("lq", "codec")
 class Lq(QuantizerCodec):
-    """Each entry of a tensor g as sign(g_i) ||g||_q with probability |g_i| / ||g||_q, else zero; unbiased.
+    """Sends each entry of a tensor g as sign(g_i) ||g||_q with probability |g_i| / ||g||_q, else zero; unbiased.
 
     It is ATOMO over the entries at a budget of ||g||_1 / ||g||_q expected entries, with second moment
     ||g||_1 ||g||_q. q = 2 is 1-bit QSGD of whole tensors, q = inf is TernGrad without clipping.
     Computed in float32 on the CPU. A tensor that holds NaN or Inf arrives as NaN.
 
     Args:
-        q: at least 1; higher is more exact and sends more entries.
+        q: >= 1; a higher one is more exact and sends more entries.
         coding: "elias" codes the runs of zeros, "packed" takes two bits an entry.
     Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, section 4 and Theorem 4 (l_q quantization).
         Differs: q is at least 1; below, less than one entry of a tensor is expected to be sent.

@@ -14,18 +14,20 @@ from phalanx.core.expression import method, require
 
 @method("qsgd", "codec")
 class Qsgd(QuantizerCodec):
-    """Each entry rounded at random to one of 2^bits - 1 levels of its bucket's norm, or zero; unbiased.
+    """Rounds each entry at random to one of 2^bits - 1 levels of its bucket's norm, or zero; unbiased.
 
-    Computed in float32 on the CPU. A bucket that holds NaN or Inf arrives as NaN; one of a norm below 1e-36 as zero.
+    Computed in float32 on the CPU. A bucket that holds NaN or Inf arrives as NaN, one with a norm below 1e-36 as zero.
 
     Args:
-        bits: of a level, 1 to 8, beside a bit for the sign; lower sends less. One bit has the values -norm, 0, norm.
-        bucket: entries of a tensor that share a norm; lower is more exact and sends more norms; None for all.
+        bits: bits of a level, 1 to 8, without the bit of the sign; fewer bits send less. One bit has the values -norm,
+            0 and norm.
+        bucket: number of entries of a tensor that share a norm; a smaller one is more exact and sends more norms. None
+            takes all entries.
         norm: "l2", or "linf", which is more exact and leaves fewer zeros.
-        coding: "packed" takes bits + 1 bits an entry; "elias" codes runs of zeros and levels: slower, and shorter where
-            most levels are small.
+        coding: "packed" takes bits + 1 bits an entry; "elias" codes runs of zeros and levels, which is slower, and
+            shorter where most levels are small.
     Source: Alistarh et al., QSGD, 2017, arXiv:1610.02132, section 3.1 and appendix on practical variants.
-        Differs: the elias form is gamma codes of runs, signs and levels, not their recursive code.
+        Differs: the elias format has gamma codes of runs, signs and levels, not the paper's recursive code.
     """
 
     bits: int = 4

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled loops of quantizers; importing this file imports Numba.
 
-A block of entries becomes codes in the first-level cache (a sign bit above the bits of the level), the codes become
-planes of 8, 4, 2 and 1 bits, and in each plane a byte holds entries that lie a constant distance apart, so that every
-inner loop runs on whole vectors. Random numbers are hashes of (key, place), made where they are used, and in this file
-only: Numba's cache does not notice when a function of another file has changed.
+A block of entries is coded in the first-level cache: a code is a sign bit above the bits of the level. Codes are stored
+in planes of 8, 4, 2 and 1 bits. A byte of a plane holds entries at a constant distance, so that every inner loop runs
+on whole vectors. Random numbers are hashes of (key, place). All of this is in one file, as Numba's cache does not
+notice a change in another file.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numba import njit
 
 from phalanx.core.pieces import BLOCK
 
-_SPARE = 8  # entries behind a block that the last bytes of its planes may hold
-_LEAST = 1e-36  # scales below count as zero, so that no factor leaves the range of float32
+_SPARE = 8  # entries behind a block that fit into the last bytes of its planes
+_LEAST = 1e-36  # smaller scales count as zero, so that every factor fits into float32
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def sum_squares(x):
-    """In float64, where no square of a float32 overflows or vanishes."""
+    """The sum of squares in float64, where no square of a float32 overflows or vanishes."""
     total = 0.0
     for i in range(len(x)):
         total += np.float64(x[i]) * np.float64(x[i])
@@ -29,15 +29,15 @@ def sum_squares(x):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def largest(x):
-    """max |x|; NaN if there is one."""
+    """The largest |x|; NaN if an entry is NaN."""
     words = x.view(np.uint32)
     top = np.uint32(0)
     for i in range(len(words)):
-        # without its sign bit a float is ordered like a whole number, and NaN comes last
+        # without its sign bit a float has the order of a whole number, and NaN is the largest
         top = max(top, np.uint32(words[i] & np.uint32(0x7FFFFFFF)))
-    held = np.empty(1, np.uint32)
-    held[0] = top
-    return np.float64(held.view(np.float32)[0])
+    word = np.empty(1, np.uint32)
+    word[0] = top
+    return np.float64(word.view(np.float32)[0])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -68,7 +68,7 @@ def clipped_maxima(x, width, clip, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def mix(key, place):
+def random_bits(key, place):
     """64 random bits for a key and a place (splitmix64)."""
     z = np.uint64(np.uint64(key) + np.uint64(place) * np.uint64(0x9E3779B97F4A7C15))
     z = np.uint64((z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
@@ -102,14 +102,14 @@ def draw(x, low, factor, top, key, codes):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def pack(codes, count, bits, out):
-    """The planes of `count` codes; returns their bytes."""
-    at, shift = 0, np.uint16(0)
+    """Writes the planes of `count` codes; returns their number of bytes."""
+    offset, shift = 0, np.uint16(0)
     for p in (8, 4, 2, 1):
         if bits & p == 0:
             continue
         num_bytes = (count * p + 7) // 8
         mask = np.uint16((1 << p) - 1)
-        plane = out[at : at + num_bytes]
+        plane = out[offset : offset + num_bytes]
         for t in range(8 // p):
             part = codes[t * num_bytes : (t + 1) * num_bytes]
             place = np.uint16(p * t)
@@ -119,22 +119,22 @@ def pack(codes, count, bits, out):
             else:
                 for j in range(len(plane)):
                     plane[j] = plane[j] | np.uint8(((part[j] >> shift) & mask) << place)
-        at += num_bytes
+        offset += num_bytes
         shift = np.uint16(shift + p)
-    return at
+    return offset
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def unpack(data, count, bits, codes):
-    """The inverse of `pack`; returns the bytes read, or -1 where bits behind the last code are set."""
-    at, shift = 0, np.uint16(0)
+    """The inverse of `pack`; returns the number of bytes read, or -1 if bits behind the last code are set."""
+    offset, shift = 0, np.uint16(0)
     codes[count:] = 0
     for p in (8, 4, 2, 1):
         if bits & p == 0:
             continue
         num_bytes = (count * p + 7) // 8
         mask = np.uint16((1 << p) - 1)
-        plane = data[at : at + num_bytes]
+        plane = data[offset : offset + num_bytes]
         for t in range(8 // p):
             part = codes[t * num_bytes : (t + 1) * num_bytes]
             place = np.uint16(p * t)
@@ -144,22 +144,22 @@ def unpack(data, count, bits, codes):
             else:
                 for j in range(len(part)):
                     part[j] = part[j] | (((np.uint16(plane[j]) >> place) & mask) << shift)
-        at += num_bytes
+        offset += num_bytes
         shift = np.uint16(shift + p)
     for j in range(count, len(codes)):
         if codes[j] != 0:
             return -1
-    return at
+    return offset
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def factor_of(scale, top):
-    """Levels per unit of x; 0 where every entry is sent as zero."""
+    """The number of levels per unit of x; 0 if every entry is sent as zero."""
     return np.float32(top / np.float64(scale)) if scale >= _LEAST and scale < np.inf else np.float32(0.0)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def codes_of(x, at, width, scales, bits, key, out):
+def codes_of(x, offset, width, scales, bits, key, out):
     """The codes that `quantize` packs."""
     top = (1 << bits) - 1
     for b in range(len(scales)):
@@ -168,14 +168,14 @@ def codes_of(x, at, width, scales, bits, key, out):
         for start in range(b * width, stop, BLOCK):
             end = min(start + BLOCK, stop)
             if factor > 0:
-                draw(x[start:end], np.float32(0.0), factor, top, mix(key, at + start), out[start:end])
+                draw(x[start:end], np.float32(0.0), factor, top, random_bits(key, offset + start), out[start:end])
             else:
                 out[start:end] = 0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def quantize(x, at, width, scales, bits, key, out):
-    """Packed codes of `bits` level bits and a sign, of buckets of `width` entries or a part of one."""
+def quantize(x, offset, width, scales, bits, key, out):
+    """Packs codes of `bits` level bits and a sign, for buckets of `width` entries or a part of one."""
     codes = np.zeros(BLOCK + _SPARE, np.uint16)
     top = (1 << bits) - 1
     written = 0
@@ -186,7 +186,7 @@ def quantize(x, at, width, scales, bits, key, out):
             count = min(BLOCK, stop - start)
             codes[count:] = 0
             if factor > 0:
-                draw(x[start : start + count], np.float32(0.0), factor, top, mix(key, at + start), codes)
+                draw(x[start : start + count], np.float32(0.0), factor, top, random_bits(key, offset + start), codes)
             else:
                 codes[:] = 0
             written += pack(codes, count, bits + 1, out[written:])
@@ -194,7 +194,7 @@ def quantize(x, at, width, scales, bits, key, out):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def dequantize(data, width, scales, bits, out):
-    """The inverse of `quantize`; False where it wrote no such bytes."""
+    """The inverse of `quantize`; False if `quantize` writes no such bytes."""
     codes = np.zeros(BLOCK + _SPARE, np.uint16)
     top = (1 << bits) - 1
     read = 0
@@ -217,7 +217,7 @@ def dequantize(data, width, scales, bits, out):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def ends(x):
-    """The least and the largest entry; NaN both if one is not finite."""
+    """The least and the largest entry; both are NaN if an entry is not finite."""
     low, high = x[0], x[0]
     for i in range(len(x)):
         low = x[i] if x[i] < low else low
@@ -226,8 +226,8 @@ def ends(x):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def choose_end(x, at, low, high, key, out):
-    """One bit an entry: 1 for the upper end, with probability (x - low) / (high - low)."""
+def choose_end(x, offset, low, high, key, out):
+    """Writes one bit an entry: 1 for the upper end, with probability (x - low) / (high - low)."""
     codes = np.zeros(BLOCK + _SPARE, np.uint16)
     factor = factor_of(np.float64(high) - np.float64(low), 1)
     written = 0
@@ -235,14 +235,14 @@ def choose_end(x, at, low, high, key, out):
         count = min(BLOCK, len(x) - start)
         codes[:] = 0
         if factor > 0:
-            draw(x[start : start + count], low, factor, 1, mix(key, at + start), codes)
+            draw(x[start : start + count], low, factor, 1, random_bits(key, offset + start), codes)
             codes[count:] = 0
         written += pack(codes, count, 1, out[written:])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def take_end(data, low, high, out):
-    """The inverse of `choose_end`; False where bits behind the last entry are set."""
+    """The inverse of `choose_end`; False if bits behind the last entry are set."""
     codes = np.zeros(BLOCK + _SPARE, np.uint16)
     read = 0
     for start in range(0, len(out), BLOCK):
@@ -259,12 +259,12 @@ def take_end(data, low, high, out):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def subset(n, key, out):
-    """len(out) of n places, ascending; each subset is equally likely (Floyd's algorithm)."""
+    """Draws len(out) of n places, ascending; each subset is equally likely (Floyd's algorithm)."""
     k = len(out)
     chosen = np.zeros(n, np.bool_)
     for j in range(n - k, n):
         # 53 random bits
-        i = np.int64(np.float64(mix(key, j) >> np.uint64(11)) * 2.0**-53 * (j + 1))
+        i = np.int64(np.float64(random_bits(key, j) >> np.uint64(11)) * 2.0**-53 * (j + 1))
         chosen[j if chosen[i] else i] = True
     count = 0
     for i in range(n):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,41 +15,38 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import blank, counts, keys_of, offsets, seed_of, spread
 from phalanx.core.precision import accumulation_dtype, cast
+from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
 
 @method("random_k", "codec")
 class RandomK(Codec):
-    """k random entries of each tensor of d, times d / k; all others arrive as zero. Unbiased.
+    """Sends k random entries of each tensor of d entries, times d / k; all others arrive as zero. Unbiased.
 
-    Where they stand follows from a seed of 8 bytes, so that no places are sent.
+    A seed of 8 bytes determines the places of the entries, so no places are sent.
 
     Args:
-        ratio: kept fraction of each tensor in (0, 1], rounded, at least one entry; lower sends less.
-        scaled: False leaves out the factor d / k: biased, and what `error_feedback(...)` needs.
+        ratio: kept fraction of each tensor in (0, 1], rounded, at least one entry; a lower one sends less.
+        scaled: False leaves out the factor d / k, which makes the codec biased; `error_feedback(...)` needs that.
     Source: Konecny et al., Federated learning: strategies for improving communication efficiency, 2016,
         arXiv:1610.05492 (random mask); Stich et al., 2018, arXiv:1809.07599 (random-k). Differs: k entries of each
-        tensor, not of the row, so that it works on pieces.
+        tensor, not of the row, so that it works on parts of a row.
     """
 
     ratio: float = 0.01
     scaled: bool = True
 
+    runs_on: ClassVar[Scope] = "tensor"
+
     def validate(self) -> None:
         require(0 < self.ratio <= 1, f"random_k needs 0 < ratio <= 1, got ratio={self.ratio}")
-
-    @property
-    def scope(self) -> Scope:
-        return "tensor"
 
     @property
     def unbiased(self) -> bool:
         return self.scaled or self.ratio == 1
 
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         seed = seed_of(rng)
         places = torch.from_numpy(self._places(layout, seed)).to(row.device)
         return {"values": row[places], "seed": torch.tensor([seed])}, state
@@ -72,11 +69,11 @@ class RandomK(Codec):
         from phalanx.codecs import quantizer_kernels
 
         ks, starts, key = counts(layout, self.ratio), offsets(layout.sizes), keys_of(layout, seed)
-        first = offsets(ks)
+        first_kept = offsets(ks)
         places = np.empty(sum(ks), np.int64)
 
         def work(tensor: int) -> None:
-            kept_places = places[first[tensor] : first[tensor] + ks[tensor]]
+            kept_places = places[first_kept[tensor] : first_kept[tensor] + ks[tensor]]
             quantizer_kernels.subset(layout.sizes[tensor], key[tensor], kept_places)
             kept_places += starts[tensor]
 

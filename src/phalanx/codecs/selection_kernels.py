@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled loops that choose k of n entries; importing this file imports Numba.
 
-Magnitudes are compared as the whole numbers that their bits are, without the sign: the order is the same, NaN is the
+Magnitudes are compared as whole numbers, which are their bits without the sign: the order is the same, NaN is the
 largest, and equal magnitudes are equal numbers.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-_DIGIT = 11  # bits looked at in one pass of the exact selection
-_RUN = 32  # entries that are passed over together where none is large
+_DIGIT = 11  # bits that one pass of the exact selection reads
+_RUN = 32  # entries that are skipped together where none is large
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -21,7 +21,7 @@ def _mask(words):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def sample(words, out):
-    """Magnitudes at places of no pattern, the same on every call."""
+    """Takes magnitudes at irregular places, the same on every call."""
     for i in range(len(out)):
         place = (np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)
         out[i] = words[place % np.uint64(len(words))] & _mask(words)
@@ -29,35 +29,35 @@ def sample(words, out):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def candidates(words, threshold, out):
-    """Places of magnitudes of at least a threshold, ascending; counts on where `out` is full, all but its last."""
-    # compared in their own width, or the compiler widens to 64 bits and compares half as many at a time
-    own = words.dtype.type
-    mask, least = own(_mask(words)), own(threshold)
+    """Writes the places of magnitudes >= threshold, ascending; returns their number, which may exceed those written."""
+    # compared in the dtype of the words: in 64 bits the compiler compares half as many at a time
+    dtype = words.dtype.type
+    mask, least = dtype(_mask(words)), dtype(threshold)
     count, last = 0, len(out) - 1
     whole = len(words) // _RUN * _RUN
     for start in range(0, whole, _RUN):
-        found = own(0)
+        any_large = dtype(0)
         for i in range(_RUN):
-            found |= own(own(words[start + i] & mask) >= least)
-        if found:
+            any_large |= dtype(dtype(words[start + i] & mask) >= least)
+        if any_large:
             for i in range(start, start + _RUN):
                 out[min(count, last)] = i
-                count += np.int64(own(words[i] & mask) >= least)
+                count += np.int64(dtype(words[i] & mask) >= least)
     for i in range(whole, len(words)):
         out[min(count, last)] = i
-        count += np.int64(own(words[i] & mask) >= least)
+        count += np.int64(dtype(words[i] & mask) >= least)
     return count
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def kth_largest(words, places, k):
-    """The k-th largest magnitude among the places (all where none are named), and how many are larger.
+    """The k-th largest magnitude among the places (all if none are named), and how many are larger.
 
-    A histogram of the highest digit tells the bin that holds it, the next pass looks into this bin only.
+    A histogram of the highest digit shows the bin that holds it; the next pass reads this bin only.
     """
     mask = _mask(words)
-    every = len(places) == 0
-    count = len(words) if every else len(places)
+    take_all = len(places) == 0
+    count = len(words) if take_all else len(places)
     histogram = np.empty(1 << _DIGIT, np.int64)
     shift = 8 * words.itemsize - 1
     prefix, larger = np.int64(0), 0
@@ -66,7 +66,7 @@ def kth_largest(words, places, k):
         high, shift = shift, shift - digit
         histogram[:] = 0
         for j in range(count):
-            key = np.int64(words[j if every else places[j]]) & mask
+            key = np.int64(words[j if take_all else places[j]]) & mask
             if key >> high == prefix:
                 histogram[(key >> shift) & ((1 << digit) - 1)] += 1
         b = (1 << digit) - 1
@@ -79,12 +79,12 @@ def kth_largest(words, places, k):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def take(words, places, threshold, ties, out):
-    """The places (all where none are named) above a threshold, and the first `ties` at it, ascending."""
+    """Takes the places (of all if none are named) above a threshold, and the first `ties` at it, ascending."""
     mask = _mask(words)
-    every = len(places) == 0
+    take_all = len(places) == 0
     count = 0
-    for j in range(len(words) if every else len(places)):
-        i = j if every else places[j]
+    for j in range(len(words) if take_all else len(places)):
+        i = j if take_all else places[j]
         key = np.int64(words[i]) & mask
         if key > threshold or (key == threshold and ties > 0):
             ties -= np.int64(key == threshold)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,21 +14,23 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import PIECE, blank, spread
 from phalanx.core.precision import accumulation_dtype, cast
+from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
 
 @method("sign", "codec")
 class Sign(Codec):
-    """The sign of every entry, eight a byte; decoded as +1 and -1, or as plus and minus the tensor's mean magnitude.
+    """Sends the sign of every entry, eight to a byte; it decodes as +1 or -1, or as +-1 times the mean magnitude.
 
-    Zero counts as +, and so does NaN, which has no sign: without a scale a worker's NaN goes unseen.
+    Zero and NaN count as +, so without a scale nobody notices a worker's NaN.
 
     Args:
-        scaled: sends sum |x| / d of every tensor too, so that the row keeps its size; what error feedback needs.
+        scaled: also sends the mean sum |x| / d of every tensor, so that the row keeps its size; error feedback needs
+            it.
     Source: Bernstein et al., signSGD, 2018, arXiv:1802.04434, Algorithm 1; scaled: Karimireddy et al., Error feedback
-        fixes signSGD, 2019, arXiv:1901.09847, Algorithm 1. Differs: sign(0) is +, as a third value takes a second bit;
-        one scale a tensor, not one a row.
+        fixes signSGD, 2019, arXiv:1901.09847, Algorithm 1. Differs: sign(0) is +, as a third value would take a second
+        bit; one scale for each tensor, not for the row.
     """
 
     scaled: bool = False
@@ -39,9 +39,7 @@ class Sign(Codec):
     def scope(self) -> Scope:
         return "tensor" if self.scaled else "coordinate"
 
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         payload = {"signs": _pack(row)}
         if self.scaled:
             parts = layout.split(row).values()
@@ -69,10 +67,10 @@ class Sign(Codec):
 
 
 def _pack(row: Tensor) -> Tensor:
-    """Where a row is not negative. Shapes: (d,) -> (ceil(d / 8),) uint8, the first bit lowest."""
+    """Packs a bit for each entry, 1 where it is not negative. Shapes: (d,) -> (ceil(d / 8),) uint8."""
     d = len(row)
     if row.device.type == "cpu":
-        # numpy has no bfloat16, and compares faster than torch
+        # numpy compares faster than torch, and has no bfloat16
         values = (row.float() if row.dtype == torch.bfloat16 else row.detach()).numpy()
         out = np.empty(-(-d // 8), np.uint8)
 
@@ -93,9 +91,9 @@ def _pack(row: Tensor) -> Tensor:
 
 
 def _unpack(signs: Tensor, d: int, dtype: torch.dtype) -> Tensor:
-    """+1 and -1 for each bit. Shapes: (ceil(d / 8),) uint8 -> (d,)."""
-    every = torch.arange(256, device=signs.device).unsqueeze(1) >> torch.arange(8, device=signs.device)
-    table = (every & 1).mul_(2).sub_(1).to(dtype)
+    """Unpacks each bit to +1 or -1. Shapes: (ceil(d / 8),) uint8 -> (d,)."""
+    bits = torch.arange(256, device=signs.device).unsqueeze(1) >> torch.arange(8, device=signs.device)
+    table = (bits & 1).mul_(2).sub_(1).to(dtype)
     row = blank(8 * len(signs), dtype, signs.device)
     torch.index_select(table, 0, signs.int(), out=row.view(-1, 8))
     return row[:d]

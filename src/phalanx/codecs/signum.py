@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One bit an entry both ways, a whole scheme."""
+"""The scheme signum: workers and server both send one bit an entry."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from phalanx.core.transforms.momentum import Momentum
 
 
 def signum(beta: float = 0.9) -> Chain:
-    """The sign that most workers' momenta have: chain(momentum(beta), gather(sign()), majority()).
+    """Sends the sign that most workers' momenta have: chain(momentum(beta), gather(sign()), majority()).
 
     Shapes: (k, d) -> (1, d).
     Args:
-        beta: share of the past in the momentum, in [0, 1); 0 is signSGD with majority vote.
+        beta: share of earlier rounds in the momentum, in [0, 1); 0 is signSGD with majority vote.
     Source: Bernstein et al., signSGD with Majority Vote is Communication Efficient and Fault Tolerant, 2019,
         arXiv:1810.05291, Algorithm 1. Differs: weight decay is the optimizer's.
 

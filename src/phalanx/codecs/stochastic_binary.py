@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,33 +15,30 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.core.precision import cast
+from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
 
 @method("stochastic_binary", "codec")
 class StochasticBinary(Codec):
-    """Each entry as its tensor's least or largest value at random, one bit; unbiased.
+    """Sends each entry as its tensor's least or largest value, chosen at random: one bit; unbiased.
 
-    An entry x is the largest with probability (x - least) / (largest - least). The error does not vanish with the
-    entry: zeros come out as one of the two. Computed in float32 on the CPU. A tensor that holds NaN or Inf arrives as
-    NaN; one whose values differ by less than 1e-36 as its least.
+    An entry x is the largest with probability (x - least) / (largest - least). Small entries have a
+    large error: a zero arrives as one of the two values. Computed in float32 on the CPU. A tensor that holds NaN or Inf
+    arrives as NaN, one whose values differ by less than 1e-36 as its least value.
 
     Source: Suresh et al., Distributed mean estimation with limited communication, 2017, arXiv:1611.00429, section 2.
-        Differs: the ends are those of each tensor, not of the row.
+        Differs: least and largest values are those of each tensor, not of the row.
     """
 
-    @property
-    def scope(self) -> Scope:
-        return "tensor"
+    runs_on: ClassVar[Scope] = "tensor"
 
     @property
     def unbiased(self) -> bool:
         return True
 
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         from phalanx.codecs import quantizer_kernels
 
         values, plan, key = float_array(row), cut(layout, None, 1), keys(layout, rng)
@@ -54,15 +51,15 @@ class StochasticBinary(Codec):
         spread(measure, list(enumerate(plan.pieces)), plan.sizes)
         _, first = np.unique([piece.buckets.start for piece in plan.pieces], return_index=True)
         low, high = np.minimum.reduceat(ends[:, 0], first), np.maximum.reduceat(ends[:, 1], first)
-        both = np.stack([low, high], axis=1)
+        tensor_ends = np.stack([low, high], axis=1)
         bits = np.empty(plan.num_bytes, np.uint8)
 
         def work(piece: Piece) -> None:
             part, i = values[piece.start : piece.stop], piece.buckets.start
-            quantizer_kernels.choose_end(part, piece.at, low[i], high[i], key[piece.tensor], bits[piece.body])
+            quantizer_kernels.choose_end(part, piece.offset, low[i], high[i], key[piece.tensor], bits[piece.body])
 
         spread(work, plan.pieces, plan.sizes)
-        return {"ends": torch.from_numpy(both), "bits": torch.from_numpy(bits)}, state
+        return {"ends": torch.from_numpy(tensor_ends), "bits": torch.from_numpy(bits)}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
         from phalanx.codecs import quantizer_kernels
@@ -72,12 +69,12 @@ class StochasticBinary(Codec):
         ends, bits = expect(payload, **form)
         if bool((ends[:, 0] > ends[:, 1]).any()):
             raise BadPayload("a least value above the largest")
-        both, data = ends.cpu().contiguous().numpy(), bits.cpu().contiguous().numpy()
+        tensor_ends, data = ends.cpu().contiguous().numpy(), bits.cpu().contiguous().numpy()
         row = blank(layout.d, torch.float32)
         out = row.numpy()
 
         def work(piece: Piece) -> bool:
-            low, high = both[piece.buckets.start]
+            low, high = tensor_ends[piece.buckets.start]
             return bool(quantizer_kernels.take_end(data[piece.body], low, high, out[piece.start : piece.stop]))
 
         if not all(spread(work, plan.pieces, plan.sizes)):

@@ -13,16 +13,17 @@ from phalanx.core.expression import method, require
 
 @method("terngrad", "codec")
 class Terngrad(QuantizerCodec):
-    """Each entry, clipped, as plus or minus its tensor's largest magnitude at random, or zero.
+    """Clips each entry and sends it at random as plus or minus its tensor's largest magnitude, or as zero.
 
     Computed in float32 on the CPU. A tensor that holds NaN or Inf arrives as NaN.
 
     Args:
-        clip: entries beyond so many sigma of their tensor are cut there first; inf clips nothing and is unbiased.
-        coding: "packed" takes two bits an entry, "elias" codes runs of zeros: slower, and shorter on real gradients.
+        clip: entries are clipped to this many sigma of their tensor; inf clips nothing and is unbiased.
+        coding: "packed" takes two bits an entry, "elias" codes runs of zeros, which is slower, and
+            shorter on real gradients.
     Source: Wen et al., TernGrad, 2017, arXiv:1705.07878, Algorithm 1 and section 4 (layer-wise, clipped).
-        Differs: sigma is the root mean square, so that a constant tensor is not clipped to nothing; each worker keeps
-        its own scale where the paper shares the largest.
+        Differs: sigma is the root mean square, so that a constant tensor is not clipped to nothing; each worker has
+        its own scale, where the paper takes the largest of all workers.
     """
 
     clip: float = 2.5

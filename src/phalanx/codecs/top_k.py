@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,56 +16,55 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import blank, counts, offsets, spread
 from phalanx.core.precision import accumulation_dtype
+from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
 _SAMPLE = 4096  # magnitudes from which the threshold is guessed
-_GUESSED = 1 << 14  # tensors below are searched without a guess
+_MIN_GUESSED = 1 << 14  # smaller tensors are searched without a guess
 
 
 @method("top_k", "codec")
 class TopK(Codec):
-    """The entries of largest magnitude of each tensor, as they are; all others arrive as zero. Biased.
+    """Sends the entries of largest magnitude of each tensor, as they are; all others arrive as zero. Biased.
 
-    Exact: of equal magnitudes the first are sent, and NaN counts as the largest. What is left out is lost; put it in
-    `error_feedback(...)`. Places go as Rice-coded gaps, about 2.5 - log2(ratio) bits each.
+    Of equal magnitudes the first are sent; NaN counts as the largest. The other entries are lost unless it stands in
+    `error_feedback(...)`. Places are sent as Rice-coded gaps, about 2.5 - log2(ratio) bits each.
 
     Args:
-        ratio: kept fraction of each tensor in (0, 1], rounded, at least one entry; lower sends less.
+        ratio: kept fraction of each tensor in (0, 1], rounded, at least one entry; a lower one sends less.
     Source: Aji and Heafield, Sparse communication for distributed gradient descent, 2017, arXiv:1704.05021;
         Stich et al., Sparsified SGD with memory, 2018, arXiv:1809.07599. Differs: k entries of each tensor, not of the
-        row, so that it works on pieces.
+        row, so that it works on parts of a row.
     """
 
     ratio: float = 0.01
 
+    runs_on: ClassVar[Scope] = "tensor"
+
     def validate(self) -> None:
         require(0 < self.ratio <= 1, f"top_k needs 0 < ratio <= 1, got ratio={self.ratio}")
 
-    @property
-    def scope(self) -> Scope:
-        return "tensor"
-
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         from phalanx.codecs import bit_streams
 
         values = row.detach().to("cpu").contiguous()
         ordered = values.to(accumulation_dtype(values.dtype))
         words = ordered.view(torch.int64 if ordered.dtype == torch.float64 else torch.int32).numpy()
         ks, starts = counts(layout, self.ratio), offsets(layout.sizes)
-        first = offsets(ks)
+        first_kept = offsets(ks)
         places = np.empty(sum(ks), np.int64)
 
         def work(tensor: int) -> None:
             part = words[starts[tensor] : starts[tensor] + layout.sizes[tensor]]
-            places[first[tensor] : first[tensor] + ks[tensor]] = largest_places(part, ks[tensor]) + starts[tensor]
+            places[first_kept[tensor] : first_kept[tensor] + ks[tensor]] = (
+                largest_places(part, ks[tensor]) + starts[tensor]
+            )
 
         spread(work, range(len(ks)), layout.sizes)
-        stream = np.empty(_room(len(places), layout.d, self._parameter), np.uint8)
+        stream = np.empty(_max_stream_bytes(len(places), layout.d, self._parameter), np.uint8)
         size = bit_streams.rice(places, self._parameter, stream)
-        # the stream must not keep its spare room alive
+        # a view would keep the whole buffer alive
         return {"values": values[torch.from_numpy(places)], "places": torch.from_numpy(stream[:size].copy())}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
@@ -85,20 +84,20 @@ class TopK(Codec):
 
     @property
     def _parameter(self) -> int:
-        """Low bits of a gap: near the least of the expected length, for gaps of 1 / ratio on average."""
+        """The number of low bits of a gap, which makes codes short for gaps of 1 / ratio on average."""
         return min(30, max(0, math.floor(math.log2(math.log(2) / self.ratio))))
 
 
-def _room(k: int, d: int, parameter: int) -> int:
-    """Bytes that k Rice-coded places below d can take, and a few more."""
+def _max_stream_bytes(k: int, d: int, parameter: int) -> int:
+    """The most bytes that k Rice-coded places below d can take, and a few more."""
     return (k * (parameter + 1) + (d >> parameter)) // 8 + 16
 
 
 def largest_places(words: np.ndarray, k: int) -> np.ndarray:
-    """The places of the k largest magnitudes, ascending; of equal ones the first.
+    """The places of the k largest magnitudes, ascending; of equal magnitudes the first.
 
-    A threshold guessed from a sample leaves few candidates for the exact search; where it leaves too few or too many
-    (ties, zeros), all entries are searched.
+    A threshold, guessed from a sample, leaves few candidates for the exact search. If it leaves too few or too many
+    (ties, zeros), the search is over all entries.
 
     Shapes: (n,) -> (k,).
     Args:
@@ -107,22 +106,22 @@ def largest_places(words: np.ndarray, k: int) -> np.ndarray:
     from phalanx.codecs import selection_kernels
 
     n = len(words)
-    out = np.empty(k, np.int64)
+    places = np.empty(k, np.int64)
     if k == n:
-        out[:] = np.arange(n)
-        return out
+        places[:] = np.arange(n)
+        return places
     candidates = np.empty(0, np.int64)
-    if n >= _GUESSED and k <= n // 8:
+    if n >= _MIN_GUESSED and k <= n // 8:
         sample = np.empty(_SAMPLE, words.dtype)
         selection_kernels.sample(words, sample)
-        # the sample's share above the threshold is three standard deviations more than k / n
+        # the share of the sample above the threshold is three standard deviations more than k / n
         share = k / n * _SAMPLE
-        above = min(_SAMPLE - 1, math.ceil(share + 3 * math.sqrt(share) + 3))
-        threshold = np.partition(sample, _SAMPLE - 1 - above)[_SAMPLE - 1 - above]
-        room = np.empty(4 * k + n // 256 + 1, np.int64)
-        count = selection_kernels.candidates(words, threshold, room)
-        if k <= count < len(room):
-            candidates = room[:count]
+        num_above = min(_SAMPLE - 1, math.ceil(share + 3 * math.sqrt(share) + 3))
+        threshold = np.partition(sample, _SAMPLE - 1 - num_above)[_SAMPLE - 1 - num_above]
+        buffer = np.empty(4 * k + n // 256 + 1, np.int64)
+        count = selection_kernels.candidates(words, threshold, buffer)
+        if k <= count < len(buffer):
+            candidates = buffer[:count]
     threshold, larger = selection_kernels.kth_largest(words, candidates, k)
-    selection_kernels.take(words, candidates, threshold, k - larger, out)
-    return out
+    selection_kernels.take(words, candidates, threshold, k - larger, places)
+    return places

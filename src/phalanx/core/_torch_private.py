@@ -59,7 +59,7 @@ class NoFusedAttention:
 def submodules(module: nn.Module) -> dict[str, nn.Module | None]:
     """The dictionary in which a module keeps its direct children, to read and to write.
 
-    Unlike `named_children` it has a child that stands under two names twice.
+    Unlike `named_children` it lists a child with two names twice.
     """
     return module._modules
 
@@ -85,7 +85,7 @@ def refresh_flat_weights(recurrent: nn.RNNBase) -> None:
 
 
 def group_timeout(group: Any) -> timedelta:
-    """The timeout of the collective operations of a process group, as it was given when the group was made."""
+    """The timeout of a process group's collective operations, set when the group was created."""
     return group._get_backend(group._device_types[0]).options._timeout
 
 
@@ -93,8 +93,8 @@ def group_timeout(group: Any) -> timedelta:
 def eager(optimizer: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """A subclass of an optimizer class whose methods do not import torch's compiler, which takes more than a second.
 
-    The methods of torch.optim are wrapped, so that torch.compile does not look into them. The subclass has the
-    functions inside the wrappers, which compute the same; it must not be used in a compiled function.
+    torch.optim wraps its methods, so that torch.compile skips them. The subclass calls the functions inside the
+    wrappers, which compute the same; it must not be used in a compiled function.
     """
 
     assert isinstance(optimizer, type)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules at the server: (n, d) -> (1, d), or (m, d) where one rule prepares the rows for the next."""
+"""The base class of aggregation rules, which the server applies to received rows: (n, d) -> (1, d) or (m, d)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from phalanx.core.trees import State
 
 
 class Aggregator(Stage):
-    """A rule over received rows.
+    """An aggregation rule; it combines the rows that the server received.
 
-    The gate stands before every rule, so `combine` sees finite rows only; rows that are missing or were excluded count
-    towards f. Class attribute `requirement`: the words of the least n, such as "n >= 2f + 3".
+    Every rule passes its rows through the gate first, so `combine` sees finite rows only; missing and excluded rows
+    count towards f. The class attribute `requirement` states the smallest n in words, such as "n >= 2f + 3".
     """
 
     requirement: ClassVar[str] = "n >= 1"
 
     def tolerates(self, n: int) -> int:
-        """f, the Byzantine rows among n that this rule is set to stand."""
+        """The number f of Byzantine rows among n that this rule is set to tolerate."""
         return 0
 
     def least(self, f: int) -> int:
@@ -31,26 +31,27 @@ class Aggregator(Stage):
         return 1
 
     def merges(self, n: int) -> int:
-        """The number of rows that the rule makes of n rows."""
+        """The number of rows that the rule returns for n rows."""
         return 1
 
     @abstractmethod
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
-        """The rule itself: finite rows, at least `least(f)` of them, of which f may be Byzantine."""
+        """Applies the rule to finite rows, at least `least(f)` of them, of which f may be Byzantine."""
 
     def rows_out(self, n: int) -> int:
-        self._enough(n, self.tolerates(n))
+        self._check_enough(n, self.tolerates(n))
         return self.merges(n)
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         stack = admit(stack)
         f = stack.faults_left(self.tolerates(len(stack.rows) + stack.erased))
-        self._enough(len(stack.rows), f, stack.notes)
+        self._check_enough(len(stack.rows), f, stack.notes)
         return self.combine(stack, f, state, round)
 
-    def _enough(self, n: int, f: int, notes: tuple[Note, ...] = ()) -> None:
+    def _check_enough(self, n: int, f: int, notes: tuple[Note, ...] = ()) -> None:
         if n < max(self.least(f), 1):
             name = self.expression_name
-            gone = sum(note.kind == "excluded" for note in notes)
-            why = f"{gone} were left out, missing or not finite" if gone else "take more workers or a smaller f"
-            raise TooFewRows(f"{name} needs {self.requirement} rows, got n={n}, f={f}; {why}", notes)
+            num_excluded = sum(note.kind == "excluded" for note in notes)
+            detail = f"{num_excluded} were left out, missing or not finite"
+            hint = detail if num_excluded else "take more workers or a smaller f"
+            raise TooFewRows(f"{name} needs {self.requirement} rows, got n={n}, f={f}; {hint}", notes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which worker computes what: the A and E of a scheme (A, E, D)."""
+"""The allocation of work: which worker computes which units (A and E of a coding scheme)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Allocation:
-    """The units of work of each worker, and how it adds them up.
+    """The units of work of each worker, and the coefficients with which the worker adds them up.
 
     A unit is a share of the round's samples. Worker i's row is sum_j shares[i][j] g_(units[i][j]), where g_u is the row
     of unit u, scaled so that the plain mean over all units is the update; a worker with one unit and the share 1 sends
     that unit's row as it is.
 
     Args:
-        units: of each worker, ascending.
+        units: the units of each worker, ascending.
         shares: coefficients of these units, in the same order.
     Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.2.
     """
@@ -34,7 +34,7 @@ class Allocation:
 
     @staticmethod
     def single(units: Sequence[int]) -> Allocation:
-        """One unit for each worker."""
+        """An allocation of one unit to each worker."""
         return Allocation(tuple((u,) for u in units), tuple((1.0,) for _ in units))
 
     @cached_property
@@ -49,12 +49,12 @@ class Allocation:
 
     @property
     def matrix(self) -> Tensor:
-        """A: 1.0 where a worker computes a unit. Shapes: (n, num_units) float64."""
+        """The matrix A: 1.0 where a worker computes a unit. Shapes: (n, num_units) float64."""
         return (self.weights_matrix != 0).double()
 
     @property
     def weights_matrix(self) -> Tensor:
-        """W: the coefficient of each unit in each worker's row. Shapes: (n, num_units) float64."""
+        """The matrix W: the coefficient of each unit in each worker's row. Shapes: (n, num_units) float64."""
         matrix = torch.zeros(len(self.units), self.num_units, dtype=torch.float64)
         for row, units, shares in zip(matrix, self.units, self.shares, strict=True):
             row[list(units)] = torch.tensor(shares, dtype=torch.float64)
@@ -64,7 +64,7 @@ class Allocation:
         """The unit of a worker that has a single one.
 
         Raises:
-            ValueError: it adds up several.
+            ValueError: the worker adds up several units.
         """
         if self.coded:
             raise ValueError(f"worker {worker} adds up several units, {list(self.units[worker])}; it has no single one")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byzantine workers: who they are, and the stage that rewrites their rows.
+"""The stage that rewrites the rows of Byzantine workers.
 
-The place of the attack in the chain is the threat model: before the wire stage the adversary speaks the wire format,
-after it (or as `gather(..., forge=...)`) it forges what arrives.
+The place of the attack in the chain is the threat model. Before the wire stage, the adversary sends its rows in the
+wire format; behind it (or as `gather(..., forge=...)`), the adversary forges what arrives.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage
 from phalanx.core.trees import State
 
-Part = Literal["row", "directions", "installed"]  # of a row
+Part = Literal["row", "directions", "installed"]  # the part of a row that an attack rewrites
 
 
 @dataclass(frozen=True)
 class View:
-    """What an omniscient adversary sees: the rows that all workers computed, before corruption.
+    """The rows that all workers computed, before corruption; an omniscient adversary sees them.
 
     Args:
         rows: (n, d), by worker.
@@ -39,7 +39,7 @@ class View:
 
     @property
     def honest(self) -> Tensor:
-        """(n - f, d); all rows when every worker is Byzantine."""
+        """The rows of honest workers, (n - f, d); all rows when every worker is Byzantine."""
         if bool(self.byzantine.all()):
             return self.rows
         return self.rows[~self.byzantine.to(self.rows.device)]
@@ -48,10 +48,10 @@ class View:
 class Attack(Stage):
     """A stage that rewrites the rows of Byzantine workers and leaves the others alone.
 
-    Class attributes `omniscient`: the attack looks at all workers' rows; `directions_only`: values that are installed,
-    such as BatchNorm statistics, stay as they are.
+    The class attribute `omniscient` says that the attack reads the rows of all workers, `directions_only` that it
+    leaves installed values, such as BatchNorm statistics, as they are.
 
-    How long it takes, looking included, is noted as `attack_s`, and is no part of what a round costs those it harms.
+    The time of an attack is noted as `attack_s`; it counts towards no part of the round.
     """
 
     omniscient: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Attack(Stage):
 
     @property
     def asks_all(self) -> bool:
-        """Whether it has to know something of all workers, which a worker of a server's job does not."""
+        """Whether the attack needs data of all workers, which no worker's process of a server's job has."""
         return self.omniscient
 
     @property
@@ -68,12 +68,12 @@ class Attack(Stage):
         return "directions" if self.directions_only else "row"
 
     @abstractmethod
-    def forge(
-        self, own: Tensor, workers: tuple[int, ...], view: View | None, state: State, round: Round
-    ) -> tuple[Tensor, State]:
-        """What the adversary sends for its rows. Shapes: (q, d) -> (q, d) or (d,).
+    def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
+        """The rows that the adversary sends in place of its own. Shapes: (q, d) -> (q, d) or (d,).
 
-        `view` is there exactly for an omniscient attack; q may be 0 in a process that plays honest workers only.
+        Args:
+            stack: the q rows that the adversary's workers computed; none in a process of honest workers only.
+            view: the rows of all workers for an omniscient attack; None for others.
         """
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
@@ -83,25 +83,24 @@ class Attack(Stage):
         clock = Clock()
         forged_rows = [i for i, s in enumerate(stack.sources) if s and set(s) <= round.byzantine]
         view = self.look(stack, round)
-        workers = tuple(stack.sources[i][0] for i in forged_rows)
         # pieces of one row draw from different streams
         piece = round.child(" ".join(stack.layout.names))
-        forged, state = self.forge(stack.rows[forged_rows], workers, view, state, piece)
+        forged, state = self.forge(stack.pick(forged_rows), view, state, piece)
         if forged_rows:
             rows, cut = stack.rows.clone(), stack.layout.stepped
-            aimed = {"row": slice(None), "directions": slice(cut), "installed": slice(cut, None)}[self.part]
-            rows[forged_rows, aimed] = forged.to(rows.dtype).expand(len(forged_rows), -1)[:, aimed]
+            columns = {"row": slice(None), "directions": slice(cut), "installed": slice(cut, None)}[self.part]
+            rows[forged_rows, columns] = forged.to(rows.dtype).expand(len(forged_rows), -1)[:, columns]
             stack = stack.with_rows(rows)
         clock.lap(FORGING)
         return stack.note(clock.notes), state
 
     def look(self, stack: Stack, round: Round) -> View | None:
-        """All workers' rows, for an attack that is omniscient."""
+        """The rows of all workers for an omniscient attack; None for others."""
         if not self.omniscient:
             return None
         if stack.received:
-            bad = [set(s) <= round.byzantine for s in stack.sources]
-            return View(stack.rows, torch.tensor(bad, dtype=torch.bool), tuple(s[0] for s in stack.sources))
+            byzantine = [set(s) <= round.byzantine for s in stack.sources]
+            return View(stack.rows, torch.tensor(byzantine, dtype=torch.bool), tuple(s[0] for s in stack.sources))
         rows = round.collective.all_gather(stack.rows)
         workers = round.world.workers
         return View(rows, torch.tensor([i in round.byzantine for i in workers], dtype=torch.bool), workers)

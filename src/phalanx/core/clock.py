@@ -8,13 +8,13 @@ import time
 from phalanx.core.stack import Note
 
 PARTS: tuple[str, ...] = ("encode_s", "wire_s", "decode_s")  # what a wire stage does, in this order
-FORGING = "attack_s"  # the adversary's own, which no part of a round counts
+FORGING = "attack_s"  # time of the attack, which counts towards no part of a round
 
 
 class Clock:
-    """Seconds since the last lap, as notes; of this process, wall time.
+    """Measures the wall time of this process in laps, and keeps each lap as a note.
 
-    On a GPU a lap that waits for nothing takes no time, and what it started counts towards the one that waits.
+    On a GPU a lap that does not wait for its kernels takes almost no time; they count towards the lap that waits.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """Ends a part: one of `PARTS`, or `FORGING`."""
+        """Ends a lap and notes its seconds under `part`: one of `PARTS`, or `FORGING`."""
         now = time.perf_counter()
         self.notes.append(Note("seconds", value=now - self._last, reason=part))
         self._last = now

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row <-> one payload, and the two stages that carry payloads across the wire."""
+"""The codec, which turns a row into a payload and back, and the two stages that send payloads over the wire."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from phalanx.core.buffers import RowBuffer, together
+from phalanx.core.buffers import RowBuffer, stack_rows
 from phalanx.core.clock import Clock
 from phalanx.core.expression import Expression, method
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
-from phalanx.core.round import Round, make_generator
+from phalanx.core.round import Rng, Round, make_generator
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Scope, Stage, TooFewRows, check_remembers, memory_key
 from phalanx.core.trees import State
@@ -24,25 +25,27 @@ from phalanx.core.wire_stage import Upload, WireStage, without_absent
 
 __all__ = ["BadPayload", "Codec", "Gather", "Payload", "PayloadAttack", "Reduce"]
 
-WEIGHT, INSTALLED = "weight", "installed"  # keys that the wire stage adds to a codec's own
+WEIGHT, INSTALLED = "weight", "installed"  # keys that the wire stage adds to those of the codec
 
 
 class Codec(Expression, ABC):
     """A method that turns a row into a payload and back."""
 
+    runs_on: ClassVar[Scope] = "coordinate"
+
     @property
     def scope(self) -> Scope:
-        """The least piece of a row that can be coded alone."""
-        return "coordinate"
+        """The smallest piece of a row that can be coded alone; `runs_on`, unless it depends on the fields."""
+        return self.runs_on
 
     @property
     def linear(self) -> bool:
-        """Decoding the mean of payloads gives the mean of the decoded rows."""
+        """Whether decoding the mean of payloads gives the mean of the decoded rows."""
         return False
 
     @property
     def unbiased(self) -> bool:
-        """The expectation of decode(encode(row)) is the row."""
+        """Whether the expectation of decode(encode(row)) is the row."""
         return False
 
     @property
@@ -51,14 +54,12 @@ class Codec(Expression, ABC):
         return False
 
     @abstractmethod
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
-        """What the worker sends for a row (d,), and its next memory. `rng()` makes the worker's random stream."""
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
+        """The payload of a worker's row (d,), and the worker's next state; `rng()` makes its random generator."""
 
     @abstractmethod
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
-        """The row (d,) of the layout's dtype.
+        """The row (d,) that a payload stands for, in the layout's dtype.
 
         Raises:
             BadPayload: this codec did not write the payload for this layout.
@@ -66,21 +67,21 @@ class Codec(Expression, ABC):
 
 
 class PayloadAttack(Expression, ABC):
-    """A Byzantine worker that forges what is on the wire instead of the row before it."""
+    """An attack on the wire: a Byzantine worker sends a forged payload in place of its coded row."""
 
     @abstractmethod
     def forge(self, payload: Payload, rng: torch.Generator) -> Payload | None:
-        """What the worker sends instead; None for nothing."""
+        """The payload that the worker sends; None when it sends nothing."""
 
 
 @method("gather", "wire")
 class Gather(WireStage):
-    """Every worker's coded row at the server, decoded and gated.
+    """The server receives the coded row of every worker, decodes it and passes it through the gate.
 
     Shapes: (k, d) -> (n - erased, d).
     Args:
-        codec: how a row becomes bytes.
-        gate: which rows may enter.
+        codec: turns a row into a payload.
+        gate: decides which rows are admitted.
         forge: what Byzantine workers do to their payloads.
     """
 
@@ -111,17 +112,17 @@ class Gather(WireStage):
 
 
 def payload_limit(stack: Stack) -> int:
-    """The bytes that a payload of these rows may have: several times those of the row, as codecs may lengthen it."""
+    """The most bytes that a payload of one of these rows may have: several times a row, as a codec may lengthen it."""
     return 64 * 1024 + 16 * stack.rows.element_size() * stack.layout.d
 
 
 def send_rows(
     codec: Codec, stack: Stack, state: State | None, rng: Callable[[int], torch.Generator]
 ) -> tuple[list[Payload], State]:
-    """A payload for each row: the coded directions, the installed entries as they are, the weight.
+    """A payload for each row: the coded directions, the installed values as they are, and the weight.
 
     Args:
-        rng: makes the random stream of a worker.
+        rng: makes the random generator of a worker.
     """
     layout, state, payloads = stack.layout, dict(state or {}), []
     for i, worker in enumerate(stack.ids):
@@ -143,7 +144,7 @@ def send_rows(
 def forged(
     forge: PayloadAttack | None, payloads: Sequence[Payload], workers: Sequence[int], round: Round
 ) -> list[Payload | None]:
-    """The payloads, with a forgery in place of each Byzantine worker's."""
+    """The payloads, where each Byzantine worker's is replaced by a forged one."""
     if forge is None:
         return list(payloads)
     return [
@@ -155,7 +156,7 @@ def forged(
 def open_rows(
     codec: Codec, arrived: Sequence[Payload | BadPayload], sources: Sequence[tuple[int, ...]], sent: Stack
 ) -> Stack:
-    """The rows of these payloads, received but not gated; what the codec or the layout refuses is an erasure.
+    """Decodes payloads into rows that have not passed the gate; a payload that the codec refuses is an erasure.
 
     Args:
         sources: the workers behind each payload; the first one sent it.
@@ -187,7 +188,7 @@ def open_rows(
 
 
 def open_row(codec: Codec, payload: Payload, layout: Layout) -> tuple[list[Tensor], float]:
-    """The row of a payload in parts, directions and what is installed, and the claimed weight.
+    """Decodes a payload: the row in two parts, directions and installed values, and the claimed weight.
 
     Raises:
         BadPayload: wrong keys, shapes or dtypes.
@@ -206,11 +207,11 @@ def open_row(codec: Codec, payload: Payload, layout: Layout) -> tuple[list[Tenso
 
 @method("reduce", "wire")
 class Reduce(Stage):
-    """The weighted mean of all workers' rows by all-reduce of their payloads.
+    """The weighted mean of all workers' rows, by an all-reduce of their payloads.
 
-    Cheaper than gather and mean for codecs that are linear, and blind: no row is seen alone, so no gate can stand
-    before it, and one NaN spoils the mean (the run then skips the update and says so). Workers of whom nothing arrives
-    have no part in it, and are named.
+    With a linear codec this costs less than gather and mean. But nobody sees a single row, so no gate can check the
+    rows, and one NaN makes the mean NaN (the run then skips the update and reports it). A worker from which nothing
+    arrives is left out and named in a note.
 
     Shapes: (k, d) -> (1, d).
     Raises:
@@ -244,40 +245,42 @@ class Reduce(Stage):
         world, layout, clock = round.collective, stack.layout, Clock()
         coded, state = send_rows(self.codec, stack, state, round.rng)
         clock.lap("encode_s")
-        silent = torch.tensor([worker in round.absent for worker in stack.ids], dtype=torch.bool)
-        weights = stack.weights.masked_fill(silent, 0)
-        heard = tuple(worker for worker in world.workers if worker not in round.absent)
-        gone = [Note("excluded", worker, reason="nothing arrived") for worker in world.workers if worker not in heard]
-        if not heard:
-            raise TooFewRows("nothing arrived from any worker", (*stack.notes, *gone), state)
-        # a process may play none of the workers that take part
-        form = coded[0] if coded else self._form(stack)
-        keys = [k for k in form if k != WEIGHT]
-        every = world.all_gather(weights.reshape(-1, 1)).sum()
+        is_absent = torch.tensor([worker in round.absent for worker in stack.ids], dtype=torch.bool)
+        weights = stack.weights.masked_fill(is_absent, 0)
+        present = tuple(worker for worker in world.workers if worker not in round.absent)
+        absences = [
+            Note("excluded", worker, reason="nothing arrived") for worker in world.workers if worker not in present
+        ]
+        if not present:
+            raise TooFewRows("nothing arrived from any worker", (*stack.notes, *absences), state)
+        # a process may have none of the workers that take part
+        example = coded[0] if coded else self._example(stack)
+        keys = [k for k in example if k != WEIGHT]
+        total = world.all_gather(weights.reshape(-1, 1)).sum()
         mean = {}
         for key in keys:
-            rows = together([payload[key] for payload in coded], form[key])
-            if bool(silent.any()):
+            rows = stack_rows([payload[key] for payload in coded], example[key])
+            if bool(is_absent.any()):
                 # NaN times zero is NaN
-                rows = rows.masked_fill(silent.to(rows.device).reshape(-1, 1), 0)
-            mean[key] = world.mean(rows, weights, every)
+                rows = rows.masked_fill(is_absent.to(rows.device).reshape(-1, 1), 0)
+            mean[key] = world.mean(rows, weights, total)
         clock.lap("wire_s")
         parts, _ = open_row(self.codec, {**mean, WEIGHT: torch.ones(1, dtype=torch.float64)}, layout)
         row = torch.cat(parts).to(stack.rows)
         clock.lap("decode_s")
-        size = payload_bytes(form)
-        notes = [*clock.notes, *(Note("bytes", worker, size) for worker in heard), *gone]
+        size = payload_bytes(example)
+        notes = [*clock.notes, *(Note("bytes", worker, size) for worker in present), *absences]
         merged = replace(
             stack,
             rows=row.reshape(1, -1),
-            sources=(heard,),
-            weights=every.reshape(1),
+            sources=(present,),
+            weights=total.reshape(1),
             received=True,
-            erased=len(gone),
+            erased=len(absences),
         )
         return merged.note(notes), state
 
-    def _form(self, stack: Stack) -> Payload:
-        """A payload as the workers of other processes send it."""
+    def _example(self, stack: Stack) -> Payload:
+        """A payload of the form that workers in other processes send."""
         zeros = Stack.of(stack.rows.new_zeros(1, stack.layout.d), stack.layout)
         return send_rows(self.codec, zeros, None, make_generator)[0][0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder's lock: one process at a time."""
+"""A lock on a folder that one process at a time can hold."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from pathlib import Path
 def folder_lock(
     folder: Path, patience_s: float = float("inf"), on_wait: Callable[[str], None] = lambda words: None
 ) -> Iterator[int]:
-    """Keeps other processes out of the folder; gives the open file, which holds it in child processes as well.
+    """Holds the lock of a folder; yields the number of the open lock file, which child processes can keep open.
 
     Args:
-        on_wait: called with a sentence if somebody else has it and has to be waited for.
+        patience_s: seconds to wait for another process.
+        on_wait: called with a sentence when another process holds the lock.
     Raises:
-        ValueError: somebody has it, and has not let go after `patience_s`.
+        ValueError: another process still holds the lock after `patience_s`.
     """
     with (folder / "lock").open("a") as file:
-        until = time.monotonic() + patience_s
-        if not (free := _locked(file.fileno())):
+        deadline = time.monotonic() + patience_s
+        if not (locked := _try_lock(file.fileno())):
             on_wait(f"waiting for another process to leave {folder}")
-        while not (free or _locked(file.fileno())):
-            if time.monotonic() > until:
+        while not (locked or _try_lock(file.fileno())):
+            if time.monotonic() > deadline:
                 raise ValueError(f"{folder} is being run by another process; wait until it ends, or stop it")
             time.sleep(0.1)
         yield file.fileno()
 
 
-def _locked(file: int) -> bool:
-    """Whether the file is now locked for this process and its children."""
+def _try_lock(file: int) -> bool:
+    """Tries to lock a file for this process and its children; returns whether it did."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may enter an aggregator: finite, bounded rows with a believable weight; all else is an erasure."""
+"""The gate admits finite, bounded rows with a plausible weight to an aggregator; any other row is an erasure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from phalanx.core.expression import Expression, method, require
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.stack import Stack
 
-ABSURD = 1000.0  # a claimed weight above this many medians is no miscount but an attack or a fault
+ABSURD = 1000.0  # a claimed weight above this many medians is an attack or a fault, not a miscount
 
 
 @method("gate", "policy")
 class Gate(Expression):
-    """The policy for rows that arrive.
+    """Decides which received rows an aggregator sees, and with which weights.
 
     A row with NaN, Inf, or an entry beyond `limit` is excluded; so is one whose claimed weight is NaN, infinite, zero,
     negative or above 1000 medians of the claimed weights.
@@ -25,8 +25,8 @@ class Gate(Expression):
     Args:
         limit: largest magnitude of an entry; 1e18 is where the square of a float32 stops being finite.
         weights: "bounded" cuts claimed weights at `max_weight` medians, "equal" ignores them, "trusted" keeps them.
-        max_weight: in medians of the claimed weights, >= 1. At 1 nobody counts for more than the median worker, so that
-            f liars weigh no more than f rows; raise it where sizes are known to differ and liars are few.
+        max_weight: in medians of the claimed weights, >= 1. At 1 no worker counts more than the median worker, so that
+            f Byzantine workers weigh no more than f rows; raise it where data sets differ in size and f is small.
     """
 
     limit: float = 1e18
@@ -38,7 +38,7 @@ class Gate(Expression):
         require(self.max_weight >= 1, f"gate needs max_weight >= 1 median, got max_weight={self.max_weight}")
 
     def admit(self, stack: Stack) -> Stack:
-        """The rows that may enter, gated; the others are erased and named. Shapes: (k, d) -> (m, d), m <= k."""
+        """The admitted rows; each other row becomes an erasure with a reason. Shapes: (k, d) -> (m, d), m <= k."""
         stack = stack.erase({**_bad_rows(stack.rows, self.limit), **_bad_weights(stack.weights)})
         return replace(stack, weights=self._bound(stack.weights), gated=True)
 
@@ -51,7 +51,7 @@ class Gate(Expression):
 
 
 def admit(stack: Stack) -> Stack:
-    """The stack through the default gate, unless it is known to be clean."""
+    """Passes a stack through the default gate, unless its rows are known to be finite and bounded."""
     return stack if stack.gated else Gate().admit(stack)
 
 
@@ -66,8 +66,8 @@ def _bad_rows(rows: torch.Tensor, limit: float) -> dict[int, str]:
         value = float(torch.linalg.vector_norm(rows[i], ord=torch.inf, dtype=accumulation_dtype(rows.dtype)))
         if value <= limit:
             continue
-        known = {True: "NaN"} if value != value else {value == float("inf"): "Inf"}
-        reasons[i] = known.get(True, f"an entry of size {value:.3g} (limit {limit:.3g})")
+        special = "NaN" if value != value else "Inf" if value == float("inf") else ""
+        reasons[i] = special or f"an entry of size {value:.3g} (limit {limit:.3g})"
     return reasons
 
 

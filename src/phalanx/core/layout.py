@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a row of length d is cut into named tensors."""
+"""The layout of a row: the named tensors that its d entries belong to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-
-from phalanx.core.neuron_axes import Axes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,14 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors in a row, in order.
+    """The names and shapes of the tensors in a row, in order.
 
-    The last `num_installed` entries are values (BatchNorm statistics) that are installed in the model; all others are
+    The last `num_installed` tensors are values (BatchNorm statistics) that are installed in the model; all others are
     directions (gradients, deltas) that an optimizer steps along. Momentum, clipping, noise and codecs act on directions
     only; attacks and aggregators see the whole row.
 
     Args:
-        axes: of each tensor, in rows whose neurons stand in an order of the worker's own, which `matched` undoes.
+        annotations: one tuple for each tensor, or none at all, of what a later stage has to know of it, such as the
+            axes of its neurons.
     Raises:
         ValueError: names and shapes differ in number, or a name occurs twice.
     """
@@ -36,19 +35,20 @@ class Layout:
     shapes: tuple[torch.Size, ...]
     num_installed: int = 0
     dtype: torch.dtype = torch.float32
-    axes: tuple[Axes, ...] = ()
+    annotations: tuple[tuple[Any, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.shapes):
             raise ValueError(f"a layout needs one shape a name, got {len(self.names)} names, {len(self.shapes)} shapes")
-        if self.axes and len(self.axes) != len(self.names):
-            raise ValueError(f"a layout needs axes for every name, got {len(self.axes)} for {len(self.names)} names")
+        if len(self.annotations) not in (0, len(self.names)):
+            got = f"{len(self.annotations)} for {len(self.names)} names"
+            raise ValueError(f"a layout needs annotations for every name or none, got {got}")
         if len(set(self.names)) != len(self.names):
             raise ValueError("a layout needs different names, and some of these are equal: " + ", ".join(self.names))
 
     @staticmethod
     def flat(d: int, dtype: torch.dtype = torch.float32) -> Layout:
-        """One unnamed vector of length d."""
+        """The layout of one vector of length d."""
         return Layout(("row",), (torch.Size([d]),), dtype=dtype)
 
     @staticmethod
@@ -77,7 +77,7 @@ class Layout:
 
     @cached_property
     def stepped(self) -> int:
-        """Columns that are directions; the d - stepped columns behind them are installed."""
+        """The number of columns that are directions; the d - stepped columns behind them are installed values."""
         return sum(self.sizes[: len(self.sizes) - self.num_installed])
 
     @cached_property
@@ -92,22 +92,22 @@ class Layout:
         return (
             self
             if not self.num_installed
-            else Layout(self.names[:keep], self.shapes[:keep], 0, self.dtype, self.axes[:keep])
+            else Layout(self.names[:keep], self.shapes[:keep], 0, self.dtype, self.annotations[:keep])
         )
 
     @cached_property
     def tail(self) -> Layout:
         """The layout of the installed values alone."""
         first = len(self.names) - self.num_installed
-        return Layout(self.names[first:], self.shapes[first:], self.num_installed, self.dtype, self.axes[first:])
+        return Layout(self.names[first:], self.shapes[first:], self.num_installed, self.dtype, self.annotations[first:])
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """The parameters and buffers of a model that have these names, themselves."""
-        have = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        return {name: have[name] for name in self.names}
+        """The parameters and buffers of a model that have these names, not copied."""
+        by_name = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return {name: by_name[name] for name in self.names}
 
     def split(self, rows: Tensor) -> dict[str, Tensor]:
-        """Named views. Shapes: (k, d) -> {name: (k, *shape)}, or (d,) -> {name: shape}."""
+        """The tensors of rows, as named views. Shapes: (k, d) -> {name: (k, *shape)}, or (d,) -> {name: shape}."""
         if rows.shape[-1] != self.d:
             raise ValueError(f"rows of length {rows.shape[-1]} do not fit a layout of length {self.d}")
         lead = rows.shape[:-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules whose tensors have got other shapes."""
+"""Replacing the tensors of a module by tensors of other shapes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from phalanx.core._torch_private import ConvBase, ConvTransposeBase, NormBase
 
 
 def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts tensors of other shapes in the places of those of these names, and tells the layers.
+    """Replaces tensors of a model by tensors of other shapes, and updates the sizes that its layers state.
 
-    A parameter stays a parameter, and a tensor of several names one tensor, if all of them are given.
+    A parameter stays a parameter. A tensor with several names stays one tensor if all of its names are given.
     """
-    places = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tensors}
-    old = {name: getattr(*place) for name, place in places.items()}
-    new: dict[int, Tensor] = {}  # by the old tensor's identity
-    for name, place in places.items():
-        was, tensor = old[name], tensors[name].detach()
-        if id(was) not in new:
-            new[id(was)] = nn.Parameter(tensor, was.requires_grad) if isinstance(was, nn.Parameter) else tensor
-        setattr(*place, new[id(was)])
-    _tell_shapes(model)
+    owners = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tensors}
+    old_tensors = {name: getattr(*owner) for name, owner in owners.items()}
+    new_tensors: dict[int, Tensor] = {}  # by the old tensor's identity
+    for name, owner in owners.items():
+        old, tensor = old_tensors[name], tensors[name].detach()
+        if id(old) not in new_tensors:
+            new_tensors[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+        setattr(*owner, new_tensors[id(old)])
+    _update_sizes(model)
 
 
-def _tell_shapes(model: nn.Module) -> None:
-    """Sets what the layers of a model say of their sizes, such as `in_features`, to those of their tensors."""
+def _update_sizes(model: nn.Module) -> None:
+    """Sets the sizes that the layers of a model state, such as `in_features`, to those of their tensors."""
     for layer in model.modules():
         if isinstance(layer, ConvBase):
             if 1 < layer.groups == layer.in_channels == layer.out_channels:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages that only some users need, each brought by an extra."""
+"""Optional packages, each of which an extra of phalanx-train installs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 class MissingPackage(ValueError):
-    """An optional package is not installed; the sentence names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 def optional(module: str, what: str, package: str, extra: str) -> Any:
-    """A module of an optional package.
+    """Imports a module of an optional package.
 
     Args:
-        what: what needs it, the first word of the sentence.
-        package: its name for a reader.
-        extra: of phalanx-train, which brings it.
+        what: the feature that needs it; the message begins with it.
+        package: the name of the package, for the message.
+        extra: the extra of phalanx-train that installs it.
     Raises:
-        MissingPackage: it cannot be imported.
+        MissingPackage: the module cannot be imported.
     """
     try:
         return import_module(module)

@@ -3,7 +3,7 @@
 
 Layout of a message, little-endian: magic ``PHX1``, number of tensors u16; for each its name (length u16, utf-8), dtype
 code u8, number of dimensions u8, dimensions u64 each; then the tensors' bytes, one after the other. Every length in
-the header is checked against the message before a byte of the body is touched.
+the header is checked against the message before a byte of the body is read.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def pack(payload: Payload) -> Tensor:
     """A payload as one uint8 tensor on the CPU.
 
     Raises:
-        ValueError: a dtype, name or number of dimensions that the format has no place for.
+        ValueError: the format cannot hold a dtype, a name or a number of dimensions.
     """
     return torch.cat([torch.frombuffer(bytearray(_head(payload)), dtype=torch.uint8), *_bodies(payload)])
 
 
 def digest(payload: Payload) -> bytes:
-    """The BLAKE3 digest, 32 bytes, of what `pack` writes; equal exactly for equal payloads in the same order."""
+    """The BLAKE3 digest (32 bytes) of what `pack` writes: equal only for equal payloads in the same order."""
     from blake3 import blake3
 
     hasher = blake3(_head(payload))
     for body in _bodies(payload):
-        buffer: Any = body.numpy()  # a buffer, which numpy's types say from Python 3.12 on
+        buffer: Any = body.numpy()  # numpy's types say from Python 3.12 on that this is a buffer
         hasher.update(buffer)
     return hasher.digest()
 
@@ -77,9 +77,9 @@ def unpack(message: Tensor, room: Callable[[str, int], Tensor] | None = None) ->
     """The payload in a uint8 message.
 
     Args:
-        room: by name and number of bytes, the aligned memory into which a tensor is copied; its own when None.
+        room: gives aligned memory for a tensor, by its name and number of bytes; new memory when None.
     Raises:
-        BadPayload: truncated, extended, or anything else that `pack` does not write.
+        BadPayload: the message is truncated, extended, or otherwise not what `pack` writes.
     """
     total = message.numel()
     read = _Header(message)
@@ -112,29 +112,29 @@ def unpack(message: Tensor, room: Callable[[str, int], Tensor] | None = None) ->
 
 
 class ReceiveBuffers:
-    """Memory for payloads that arrive: what several call by one name lies one after the other, as rows in a table do.
+    """Memory for payloads that arrive; tensors of one name lie one after the other, like the rows of a table.
 
     Args:
-        count: payloads.
-        most_bytes: of a payload as it should be. No more memory than for so many of these is taken: what else arrives
-            has its own.
+        count: number of payloads.
+        most_bytes: size of a valid payload. The tables take at most count * most_bytes bytes; a tensor that does not
+            fit gets memory of its own.
     """
 
     def __init__(self, count: int, most_bytes: int) -> None:
         self._count, self._left_bytes = count, count * most_bytes
         self._tables: dict[str, Tensor] = {}
-        self._given: set[tuple[str, int]] = set()
+        self._used: set[tuple[str, int]] = set()
 
     def buffer_for(self, i: int, name: str, size: int) -> Tensor:
-        """Memory of `size` bytes for a tensor of payload i; a place is given once."""
+        """Memory of `size` bytes for a tensor of payload i; each place in a table is used once."""
         empty = torch.empty(0, dtype=torch.uint8)
         if name not in self._tables and self._count * size <= self._left_bytes:
             self._tables[name] = empty_rows(self._count, size, empty)
             self._left_bytes -= self._count * size
         table = self._tables.get(name)
-        if table is None or table.shape[1] != size or (name, i) in self._given:
+        if table is None or table.shape[1] != size or (name, i) in self._used:
             return empty.new_empty(size)
-        self._given.add((name, i))
+        self._used.add((name, i))
         return table[i]
 
 

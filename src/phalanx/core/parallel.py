@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Independent pieces of work on several threads."""
+"""A map over independent pieces of work, on several threads."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ Y = TypeVar("Y")
 
 
 def parallel_map(work: Callable[[X], Y], items: Iterable[X]) -> list[Y]:
-    """work of each item, in order, on as many threads as torch uses; for work that lets other Python code run."""
-    listed = list(items)
-    threads = min(torch.get_num_threads(), len(listed))
+    """Calls `work` on each item, on as many threads as torch uses; results are in the order of the items.
+
+    It pays where `work` releases the interpreter lock.
+    """
+    all_items = list(items)
+    threads = min(torch.get_num_threads(), len(all_items))
     if threads <= 1:
-        return [work(item) for item in listed]
-    done: dict[int, Y] = {}
-    turn = count()
+        return [work(item) for item in all_items]
+    results: dict[int, Y] = {}
+    indices = count()
 
-    def share() -> None:
-        while (i := next(turn)) < len(listed):
-            done[i] = work(listed[i])
+    def work_off() -> None:
+        while (i := next(indices)) < len(all_items):
+            results[i] = work(all_items[i])
 
-    # to wake a thread takes as long as many a piece: each takes the next one itself, and this thread is one of them
+    # waking a thread may take as long as an item: each thread takes the next item by itself, this thread as well
     with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(share) for _ in range(threads - 1)]
-        share()
+        others = [pool.submit(work_off) for _ in range(threads - 1)]
+        work_off()
     for other in others:
         other.result()
-    return [done[i] for i in range(len(listed))]
+    return [results[i] for i in range(len(all_items))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From text to objects: names of the registry, literals and calls, nothing else is read and nothing is evaluated."""
+"""The parser turns text into objects; it reads registered names, literals and calls, and evaluates no Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from phalanx.core.expression import Expression
 from phalanx.core.registry import AmbiguousName, Entry, entries, lookup, suggest
 
 MAX_CHARACTERS = 20_000
-PLACES = 3  # arguments that an error names
+PLACES = 3  # the most arguments that an error names
 _CONSTANTS = {"inf": math.inf, "nan": math.nan}
 
 
@@ -51,7 +51,7 @@ def parse(text: str) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """A field's value from the command line: an expression or literal where it reads as one, else the text itself."""
+    """A field's value from the command line: an expression or a literal where the text is one, else the text itself."""
     word = text.strip()
     if word.isidentifier() and word not in _CONSTANTS and word not in ("True", "False", "None"):
         return word
@@ -153,7 +153,7 @@ def _hints(entry: Entry) -> dict[str, Any]:
 
 
 def _places(entry: Entry) -> str:
-    """The arguments in which an object of an entry can stand, of many the first; '' when there is none."""
+    """A sentence on the first arguments that take an object of this entry; empty when there are none."""
     places = [
         f"{taker.name}({argument}=...)"
         for taker in entries()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one worker puts on the wire: named tensors."""
+"""The payload: the named tensors that one worker sends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class BadPayload(ValueError):
 
 
 def payload_bytes(payload: Payload) -> int:
-    """Bytes of the buffers in a payload."""
+    """The number of bytes of a payload's tensors."""
     return sum(t.numel() * t.element_size() for t in payload.values())
 
 
 def expect(payload: Payload, **tensors: tuple[torch.dtype, tuple[int, ...]]) -> tuple[Tensor, ...]:
-    """The tensors of a payload in the order asked for.
+    """The tensors of a payload in the order of the arguments.
 
     Raises:
         BadPayload: other keys, dtypes or shapes than these.
@@ -29,9 +29,9 @@ def expect(payload: Payload, **tensors: tuple[torch.dtype, tuple[int, ...]]) -> 
     if set(payload) != set(tensors):
         raise BadPayload(f"keys {sorted(payload)} where {sorted(tensors)} belong")
     for name, (dtype, shape) in tensors.items():
-        got = payload[name]
-        if got.dtype != dtype or tuple(got.shape) != tuple(shape):
-            raise BadPayload(f"{name} is {_form(got.dtype, got.shape)} where {_form(dtype, shape)} belongs")
+        tensor = payload[name]
+        if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+            raise BadPayload(f"{name} is {_form(tensor.dtype, tensor.shape)} where {_form(dtype, shape)} belongs")
     return tuple(payload[name] for name in tensors)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a row cut into buckets, and the buckets into pieces that threads share.
+"""A row's tensors are cut into buckets, and the buckets into pieces, which several threads process.
 
 The cut is part of the wire format: it depends on the layout, never on the number of threads.
 """
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from phalanx.core.layout import Layout
 from phalanx.core.parallel import parallel_map
+from phalanx.core.round import Rng
 
 BLOCK = 512  # entries whose codes are packed together
 PIECE = 1 << 18  # entries that one thread takes at a time; a megabyte stays in a second-level cache
-_SERIAL = 1 << 17  # rows up to here are not worth a thread
-_SHARES = 4  # runs of pieces for each thread, so that a slow one ends with the others
+_SERIAL = 1 << 17  # shorter rows are not worth a second thread
+_SHARES = 4  # runs of pieces for each thread, so that all threads end at about the same time
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Piece(NamedTuple):
     tensor: int
     start: int  # in the row
     stop: int
-    at: int  # the first entry's place in its tensor, where its random numbers are counted from
+    offset: int  # of the first entry in its tensor; its random numbers are counted from there
     width: int  # entries of a bucket
     buckets: slice  # among the buckets of the row
     whole: bool
@@ -41,10 +42,10 @@ class Piece(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """All pieces, the buckets that are longer than a piece, and how many buckets and packed bytes there are."""
+    """All pieces of a row, the buckets that are longer than a piece, and the numbers of buckets and packed bytes."""
 
     pieces: tuple[Piece, ...]
-    long: tuple[tuple[slice, int], ...]  # (entries in the row, which bucket)
+    long: tuple[tuple[slice, int], ...]  # (entries in the row, index of the bucket)
     num_buckets: int
     num_bytes: int
 
@@ -56,33 +57,34 @@ class Cut(NamedTuple):
 
 @lru_cache(maxsize=64)
 def cut(layout: Layout, bucket: int | None, bits: int) -> Cut:
-    """The pieces of a row whose tensors are cut into buckets of so many entries; None makes each tensor a bucket.
+    """The pieces of a row.
 
     Args:
+        bucket: entries in a bucket; None makes each tensor one bucket.
         bits: bits of an entry's code.
     """
     pieces: list[Piece] = []
     long: list[tuple[slice, int]] = []
-    row = buckets = at_byte = 0
+    row = buckets = byte = 0
     for tensor, size in enumerate(layout.sizes):
         width = max(1, min(bucket or size, size))
         step = width if width > PIECE else PIECE // width * width
-        for at in range(0, size, step):
-            count = min(step, size - at)
-            held = slice(buckets, buckets + -(-count // width))
-            buckets = held.stop
+        for offset in range(0, size, step):
+            count = min(step, size - offset)
+            own_buckets = slice(buckets, buckets + -(-count // width))
+            buckets = own_buckets.stop
             if width <= PIECE:
-                bounds = [(at, at + count)]
+                bounds = [(offset, offset + count)]
             else:
-                bounds = [(s, min(s + PIECE, at + count)) for s in range(at, at + count, PIECE)]
-                long.append((slice(row + at, row + at + count), held.start))
+                bounds = [(s, min(s + PIECE, offset + count)) for s in range(offset, offset + count, PIECE)]
+                long.append((slice(row + offset, row + offset + count), own_buckets.start))
             for start, stop in bounds:
                 num_bytes = _packed_bytes(stop - start, width, bits)
-                body = slice(at_byte, at_byte + num_bytes)
-                pieces.append(Piece(tensor, row + start, row + stop, start, width, held, width <= PIECE, body))
-                at_byte = body.stop
+                body = slice(byte, byte + num_bytes)
+                pieces.append(Piece(tensor, row + start, row + stop, start, width, own_buckets, width <= PIECE, body))
+                byte = body.stop
         row += size
-    return Cut(tuple(pieces), tuple(long), buckets, at_byte)
+    return Cut(tuple(pieces), tuple(long), buckets, byte)
 
 
 def _packed_bytes(count: int, width: int, bits: int) -> int:
@@ -96,9 +98,9 @@ def _bucket_bytes(count: int, bits: int) -> int:
 
 
 def spread(work: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int]) -> list[T]:
-    """work(item) for every item, in order, on as many threads as torch uses where the sizes are worth it.
+    """Calls `work` on every item, on as many threads as torch uses where the sizes are worth it; keeps the order.
 
-    A thread takes neighbours: two that write to one new page at a time would both wait for it.
+    A thread takes neighbouring items: two threads that write to one new page at a time would both wait for it.
     """
     threads, total = min(torch.get_num_threads(), len(items)), sum(sizes)
     if threads <= 1 or total <= _SERIAL:
@@ -109,30 +111,30 @@ def spread(work: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int])
     return [done for run in parallel_map(lambda run: [work(item) for item in run], runs) for done in run]
 
 
-def seed_of(rng: Callable[[], torch.Generator]) -> int:
-    """A seed of 63 bits from a worker's stream."""
+def seed_of(rng: Rng) -> int:
+    """A seed of 63 bits from a worker's random generator."""
     return int(torch.randint(2**63 - 1, (), generator=rng()))
 
 
-def keys(layout: Layout, rng: Callable[[], torch.Generator]) -> list[np.uint64]:
+def keys(layout: Layout, rng: Rng) -> list[np.uint64]:
     """The key of each tensor's random numbers, from one draw of a seed."""
     return keys_of(layout, seed_of(rng))
 
 
 def keys_of(layout: Layout, seed: int) -> list[np.uint64]:
-    """The keys that follow from a seed and the tensors' names: the same in every cut of the model into rows."""
+    """A key for each tensor from a seed and the tensor's name: the same however the model is cut into rows."""
     salt = seed.to_bytes(8, "little")
     digests = (hashlib.blake2b(name.encode(), digest_size=8, key=salt).digest() for name in layout.names)
     return [np.uint64(int.from_bytes(digest, "little")) for digest in digests]
 
 
 def counts(layout: Layout, ratio: float) -> list[int]:
-    """How many entries of each tensor a ratio keeps: rounded, at least one of those that there are."""
+    """The number of entries of each tensor that a ratio keeps: rounded, and at least one of a tensor that has any."""
     return [min(size, max(1, round(ratio * size))) for size in layout.sizes]
 
 
 def offsets(sizes: Sequence[int]) -> list[int]:
-    """Where each of these runs begins when they follow each other."""
+    """The start of each run when runs of these sizes follow each other."""
     return [0, *accumulate(sizes)][: len(sizes)]
 
 
@@ -144,7 +146,7 @@ def float_array(row: Tensor) -> np.ndarray:
 def blank(d: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """A row of zeros (d,).
 
-    On a CPU in numpy's memory: it asks for large pages where torch does not, and decoding is mostly new pages.
+    On a CPU numpy allocates it: numpy asks for large pages, torch does not, and new pages are most of decoding's cost.
     """
     if torch.device(device).type != "cpu" or not d:
         return torch.zeros(d, dtype=dtype, device=device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack from plain rows, for a stage that is called outside of a round."""
+"""Makes a stack of plain rows, for a stage that is called outside of a round."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Rows = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
 
 def stack_of(rows: Rows, weights: Sequence[float] | Tensor | None, name: str) -> Stack:
-    """The rows as a server has received them; those that differ from most in shape or dtype are erased.
+    """A stack of rows as a server receives them; rows that differ from most in shape or dtype are erased.
 
     Args:
-        name: of the stage, for errors.
+        name: name of the stage, for errors.
     Raises:
-        ValueError: there is no row, or the rows are no floating-point numbers.
+        ValueError: there is no row, or the rows are not floating-point numbers.
     """
     bad: dict[int, str] = {}
     if isinstance(rows, Tensor):
@@ -61,13 +61,13 @@ def _tensor(row: Any, name: str) -> Tensor:
 
 
 def _table(rows: list[Tensor], name: str) -> tuple[Tensor, dict[int, str]]:
-    """(n, d) from rows that may disagree: the form of most of them counts, the others are bad."""
+    """Copies rows into a table (n, d); also names the rows whose shape or dtype differs from that of most rows."""
     if not rows:
         raise ValueError(f"{name} needs at least one row, got none")
     forms = Counter((tuple(r.shape), r.dtype) for r in rows)
     (shape, dtype), _ = forms.most_common(1)[0]
-    first = next(r for r in rows if (tuple(r.shape), r.dtype) == (shape, dtype))
-    table = first.new_zeros(len(rows), first.numel())
+    example = next(r for r in rows if (tuple(r.shape), r.dtype) == (shape, dtype))
+    table = example.new_zeros(len(rows), example.numel())
     bad = {}
     for i, row in enumerate(rows):
         if (tuple(row.shape), row.dtype) == (shape, dtype):

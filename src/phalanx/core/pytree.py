@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Micro-batches as payloads: tensors in tuples, lists and dictionaries, with plain values among them; no pickle."""
+"""Micro-batches as payloads: tensors and plain values in tuples, lists and dictionaries, without pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_payload(tree: Any) -> Payload:
     """A tree of tensors as a payload.
 
     Raises:
-        ValueError: something in it is neither a tensor, a tuple, list or dictionary, nor a plain value.
+        ValueError: the tree holds something other than tensors, tuples, lists, dictionaries and plain values.
     """
     payload: Payload = {}
     form = json.dumps(_describe(tree, payload))
@@ -26,7 +26,7 @@ def to_payload(tree: Any) -> Payload:
 
 
 def from_payload(payload: Payload, device: torch.device) -> Any:
-    """The tree that `to_payload` was given, as copies.
+    """The inverse of `to_payload`; the tensors are copies.
 
     Args:
         device: for the tensors that were on an accelerator; all others go to the CPU.
@@ -54,9 +54,11 @@ def _describe(node: Any, payload: Payload) -> Any:
         name = str(len(payload))
         value = torch.view_as_real(node.detach().resolve_conj()) if node.is_complex() else node.detach()
         payload[name] = value.to(torch.uint8) if value.dtype == torch.bool else value
-        last = node.dim() == 4 and node.is_contiguous(memory_format=torch.channels_last) and not node.is_contiguous()
+        channels_last = (
+            node.dim() == 4 and node.is_contiguous(memory_format=torch.channels_last) and not node.is_contiguous()
+        )
         kind = "bool" if node.dtype == torch.bool else "complex" if node.is_complex() else "real"
-        return {"tensor": name, "kind": kind, "cpu": node.device.type == "cpu", "last": last}
+        return {"tensor": name, "kind": kind, "cpu": node.device.type == "cpu", "last": channels_last}
     if type(node) in (tuple, list):
         return {type(node).__name__: [_describe(child, payload) for child in node]}
     if type(node) is dict and all(isinstance(key, str | int) for key in node):
@@ -74,7 +76,7 @@ def _build(form: dict[str, Any], payload: Payload, device: torch.device) -> Any:
         tensor = payload[form["tensor"]].to("cpu" if form["cpu"] else device, copy=True)
         if form["kind"] != "real":
             tensor = tensor.bool() if form["kind"] == "bool" else torch.view_as_complex(tensor)
-        # strides decide which kernel a convolution takes, and so the last bits
+        # strides decide which kernel computes a convolution, and so its last bits
         return tensor.to(memory_format=torch.channels_last) if form["last"] else tensor.contiguous()
     if "dict" in form:
         return {key: _build(child, payload, device) for key, child in form["dict"]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of everything that an expression may name: each object under its kind and its name.
+"""The registry: every object that an expression may name, by kind and name.
 
 Public names are imported when they are first used (`phalanx.core.namespace`), so a name is looked up in two steps: the
 stubs of the library and of installed extensions say which module to import, and the import registers it.
@@ -22,7 +22,7 @@ from typing import Any
 
 from phalanx.core.namespace import Target, read_stub
 
-MANY = 40  # names that an error lists; of more only the nearest
+MANY = 40  # names that an error lists; of more it lists the nearest only
 NEAREST = 12
 EXTENSIONS = "phalanx.methods"  # entry points of packages with further methods; the stubs of these name them
 # modules whose names are public through their namespace, such as px.optim.sgd, and stand in no stub
@@ -48,7 +48,7 @@ class Entry:
         return inspect.signature(self.build)
 
     def makes(self, wanted: type) -> bool:
-        """Whether its objects are of a type."""
+        """Whether the objects of this entry are of a type."""
         result = self.build if isinstance(self.build, type) else typing.get_type_hints(self.build).get("return")
         return not isinstance(result, type) or issubclass(result, wanted)
 
@@ -58,7 +58,7 @@ class MissingModule(ValueError):
 
 
 class AmbiguousName(ValueError):
-    """Several objects have the name, and the type that is wanted does not decide between them."""
+    """Several objects have the name, and the wanted type fits more than one of them."""
 
     def __init__(self, name: str, entries: list[Entry]) -> None:
         super().__init__(
@@ -145,8 +145,8 @@ def lookup(name: str, wanted: type | None = None) -> Entry:
         _load_all()
         named = _named(name)
     if not named:
-        own = "a name of your own needs its module, as in phalanx run --import MODULE"
-        raise ValueError(f"unknown name {name!r}; {suggest(name, choices(wanted))}; {own}")
+        import_hint = "a name of your own needs its module, as in phalanx run --import MODULE"
+        raise ValueError(f"unknown name {name!r}; {suggest(name, choices(wanted))}; {import_hint}")
     if len(named) == 1:
         return named[0]
     fitting = [e for e in named if wanted is None or e.makes(wanted)]

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The round that a stage runs in: all that it may know besides its rows."""
+"""The round in which a stage runs: everything that a stage may use besides its rows and its state."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 
 from phalanx.core.world import Collective, LocalCollective, World
+
+Rng = Callable[[], torch.Generator]  # makes the random generator of a worker
 
 
 def make_generator(*key: object) -> torch.Generator:
@@ -30,7 +33,7 @@ class Round:
         byzantine: workers that the adversary controls in this round; only attacks and the results know them.
         world: brings the workers' payloads; a collective, or the transport of a server.
         path: position of the running stage in the nested chain, so that two stages never use the same random numbers.
-        absent: workers whose messages are dropped in this round by an injected fault; others may get lost as well.
+        absent: workers whose messages an injected fault drops in this round; other messages may get lost as well.
         is_first: whether it is the scheme's first round.
     """
 
@@ -48,7 +51,7 @@ class Round:
         return cast("Collective", self.world)
 
     def rng(self, worker: int | None = None, group: int | None = None) -> torch.Generator:
-        """The random numbers of a worker, those that a group has in common, or those that are the same everywhere."""
+        """A generator for this round: of one worker, of one group, or, without either, the same in all processes."""
         return make_generator("round", self.seed, self.index, self.path, worker, group)
 
     def child(self, position: int | str) -> Round:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A row's memory by the names of its tensors, so that it serves every cut of the model into rows.
+"""The memory of a row, stored by tensor name, so that it fits however the model is cut into rows.
 
-DDP rebuilds its buckets after the first step: the same parameters come back in another order and in other company.
+DDP rebuilds its buckets after the first step: the same parameters then arrive in another order and in other buckets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from phalanx.core.precision import accumulation_dtype
 
 
 def load(memory: Mapping[str, Tensor], layout: Layout, default: Tensor) -> Tensor:
-    """The memory as a row (d,) of at least float32; where a name has none, the default's entries."""
+    """The memory as a row (d,) of at least float32; a tensor without memory has the default's entries."""
     default = default.to(accumulation_dtype(default.dtype))
     if not memory:
         return default
@@ -25,9 +25,9 @@ def load(memory: Mapping[str, Tensor], layout: Layout, default: Tensor) -> Tenso
 
 
 def store(row: Tensor, before: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """The row (d,) by name, in memory of its own.
+    """A copy of the row (d,) as tensors by name.
 
-    One NaN or Inf would stay for ever: such an entry is kept as in `before`, or zero where that is no number either.
+    A NaN or Inf would stay for ever, so such an entry keeps its value in `before`, or 0 where that is not finite.
     """
     kept = torch.where(row.isfinite(), row, before.nan_to_num(0.0, 0.0, 0.0))
     return {name: part.clone() for name, part in layout.split(kept).items()}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A coded tensor as one string of bytes, for files and for transports other than torch.distributed.
+"""Coded tensors as bytes, for files and for transports other than torch.distributed.
 
 Layout, little-endian: magic ``PHXT``, version u8; length u16 and utf-8 of the codec's expression; dtype code u8, number
-of dimensions u8, dimensions u64 each; the payload as in `wire`; BLAKE2b of all before, 8 bytes. No pickle. The digest
-finds damage; it is no signature, and whoever forges a string meets the checks behind it.
+of dimensions u8, dimensions u64 each; the payload as in `packing`; BLAKE2b of all before, 8 bytes. No pickle. The
+digest detects damage. It is no signature: forged bytes still have to pass the checks of the decoder.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ MAGIC = b"PHXT"
 VERSION = 1
 _DIGEST_BYTES = 8
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_SAFE_ELEMENTS = 1 << 24  # decoded without asking: 64 MB in float32
+_SAFE_ELEMENTS = 1 << 24  # decoded without a limit from the caller: 64 MB in float32
 
 
 def to_bytes(codec: Codec, tensor: Tensor, seed: int) -> bytes:
-    """The tensor, coded, in bytes that say what they are.
+    """Encodes a tensor into bytes that state its codec, dtype and shape.
 
     Args:
-        codec: any that keeps no memory between rows.
+        codec: any codec that keeps no memory between rows.
         tensor: floating point, of any shape.
-        seed: of the codec's random numbers; estimates that are averaged need different ones.
+        seed: seed of the codec's random numbers; estimates that are averaged need different seeds.
     Raises:
-        ValueError: another dtype, or a codec with a memory, such as error_feedback.
+        ValueError: the dtype is not floating point, or the codec has a memory, such as error_feedback.
 
     >>> import phalanx as px
     >>> px.decode(px.codecs.sign(), px.encode(px.codecs.sign(), torch.tensor([0.5, -2.0]), seed=0))
@@ -62,13 +62,13 @@ def to_bytes(codec: Codec, tensor: Tensor, seed: int) -> bytes:
 
 
 def from_bytes(codec: Codec, data: bytes, max_elements: int | None = None) -> Tensor:
-    """The tensor in bytes that `to_bytes` wrote with the same codec, on the CPU.
+    """Decodes bytes that `to_bytes` wrote with the same codec; the tensor is on the CPU.
 
     Args:
-        max_elements: entries that the tensor may have; when None, 2**24 or 64 for each byte of data, whichever is more.
+        max_elements: the most entries that the tensor may have; None allows 2**24, or 64 for each byte if that is more.
             A few bytes may stand for a large sparse tensor, so this is what bounds the memory.
     Raises:
-        BadPayload: truncated, extended, damaged, of another codec or version, or for a larger tensor.
+        BadPayload: the bytes are truncated, extended, damaged, or of another codec or version; or the tensor is larger.
     """
     body = bytes(data[:-_DIGEST_BYTES])
     if not body.startswith(MAGIC):
@@ -86,7 +86,7 @@ def from_bytes(codec: Codec, data: bytes, max_elements: int | None = None) -> Te
 
 
 def _open_header(codec: Codec, body: bytes) -> tuple[torch.Size, torch.dtype, int]:
-    """Shape, dtype, and where the payload begins."""
+    """Reads the header: shape, dtype, and where the payload begins."""
     try:
         version, length = struct.unpack_from("<BH", body, len(MAGIC))
         if version != VERSION:

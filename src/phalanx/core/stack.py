@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with their meaning.
+"""The stack: rows, and what is known of them.
 
 Legend, everywhere in the library: n workers, f tolerated Byzantine workers, k rows held here, d row length.
 """
@@ -18,7 +18,7 @@ from phalanx.core.payload import Payload
 
 @dataclass(frozen=True)
 class Note:
-    """A measurement that a stage makes in passing.
+    """A measurement or an event that a stage reports.
 
     kind is one of: "bytes" (value bytes that a worker sent), "excluded" (reason says why the gate or the wire dropped
     the worker's row), "chosen" (a rule took the worker's row, and not those of others), "outvoted" (a vote went against
@@ -44,8 +44,8 @@ class Stack:
         weights: (k,) float64 on the CPU, examples behind each row.
         received: True once the stack has crossed the wire.
         gated: True while every row is known to be finite and bounded.
-        erased: rows that should be here and are not; they count towards f.
-        arrived: the rows as they came off the wire, for the accusation table.
+        erased: number of missing and excluded rows; they count towards f.
+        arrived: the rows as they came off the wire, for the statistics of workers.
         replies: what the server replies to single workers with the next round.
         units: the unit of work that each row is the vote of; None for rows that no vote decided.
     """
@@ -103,7 +103,7 @@ class Stack:
         )
 
     def one(self, row: Tensor) -> Stack:
-        """The single row (d,) that all rows were merged into, with all their workers and weight."""
+        """A stack of one row (d,) that stands for all rows, with all their workers and their total weight."""
         return replace(
             self,
             rows=row.reshape(1, -1),
@@ -113,7 +113,7 @@ class Stack:
         )
 
     def merged(self, rows: Tensor, members: Sequence[Sequence[int]]) -> Stack:
-        """Rows (m, d) that stand for groups of positions; weights add up."""
+        """A stack of rows (m, d), each of which stands for a group of the present rows; weights add up."""
         return replace(
             self,
             rows=rows,
@@ -125,7 +125,7 @@ class Stack:
         )
 
     def erase(self, reasons: dict[int, str]) -> Stack:
-        """Without the rows at these positions; each becomes an erasure with a reason."""
+        """The stack without the rows at these positions; each becomes an erasure with a reason."""
         if not reasons:
             return self
         notes = [Note("excluded", worker, reason=reason) for i, reason in reasons.items() for worker in self.sources[i]]
@@ -137,5 +137,5 @@ class Stack:
         return replace(self, notes=self.notes + tuple(notes))
 
     def faults_left(self, f: int) -> int:
-        """Byzantine rows that may still be among these: f less those already excluded."""
+        """The number of Byzantine rows that may still be among these: f minus the rows already erased."""
         return max(0, f - self.erased)

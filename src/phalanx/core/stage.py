@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One type for momentum, clipping, attack, wire, vote and aggregation, and the chain that composes them."""
+"""The stage, which is one type for transforms, attacks, wires, votes and rules; and the chain of stages."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,26 +17,26 @@ from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
 from phalanx.core.plain_rows import Rows, stack_of
 from phalanx.core.registry import register
-from phalanx.core.round import Round
+from phalanx.core.round import Rng, Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.trees import State
 from phalanx.core.world import LocalCollective
 
-Scope = Literal["coordinate", "tensor", "vector"]  # the least piece of a row on which a stage can run alone
+Scope = Literal["coordinate", "tensor", "vector"]  # the smallest piece of a row on which a stage can run alone
 
 _SCOPES: tuple[Scope, ...] = ("coordinate", "tensor", "vector")
 
 
 def widest(scopes: Iterable[Scope]) -> Scope:
-    """The scope of things that run together."""
+    """The widest of several scopes: the scope of stages that run together."""
     return _SCOPES[max((_SCOPES.index(scope) for scope in scopes), default=0)]
 
 
 class TooFewRows(ValueError):
     """A rule is left with fewer rows than it needs: an error before a run, a skipped update within one.
 
-    `notes` holds what was noted of the round until then: who is missing, and why. `state` is what the stages until then
-    remember: what was sent stays sent.
+    `notes` holds the notes of the round so far, such as which rows are missing and why. `state` is the state of the
+    stages so far, which has to be kept: what they sent is sent.
     """
 
     def __init__(self, sentence: str, notes: tuple[Note, ...] = (), state: State | None = None) -> None:
@@ -47,17 +47,19 @@ class TooFewRows(ValueError):
 class Stage(Expression, ABC):
     """A function of rows: (k, d) -> (m, d).
 
-    The caller owns the state: it is None or {} on the first round, and what a call returns goes into the next.
+    The caller keeps the state: it is None or {} in the first round, and what a call returns goes into the next call.
     """
+
+    runs_on: ClassVar[Scope] = "coordinate"
 
     @property
     def scope(self) -> Scope:
-        """The least piece of a row on which this stage can run alone."""
-        return "coordinate"
+        """The smallest piece of a row on which this stage can run alone; `runs_on`, unless it depends on the fields."""
+        return self.runs_on
 
     @property
     def num_wires(self) -> int:
-        """How often the rows cross the wire in this stage."""
+        """The number of times that the rows cross the wire in this stage."""
         return 0
 
     @abstractmethod
@@ -65,7 +67,7 @@ class Stage(Expression, ABC):
         """The next stack and the next state."""
 
     def rows_out(self, n: int) -> int:
-        """How many rows come out of n received rows.
+        """The number of rows that come out of n received rows.
 
         Raises:
             TooFewRows: n is too small for this stage; the sentence states the requirement.
@@ -73,27 +75,27 @@ class Stage(Expression, ABC):
         return n
 
     def assign(self, n: int, seed: int = 0, index: int = 0) -> Allocation | None:
-        """Which units of work each of n workers computes, where the stage's redundancy asks for some; else None.
+        """The units of work of each of n workers, if the stage's redundancy needs a special allocation; else None.
 
         Args:
-            seed: of the run.
+            seed: seed of the run.
             index: number of the round.
         """
         return None
 
     def aggregate(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Tensor:
-        """The stage applied to plain rows: one vector (d,) of their type, dtype and device, or (m, d) where m > 1.
+        """Applies the stage to plain rows; returns one vector (d,) of their type, dtype and device, or (m, d) if m > 1.
 
-        A chain with a wire, such as chain(gather(qsgd(bits=4)), median()), is run with a worker for each row.
+        A chain with a wire, such as chain(gather(qsgd(bits=4)), median()), runs with one worker for each row.
 
         Args:
             rows: an (n, d) tensor or array, or a list of n tensors or arrays of one shape. A row of another shape or
                 dtype than most, or with NaN, Inf or absurd entries, is excluded and counts towards f.
-            weights: n examples behind each row, as the caller knows them; equal when None. Absurd ones are excluded as
-                in a round, the others are not cut.
-            seed: of everything random.
+            weights: number of examples behind each of the n rows; equal when None. An absurd weight excludes its row,
+                as in a round; the other weights are used as they are.
+            seed: seed of all random numbers.
         Raises:
-            ValueError: too few rows for a rule, or rows that are no floating-point numbers.
+            ValueError: a rule has too few rows, or the rows are not floating-point numbers.
         """
         result = self.outcome(rows, weights, seed).rows
         result = result[0] if len(result) == 1 else result
@@ -101,7 +103,7 @@ class Stage(Expression, ABC):
         return result if isinstance(like, Tensor) else result.numpy()  # type: ignore[return-value]
 
     def outcome(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Stack:
-        """The result of `aggregate` with its notes: who was excluded and why, and what the rule itself reports."""
+        """The result of `aggregate` with its notes: which rows were excluded and why, and what the rule reports."""
         stack = stack_of(rows, weights, self.expression_name)
         if self.num_wires:
             require(not stack.erased, f"{self!r} takes rows of one shape and dtype, got {len(stack.notes)} others")
@@ -116,12 +118,8 @@ class Stage(Expression, ABC):
         return False
 
 
-class Matches(Stage):
-    """A stage behind the wire that takes rows with an order of neurons each (`Layout.axes`) to one order."""
-
-
 def memory_key(worker: int | None, received: bool) -> str:
-    """A row's memory in the state: "worker:3" in the process that plays worker 3, "row:3" at the server."""
+    """The key of a row's memory in the state: "worker:3" in the process of worker 3, "row:3" at the server."""
     return f"{'row' if received else 'worker'}:{'all' if worker is None else worker}"
 
 
@@ -151,10 +149,8 @@ class RowStage(Stage):
     """A stage that acts on every row alone, with a memory for each worker."""
 
     @abstractmethod
-    def row(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Tensor, State]:
-        """One row's directions (d,) and its worker's memory, to the next ones. `rng()` makes the worker's stream."""
+    def row(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Tensor, State]:
+        """Transforms one row's directions (d,), and its worker's memory; `rng()` makes the worker's generator."""
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         state = dict(state or {})
@@ -266,6 +262,6 @@ def check_memories(scheme: Stage) -> None:
 
 
 def join_notes(stack: Stack, others: Sequence[Stack]) -> Stack:
-    """The stack with the notes that other stacks gathered beyond its own."""
-    have = len(stack.notes)
-    return replace(stack, notes=stack.notes + tuple(n for s in others for n in s.notes[have:]))
+    """The stack with the notes that the stacks derived from it have added."""
+    num_shared = len(stack.notes)
+    return replace(stack, notes=stack.notes + tuple(n for s in others for n in s.notes[num_shared:]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nested dictionaries of tensors and plain values: flattened, merged, as payloads, written at once."""
+"""Nested dictionaries of tensors and plain values: to flatten, merge and send them; and atomic file writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = "plain leaves as JSON"
 
 
 def flatten(tree: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Paths to tensors, and paths to all other leaves. Keys are joined by '/', which a key itself writes as '%2F'."""
+    """The tensors by path, and all other leaves by path. Keys are joined by '/', which a key itself writes as '%2F'."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
 
@@ -49,10 +49,10 @@ def unflatten(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, An
 
 
 def to_payload(tree: dict[str, Any]) -> Payload:
-    """A tree as tensors only, for a world to carry."""
+    """A tree as a payload, for a world to send."""
     tensors, plain = flatten(tree)
-    about = bytearray(json.dumps(plain).encode())
-    return {**tensors, _PLAIN: torch.frombuffer(about, dtype=torch.uint8)}
+    encoded = bytearray(json.dumps(plain).encode())
+    return {**tensors, _PLAIN: torch.frombuffer(encoded, dtype=torch.uint8)}
 
 
 def from_payload(payload: Payload) -> dict[str, Any]:
@@ -61,16 +61,16 @@ def from_payload(payload: Payload) -> dict[str, Any]:
     return unflatten({k: t for k, t in payload.items() if k != _PLAIN}, plain)
 
 
-def copied_tree(tree: dict[str, Any]) -> dict[str, Any]:
+def copy_tree(tree: dict[str, Any]) -> dict[str, Any]:
     """A copy of the tree with copies of its tensors."""
     return {
-        key: copied_tree(x) if isinstance(x, dict) else x.detach().clone() if isinstance(x, Tensor) else x
+        key: copy_tree(x) if isinstance(x, dict) else x.detach().clone() if isinstance(x, Tensor) else x
         for key, x in tree.items()
     }
 
 
 def merge(trees: list[dict[str, Any]]) -> dict[str, Any]:
-    """The union of nested dictionaries; where several have a leaf, the first one's counts."""
+    """The union of nested dictionaries; where several have a leaf, the leaf of the first one counts."""
     out: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():
@@ -81,19 +81,19 @@ def merge(trees: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def own(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
-    """Stage state without the memories of workers that other processes play."""
+def keep_local_memories(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
+    """The state of a stage without the memories of workers of other processes."""
     kept: dict[str, Any] = {}
     for key, value in state.items():
         kind, _, worker = key.partition(":")
         if kind == "worker" and int(worker) not in ids:
             continue
-        kept[key] = own(value, ids) if isinstance(value, dict) else value
+        kept[key] = keep_local_memories(value, ids) if isinstance(value, dict) else value
     return kept
 
 
 def memories_of(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
-    """The memories of these workers in a stage state, and nothing else."""
+    """The memories of these workers in the state of a stage, and nothing else."""
     kept: dict[str, Any] = {}
     for key, value in state.items():
         if not isinstance(value, dict):
@@ -109,10 +109,10 @@ def memories_of(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces a file at once: written beside it, flushed to the disk, renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("wb") as file:
+    """Replaces a file atomically: writes a file beside it, flushes it to the disk, and renames it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    partial.replace(path)

@@ -32,7 +32,7 @@ class Upload:
 class WireStage(Stage):
     """A stage whose rows cross the wire one by one.
 
-    `upload` runs where the workers are, `receive` at the server. Without a server every process runs both.
+    `upload` runs in the workers' processes, `receive` at the server. Without a server every process runs both.
     """
 
     @property
@@ -41,7 +41,7 @@ class WireStage(Stage):
 
     @abstractmethod
     def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
-        """The worker's half: an upload for each row of this process, and the next memories."""
+        """The worker's half: an upload for each row of this process, and the next state."""
 
     @abstractmethod
     def receive(self, uploads: Sequence[Upload], sent: Stack, round: Round) -> Stack:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the payloads of n workers reach the process that aggregates them: the only place that touches a network."""
+"""The world brings the payloads of n workers to the process that aggregates them; nothing else uses a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from phalanx.core.precision import accumulation_dtype
 
 
 class World(Protocol):
-    """What a collective and a server's transport have in common: all that the stages behind the wire need."""
+    """The methods that a collective and a server's transport share; the stages behind the wire need no others."""
 
     @property
     def rank(self) -> int:
@@ -60,7 +60,7 @@ class World(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends this world's use of the network, where it has a part of its own."""
+        """Closes the network connections that belong to this world, if it has any."""
         ...
 
 
@@ -74,7 +74,7 @@ class Collective(World, Protocol):
         """The weighted mean over the rows of all workers, by all-reduce. Shapes: (k, m), (k,), () -> (m,).
 
         Args:
-            total: sum of the weights of all workers; one `all_gather` finds it for several means.
+            total: sum of the weights of all workers; one `all_gather` gives it for several means.
         """
         ...
 

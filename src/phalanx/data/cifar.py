@@ -84,18 +84,9 @@ class CifarFiles:
             members = [f"{self.folder}/{name}" for name in self.train + self.test]
             sources = {archive: (self.url, self.md5)}
             download(self.name, sources, self.path, lambda work: extract(work / archive, members, work))
-        train_x, train_y = self._part(self.train, NUM_TRAIN, train, size)
-        test_x, test_y = self._part(self.test, NUM_TEST, test, size)
-        return Dataset(
-            name=self.name,
-            train_x=train_x,
-            train_y=train_y,
-            test_x=test_x,
-            test_y=test_y,
-            num_classes=self.num_classes,
-            mean=mean,
-            std=std,
-        )
+        train_part = self._part(self.train, NUM_TRAIN, train, size)
+        test_part = self._part(self.test, NUM_TEST, test, size)
+        return Dataset.of(self.name, train_part, test_part, self.num_classes, mean=mean, std=std)
 
     def records(self, path: Path) -> tuple[Tensor, Tensor]:
         """Images and labels of one file.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from phalanx.core.registry import entries
 from phalanx.data.files import data_folder
 from phalanx.data.images import Crop, Images, cut
 from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
+
+Part = tuple[Tensor | Images, Tensor]  # examples and labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,11 @@ class Dataset:
         low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
         ok = low >= 0 and high < self.vocabulary
         require(ok, f"{self.name}: {part} token ids lie in [0, {self.vocabulary}), got {low} to {high}")
+
+    @staticmethod
+    def of(name: str, train: Part, test: Part, num_classes: int, **fields: Any) -> Dataset:
+        """A data set from the examples and labels of its two parts, and its other fields by name."""
+        return Dataset(name, *train, *test, num_classes, **fields)
 
     @property
     def shape(self) -> Shape:

@@ -31,18 +31,8 @@ class Digits(Data):
         x = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 8, 8)
         y = torch.from_numpy(labels).to(torch.int64)
         order = torch.randperm(len(y), generator=make_generator("digits"))
-        train, test = order[:NUM_TRAIN], order[NUM_TRAIN:]
-        return Dataset(
-            name="digits",
-            train_x=x[train],
-            train_y=y[train],
-            test_x=x[test],
-            test_y=y[test],
-            num_classes=10,
-            mean=(0.3053,),
-            std=(0.3761,),
-            levels=16,
-        )
+        train, test = ((x[samples], y[samples]) for samples in (order[:NUM_TRAIN], order[NUM_TRAIN:]))
+        return Dataset.of("digits", train, test, 10, mean=(0.3053,), std=(0.3761,), levels=16)
 
     def location(self) -> str:
         return "part of scikit-learn"

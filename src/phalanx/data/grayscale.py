@@ -51,23 +51,12 @@ class Grayscale(Data):
         for label in gray_classes.tolist():
             shares[label] = 1 - self.minor
         gray = self._random_gray("train", data.train_y, shares)
-        train_x, test_gray = (
-            _without_colour(train_x, gray),
-            self._random_gray("test", data.test_y, [0.5] * data.num_classes),
-        )
+        test_gray = self._random_gray("test", data.test_y, [0.5] * data.num_classes)
         keep = self._oversampled_positions(data.train_y, gray) if self.oversampled else slice(None)
-        return Dataset(
-            name="grayscale",
-            train_x=train_x[keep],
-            train_y=data.train_y[keep],
-            test_x=_without_colour(test_x, test_gray),
-            test_y=data.test_y,
-            num_classes=data.num_classes,
-            mean=data.mean,
-            std=data.std,
-            levels=data.levels,
-            owners=owners[keep],
-        )
+        train = _without_colour(train_x, gray)[keep], data.train_y[keep]
+        test = _without_colour(test_x, test_gray), data.test_y
+        scale = {"mean": data.mean, "std": data.std, "levels": data.levels}
+        return Dataset.of("grayscale", train, test, data.num_classes, **scale, owners=owners[keep])
 
     def location(self) -> str:
         return self.data.location()

@@ -59,18 +59,10 @@ class ImageFolder(Data):
         self.location()
         classes = [entry.name for entry in _listed(self._part("train"), folders=True)]
         labels = {name: label for label, name in enumerate(classes)}
-        train_x, train_y = self._read("train", labels, readable, self.train)
-        test_x, test_y = self._read("val", labels, readable, self.test)
-        return Dataset(
-            name="image_folder",
-            train_x=train_x,
-            train_y=train_y,
-            test_x=test_x,
-            test_y=test_y,
-            num_classes=len(classes),
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-        )
+        train = self._read("train", labels, readable, self.train)
+        test = self._read("val", labels, readable, self.test)
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return Dataset.of("image_folder", train, test, len(classes), mean=mean, std=std)
 
     def _read(
         self, part: str, labels: dict[str, int], readable: Container[str], count: int | None

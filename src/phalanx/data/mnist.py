@@ -54,16 +54,7 @@ class Mnist(Data):
         train_x, train_y = _read(place, "train", 60_000)
         test_x, test_y = _read(place, "t10k", 10_000)
         a, b = evenly_spaced(60_000, self.train), evenly_spaced(10_000, self.test)
-        return Dataset(
-            name="mnist",
-            train_x=train_x[a],
-            train_y=train_y[a],
-            test_x=test_x[b],
-            test_y=test_y[b],
-            num_classes=10,
-            mean=(0.1307,),
-            std=(0.3081,),
-        )
+        return Dataset.of("mnist", (train_x[a], train_y[a]), (test_x[b], test_y[b]), 10, mean=(0.1307,), std=(0.3081,))
 
     def location(self) -> str:
         place = data_folder() / "MNIST" / "raw"

@@ -65,28 +65,19 @@ class MovieReview(Data):
             place = data_folder() / PLACES[-1]
             names = [f"{PLACES[-1]}/{name}" for name in FILES]
             download("movie_review", {ARCHIVE: (URL, MD5)}, place, lambda work: extract(work / ARCHIVE, names, work))
-        parts = [_sentences(place / name) for name in FILES]
+        texts = [_sentences(place / name) for name in FILES]
         order = [
             torch.randperm(SENTENCES, generator=make_generator("movie_review", label)).tolist() for label in (0, 1)
         ]
         # the two labels alternate, so that any number of first sentences is balanced
-        turns = [tokens(parts[label][order[label][i]]) for i in range(SENTENCES) for label in (0, 1)]
+        turns = [tokens(texts[label][order[label][i]]) for i in range(SENTENCES) for label in (0, 1)]
         train, test = turns[2 * TEST :][: self.train], turns[: 2 * TEST][: self.test]
         ids = _ids(train, self.vocabulary)
-        (train_x, train_y), (test_x, test_y) = (
+        train_part, test_part = (
             (encode(part, ids, self.length), torch.arange(len(part)) % 2) for part in (train, test)
         )
         words = ("<pad>", "<unk>", *ids)
-        return Dataset(
-            name="movie_review",
-            train_x=train_x,
-            train_y=train_y,
-            test_x=test_x,
-            test_y=test_y,
-            num_classes=2,
-            vocabulary=len(words),
-            words=words,
-        )
+        return Dataset.of("movie_review", train_part, test_part, 2, vocabulary=len(words), words=words)
 
     def location(self) -> str:
         place = _place()

@@ -78,17 +78,8 @@ class Multi30k(Data):
 
     def read(self) -> Dataset:
         ids = {word: i for i, word in enumerate(self.words())}
-        train_x, train_y = self._pairs("train", ids)
-        test_x, test_y = self._pairs(self.test_on, ids)
-        return Dataset(
-            name="multi30k",
-            train_x=train_x,
-            train_y=train_y,
-            test_x=test_x,
-            test_y=test_y,
-            num_classes=len(ids),
-            vocabulary=len(ids),
-        )
+        train, test = self._pairs("train", ids), self._pairs(self.test_on, ids)
+        return Dataset.of("multi30k", train, test, len(ids), vocabulary=len(ids))
 
     def _pairs(self, part: Part, ids: dict[str, int]) -> tuple[Tensor, Tensor]:
         german, english = (_encode(self.sentences(part, lang), lang, ids, self.length) for lang in ("de", "en"))

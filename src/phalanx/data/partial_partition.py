@@ -132,5 +132,5 @@ class Reserve(Partition):
         have = f"{len(values)} samples for {units} units"
         require(enough, f"{self!r} leaves no sample for some unit, with {have}; lower amount")
         order = torch.randperm(len(values), generator=make_generator("reserved", seed))
-        mine, rest = order[: self.amount].sort().values, order[self.amount :].sort().values
-        return (*(rest[part] for part in self.inner.split(values[rest], units - 1, seed)), mine)
+        reserved, rest = order[: self.amount].sort().values, order[self.amount :].sort().values
+        return (*(rest[part] for part in self.inner.split(values[rest], units - 1, seed)), reserved)

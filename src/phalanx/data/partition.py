@@ -174,7 +174,7 @@ class Shards(Partition):
         shuffled = _shuffled(len(values), ("split", seed))
         pieces = shuffled[values[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
         shards = torch.randperm(len(pieces), generator=make_generator("shards", seed)).reshape(units, self.per_unit)
-        return tuple(torch.cat([pieces[i] for i in own]) for own in shards.tolist())
+        return tuple(torch.cat([pieces[i] for i in unit_shards]) for unit_shards in shards.tolist())
 
 
 def check_units(partition: Partition, n: int, units: int, each: int = 1) -> None:

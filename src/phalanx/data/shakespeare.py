@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shakespeare's plays, by role, for models that predict characters."""
+"""Shakespeare's plays, by role, for models that predict characters, from TensorFlow Federated's database."""
 
 from __future__ import annotations
 
 import json
+import lzma
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +19,6 @@ from phalanx.core.round import make_generator
 from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
 from phalanx.data.files import data_folder, download, missing_data
 from phalanx.data.passages import passages
-from phalanx.data.tff_database import examples_by_client
 
 PLACE, FILE = "shakespeare", "shakespeare_fed.jsonl"
 URL = "https://storage.googleapis.com/tff-datasets-public"
@@ -79,16 +82,7 @@ class Shakespeare(Data):
         train_x, train_y, owners = self._part("train", [role.train for role in chosen], self.train)
         test_x, test_y, _ = self._part("test", [role.test for role in chosen], self.test)
         count = len(CHARACTERS)
-        return Dataset(
-            name="shakespeare",
-            train_x=train_x,
-            train_y=train_y,
-            test_x=test_x,
-            test_y=test_y,
-            num_classes=count,
-            vocabulary=count,
-            owners=owners,
-        )
+        return Dataset.of("shakespeare", (train_x, train_y), (test_x, test_y), count, vocabulary=count, owners=owners)
 
     def chosen(self) -> list[Role]:
         """The chosen roles; the owner of a passage is the position of its role in this list."""
@@ -151,3 +145,74 @@ def _unpack(work: Path) -> None:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (work / FILE).write_text(text, encoding="utf-8")
     archive.unlink()
+
+
+QUERY = "select client_id, serialized_example_proto from examples where split_name = ? order by rowid"
+
+
+def examples_by_client(archive: Path, part: str, feature: str) -> dict[str, list[str]]:
+    """The texts of each client in one part of a compressed database, in the order of the database.
+
+    Args:
+        archive: an lzma file; the database is unpacked next to it, and deleted at the end.
+        part: name of the part, such as "train".
+        feature: name of the text in each example.
+    Raises:
+        ValueError: the file is damaged or is no such database.
+    """
+    unpacked = archive.with_suffix("")
+    texts: dict[str, list[str]] = {}
+    try:
+        unpacked.write_bytes(lzma.decompress(archive.read_bytes()))
+        with closing(sqlite3.connect(unpacked)) as database:
+            for client, example in database.execute(QUERY, (part,)):
+                texts.setdefault(client, []).append(text_of(example, feature))
+    except (lzma.LZMAError, sqlite3.Error, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{archive.name} is no database of examples by client ({reason})") from error
+    finally:
+        unpacked.unlink(missing_ok=True)
+    return texts
+
+
+def text_of(example: bytes, feature: str) -> str:
+    """The text under a name in a serialized tf.train.Example.
+
+    Raises:
+        ValueError: the bytes are no such message, or the example has no such text.
+    """
+    # Example.features -> Features.feature, a map of entries (1: name, 2: Feature) -> Feature.bytes_list -> value
+    for features in _fields(example, 1):
+        for entry in _fields(features, 1):
+            if b"".join(_fields(entry, 1)) == feature.encode():
+                texts = [t for f in _fields(entry, 2) for values in _fields(f, 1) for t in _fields(values, 1)]
+                if len(texts) == 1:
+                    return texts[0].decode("utf-8")
+    raise ValueError(f"an example has no text {feature!r}")
+
+
+def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
+    """The contents of all fields with one number in a message whose fields all state their length."""
+    place = 0
+    while place < len(message):
+        key, place = _number(message, place)
+        size, place = _number(message, place)
+        if key % 8 != 2 or place + size > len(message):
+            raise ValueError(
+                f"a message of {len(message)} bytes is cut off or has another kind of field at byte {place}"
+            )
+        if key // 8 == wanted:
+            yield message[place : place + size]
+        place += size
+
+
+def _number(message: bytes, place: int) -> tuple[int, int]:
+    """A number with seven bits in each byte, the lowest first, and the position after it."""
+    value = shift = 0
+    while place < len(message):
+        byte, place = message[place], place + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+        shift += 7
+    raise ValueError("a message ends within a number")

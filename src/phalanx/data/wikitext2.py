@@ -67,19 +67,8 @@ class Wikitext2(Data):
 
     def read(self) -> Dataset:
         train, test, words = self._texts()
-        pieces = (passages(ids, self.length, self.context) for ids in (train, test))
-        (train_x, train_y), (test_x, test_y) = pieces
-        count = len(words)
-        return Dataset(
-            name="wikitext2",
-            train_x=train_x,
-            train_y=train_y,
-            test_x=test_x,
-            test_y=test_y,
-            num_classes=count,
-            vocabulary=count,
-            words=words,
-        )
+        train_part, test_part = (passages(ids, self.length, self.context) for ids in (train, test))
+        return Dataset.of("wikitext2", train_part, test_part, len(words), vocabulary=len(words), words=words)
 
     def texts(self) -> tuple[Tensor, Tensor, int]:
         """The training and the test text as token ids, and the size of the vocabulary. Shapes: (T,) each."""

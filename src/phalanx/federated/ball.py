@@ -42,9 +42,9 @@ class Ball(Expression):
         require(0 < self.decay <= 1, f"ball needs decay in (0, 1], got decay={self.decay}")
 
     @torch.no_grad()
-    def project(self, weights: Sequence[Tensor], centre: Sequence[Tensor], at: int) -> None:
+    def project(self, weights: Sequence[Tensor], centre: Sequence[Tensor], round_index: int) -> None:
         """Moves the weights into the ball of round `at`, in place; what is within stays to the bit."""
-        radius = self.radius * self.decay**at
+        radius = self.radius * self.decay**round_index
         if self.norm == "linf":
             for w, c in zip(weights, centre, strict=True):
                 if bool(((w - c).abs() > radius).any()):

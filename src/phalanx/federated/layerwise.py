@@ -11,12 +11,12 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.neuron_axes import OUTPUTS, Axes, scatter, take
-from phalanx.core.trees import State, copied_tree
+from phalanx.core.trees import State, copy_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
 from phalanx.matching.match_stage import EXAMPLES, MatchReply
+from phalanx.matching.neuron_axes import OUTPUTS, Axes, scatter, take
 from phalanx.matching.neuron_features import presence
 from phalanx.training.client_work import MultiRoundWork
 from phalanx.training.context import ModelProvider, WorkerContext
@@ -114,11 +114,11 @@ class Layerwise(MultiRoundWork):
 
     def check(self, models: ModelProvider, rounds: int) -> None:
         check_levels(models)
-        found = len(models.graph.sizes) + 1
+        count = len(models.graph.sizes) + 1
         names = ", ".join(models.graph.names)
         require(
-            found == self.layers,
-            f"this network has {found} layers to match and average, {names} and the last one, got layers={self.layers}",
+            count == self.layers,
+            f"this network has {count} layers to match and average, {names} and the last one, got layers={self.layers}",
         )
         require(
             rounds % self.layers == 0,
@@ -148,7 +148,7 @@ class Layerwise(MultiRoundWork):
         last = PassMemory.from_state(memory)
         axes, sent_with = models.graph.axes, turns(models)
         model = context.model if layer else models.original()
-        before = copied_tree(model.state_dict()) if layer else {}
+        before = copy_tree(model.state_dict()) if layer else {}
         known_places: dict[int, Tensor] = {}
         if layer:
             assert last is not None
@@ -166,7 +166,7 @@ class Layerwise(MultiRoundWork):
         after = model.state_dict()
         for name, part in context.layout.split(out).items():
             part.copy_(examples_of(context.data, samples) if name == EXAMPLES else after[name])
-        unsent = copied_tree({n: t for n, t in after.items() if sent_with.get(n, self.layers) > layer})
+        unsent = copy_tree({n: t for n, t in after.items() if sent_with.get(n, self.layers) > layer})
         if layer:
             model.load_state_dict(before)
         return loss, PassMemory(pass_index, layer, known_places, unsent).to_state()
@@ -186,13 +186,13 @@ class Layerwise(MultiRoundWork):
             group: _taken(known_places.get(group, torch.arange(size)), _width(state, graph.axes, group))
             for group, size in enumerate(graph.sizes)
         }
-        for group, own in places.items():
-            state = {n: take(t, graph.axes.get(n, ()), group, own.clamp(min=0)) for n, t in state.items()}
-        if all(bool((own >= 0).all()) for own in places.values()):
+        for group, group_places in places.items():
+            state = {n: take(t, graph.axes.get(n, ()), group, group_places.clamp(min=0)) for n, t in state.items()}
+        if all(bool((group_places >= 0).all()) for group_places in places.values()):
             return state
         # neurons without a place start from the client's own initialization
         fresh = models.initial_weights(unit)
-        kept = {group: (own >= 0).nonzero().flatten() for group, own in places.items()}
+        kept = {group: (group_places >= 0).nonzero().flatten() for group, group_places in places.items()}
         has = {n: presence(t, graph.axes.get(n, ()), kept) for n, t in state.items()}
         return {n: torch.where(has[n] > 0, t, fresh[n]) for n, t in state.items()}
 
@@ -214,11 +214,11 @@ def turns(models: ModelProvider) -> dict[str, int]:
 
 def _turn(axes: Axes, last: int) -> int:
     """When the neurons that come out of it are matched, and not before it was trained on inputs that are."""
-    made = {a.group for a in axes if a.makes}
-    if OUTPUTS in made or not axes:
+    produced = {a.group for a in axes if a.makes}
+    if OUTPUTS in produced or not axes:
         return last
-    used = {a.group for a in axes if not a.makes} - made
-    return max([*made, *(group + 1 for group in used)])
+    used = {a.group for a in axes if not a.makes} - produced
+    return max([*produced, *(group + 1 for group in used)])
 
 
 def _width(state: Mapping[str, Tensor], axes: Mapping[str, Axes], group: int) -> int:

@@ -14,13 +14,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
-from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis
 from phalanx.core.round import make_generator
-from phalanx.core.trees import State, copied_tree
+from phalanx.core.trees import State, copy_tree
 from phalanx.data.dataset import Dataset
 from phalanx.data.partition import Partition
 from phalanx.federated.ball import Ball
 from phalanx.matching.match_stage import EXAMPLES
+from phalanx.matching.neuron_axes import OUTPUTS, Axes, Axis
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext, seeded
 from phalanx.training.optim import ServerOptimizer, Sgd, moments, set_moments
@@ -104,7 +104,7 @@ class LocalTraining(ClientWork):
         self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
     ) -> tuple[float, State]:
         model, parts = context.model, context.layout.split(out)
-        before = copied_tree(model.state_dict())
+        before = copy_tree(model.state_dict())
         if self.own and context.models is not None and context.models.is_first_round:
             fresh = context.models.initial_weights(unit)
             model.load_state_dict({n: before[n] if _named(n, self.frozen) else t for n, t in fresh.items()})
@@ -139,7 +139,7 @@ class LocalTraining(ClientWork):
         if trained:
             optimizer = self.optimizer.build(trained)
             if "optimizer" in memory:
-                set_moments(optimizer, copied_tree(memory["optimizer"]))
+                set_moments(optimizer, copy_tree(memory["optimizer"]))
             for group in optimizer.param_groups:
                 group["lr"] = self.optimizer.rate(context.round_in_phase, context.rounds)
             model.train()
@@ -190,24 +190,24 @@ def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | Non
         axes: of every tensor.
         groups: whose neurons still stand in an order of the client's own; all when None.
     """
-    open = tuple(
+    open_axes = tuple(
         tuple(a for a in axes.get(name, ()) if groups is None or a.group in groups or a.group == OUTPUTS)
         for name in layout.names
     )
     sizes = [
         a.neurons(torch.empty(shape, device="meta"))
-        for mine, shape in zip(open, layout.shapes, strict=True)
-        for a in mine
+        for tensor_axes, shape in zip(open_axes, layout.shapes, strict=True)
+        for a in tensor_axes
         if a.group == OUTPUTS
     ]
     if not sizes:
-        return replace(layout, axes=open)
+        return replace(layout, annotations=open_axes)
     return Layout(
         (*layout.names, EXAMPLES),
         (*layout.shapes, torch.Size([sizes[0]])),
         layout.num_installed + 1,
         layout.dtype,
-        (*open, (Axis(0, OUTPUTS),)),
+        (*open_axes, (Axis(0, OUTPUTS),)),
     )
 
 

@@ -39,8 +39,8 @@ def adapt(model: nn.Module, energy: float = 0.999, *, inplace: bool = False) -> 
     require(0 < energy <= 1, f"adapt needs an energy in (0, 1], got energy={energy}")
     whole = replace_modules(model, {}, {}, inplace)
     lowered: dict[tuple[int, int], _Pair] = {}
-    own = [(name, low, factor) for name, low in low_rank_layers(whole).items() for factor in low.factors]
-    for name, low, factor in own:
+    model_factors = [(name, low, factor) for name, low in low_rank_layers(whole).items() for factor in low.factors]
+    for name, low, factor in model_factors:
         u, v = low.pair(factor)
         path = ".".join(part for part in (name, factor.name) if part)
         require(not u.is_meta, f"layer {path!r} has factors without data; build the model on a device that holds them")
@@ -49,7 +49,7 @@ def adapt(model: nn.Module, energy: float = 0.999, *, inplace: bool = False) -> 
         if (id(u), id(v)) not in lowered:
             lowered[id(u), id(v)] = _lowered(factor, u, v, energy)
     # only now, so that an error leaves the model unchanged
-    for _, low, factor in own:
+    for _, low, factor in model_factors:
         u, v = low.pair(factor)
         for path, parameter in zip((factor.u, factor.v), lowered[id(u), id(v)], strict=True):
             inner, _, last = path.rpartition(".")

@@ -97,8 +97,8 @@ class LowRankAttention(NoFusedAttention, LowRank):
     def macs(self, inputs: tuple[Any, ...], output: Any) -> int:
         query, key, value = inputs[:3]
         sources = zip(_PROJECTIONS, (query, key, value, query), strict=True)
-        own = {name: sum(p.numel() for p in getattr(self, name).parameters() if p.dim() > 1) for name in _PROJECTIONS}
-        return sum(own[name] * words_of(x) for name, x in sources) + attention_products(self, query, key)
+        sizes = {name: sum(p.numel() for p in getattr(self, name).parameters() if p.dim() > 1) for name in _PROJECTIONS}
+        return sum(sizes[name] * words_of(x) for name, x in sources) + attention_products(self, query, key)
 
     def forward(
         self,

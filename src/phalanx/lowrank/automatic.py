@@ -78,10 +78,10 @@ def _fits_budget(start: Plan, full: Mapping[str, str]) -> bool:
 
 def _distribute(start: Plan, full: Mapping[str, str], shares: Mapping[str, Sequence[float]]) -> Plan:
     """The plan with the ranks that the budget allows; none falls below half of its first value."""
-    own = [entry for entry in _low(start) if entry.name not in full and not entry.tied]
-    options = [choices(shares[e.name], e.factor, max(1, int(_SHARE * (e.rank or 1)))) for e in own]
+    low = [entry for entry in _low(start) if entry.name not in full and not entry.tied]
+    options = [choices(shares[e.name], e.factor, max(1, int(_SHARE * (e.rank or 1)))) for e in low]
     left = _budget(start) - sum(entry.parameters for entry in _low(start) if entry.name in full)
-    chosen = {entry.name: choice for entry, choice in zip(own, spend_budget(options, left), strict=True)}
+    chosen = {entry.name: choice for entry, choice in zip(low, spend_budget(options, left), strict=True)}
 
     def changed(entry: Entry) -> Entry:
         choice = chosen.get(entry.tied or entry.name)

@@ -112,8 +112,8 @@ class LayerTimer:
         if not self._calls.get(name):
             return None, None
         layer = self._able[name]
-        own = {factor.name: ranks.get(layer.path(factor)) for factor in layer.factors}
-        pairs = [self._pair(layer, own, call) for call in self._calls[name]]
+        layer_ranks = {factor.name: ranks.get(layer.path(factor)) for factor in layer.factors}
+        pairs = [self._pair(layer, layer_ranks, call) for call in self._calls[name]]
         dense, after = sum(pair[0] for pair in pairs), sum(pair[-1] for pair in pairs)
         return float(f"{dense:.4g}"), float(f"{after:.4g}")
 
@@ -181,9 +181,9 @@ def step_seconds(forms: Sequence[nn.Module], call: Call, autocast: torch.dtype |
         for step in steps * _WARM:
             step()
         while not _enough(spent[0]):
-            for step, own in zip(steps, spent, strict=True):
-                own.append(step())
-    return tuple(median(own) for own in spent)
+            for step, seconds in zip(steps, spent, strict=True):
+                seconds.append(step())
+    return tuple(median(seconds) for seconds in spent)
 
 
 def _enough(spent: Sequence[float]) -> bool:

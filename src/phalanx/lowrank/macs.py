@@ -81,25 +81,25 @@ def macs(model: nn.Module, *inputs: Any) -> Macs:
 
 
 def _counted(
-    model: nn.Module, prefix: str, seen: set[nn.Module] | None = None
+    model: nn.Module, prefix: str, visited: set[nn.Module] | None = None
 ) -> Iterator[tuple[str, nn.Module, Count]]:
     """The outermost modules that can be counted; a shared module appears once."""
-    seen = set() if seen is None else seen
-    if model in seen:
+    visited = set() if visited is None else visited
+    if model in visited:
         return
-    seen.add(model)
+    visited.add(model)
     count = _count_of(model)
     if count is not None:
         yield prefix, model, count
         return
     for name, child in model.named_children():
-        yield from _counted(child, f"{prefix}.{name}" if prefix else name, seen)
+        yield from _counted(child, f"{prefix}.{name}" if prefix else name, visited)
 
 
 def _count_of(layer: nn.Module) -> Count | None:
-    own = getattr(layer, "macs", None)
-    if callable(own):
-        return lambda _, inputs, output: int(own(inputs, output))  # type: ignore[call-overload]
+    own_count = getattr(layer, "macs", None)
+    if callable(own_count):
+        return lambda _, inputs, output: int(own_count(inputs, output))  # type: ignore[call-overload]
     for kinds, count in _COUNTS:
         if isinstance(layer, kinds):
             return count

@@ -125,19 +125,19 @@ def _split(
     """The optimizer's states for u and for v."""
     factors = ThinFactors.of(entry)
     for_u, for_v = ({key: _copied(x) for key, x in held[0].items()} for _ in range(2))
-    seen = {key: _matrices(entry, [state[key] for state in held]) for key in held[0] if _is_like(held[0][key])}
+    moments_of = {key: _matrices(entry, [state[key] for state in held]) for key in held[0] if _is_like(held[0][key])}
     for key in _SQUARES:
-        if key in seen:
-            for_u[key], for_v[key] = entry.pulled(*factors.chained_squares(*seen[key]))
-    key = "exp_avg" if "exp_avg" in seen else "momentum_buffer"
-    if key not in seen:
+        if key in moments_of:
+            for_u[key], for_v[key] = entry.pulled(*factors.chained_squares(*moments_of[key]))
+    key = "exp_avg" if "exp_avg" in moments_of else "momentum_buffer"
+    if key not in moments_of:
         return for_u, for_v
     if moments == "gradient":
-        for_u[key], for_v[key] = entry.pulled(*factors.chained(*seen[key]))
+        for_u[key], for_v[key] = entry.pulled(*factors.chained(*moments_of[key]))
         return for_u, for_v
     # the optimizer divides a first moment by this, before and after
-    old = [_divisor(group, held[0], seen, side) for side in range(2)]
-    step = factors.direction(*(m / d for m, d in zip(seen[key], old, strict=True)))
+    old = [_divisor(group, held[0], moments_of, side) for side in range(2)]
+    step = factors.direction(*(m / d for m, d in zip(moments_of[key], old, strict=True)))
     left, right = tangent(step, factors.left, factors.right)
     for_u[key], for_v[key] = entry.pulled(right, left)
     for state, parameter in ((for_u, entry.new[0]), (for_v, entry.new[1])):
@@ -146,12 +146,12 @@ def _split(
     return for_u, for_v
 
 
-def _divisor(group: dict[str, Any], state: dict[str, Any], seen: Mapping[str, Any], side: int) -> Tensor | float:
+def _divisor(group: dict[str, Any], state: dict[str, Any], moments_of: Mapping[str, Any], side: int) -> Tensor | float:
     """The number by which Adam divides the first moment; 1 for plain momentum."""
-    if "exp_avg" not in seen:
+    if "exp_avg" not in moments_of:
         return 1.0
     step, (first, second) = float(state["step"]), group["betas"]
-    squares = seen["max_exp_avg_sq" if "max_exp_avg_sq" in seen else "exp_avg_sq"][side]
+    squares = moments_of["max_exp_avg_sq" if "max_exp_avg_sq" in moments_of else "exp_avg_sq"][side]
     return ((squares / (1 - second**step)).sqrt() + group["eps"]) * (1 - first**step)
 
 

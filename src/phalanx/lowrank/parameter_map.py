@@ -126,9 +126,9 @@ def _source(before: nn.Module, factor: Factor, name: str) -> tuple[nn.Parameter,
     try:
         if not isinstance(before, LowRank):
             return (before.get_parameter(factor.weight),)
-        for own, part in before.parts():
-            if own.name == factor.name:
-                return before.pair(own) if own in before.factors else (_parameter(part),)
+        for old_factor, part in before.parts():
+            if old_factor.name == factor.name:
+                return before.pair(old_factor) if old_factor in before.factors else (_parameter(part),)
         raise AttributeError(factor.name)
     except AttributeError:
         raise ValueError(

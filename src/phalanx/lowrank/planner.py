@@ -113,8 +113,8 @@ def plan(
     if not auto:
         return first_plan if timer is None else timer(first_plan)
     known = {layer.path(factor): (layer, factor) for layer in model_layers for factor in layer.factors}
-    own = [] if spectral else [e.name for e in first_plan if e.rank is not None and not e.tied]
-    shares = None if spectral else {name: energies_of(*known[name]) for name in own}
+    own_names = [] if spectral else [e.name for e in first_plan if e.rank is not None and not e.tied]
+    shares = None if spectral else {name: energies_of(*known[name]) for name in own_names}
     return choose_full_layers(first_plan, shares, first is None and not measure, timer)
 
 
@@ -247,5 +247,5 @@ def _agree(group: list[tuple[Layer, Factor]], names: dict[int, list[str]], reaso
         return
     for (layer, factor), path in zip(group, paths, strict=True):
         if not reasons[path]:
-            own = ".".join(part for part in (layer.name, factor.weight) if part)
-            reasons[path] = f"tied with {', '.join(name for name in everywhere if name != own)}"
+            weight_path = ".".join(part for part in (layer.name, factor.weight) if part)
+            reasons[path] = f"tied with {', '.join(name for name in everywhere if name != weight_path)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,12 +43,10 @@ class PowerSgd(Stage):
 
     rank: int = 1
 
+    runs_on: ClassVar[Scope] = "tensor"
+
     def validate(self) -> None:
         require(self.rank >= 1, f"power_sgd needs rank >= 1, got rank={self.rank}")
-
-    @property
-    def scope(self) -> Scope:
-        return "tensor"
 
     @property
     def num_wires(self) -> int:
@@ -83,10 +82,10 @@ class PowerSgd(Stage):
         row = head.join(decoded).to(owed)
         lost = Layout(tuple(matrices), tuple(parts[name].shape[1:] for name in matrices), 0, owed.dtype)
         for i, worker in enumerate(stack.ids if matrices else ()):
-            mine = state.get(memory_key(worker, received=False), {}).get("residual", {})
-            old = load(mine, lost, owed.new_zeros(lost.d))
+            residual = state.get(memory_key(worker, received=False), {}).get("residual", {})
+            old = load(residual, lost, owed.new_zeros(lost.d))
             new = lost.join({name: parts[name][i] - decoded[name] for name in matrices})
-            state[memory_key(worker, received=False)] = {"residual": {**mine, **store(new, old, lost)}}
+            state[memory_key(worker, received=False)] = {"residual": {**residual, **store(new, old, lost)}}
         if matrices:
             state[_SHARED] = {"right": {**known, **{name: _normed(q) for name, q in right.items() if finite(q)}}}
         clock.lap("decode_s")

@@ -74,23 +74,23 @@ class Pufferfish(Surgery):
         forgets = self.start == "drawn" and self.warmup != 0
         require(not forgets, f"pufferfish with drawn factors forgets a warm-up; set warmup=0, not {self.warmup!r}")
         least = LATEST if self.warmup == "auto" else share
-        for at in self.adapt:
+        for share in self.adapt:
             require(
-                least < at < 1, f"pufferfish adapts in shares of the phase in ({least:g}, 1), got adapt={self.adapt}"
+                least < share < 1, f"pufferfish adapts in shares of the phase in ({least:g}, 1), got adapt={self.adapt}"
             )
         require(0 < self.energy <= 1, f"pufferfish needs an energy in (0, 1], got energy={self.energy}")
 
-    def watches(self, at: int, rounds: int) -> bool:
-        if at in self._adapts(rounds):
+    def watches(self, round_index: int, rounds: int) -> bool:
+        if round_index in self._adapts(rounds):
             return True
         if self.warmup == "auto":
-            return at % max(1, rounds // LOOKS) == 0 and at <= self._latest(rounds)
-        return at == int(self.warmup * rounds)
+            return round_index % max(1, rounds // LOOKS) == 0 and round_index <= self._latest(rounds)
+        return round_index == int(self.warmup * rounds)
 
     def operate(
-        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+        self, model: nn.Module, round_index: int, rounds: int, memory: State, rng: torch.Generator
     ) -> tuple[nn.Module | None, State]:
-        if at in self._adapts(rounds):
+        if round_index in self._adapts(rounds):
             low = adapt(model, self.energy)
             shape = {"plan": applied(low).to_yaml()}
             # if no rank fell, the model and the optimizer stay as they are
@@ -99,7 +99,9 @@ class Pufferfish(Surgery):
             return None, memory
         if self.warmup == "auto":
             memory = self._look(model, memory)
-            waits = not ranks_converged(memory["looks"]) and at + max(1, rounds // LOOKS) <= self._latest(rounds)
+            waits = not ranks_converged(memory["looks"]) and round_index + max(1, rounds // LOOKS) <= self._latest(
+                rounds
+            )
             if waits:
                 return None, memory
         chosen = plan(

@@ -97,11 +97,11 @@ def _slope(a: Choice, b: Choice) -> float:
     return (b.kept - a.kept) / (b.cost - a.cost)
 
 
-def _hull(own: Sequence[Choice]) -> list[int]:
+def _hull(choices: Sequence[Choice]) -> list[int]:
     """The positions of the choices on the upper concave hull of energy over cost."""
     hull = [0]
-    for i in range(1, len(own)):
-        while len(hull) > 1 and _slope(own[hull[-2]], own[hull[-1]]) < _slope(own[hull[-1]], own[i]):
+    for i in range(1, len(choices)):
+        while len(hull) > 1 and _slope(choices[hull[-2]], choices[hull[-1]]) < _slope(choices[hull[-1]], choices[i]):
             hull.pop()
         hull.append(i)
     return hull

@@ -13,11 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from phalanx.core._torch_private import is_persistent
 from phalanx.lowrank.factor import Factor
-from phalanx.lowrank.gru_scan import GruScan, gru_steps
 from phalanx.lowrank.layer import LowRank, Ranks, empty_pair
-from phalanx.lowrank.lstm_scan import LstmScan, lstm_steps
 from phalanx.lowrank.macs import words_of
-from phalanx.lowrank.steps import Sizes
+from phalanx.lowrank.scan import GruScan, LstmScan, Sizes, gru_steps, lstm_steps
 
 States = tuple[Tensor, ...]  # of one layer and direction, each (B, hidden)
 
@@ -159,16 +157,16 @@ class LowRankRecurrent(LowRank):
     def _initial(self, hx: Any, data: Tensor, batch: int, order: Tensor | None) -> list[States]:
         count, shape = self._num_states, (len(self._ends()), batch, self.hidden_size)
         if hx is None:
-            given: States = tuple(data.new_zeros(shape) for _ in range(count))
+            states: States = tuple(data.new_zeros(shape) for _ in range(count))
         else:
-            given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        got = [tuple(state.shape) for state in given]
+            states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        got = [tuple(state.shape) for state in states]
         if got != [shape] * count:
             name = type(self).__name__
             raise ValueError(f"{name} needs {count} initial state(s) of shape {shape}, got the shapes {got}")
         if order is not None and hx is not None:
-            given = tuple(state.index_select(1, order) for state in given)
-        return [tuple(state[i] for state in given) for i in range(shape[0])]
+            states = tuple(state.index_select(1, order) for state in states)
+        return [tuple(state[i] for state in states) for i in range(shape[0])]
 
     def _final(self, states: list[States], back: Tensor | None) -> Any:
         final: States = tuple(torch.stack(each) for each in zip(*states, strict=True))
@@ -182,10 +180,10 @@ class LowRankRecurrent(LowRank):
         for i, end in enumerate(self._ends()):
             if i > 0 and not outputs:
                 data = F.dropout(data, self.dropout, self.training)
-            x, own = self._input(data, end).to(narrow), tuple(state.to(narrow) for state in states[i])
+            x, layer_states = self._input(data, end).to(narrow), tuple(state.to(narrow) for state in states[i])
             # autocast does not cast products that write into a given tensor
             with torch.autocast(data.device.type, enabled=False):
-                y, *last = self._scan(x, own, end, sizes, i % directions == 1)
+                y, *last = self._scan(x, layer_states, end, sizes, i % directions == 1)
             outputs.append(y)
             final.append(tuple(last))
             if len(outputs) == directions:

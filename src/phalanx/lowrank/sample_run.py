@@ -73,8 +73,8 @@ def _vectors(layer: Layer, part: str, args: tuple[Any, ...], kwargs: dict[str, A
         return expert_vectors((*args, *kwargs.values()))
     if layer.kind == "attention":
         place, name = {"k_proj": (1, "key"), "v_proj": (2, "value")}.get(part, (0, "query"))
-        given: Any = args[place] if place < len(args) else kwargs[name]
-        return given.shape[:-1].numel()
+        argument: Any = args[place] if place < len(args) else kwargs[name]
+        return argument.shape[:-1].numel()
     if layer.kind in ("lstm", "gru"):
         output = output[0].data if isinstance(output[0], PackedSequence) else output[0]
     if not isinstance(output, Tensor) or layer.family is None:

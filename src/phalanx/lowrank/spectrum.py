@@ -45,8 +45,8 @@ def stable_rank(matrices: Tensor) -> float:
         ValueError: an entry is not finite, or there are no data.
     """
     whole = _scaled(matrices)
-    seen = torch.stack([_projected(w) for w in whole]) if min(whole.shape[1:]) > _LONG else whole
-    largest = torch.linalg.eigvalsh(_gram(seen))[:, -1]
+    projected = torch.stack([_projected(w) for w in whole]) if min(whole.shape[1:]) > _LONG else whole
+    largest = torch.linalg.eigvalsh(_gram(projected))[:, -1]
     squares = torch.linalg.vector_norm(whole, dim=(1, 2)).square()
     return float(torch.where(squares > 0, squares / largest, 0.0).mean())
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.module_tensors import replace_tensors
-from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scatter
+from phalanx.matching.neuron_axes import OUTPUTS, Axes, Axis, scatter
 from phalanx.matching.neurons import Label
 from phalanx.matching.symmetry import check
 from phalanx.matching.trace import Trace, is_even, named_tensors, tensors_in
@@ -168,9 +168,9 @@ def _resolved(trace: Trace, saved: set[str]) -> Graph:
 
     axes = {name: tuple(axes_of(tensor)) for name, tensor in trace.leaves.items()}
     return Graph(
-        {name: own for name, own in axes.items() if name in saved},
+        {name: tensor_axes for name, tensor_axes in axes.items() if name in saved},
         tuple(neurons.met[order[first]] for first, _ in free),
         tuple(neurons.sizes[root] for _, root in free),
-        {name: own for name, own in axes.items() if name not in saved},
+        {name: tensor_axes for name, tensor_axes in axes.items() if name not in saved},
         tuple(level for level in levels if len(level) > 1),
     )

@@ -48,10 +48,10 @@ def match(
     >>> match([torch.eye(3), torch.eye(3).flip(0)], gamma=0.1, bias="none").assignments
     (tensor([0, 1, 2]), tensor([2, 1, 0]))
     """
-    given = (gamma, sigma, sigma0)
+    parameters = (gamma, sigma, sigma0)
     require(
-        matcher is None or given == (7.0, 1.0, 1.0),
-        f"match takes gamma, sigma, sigma0 or a matcher, got {given} and {matcher!r}; set them in the matcher",
+        matcher is None or parameters == (7.0, 1.0, 1.0),
+        f"match takes gamma, sigma, sigma0 or a matcher, got {parameters} and {matcher!r}; set them in the matcher",
     )
     require(bias in ("last", "none", "first"), f"match: bias must be 'last', 'none' or 'first', got {bias!r}")
     rule = Bbp(gamma, sigma, sigma0) if matcher is None else matcher

@@ -55,8 +55,8 @@ def match_models(
     places, sizes = match_groups(tensors, graph, Bbp() if matcher is None else matcher, outgoing, refine, seed)
     sizes = graph.levelled(sizes)
     merged = resized(models[0], graph, sizes)
-    for j, (own, place) in enumerate(zip(tensors, places, strict=True)):
-        _check(j, models[j], merged, permuted(own, graph, place, sizes), example_input)
+    for j, (weights, place) in enumerate(zip(tensors, places, strict=True)):
+        _check(j, models[j], merged, permuted(weights, graph, place, sizes), example_input)
     _assign(merged, average_models(tensors, graph.axes, places, sizes, padded=True))
     if data is not None:
         estimate_statistics(merged, data)
@@ -79,7 +79,7 @@ def match_groups(
         rows, bias_columns = features_of_models(moved, graph.axes, group, settled, outgoing)
         matching = matcher.match(rows, bias_columns, seed)
         sizes[group], assignments = len(matching.counts), matching.assignments
-        squares = [s for own in moved if (s := square_weights(own, graph.axes, group, settled)) is not None]
+        squares = [s for model in moved if (s := square_weights(model, graph.axes, group, settled)) is not None]
         if refine and squares:
             assignments = refined(rows, squares, assignments, sizes[group])
         for j, positions in enumerate(assignments):
@@ -142,7 +142,7 @@ def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
-def _check(j: int, model: nn.Module, merged: nn.Module, own: Mapping[str, Tensor], example: Tensor) -> None:
+def _check(j: int, model: nn.Module, merged: nn.Module, weights: Mapping[str, Tensor], example: Tensor) -> None:
     """Raises ValueError unless model j is the same function with its tensors in the shape of the result."""
     shape, *way = (
         f"model {j} is another function in the shape of the match",
@@ -151,7 +151,7 @@ def _check(j: int, model: nn.Module, merged: nn.Module, own: Mapping[str, Tensor
     )
     try:
         copied, inputs = double_precision(merged, example)
-        _assign(copied, own)
+        _assign(copied, weights)
         same = same_output(output(copied, inputs), output(*double_precision(model, example)))
     except RuntimeError as error:
         raise ValueError("; ".join((shape, f"{way[0]} ({error})", way[1]))) from error

@@ -16,9 +16,9 @@ lacks a neuron gets the weights of those that have it; its output gives that neu
     mean:     neurons (4, 0), (0, 5), (-4, -4),  output 1 A + 7 B + 2 C
 
 >>> import phalanx as px
->>> from phalanx.core.neuron_axes import Axis
+>>> from phalanx.matching.neuron_axes import Axis
 >>> hidden, output = (Axis(0, group=0),), (Axis(0, group=OUTPUTS), Axis(1, group=0, makes=False))
->>> layout = Layout(("hidden", "output"), (torch.Size([2, 2]), torch.Size([1, 2])), axes=(hidden, output))
+>>> layout = Layout(("hidden", "output"), (torch.Size([2, 2]), torch.Size([1, 2])), annotations=(hidden, output))
 >>> rows = torch.tensor([[4.0, 0.0, 0.0, 4.0, 2.0, 6.0], [0.0, 6.0, -4.0, -4.0, 8.0, 4.0]])
 >>> matcher = Bbp(gamma=1.0, sigma=1.0, sigma0=10.0, bias_mean=0.0, average="plain")
 >>> matched, _ = Matched(matcher)(Stack.of(rows, layout), None, Round())
@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,14 +42,14 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.gate import Gate, admit
 from phalanx.core.layout import Layout
-from phalanx.core.neuron_axes import OUTPUTS, Axes, scatter
 from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
-from phalanx.core.stage import Matches, Scope, TooFewRows
+from phalanx.core.stage import Scope, Stage, TooFewRows
 from phalanx.core.trees import State
 from phalanx.matching.bbp import Bbp
 from phalanx.matching.matching import Matcher
+from phalanx.matching.neuron_axes import OUTPUTS, Axes, scatter
 from phalanx.matching.neuron_features import features_of_models, presence
 
 EXAMPLES = "examples"  # entry of a row: how many examples of each class the client trained on
@@ -80,7 +80,7 @@ class MatchReply:
 
 
 @method("matched", "matching")
-class Matched(Matches):
+class Matched(Stage):
     """Rows in one order of neurons. Their plain mean is the matched average.
 
     The groups of neurons are matched one after the other, each with the earlier groups in their places. A client that
@@ -119,12 +119,10 @@ class Matched(Matches):
     support: int = 1
     middle: Middle = "mean"
 
+    runs_on: ClassVar[Scope] = "vector"
+
     def validate(self) -> None:
         require(self.support >= 1, f"matched needs support >= 1, got support={self.support}")
-
-    @property
-    def scope(self) -> Scope:
-        return "vector"
 
     def rows_out(self, n: int) -> int:
         if n < self.support:
@@ -134,11 +132,11 @@ class Matched(Matches):
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         stack = admit_claims(stack)
         layout, n = stack.layout, len(stack.rows)
-        if not layout.axes:
+        if not layout.annotations:
             return stack, {}
         if n < self.support:
             raise TooFewRows(f"{self!r} needs at least {self.support} rows to match, got n={n}", stack.notes)
-        axes = dict(zip(layout.names, layout.axes, strict=True))
+        axes = dict(zip(layout.names, layout.annotations, strict=True))
         clients = [layout.split(row) for row in stack.rows]
         claims = torch.stack([client.pop(EXAMPLES) for client in clients]) if EXAMPLES in axes else None
         shares = None if claims is None else class_shares(claims.double(), self.support)
@@ -173,7 +171,7 @@ class Matched(Matches):
         """
         places: list[dict[int, Tensor]] = [{} for _ in clients]
         counts: dict[int, Tensor] = {}
-        groups = sorted({axis.group for own in axes.values() for axis in own if axis.group != OUTPUTS})
+        groups = sorted({axis.group for tensor_axes in axes.values() for axis in tensor_axes if axis.group != OUTPUTS})
         for group in groups:
             settled = {earlier for earlier in groups if earlier < group}
             rows, bias_columns = features_of_models(clients, axes, group, settled, self.outgoing)
@@ -209,7 +207,7 @@ def admit_claims(stack: Stack) -> Stack:
     A negative count, or a total beyond ten medians of all clients, is treated by `Gate`.
     """
     stack = admit(stack)
-    if EXAMPLES not in stack.layout.names or not stack.layout.axes:
+    if EXAMPLES not in stack.layout.names or not stack.layout.annotations:
         return stack
     counts = stack.layout.split(stack.rows)[EXAMPLES].double()
     negative = {i: "a negative number of examples" for i in (counts < 0).any(dim=1).nonzero().flatten().tolist()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from phalanx.core.neuron_axes import OUTPUTS, Axes, Axis, scatter
+from phalanx.matching.neuron_axes import OUTPUTS, Axes, Axis, scatter
 
 
 def neuron_features(
@@ -35,10 +35,10 @@ def neuron_features(
     for makes in (True, False) if outgoing else (True,):
         for name, tensor in tensors.items():
             leaf = name.rpartition(".")[2]
-            own = group_axes(axes.get(name, ()), group, settled)
-            if len(own) != 1 or own[0].makes != makes or leaf.startswith(("running_", "bias_hh")):
+            own_axes = group_axes(axes.get(name, ()), group, settled)
+            if len(own_axes) != 1 or own_axes[0].makes != makes or leaf.startswith(("running_", "bias_hh")):
                 continue
-            rows.append(own[0].neurons_first(tensor))
+            rows.append(own_axes[0].neurons_first(tensor))
             end = column + rows[-1].shape[1]
             if tensor.dim() == 1 and leaf.startswith("bias"):
                 bias_columns += range(column, end)
@@ -100,14 +100,14 @@ def average_models(
     weights = [1.0] * len(models) if weights is None else weights
     means: dict[str, Tensor] = {}
     for name in models[0]:
-        own = axes.get(name, ())
+        tensor_axes = axes.get(name, ())
         total, count = 0.0, 0.0
         for tensors, place, weight in zip(models, places, weights, strict=True):
             tensor = tensors[name]
             for group, positions in place.items():
-                tensor = scatter(tensor, own, group, positions, sizes[group])
+                tensor = scatter(tensor, tensor_axes, group, positions, sizes[group])
             total = total + weight * tensor
-            count = count + weight * presence(tensor, [axis for axis in own if axis.makes or not padded], place)
+            count = count + weight * presence(tensor, [axis for axis in tensor_axes if axis.makes or not padded], place)
         means[name] = torch.where(torch.as_tensor(count) > 0, total / count, 0.0).to(models[0][name].dtype)
     return means
 
@@ -133,6 +133,6 @@ def presence(tensor: Tensor, axes: Iterable[Axis], places: Mapping[int, Tensor])
 
 def group_axes(axes: Axes, group: int, settled: Set[int]) -> Axes:
     """The axes of a tensor that run over a group; none if the tensor has an axis of another group not settled."""
-    own = tuple(axis for axis in axes if axis.group == group)
+    chosen = tuple(axis for axis in axes if axis.group == group)
     others = {axis.group for axis in axes} - {group}
-    return own if others <= settled | {OUTPUTS} else ()
+    return chosen if others <= settled | {OUTPUTS} else ()

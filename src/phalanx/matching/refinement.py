@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from phalanx.core.neuron_axes import Axes, Axis, take
 from phalanx.matching.matching import linear_assignment
+from phalanx.matching.neuron_axes import Axes, Axis, take
 from phalanx.matching.neuron_features import average_models, group_axes
 
 # L_j neurons of client j among L places, D entries of a neuron, K square matrices such as the gates of an LSTM
@@ -25,13 +25,13 @@ def square_weights(
     """
     matrices = []
     for name, tensor in tensors.items():
-        own = group_axes(axes.get(name, ()), group, settled)
-        if len(own) == 2:
+        own_axes = group_axes(axes.get(name, ()), group, settled)
+        if len(own_axes) == 2:
             unfolded = tensor
-            for axis in reversed(own):
+            for axis in reversed(own_axes):
                 unfolded = unfolded.unflatten(axis.dim, (axis.outer, axis.neurons(tensor), axis.inner))
             # the first axis has become three dimensions, so the second one is two further back
-            unfolded = unfolded.movedim((own[0].dim + 1, own[1].dim + 3), (-2, -1))
+            unfolded = unfolded.movedim((own_axes[0].dim + 1, own_axes[1].dim + 3), (-2, -1))
             matrices.append(unfolded.flatten(0, -3))
     return torch.cat(matrices) if matrices else None
 
@@ -80,8 +80,8 @@ def total_distance(
     mean = average_models(weights, _AXES, places, {0: size})
     return sum(
         float((tensor - take(mean[name], _AXES[name], 0, place[0])).square().sum())
-        for own, place in zip(weights, places, strict=True)
-        for name, tensor in own.items()
+        for client, place in zip(weights, places, strict=True)
+        for name, tensor in client.items()
     )
 
 
@@ -102,7 +102,7 @@ def _reordered(
     return torch.empty_like(own).index_copy_(0, order, own)
 
 
-def _order(own: Mapping[str, Tensor], mean: Mapping[str, Tensor], have: Tensor, both: Tensor) -> Tensor:
+def _order(client: Mapping[str, Tensor], mean: Mapping[str, Tensor], have: Tensor, both: Tensor) -> Tensor:
     """The neuron of a client that goes to each place; 0 to L_j - 1 if no order is better than the present one.
 
     Args:
@@ -113,7 +113,7 @@ def _order(own: Mapping[str, Tensor], mean: Mapping[str, Tensor], have: Tensor, 
     """
     # the total distance rises by n/(n + 1) of the squared distance to the mean of n others
     near, joint = have / (have + 1), both / (both + 1)
-    rows, tables = own["rows"], own["squares"]
+    rows, tables = client["rows"], client["squares"]
     linear = near[:, None] * (rows.square().sum(1) - 2 * mean["rows"] @ rows.T)
     left = torch.cat([-2 * joint * mean["squares"], joint[None]])
     right = torch.cat([tables, tables.square().sum(0, keepdim=True)])

@@ -36,10 +36,10 @@ class Pool:
 
     def take(self, j: int, rows: Tensor) -> None:
         """Removes client j, and the neurons that only it had."""
-        mine = self.of(j)
-        self.counts[mine] -= 1
-        self.sums.index_add_(0, mine.to(self.sums.device), rows, alpha=-1)
-        mine.fill_(-1)
+        client_places = self.of(j)
+        self.counts[client_places] -= 1
+        self.sums.index_add_(0, client_places.to(self.sums.device), rows, alpha=-1)
+        client_places.fill_(-1)
         alive = self.counts > 0
         if not alive.all():
             # one entry behind the end, for the -1 of removed clients

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.core.neuron_axes import Axes, scatter
+from phalanx.matching.neuron_axes import Axes, scatter
 from phalanx.matching.trace import tensors_in
 
 
@@ -64,11 +64,11 @@ def output(model: nn.Module, example: Tensor) -> Tensor:
         return next(tensors_in(model(example)))
 
 
-def same_output(found: Tensor, wanted: Tensor) -> bool:
+def same_output(output: Tensor, wanted: Tensor) -> bool:
     """Whether two outputs are equal up to rounding."""
     size = float(wanted.abs().nan_to_num(0, 0, 0).max()) if wanted.numel() else 0.0
     tolerance = 1e-6 if wanted.dtype == torch.float64 else 1e-3
-    return torch.allclose(found, wanted, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+    return torch.allclose(output, wanted, rtol=tolerance, atol=tolerance * size, equal_nan=True)
 
 
 def double_precision(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:

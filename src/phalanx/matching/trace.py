@@ -153,12 +153,12 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensor) for name, tensor in named if tensor.is_floating_point())
 
 
-def tensors_in(given: Any) -> Iterator[Tensor]:
+def tensors_in(arguments: Any) -> Iterator[Tensor]:
     """The tensors of nested tuples, lists and dictionaries."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, tuple | list | dict):
-        for item in given.values() if isinstance(given, dict) else given:
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, tuple | list | dict):
+        for item in arguments.values() if isinstance(arguments, dict) else arguments:
             yield from tensors_in(item)
 
 

@@ -77,25 +77,25 @@ class ModelState:
 
         Returns: what it did, in a sentence; an empty one where the model is the same as before.
         """
-        number, at = position.phase_index, position.round_in_phase
+        number, index = position.phase_index, position.round_in_phase
         phase, key = self.phases[number], str(number)
-        if phase.surgery is None or not phase.surgery.watches(at, phase.rounds):
+        if phase.surgery is None or not phase.surgery.watches(index, phase.rounds):
             return ""
-        made, tree, before = None, {}, self.num_parameters
+        network, tree, before = None, {}, self.num_parameters
         if world.rank == 0:
-            rng = make_generator("surgery", self._run.seed, number, at)
-            made, memory = phase.surgery.operate(self.model, at, phase.rounds, self.memories.get(key, {}), rng)
-            tree = {"memory": memory, "model": {} if made is None else dict(made.state_dict())}
+            rng = make_generator("surgery", self._run.seed, number, index)
+            network, memory = phase.surgery.operate(self.model, index, phase.rounds, self.memories.get(key, {}), rng)
+            tree = {"memory": memory, "model": {} if network is None else dict(network.state_dict())}
         tree = world.broadcast(tree)
         self.memories[key] = self._here(tree.get("memory", {}))
         if not tree.get("model"):
             return ""
-        if made is None:
-            made = self._shaped(self.shapes)
-            made.load_state_dict(tree["model"])
+        if network is None:
+            network = self._shaped(self.shapes)
+            network.load_state_dict(tree["model"])
         old, optimizer = self.model, self.optimizer
-        self._take(made)
-        carried = phase.surgery.carried(optimizer, old, made, self.memories[key])
+        self._take(network)
+        carried = phase.surgery.carried(optimizer, old, network, self.memories[key])
         self.optimizer = self._optimizer(number)
         self.optimizer.state.update(carried)
         return f"{phase.surgery.expression_name}: {before:,} trained parameters become {self.num_parameters:,}"
@@ -119,16 +119,16 @@ class ModelState:
     def _install(self, number: int, layout: Layout, row: Tensor) -> None:
         """Copies a row's tensors into the model, whose layers change their widths where those of the row differ."""
         parts, memory = layout.split(row), dict(self.memories.get(str(number), {}))
-        made = {
+        widths = {
             str(axis.group): axis.neurons(parts[name])
-            for name, axes in zip(layout.names, layout.axes, strict=bool(layout.axes))
+            for name, axes in zip(layout.names, layout.annotations, strict=bool(layout.annotations))
             for axis in axes
             if axis.makes and axis.group >= 0
         }
-        if made:
+        if widths:
             # the first layer of all begins a new pass
-            before = {} if "0" in made else memory.get("shape", {}).get(WIDTHS, {})
-            memory["shape"] = {WIDTHS: {**before, **made}}
+            before = {} if "0" in widths else memory.get("shape", {}).get(WIDTHS, {})
+            memory["shape"] = {WIDTHS: {**before, **widths}}
             self.memories[str(number)] = memory
             self._replace(self._shaped(self.shapes))
             self.optimizer = self._optimizer(number)
@@ -136,10 +136,10 @@ class ModelState:
             for name, tensor in layout.tensors(self.model).items():
                 tensor.copy_(parts[name])
 
-    def _step(self, number: int, at: int, row: Tensor) -> None:
+    def _step(self, number: int, index: int, row: Tensor) -> None:
         """Takes an optimizer step along a row's directions; copies its installed entries into buffers."""
         phase = self.phases[number]
-        clock = phase.surgery.clock(at, phase.rounds) if phase.surgery is not None else (at, phase.rounds)
+        clock = phase.surgery.clock(index, phase.rounds) if phase.surgery is not None else (index, phase.rounds)
         for group in self.optimizer.param_groups:
             group["lr"] = phase.optimizer.rate(*clock)
         named, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())

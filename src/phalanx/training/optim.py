@@ -92,7 +92,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def set_moments(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> None:
     """Loads moments into a new optimizer, which takes over their tensors."""
-    state = {int(number): own for number, own in tree.items()}
+    state = {int(number): moments for number, moments in tree.items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -12,12 +12,13 @@ from phalanx.core.aggregator import Aggregator
 from phalanx.core.codec import Gather
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.registry import suggest
-from phalanx.core.stage import Matches, Stage, check_scheme
+from phalanx.core.stage import Stage, check_scheme
 from phalanx.core.surgery import Surgery
 from phalanx.core.wire_stage import stages_of
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Data
 from phalanx.data.partition import Iid, Partition
+from phalanx.matching.match_stage import Matched
 from phalanx.models.model import Model
 from phalanx.training.client_sampler import AllClients, ClientSampler
 from phalanx.training.client_work import ClientWork, MultiRoundWork
@@ -108,7 +109,7 @@ class Phase(Expression):
             "workers that remember something; choose a scheme without redundancy",
         )
         stages = stages_of(self.scheme)
-        places = [i for i, stage in enumerate(stages) if isinstance(stage, Matches)]
+        places = [i for i, stage in enumerate(stages) if isinstance(stage, Matched)]
         require(
             bool(places) == self.work.matched,
             "workers that send their own order of neurons need a matched(...) behind the wire, and others none; "

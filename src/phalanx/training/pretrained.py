@@ -15,9 +15,8 @@ from phalanx.core.expression import method, require
 from phalanx.core.folder_lock import folder_lock
 from phalanx.data.files import data_folder
 from phalanx.models.model import Model, Shape
-from phalanx.training.checkpoint import FORMAT
 from phalanx.training.phase import Run
-from phalanx.training.run_folder import RunFolder, versions
+from phalanx.training.run_folder import FORMAT, RunFolder, versions
 
 
 @method("pretrained", "model")

@@ -11,14 +11,14 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from phalanx.core.optional import optional
-from phalanx.core.trees import write_atomic
-from phalanx.training.checkpoint import Checkpoint, load, save
+from phalanx.core.trees import flatten, unflatten, write_atomic
 
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
 
@@ -98,12 +98,12 @@ class RunFolder:
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replaces the checkpoint, after the metrics up to it are on the disk."""
         self._flush()
-        save(self.path / "checkpoint.safetensors", checkpoint)
+        save_checkpoint(self.path / "checkpoint.safetensors", checkpoint)
 
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint, None when there is none; deletes the metrics of later rounds."""
         file = self.path / "checkpoint.safetensors"
-        point = load(file) if file.exists() else None
+        point = load_checkpoint(file) if file.exists() else None
         step = point.step if point else 0
         kept = [json.dumps(line) for line in self.metrics() if line["step"] < step]
         write_atomic(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept).encode())
@@ -215,3 +215,50 @@ def event_writer() -> Any:
 
 def _events(path: Path) -> Any:
     return event_writer()(str(path))
+
+
+FORMAT = "phalanx-checkpoint-2"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run as nested dictionaries of tensors, numbers, strings and None.
+
+    Args:
+        step: rounds done, over all phases.
+        run: the run's expression.
+        tree: model, optimizer, memories of stages and workers, statistics.
+    """
+
+    step: int
+    run: str
+    tree: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the file and renames it into place; a crash leaves the old one."""
+    from safetensors.torch import save as to_bytes
+
+    tensors, plain = flatten(checkpoint.tree)
+    about = {"format": FORMAT, "step": str(checkpoint.step), "run": checkpoint.run, "plain": json.dumps(plain)}
+    write_atomic(path, to_bytes({k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()}, about))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a file that `save_checkpoint` wrote.
+
+    Raises:
+        ValueError: another format, or a damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            # a name in the file and its tensor; the file closes before they are used
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole checkpoint ({error}); delete it to begin this run again") from None
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} holds format {about.get('format')!r}, this version reads {FORMAT!r}")
+    return Checkpoint(int(about["step"]), about["run"], unflatten(tensors, json.loads(about["plain"])))

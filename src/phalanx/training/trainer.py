@@ -21,7 +21,7 @@ from phalanx.core.precision import finite
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import TooFewRows
-from phalanx.core.trees import State, copied_tree, from_payload, merge, own, to_payload
+from phalanx.core.trees import State, copy_tree, from_payload, keep_local_memories, merge, to_payload
 from phalanx.core.wire_stage import check_server, server_half
 from phalanx.core.world import Collective, LocalCollective
 from phalanx.data.dataset import Data, Dataset
@@ -31,14 +31,13 @@ from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server_transport import ServerTransport
 from phalanx.distributed.subset import subset_of
 from phalanx.lowrank.macs import macs
-from phalanx.models.bleu import bleu_of
-from phalanx.training.checkpoint import Checkpoint
+from phalanx.models.translate import bleu_of
 from phalanx.training.evaluator import EvalContext
 from phalanx.training.interrupt import Interrupted, stop_requests
 from phalanx.training.model_state import ModelState, PhaseModels, fingerprint
 from phalanx.training.observers.observer import observe
 from phalanx.training.phase import Position, Run
-from phalanx.training.run_folder import RunFolder
+from phalanx.training.run_folder import Checkpoint, RunFolder
 from phalanx.training.run_state import RunState
 from phalanx.training.score import assess, number_of
 from phalanx.training.secure_sum import check_sum
@@ -234,7 +233,7 @@ class Trainer:
             self._forget_memories()
         clients = self._choose_clients(position)
         if position.starts_pass and not position.completes_pass:
-            self._model_before_pass = copied_tree(self.model_state.to_tree())
+            self._model_before_pass = copy_tree(self.model_state.to_tree())
         models = PhaseModels(self.model_state, position.phase_index, position.round_index)
         work = run.phases[position.phase_index].work
         request = RoundRequest(
@@ -429,15 +428,15 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint | None) -> None:
         """Continues from a checkpoint that rank 0 has read; a process takes the memories of its own workers only."""
-        found = {"rounds_done": checkpoint.step, **checkpoint.tree} if checkpoint is not None else {}
-        tree = self.world.broadcast(found)
+        saved = {"rounds_done": checkpoint.step, **checkpoint.tree} if checkpoint is not None else {}
+        tree = self.world.broadcast(saved)
         if not tree:
             return
         self.rounds_done = tree["rounds_done"]
         self.model_state.load(tree, self.config.position(max(self.rounds_done - 1, 0)).phase_index)
         memories = tree.get("memories", {})
         self._remote_memories = memories if self.server is not None else {}
-        self.state.load_memories(own(memories, self.world.local_workers))
+        self.state.load_memories(keep_local_memories(memories, self.world.local_workers))
         self.state.replies = {int(worker): reply for worker, reply in tree.get("replies", {}).items()}
         self._model_before_pass = tree.get("model_before_pass", {})
         self.worker_stats = WorkerStats.from_json(tree["worker_stats"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stage import memory_key
-from phalanx.core.trees import State, copied_tree, from_payload
+from phalanx.core.trees import State, copy_tree, from_payload
 from phalanx.core.wire_stage import Upload, worker_half
 from phalanx.core.world import LocalCollective
 from phalanx.training.client_work import MultiRoundWork
@@ -33,7 +33,7 @@ class WorkerRuntime:
         self.run, self.workers = run, workers
         self.state = RunState(run)
         self.state.check_phases()
-        self._initial_model = copied_tree(self.state.model_state.model.state_dict())
+        self._initial_model = copy_tree(self.state.model_state.model.state_dict())
         self._last_round = -1
 
     def reassign(self, workers: tuple[int, ...]) -> None:

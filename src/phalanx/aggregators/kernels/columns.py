@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on (n, d) rows piece by piece, so that no rule holds a second copy of them."""
+"""Loops over pieces of (n, d) rows, so that no rule needs a second copy of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PIECE = 1 << 16  # columns
 
 
 def for_each_piece(work: Callable[[int, int], None], d: int) -> None:
-    """work(start, stop) for pieces that cover d columns, on as many threads as torch uses.
+    """Calls work(start, stop) for pieces that cover d columns, on as many threads as torch uses.
 
-    The pieces are the same for any number of threads, and so is what comes out.
+    The pieces, and so the result, are the same for any number of threads.
     """
     parallel_map(lambda start: work(start, min(start + PIECE, d)), range(0, d, PIECE))
 

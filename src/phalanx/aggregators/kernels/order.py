@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Means of order statistics, column by column: compiled sorting networks on a CPU, torch's sort elsewhere."""
+"""Means of order statistics in each column, by compiled sorting networks on a CPU and by torch's sort elsewhere.
+
+A sorting network is a fixed list of comparators (i, j), i < j. Each puts the smaller of two values on wire i and the
+larger on wire j, so the network sorts all columns of a block at once, without a branch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from phalanx.aggregators.kernels.columns import PIECE, for_each_piece
-from phalanx.aggregators.kernels.network import network
 from phalanx.core.precision import accumulation_dtype
 
 
 def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = None) -> Tensor:
     """The mean of each column's order statistics lo .. hi-1. Shapes: (n, d) -> (d,).
 
-    The median is the mean of one or two of them.
+    The median is the mean of one or two order statistics.
 
     Args:
-        picks: positions of the rows to look at; all when None.
+        picks: positions of the rows to use; all when None.
     """
     chosen = _positions(rows, picks)
     if rows.device.type != "cpu":
@@ -81,9 +85,57 @@ def _sorted(rows: Tensor, chosen: np.ndarray, reduce: Callable[[Tensor], Tensor]
 def _central(values: Tensor, keep: int) -> Tensor:
     m = len(values)
     median = (values[(m - 1) // 2] + values[m // 2]) * 0.5
-    # the start of the window moves on while the value behind it is closer than its first one
+    # the window moves on while the value behind it is closer to the median than its first value
     moves = values[keep:] - median < median - values[: m - keep]
     start = moves.sum(dim=0)
     rank = torch.arange(m, device=values.device).reshape(-1, 1)
-    inside = (rank >= start) & (rank < start + keep)
-    return values.where(inside, 0).sum(dim=0) / keep
+    in_window = (rank >= start) & (rank < start + keep)
+    return values.where(in_window, 0).sum(dim=0) / keep
+
+
+BOTH, LOW, HIGH = 0, 1, 2  # which outputs of a comparator are still read
+_UNREAD, _SUMMED, _READ = 0, 1, 2
+
+
+@lru_cache(maxsize=256)
+def network(n: int, lo: int, hi: int, summed: bool) -> np.ndarray:
+    """The comparators (i, j, outputs) that bring order statistics lo .. hi-1 of n values to the wires lo .. hi-1.
+
+    Going backwards from the wanted wires, it drops each comparator whose outputs are not read, and the half of one that
+    is read on one side only.
+
+    Args:
+        summed: only the sum of the wanted wires is read, so their order does not matter.
+    """
+    wires = [_UNREAD] * n
+    wires[lo:hi] = [_SUMMED if summed else _READ] * (hi - lo)
+    needed = []
+    for i, j in reversed(_merge_exchange(n)):
+        pair = (wires[i], wires[j])
+        # a + b = min + max: exchanging two summands changes nothing
+        if pair in ((_UNREAD, _UNREAD), (_SUMMED, _SUMMED)):
+            continue
+        needed.append((i, j, BOTH if all(pair) else LOW if pair[0] else HIGH))
+        wires[i] = wires[j] = _READ
+    comparators = np.array(needed[::-1], dtype=np.int64).reshape(-1, 3)
+    comparators.setflags(write=False)
+    return comparators
+
+
+def _merge_exchange(n: int) -> list[tuple[int, int]]:
+    """Batcher's odd-even merge sort for any n.
+
+    Source: Knuth, The Art of Computer Programming 3, 1998, section 5.2.2, Algorithm M. As published.
+    """
+    pairs = []
+    top = 1 << max(n - 1, 0).bit_length() >> 1
+    p = top
+    while p:
+        q, r, d = top, 0, p
+        while True:
+            pairs += [(i, i + d) for i in range(n - d) if i & p == r]
+            if q == p:
+                break
+            d, q, r = q - p, q >> 1, p
+        p >>= 1
+    return pairs

@@ -2,8 +2,8 @@
 """The compiled loops over columns; importing this file imports Numba.
 
 Each loop copies a block of columns into a buffer that stays in cache, runs a sorting network over the rows of the
-block, and adds up what is wanted. Comparators come as an array, so that nothing is compiled anew for another n. No loop
-takes a lock or starts a thread: the caller spreads pieces of columns over threads.
+block, and adds up what is wanted. Comparators come as an array, so that another n needs no new compilation. No loop
+takes a lock or starts a thread; the caller gives pieces of columns to threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCK = 128  # columns: 45 rows of float32 take 23 KB, half of a first-level ca
 def _load(flat, stride, picks, start, width, block):
     for i in range(len(picks)):
         offset = picks[i] * stride + start
-        # through a slice, as an index that might be negative is looked at value by value
+        # through a slice, as numba checks an index that may be negative at every value
         source = flat[offset : offset + width]
         for t in range(width):
             block[i, t] = source[t]
@@ -65,8 +65,8 @@ def middle_mean(flat, stride, picks, comparators, lo, hi, out):
 def central_mean(flat, stride, picks, comparators, keep, out):
     """out[c] = mean of the `keep` values of flat[picks * stride + c] that are closest to their median.
 
-    In sorted order these are a window. Its start moves from s to s + 1 exactly while the value behind the window is
-    closer to the median than its first one, so whether the value j is inside follows from two comparisons.
+    In sorted order these values are a window. Its start moves from s to s + 1 exactly while the value behind the window
+    is closer to the median than its first value, so two comparisons tell whether value j is inside.
     """
     m = len(picks)
     spare = m - keep
@@ -100,7 +100,7 @@ def central_mean(flat, stride, picks, comparators, keep, out):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def iterated_choice(squared, order, f, theta):
-    """Positions of theta rows, each the best by Krum among those that the earlier choices left.
+    """Positions of theta rows; each is Krum's choice among the rows that earlier choices left.
 
     order[i] holds the other rows from the nearest to the farthest.
     """
@@ -113,12 +113,12 @@ def iterated_choice(squared, order, f, theta):
         for i in range(n):
             if not left[i]:
                 continue
-            score, seen = 0.0, 0
+            score, num_added = 0.0, 0
             for j in order[i]:
                 if left[j]:
                     score += squared[i, j]
-                    seen += 1
-                    if seen == neighbours:
+                    num_added += 1
+                    if num_added == neighbours:
                         break
             if best < 0 or score < least:
                 best, least = i, score

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A random few of a tensor's atoms, the most useful few that are unbiased."""
+"""The ATOMO codec: it sends few of a tensor's atoms, chosen at random with the least variance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,30 +18,33 @@ from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect, payload_bytes
 from phalanx.core.precision import accumulation_dtype, cast
-from phalanx.core.round import make_generator
+from phalanx.core.round import Rng, make_generator
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
-Counts = list[tuple[int, int]]  # for every tensor: atoms kept for certain and by chance; or DENSE for both
+Counts = list[
+    tuple[int, int]
+]  # for every tensor: numbers of atoms kept for certain and by chance; DENSE for both if it is sent as it is
 DENSE = -1
 
 
 @method("atomo", "codec")
 class Atomo(Codec):
-    """Unbiased estimate of every tensor from few of its atoms: sum_i lam_i t_i / p_i a_i with t_i ~ Bernoulli(p_i).
+    """An unbiased estimate of every tensor from few of its atoms: sum_i lam_i t_i / p_i a_i with t_i ~ Bernoulli(p_i).
 
-    The probabilities have the least variance of all that keep so many atoms on average. Nothing is sent when nothing
-    was drawn. A tensor that is no longer than its expected code, or is not finite, travels as it is.
+    No other probabilities that keep as many atoms on average have less variance. Nothing is sent when no atom was
+    drawn. A tensor that is no longer than its expected code, or is not finite, is sent as it is.
 
     Args:
-        atoms: entries(), spectral(), fourier(), dct(), or one's own.
-        budget: expected atoms of each tensor, > 0; lower sends less. Either this or `ratio`.
-        ratio: expected atoms as a fraction of all that a tensor of this shape can have, in (0, 1].
-        vectors: unbiased codec for the two vectors of each spectral atom, apart and with independent random numbers;
-            a codec that is not unbiased, such as half(), makes this one biased too.
-        draws: "independent", or "systematic": one random number for a tensor, the same probabilities and, of
-            orthonormal atoms, the same variance, and a number of atoms that is always the budget, up or down to whole.
-        smallest: tensors of fewer entries travel as they are: what a code saves of them may not be worth its time.
+        atoms: entries(), spectral(), fourier(), dct(), or your own.
+        budget: expected number of atoms of each tensor, > 0; a lower one sends less. Give either this or `ratio`.
+        ratio: expected number of atoms, as a fraction of the most that a tensor of this shape can have, in (0, 1].
+        vectors: an unbiased codec for the two vectors of each spectral atom, with separate random numbers; a biased
+            codec, such as half(), makes this one biased too.
+        draws: "independent", or "systematic", which draws one random number for a tensor. The probabilities are the
+            same, and so is the variance for orthonormal atoms; the number of atoms is always the budget, rounded up or
+            down.
+        smallest: tensors of fewer entries are sent as they are, since coding them may not be worth its time.
     Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, Algorithm 1 and Equation 2; systematic sampling: Madow, 1949.
         Differs: never draws again; vectors (the dissertation's future work) and draws are ours, see docs/atomo.md.
     """
@@ -52,6 +55,8 @@ class Atomo(Codec):
     vectors: Codec | None = None
     draws: Literal["independent", "systematic"] = "independent"
     smallest: int = 0
+
+    runs_on: ClassVar[Scope] = "tensor"
 
     def validate(self) -> None:
         require(
@@ -66,17 +71,11 @@ class Atomo(Codec):
         )
 
     @property
-    def scope(self) -> Scope:
-        return "tensor"
-
-    @property
     def unbiased(self) -> bool:
         return self.vectors is None or self.vectors.unbiased
 
-    def encode(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Payload, State]:
-        # by name, so that a tensor draws the same in every cut of the model into rows
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
+        # by name, so that a tensor draws the same atoms however the model is cut into rows
         seed = int(torch.randint(2**63 - 1, (), generator=rng()))
         counts: Counts = []
         dense, pieces = [], []
@@ -126,46 +125,46 @@ class Atomo(Codec):
         return self._read(payload, layout, counts)
 
     def _draw(self, part: Tensor, generator: torch.Generator) -> tuple[tuple[int, int], dict[str, Tensor]]:
-        """The counts and the parts of one tensor's message."""
+        """Draws the atoms of one tensor; returns their numbers and the parts of its message."""
         budget = self._budget(part.shape)
-        least = self._expected_bytes(part, 0, min(budget, self.atoms.most(part.shape)))
-        if part.numel() < self.smallest or least >= _bytes(part):
+        min_bytes = self._expected_bytes(part, 0, min(budget, self.atoms.most(part.shape)))
+        if part.numel() < self.smallest or min_bytes >= _bytes(part):
             return (DENSE, DENSE), {}
         x = part.to(accumulation_dtype(part.dtype))
-        lam, known = self.atoms.analyse(x)
-        # a sum is quick to take, and finite only if all of it is
+        lam, analysis = self.atoms.analyse(x)
+        # a sum is fast, and finite only if all coefficients are
         if not bool(lam.sum().isfinite()) and not bool(lam.isfinite().all()):
             return (DENSE, DENSE), {}
         p = atomo_probabilities(lam, budget)
         ones = int((p >= 1).sum())
-        # decided by expectation: after the draw it would bias the estimate
+        # the expectation decides; a decision after the draw would bias the estimate
         if self._expected_bytes(part, ones, float(p.sum()) - ones) >= _bytes(part):
             return (DENSE, DENSE), {}
         kept = self._kept(p, generator)
-        return (ones, len(kept) - ones), self.atoms.write(known, lam, p, kept)
+        return (ones, len(kept) - ones), self.atoms.write(analysis, lam, p, kept)
 
     def _kept(self, p: Tensor, generator: torch.Generator) -> Tensor:
         # 24 bits of a float32 would be too coarse for small p
         if self.draws == "independent":
             return (torch.rand(len(p), generator=generator, dtype=torch.float64).to(p.device) < p).nonzero().flatten()
         start = float(torch.rand(1, generator=generator, dtype=torch.float64))
-        marks = torch.where(p < 1, p, 0.0).cumsum(0).add_(start).floor()
-        drawn = marks.diff(prepend=marks.new_zeros(1)) > 0
-        return (drawn | (p >= 1)).nonzero().flatten()
+        levels = torch.where(p < 1, p, 0.0).cumsum(0).add_(start).floor()
+        is_drawn = levels.diff(prepend=levels.new_zeros(1)) > 0
+        return (is_drawn | (p >= 1)).nonzero().flatten()
 
     def _budget(self, shape: torch.Size) -> float:
         return self.budget if self.budget is not None else (self.ratio or 0.0) * max(1, self.atoms.most(shape))
 
     def _expected_bytes(self, part: Tensor, ones: int, others: float) -> int:
-        floats, most = accumulation_dtype(part.dtype), math.ceil(others - 1e-9)
+        floats, num_others = accumulation_dtype(part.dtype), math.ceil(others - 1e-9)
         if self.vectors is None:
-            return self.atoms.num_bytes(part.shape, floats, ones, most)
-        forms = self.atoms.forms(part.shape, floats, ones, most).values()
+            return self.atoms.num_bytes(part.shape, floats, ones, num_others)
+        forms = self.atoms.forms(part.shape, floats, ones, num_others).values()
         return sum(shape[0] * _coded_bytes(self.vectors, shape[1], dtype) for dtype, shape in forms)
 
     def _count_dtype(self, layout: Layout) -> torch.dtype:
         most = max((self.atoms.most(shape) for shape in layout.shapes), default=0)
-        # the largest number of the dtype says dense
+        # the largest number of the dtype stands for DENSE
         return next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if most < torch.iinfo(t).max)
 
     def _pack_counts(self, counts: Counts, layout: Layout) -> Tensor:
@@ -174,7 +173,7 @@ class Atomo(Codec):
         return torch.where(packed == DENSE, torch.iinfo(dtype).max, packed).to(dtype)
 
     def _counts(self, payload: Payload, layout: Layout) -> Counts:
-        """Raises BadPayload unless every tensor has as many atoms as it can have, or is dense."""
+        """The numbers of atoms; raises BadPayload where a tensor has more atoms than it can have, and is not dense."""
         form = (self._count_dtype(layout), (len(layout.names), 2))
         expect({"counts": payload["counts"]} if "counts" in payload else {}, counts=form)
         packed = payload["counts"].to(torch.int64)
@@ -187,13 +186,13 @@ class Atomo(Codec):
         return counts
 
     def _forms(self, layout: Layout, counts: Counts) -> Iterator[tuple[str, Forms]]:
-        """Name and forms of the parts of every tensor that is not dense, in order."""
+        """The name, and the forms of the parts, of every tensor that is not dense, in order."""
         for name, shape, (ones, others) in zip(layout.names, layout.shapes, counts, strict=True):
             if ones != DENSE:
                 yield name, self.atoms.forms(shape, accumulation_dtype(layout.dtype), ones, others)
 
     def _vector_layouts(self, layout: Layout, counts: Counts) -> dict[str, Layout]:
-        """For the left and for the right vectors of all tensors: a layout that names every one of them."""
+        """A layout that names every left vector of all tensors, and one for every right vector."""
         dtype = accumulation_dtype(layout.dtype)
         named: dict[str, dict[str, torch.Size]] = {key: {} for key in self.atoms.forms(torch.Size([0]), dtype, 0, 0)}
         for name, forms in self._forms(layout, counts):
@@ -236,7 +235,7 @@ class Atomo(Codec):
 
 @cache
 def _coded_bytes(codec: Codec, length: int, dtype: torch.dtype) -> int:
-    """Bytes of a coded vector, measured on one of normal numbers."""
+    """The number of bytes of a coded vector, measured on one with normal entries."""
     vector = torch.randn(length, generator=make_generator(0), dtype=dtype)
     coded, _ = codec.encode(vector, Layout.flat(length, dtype), {}, partial(make_generator, 1))
     return payload_bytes(coded)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tensor is a sum of, and how a few of the summands travel."""
+"""Atoms: how a tensor is written as a sum, and how some of its terms are sent."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Forms = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of eac
 
 
 class Atoms(Expression, ABC):
-    """A decomposition x = sum_i lam_i a_i of a tensor into atoms of norm one, x itself deciding on the atoms or not.
+    """A decomposition x = sum_i lam_i a_i of a tensor into atoms of norm one, which may depend on x.
 
-    The atoms need not be orthogonal: ATOMO stays unbiased, and its probabilities stay the best, because the inner
-    products of different atoms add to the second moment what no probability changes (Lemma 3.1). A fixed set of atoms
+    The atoms need not be orthogonal: ATOMO stays unbiased, and its probabilities stay optimal, as the inner products of
+    different atoms add a term to the second moment that does not depend on them (Lemma 3.1). A fixed set of atoms
     is easier to write as a `Dictionary`.
     """
 
     @property
     def vectors(self) -> bool:
-        """The parts are vectors, of which a product is made: each can be coded by an unbiased codec of its own."""
+        """Whether the parts are vectors whose products are summed, so that an unbiased codec can code each of them."""
         return False
 
     @abstractmethod
@@ -35,17 +35,17 @@ class Atoms(Expression, ABC):
 
     @abstractmethod
     def analyse(self, x: Tensor) -> tuple[Tensor, Any]:
-        """The coefficients (m,), m <= most(shape), and what `write` needs to know; x is float32 or float64.
+        """The coefficients (m,), m <= most(shape), and an analysis of x for `write`; x is float32 or float64.
 
-        Where an entry of x is NaN or Inf, so must a coefficient be.
+        If an entry of x is NaN or Inf, a coefficient has to be so too.
         """
 
     @abstractmethod
     def forms(self, shape: torch.Size, dtype: torch.dtype, ones: int, others: int) -> Forms:
-        """What `write` returns for `ones` atoms kept for certain and `others` kept by chance; dtype is that of x."""
+        """The forms of the parts for `ones` atoms kept for certain and `others` kept by chance; dtype is that of x."""
 
     def num_bytes(self, shape: torch.Size, dtype: torch.dtype, ones: int, others: int) -> int:
-        """Bytes of the parts that `write` returns."""
+        """The number of bytes of the parts that `write` returns."""
         forms = self.forms(shape, dtype, ones, others).values()
         return sum(math.prod(form) * dtype.itemsize for dtype, form in forms)
 
@@ -57,7 +57,7 @@ class Atoms(Expression, ABC):
     def read(
         self, parts: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype, ones: int, others: int
     ) -> Tensor:
-        """The tensor that parts of the right forms stand for.
+        """The tensor that parts of the right forms describe.
 
         Raises:
             BadPayload: `write` does not write such parts.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atoms that are known to both sides, so that only their indices and coefficients travel."""
+"""Atoms that worker and server know, so that only their indices and coefficients are sent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from phalanx.core.payload import BadPayload
 
 
 class Dictionary(Atoms):
-    """A fixed set of atoms: implement `coefficients` and `combine`, and `most` if it is not the number of entries.
+    """A fixed set of atoms; a subclass has `coefficients` and `combine`, and `most` if there are other than d atoms.
 
-    An atom that is kept for certain travels as its index and coefficient. All others decode to the same magnitude
-    |lam_i| / p_i = 1 / c, so each travels as its index and a sign, and the magnitude once a tensor.
+    An atom that is kept for certain is sent as its index and coefficient. All others decode to the same magnitude
+    |lam_i| / p_i = 1 / c, so each is sent as its index and sign, and the magnitude once for each tensor.
     """
 
     @abstractmethod
     def coefficients(self, x: Tensor) -> Tensor:
-        """lam (m,) with x = combine(lam, x.shape)."""
+        """The coefficients lam (m,) of x, so that x = combine(lam, x.shape)."""
 
     @abstractmethod
     def combine(self, lam: Tensor, shape: torch.Size) -> Tensor:
-        """sum_i lam_i a_i, of the given shape."""
+        """The tensor sum_i lam_i a_i of the given shape."""
 
     def most(self, shape: torch.Size) -> int:
         return shape.numel()
@@ -47,10 +47,10 @@ class Dictionary(Atoms):
         }
 
     def write(self, known: Any, coefficients: Tensor, p: Tensor, kept: Tensor) -> dict[str, Tensor]:
-        n, sure = self.most(known), p[kept] >= 1
-        ones, others = kept[sure], kept[~sure]
+        n, is_certain = self.most(known), p[kept] >= 1
+        ones, others = kept[is_certain], kept[~is_certain]
         lam = coefficients[others]
-        # equal up to rounding; where the draw was of a tiny p, the largest is the exact one
+        # all are equal up to rounding; if an atom had a tiny p, the largest is the exact one
         magnitude = (lam.to(torch.float64).abs() / p[others]).amax(0, keepdim=True) if len(others) else p[:0]
         return {
             "indices": torch.cat([elias_fano.write(ones, n), elias_fano.write(others, n)]),
@@ -63,24 +63,24 @@ class Dictionary(Atoms):
     ) -> Tensor:
         n, values = self.most(shape), parts["values"]
         cut = elias_fano.length(n, ones)
-        sure = elias_fano.read(parts["indices"][:cut], n, ones)
-        drawn = elias_fano.read(parts["indices"][cut:], n, others)
+        certain = elias_fano.read(parts["indices"][:cut], n, ones)
+        random = elias_fano.read(parts["indices"][cut:], n, others)
         negative = elias_fano.unpack_bits(parts["signs"], others)
         if bool((values[ones:] < 0).any()):
             raise BadPayload("a negative magnitude")
         lam = values.new_zeros(n)
-        lam[drawn] = 1.0 - 2.0 * negative.to(lam)
-        if bool(lam[sure].any()):
+        lam[random] = 1.0 - 2.0 * negative.to(lam)
+        if bool(lam[certain].any()):
             raise BadPayload("one atom twice")
         if others:
             lam *= values[ones]
-        lam[sure] = values[:ones]
+        lam[certain] = values[:ones]
         return self.combine(lam, shape)
 
 
 @method("entries", "atoms")
 class Entries(Dictionary):
-    """The entries of a tensor: the standard basis. As published."""
+    """The entries of a tensor as atoms, which are the standard basis. As published."""
 
     def coefficients(self, x: Tensor) -> Tensor:
         return x.reshape(-1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ascending list of indices in about 2 + log2(n / m) bits each.
+"""Codes an ascending list of indices in about 2 + log2(n / m) bits each.
 
-The low bits of every index stand one after the other; the high bits are written as gaps in unary. The length follows
-from n and m alone, so a receiver knows it beforehand.
+The low bits of all indices are written one after the other, the high bits as gaps in unary. The length depends on n and
+m only, so a receiver knows it beforehand.
 Source: Elias, Efficient storage and retrieval by content and address of static files, 1974; Fano, 1971.
 """
 
@@ -17,13 +17,13 @@ from phalanx.core.payload import BadPayload
 
 
 def length(n: int, m: int) -> int:
-    """Bytes of m different indices below n."""
+    """The number of bytes of m different indices below n."""
     low = _low_bits(n, m)
     return 0 if m == 0 else _bytes(m * low) + _bytes(m + ((n - 1) >> low))
 
 
 def write(indices: Tensor, n: int) -> Tensor:
-    """Indices (m,), ascending, different, in [0, n), as uint8."""
+    """Codes indices (m,), strictly ascending, in [0, n), as uint8."""
     m = len(indices)
     if m == 0:
         return torch.empty(0, dtype=torch.uint8, device=indices.device)
@@ -36,10 +36,10 @@ def write(indices: Tensor, n: int) -> Tensor:
 
 
 def read(message: Tensor, n: int, m: int) -> Tensor:
-    """The indices (m,) in a message of the right length.
+    """Decodes the indices (m,) in a message of the right length.
 
     Raises:
-        BadPayload: `write` does not write it.
+        BadPayload: `write` does not write such a message.
     """
     if m == 0:
         return torch.empty(0, dtype=torch.int64, device=message.device)
@@ -50,15 +50,15 @@ def read(message: Tensor, n: int, m: int) -> Tensor:
     if len(ones) != m:
         raise BadPayload(f"{len(ones)} indices where {m} belong")
     places = torch.arange(low, device=message.device)
-    high = (ones - torch.arange(m, device=message.device)) << low
-    indices = high + (lows << places).sum(dim=1)
+    highs = (ones - torch.arange(m, device=message.device)) << low
+    indices = highs + (lows << places).sum(dim=1)
     if bool((indices[1:] <= indices[:-1]).any()) or int(indices[-1]) >= n:
         raise BadPayload(f"indices that do not ascend, or one beyond {n - 1}")
     return indices
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Shapes: (d,) of 0 and 1 -> (ceil(d / 8),) uint8, the first bit lowest."""
+    """Packs bits into bytes, the first bit lowest. Shapes: (d,) of 0 and 1 -> (ceil(d / 8),) uint8."""
     if bits.device.type == "cpu":
         return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
     eights = pad(bits.to(torch.uint8), (0, -len(bits) % 8)).reshape(-1, 8)
@@ -67,7 +67,7 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, d: int) -> Tensor:
-    """Shapes: (ceil(d / 8),) uint8 -> (d,) uint8 of 0 and 1.
+    """Unpacks d bits from bytes. Shapes: (ceil(d / 8),) uint8 -> (d,) uint8 of 0 and 1.
 
     Raises:
         BadPayload: a bit is set beyond the end.

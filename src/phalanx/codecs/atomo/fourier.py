@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bases of waves (discrete cosine and Fourier) as atoms."""
+"""Fourier and cosine bases as atoms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from phalanx.core.expression import method
 
 @method("fourier", "atoms")
 class Fourier(Dictionary):
-    """Waves cas(2 pi <k, x / shape>) = cos + sin over all dimensions of a tensor, an orthonormal real basis.
+    """The waves cas(2 pi <k, x / shape>) = cos + sin over all dimensions of a tensor, an orthonormal real basis.
 
     Source: Hartley, A more symmetrical Fourier analysis, 1942; Wang et al., ATOMO, 2018, arXiv:1806.04090, names
         Fourier atoms. Differs: the real form, in which a coefficient is one real number.
@@ -35,7 +35,7 @@ def _hartley(x: Tensor) -> Tensor:
 
 @method("dct", "atoms")
 class Dct(Dictionary):
-    """Cosines over all dimensions of a tensor, the orthonormal DCT-II: smooth tensors have few large coefficients.
+    """The orthonormal DCT-II over all dimensions of a tensor; smooth tensors have few large coefficients.
 
     Source: Ahmed, Natarajan, Rao, Discrete cosine transform, 1974.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which atoms to keep with which probability: Algorithm 1."""
+"""The probabilities with which ATOMO keeps atoms (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import Tensor
 
 from phalanx.core.expression import require
 
-_PASSES = 12  # over all weights, before the largest are sorted
+_MAX_PASSES = 12  # passes over all weights, after which the largest are sorted
 
 
 def atomo_probabilities(weights: Tensor, budget: float) -> Tensor:
-    """The probabilities p with which an unbiased sparsifier of a budget has the least variance.
+    """The probabilities p with which an unbiased sparsifier with a budget has the least variance.
 
     p minimises sum_i weights_i^2 / p_i under 0 < p_i <= 1 and sum_i p_i = min(budget, nonzeros): p_i = min(1, c |w_i|).
-    Where a weight is zero, so is p.
+    p is 0 where the weight is 0.
 
     Shapes: any -> the same, float64.
     Args:
         weights: coefficients of unit atoms, of either sign.
-        budget: expected number of atoms kept, > 0; lower sends less. At the number of nonzero weights or above, all.
+        budget: expected number of atoms kept, > 0; a lower one sends less. From the number of nonzero weights on, all
+            are kept.
     Raises:
         ValueError: the budget is not positive, or a weight is NaN or Inf.
     Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, Algorithm 1 and Theorem 3.
@@ -47,22 +48,22 @@ def atomo_probabilities(weights: Tensor, budget: float) -> Tensor:
 def _level(sizes: Tensor, budget: float) -> tuple[float, float]:
     """The b and t of p_i = min(1, b sizes_i / t) with sum p = budget, for sizes >= 0 with more nonzeros than that.
 
-    b is what is left of the budget for those that are not kept for certain, t the sum of their sizes. Each pass sets
-    those to one that exceed it at the present b / t, which only grows. Sizes that shrink geometrically would need one
-    pass for each, so after some passes the largest are sorted instead.
+    b is the part of the budget that is left for atoms that are not kept for certain, and t the sum of their sizes. Each
+    pass sets the probabilities to one that exceed it at the present b / t, which only grows. Sizes that fall
+    geometrically would need a pass each, so after some passes the largest are sorted instead.
     """
     rest, left = sizes.reshape(-1), float(budget)
-    for _ in range(_PASSES):
+    for _ in range(_MAX_PASSES):
         total = float(rest.sum())
-        over = rest * left > total
-        count = int(over.sum())
+        is_certain = rest * left > total
+        count = int(is_certain.sum())
         if count == 0:
             return left, total
-        rest, left = rest[~over], left - count
+        rest, left = rest[~is_certain], left - count
     # at most ceil(left) probabilities are one
     largest, places = rest.topk(min(len(rest), math.ceil(left)))
-    beyond = rest.index_fill(0, places, 0.0).sum()
-    tails = largest.flip(0).cumsum(0).flip(0) + beyond
+    rest_sum = rest.index_fill(0, places, 0.0).sum()
+    tails = largest.flip(0).cumsum(0).flip(0) + rest_sum
     steps = torch.arange(len(largest), dtype=torch.float64, device=largest.device)
     first = int((largest * (left - steps) <= tails).to(torch.int8).argmax())
     return left - first, float(tails[first])

@@ -14,21 +14,21 @@ from torch.nn.functional import pad
 from phalanx.codecs.atomo.atoms import Atoms, Forms
 from phalanx.core.expression import method
 
-_PIECE = 1 << 16  # entries that are widened to float64 at a time: half a megabyte, which stays in cache
+_PIECE = 1 << 16  # entries that are cast to float64 at a time: half a megabyte, which stays in cache
 
 
 @method("spectral", "atoms")
 class Spectral(Atoms):
-    """The rank-one matrices sigma_i u_i v_i^T of a tensor that is viewed as a matrix X, one row short of it padded.
+    """The rank-one matrices sigma_i u_i v_i^T of a tensor that is viewed as a matrix X, with padding where needed.
 
-    The right vectors come from the small Gram matrix X^T X in float64. What is sent for an atom is (X v_i / p_i) and
-    v_i: the sum of all atoms is X V V^T = X to rounding, whatever the accuracy of the singular values.
+    The right vectors come from the small Gram matrix X^T X in float64. X v_i / p_i and v_i are sent for an atom, so the
+    sum of all atoms is X V V^T = X up to rounding, however exact the singular values are.
 
     Args:
         reshape: "paper" views convolutions (a, b, k, l) as (a b / 2, 2 k l), vectors (n) as (n / 2, 2), and keeps
-            matrices and 1x1 convolutions; "matrix" views everything as (first, rest), which sends less an atom, varies
-            a quarter less at equal bytes (recipe atomo-variance) and takes about five times as long to encode; "square"
-            as close to square as can be.
+            matrices and 1x1 convolutions. "matrix" views all tensors as (first, rest): an atom is smaller, the variance
+            a quarter lower at equal bytes (recipe atomo-variance), and encoding takes about five times as long.
+            "square" makes the matrix as square as possible.
     Source: Wang et al., ATOMO, 2018, arXiv:1806.04090, Section 4. Differs: odd sizes are padded; a singular value below
         the rounding of the largest counts as zero.
     """
@@ -43,7 +43,7 @@ class Spectral(Atoms):
         return min(self.sides(shape))
 
     def sides(self, shape: torch.Size) -> tuple[int, int]:
-        """Rows and columns of the matrix that a tensor is viewed as."""
+        """The numbers of rows and columns of the matrix that a tensor is viewed as."""
         d = shape.numel()
         if d == 0 or self.reshape == "square":
             columns = math.isqrt(max(d - 1, 0)) + 1
@@ -57,7 +57,7 @@ class Spectral(Atoms):
         return (shape[0], shape[1]) if inside == 1 else (-(-shape[0] * shape[1] // 2), 2 * inside)
 
     def matrix(self, x: Tensor) -> Tensor:
-        """A tensor as the matrix that it is viewed as, zeros in what is missing."""
+        """The matrix that a tensor is viewed as; missing entries are zero."""
         rows, columns = self.sides(x.shape)
         flat = x.reshape(-1)
         flat = pad(flat, (0, rows * columns - len(flat))) if len(flat) < rows * columns else flat
@@ -66,7 +66,7 @@ class Spectral(Atoms):
     def analyse(self, x: Tensor) -> tuple[Tensor, Any]:
         matrix = self.matrix(x)
         tall = matrix if len(matrix) >= matrix.shape[1] else matrix.T
-        # of float64 entries the Gram matrix would halve the digits, and overflow
+        # the Gram matrix of float64 entries would lose half of their digits, and overflow
         gram = _gram(tall) if x.dtype != torch.float64 else tall
         if not bool(gram.isfinite().all()):
             return x.new_full((1,), torch.nan), None
@@ -97,7 +97,7 @@ class Spectral(Atoms):
 
 
 def _gram(tall: Tensor) -> Tensor:
-    """tall^T tall in float64. Shapes: (m, k) -> (k, k)."""
+    """The Gram matrix tall^T tall in float64. Shapes: (m, k) -> (k, k)."""
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=tall.device)
     for piece in tall.split(max(1, _PIECE // max(1, tall.shape[1]))):
         wide = piece.to(torch.float64)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.precision import accumulation_dtype
-from phalanx.core.stage import RowStage
+from phalanx.core.round import Rng
+from phalanx.core.stage import RowStage, Scope
 from phalanx.core.trees import State
 
 
@@ -21,22 +22,18 @@ class Clip(RowStage):
 
     Shapes: (k, d) -> (k, d).
     Args:
-        norm: > 0; lower bounds the harm of one row tighter and biases honest rows more.
+        norm: > 0; a lower one limits the harm of one row more, and biases honest rows more.
     Source: Pascanu et al., On the difficulty of training recurrent neural networks, 2013, arXiv:1211.5063, Algorithm 1.
     """
 
     norm: float
 
-    @property
-    def scope(self):
-        return "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     def validate(self) -> None:
         require(0 < self.norm < float("inf"), f"clip needs a finite norm > 0, got norm={self.norm}")
 
-    def row(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Tensor, State]:
+    def row(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Tensor, State]:
         # the squares of a float32 row may overflow, and a float16 factor has few digits left when it is small
         length = torch.linalg.vector_norm(row, dtype=torch.float64)
         return (row.to(accumulation_dtype(row.dtype)) * (self.norm / length.clamp(min=self.norm))).to(row.dtype), state

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.precision import cast
+from phalanx.core.round import Rng
 from phalanx.core.row_memory import load, store
 from phalanx.core.stage import RowStage
 from phalanx.core.trees import State
@@ -20,13 +19,13 @@ from phalanx.core.trees import State
 class Momentum(RowStage):
     """Each worker's moving average of its rows: m = (1 - beta) g + beta m, begun with m = g.
 
-    It cuts the variance of honest rows by (1 - beta) / (1 + beta), so that fewer faults can hide in it.
+    It multiplies the variance of honest rows by (1 - beta) / (1 + beta), so that an attack can hide less in it.
 
     Shapes: (k, d) -> (k, d).
     Args:
         beta: share of the past, in [0, 1); higher is smoother and slower.
     Source: Karimireddy et al., Learning from history for Byzantine robust optimization, 2021, arXiv:2012.10333,
-        Algorithm 2. Differs: an entry that is NaN or Inf comes out as no number and leaves the memory alone.
+        Algorithm 2. Differs: an entry that is NaN or Inf comes out as NaN or Inf, and does not change the memory.
     """
 
     beta: float = 0.9
@@ -38,9 +37,7 @@ class Momentum(RowStage):
     def validate(self) -> None:
         require(0 <= self.beta < 1, f"momentum needs 0 <= beta < 1, got beta={self.beta}")
 
-    def row(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Tensor, State]:
+    def row(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Tensor, State]:
         memory = state.get("momentum", {})
         old = load(memory, layout, row)
         # the weights add up to one, and two equal terms give exactly themselves

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.pieces import seed_of
 from phalanx.core.precision import accumulation_dtype, cast
-from phalanx.core.round import make_generator
+from phalanx.core.round import Rng, make_generator
 from phalanx.core.stage import RowStage
 from phalanx.core.trees import State
 
@@ -33,10 +31,8 @@ class Noise(RowStage):
     def validate(self) -> None:
         require(0 <= self.std < float("inf"), f"noise needs a finite std >= 0, got std={self.std}")
 
-    def row(
-        self, row: Tensor, layout: Layout, state: State, rng: Callable[[], torch.Generator]
-    ) -> tuple[Tensor, State]:
-        # by name, so that a tensor draws the same in every cut of the model into rows
+    def row(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Tensor, State]:
+        # by name, so that a tensor gets the same noise however the model is cut into rows
         seed = seed_of(rng)
         drawn = [
             torch.randn(size, generator=make_generator(seed, name), dtype=accumulation_dtype(row.dtype))

@@ -56,8 +56,8 @@ def chains(model: nn.Module) -> list[Chain]:
     names = parameter_names(model)
 
     def alone(node: fx.Node) -> bool:
-        own = modules[str(node.target)].parameters(recurse=False)
-        return calls[node.target] == 1 and all(len(names[id(p)]) == 1 for p in own)
+        own_parameters = modules[str(node.target)].parameters(recurse=False)
+        return calls[node.target] == 1 and all(len(names[id(p)]) == 1 for p in own_parameters)
 
     def kind(node: Any) -> Any:
         """The class of the module that is called, the function, or the method's name."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +12,10 @@ from torch import Tensor, nn
 
 from phalanx.core._torch_private import BatchNormBase
 from phalanx.core.expression import method, require
+from phalanx.core.module_tensors import replace_tensors
 from phalanx.core.surgery import Surgery
 from phalanx.core.trees import State
 from phalanx.lowrank.pruning.chains import Chain, chains
-from phalanx.lowrank.pruning.slim import cut, cuts_of, slim
 
 
 @method("early_bird", "surgery")
@@ -55,23 +57,23 @@ class EarlyBird(Surgery):
         require(0 < self.distance <= 1, f"early_bird needs a distance in (0, 1], got distance={self.distance}")
         require(self.sparsity >= 0, f"early_bird needs sparsity >= 0, got sparsity={self.sparsity}")
 
-    def watches(self, at: int, rounds: int) -> bool:
-        return at % self.every == 0
+    def watches(self, round_index: int, rounds: int) -> bool:
+        return round_index % self.every == 0
 
     def operate(
-        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+        self, model: nn.Module, round_index: int, rounds: int, memory: State, rng: torch.Generator
     ) -> tuple[nn.Module | None, State]:
         if "shape" in memory:
             return None, memory
         known = chains(model)
         require(bool(known), f"early_bird finds no channels in {type(model).__name__} that it could remove")
-        if at == 0:
+        if round_index == 0:
             return None, memory
         ticket, looks = ticket_of(model, known, self.ratio), memory.get("looks", {})
         if len(looks) == self.window and all(ticket_distance(ticket, look) < self.distance for look in looks.values()):
             kept = {chain.norm: part for chain, part in zip(known, _channels(model, known, ticket), strict=True)}
             return slim(model, kept), {"shape": {"kept": kept}}
-        looks = {**looks, str(at): ticket.to(torch.uint8)}  # a message cannot hold booleans
+        looks = {**looks, str(round_index): ticket.to(torch.uint8)}  # a message cannot hold booleans
         latest = sorted(looks, key=int)[-self.window :]
         return None, {"looks": {number: looks[number] for number in latest}}
 
@@ -86,9 +88,9 @@ class EarlyBird(Surgery):
         for name, parameter in old.named_parameters():
             held: dict[str, Any] = optimizer.state.get(parameter, {})
             # counts of steps and the like do not have the shape of the parameter
-            own = {key: isinstance(x, Tensor) and x.shape == parameter.shape for key, x in held.items()}
+            fits = {key: isinstance(x, Tensor) and x.shape == parameter.shape for key, x in held.items()}
             if held:
-                new_state[into[name]] = {key: cut(x, cuts.get(name, {})) if own[key] else x for key, x in held.items()}
+                new_state[into[name]] = {key: cut(x, cuts.get(name, {})) if fits[key] else x for key, x in held.items()}
         return new_state
 
     def before_step(self, model: nn.Module, memory: State, weight_decay: float) -> None:
@@ -130,3 +132,56 @@ def _channels(model: nn.Module, known: list[Chain], ticket: Tensor) -> list[list
     """The numbers of the channels that stay, for each chain."""
     parts = ticket.split([len(_scale(model, chain)) for chain in known])
     return [part.nonzero().flatten().tolist() for part in parts]
+
+
+Kept = Mapping[str, Sequence[int]]  # for each BatchNorm, by name: its channels that stay, ascending
+Cuts = dict[str, dict[int, Tensor]]  # for each parameter or buffer, by name: the entries of a dimension that stay
+
+
+def slim(model: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of the model with the kept channels only, in convolutions, BatchNorms and the layers that read them.
+
+    It is the same function as the model with the scale and shift of all other channels set to zero.
+
+    Raises:
+        ValueError: as `cuts_of`.
+    """
+    thinner = copy.deepcopy(model)
+    tensors = {**dict(thinner.named_parameters()), **dict(thinner.named_buffers())}
+    replace_tensors(thinner, {name: cut(tensors[name], cuts) for name, cuts in cuts_of(model, kept).items()})
+    return thinner
+
+
+def cuts_of(model: nn.Module, kept: Kept) -> Cuts:
+    """The entries that stay of each parameter and buffer that changes.
+
+    Raises:
+        ValueError: `kept` names a BatchNorm whose channels cannot be removed.
+    """
+    known = {chain.norm: chain for chain in chains(model)}
+    unknown = [name for name in kept if name not in known]
+    if unknown:
+        raise ValueError(f"the channels of {', '.join(unknown)} cannot be removed; choose from {', '.join(known)}")
+    cuts: Cuts = {}
+    for name, channels in kept.items():
+        chain, norm = known[name], model.get_submodule(name)
+        width = len(norm.get_parameter("weight"))
+        stay = torch.tensor(channels)
+        for path in (chain.source, name):
+            layer = model.get_submodule(path)
+            for leaf, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+                if tensor.dim():  # BatchNorm's count of batches has none
+                    cuts.setdefault(f"{path}.{leaf}", {})[0] = stay
+        for path in chain.readers:
+            # a flattened channel has several columns
+            each = model.get_submodule(path).get_parameter("weight").shape[1] // width
+            columns = (stay[:, None] * each + torch.arange(each)).flatten()
+            cuts.setdefault(f"{path}.weight", {})[1] = columns
+    return cuts
+
+
+def cut(tensor: Tensor, cuts: Mapping[int, Tensor]) -> Tensor:
+    """The entries of a tensor that stay."""
+    for dim, stay in cuts.items():
+        tensor = tensor.index_select(dim, stay.to(tensor.device))
+    return tensor

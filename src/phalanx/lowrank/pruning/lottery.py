@@ -50,13 +50,15 @@ class Lottery(Surgery):
         ok = 0 <= self.rewind < self.every
         require(ok, f"lottery needs 0 <= rewind < every, got rewind={self.rewind}, every={self.every}")
 
-    def watches(self, at: int, rounds: int) -> bool:
-        return at == self.rewind or (at >= self.every and (at - self.every) % (self.every - self.rewind) == 0)
+    def watches(self, round_index: int, rounds: int) -> bool:
+        return round_index == self.rewind or (
+            round_index >= self.every and (round_index - self.every) % (self.every - self.rewind) == 0
+        )
 
     def operate(
-        self, model: nn.Module, at: int, rounds: int, memory: State, rng: torch.Generator
+        self, model: nn.Module, round_index: int, rounds: int, memory: State, rng: torch.Generator
     ) -> tuple[nn.Module | None, State]:
-        if at == self.rewind:
+        if round_index == self.rewind:
             return None, {"start": {name: value.clone() for name, value in model.state_dict().items()}}
         named = self._weights(model)
         # weights that an earlier phase has pruned are zero
@@ -81,10 +83,10 @@ class Lottery(Surgery):
     def zeros(self, model: nn.Module, memory: State) -> int:
         return sum(int((mask == 0).sum()) for mask in _standing(model, memory).values())
 
-    def clock(self, at: int, rounds: int) -> tuple[int, int]:
-        if at >= self.every:
-            at = self.rewind + (at - self.every) % (self.every - self.rewind)
-        return at, self.every
+    def clock(self, round_index: int, rounds: int) -> tuple[int, int]:
+        if round_index >= self.every:
+            round_index = self.rewind + (round_index - self.every) % (self.every - self.rewind)
+        return round_index, self.every
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights that are pruned, by name."""

@@ -61,7 +61,7 @@ def factorize(
     """
     from phalanx.lowrank.layer_timing import timed
     from phalanx.lowrank.planner import plan as make_plan
-    from phalanx.models.zoo import NETWORKS, network
+    from phalanx.tools.zoo import NETWORKS, network
 
     if model is None:
         raise ValueError(f"factorize needs --model; choose from {', '.join(NETWORKS)}")

@@ -71,7 +71,7 @@ def redundancy(
 def document(n: int, q: int, group_sizes: Sequence[int], risk: float, rounds: int) -> dict[str, Any]:
     """Returns all odds as plain values."""
     from phalanx.coding import odds
-    from phalanx.coding.pairings import PAIRINGS
+    from phalanx.tools.pairings import PAIRINGS
 
     if not 0 <= risk <= 1:
         raise ValueError(f"--risk takes a probability in [0, 1], got {risk}")

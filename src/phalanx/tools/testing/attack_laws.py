@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phalanx.core.codec import WEIGHT, Gather
 from phalanx.core.parser import parse
-from phalanx.core.trees import copied_tree
+from phalanx.core.trees import copy_tree
 from phalanx.core.world import LocalCollective
 from phalanx.tools.testing.compare import case, excluded, expect, finite, global_randomness, same
 from phalanx.tools.testing.law import Law, Trial, law
@@ -86,7 +86,7 @@ def _merged_rows(t: Trial) -> None:
 def _forgery_arguments(t: Trial) -> None:
     """A forgery depends on the payload and its generator only, and leaves the payload alone."""
     payload = {"row": t.rows(21), WEIGHT: torch.ones(1, dtype=torch.float64)}
-    before, outs = copied_tree(payload), []
+    before, outs = copy_tree(payload), []
     for seed in (1, 2):
         with global_randomness(seed):
             outs.append(t.method.forge(payload, t.stream()()))

@@ -23,7 +23,7 @@ from phalanx.core.round import Round
 from phalanx.core.row_memory import load
 from phalanx.core.stack import Stack
 from phalanx.core.stage import chain, memory_key
-from phalanx.core.trees import copied_tree, flatten
+from phalanx.core.trees import copy_tree, flatten
 from phalanx.core.world import LocalCollective
 from phalanx.tools.testing.compare import Z, case, excluded, expect, finite, global_randomness, refused, same
 from phalanx.tools.testing.law import Law, Meter, Trial, law
@@ -39,7 +39,7 @@ def _codec_arguments(t: Trial) -> None:
     """A codec depends on its row, its memory and its generator only, and changes none of them."""
     row, layout = t.rows(21), LAYOUT.head
     memory = t.coded(row, layout)[2]
-    kept, before, outs = copied_tree(memory), row.clone(), []
+    kept, before, outs = copy_tree(memory), row.clone(), []
     for seed in (1, 2):
         with global_randomness(seed):
             outs.append(t.coded(row, layout, memory))

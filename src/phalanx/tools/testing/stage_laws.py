@@ -17,7 +17,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.stack import Stack
 from phalanx.core.stage import TooFewRows
-from phalanx.core.trees import copied_tree, flatten
+from phalanx.core.trees import copy_tree, flatten
 from phalanx.tools.testing.compare import (
     CLOSE,
     Z,
@@ -72,7 +72,7 @@ def _input_and_state(t: Trial) -> None:
     stack = t.stack()
     before, weights = stack.rows.clone(), stack.weights.clone()
     _, state = t.run(stack)
-    kept = copied_tree(state)
+    kept = copy_tree(state)
     t.run(t.stack(1), state, index=1)
     same("the rows before and after", before, stack.rows)
     same("the weights before and after", weights, stack.weights)

@@ -33,8 +33,8 @@ class Norms(Observer):
 
     def look(self, stack: Stack, round: Round) -> dict[str, Any]:
         norms = torch.linalg.vector_norm(stack.rows[:, : stack.layout.stepped], dim=1, dtype=torch.float64).cpu()
-        told = {"workers": torch.tensor(stack.ids, dtype=torch.int64), "norms": norms}
+        payload = {"workers": torch.tensor(stack.ids, dtype=torch.int64), "norms": norms}
         # behind the wire every process has all rows
-        parts = [told] if stack.received else round.collective.all_gather_payloads(told)
+        parts = [payload] if stack.received else round.collective.all_gather_payloads(payload)
         workers, lengths = (torch.cat([part[name] for part in parts]).tolist() for name in ("workers", "norms"))
         return {str(worker): number_of(length) for worker, length in zip(workers, lengths, strict=True)}

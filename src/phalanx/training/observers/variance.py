@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from phalanx.codecs.atomo.spectral import Spectral
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import payload_bytes
-from phalanx.core.round import Round, make_generator
+from phalanx.core.round import Rng, Round, make_generator
 from phalanx.training.observers.observer import LayerObserver
 
 RESHAPES = ("paper", "matrix", "square")
@@ -93,14 +92,14 @@ class Variance(LayerObserver):
         codec, layout = Atomo(atoms, budget=budget), Layout(("x",), (unit.shape,))
         row, squares, sizes = unit.reshape(-1), [], []
         for draw in range(self.draws):
-            rng: Callable[[], torch.Generator] = partial(make_generator, *key, draw)
+            rng: Rng = partial(make_generator, *key, draw)
             payload, _ = codec.encode(row, layout, {}, rng)
             squares.append(codec.decode(payload, layout).to(torch.float64).square().sum())
             sizes.append(payload_bytes(payload))
-        seen = torch.stack(squares)
+        stacked = torch.stack(squares)
         return {
-            "measured": float(seen.mean()),
-            "error": float(seen.std()) / math.sqrt(self.draws),
+            "measured": float(stacked.mean()),
+            "error": float(stacked.std()) / math.sqrt(self.draws),
             "sent": sum(sizes) / self.draws,
         }
 

@@ -12,7 +12,7 @@ from phalanx.lowrank.planner import plan
 from phalanx.lowrank.pretrained import from_pretrained, save_pretrained
 from phalanx.models.lstm import TiedLstm
 from phalanx.models.transformer import Transformer
-from phalanx.models.zoo import NETWORKS, network
+from phalanx.tools.zoo import NETWORKS, network
 from phalanx.training.score import cross_entropy
 
 COUNTS = {
