@@ -17,10 +17,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import phalanx as px
-from phalanx.backdoors.density import RIDGE, EdgeCaseNess, fit_mixture
+import phalanx_experiments as pe
 from phalanx.tools.cli.app import app
 from phalanx.tools.report.collect import collect
 from phalanx_experiments.figures.edge_density import edge_density_tables, plot_edge_density
+from phalanx_experiments.measurements.density import RIDGE, EdgeCaseNess, fit_mixture
 from phalanx_experiments.measurements.edge_density import counted
 from phalanx_experiments.recipes import find
 
@@ -116,12 +117,12 @@ def test_edge_case_ness_tells_inverted_digits_and_leaves_the_model_alone():
     data = px.data.digits().load()
     edges = px.backdoors.split_edge_cases(px.backdoors.rare_styles(), 0.5, 20).load(data)
     model = Blurred().train()
-    found = px.backdoors.edge_case_ness(model, data, edges, percentile=5.0, batch=100)
+    found = pe.edge_case_ness(model, data, edges, percentile=5.0, batch=100)
     assert model.training and model.drop.training
     assert [len(v) for v in (found.train, found.test, found.edge, found.edge_test)] == [1371, 360, 20, 37]
     assert found.below()["train"] == pytest.approx(0.05, abs=0.002) and found.below()["edge"] == 1.0
     assert found.separation > 0.99
-    again = px.backdoors.edge_case_ness(model, data, edges, percentile=5.0, batch=7)
+    again = pe.edge_case_ness(model, data, edges, percentile=5.0, batch=7)
     torch.testing.assert_close(again.train, found.train)
     # ordinary digits among the candidates are dropped, the edge cases stay
     mixed = replace(
@@ -129,20 +130,20 @@ def test_edge_case_ness_tells_inverted_digits_and_leaves_the_model_alone():
         train_x=torch.cat([edges.train_x, data.test_x[:80]]),
         true_y=torch.cat([edges.true_y, data.test_y[:80]]),
     )
-    kept = px.backdoors.edge_case_ness(model, data, mixed, percentile=5.0).filtered(mixed)
+    kept = pe.edge_case_ness(model, data, mixed, percentile=5.0).filtered(mixed)
     assert torch.equal(kept.train_x[:20], edges.train_x) and len(kept) < 36
 
 
 def test_edge_case_ness_of_what_has_no_density():
     data, edges = px.data.digits().load(), px.backdoors.rare_styles().load(px.data.digits().load())
     with pytest.raises(ValueError, match="a percentile in"):
-        px.backdoors.edge_case_ness(Blurred(), data, edges, percentile=101)
+        pe.edge_case_ness(Blurred(), data, edges, percentile=101)
     with pytest.raises(ValueError, match="batch >= 1"):
-        px.backdoors.edge_case_ness(Blurred(), data, edges, batch=0)
+        pe.edge_case_ness(Blurred(), data, edges, batch=0)
     x = torch.zeros(4, 5, dtype=torch.int64)
     passages = px.data.Dataset("toy", x, x, x, x, 3, vocabulary=3)
     with pytest.raises(ValueError, match="one label an example, and toy has one for each token"):
-        px.backdoors.edge_case_ness(Blurred(), passages, edges)
+        pe.edge_case_ness(Blurred(), passages, edges)
 
 
 def test_figure_8_1_from_the_command_line(tmp_path):

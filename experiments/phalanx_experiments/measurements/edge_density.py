@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from phalanx.aggregators.mean import Mean
-from phalanx.backdoors.density import Covariance, edge_case_ness
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.backdoors.rare_styles import RareStyles
 from phalanx.backdoors.with_edge_cases import WithEdgeCases
@@ -27,6 +26,7 @@ from phalanx.training.client_work import Gradient
 from phalanx.training.optim import Sgd
 from phalanx.training.phase import Phase, Run
 from phalanx.training.trainer import train
+from phalanx_experiments.measurements.density import Covariance, edge_case_ness
 
 SEEN = 0.01  # share of the edge-case examples that the histogram may leave to the left
 

@@ -2,8 +2,6 @@
 from phalanx.backdoors.after_pruning import AfterPruning as after_pruning
 from phalanx.backdoors.assign_added import AssignAdded as assign_added
 from phalanx.backdoors.attack_success import Backdoor as backdoor
-from phalanx.backdoors.density import EdgeCaseNess as EdgeCaseNess
-from phalanx.backdoors.density import edge_case_ness as edge_case_ness
 from phalanx.backdoors.edges import EdgeCases as EdgeCases
 from phalanx.backdoors.edges import EdgeSet as EdgeSet
 from phalanx.backdoors.own_edges import OwnEdges as own_edges
@@ -14,13 +12,11 @@ from phalanx.backdoors.split_edge_cases import SplitEdgeCases as split_edge_case
 from phalanx.backdoors.with_edge_cases import WithEdgeCases as with_edge_cases
 
 __all__ = [
-    "EdgeCaseNess",
     "EdgeCases",
     "EdgeSet",
     "after_pruning",
     "assign_added",
     "backdoor",
-    "edge_case_ness",
     "own_edges",
     "poisoned",
     "prune",
