@@ -73,7 +73,26 @@ OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3, eps=1e-30),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0, eps=1e-30),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=1e-3, amsgrad=True, eps=1e-30),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=1e-3, eps=1e-30),
+    "radam": lambda p: torch.optim.RAdam(p, lr=1e-3, eps=1e-30),
+    # divides by the second moments from the fourth step on
+    "radam, rectified": lambda p: torch.optim.RAdam(p, lr=1e-3, betas=(0.9, 0.99), eps=1e-30),
 }
+
+
+class Lion(torch.optim.Optimizer):
+    """The sign of a moment, as published."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.99)):
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                moment = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.sub_(group["lr"] * (group["betas"][0] * moment + (1 - group["betas"][0]) * p.grad).sign())
+                moment.lerp_(p.grad, 1 - group["betas"][1])
 
 
 def made(kind, optimizer):
@@ -260,7 +279,7 @@ def test_what_cannot_be_carried_is_said():
     low = px.factorize(model, 1 / 4)
     own = torch.optim.Adagrad(model.parameters())
     trained(model.double(), own, drawn(3, 8), 1)
-    with pytest.raises(ValueError, match=r"moments sum of Adagrad .* moments=\"fresh\""):
+    with pytest.raises(ValueError, match=r"moments of Adagrad are not known; those of SGD.* moments=\"fresh\""):
         px.lowrank.transfer_optimizer(own, model, low)
     px.lowrank.transfer_optimizer(own, model, low, "fresh")
     with pytest.raises(ValueError, match="no parameter of the old model"):
@@ -271,3 +290,76 @@ def test_what_cannot_be_carried_is_said():
         px.lowrank.transfer_optimizer(torch.optim.SGD(nn.Linear(3, 3).parameters()), nn.Linear(3, 3), low)
     with pytest.raises(ValueError, match="weight_decay >= 0, got -1"):
         px.lowrank.frobenius_decay(low, -1)
+
+
+NETWORK = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 4, bias=False)).double()
+
+
+@each("build", [Lion, lambda p: torch.optim.Muon(p, lr=0.0)])
+def test_steps_that_are_no_multiple_of_the_moment_are_refused_or_are_those_of_the_factors(build):
+    model, low = NETWORK, full_rank(NETWORK)
+    of_dense, of_low = ([build(m.parameters()), m] for m in (model, low))
+    for own, m in (of_dense, of_low):
+        own.param_groups[0]["lr"] = 0.0
+        trained(m, own, drawn(5, 6))
+    with pytest.raises(ValueError, match=r"(Lion|Muon) takes .* moments of two factors cannot repeat; .*gradient"):
+        px.lowrank.transfer_optimizer(of_dense[0], model, low)
+    px.lowrank.transfer_optimizer(of_dense[0], model, low, "gradient")
+    for parameter in low.parameters():
+        for key, moment in of_low[0].state[parameter].items():
+            assert close(of_dense[0].state[parameter][key], moment, 1e-6)
+    before = [p.detach().clone() for p in low.parameters()]
+    for own, _ in (of_dense, of_low):
+        own.param_groups[0]["lr"] = 1e-3
+        for p in low.parameters():
+            p.grad = torch.zeros_like(p)
+        own.step()
+        if own is of_dense[0]:
+            steps = [p.detach() - b for p, b in zip(low.parameters(), before, strict=True)]
+            for p, b in zip(low.parameters(), before, strict=True):
+                p.data.copy_(b)
+    for p, b, step in zip(low.parameters(), before, steps, strict=True):
+        assert step.abs().max() > 0 and close(p.detach() - b, step, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "lstm"])
+def test_adafactor_goes_on_with_the_squares_of_the_factors(kind):
+    model, _, x = made(kind, "adam")
+    own = torch.optim.Adafactor(model.parameters(), lr=1e-3)
+    trained(model, own, x)
+    low = px.factorize(model, 1 / 2)
+    squares = {}
+    for entry in parameter_map(model, low):
+        if len(entry.new) == 2:
+            state = own.state[entry.old[0]]
+            row, column = state["row_var"], state["col_var"]
+            whole = entry.factor.matrices(row @ column / row.mean(dim=-2, keepdim=True))
+            factors = ThinFactors.of(entry)
+            u, v = entry.pulled(factors.left.square().mT @ whole, whole @ factors.right.square().mT)
+            squares[entry.new[0]], squares[entry.new[1]] = u, v
+    px.lowrank.transfer_optimizer(own, model, low)
+    assert len(squares) >= 2
+    for parameter, expected in squares.items():
+        state = own.state[parameter]
+        assert close(state["row_var"], expected.mean(dim=-1, keepdim=True), 1e-6)
+        assert close(state["col_var"], expected.mean(dim=-2, keepdim=True), 1e-6) and float(state["step"]) == 3
+    trained(low, own, x)
+    assert all(torch.isfinite(p).all() for p in low.parameters())
+
+
+def test_a_state_unlike_the_optimizers_is_refused():
+    class AdamW(torch.optim.AdamW):
+        pass
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).double()
+    own = AdamW(model.parameters())
+    trained(model, own, drawn(3, 8), 1)
+    low = px.factorize(model, 1 / 4)
+    for state in own.state.values():
+        state["ema"] = state["exp_avg"].clone()
+    with pytest.raises(ValueError, match="the state of this AdamW has ema, unlike that of torch's AdamW"):
+        px.lowrank.transfer_optimizer(own, model, low)
+    for state in own.state.values():
+        del state["ema"], state["exp_avg_sq"]
+    with pytest.raises(ValueError, match="the state of this AdamW lacks exp_avg_sq, unlike"):
+        px.lowrank.transfer_optimizer(own, model, low)

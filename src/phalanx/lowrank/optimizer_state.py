@@ -18,7 +18,16 @@ _SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
 # directions in which a factor is shorter than this share of its longest direction are not used: a step along them would
 # have to be so long that its second-order effect exceeds the first-order one
 _SHORTEST = 0.01
-_KNOWN = {"momentum_buffer", "exp_avg", *_SQUARES}
+# the entries that the state of each optimizer has for a parameter, beside its counts of steps
+_MOMENTS = {
+    "SGD": {"momentum_buffer"},
+    **{name: {"exp_avg", *_SQUARES} for name in ("Adam", "AdamW", "NAdam", "RAdam")},
+    "Adafactor": {"row_var", "col_var", "variance"},
+    "Lion": {"exp_avg"},
+    "Muon": {"momentum_buffer"},
+}
+# a step of these is no multiple of the moment, so no moments of u and v make the product follow it
+_UNLIKE = {"Lion": "steps of one length in every entry", "Muon": "orthogonal steps"}
 
 
 def transfer_optimizer(
@@ -29,7 +38,9 @@ def transfer_optimizer(
     The two factors take the place of their weight in the parameter groups. All other parameters keep their moments.
 
     Args:
-        optimizer: for the parameters of `old`: `torch.optim.SGD`, Adam, AdamW, or another with the same state.
+        optimizer: for the parameters of `old`: SGD, Adam, AdamW, NAdam, RAdam, Adafactor, Lion or Muon, as in
+            `torch.optim` where it has them. Adafactor has no first moments, so all words but "fresh" are one. Steps of
+            Lion and Muon are no multiples of their moments, so "step" is refused.
         old: the dense model, with its weights (so factorize with inplace=False); or a model with larger factors.
         new: the result of `factorize` or `adapt` for that model.
         moments: "step": the next step of momentum or of Adam changes the product v u as it would have changed the
@@ -37,8 +48,8 @@ def transfer_optimizer(
             if they had existed from the start, such as v^T m for u. "fresh": no moments for any parameter, as in the
             published code.
     Raises:
-        ValueError: the optimizer is another one and moments is not "fresh", moments is another word, or `new` is not
-            made from `old`.
+        ValueError: the optimizer is another one or refused and moments is not "fresh", moments is another word, or
+            `new` is not made from `old`.
     Source: ours.
 
     >>> import phalanx as px
@@ -70,6 +81,7 @@ def transferred_state(
         raise ValueError(f"moments must be {' or '.join(map(repr, get_args(Moments)))}, got {moments!r}")
     if moments == "fresh":
         return {}
+    kind = _kind(optimizer, moments)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     state = cast(Mapping[Tensor, dict[str, Any]], optimizer.state)
     new_state: dict[Tensor, dict[str, Any]] = {}
@@ -77,11 +89,14 @@ def transferred_state(
         held = [state[p] for p in entry.old if state.get(p)]
         if not held or len(held) < len(entry.old):
             continue
-        _check(optimizer, held[0])
-        if len(entry.new) == 1:
+        _check(optimizer, kind, held[0])
+        if kind == "Adafactor":
+            new_state |= zip(entry.new, _adafactor(entry, held), strict=True)
+        elif len(entry.new) == 1:
             new_state[entry.new[0]] = {key: _copied(entry.part(x) if _is_like(x) else x) for key, x in held[0].items()}
         else:
-            new_state |= zip(entry.new, _split(entry, held, groups[id(entry.old[0])], moments), strict=True)
+            group = {**groups[id(entry.old[0])], "kind": kind}
+            new_state |= zip(entry.new, _split(entry, held, group, moments), strict=True)
     return new_state
 
 
@@ -151,6 +166,8 @@ def _divisor(group: dict[str, Any], state: dict[str, Any], moments_of: Mapping[s
     if "exp_avg" not in moments_of:
         return 1.0
     step, (first, second) = float(state["step"]), group["betas"]
+    if group["kind"] == "RAdam" and not _has_rectified(step + 1, second):
+        return 1.0
     squares = moments_of["max_exp_avg_sq" if "max_exp_avg_sq" in moments_of else "exp_avg_sq"][side]
     return ((squares / (1 - second**step)).sqrt() + group["eps"]) * (1 - first**step)
 
@@ -166,13 +183,66 @@ def _matrices(entry: Counterpart, tensors: Any) -> tuple[Tensor, Tensor]:
     return right, left
 
 
-def _check(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    unknown = sorted(key for key, x in state.items() if _is_like(x) and key not in _KNOWN)
-    if unknown:
+def _kind(optimizer: torch.optim.Optimizer, moments: Moments) -> str:
+    """The name in `_MOMENTS` of an optimizer or of a class that it extends.
+
+    Raises:
+        ValueError: it is another one, or its moments cannot be transferred in this way.
+    """
+    name = type(optimizer).__name__
+    kind = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in _MOMENTS), "")
+    if not kind:
         raise ValueError(
-            f"the moments {', '.join(unknown)} of {type(optimizer).__name__} are not known; transfer those of SGD, "
-            'Adam or AdamW, or start again with moments="fresh"'
+            f"the moments of {name} are not known; those of {', '.join(_MOMENTS)} can be transferred, or start again "
+            'with moments="fresh"'
         )
+    if moments == "step" and kind in _UNLIKE:
+        raise ValueError(
+            f"{name} takes {_UNLIKE[kind]}, which moments of two factors cannot repeat; give them the moments of their "
+            'gradients with moments="gradient", or start again with moments="fresh"'
+        )
+    return kind
+
+
+def _check(optimizer: torch.optim.Optimizer, kind: str, state: dict[str, Any]) -> None:
+    have = {key for key, x in state.items() if _is_like(x)}
+    unknown = sorted(have - _MOMENTS[kind])
+    needed = {"exp_avg", "exp_avg_sq", "step"} if "exp_avg_sq" in _MOMENTS[kind] else set[str]()
+    missing = sorted(needed - state.keys())
+    if unknown or missing:
+        what = f"has {', '.join(unknown)}" if unknown else f"lacks {', '.join(missing)}"
+        raise ValueError(
+            f"the state of this {type(optimizer).__name__} {what}, unlike that of torch's {kind}; start again with "
+            'moments="fresh"'
+        )
+
+
+def _adafactor(entry: Counterpart, held: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The states of Adafactor: means over rows and columns of the mean squares of the new gradients."""
+    if entry.factor is None:
+        return [{key: _copied(x) for key, x in held[0].items()}]
+    squares = [_squares_of(state) for state in held]
+    if len(entry.new) == 1:
+        whole = [entry.part(squares[0])]
+    else:
+        whole = entry.pulled(*ThinFactors.of(entry).chained_squares(*_matrices(entry, squares)))
+    dims = (("row_var", -1), ("col_var", -2))
+    return [
+        {"step": _copied(held[0]["step"]), **{key: x.mean(dim=dim, keepdim=True) for key, dim in dims}} for x in whole
+    ]
+
+
+def _squares_of(state: dict[str, Any]) -> Tensor:
+    """The mean squares of a weight's gradient, as Adafactor estimates them."""
+    row, column = state["row_var"], state["col_var"]
+    mean = row.mean(dim=-2, keepdim=True)
+    return row @ column / mean.clamp(min=torch.finfo(row.dtype).tiny)
+
+
+def _has_rectified(step: float, second: float) -> bool:
+    """Whether RAdam divides by the second moments in this step; in the first few it takes plain steps of momentum."""
+    longest = 2 / (1 - second) - 1
+    return longest - 2 * step * second**step / (1 - second**step) > 5
 
 
 def _is_like(x: Any) -> bool:
