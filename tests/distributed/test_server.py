@@ -43,6 +43,11 @@ RUNS = {
     "dense bytes": expression("chain(gather(dense()), mean())", rounds=4, hidden=400),
     "vote bytes": expression("chain(vote(dense(), r=3), mean())", rounds=4, hidden=400),
     "QSGD bytes": expression("chain(vote(qsgd(bits=4), r=3), mean())", rounds=4, hidden=400),
+    "vote, late": expression(
+        "chain(vote(dense(), r=3), momentum(0.5), mean())",
+        faults="(delay(worker=5, seconds=4.0, at=3, rounds=1),)",
+        rounds=6,
+    ),
     "late": expression("chain(gather(dense()), median())", faults="(delay(worker=5, seconds=4.0, at=3, rounds=1),)"),
 }
 TIMEOUTS = {"least_s": 1.5, "factor": 3.0}
@@ -102,6 +107,13 @@ def test_a_late_worker_is_left_out_and_comes_back(served):
     found = excluded(served["late"]["metrics"])
     assert set(found) == {5} and found[5][0] == 3 and found[5][-1] < 9
     assert served["late"]["lost_rounds"] == 0
+
+
+def test_who_was_late_once_is_not_accused_afterwards(served):
+    found = excluded(served["vote, late"]["metrics"])
+    assert set(found) == {5} and found[5][0] == 3
+    assert all(line["outvoted"] == [] for line in served["vote, late"]["metrics"])
+    assert served["vote, late"]["weights_sha256"] == simulated("vote, late", faults=())
 
 
 def test_bytes_into_the_server_on_its_sockets(served):
