@@ -45,7 +45,11 @@ class NamedWorkers(Threat):
 
 @method("evenly_spaced", "adversary")
 class EvenlySpaced(Threat):
-    """`count` workers at equal distances in every round: no two are in one vote group while there are enough groups."""
+    """`count` workers at equal distances in every round.
+
+    It is the favourable case for votes whose groups are `in_order()`: no two are in one group while there are enough
+    groups. Groups at random do not know it, and are lost as often as under `random(count)`.
+    """
 
     count: int
 

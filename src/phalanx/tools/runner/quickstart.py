@@ -18,7 +18,10 @@ ROUNDS = {"smoke": 40, "laptop": 300, "paper": 300}
 
 @recipe("quickstart")
 def quickstart(scale: str) -> dict[str, Run]:
-    """Digits, 15 workers of which 3 send reversed gradients: the mean breaks, robust rules do not."""
+    """Digits, 15 workers of which 3 send reversed gradients: the mean breaks, robust rules do not.
+
+    The vote meets the favourable case, no two of the 3 in one group. Groups at random lose one in 41 % of draws.
+    """
 
     def attacked(*rule: Stage, gate: Gate = GATE) -> Run:
         phase = px.Phase(
@@ -32,7 +35,6 @@ def quickstart(scale: str) -> dict[str, Run]:
             data=px.data.digits(),
             model=px.models.mlp(hidden=(64,)),
             phases=(phase,),
-            # the favourable case, no two of them in one vote group: at random the vote loses a group in 41 % of draws
             byzantine=px.adversary.evenly_spaced(3),
             evaluate_every=10,
         )
