@@ -103,7 +103,7 @@ def a_state_changed_in_place():
         memory = state.get("row", row.clone())
         return memory.add_(row), {"row": memory}
 
-    return made("row_stage", row=row)()
+    return made("row_stage", row=row, remembers=True)()
 
 
 def a_state_that_is_the_callers_row():
@@ -114,7 +114,7 @@ def a_state_that_is_the_callers_row():
 
 
 def memories_that_share_memory():
-    return made("row_stage", row=lambda self, row, layout, state, rng: (row, {"row": row}))()
+    return made("row_stage", row=lambda self, row, layout, state, rng: (row, {"row": row}), remembers=True)()
 
 
 def a_stage_with_global_randomness():
@@ -179,7 +179,9 @@ def bytes_by_a_formula():
 
 def a_stage_that_remembers_whole_rows():
     return made(
-        "row_stage", row=lambda self, row, layout, state, rng: (row + state.get("row", 0), {"row": row.clone()})
+        "row_stage",
+        row=lambda self, row, layout, state, rng: (row + state.get("row", 0), {"row": row.clone()}),
+        remembers=True,
     )()
 
 
@@ -347,7 +349,9 @@ def a_codec_that_decodes_twice_differently():
 
 def a_codec_that_remembers_whole_rows():
     return made(
-        "codec", encode=lambda self, row, layout, state, rng: ({"row": row + state.get("row", 0)}, {"row": row.clone()})
+        "codec",
+        encode=lambda self, row, layout, state, rng: ({"row": row + state.get("row", 0)}, {"row": row.clone()}),
+        remembers=True,
     )()
 
 
@@ -396,7 +400,7 @@ def a_codec_that_remembers_nan():
         row = (row.float() + 0.5 * load(state, layout, torch.zeros_like(row))).to(row.dtype)
         return {"row": row}, {name: part.clone() for name, part in layout.split(row).items()}
 
-    return made("codec", encode=encode)()
+    return made("codec", encode=encode, remembers=True)()
 
 
 # law, words of the sentence, methods
