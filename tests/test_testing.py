@@ -132,11 +132,11 @@ def a_stage_that_counts_its_calls():
 
 
 def an_attack_with_global_randomness():
-    return made("attack", forge=lambda self, own, view, state, round: (torch.randn(own.shape), state))()
+    return made("attack", forge=lambda self, stack, view, state, round: (torch.randn(stack.rows.shape), state))()
 
 
 def an_attack_with_randomness_of_numpy():
-    return made("attack", forge=lambda self, own, view, state, round: (own * np.random.rand(), state))()
+    return made("attack", forge=lambda self, stack, view, state, round: (stack.rows * np.random.rand(), state))()
 
 
 def rows_of_another_dtype():
@@ -255,7 +255,7 @@ def an_attack_that_always_copies():
 
 
 def an_attack_by_the_attackers_of_this_process():
-    return made("attack", forge=lambda self, own, view, state, round: (-own.mean(dim=0), state))()
+    return made("attack", forge=lambda self, stack, view, state, round: (-stack.rows.mean(dim=0), state))()
 
 
 def an_attack_on_single_workers_only():
