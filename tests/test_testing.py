@@ -329,6 +329,13 @@ def a_codec_that_says_linear():
     )()
 
 
+def a_codec_that_draws_and_does_not_say_so():
+    def encode(self, row, layout, state, rng):
+        return {"row": row * (torch.rand(row.shape, generator=rng()) < 0.5)}, {}
+
+    return made("codec", encode=encode)()
+
+
 def a_codec_that_says_unbiased():
     def encode(self, row, layout, state, rng):
         kept = torch.rand(row.shape, generator=rng()) < 0.5
@@ -444,6 +451,7 @@ BROKEN = [
     ("codec", "shape and dtype", "expected finite entries", a_codec_that_overflows),
     ("codec", "empty and strided rows", "a row of 0 entries", a_codec_that_needs_entries),
     ("codec", "wire", "the decoded rows differ", a_codec_that_smuggles),
+    ("codec", "keeps", "the payloads of two workers differ", a_codec_that_draws_and_does_not_say_so),
     ("codec", "linear", "the gathered and the reduced mean differ", a_codec_that_says_linear),
     ("codec", "unbiased", "the mean of 2000 draws", a_codec_that_says_unbiased),
     ("codec", "error feedback", "what was there and the sum differ", a_codec_that_decodes_twice_differently),

@@ -11,7 +11,7 @@ import phalanx as px
 from phalanx.core.pytree import cut, from_payload, to_payload
 from phalanx.distributed.determinism import apart, compare_computations, digest, sketch
 from phalanx.distributed.recompute import recompute, snapshot
-from phalanx.integrations.sdc import Finding, pairs_of
+from phalanx.integrations.sdc import Finding, _pairs_of
 from tests.cases import each
 
 
@@ -40,12 +40,12 @@ def batch():
 @each("n", range(2, 14))
 def test_every_two_ranks_meet_once(n):
     audits = n - 1 + n % 2
-    met = [pair for audit in range(audits) for pair in pairs_of(n, audit)]
+    met = [pair for audit in range(audits) for pair in _pairs_of(n, audit)]
     assert sorted(met) == sorted(combinations(range(n), 2))
     for audit in range(3 * audits):
-        ranks = [rank for pair in pairs_of(n, audit) for rank in pair]
+        ranks = [rank for pair in _pairs_of(n, audit) for rank in pair]
         assert len(ranks) == len(set(ranks)) == n - n % 2
-        assert pairs_of(n, audit) == pairs_of(n, audit + audits)
+        assert _pairs_of(n, audit) == _pairs_of(n, audit + audits)
 
 
 def test_a_replay_leaves_everything_as_it_was():

@@ -62,9 +62,9 @@ def test_the_first_audit_that_meets_a_faulty_rank_names_it(size, wrapped, reques
 
 
 def _rests_at(rank):
-    from phalanx.integrations.sdc import pairs_of
+    from phalanx.integrations.sdc import _pairs_of
 
-    return next(t for t in range(3) if all(rank not in pair for pair in pairs_of(3, t)))
+    return next(t for t in range(3) if all(rank not in pair for pair in _pairs_of(3, t)))
 
 
 def test_rank_0_logs_a_sentence(four):

@@ -121,6 +121,11 @@ def test_show_prints_what_run_reads(tmp_path: Path) -> None:
         (["run", "quickstart", "--set", "byzantin=3"], "did you mean byzantine"),
         (["run", "quickstart", "--set", "scheme=krum(f=3)"], "crosses the wire exactly once"),
         (["run", "--resume", "absent"], "absent holds no study"),
+        (
+            ["run", "quickstart", "--set", "scheme=chain(median(), gather(dense()))"],
+            "median() stands before the wire and sees one row; put it behind gather(...)",
+        ),
+        (["run", "quickstart", "--set", "scheme=chain(reduce(dense()), median())"], "sees the mean of all rows only"),
         (["show", "quickstart", "--only", "krumm"], "did you mean krum"),
         (["list", "agregators"], "did you mean aggregators"),
         (["compare", "absent"], "absent holds neither a run nor a study"),

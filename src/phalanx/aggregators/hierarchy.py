@@ -50,7 +50,7 @@ class Hierarchy(Aggregator):
             require(stage.num_wires == 0, f"hierarchy stands behind the wire, and {stage!r} crosses one")
 
     def tolerates(self, n: int) -> int:
-        inner, outer = _tolerates(self.inner, n // self.groups), _tolerates(self.outer, self.groups)
+        inner, outer = self.inner.tolerates(n // self.groups), self.outer.tolerates(self.groups)
         return (inner + 1) * (outer + 1) - 1
 
     def rows_out(self, n: int) -> int:
@@ -95,7 +95,3 @@ class Hierarchy(Aggregator):
         if next_state:
             memory["outer"] = next_state
         return merged, memory
-
-
-def _tolerates(stage: Stage, n: int) -> int:
-    return stage.tolerates(n) if isinstance(stage, Aggregator) else 0

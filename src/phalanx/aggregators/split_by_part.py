@@ -45,8 +45,7 @@ class SplitByPart(Aggregator):
             require(stage.num_wires == 0, f"split_by_part stands behind the wire, and {stage!r} crosses one")
 
     def tolerates(self, n: int) -> int:
-        rules = (self.directions, self.installed)
-        return min(rule.tolerates(n) if isinstance(rule, Aggregator) else 0 for rule in rules)
+        return min(self.directions.tolerates(n), self.installed.tolerates(n))
 
     def rows_out(self, n: int) -> int:
         for stage in (self.directions, self.installed):

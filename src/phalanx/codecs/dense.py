@@ -10,6 +10,7 @@ from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.round import Rng
+from phalanx.core.stage import Kept
 from phalanx.core.trees import State
 
 
@@ -20,6 +21,10 @@ class Dense(Codec):
     @property
     def linear(self) -> bool:
         return True
+
+    @property
+    def keeps(self) -> Kept:
+        return "sums"
 
     @property
     def unbiased(self) -> bool:

@@ -12,7 +12,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.precision import cast
 from phalanx.core.round import Rng
 from phalanx.core.row_memory import load, store
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 
 
@@ -38,6 +38,10 @@ class ErrorFeedback(Codec):
     @property
     def remembers(self) -> bool:
         return True
+
+    @property
+    def keeps(self) -> Kept:
+        return self.codec.keeps
 
     @property
     def linear(self) -> bool:

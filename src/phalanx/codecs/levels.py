@@ -17,7 +17,7 @@ from phalanx.core.payload import expect
 from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
 from phalanx.core.precision import cast
 from phalanx.core.round import Rng
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 
 Coding = Literal["packed", "elias"]
@@ -51,6 +51,10 @@ class QuantizerCodec(Codec):
     @abstractmethod
     def measure_scales(self, entries: np.ndarray, width: int, scales: np.ndarray) -> None:
         """Writes the scale of each bucket of `width` entries, NaN for one that holds NaN or Inf."""
+
+    @property
+    def keeps(self) -> Kept:
+        return "nothing"
 
     @property
     def unbiased(self) -> bool:

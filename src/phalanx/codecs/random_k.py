@@ -16,7 +16,7 @@ from phalanx.core.payload import expect
 from phalanx.core.pieces import blank, counts, keys_of, offsets, seed_of, spread
 from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.round import Rng
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 
 
@@ -41,6 +41,10 @@ class RandomK(Codec):
 
     def validate(self) -> None:
         require(0 < self.ratio <= 1, f"random_k needs 0 < ratio <= 1, got ratio={self.ratio}")
+
+    @property
+    def keeps(self) -> Kept:
+        return "nothing"
 
     @property
     def unbiased(self) -> bool:

@@ -20,7 +20,7 @@ from phalanx.core.allocation import Allocation
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 
 LIMIT = 0.05  # relative error of the result at which a code is refused
@@ -63,6 +63,10 @@ class Cyclic(Code):
 
     s: int
     noise: float | None = None
+
+    @property
+    def needs(self) -> Kept:
+        return "sums" if self.noise is None else "equality"
 
     @property
     def scope(self) -> Scope:

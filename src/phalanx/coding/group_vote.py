@@ -29,7 +29,7 @@ from phalanx.core.expression import method
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 
 
@@ -69,6 +69,10 @@ class GroupVote(Redundant, Aggregator):
     atol: float = 0.0
     rtol: float = 0.0
     placement: Placement = RandomOrder()
+
+    @property
+    def needs(self) -> Kept:
+        return "nothing" if self.atol or self.rtol else "equality"
 
     @property
     def scope(self) -> Scope:

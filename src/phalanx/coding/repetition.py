@@ -17,7 +17,7 @@ from phalanx.coding.placement import Placement, RandomOrder
 from phalanx.core.expression import method, require
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 
 
@@ -46,6 +46,10 @@ class Repetition(Redundant, Code):
 
     r: int
     placement: Placement = RandomOrder()
+
+    @property
+    def needs(self) -> Kept:
+        return "equality"
 
     @property
     def scope(self) -> Scope:

@@ -25,7 +25,7 @@ from phalanx.core.parallel import parallel_map
 from phalanx.core.payload import BadPayload, Payload, expect, payload_bytes
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 from phalanx.core.wire_stage import Upload, WireStage, without_absent
 from phalanx.distributed.determinism import BUCKETS, apart, sketch
@@ -76,6 +76,10 @@ class Vote(Redundant, WireStage):
     placement: Placement = RandomOrder()
 
     @property
+    def needs(self) -> Kept:
+        return "nothing" if self.tolerant else "equality"
+
+    @property
     def scope(self) -> Scope:
         return "vector"
 
@@ -90,6 +94,9 @@ class Vote(Redundant, WireStage):
     def tolerant(self) -> bool:
         """Whether all payloads are sent and compared as rows."""
         return self.atol > 0 or self.rtol > 0
+
+    def tolerates(self, n: int) -> int:
+        return (self.r - 1) // 2
 
     def rows_out(self, n: int) -> int:
         return self.num_groups(n)

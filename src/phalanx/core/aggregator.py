@@ -20,11 +20,8 @@ class Aggregator(Stage):
     count towards f. The class attribute `requirement` states the smallest n in words, such as "n >= 2f + 3".
     """
 
+    rows_of = "all workers"
     requirement: ClassVar[str] = "n >= 1"
-
-    def tolerates(self, n: int) -> int:
-        """The number f of Byzantine rows among n that this rule is set to tolerate."""
-        return 0
 
     def least(self, f: int) -> int:
         """The smallest n that the rule can work with when f of the rows may be Byzantine."""

@@ -54,6 +54,7 @@ class Attack(Stage):
     The time of an attack is noted as `attack_s`; it counts towards no part of the round.
     """
 
+    rows_of = "single workers"
     omniscient: ClassVar[bool] = False
     directions_only: ClassVar[bool] = False
 

@@ -19,7 +19,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
 from phalanx.core.round import Rng, Round, make_generator
 from phalanx.core.stack import Note, Stack
-from phalanx.core.stage import Scope, Stage, TooFewRows, check_remembers, memory_key
+from phalanx.core.stage import Kept, Scope, Stage, TooFewRows, check_remembers, memory_key
 from phalanx.core.trees import State
 from phalanx.core.wire_stage import Upload, WireStage, without_absent
 
@@ -52,6 +52,11 @@ class Codec(Expression, ABC):
     def remembers(self) -> bool:
         """Whether a worker keeps a memory for it from round to round."""
         return False
+
+    @property
+    def keeps(self) -> Kept:
+        """What decoded rows of several workers keep: "nothing" where each worker draws random numbers of its own."""
+        return "nothing" if self.unbiased else "equality"
 
     @abstractmethod
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
@@ -88,6 +93,10 @@ class Gather(WireStage):
     codec: Codec
     gate: Gate = Gate()
     forge: PayloadAttack | None = None
+
+    @property
+    def keeps(self) -> Kept:
+        return self.codec.keeps
 
     @property
     def scope(self) -> Scope:
@@ -217,6 +226,8 @@ class Reduce(Stage):
     Raises:
         ValueError: the codec is not linear, or no row arrives.
     """
+
+    sums_rows = True
 
     codec: Codec
 

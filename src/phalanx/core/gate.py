@@ -12,6 +12,7 @@ from phalanx.core.expression import Expression, method, require
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.stack import Stack
 
+UNUSABLE = "a claimed weight of nan"  # the reason for a worker that says its own row is not finite
 ABSURD = 1000.0  # a claimed weight above this many medians is an attack or a fault, not a miscount
 
 

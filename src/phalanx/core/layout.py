@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def plain_name(name: str) -> str:
+    """The name that a tensor has where no part of its model is compiled by torch.compile."""
+    return name.replace("_orig_mod.", "")
+
+
 @dataclass(frozen=True)
 class Layout:
     """The names and shapes of the tensors in a row, in order.
@@ -54,10 +59,10 @@ class Layout:
     @staticmethod
     def of(model: nn.Module) -> Layout:
         """The trained parameters of a model, then the floating-point buffers of its state as installed entries."""
-        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        parameters = {plain_name(n): p for n, p in model.named_parameters() if p.requires_grad}
         saved = model.state_dict()
         # a buffer that is not saved is a constant, such as a table of positions
-        buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point() and n in saved}
+        buffers = {plain_name(n): b for n, b in model.named_buffers() if b.is_floating_point() and n in saved}
         both = {**parameters, **buffers}
         dtypes = {t.dtype for t in both.values()}
         if len(dtypes) > 1:
@@ -103,7 +108,7 @@ class Layout:
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """The parameters and buffers of a model that have these names, not copied."""
-        by_name = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        by_name = {plain_name(n): t for n, t in (*model.named_parameters(), *model.named_buffers())}
         return {name: by_name[name] for name in self.names}
 
     def split(self, rows: Tensor) -> dict[str, Tensor]:

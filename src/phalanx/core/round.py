@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import cast
 
 import torch
@@ -16,11 +17,29 @@ Rng = Callable[[], torch.Generator]  # makes the random generator of a worker
 
 
 def make_generator(*key: object) -> torch.Generator:
-    """A new CPU generator, seeded by a key of numbers and strings; the same key gives the same random numbers."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    """A new CPU generator, seeded by a key of numbers and strings; the same key gives the same random numbers.
+
+    Raises:
+        ValueError: a part of the key is neither, such as a generator, whose name is another one in every process.
+    """
+    digest = hashlib.blake2b(repr(_plain(key)).encode(), digest_size=8).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest, "little") >> 1)
     return generator
+
+
+def _plain(part: object) -> object:
+    """A part of a key, with whole numbers of NumPy as Python's."""
+    if isinstance(part, tuple):
+        return tuple(map(_plain, part))
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, Integral):
+        return int(part)
+    raise ValueError(
+        f"a seed is made of numbers and strings, which are the same in every process, got a {type(part).__name__}; "
+        "give a whole number such as seed=0"
+    )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ Scope = Literal["coordinate", "tensor", "vector"]  # the smallest piece of a row
 
 _SCOPES: tuple[Scope, ...] = ("coordinate", "tensor", "vector")
 
+Kept = Literal["nothing", "equality", "sums"]  # of several workers' rows, behind a stage; each includes those before it
+
+_KEPT: tuple[Kept, ...] = ("nothing", "equality", "sums")
+_LACKING = {"equality": "compares rows bit for bit", "sums": "solves for sums of rows"}
+
 
 def widest(scopes: Iterable[Scope]) -> Scope:
     """The widest of several scopes: the scope of stages that run together."""
@@ -48,9 +53,28 @@ class Stage(Expression, ABC):
     """A function of rows: (k, d) -> (m, d).
 
     The caller keeps the state: it is None or {} in the first round, and what a call returns goes into the next call.
+
+    Class attributes `rows_of`: whose rows a call must see; `sums_rows`: the server gets the mean of all rows, and no
+    row of a single worker.
     """
 
     runs_on: ClassVar[Scope] = "coordinate"
+    rows_of: ClassVar[Literal["anybody", "single workers", "all workers"]] = "anybody"
+    sums_rows: ClassVar[bool] = False
+
+    @property
+    def keeps(self) -> Kept:
+        """What honest rows still have behind the stage: equal rows stay equal, and sums of rows stay sums."""
+        return "sums"
+
+    @property
+    def needs(self) -> Kept:
+        """What the stages before this one must keep, or it fails in every round."""
+        return "nothing"
+
+    def tolerates(self, n: int) -> int:
+        """The number f of Byzantine rows among n that this stage is set to tolerate."""
+        return 0
 
     @property
     def scope(self) -> Scope:
@@ -174,6 +198,28 @@ class Chain(Stage):
     """Stages one after the other, left to right."""
 
     stages: tuple[Stage, ...]
+
+    def validate(self) -> None:
+        wires = [i for i, stage in enumerate(self.stages) if stage.num_wires]
+        if len(wires) != 1:
+            return
+        wire = self.stages[wires[0]]
+        for i, stage in enumerate(self.stages):
+            require(
+                i >= wires[0] or stage.rows_of != "all workers",
+                f"{stage!r} stands before the wire and sees one row; put it behind gather(...)",
+            )
+            require(
+                i <= wires[0] or not wire.sums_rows or stage.rows_of == "anybody",
+                f"{stage!r} stands behind {wire!r} and sees the mean of all rows only; write gather(...) in place of "
+                f"{wire!r}, or leave {stage!r} out",
+            )
+            for before in self.stages[:i]:
+                require(
+                    _KEPT.index(before.keeps) >= _KEPT.index(stage.needs),
+                    f"{stage!r} {_LACKING.get(stage.needs)}, and {before!r} does not keep them so: every round would "
+                    "be lost; leave it out, or write dense() for its codec",
+                )
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.stages))})"

@@ -22,7 +22,7 @@ def unwrap_module(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: it has no trained parameters, or a part of it communicates with other ranks.
     """
-    module = _layers(model)[-1]
+    module = wrapped_layers(model)[-1]
     for name, part in module.named_modules():
         if isinstance(part, nn.SyncBatchNorm | DistributedDataParallel):
             raise ValueError(
@@ -36,7 +36,9 @@ def unwrap_module(model: nn.Module) -> nn.Module:
 
 def group_of(model: nn.Module) -> dist.ProcessGroup | None:
     """The process group of a model in DistributedDataParallel; None, the default one, for others."""
-    return next((layer.process_group for layer in _layers(model) if isinstance(layer, DistributedDataParallel)), None)
+    return next(
+        (layer.process_group for layer in wrapped_layers(model) if isinstance(layer, DistributedDataParallel)), None
+    )
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
@@ -78,8 +80,8 @@ class LossAndGrads:
         yield from self.gradients.items()
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The model and what it wraps, from the outside in."""
+def wrapped_layers(model: nn.Module) -> list[nn.Module]:
+    """The model and what DistributedDataParallel and torch.compile wrap in it, from the outside in."""
     layers = [model]
     while True:
         last = layers[-1]
@@ -99,7 +101,9 @@ def _forward_refused(model: nn.Module) -> Iterator[None]:
             "loss_function(module, *inputs)"
         )
 
-    handles = [m.register_forward_pre_hook(refuse) for m in _layers(model) if isinstance(m, DistributedDataParallel)]
+    handles = [
+        m.register_forward_pre_hook(refuse) for m in wrapped_layers(model) if isinstance(m, DistributedDataParallel)
+    ]
     try:
         yield
     finally:

@@ -23,25 +23,27 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from phalanx.attacks.adversary import Threat
-from phalanx.core._torch_private import group_timeout
 from phalanx.core.expression import require
-from phalanx.core.layout import Layout
-from phalanx.core.stage import Stage, check_scheme
+from phalanx.core.layout import Layout, plain_name
+from phalanx.core.stage import Stage
 from phalanx.distributed.process_group import ProcessGroupCollective
-from phalanx.integrations.gradient_exchange import SchemeSession, as_scheme
+from phalanx.distributed.recompute import wrapped_layers
+from phalanx.integrations.gradient_exchange import SchemeSession, as_scheme, terms
+from phalanx.integrations.handshake import Weights, agree, agree_on_weights, refuse_split, twin
 from phalanx.training.worker_stats import WorkerStats
 
 _PATIENCE_S = 2.0  # for a thread that is told to end
 
 
 def register(
-    model: DistributedDataParallel,
+    model: torch.nn.Module,
     scheme: Stage | str,
     *,
     warmup: int = 0,
     byzantine: Threat | None = None,
     seed: int = 0,
     overlap: bool = True,
+    weights: Weights = "broadcast",
 ) -> "Hook":
     """Makes a scheme the model's communication hook; gloo and NCCL. Every rank calls it, in the same order.
 
@@ -49,58 +51,82 @@ def register(
     the other, in the order in which DDP makes them on every rank, over a process group of its own, so that nothing
     meets DDP's collectives and nothing waits inside a callback. Gradients accumulated under `no_sync()` are exchanged
     with the next ones. What the scheme makes of a parameter that no rank used is dropped, as DDP leaves its gradient.
-    A bucket whose round is lost is zero, and counted in `ledger.lost_rounds`.
+    A bucket whose round is lost is zero, and counted in `ledger.lost_rounds`; the first one is logged. Where a scheme
+    that is not robust meets NaN or Inf, the bucket is NaN, as with plain DDP: GradScaler sees it and skips the step.
 
     Args:
-        model: wrapped in DistributedDataParallel; dense gradients.
+        model: in DistributedDataParallel, with torch.compile inside, outside or not at all; dense gradients.
         scheme: a stage or its expression, of a scope below "vector".
         warmup: first steps whose gradients are averaged as they are, by `reduce(dense())`; the scheme's memories begin
             behind them, and no attack or rule acts in them.
         byzantine: ranks that misbehave on purpose, for drills.
         seed: of the scheme's random numbers; equal on every rank.
         overlap: False exchanges within the hook, one thread less on a machine whose cores are all busy.
+        weights: where ranks begin with different weights, which DDP's init_sync=False allows, "broadcast" copies those
+            of rank 0 to all and logs it, and "refuse" raises.
     Returns:
         The hook: `state_dict` and `load_state_dict` for checkpoints, `ledger` with bytes and accusations, `close`.
     Raises:
-        ValueError: the scheme needs the whole row, or does not fit the number of ranks.
+        ValueError: on every rank, where one has a scheme that needs the whole row or does not fit the number of ranks,
+            or where ranks differ in scheme, seed or parameters. From a forward pass: parameters were frozen or unfrozen
+            since.
         RuntimeError: from backward() when an exchange failed; the group of that rank is closed then, so that the
             other ranks fail too and do not wait.
     """
-    require(
-        isinstance(model, DistributedDataParallel),
-        f"register takes a model wrapped in DistributedDataParallel, got {type(model).__name__}; wrap it first",
-    )
-    stage, group = as_scheme(scheme), model.process_group
-    if stage.scope == "vector":
-        raise ValueError(
-            f"{stage!r} needs whole rows and DDP hands out buckets; "
-            "call phalanx.exchange(model, scheme) after backward() instead"
-        )
-    check_scheme(stage, dist.get_world_size(group))
-    device = next(p.device for p in model.module.parameters() if p.requires_grad)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        world = ProcessGroupCollective(group=_twin(group))
-    names = {id(p): n for n, p in model.module.named_parameters()}
-    hook = Hook(SchemeSession(stage, world, byzantine, seed, warmup), world, names, overlap)
-    model.register_comm_hook(None, hook.exchange)
+    layers = wrapped_layers(model) if isinstance(model, torch.nn.Module) else []
+    wrapped = next((layer for layer in layers if isinstance(layer, DistributedDataParallel)), None)
+    group = dist.group.WORLD if wrapped is None else wrapped.process_group
+    device = next((p.device for p in model.parameters() if p.requires_grad), None) if wrapped else None
+    with torch.cuda.device(device) if device and device.type == "cuda" else nullcontext():
+        meeting = ProcessGroupCollective(group=group)
+
+        def make() -> tuple[tuple[DistributedDataParallel, SchemeSession, Layout], dict[str, object]]:
+            if wrapped is None:
+                raise ValueError(
+                    f"register takes a model wrapped in DistributedDataParallel, got {type(model).__name__}; wrap it "
+                    "first"
+                )
+            refuse_split(wrapped, "the DDP hook")
+            require(weights in ("broadcast", "refuse"), f"weights is 'broadcast' or 'refuse', got {weights!r}")
+            stage = as_scheme(scheme)
+            if stage.scope == "vector":
+                raise ValueError(
+                    f"{stage!r} needs whole rows and DDP hands out buckets; "
+                    "call phalanx.exchange(model, scheme) after backward() instead"
+                )
+            session = SchemeSession(stage, meeting, byzantine, seed, warmup)
+            trained = {plain_name(n): p for n, p in wrapped.module.named_parameters() if p.requires_grad}
+            layout = Layout(tuple(trained), tuple(p.shape for p in trained.values()))
+            settings, dtypes = (warmup, session.byzantine, weights), [p.dtype for p in trained.values()]
+            return (wrapped, session, layout), terms("a DDP hook", session, settings, (layout, dtypes))
+
+        ddp, session, layout = agree(meeting, make, "the DDP hook")
+        agree_on_weights(meeting, ddp.module, weights)
+        session.own(ProcessGroupCollective(group=twin(group)))
+    hook = Hook(session, ddp.module, layout, overlap)
+    ddp.register_comm_hook(None, hook.exchange)
+    # behind the forward pass, in which DDP itself waits for all ranks
+    ddp.register_forward_hook(partial(_check_parameters, weakref.ref(hook)))
     return hook
+
+
+@torch.compiler.disable
+def _check_parameters(hook: "weakref.ref[Hook]", module: torch.nn.Module, inputs: object, output: object) -> None:
+    alive = hook()
+    if alive is not None:
+        alive.check_parameters()
 
 
 class Hook:
     """A scheme that exchanges the buckets of one model; made by `register`."""
 
-    def __init__(
-        self, session: SchemeSession, world: ProcessGroupCollective, names: dict[int, str], overlap: bool
-    ) -> None:
-        self.session, self._world = session, world
-        self._names, self._lane = names, Lane() if overlap else None
+    def __init__(self, session: SchemeSession, module: torch.nn.Module, layout: Layout, overlap: bool) -> None:
+        self.session = session
+        self._module, self._layout = module, layout
+        self._names = {id(p): plain_name(n) for n, p in module.named_parameters()}
+        self._lane = _Lane() if overlap else None
         self._streams: dict[torch.device, Any] = {}
-        self._failure = ""
-        self._ends = [weakref.finalize(self, world.close)]
-        # at exit groups end with the process; what happens in between is torch's own business
-        self._ends[0].atexit = False
-        if self._lane is not None:
-            self._ends.insert(0, weakref.finalize(self, self._lane.close))
+        self._end = None if self._lane is None else weakref.finalize(self, self._lane.close)
 
     @property
     def ledger(self) -> WorkerStats:
@@ -113,7 +139,7 @@ class Hook:
         bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
     ) -> torch.futures.Future[torch.Tensor]:
         """What DDP calls for each bucket: the future aggregate of its gradients over all ranks."""
-        self._check()
+        self.session.check()
         parameters, buffer = bucket.parameters(), bucket.buffer()
         if buffer.is_sparse:
             raise ValueError("a bucket of sparse gradients has no row; make the embedding with sparse=False")
@@ -147,13 +173,15 @@ class Hook:
 
     def close(self) -> None:
         """Ends the thread and gives the process group back; backward() of the model raises from then on."""
-        self._failure = self._failure or "its hook was closed"
-        for end in self._ends:
-            end()
+        self.session.failure = self.session.failure or "its hook was closed"
+        if self._end is not None:
+            self._end()
+        self.session.close()
 
-    def _check(self) -> None:
-        if self._failure:
-            raise RuntimeError(f"{self.session.scheme!r} exchanges nothing any more: {self._failure}")
+    def check_parameters(self) -> None:
+        """Raises ValueError, and ends the exchange, if parameters were frozen or unfrozen since the hook was made."""
+        if not self.session.failure:
+            self.session.same_parameters(self._module, self._layout, "the DDP hook")
 
     @torch.no_grad()
     def _fulfil(
@@ -167,7 +195,7 @@ class Hook:
     ) -> None:
         """Exchanges one bucket and completes its future, with the aggregate or with an exception."""
         try:
-            self._check()
+            self.session.check()
             # a new thread has the default, and some sums depend on how many share them
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
@@ -176,10 +204,7 @@ class Hook:
                 row, _ = self.session.aggregate(buffer.clone(), layout, index=index)
                 done.set_result(torch.zeros_like(buffer) if row is None else row)
         except Exception as error:
-            if not self._failure:
-                self._failure = f"{type(error).__name__}: {error}"
-                # ranks that wait for this one get an error in place of silence
-                self._world.close()
+            self.session.fail(error)
             done.set_exception(error)  # pyright: ignore[reportArgumentType]
 
     @contextmanager
@@ -195,7 +220,7 @@ class Hook:
             yield
 
 
-class Lane:
+class _Lane:
     """A daemon thread that makes calls one after the other, in the order in which they were put."""
 
     def __init__(self) -> None:
@@ -220,18 +245,3 @@ def _drive(calls: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
         call()
         # a kept call would keep the model's hook alive
         del call
-
-
-def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """A group of the same ranks, backends and patience."""
-    assert group is not None
-    ranks = dist.get_process_group_ranks(group)
-    made = dist.new_group(
-        ranks,
-        timeout=group_timeout(group),
-        backend=str(dist.get_backend_config(group)),
-        # ranks that a group leaves out do not know of it
-        use_local_synchronization=len(ranks) < dist.get_world_size(),
-    )
-    assert isinstance(made, dist.ProcessGroup)
-    return made

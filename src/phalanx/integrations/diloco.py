@@ -18,11 +18,11 @@ from torch import nn
 
 from phalanx.attacks.adversary import Threat
 from phalanx.core.expression import require, require_entries
-from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.stage import Stage
 from phalanx.core.world import Collective
-from phalanx.integrations.gradient_exchange import SchemeSession, default_world
+from phalanx.integrations.gradient_exchange import open_session
+from phalanx.integrations.handshake import Weights
 from phalanx.training.optim import Decay, ServerOptimizer, Sgd
 
 
@@ -33,12 +33,15 @@ class DiLoCo:
     installed. Where an exchange is lost, everybody goes back to the last outer step.
 
     Args:
-        model: a plain module, the same on every process.
+        model: a plain module, the same on every process; in torch.compile or not, but not in DistributedDataParallel.
         scheme: a stage or its expression; robust rules and codecs as everywhere.
         every: H, local steps between two exchanges, >= 1.
         optimizer: the outer optimizer or its expression; Nesterov's momentum by default.
-        world: a ProcessGroupCollective over the default process group when None.
+        world: a new process group of the same ranks as the default one when None.
         byzantine, seed: as for `SchemeSession`, which is the attribute `session` and holds the state.
+        weights: as for `phalanx.exchange`: "broadcast" or "refuse" initial weights that differ.
+    Raises:
+        ValueError: as for `phalanx.exchange`; also where the processes differ in `every` or in the outer optimizer.
     Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv:2311.08105,
         Algorithm 1; lr = 0.7 and momentum = 0.9 as there.
     """
@@ -53,22 +56,21 @@ class DiLoCo:
         world: Collective | None = None,
         byzantine: Threat | None = None,
         seed: int = 0,
+        weights: Weights = "broadcast",
     ) -> None:
-        require(every >= 1, f"outer steps come every >= 1 local steps, got every={every}")
-        made = parse(optimizer) if isinstance(optimizer, str) else optimizer or Sgd(lr=0.7, momentum=0.9, nesterov=True)
-        if not isinstance(made, ServerOptimizer) or made.installs:
-            raise ValueError(f"{made!r} is no outer optimizer; write one such as sgd(lr=0.7, momentum=0.9)")
-        require(
-            made.schedule is None or isinstance(made.schedule, Decay),
-            f"outer steps have no end that {made.schedule!r} could plan for; use decay(...) or none",
-        )
+        def settings() -> dict[str, object]:
+            require(every >= 1, f"outer steps come every >= 1 local steps, got every={every}")
+            return {"every": every, "optimizer": _outer_optimizer(optimizer)}
+
         self.model, self.every, self.steps = model, every, 0
-        self.layout = Layout.of(model)
-        self.session = SchemeSession(scheme, world or default_world(), byzantine, seed)
-        self._finish = made
-        self._start = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad}
+        self._module, self.layout, self.session = open_session(
+            "DiLoCo", model, scheme, world, weights, settings, byzantine=byzantine, seed=seed
+        )
+        self._finish = made = _outer_optimizer(optimizer)
+        have = self.layout.tensors(self._module)
+        self._start = {n: nn.Parameter(have[n].detach().clone()) for n in self.layout.head.names}
         self._optimizer = made.build(list(self._start.values()))
-        self._buffers = {n: b.clone() for n, b in model.named_buffers() if n in self.layout.installed}
+        self._buffers = {n: have[n].clone() for n in self.layout.installed}
 
     @torch.no_grad()
     def __call__(self, weight: float = 1.0) -> dict[str, Any] | None:
@@ -82,12 +84,13 @@ class DiLoCo:
         self.steps += 1
         if self.steps % self.every:
             return None
-        have = self.layout.tensors(self.model)
+        self.session.same_parameters(self._module, self.layout, "DiLoCo")
+        have = self.layout.tensors(self._module)
         changes = {n: self._start[n] - t if n in self._start else t for n, t in have.items()}
         index = self.session.index
         row, measured = self.session.aggregate(self.layout.join(changes), self.layout, index=index, weight=weight)
         self.session.index += 1
-        if row is not None:
+        if row is not None and not measured["lost"]:
             for name, part in self.layout.split(row).items():
                 if name in self._start:
                     self._start[name].grad = part.view_as(self._start[name]).clone()
@@ -120,3 +123,14 @@ class DiLoCo:
             for name, p in {**self._start, **self._buffers}.items():
                 p.copy_(saved["start"][name])
         self._optimizer.load_state_dict(saved["optimizer"])
+
+
+def _outer_optimizer(optimizer: ServerOptimizer | str | None) -> ServerOptimizer:
+    made = parse(optimizer) if isinstance(optimizer, str) else optimizer or Sgd(lr=0.7, momentum=0.9, nesterov=True)
+    if not isinstance(made, ServerOptimizer) or made.installs:
+        raise ValueError(f"{made!r} is no outer optimizer; write one such as sgd(lr=0.7, momentum=0.9)")
+    require(
+        made.schedule is None or isinstance(made.schedule, Decay),
+        f"outer steps have no end that {made.schedule!r} could plan for; use decay(...) or none",
+    )
+    return made

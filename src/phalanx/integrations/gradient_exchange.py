@@ -17,9 +17,13 @@ A scheme with redundancy says which share of the samples a process computes, and
 
 from __future__ import annotations
 
+import logging
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from phalanx.attacks.adversary import NoAdversary, Threat
@@ -27,21 +31,30 @@ from phalanx.codecs.dense import Dense
 from phalanx.core.allocation import Allocation
 from phalanx.core.codec import Reduce
 from phalanx.core.expression import require, require_entries
-from phalanx.core.layout import Layout
+from phalanx.core.gate import UNUSABLE
+from phalanx.core.layout import Layout, plain_name
 from phalanx.core.parser import parse
 from phalanx.core.precision import finite
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows, check_scheme
 from phalanx.core.trees import State, merge
+from phalanx.core.wire_stage import stages_of
 from phalanx.core.world import Collective
+from phalanx.distributed.determinism import ranks_in_words
+from phalanx.integrations.handshake import Weights, agree, agree_on_weights, plain_module, same_parameters, twin
 from phalanx.training.worker_stats import WorkerStats
 
 _PLAIN = Reduce(Dense())
+_log = logging.getLogger(__name__)
 
 
 class SchemeSession:
     """A scheme that runs over several processes, one worker each, with its memories, counters and accusations.
+
+    A scheme is robust here if one of its rules tolerates a Byzantine worker. Any other scheme keeps numbers that are
+    not finite: if a worker's row has one, the aggregate is NaN on every rank, as with a plain mean, and memories stay
+    as they were. A robust scheme excludes such a row, and counts a round as lost that has too few others.
 
     Args:
         scheme: a stage or its expression.
@@ -62,7 +75,16 @@ class SchemeSession:
             raise ValueError(f"each process plays one worker here, and this one plays {len(world.local_workers)}")
         check_scheme(self.scheme, world.size)
         require(warmup >= 0, f"a scheme begins after warmup >= 0 rounds, got warmup={warmup}")
+        require(
+            isinstance(seed, int) and not isinstance(seed, bool),
+            f"a seed is a whole number, the same on every rank, got {seed!r}",
+        )
         self.byzantine, self.seed, self.warmup = byzantine or NoAdversary(), seed, warmup
+        self.robust, rows = False, world.size
+        for stage in stages_of(self.scheme):
+            self.robust, rows = self.robust or stage.tolerates(rows) > 0, stage.rows_out(rows)
+        self.failure = ""  # why nothing is exchanged any more
+        self._end: weakref.finalize[Any, SchemeSession] | None = None
         self.index = 0
         self.state: State = {}
         self.ledger = WorkerStats(world.size)
@@ -70,7 +92,9 @@ class SchemeSession:
     def aggregate(
         self, row: Tensor, layout: Layout, *, index: int, weight: float = 1.0
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Returns the aggregate (d,) of the rows of all processes, None when the round is lost, and the measurements.
+        """Returns the aggregate (d,) of the rows of all processes, and the measurements.
+
+        The aggregate of a lost round is None, or NaN where a scheme that is not robust has met NaN or Inf.
 
         A round's row may be exchanged in pieces: memories and random numbers go by the names of the tensors.
 
@@ -78,25 +102,76 @@ class SchemeSession:
             row: (d,), the row of this process.
             index: number of the round.
         """
+        self.check()
         warm = index < self.warmup
         scheme, state = (_PLAIN, {}) if warm else (self.scheme, self.state)
         byzantine = frozenset() if warm else self.byzantine.at(index, self.world.size, self.seed)
-        weights = torch.tensor([weight], dtype=torch.float64)
+        robust = self.robust and not warm
+        # a codec may hide that a row is not finite; a weight that is no number tells it to every rank
+        usable = robust or finite(row)
+        weights = torch.tensor([weight if usable else torch.nan], dtype=torch.float64)
         stack = Stack(row.reshape(1, -1), layout, (self.world.local_workers,), weights)
         result, lost, notes = None, "", ()
         try:
             begins = index == self.warmup
             result, state = scheme(stack, state, Round(index, self.seed, byzantine, self.world, is_first=begins))
-            # memories of the names in other pieces stay
-            self.state = merge([state, self.state])
             notes = result.notes
             lost = "" if finite(result.rows) else "the aggregate is not finite"
         except TooFewRows as error:
-            lost, notes = str(error), error.notes
-            self.state = merge([error.state or {}, self.state])
+            lost, notes, state = str(error), error.notes, error.state or {}
+        except Exception as error:
+            self.fail(error)
+            if isinstance(error, RuntimeError) and _is_broken_connection(error):
+                raise RuntimeError(
+                    f"round {index} of {self.scheme!r} broke off because another rank or the network failed; the error "
+                    "of the rank that failed first says why"
+                ) from error
+            raise
+        unusable = [n.worker for n in notes if n.reason == UNUSABLE and n.worker is not None]
+        spoilt = not robust and bool(unusable or (result is not None and lost))
+        if spoilt:
+            lost = lost or f"{ranks_in_words(unusable, 'rank')} computed NaN or Inf"
+        else:
+            # memories of the names in other pieces stay
+            self.state = merge([state, self.state])
         self.ledger.lost_rounds += bool(lost)
         measured = self.ledger.add_round(notes, byzantine, log_notices=self.world.rank == 0)
-        return (None if result is None or lost else result.rows[0]), {**measured, "lost": lost}
+        if lost and not spoilt and self.ledger.lost_rounds == 1 and self.world.rank == 0:
+            _log.warning("round %d is lost, and later ones are only counted, in lost_rounds: %s", index, lost)
+        if lost or result is None:
+            return (torch.full_like(row, torch.nan) if spoilt else None), {**measured, "lost": lost}
+        return result.rows[0], {**measured, "lost": ""}
+
+    def check(self) -> None:
+        """Raises RuntimeError if nothing is exchanged any more."""
+        if self.failure:
+            raise RuntimeError(f"{self.scheme!r} exchanges nothing any more: {self.failure}")
+
+    def own(self, world: Collective) -> None:
+        """Takes a world that nothing else uses, and closes it at the end."""
+        self.world = world
+        self._end = weakref.finalize(self, world.close)
+        # at exit groups end with the process; what happens in between is torch's own business
+        self._end.atexit = False
+
+    def fail(self, error: Exception) -> None:
+        """Ends the exchange, so that ranks that wait for this one get an error in place of silence."""
+        self.close(f"{type(error).__name__}: {error}")
+
+    def close(self, why: str = "it was closed") -> None:
+        """Exchanges nothing any more, and gives its own process group back."""
+        self.failure = self.failure or why
+        if self._end is not None:
+            self._end()
+
+    def same_parameters(self, module: nn.Module, layout: Layout, user: str) -> None:
+        """Raises ValueError, and ends the exchange, if the trained parameters are no longer those of the layout."""
+        self.check()
+        try:
+            same_parameters(module, layout, user)
+        except ValueError as error:
+            self.fail(error)
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """This process's memories and counters, for the user's checkpoint: every process saves its own.
@@ -130,13 +205,21 @@ class GradientExchange:
     """Replaces the gradients of a model by a scheme's aggregate over all processes.
 
     The whole row crosses at once, so every scheme fits, Krum and DETOX included; floating-point buffers travel in the
-    row and are installed. Parameters without a gradient count as zero.
+    row and are installed. Parameters without a gradient count as zero. The gradients of a lost round are zero; they are
+    NaN where a scheme that is not robust met NaN or Inf, so that a GradScaler skips the step.
+
+    Every process makes it and calls it, in the same order.
 
     Args:
-        model: a plain module, the same on every process (not wrapped in DistributedDataParallel).
+        model: a plain module, the same on every process; in torch.compile or not, but not in DistributedDataParallel.
         scheme: a stage or its expression.
-        world: a ProcessGroupCollective over the default process group when None.
+        world: a new process group of the same ranks as the default one when None.
         byzantine, seed, warmup: as for `SchemeSession`, which is the attribute `session` and holds the state.
+        weights: where the processes begin with different weights, "broadcast" copies those of rank 0 to all and logs
+            it, and "refuse" raises.
+    Raises:
+        ValueError: on every process, where one of them refuses its arguments, or where they differ in scheme, seed or
+            parameters. From a call: the model has got other trained parameters.
     """
 
     def __init__(
@@ -148,9 +231,12 @@ class GradientExchange:
         byzantine: Threat | None = None,
         seed: int = 0,
         warmup: int = 0,
+        weights: Weights = "broadcast",
     ) -> None:
-        self.session = SchemeSession(scheme, world or default_world(), byzantine, seed, warmup)
-        self.model, self.layout = model, Layout.of(model)
+        self.model = model
+        self._module, self.layout, self.session = open_session(
+            "exchange", model, scheme, world, weights, byzantine=byzantine, seed=seed, warmup=warmup
+        )
 
     @torch.no_grad()
     def __call__(self, weight: float = 1.0) -> dict[str, Any]:
@@ -160,10 +246,11 @@ class GradientExchange:
             weight: examples behind this process's gradient.
         Returns:
             bytes_up, excluded (worker -> reason), outvoted, lost_groups, undecided, and two sentences or empty strings:
-            notice, which rank 0 logs as a warning, and lost, why the gradients were set to zero.
+            notice, which rank 0 logs as a warning, and lost, why the gradients were set to zero or NaN.
         """
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        have = self.layout.tensors(self.model)
+        self.session.same_parameters(self._module, self.layout, "exchange")
+        named = {plain_name(n): p for n, p in self._module.named_parameters() if p.requires_grad}
+        have = self.layout.tensors(self._module)
         buffers = {name: have[name] for name in self.layout.installed}
         parts = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
         joined = self.layout.join({**parts, **buffers})
@@ -172,7 +259,7 @@ class GradientExchange:
         for name, part in self.layout.split(torch.zeros(self.layout.d) if row is None else row).items():
             if name in named:
                 named[name].grad = part.to(named[name]).reshape_as(named[name]).clone()
-            elif row is not None:
+            elif not measured["lost"]:
                 buffers[name].copy_(part)
         return measured
 
@@ -213,8 +300,53 @@ def as_scheme(scheme: Stage | str) -> Stage:
     return made
 
 
-def default_world() -> Collective:
-    """The processes of the default process group, one worker each."""
+def open_session(
+    user: str,
+    model: nn.Module,
+    scheme: Stage | str,
+    world: Collective | None,
+    weights: Weights,
+    more: Callable[[], dict[str, object]] = dict,
+    **settings: Any,
+) -> tuple[nn.Module, Layout, SchemeSession]:
+    """The plain module, its layout and a session, once all processes agree on them.
+
+    Args:
+        user: the name of what is made, for errors.
+        more: checks further settings and returns them; they must be alike too.
+        settings: of `SchemeSession`.
+    Raises:
+        ValueError: on every process, where one of them refuses its arguments or they differ.
+    """
     from phalanx.distributed.process_group import ProcessGroupCollective
 
-    return ProcessGroupCollective()
+    meeting = world or ProcessGroupCollective()
+
+    def make() -> tuple[tuple[nn.Module, Layout, SchemeSession], dict[str, object]]:
+        require(weights in ("broadcast", "refuse"), f"weights is 'broadcast' or 'refuse', got {weights!r}")
+        module = plain_module(model, user)
+        layout, session = Layout.of(module), SchemeSession(scheme, meeting, **settings)
+        require(layout.stepped > 0, f"{user} has nothing to exchange: the model has no parameter that is trained")
+        others = {"warmup": session.warmup, "byzantine": session.byzantine, "weights": weights, **more()}
+        return (module, layout, session), terms(user, session, others, layout)
+
+    module, layout, session = agree(meeting, make, user)
+    agree_on_weights(meeting, module, weights)
+    if world is None:
+        session.own(ProcessGroupCollective(group=twin(dist.group.WORLD)))
+    return module, layout, session
+
+
+def terms(kind: str, session: SchemeSession, settings: object, layout: object) -> dict[str, object]:
+    """What `agree` compares of a session."""
+    return {
+        "what is made": kind,
+        "scheme": session.scheme,
+        "seed": session.seed,
+        "settings": settings,
+        "parameters": layout,
+    }
+
+
+def _is_broken_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "peer" in str(error)

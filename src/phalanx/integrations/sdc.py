@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from phalanx.core.expression import require, require_entries
+from phalanx.core.layout import plain_name
 from phalanx.core.payload import Payload
 from phalanx.core.pytree import cut, from_payload, to_payload
 from phalanx.core.round import make_generator
@@ -29,6 +30,7 @@ from phalanx.distributed.determinism import check_determinism as check_determini
 from phalanx.distributed.determinism import compare_rows as compare_rows
 from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.distributed.recompute import Loss, LossAndGrads, group_of, recompute, snapshot, unwrap_module
+from phalanx.integrations.handshake import agree, refuse_split
 
 Pair = tuple[int, int]
 
@@ -81,7 +83,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Result:
+class _Result:
     """What is known everywhere of a rank's loss and gradients."""
 
     digest: bytes
@@ -107,7 +109,8 @@ class SilentCorruptionCheck:
         examples: first examples of the micro-batch that are enough; all when None.
         group: process group; that of the model, or the default one, when None.
     Raises:
-        ValueError: fewer than two ranks, or a model whose passes need all of them.
+        ValueError: on every rank: fewer than two ranks, a model whose passes need all of them, or arguments that differ
+            between ranks.
     """
 
     def __init__(
@@ -120,13 +123,22 @@ class SilentCorruptionCheck:
         examples: int | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        require(every >= 1, f"an audit needs every >= 1, got every={every}")
-        require(0.0 <= rtol < 1.0, f"an audit needs 0 <= rtol < 1, got rtol={rtol}")
-        require(examples is None or examples >= 1, f"an audit needs examples >= 1, got examples={examples}")
         self.model, self.every, self.seed, self.rtol, self.examples = model, every, seed, rtol, examples
-        self._module = unwrap_module(model)
         self._world = ProcessGroupCollective(group=group or group_of(model))
-        require(self._world.size >= 2, "an audit compares two ranks, and this process group has one")
+
+        def make() -> tuple[nn.Module, dict[str, object]]:
+            require(every >= 1, f"an audit needs every >= 1, got every={every}")
+            require(0.0 <= rtol < 1.0, f"an audit needs 0 <= rtol < 1, got rtol={rtol}")
+            require(examples is None or examples >= 1, f"an audit needs examples >= 1, got examples={examples}")
+            require(self._world.size >= 2, "an audit compares two ranks, and this process group has one")
+            make_generator("audit", seed)
+            module = unwrap_module(model)
+            refuse_split(module, "sdc.check")
+            shapes = [(plain_name(name), p.shape) for name, p in module.named_parameters()]
+            settings = {"every": every, "rtol": rtol, "examples": examples}
+            return module, {"what is made": "sdc.check", "seed": seed, "settings": settings, "parameters": shapes}
+
+        self._module = agree(self._world, make, "sdc.check")
         self._hosts: list[str] = []
         self.step, self.audits = 0, 0
         self.counts = {name: [0] * self._world.size for name in _COUNTS}
@@ -177,7 +189,7 @@ class SilentCorruptionCheck:
     def _meet(self, step: int, loss_function: Loss, inputs: tuple[Any, ...]) -> tuple[Finding, ...]:
         """Pairs compute and compare; those that differ go on to `_judge`."""
         rank, n = self._world.rank, self._world.size
-        pairs = pairs_of(n, self.audits)
+        pairs = _pairs_of(n, self.audits)
         mine = next((pair for pair in pairs if rank in pair), None)
         own = self._parcel(inputs) if mine and rank == mine[0] else None
         arrived = self._world.send_recv({mine[1]: own} if mine and own else {})
@@ -204,7 +216,7 @@ class SilentCorruptionCheck:
         loss_function: Loss,
         own: Payload | None,
         doubted: list[Pair],
-        first: list[Result],
+        first: list[_Result],
         weights: list[bytes],
     ) -> tuple[Finding, ...]:
         """Each pair computes again, and a third rank computes the same: what two ranks have in common holds."""
@@ -280,16 +292,16 @@ class SilentCorruptionCheck:
         seed = make_generator("audit", self.seed, step).initial_seed()
         return recompute(self.model, loss_function, tree.pop("inputs"), tree, seed)
 
-    def _share(self, answers: Sequence[LossAndGrads | None]) -> list[list[Result]]:
+    def _share(self, answers: Sequence[LossAndGrads | None]) -> list[list[_Result]]:
         """For each of the answers that this rank has, those of all ranks in its place."""
         digests = [bytes(32) if each is None else digest(each) for each in answers]
         sketches = [torch.zeros(BUCKETS + 1).double() if each is None else sketch(each, self.seed) for each in answers]
         bits = self._world.all_gather(torch.tensor([list(b"".join(digests))], dtype=torch.uint8))
         sums = self._world.all_gather(torch.cat(sketches)[None])
         cuts = zip(bits.split(32, dim=1), sums.split(BUCKETS + 1, dim=1), strict=True)
-        return [[Result(bytes(d), s) for d, s in zip(ds.tolist(), ss, strict=True)] for ds, ss in cuts]
+        return [[_Result(bytes(d), s) for d, s in zip(ds.tolist(), ss, strict=True)] for ds, ss in cuts]
 
-    def _same(self, one: Result, other: Result) -> bool:
+    def _same(self, one: _Result, other: _Result) -> bool:
         return one.digest == other.digest or (self.rtol > 0 and apart(one.sketch, other.sketch) <= self.rtol)
 
     def _host_names(self) -> list[str]:
@@ -301,18 +313,18 @@ class SilentCorruptionCheck:
         return self._hosts
 
 
-def pairs_of(n: int, audit: int) -> list[Pair]:
+def _pairs_of(n: int, audit: int) -> list[Pair]:
     """Who meets whom: the circle method, n - 1 audits (n for odd n) until every two ranks have met once.
 
-    >>> [pairs_of(4, audit) for audit in range(3)]
+    >>> [_pairs_of(4, audit) for audit in range(3)]
     [[(0, 3), (1, 2)], [(2, 3), (0, 1)], [(1, 3), (0, 2)]]
     """
     places = n + n % 2
-    # one rank keeps its place, the others move around the table; the last place of an odd table is empty
-    around = [(k - audit) % (places - 1) for k in range(places - 1)]
-    table = [*around, places - 1]
-    facing = [(table[0], table[-1])] + [(table[k], table[places - 1 - k]) for k in range(1, places // 2)]
-    return [(min(pair), max(pair)) for pair in facing if max(pair) < n]
+    # the last rank stays and the others rotate; for odd n the last one does not exist, and its partner rests
+    rotated = [(k - audit) % (places - 1) for k in range(places - 1)]
+    order = [*rotated, places - 1]
+    pairs = [(order[0], order[-1])] + [(order[k], order[places - 1 - k]) for k in range(1, places // 2)]
+    return [(min(pair), max(pair)) for pair in pairs if max(pair) < n]
 
 
 check = SilentCorruptionCheck

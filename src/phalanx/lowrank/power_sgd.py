@@ -41,6 +41,8 @@ class PowerSgd(Stage):
         a round that is not finite does not change the memories.
     """
 
+    sums_rows = True
+
     rank: int = 1
 
     runs_on: ClassVar[Scope] = "tensor"

@@ -114,6 +114,8 @@ class Matched(Stage):
         mean of a neuron is over the clients that have it, as the matcher has it, and not over all clients.
     """
 
+    rows_of = "all workers"
+
     matcher: Matcher = Bbp()
     outgoing: bool = False
     support: int = 1

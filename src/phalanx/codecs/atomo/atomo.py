@@ -19,7 +19,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.payload import expect, payload_bytes
 from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.round import Rng, make_generator
-from phalanx.core.stage import Scope
+from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
 
 Counts = list[
@@ -69,6 +69,10 @@ class Atomo(Codec):
             self.vectors is None or self.atoms.vectors,
             f"{self.atoms!r} has no vectors to code; leave vectors out, or take spectral()",
         )
+
+    @property
+    def keeps(self) -> Kept:
+        return "nothing"
 
     @property
     def unbiased(self) -> bool:

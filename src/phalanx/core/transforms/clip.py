@@ -12,7 +12,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Rng
-from phalanx.core.stage import RowStage, Scope
+from phalanx.core.stage import Kept, RowStage, Scope
 from phalanx.core.trees import State
 
 
@@ -29,6 +29,10 @@ class Clip(RowStage):
     norm: float
 
     runs_on: ClassVar[Scope] = "vector"
+
+    @property
+    def keeps(self) -> Kept:
+        return "equality"
 
     def validate(self) -> None:
         require(0 < self.norm < float("inf"), f"clip needs a finite norm > 0, got norm={self.norm}")

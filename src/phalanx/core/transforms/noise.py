@@ -11,7 +11,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.pieces import seed_of
 from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.round import Rng, make_generator
-from phalanx.core.stage import RowStage
+from phalanx.core.stage import Kept, RowStage
 from phalanx.core.trees import State
 
 
@@ -27,6 +27,10 @@ class Noise(RowStage):
     """
 
     std: float
+
+    @property
+    def keeps(self) -> Kept:
+        return "nothing"
 
     def validate(self) -> None:
         require(0 <= self.std < float("inf"), f"noise needs a finite std >= 0, got std={self.std}")

@@ -95,6 +95,18 @@ def _wire(t: Trial) -> None:
                 same("the decoded rows", decoded, replace(t.method).decode(arrived, layout))
 
 
+@law(LAWS, "codec", "keeps")
+def _keeps(t: Trial) -> None:
+    """Equal rows of two workers and sums of rows come out as a codec's `keeps` says, so that votes and codes work."""
+    one, other = (64 * t.rows(2 * 21)).round().reshape(2, 21) / 64
+    if t.method.keeps != "nothing":
+        # another generator is another worker
+        same("the payloads of two workers", *(t.coded(one, LAYOUT.head, seed=seed)[0] for seed in (1, 2)))
+    if t.method.keeps == "sums":
+        first, second, total = (t.coded(row, LAYOUT.head)[1] for row in (one, other, one + other))
+        same("the sum of the decoded rows", total, first + second)
+
+
 @law(LAWS, "codec", "linear")
 def _linear(t: Trial) -> None:
     """A codec that says linear gives the same mean by all-reduce and by gathering; reduce refuses any other."""
