@@ -230,7 +230,9 @@ def refused() -> Any:
         "frozen": sentence(lambda: px.sdc.check(frozen)),
         "every": sentence(lambda: px.sdc.check(net, every=0)),
         "weights": sentence(lambda: px.sdc.check_determinism(other, loss_function, *batch(0))),
-        "state": sentence(lambda: px.sdc.check(net).load_state_dict({**px.sdc.check(net).state_dict(), "ranks": ranks + 1})),
+        "state": sentence(
+            lambda: px.sdc.check(net).load_state_dict({**px.sdc.check(net).state_dict(), "ranks": ranks + 1})
+        ),
     }
 
 
