@@ -24,16 +24,16 @@ from phalanx.training.context import ModelProvider, WorkerContext
 
 @method("poisoned", "client_work")
 class Poisoned(ClientWork):
-    """Local training on edge cases under the attacker's label among ordinary examples; all else is honest.
+    """Training of an attacker on edge cases with the label that it wants, mixed with ordinary examples.
 
-    This is the black-box attack; with `local_training(ball=ball(...))` it is the one by projected gradients, and
-    `replacement()` before the wire makes its rows large. Give it to a phase as `adversary`. The mixture is the same in
-    every round, and its size is what the attacker claims as its number of examples.
+    This is the black-box attack. With `local_training(ball=ball(...))` it is the attack by projected gradients, and
+    `replacement()` before the wire scales its rows up. Give it to a phase as `adversary`. The mixture is the same in
+    every round, and the attacker claims its size as the number of its examples.
 
     Args:
         local: how the attacker trains.
         edges: the examples, and the label that the attacker wants.
-        data: those that the edge cases go with, before honest clients were given any.
+        data: the data set that the edge cases belong to, without edge cases of honest clients.
         clean: ordinary examples with right labels from the training part, drawn once from the run's seed, >= 0.
         amount: edge cases of the mixture, the first ones; None takes all.
         mix: adds the ordinary examples that were published with the edge cases, if any.

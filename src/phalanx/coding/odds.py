@@ -97,8 +97,8 @@ def probability_group_lost(n: int, q: int, r: int, ties: bool = False) -> float:
 def bound_expected(n: int, q: int, r: int) -> float | None:
     """An upper bound on E[q_hat]: q (4 e - 2 e^2) / 3 for r = 3, else 2 q (40 e (1 - e))^((r - 1) / 2) / r, e = q / n.
 
-    None where the theory says nothing: r is even or does not divide n, r = 3 and n < 6, or r >= 5 and e >= 1/40 or
-    n < 2 r. For r = 1 it is q itself.
+    It is q for r = 1, and None where the theory gives no bound: for r that is even or does not divide n; for r = 3 if
+    n < 6; for r >= 5 if e >= 1/40 or n < 2 r.
 
     Source: arXiv:1907.12205 (Theorem 7.4 and Lemma 7.5 of Wang's dissertation).
     Differs: the theorem asks for r > 3; its constant 40 holds because r is odd and so at least 5.
@@ -182,12 +182,12 @@ def smallest_r(
 
 @dataclass(frozen=True)
 class Asked:
-    """What theorem 7.3 asks for.
+    """The number of groups that theorem 7.3 needs, and whether it applies.
 
     Args:
-        groups: k, vote groups whose means are aggregated.
-        applies: whether n workers with this r have votes enough, and the theorem's other conditions hold.
-        sentence: why, for people.
+        groups: k, the number of groups of votes whose means are aggregated.
+        applies: whether n workers with this r have enough votes, and the theorem's other conditions hold.
+        sentence: the reason, as a sentence for the user.
     """
 
     groups: int

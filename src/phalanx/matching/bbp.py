@@ -19,35 +19,36 @@ from phalanx.matching.search import search
 
 @method("bbp", "matcher")
 class Bbp(Matcher):
-    """Merges neurons that are likely copies of one; the matching is improved client by client.
+    """Merges neurons of several clients that are likely copies of one neuron, by a search that improves the matching.
 
-    If a client's neuron w joins a global neuron that n of the J clients have, with weights that sum to T, it gains
+    Suppose that n of the J clients have a copy of a global neuron, and that the weights of these copies sum to T. If a
+    neuron w of another client joins them, this adds to the objective
 
         |w/sigma + G|^2 / (1/sigma + S) - |G|^2 / S + popularity * log(n / (J - n)),
         G = mu0/sigma0 + T/sigma,  S = 1/sigma0 + n/sigma,
 
-    As the client's k-th new neuron it gains the first two terms at n = 0 plus 2 log(gamma/J) - 2 log k. All neurons of
-    a client are placed at once by linear assignment: clients with most neurons first, then all clients in random order
-    until a sweep changes nothing. The objective is twice the log joint probability of weights and partition, without
-    terms that are equal for all partitions. The terms log k stand for the -2 log(s!) of the s neurons that only one
-    client has. A rematch also changes the s of other clients, so it can lower the objective; the best partition is
-    returned.
+    If w becomes the k-th new global neuron of its client, this adds the first two terms at n = 0, and 2 log(gamma/J) -
+    2 log k. All neurons of a client are placed at once by linear assignment: first one client after the other, the
+    largest first, then all clients again in random order, until a sweep over them changes nothing. The objective is
+    twice the log joint probability of weights and partition, without terms that are equal for all partitions. The terms
+    log k stand for the -2 log(s!) of the s neurons that only one client has. To match a client again also changes the s
+    of other clients, which can lower the objective, so the best partition is returned.
 
     With sigma = sigma0 = 1 and small weights the prior alone decides how many neurons there are: see docs/matching.md.
 
     Shapes: J of (L_j, D) -> (L, D).
     Args:
-        gamma: expected number of neurons, > 0; higher opens more.
-        sigma: variance of an entry around the neuron it is a copy of, > 0; lower opens more.
+        gamma: expected number of neurons, > 0; a higher one makes more of them.
+        sigma: variance of an entry around the neuron it is a copy of, > 0; a lower one makes more neurons.
         sigma0: variance of a neuron's entries around their prior mean, > 0.
         bias_mean: prior mean of biases; the prior mean of all other entries is 0.
-        popularity: factor of the third term, > 0; 1 as in the published code, or 2 as in the model, which opens more
+        popularity: factor of the third term, > 0; 1 as in the published code, or 2 as in the model, which makes more
             neurons where few clients have one.
         cap: largest n in the third term, >= 1; None, as in the model, is no limit.
         sweeps: passes over all clients after the first one, at most; >= 0.
         average: "posterior" is G / S, which with sigma = sigma0 and mu0 = 0 is T/(n + 1); "plain" is T/n.
         log_determinant: whether the Gaussians are normalised; use it if sigma and sigma0 are those of the weights.
-        limit: number of global neurons, >= 1, above which a client may open only one; None lets each neuron open one.
+        limit: number of global neurons, >= 1; above it a client may make one new neuron only. None sets no limit.
     Raises:
         ValueError: a setting is out of its range, or as `match`.
     Source: Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, arXiv:1905.12022,

@@ -13,7 +13,7 @@ from phalanx.models.model import Model, Shape
 
 @method("cnn", "model")
 class Cnn(Model):
-    """3x3 convolutions with BatchNorm, each with 2x2 max-pooling until the image is 2x2, then one linear layer.
+    """3x3 convolutions with BatchNorm, then one linear layer; 2x2 max-pooling after each until the image is 2x2.
 
     It has 246,314 parameters on CIFAR-10, at 32x32 and at 16x16 pixels. Images have at least 2x2 pixels. Without
     BatchNorm the accuracy is 8 points lower after 300 steps of plain SGD on 256 images.

@@ -38,19 +38,19 @@ class Model(Expression, ABC):
         """
 
     def image(self, shape: Shape) -> tuple[int, int, int]:
-        """The channels, height and width of the images; ValueError if the data are texts."""
+        """The channels, the height and the width of images; raises ValueError for texts."""
         return shape if isinstance(shape, tuple) else self._refuse("images", shape)
 
     def tokens(self, shape: Shape) -> Tokens:
-        """The length and vocabulary of texts with one label; ValueError if the data are others."""
+        """The length and the vocabulary of texts that have one label each; raises ValueError for other data."""
         return shape if isinstance(shape, Tokens) else self._refuse("texts", shape)
 
     def passage(self, shape: Shape) -> Passage:
-        """The length and vocabulary of texts with a label for each token; ValueError if the data are others."""
+        """The length and the vocabulary of texts with a label for each token; raises ValueError for other data."""
         return shape if isinstance(shape, Passage) else self._refuse("passages", shape)
 
     def pairs(self, shape: Shape) -> Pairs:
-        """The length and vocabulary of pairs of texts; ValueError if the data are others."""
+        """The length and the vocabulary of pairs of texts; raises ValueError for other data."""
         return shape if isinstance(shape, Pairs) else self._refuse("pairs of texts", shape)
 
     def _refuse(self, wanted: str, shape: Shape) -> Never:

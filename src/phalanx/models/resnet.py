@@ -84,7 +84,7 @@ class Resnet50(Model):
 
 @method("wide_resnet50", "model")
 class WideResnet50(Model):
-    """ResNet-50 with 3x3 convolutions that are twice as wide, WideResNet-50-2: 68,883,240 parameters on ImageNet.
+    """ResNet-50 with wider 3x3 convolutions; twice as wide (WideResNet-50-2) it has 68,883,240 parameters on ImageNet.
 
     Images may have any size; each of the last three stages halves it.
 

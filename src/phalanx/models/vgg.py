@@ -20,13 +20,14 @@ VGG19: Stages = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 @method("vgg11", "model")
 class Vgg11(Model):
-    """VGG-11 without BatchNorm, two hidden layers of 4096: 132,863,336 parameters on ImageNet.
+    """VGG-11 without BatchNorm, with two hidden layers of width 4096: 132,863,336 parameters on ImageNet.
 
     Images have at least 32x32 pixels.
 
     Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
+        dropout: probability of dropout before both hidden layers, in [0, 1); with 0 the gradient depends on the samples
+            only.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration A. Differs:
         dropout 0 where the paper has 0.5, and He's initialization.
     """
@@ -65,7 +66,8 @@ class Vgg11Bn(Model):
 
     Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
+        dropout: probability of dropout before both hidden layers, in [0, 1); with 0 the gradient depends on the samples
+            only.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration A, in the
         size of the dissertation (Table 3.2: 9,756k). Differs: dropout 0 where the paper has 0.5.
     """
@@ -89,7 +91,8 @@ class Vgg13Bn(Model):
 
     Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        dropout: before both hidden layers, in [0, 1); 0 makes the gradient a function of the samples alone.
+        dropout: probability of dropout before both hidden layers, in [0, 1); with 0 the gradient depends on the samples
+            only.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration B.
         Differs: dropout 0 where the paper has 0.5.
     """
@@ -115,7 +118,8 @@ class Vgg19Bn(Model):
 
     Shapes: (B, C, H, W) -> (B, num_classes).
     Args:
-        dropout: before each hidden layer, in [0, 1); 0 makes the gradient a function of the samples alone.
+        dropout: probability of dropout before each hidden layer, in [0, 1); with 0 the gradient depends on the samples
+            only.
         bias: whether the convolutions have a bias, which the BatchNorm after them removes again.
         hidden: widths of the hidden layers, each >= 1.
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2014, arXiv:1409.1556, configuration E, in the

@@ -48,10 +48,10 @@ class RunFolder:
         self.close()
 
     def begin(self, run: str, processes: Sequence[dict[str, Any]] = ()) -> None:
-        """Writes the configuration, unless the folder holds it already.
+        """Writes the run's expression and a description of the machine, unless the folder holds this run already.
 
         Args:
-            processes: the processes that compute workers elsewhere, for processes.json.
+            processes: descriptions of the workers' processes in a server's job, for processes.json.
         Raises:
             ValueError: the folder holds another run.
         """
