@@ -168,7 +168,7 @@ def test_a_forward_that_cannot_grow_is_refused_where_it_would(way):
     models, x = [Stiff(way), Stiff(way)], torch.randn(3, 4)
     px.match_models(models, x, matcher=Nearest())
     with pytest.raises(ValueError, match="model 0 is another function in the shape of the match"):
-        px.match_models(models, x, matcher=px.matching.bbp(gamma=100.0))
+        px.match_models(models, x, matcher=px.matching.bbp(gamma=100.0), max_growth=None)
 
 
 def test_features_are_the_weights_that_make_a_neuron():
@@ -296,3 +296,47 @@ def test_refined_models_are_nearer_to_the_network_they_come_from():
     size = [float(one.recurrent.weight_hh_l0.detach().norm()) for one in (plain, better)]
     assert size[0] < 0.95 * float(clean.norm()) and size[1] == pytest.approx(float(clean.norm()), rel=1e-5)
     assert [one.recurrent.weight_hh_l0.shape for one in (plain, better)] == [(64, 16)] * 2
+
+
+class Branch(nn.Module):
+    """A forward that depends on the numbers that it gets."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.first, self.last, self.read = nn.Linear(5, 7), nn.Linear(7, 3), read
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.last(hidden if self.read(hidden.mean()) else -hidden)
+
+
+@pytest.mark.parametrize("read", [lambda m: m > 0, lambda m: m.item() > 0, lambda m: float(m) > 0, torch.is_nonzero])
+def test_a_forward_that_branches_on_data_is_refused(read):
+    with pytest.raises(ValueError, match="graph of Branch ends at Branch: .* reads numbers of a tensor, on which the"):
+        px.match_models([Branch(read), Branch(read)], torch.randn(2, 5))
+
+
+def unlike(count):
+    return [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(count)]
+
+
+def test_a_match_grows_no_more_than_is_said_and_says_how_much(caplog):
+    models, x = unlike(5), torch.randn(3, 6)
+    wide = px.match_models(models, x, matcher=px.matching.bbp(gamma=1e9), max_growth=None)
+    assert wide[0].out_features > 30 and "times those of the largest of 5 models; max_growth=None" in caplog.text
+    caplog.clear()
+    capped = px.match_models(models, x, matcher=px.matching.bbp(gamma=1e9))
+    assert 8 <= capped[0].out_features <= 12
+    caplog.clear()
+    same = px.match_models(models, x, matcher=px.matching.bbp(gamma=1e9), max_growth=1)
+    assert same[0].out_features == 8 and not caplog.text
+    with pytest.raises(ValueError, match="match_models needs max_growth >= 1 or None, got 0.5"):
+        px.match_models(models, x, max_growth=0.5)
+
+
+def test_copies_stay_the_same_network_under_a_cap():
+    model, x = unlike(1)[0], torch.randn(3, 6)
+    moved = copies(model, x, 4)
+    made = px.match_models(moved, x, matcher=px.matching.bbp(gamma=1e9), max_growth=1)
+    assert made[0].out_features == 8
+    torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)

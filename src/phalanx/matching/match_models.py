@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from phalanx.core._torch_private import BatchNormBase
@@ -16,6 +18,8 @@ from phalanx.matching.matching import Matcher
 from phalanx.matching.neuron_features import average_models, features_of_models
 from phalanx.matching.refinement import refined, square_weights
 from phalanx.matching.symmetry import double_precision, output, same_output
+
+_log = logging.getLogger(__name__)
 
 Places = list[dict[int, Tensor]]  # for each model, the places of the neurons of each group
 
@@ -29,13 +33,15 @@ def match_models(
     data: Iterable[Tensor] | None = None,
     refine: bool = False,
     seed: int = 0,
+    max_growth: float | None = 1.5,
 ) -> nn.Module:
     """One network from several of one architecture: their neurons are matched, group by group, and averaged.
 
     Neurons are compared by the weights that make them out of neurons that are matched already. The neurons of every
     model move to the places that the matcher gives them, with zeros where a model lacks a neuron. Then each entry is
-    averaged over the models that have the neuron which it makes. The result is as wide as the matcher asks for. It has
-    the integer buffers and the mode (training or evaluation) of the first model.
+    averaged over the models that have the neuron which it makes. The result is as wide as the matcher asks for, up to
+    `max_growth`; if it has more parameters than the largest model, the log says how many. It has the integer buffers
+    and the mode (training or evaluation) of the first model.
 
     Args:
         models: at least one; the sizes of groups may differ between models.
@@ -46,17 +52,27 @@ def match_models(
         data: batches of inputs on which the statistics of BatchNorm are estimated again; they are averaged if None.
         refine: whether recurrent weights also decide which neurons are the same (`refined`).
         seed: of the matcher.
+        max_growth: neurons of a group in the result, for each neuron of that group in the largest model, at most; >= 1.
+            Where the matcher asks for more, each model's neurons go to the nearest of fewer places. None for no limit.
     Raises:
         ValueError: the models differ in more than their widths, or the order of their neurons matters; see `Graph.of`.
     Source: Wang et al., Federated Learning with Matched Averaging, 2020, arXiv:2002.06440, Algorithm 1 without its
         training between layers. Differs: any network that `Graph.of` follows; the plain mean.
     """
+    require(max_growth is None or max_growth >= 1, f"match_models needs max_growth >= 1 or None, got {max_growth}")
     graph, tensors = _common_graph(models, example_input)
-    places, sizes = match_groups(tensors, graph, Bbp() if matcher is None else matcher, outgoing, refine, seed)
+    matcher = Bbp() if matcher is None else matcher
+    places, sizes = match_groups(tensors, graph, matcher, outgoing, refine, seed, max_growth)
     sizes = graph.levelled(sizes)
     merged = resized(models[0], graph, sizes)
     for j, (weights, place) in enumerate(zip(tensors, places, strict=True)):
         _check(j, models[j], merged, permuted(weights, graph, place, sizes), example_input)
+    before, after = (max(sum(p.numel() for p in m.parameters()) for m in group) for group in (models, [merged]))
+    if after > before:
+        _log.warning(
+            "the matched model has %s parameters, %.2f times those of the largest of %d models; max_growth=%s limits it",
+            f"{after:,}", after / before, len(models), max_growth,
+        )  # fmt: skip
     _assign(merged, average_models(tensors, graph.axes, places, sizes, padded=True))
     if data is not None:
         estimate_statistics(merged, data)
@@ -64,7 +80,13 @@ def match_models(
 
 
 def match_groups(
-    models: Sequence[Mapping[str, Tensor]], graph: Graph, matcher: Matcher, outgoing: bool, refine: bool, seed: int
+    models: Sequence[Mapping[str, Tensor]],
+    graph: Graph,
+    matcher: Matcher,
+    outgoing: bool,
+    refine: bool,
+    seed: int,
+    max_growth: float | None = None,
 ) -> tuple[Places, dict[int, int]]:
     """The places of the neurons of several models in one model, and the size of each group in it.
 
@@ -79,6 +101,9 @@ def match_groups(
         rows, bias_columns = features_of_models(moved, graph.axes, group, settled, outgoing)
         matching = matcher.match(rows, bias_columns, seed)
         sizes[group], assignments = len(matching.counts), matching.assignments
+        limit = sizes[group] if max_growth is None else int(max_growth * max(map(len, rows)))
+        if sizes[group] > limit:
+            sizes[group], assignments = match_nearest(rows, limit)
         squares = [s for model in moved if (s := square_weights(model, graph.axes, group, settled)) is not None]
         if refine and squares:
             assignments = refined(rows, squares, assignments, sizes[group])
@@ -86,6 +111,32 @@ def match_groups(
             places[j][group] = positions
             moved[j] = permuted(moved[j], graph, {group: positions}, sizes)
     return places, sizes
+
+
+def match_nearest(rows: Sequence[Tensor], limit: int) -> tuple[int, tuple[Tensor, ...]]:
+    """The number of places and the place of each neuron, if there may be no more than `limit` places.
+
+    The largest model's neurons are the first places. Each other model's neurons go to the places whose means are
+    nearest, one to a place; a neuron opens a place while there is one left and zero is nearer than any mean.
+
+    Shapes: J of (L_j, D) -> J of (L_j,).
+    """
+    order = sorted(range(len(rows)), key=lambda j: -len(rows[j]))
+    sums, counts = rows[order[0]].double().clone(), torch.ones(len(rows[order[0]]), dtype=torch.float64)
+    assignments = {order[0]: torch.arange(len(sums))}
+    for j in order[1:]:
+        own = rows[j].double()
+        means, free = sums / counts[:, None], limit - len(sums)
+        opening = own.square().sum(dim=1, keepdim=True).expand(-1, free)
+        costs = torch.cat([torch.cdist(own, means).square(), opening], dim=1)
+        _, places = linear_sum_assignment(costs.numpy())
+        opened = {int(place): len(sums) + i for i, place in enumerate(p for p in places if p >= len(sums))}
+        assigned = torch.tensor([opened.get(int(place), int(place)) for place in places])
+        more = len(opened)
+        sums = torch.cat([sums, sums.new_zeros(more, sums.shape[1])]).index_add(0, assigned, own)
+        counts = torch.cat([counts, counts.new_zeros(more)]).index_add(0, assigned, torch.ones(len(own)).double())
+        assignments[j] = assigned
+    return len(sums), tuple(assignments[j] for j in range(len(rows)))
 
 
 @torch.no_grad()

@@ -15,6 +15,9 @@ from phalanx.matching.neurons import Label, Labels, Neurons
 Rule = Callable[..., None]  # called with the trace, the output of a function, and the function's arguments
 _WAY = "write it with layers, activations, pooling, sums and flattening, or leave it out of the matched model"
 
+# functions that hand numbers of a tensor over to Python
+_READ = {"bool", "int", "float", "index", "item", "tolist", "numpy", "array", "is_nonzero", "equal", "allclose"}
+
 
 class Trace(TorchFunctionMode):
     """A mode in which every function of torch that gets one of the model's tensors is followed by its rule.
@@ -38,6 +41,7 @@ class Trace(TorchFunctionMode):
         for tensor in self.leaves.values():
             if not self.known(tensor):
                 self.note(tensor, tuple(self.neurons.new(size) for size in tensor.shape))
+        self._given_by_model = {id(tensor) for tensor in self.leaves.values()}
         self._born = len(self.neurons.sizes)
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda _, args, name=name: self._where.append(name))
@@ -124,6 +128,9 @@ class Trace(TorchFunctionMode):
         out = func(*args, **kwargs)
         self.func, self.given, name = func, list(tensors_in((args, kwargs))), name_of(func)
         outputs = list(tensors_in(out))
+        if name.strip("_") in _READ and any(self.known(t) and id(t) not in self._given_by_model for t in self.given):
+            way = "let it do the same for all inputs, or leave this part out of the matched model"
+            self.refuse(f"{name} reads numbers of a tensor, on which the forward may branch", way)
         touched = any(map(self.known, self.given)) and (outputs or name == "__setitem__")
         if not touched or name.startswith("new_") or name.endswith("_like"):
             return out  # a constant, or no tensor
