@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and redundancy: who misses a round is never accused for it, because nobody before a vote remembers anything."""
+"""Memory and redundancy: who misses a round is never accused for it, as nobody before a vote remembers anything."""
 
 import pytest
 import torch
