@@ -120,7 +120,7 @@ RUNS = [
         "chain(gather(dense())) ends with 3 rows where one update belongs; end it with mean() or a robust rule",
     ),
     (
-        with_scheme("chain(gather(dense()), cyclic(s=2))"),
+        with_scheme("chain(cyclic(s=2))"),
         "cyclic needs n > 2s workers, got n=3, s=2; take more workers or a smaller s",
     ),
     (

@@ -66,12 +66,14 @@ def exchanged(scheme: str, ranks: list[int], size: float, warmup: int = 0) -> di
             (share * nn.functional.cross_entropy(model(x), y)).backward()
             for p in model.parameters():
                 p.grad += noise(p.grad, tuple(ranks), size, step, unit)
+            if "cyclic" in scheme:
+                exchange.hold(unit)
         lines.append(exchange())
         with torch.no_grad():
             for p in model.parameters():
                 p -= 0.1 * p.grad
                 p.grad = None
-    told = {key: [line[key] for line in lines] for key in ("undecided", "notice")}
+    told = {key: [line[key] for line in lines] for key in ("undecided", "notice", "lost", "bytes_up")}
     return {"log": heard[:before], "later": heard[before:], **told}
 
 

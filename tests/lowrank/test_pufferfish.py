@@ -90,7 +90,7 @@ SCHEMES = (
     "chain(gather(atomo(spectral(), budget=2)), mean())",
     "chain(momentum(0.9), gather(dense()), krum(f=1))",
     "chain(vote(qsgd(bits=4), r=3), mean())",
-    "chain(gather(dense()), cyclic(s=1))",
+    "chain(cyclic(s=1))",
     "chain(reduce(dense()))",
 )
 

@@ -17,7 +17,7 @@ from phalanx.attacks.adversary import RandomWorkers
 from phalanx.attacks.constant import Constant
 from phalanx.attacks.reverse import Reverse
 from phalanx.codecs.dense import Dense
-from phalanx.coding.cyclic import Cyclic
+from phalanx.coding.cyclic import ROW, Cyclic, scales_of
 from phalanx.coding.repetition import Repetition
 from phalanx.coding.vote import Vote
 from phalanx.core.allocation import Allocation
@@ -25,7 +25,11 @@ from phalanx.core.attack import Attack
 from phalanx.core.codec import Gather
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
+from phalanx.core.payload import Payload
+from phalanx.core.round import Round
+from phalanx.core.stack import Stack
 from phalanx.core.stage import Chain, chain, check_scheme
+from phalanx.core.wire_stage import Upload
 from phalanx.core.world import LocalCollective
 from phalanx.data.dataset import Data
 from phalanx.models.model import Model
@@ -118,7 +122,7 @@ class IterationCost(Measurement):
             "geometric median": chain(gather, GeometricMedian()),
             "repetition by digests": chain(Vote(Dense(), r=self.r), Mean()),
             "repetition by rows": chain(gather, Repetition(r=self.r)),
-            "cyclic": chain(gather, Cyclic(s=self.s)),
+            "cyclic": chain(Cyclic(s=self.s)),
         }
 
     def check(self) -> None:
@@ -147,12 +151,8 @@ class IterationCost(Measurement):
             sent = self._sent("mean", trainer, rows, on_progress)
             for name in ("mean", "geometric median"):
                 costs[name] = self._cost(name, sent, on_progress)
-            on_progress("the rows of the cyclic code")
-            coded = self._allocation("cyclic")
-            _, added_s = cluster.timed(lambda: cluster.combine(coded, 0, rows), self.repeats)
-            cluster.combine_all(coded, rows)
-            costs["cyclic"] = self._cost("cyclic", sent, on_progress)
-            costs["cyclic"]["encode_s"] += added_s
+            on_progress("cyclic")
+            costs["cyclic"] = self._cyclic_cost(sent)
         return {
             "workers": n,
             "false": sorted(self._liars),
@@ -189,6 +189,53 @@ class IterationCost(Measurement):
         spent = cluster.compute(run.phases[0].work, site, allocation, samples, rows)
         have = [allocation.unit(worker) for worker in range(self.workers)]
         return Sent(rows, layout, cluster.mean_of(rows, [have.index(unit) for unit in range(units)]), spent)
+
+    def _cyclic_cost(self, sent: Sent) -> dict[str, Any]:
+        """The cost of the cyclic code; its rows take the memory of the units."""
+        n, rows, layout, allocation = self.workers, sent.rows, sent.layout, self._allocation("cyclic")
+        code, announced, world = Cyclic(s=self.s), scales_of(rows, layout), LocalCollective(n)
+        line, ones = Line(self.latency_s, self.bandwidth), torch.ones(n, dtype=torch.float64)
+
+        def units(worker: int, copied: bool = True) -> Stack:
+            have = allocation.units[worker]
+            # those of worker 0 lie one after the other
+            mine = rows[list(have)] if copied else rows[: len(have)]
+            return Stack(mine, layout, ((worker,),) * len(have), ones[: len(have)], units=have)
+
+        first = units(0, copied=False)
+        code.encode(first, n, announced)  # compiles
+        _, encode_s = cluster.timed(lambda: code.encode(first, n, announced), self.repeats)
+        lies: dict[Attack, dict[int, Payload]] = {attack: {} for attack in self.attacks}
+        for worker in sorted(self._liars):
+            own = Round(world=LocalCollective(n, local_workers=(worker,)), byzantine=self._liars)
+            for attack, sent_by in lies.items():
+                (sent_by[worker],) = code.encode(attack(units(worker), None, own)[0], n, announced)
+        stack = Stack.of_units(rows, allocation, layout)
+        payloads = code.encode(stack, n, announced, out=rows.view(torch.int32).unsqueeze(1))
+        empty, round = Stack.of(rows[:0], layout), Round(world=world, announced=announced)
+        faultless, attacks = code.receive(list(map(Upload, payloads)), empty, round).rows[0], dict[str, Any]()
+        for attack, sent_by in lies.items():
+            for worker, payload in sent_by.items():
+                # in their place, so that the rows stay one table
+                payloads[worker][ROW].copy_(payload[ROW])
+                payloads[worker] = {**payload, ROW: payloads[worker][ROW]}
+            uploads = list(map(Upload, payloads))
+            result, decode_s = cluster.timed(lambda uploads=uploads: code.receive(uploads, empty, round), self.repeats)
+            bytes_in = int(sum(note.value for note in result.notes if note.kind == "bytes"))
+            attacks[repr(attack)] = {
+                "bytes_in": bytes_in,
+                "communication_s": line.delivered(bytes_in, 1),
+                "decode_s": decode_s,
+                "error": cluster.relative_error(result.rows[0, : layout.stepped], sent.mean[: layout.stepped]),
+                "exact": torch.equal(result.rows[0], faultless),
+            }
+        return {
+            "scheme": repr(self.schemes["cyclic"]),
+            "examples": len(allocation.units[0]) * (self.batch // allocation.num_units),
+            "computation_s": cluster.worker_seconds(allocation, sent.spent),
+            "encode_s": encode_s,
+            "attacks": attacks,
+        }
 
     def _cost(self, name: str, sent: Sent, on_progress: OnProgress) -> dict[str, Any]:
         """The cost of a scheme with the rows that its workers send; the rows are restored afterwards."""

@@ -100,23 +100,6 @@ def worker_seconds(allocation: Allocation, spent: Sequence[float]) -> float:
     return median(sum(spent[unit] for unit in units) for units in allocation.units)
 
 
-def combine(allocation: Allocation, worker: int, units: Tensor) -> Tensor:
-    """The row of a worker from those of all units, added up as in training. Shapes: (num_units, d) -> (d,)."""
-    row = units.new_zeros(units.shape[1])
-    for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
-        row.add_(units[unit], alpha=share)
-    return row
-
-
-def combine_all(allocation: Allocation, rows: Tensor) -> None:
-    """Turns the rows of n units into those of n workers, in place."""
-    for start in range(0, rows.shape[1], PIECE):
-        part = rows[:, start : start + PIECE]
-        units = part.clone()
-        for worker in range(len(rows)):
-            part[worker] = combine(allocation, worker, units)
-
-
 def falsify(attack: Attack, rows: Tensor, layout: Layout, liars: Collection[int]) -> None:
     """Replaces the rows of these workers by what they send under an attack, one by one."""
     for worker in sorted(liars):

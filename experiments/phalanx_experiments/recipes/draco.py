@@ -36,7 +36,7 @@ def codes(s: int) -> dict[str, Stage]:
     return {
         "geometric median": px.chain(gather, px.aggregators.geometric_median()),
         f"repetition r={2 * s + 1}": px.chain(px.coding.vote(px.codecs.dense(), r=2 * s + 1), px.aggregators.mean()),
-        f"cyclic s={s}": px.chain(gather, px.coding.cyclic(s=s)),
+        f"cyclic s={s}": px.chain(px.coding.cyclic(s=s)),
     }
 
 

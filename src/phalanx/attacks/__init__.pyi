@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from phalanx.attacks.adaptive import Adaptive as adaptive
 from phalanx.attacks.alie import Alie as alie
+from phalanx.attacks.codeword import Codeword as codeword
 from phalanx.attacks.constant import Constant as constant
 from phalanx.attacks.faults import Crash as crash
 from phalanx.attacks.faults import Delay as delay
@@ -18,6 +19,7 @@ from phalanx.attacks.reverse import Reverse as reverse
 __all__ = [
     "adaptive",
     "alie",
+    "codeword",
     "constant",
     "crash",
     "delay",

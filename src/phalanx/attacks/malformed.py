@@ -30,11 +30,11 @@ class Malformed(PayloadAttack):
             return None
         if self.how in ("weight", "negative_weight"):
             claimed = 1e12 if self.how == "weight" else -1.0
-            return {**payload, WEIGHT: torch.full_like(payload[WEIGHT], claimed)}
+            return {**payload, WEIGHT: torch.full((1,), claimed, dtype=torch.float64)}
         if self.how == "keys":
             return {f"not_{key}": tensor for key, tensor in payload.items()}
         body = {key: self._tensor(tensor, rng) for key, tensor in payload.items() if key != WEIGHT}
-        return {**body, WEIGHT: payload[WEIGHT]}
+        return {**payload, **body}
 
     def _tensor(self, tensor: Tensor, rng: torch.Generator) -> Tensor:
         match self.how:

@@ -43,18 +43,18 @@ class Mimic(Attack):
 
     def forge(self, stack: Stack, view: View | None, state: State, round: Round) -> tuple[Tensor, State]:
         assert view is not None
-        honest = {w: i for i, w in enumerate(view.workers) if not bool(view.byzantine[i])}
+        honest = [(w, i) for i, w in enumerate(view.workers) if not bool(view.byzantine[i])]
         if not honest:
             return stack.rows, state
         if state.get("rounds", 0) < self.warmup:
             state = _oja_step(view, honest, state, round)
         scores = state.get("scores", {})
         # a target that is missing or corrupt in this round is replaced by the next best
-        target = max(honest, key=lambda w: abs(scores.get(str(w), 0.0)))
-        return view.rows[honest[target]], state
+        _, place = max(honest, key=lambda pair: abs(scores.get(str(pair[0]), 0.0)))
+        return view.rows[place], state
 
 
-def _oja_step(view: View, honest: dict[int, int], state: State, round: Round) -> dict[str, Any]:
+def _oja_step(view: View, honest: list[tuple[int, int]], state: State, round: Round) -> dict[str, Any]:
     """One step of Oja's rule over the honest rows."""
     rows = view.honest.to(accumulation_dtype(view.rows.dtype))
     if not finite(rows):
@@ -67,7 +67,7 @@ def _oja_step(view: View, honest: dict[int, int], state: State, round: Round) ->
     centred = rows - mean
     z = _unit(t * _unit(z) + _unit((centred @ z) @ centred))
     scores = dict(state.get("scores", {}))
-    for worker, score in zip(honest, (centred @ z).tolist(), strict=True):
+    for (worker, _), score in zip(honest, (centred @ z).tolist(), strict=True):
         scores[str(worker)] = scores.get(str(worker), 0.0) + score
     return {**state, "rounds": t + 1, "mean": mean, "direction": z, "scores": scores}
 

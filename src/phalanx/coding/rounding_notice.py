@@ -33,12 +33,14 @@ def rounding_notes(
     same: Callable[[int, int], bool],
     apart: Callable[[int, int], float],
     round: Round,
+    what: str = "votes",
 ) -> list[Note]:
     """A "notice" if members of a group hold rows that are near and not the same, with the tolerance that helps.
 
     Args:
         same: whether two members hold the same, which is transitive.
         apart: the relative distance of their rows; infinite where nobody knows.
+        what: is not possible then.
     """
     distances, between = [], []
     for ballot in ballots if watched(round) else ():
@@ -52,7 +54,7 @@ def rounding_notes(
             distances.append(max(distance for *_, distance in near))
             involved = sorted({tuple(group) for a, b, _ in near for group in (a, b)})
             between.append(f"between {' and '.join(map(ranks_in_words, involved))}")
-    return [Note("notice", reason=_sentence(max(distances), between))] if distances else []
+    return [Note("notice", reason=_sentence(max(distances), between, what))] if distances else []
 
 
 def tolerance(distance: float) -> float:
@@ -60,12 +62,12 @@ def tolerance(distance: float) -> float:
     return min(0.1, 10.0 ** math.ceil(math.log10(HEADROOM * max(distance, FINEST))))
 
 
-def _sentence(distance: float, between: Sequence[str]) -> str:
+def _sentence(distance: float, between: Sequence[str], what: str) -> str:
     more = len(between) - _NAMED
     rest = [f"and in {more} group{'s' * (more > 1)} more"] if more > 0 else []
     rtol = f"rtol={tolerance(distance):.0e}"
     return (
-        f"exact votes are not possible on this cluster: rows of the same work differ by up to {distance:.1e} "
+        f"exact {what} are not possible on this cluster: rows of the same work differ by up to {distance:.1e} "
         f"(relative), {', '.join([*between[:_NAMED], *rest])}; write vote(..., {rtol}) or group_vote(..., {rtol}), "
         "or give all processes the same hardware, software and number of threads"
     )

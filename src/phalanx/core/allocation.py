@@ -22,11 +22,13 @@ class Allocation:
     Args:
         units: the units of each worker, ascending.
         shares: coefficients of these units, in the same order.
+        separate: the wire stage gets the rows of a worker's units one by one and adds them up itself; all shares are 1.
     Source: Wang, Toward Robust and Communication Efficient Distributed Machine Learning, 2021, section 6.2.
     """
 
     units: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float, ...], ...]
+    separate: bool = False
 
     def __post_init__(self) -> None:
         assert [len(units) for units in self.units] == [len(shares) for shares in self.shares]

@@ -48,6 +48,8 @@ class View:
 class Attack(Stage):
     """A stage that rewrites the rows of Byzantine workers and leaves the others alone.
 
+    Before a code it rewrites the rows of the units that they add up.
+
     The class attribute `omniscient` says that the attack reads the rows of all workers, `directions_only` that it
     leaves installed values, such as BatchNorm statistics, as they are.
 
@@ -102,6 +104,13 @@ class Attack(Stage):
         if stack.received:
             byzantine = [set(s) <= round.byzantine for s in stack.sources]
             return View(stack.rows, torch.tensor(byzantine, dtype=torch.bool), tuple(s[0] for s in stack.sources))
-        rows = round.collective.all_gather(stack.rows)
-        workers = round.world.workers
-        return View(rows, torch.tensor([i in round.byzantine for i in workers], dtype=torch.bool), workers)
+        rows, workers = stack.rows, round.world.workers
+        if stack.units is not None:
+            # of every worker the rows of its units, one after the other
+            mine = stack.rows[[i for places in stack.places.values() for i in places]]
+            rows = mine.reshape(len(round.world.local_workers), -1)
+            rows = round.collective.all_gather(rows).reshape(-1, stack.layout.d)
+            workers = tuple(w for w in workers for _ in range(len(rows) // len(workers)))
+        else:
+            rows = round.collective.all_gather(rows)
+        return View(rows, torch.tensor([w in round.byzantine for w in workers], dtype=torch.bool), workers)

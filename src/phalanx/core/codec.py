@@ -78,6 +78,10 @@ class PayloadAttack(Expression, ABC):
     def forge(self, payload: Payload, rng: torch.Generator) -> Payload | None:
         """The payload that the worker sends; None when it sends nothing."""
 
+    def collude(self, payload: Payload, worker: int, round: Round) -> Payload | None:
+        """The same, for a forgery of several workers together, which know each other and the round."""
+        return self.forge(payload, round.rng(worker))
+
 
 @method("gather", "wire")
 class Gather(WireStage):
@@ -157,7 +161,7 @@ def forged(
     if forge is None:
         return list(payloads)
     return [
-        forge.forge(payload, round.rng(worker)) if worker in round.byzantine else payload
+        forge.collude(payload, worker, round) if worker in round.byzantine else payload
         for worker, payload in zip(workers, payloads, strict=True)
     ]
 

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 
+from phalanx.core.payload import Payload
 from phalanx.core.world import Collective, LocalCollective, World
 
 Rng = Callable[[], torch.Generator]  # makes the random generator of a worker
@@ -54,6 +55,7 @@ class Round:
         path: position of the running stage in the nested chain, so that two stages never use the same random numbers.
         absent: workers whose messages an injected fault drops in this round; other messages may get lost as well.
         is_first: whether it is the scheme's first round.
+        announced: what the wire stage announced in the last round that it decoded; empty before the first one.
     """
 
     index: int = 0
@@ -63,6 +65,7 @@ class Round:
     path: tuple[int | str, ...] = ()
     absent: frozenset[int] = frozenset()
     is_first: bool = False
+    announced: Payload = field(default_factory=dict, repr=False)
 
     @property
     def collective(self) -> Collective:

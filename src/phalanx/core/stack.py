@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from phalanx.core.allocation import Allocation
 from phalanx.core.layout import Layout
 from phalanx.core.payload import Payload
 
@@ -47,7 +48,8 @@ class Stack:
         erased: number of missing and excluded rows; they count towards f.
         arrived: the rows as they came off the wire, for the statistics of workers.
         replies: what the server replies to single workers with the next round.
-        units: the unit of work that each row is the vote of; None for rows that no vote decided.
+        units: the unit of work that each row is the vote of, or that it is before a code; None for other rows.
+        announcement: what the wire stage has all workers know in the next round, as `Round.announced`.
     """
 
     rows: Tensor
@@ -61,6 +63,7 @@ class Stack:
     arrived: Stack | None = field(default=None, repr=False)
     replies: Mapping[int, Payload] = field(default_factory=dict, repr=False)
     units: tuple[int, ...] | None = None
+    announcement: Payload = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         k = self.rows.shape[0]
@@ -75,6 +78,13 @@ class Stack:
         weights = torch.ones(k, dtype=torch.float64)
         return Stack(rows, layout or Layout.flat(d, rows.dtype), tuple((i,) for i in ids), weights)
 
+    @staticmethod
+    def of_units(rows: Tensor, allocation: Allocation, layout: Layout | None = None) -> Stack:
+        """The rows of all units before a code, (num_units, d), each for all workers that have the unit."""
+        workers = range(len(allocation.units))
+        holders = [tuple(w for w in workers if unit in allocation.units[w]) for unit in range(len(rows))]
+        return replace(Stack.of(rows, layout), sources=tuple(holders), units=tuple(range(len(rows))))
+
     @property
     def ids(self) -> tuple[int, ...]:
         """The worker of each row; only before rows were merged."""
@@ -84,6 +94,27 @@ class Stack:
     def order_key(self, i: int) -> tuple[int, ...]:
         """What orders the rows alike wherever they lie and whoever won: the unit voted on, else the workers behind."""
         return self.sources[i] if self.units is None else (self.units[i],)
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """The workers behind all rows, ascending."""
+        return tuple(sorted({worker for source in self.sources for worker in source}))
+
+    @property
+    def places(self) -> dict[int, list[int]]:
+        """The positions of each worker's rows, by unit; before a code, where equal rows are shared."""
+        units = self.units or ()
+        order = sorted(range(len(units)), key=units.__getitem__)
+        return {worker: [i for i in order if worker in self.sources[i]] for worker in self.workers}
+
+    def by_worker(self) -> Stack:
+        """A row for each worker: the mean of those of its units, or its own where it has one."""
+        if self.units is None:
+            return self
+        rows = [self.rows[places].mean(dim=0) for places in self.places.values()]
+        weights = torch.stack([self.weights[places].sum() for places in self.places.values()])
+        ids = tuple((worker,) for worker in self.places)
+        return replace(self, rows=torch.stack(rows), sources=ids, weights=weights, units=None)
 
     def with_rows(self, rows: Tensor, *, gated: bool = False) -> Stack:
         """The same workers with other rows, (k, d); say gated=True only if they are still finite."""

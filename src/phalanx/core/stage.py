@@ -131,6 +131,9 @@ class Stage(Expression, ABC):
         stack = stack_of(rows, weights, self.expression_name)
         if self.num_wires:
             require(not stack.erased, f"{self!r} takes rows of one shape and dtype, got {len(stack.notes)} others")
+            allocation = self.assign(len(rows), seed)
+            if allocation is not None and allocation.separate:
+                stack = Stack.of_units(stack.rows, allocation)
             stack = replace(stack, received=False)
         else:
             stack = Gate(weights="trusted").admit(stack)
@@ -184,13 +187,18 @@ class RowStage(Stage):
             worker = source[0] if len(source) == 1 else None
             key = memory_key_of(stack, i) if self.remembers else ""
             out[i, :cut], memory = self.row(
-                stack.rows[i, :cut], head, state.get(key, {}), lambda w=worker: round.rng(w)
+                stack.rows[i, :cut], head, state.get(key, {}), lambda i=i, w=worker: _stream(stack, i, w, round)
             )
             if memory:
                 check_remembers(self)
                 state[key] = memory
         out[:, cut:] = stack.rows[:, cut:]
         return stack.with_rows(out), state
+
+
+def _stream(stack: Stack, i: int, worker: int | None, round: Round) -> torch.Generator:
+    """The random numbers of a row: its worker's, or those of all who have the unit."""
+    return round.rng(group=stack.units[i]) if stack.units is not None and not stack.received else round.rng(worker)
 
 
 @method("chain", "stage", listed=False)
@@ -280,10 +288,15 @@ register("chain", "stage", chain)
 
 def check_scheme(scheme: Stage, n: int) -> None:
     """Raises ValueError unless a scheme takes n workers' rows across exactly one wire to a single row."""
+    stages = scheme.stages if isinstance(scheme, Chain) else (scheme,)
+    wires = [i for i, stage in enumerate(stages) if stage.num_wires]
     if scheme.num_wires != 1:
+        one = Chain(tuple(stage for i, stage in enumerate(stages) if i not in wires[:-1]))
+        way_out = (
+            f"keep one of them, such as {one!r}" if len(wires) > 1 else "write gather(codec) or reduce(codec) once"
+        )
         raise ValueError(
-            f"a scheme crosses the wire exactly once, and {scheme!r} does {scheme.num_wires} times; "
-            "write gather(codec) or reduce(codec) once"
+            f"a scheme crosses the wire exactly once, and {scheme!r} does {scheme.num_wires} times; {way_out}"
         )
     rows = scheme.rows_out(n)
     if rows != 1:
@@ -300,7 +313,7 @@ def check_memories(scheme: Stage) -> None:
         require(
             not stage.remembers,
             f"{stage!r} keeps a memory at each worker, and {scheme!r} has several workers compute the same: one missed "
-            "round would set an honest worker apart from its group for good; put momentum behind the vote, "
+            "round would set an honest worker apart from its group for good; put momentum behind the wire, such as "
             "chain(vote(dense(), r=3), momentum(), mean()), and take a codec without error feedback",
         )
         if stage.num_wires:

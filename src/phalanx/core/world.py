@@ -59,6 +59,10 @@ class World(Protocol):
         """The tree of rank 0, in every process that runs the server's half of the scheme."""
         ...
 
+    def all_gather_payloads(self, payload: Payload) -> list[Payload]:
+        """One payload of each process that runs the server's half, by rank; not counted as traffic."""
+        ...
+
     def close(self) -> None:
         """Closes the network connections that belong to this world, if it has any."""
         ...
@@ -80,10 +84,6 @@ class Collective(World, Protocol):
 
     def all_gather(self, x: Tensor) -> Tensor:
         """The rows of all workers, in every process; not counted as traffic. Shapes: (k, m) -> (n, m)."""
-        ...
-
-    def all_gather_payloads(self, payload: Payload) -> list[Payload]:
-        """One payload of each process, by rank, in every process; not counted as traffic."""
         ...
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -25,6 +25,7 @@ class RoundRequest:
         shapes: what a process needs to build a model of the same shape.
         required: names of the tensors that a worker needs for this round; None for all.
         replies: what the server replies to the messages that single workers sent in the last round.
+        announced: what the scheme's wire stage has all workers know.
     """
 
     round_index: int
@@ -33,6 +34,7 @@ class RoundRequest:
     shapes: State
     required: Sequence[str] | None
     replies: Mapping[int, Payload]
+    announced: Payload = field(default_factory=dict)
 
     def payload(self) -> Payload:
         """The whole model and all replies: the message for a process that computes any of the workers."""
@@ -47,7 +49,8 @@ class RoundRequest:
         """
         model = self.model if whole_model else self._required_tensors
         clients = torch.tensor(self.clients, dtype=torch.int64)
-        return to_payload({"shapes": self.shapes, "model": dict(model), "clients": clients})
+        tree = {"shapes": self.shapes, "model": dict(model), "clients": clients, "announced": self.announced}
+        return to_payload(tree)
 
     def for_worker(self, worker: int) -> Payload:
         """The part of the message that is for one worker only: the reply to it."""
@@ -56,7 +59,7 @@ class RoundRequest:
     @cached_property
     def bytes_down(self) -> int:
         """Bytes of the tensors and replies that the chosen workers need."""
-        tensor_bytes = payload_bytes(dict(self._required_tensors))
+        tensor_bytes = payload_bytes(dict(self._required_tensors)) + payload_bytes(self.announced)
         return sum(tensor_bytes + payload_bytes(dict(self.replies.get(worker, {}))) for worker in self.clients)
 
     @property

@@ -83,6 +83,10 @@ class ServerTransport(ABC):
         """The tree as it is: no other process runs the server's half."""
         return tree
 
+    def all_gather_payloads(self, payload: Payload) -> list[Payload]:
+        """The payload alone: no other process runs the server's half."""
+        return [payload]
+
     def close(self) -> None:
         """Ends the run for every process, where the transport has processes of its own."""
         return

@@ -41,6 +41,9 @@ class SubsetTransport:
     def broadcast(self, tree: dict[str, Any]) -> dict[str, Any]:
         return self._whole.broadcast(tree)
 
+    def all_gather_payloads(self, payload: Payload) -> list[Payload]:
+        return self._whole.all_gather_payloads(payload)
+
     def close(self) -> None:
         self._whole.close()
 
@@ -66,9 +69,6 @@ class SubsetCollective(SubsetTransport):
 
     def all_gather(self, x: Tensor) -> Tensor:
         return self._collective.all_gather(self._rows_of_all(x))[list(self.workers)]
-
-    def all_gather_payloads(self, payload: Payload) -> list[Payload]:
-        return self._collective.all_gather_payloads(payload)
 
     def _rows_of_all(self, x: Tensor) -> Tensor:
         """The rows, and zeros for the local workers that are not chosen. Shapes: (k, ...) -> (k', ...)."""

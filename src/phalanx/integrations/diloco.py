@@ -66,6 +66,12 @@ class DiLoCo:
         self._module, self.layout, self.session = open_session(
             "DiLoCo", model, scheme, world, weights, settings, byzantine=byzantine, seed=seed
         )
+        allocation = self.session.scheme.assign(self.session.world.size)
+        require(
+            allocation is None or not allocation.separate,
+            f"{self.session.scheme!r} adds up the rows of several units, and an outer step has one change a process; "
+            "choose another scheme, such as chain(gather(dense()), median())",
+        )
         self._finish = made = _outer_optimizer(optimizer)
         have = self.layout.tensors(self._module)
         self._start = {n: nn.Parameter(have[n].detach().clone()) for n in self.layout.head.names}

@@ -13,6 +13,7 @@ A scheme with redundancy says which share of the samples a process computes, and
     for unit, share in exchange.units:
         x, y = batch_of(step, unit)                 # the same in every process that has the unit
         (share * loss_function(model(x), y)).backward()
+        exchange.hold(unit)         # under cyclic(...) only, which adds the units up itself
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from phalanx.core.expression import require, require_entries
 from phalanx.core.gate import UNUSABLE
 from phalanx.core.layout import Layout, plain_name
 from phalanx.core.parser import parse
+from phalanx.core.payload import Payload
 from phalanx.core.precision import finite
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
@@ -87,10 +89,11 @@ class SchemeSession:
         self._end: weakref.finalize[Any, SchemeSession] | None = None
         self.index = 0
         self.state: State = {}
+        self.announced: Payload = {}
         self.ledger = WorkerStats(world.size)
 
     def aggregate(
-        self, row: Tensor, layout: Layout, *, index: int, weight: float = 1.0
+        self, row: Tensor, layout: Layout, *, index: int, weight: float = 1.0, units: tuple[int, ...] = ()
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Returns the aggregate (d,) of the rows of all processes, and the measurements.
 
@@ -99,8 +102,9 @@ class SchemeSession:
         A round's row may be exchanged in pieces: memories and random numbers go by the names of the tensors.
 
         Args:
-            row: (d,), the row of this process.
+            row: (d,), the row of this process, or (number of units, d) where the scheme adds units up itself.
             index: number of the round.
+            units: those of the rows.
         """
         self.check()
         warm = index < self.warmup
@@ -109,12 +113,16 @@ class SchemeSession:
         robust = self.robust and not warm
         # a codec may hide that a row is not finite; a weight that is no number tells it to every rank
         usable = robust or finite(row)
-        weights = torch.tensor([weight if usable else torch.nan], dtype=torch.float64)
-        stack = Stack(row.reshape(1, -1), layout, (self.world.local_workers,), weights)
+        rows = row.reshape(max(len(units), 1), -1)
+        weights = torch.full((len(rows),), weight / len(rows) if usable else torch.nan, dtype=torch.float64)
+        stack = Stack(rows, layout, (self.world.local_workers,) * len(rows), weights, units=units or None)
+        stack = stack.by_worker() if warm else stack
         result, lost, notes = None, "", ()
         try:
             begins = index == self.warmup
-            result, state = scheme(stack, state, Round(index, self.seed, byzantine, self.world, is_first=begins))
+            round = Round(index, self.seed, byzantine, self.world, is_first=begins, announced=self.announced)
+            result, state = scheme(stack, state, round)
+            self.announced = result.announcement
             notes = result.notes
             lost = "" if finite(result.rows) else "the aggregate is not finite"
         except TooFewRows as error:
@@ -139,7 +147,7 @@ class SchemeSession:
         if lost and not spoilt and self.ledger.lost_rounds == 1 and self.world.rank == 0:
             _log.warning("round %d is lost, and later ones are only counted, in lost_rounds: %s", index, lost)
         if lost or result is None:
-            return (torch.full_like(row, torch.nan) if spoilt else None), {**measured, "lost": lost}
+            return (torch.full_like(rows[0], torch.nan) if spoilt else None), {**measured, "lost": lost}
         return result.rows[0], {**measured, "lost": ""}
 
     def check(self) -> None:
@@ -178,7 +186,13 @@ class SchemeSession:
 
         Nested dictionaries of tensors and plain values: `torch.load(..., weights_only=True)` reads them.
         """
-        return {**self._identity(), "index": self.index, "state": self.state, "ledger": self.ledger.to_json()}
+        return {
+            **self._identity(),
+            "index": self.index,
+            "state": self.state,
+            "announced": self.announced,
+            "ledger": self.ledger.to_json(),
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken.
@@ -194,6 +208,7 @@ class SchemeSession:
                     "the state that it saved, into the same scheme, or begins without"
                 )
         self.index, self.state = saved["index"], saved.get("state", {})
+        self.announced = saved.get("announced", {})
         self.ledger = WorkerStats.from_json(saved["ledger"])
 
     def _identity(self) -> dict[str, Any]:
@@ -237,6 +252,7 @@ class GradientExchange:
         self._module, self.layout, self.session = open_session(
             "exchange", model, scheme, world, weights, byzantine=byzantine, seed=seed, warmup=warmup
         )
+        self._held: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, weight: float = 1.0) -> dict[str, Any]:
@@ -252,9 +268,16 @@ class GradientExchange:
         named = {plain_name(n): p for n, p in self._module.named_parameters() if p.requires_grad}
         have = self.layout.tensors(self._module)
         buffers = {name: have[name] for name in self.layout.installed}
-        parts = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
-        joined = self.layout.join({**parts, **buffers})
-        row, measured = self.session.aggregate(joined, self.layout, index=self.session.index, weight=weight)
+        units = tuple(unit for unit, _ in self.units) if self._allocation.separate else ()
+        missing = [unit for unit in units if unit not in self._held]
+        require(
+            not missing,
+            f"{self.session.scheme!r} adds units up itself, and units {missing} were not given; call "
+            "exchange.hold(unit) after the backward() of each of exchange.units",
+        )
+        rows = torch.stack([self._held.pop(unit) for unit in units]) if units else self._row()
+        index = self.session.index
+        row, measured = self.session.aggregate(rows, self.layout, index=index, weight=weight, units=units)
         self.session.index += 1
         for name, part in self.layout.split(torch.zeros(self.layout.d) if row is None else row).items():
             if name in named:
@@ -262,6 +285,27 @@ class GradientExchange:
             elif not measured["lost"]:
                 buffers[name].copy_(part)
         return measured
+
+    def _row(self) -> Tensor:
+        tensors = self.layout.tensors(self._module)
+        parts = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in tensors.items() if t.requires_grad}
+        return self.layout.join({**tensors, **parts})
+
+    @torch.no_grad()
+    def hold(self, unit: int) -> None:
+        """Takes the gradients as those of one unit and clears them, for a scheme that adds units up itself.
+
+        Raises:
+            ValueError: this process does not have the unit, or the scheme takes one sum of the units.
+        """
+        have = [unit for unit, _ in self.units]
+        require(unit in have, f"this process computes units {have}, got unit={unit}")
+        require(
+            self._allocation.separate,
+            f"{self.session.scheme!r} takes the sum of a process's units; leave their gradients in the parameters",
+        )
+        self._held[unit] = self._row().detach().clone()
+        self._module.zero_grad()
 
     @property
     def units(self) -> tuple[tuple[int, float], ...]:

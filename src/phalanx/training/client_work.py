@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from phalanx.core.allocation import Allocation
 from phalanx.core.buffers import empty_rows
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.layout import Layout
+from phalanx.core.stack import Stack
 from phalanx.core.stage import memory_key
 from phalanx.core.trees import State
 from phalanx.data.dataset import Dataset
@@ -180,3 +181,45 @@ def compute_rows(
             losses[i] += loss / len(allocation.units[ids[i]])
             weights[i] += count
     return rows, torch.tensor(losses, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64), memories
+
+
+def compute_units(
+    work: ClientWork,
+    context: WorkerContext,
+    allocation: Allocation,
+    samples: Sequence[Tensor],
+    ids: Sequence[int],
+    byzantine: Collection[int],
+) -> tuple[Stack, Tensor]:
+    """Computes the rows of all units that some workers have, for a wire stage that adds them up itself.
+
+    Every unit is computed once. Its row stands for all honest workers that have it; a Byzantine worker has a copy of
+    its own, for an attack to rewrite. Rows are scaled so that their plain mean is that over the examples.
+
+    Returns:
+        The rows, and the mean loss of each of the workers.
+    """
+    places: list[tuple[int, tuple[int, ...]]] = []
+    for unit in range(allocation.num_units):
+        holders = [worker for worker in ids if unit in allocation.units[worker]]
+        honest = tuple(worker for worker in holders if worker not in byzantine)
+        places += [(unit, honest)] if honest else []
+        places += [(unit, (worker,)) for worker in holders if worker in byzantine]
+    like = torch.empty(0, dtype=context.layout.dtype, device=context.device)
+    rows = empty_rows(len(places), context.layout.d, like).zero_()
+    batch, losses = sum(map(len, samples)), dict[int, float]()
+    for i, (unit, _) in enumerate(places):
+        if unit in losses:
+            rows[i] = rows[i - 1]
+            continue
+        losses[unit], _ = work.compute_row(context, unit, samples[unit], rows[i], {})
+        rows[i] *= len(samples[unit]) * allocation.num_units / batch
+    stack = Stack(
+        rows,
+        context.layout,
+        tuple(holders for _, holders in places),
+        torch.tensor([float(len(samples[unit])) for unit, _ in places], dtype=torch.float64),
+        units=tuple(unit for unit, _ in places),
+    )
+    means = [sum(losses[unit] for unit in allocation.units[worker]) / len(allocation.units[worker]) for worker in ids]
+    return stack, torch.tensor(means, dtype=torch.float64)

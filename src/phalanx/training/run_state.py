@@ -13,7 +13,7 @@ from phalanx.core.allocation import Allocation
 from phalanx.core.payload import Payload
 from phalanx.core.stack import Stack
 from phalanx.core.trees import State
-from phalanx.training.client_work import compute_rows
+from phalanx.training.client_work import compute_rows, compute_units
 from phalanx.training.context import WorkerContext
 from phalanx.training.model_state import ModelState, PhaseModels
 from phalanx.training.phase import Position, Run
@@ -26,6 +26,7 @@ class RunState:
         scheme_state: state of the scheme's stages.
         work_memories: what each worker's work remembers, by worker.
         replies: what the server replied to the messages that single workers sent in the last round.
+        announced: what the scheme's wire stage announced in the last round that it decoded.
     """
 
     def __init__(self, run: Run) -> None:
@@ -37,6 +38,7 @@ class RunState:
         self.scheme_state: State = {}
         self.work_memories: State = {}
         self.replies: dict[int, Payload] = {}
+        self.announced: Payload = {}
 
     @property
     def memories(self) -> State:
@@ -85,6 +87,9 @@ class RunState:
             for worker in run.byzantine.at(round_index, run.workers, run.seed):
                 works[worker], samples[worker] = phase.adversary, adversary_samples[worker]
         workers = [worker for worker in local_workers if worker in clients]
+        if allocation.separate:
+            byzantine = run.byzantine.at(round_index, run.workers, run.seed)
+            return compute_units(phase.work, context, allocation, samples, workers, byzantine)
         rows, worker_losses, weights, self.work_memories = compute_rows(
             works, context, allocation, samples, workers, self.work_memories
         )

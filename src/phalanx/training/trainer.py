@@ -243,6 +243,7 @@ class Trainer:
             shapes=self.model_state.shapes,
             required=work.required_tensors(models, position.round_in_phase),
             replies=self.state.replies,
+            announced=self.state.announced,
         )
         self.worker_stats.bytes_down += request.bytes_down
         if self.server is not None:
@@ -259,6 +260,7 @@ class Trainer:
 
     def _forget_memories(self) -> None:
         self.state.load_memories({})
+        self.state.announced = {}
         self._remote_memories = {}
 
     def _choose_clients(self, position: Position) -> tuple[int, ...]:
@@ -297,8 +299,9 @@ class Trainer:
             # in a server's job the faults happen in the workers' processes
             absent=frozenset() if self.server is not None else started.silent,
             is_first=position.round_in_phase == 0 or bool(started.surgery_report),
+            announced=self.state.announced,
         )
-        observed = observe(run.observers, stack, round)
+        observed = observe(run.observers, stack.by_worker() if run.observers else stack, round)
         observed_s = time.perf_counter()
         aggregate, lost_reason, notes = None, "", ()
         try:
@@ -334,6 +337,8 @@ class Trainer:
             outlier_notes, lost_reason = self.update_model(position, aggregate)
             notes += outlier_notes
         self.state.replies = {} if aggregate is None or lost_reason else dict(aggregate.replies)
+        if aggregate is not None:
+            self.state.announced = aggregate.announcement
         if self._model_before_pass and (lost_reason or position.completes_pass):
             if lost_reason:
                 # the layers that the pass has replaced so far make no model with the others
@@ -421,6 +426,7 @@ class Trainer:
             **self.model_state.to_tree(),
             "memories": merge(memories),
             "replies": {str(worker): reply for worker, reply in self.state.replies.items()},
+            "announced": self.state.announced,
             "model_before_pass": self._model_before_pass,
             "worker_stats": self.worker_stats.to_json(),
         }
@@ -438,6 +444,7 @@ class Trainer:
         self._remote_memories = memories if self.server is not None else {}
         self.state.load_memories(keep_local_memories(memories, self.world.local_workers))
         self.state.replies = {int(worker): reply for worker, reply in tree.get("replies", {}).items()}
+        self.state.announced = tree.get("announced", {})
         self._model_before_pass = tree.get("model_before_pass", {})
         self.worker_stats = WorkerStats.from_json(tree["worker_stats"])
 

@@ -54,6 +54,7 @@ class WorkerRuntime:
         tree, position = from_payload(request), run.position(round_index)
         shape_changed = state.model_state.load_from_server(tree.get("shapes", {}), tree.get("model", {}))
         state.replies = {int(worker): reply for worker, reply in tree.get("answers", {}).items()}
+        state.announced = tree.get("announced", {})
         phase = run.phases[position.phase_index]
         if self._last_round >= 0:
             phase_changed = position.phase_index != run.position(self._last_round).phase_index
@@ -67,10 +68,11 @@ class WorkerRuntime:
             byzantine=run.byzantine.at(round_index, run.workers, run.seed),
             world=LocalCollective(run.workers, self.workers),
             is_first=position.round_in_phase == 0 or shape_changed,
+            announced=state.announced,
         )
         self._last_round = round_index
         uploads, state.scheme_state = worker_half(phase.scheme, stack, state.scheme_state, round)
-        return dict(zip(stack.ids, uploads, strict=True)), torch.stack([losses, torch.zeros_like(losses)], dim=1)
+        return dict(zip(stack.workers, uploads, strict=True)), torch.stack([losses, torch.zeros_like(losses)], dim=1)
 
     def _can_take_part(self, worker: int, position: Position) -> bool:
         """Whether a worker is one of this process and remembers what the round needs."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from phalanx.aggregators.mean import Mean
 from phalanx.codecs.error_feedback import ErrorFeedback
 from phalanx.coding.code import Code
+from phalanx.coding.cyclic import Cyclic
 from phalanx.coding.group_vote import GroupVote
 from phalanx.coding.vote import Vote
 from phalanx.core.codec import Codec, Gather, Reduce
@@ -46,7 +47,7 @@ def _of(stage: Stage) -> str:
         return "error feedback"
     if isinstance(stage, Gather | Reduce | Vote):
         return _of_codec(stage.codec)
-    return "unbiased" if isinstance(stage, Mean | GroupVote | Code | Momentum) else "biased"
+    return "unbiased" if isinstance(stage, Mean | GroupVote | Code | Cyclic | Momentum) else "biased"
 
 
 def _of_codec(codec: Codec) -> str:

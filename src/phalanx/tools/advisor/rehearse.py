@@ -11,6 +11,7 @@ from itertools import cycle
 import torch
 
 from phalanx.core.clock import PARTS
+from phalanx.core.payload import Payload
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage
@@ -54,17 +55,29 @@ def rehearse(
     """
     phase = replace(trainer.config.phases[0], scheme=scheme)
     state: State = {}
+    allocation = scheme.assign(n)
+    units = allocation.units[WORKER] if allocation is not None and allocation.separate else ()
+    places, announced = [0] * max(len(units), 1), dict[str, torch.Tensor]()
     for index, given in enumerate(cycle(stacks)):
         # the scheme may keep or change what it is given
-        stack = replace(given, rows=given.rows.clone(), sources=((WORKER,),))
+        stack = replace(
+            given,
+            rows=given.rows[places],
+            sources=((WORKER,),) * len(places),
+            weights=given.weights[places],
+            units=units or None,
+        )
         ready()
-        sample, state = _step(trainer, phase, stack, state, n, index)
+        sample, state, announced = _step(trainer, phase, stack, state, n, index, announced)
         yield sample
 
 
-def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, index: int) -> tuple[Sample, State]:
+def _step(
+    trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, index: int, announced: Payload
+) -> tuple[Sample, State, Payload]:
     lines = Recording(Loopback(WORKER, n, _device(trainer)))
-    round = Round(ROUND, trainer.config.seed + index, world=ProcessGroupCollective(n, backend=lines))
+    world = ProcessGroupCollective(n, backend=lines)
+    round = Round(ROUND, trainer.config.seed + index, world=world, announced=announced)
     began = time.perf_counter()
     result, state = phase.scheme(stack, state, round)
     combined = time.perf_counter()
@@ -84,7 +97,7 @@ def _step(trainer: Trainer, phase: Phase, stack: Stack, state: State, n: int, in
         finish_s=ended - combined,
     )
     sent = sum(note.value for note in result.notes if note.kind == "bytes" and note.worker == WORKER)
-    return Sample(effort, sent, tuple((call.kind, call.bytes) for call in lines.calls)), state
+    return Sample(effort, sent, tuple((call.kind, call.bytes) for call in lines.calls)), state, result.announcement
 
 
 def _device(trainer: Trainer) -> torch.device:

@@ -103,7 +103,7 @@ def document(n: int, q: int, group_sizes: Sequence[int], risk: float, rounds: in
         "risk": risk,
         "table": table,
         "smallest_r": smallest,
-        "exact": None if exact is None else {"repetition": exact, "cyclic": _cyclic_load(n, q)},
+        "exact": None if exact is None else {"repetition": exact, "cyclic": exact},
         "sentences": [_least(smallest, risk, n), _exact(exact, n, q)],
         "note": NOTE,
     }
@@ -130,10 +130,5 @@ def _exact(r: int | None, n: int, q: int) -> str:
         return f"Exact recovery whoever is Byzantine needs n >= 2q + 1 = {2 * q + 1} workers, and there are {n}."
     return (
         f"Exact recovery whoever is Byzantine: repetition with r=2q+1={r}, where a worker computes {r} times as many "
-        f"gradients, or cyclic with s=q={q}, where it computes {_cyclic_load(n, q)} times as many."
+        f"gradients, or cyclic with s=q={q}, where it does too."
     )
-
-
-def _cyclic_load(n: int, s: int) -> int:
-    """Number of units that a worker computes in `cyclic(s)`: one more for even n."""
-    return 2 * s + 1 + (n % 2 == 0)

@@ -44,6 +44,8 @@ def honest_stack(
     generator = torch.Generator().manual_seed(seed)
     rows = CENTRE + 0.3 * torch.randn(n, LAYOUT.d, generator=generator, dtype=torch.float64)
     allocation = stage.assign(n, run_seed) if stage is not None else None
+    if allocation is not None and allocation.separate:
+        return Stack.of_units(rows.to(dtype), allocation, replace(LAYOUT, dtype=dtype))
     if allocation is not None:
         rows = allocation.weights_matrix @ rows[: allocation.num_units]
     weights = torch.arange(n, dtype=torch.float64) % 3 + 2
