@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from phalanx.attacks.malformed import Malformed
 from phalanx.core.codec import PayloadAttack
 from phalanx.core.expression import method, require
 from phalanx.core.payload import Payload
@@ -21,6 +22,8 @@ class Codeword(PayloadAttack):
     first of them. To the decoder it could be the others of the 2s + 1 that lie. As these are s + 1, the smallest
     explanation names the s Byzantine workers; s + 1 Byzantine ones have s honest ones named, and no decoder can tell.
 
+    A payload of another wire stage becomes random bytes of its form.
+
     Args:
         s: of the code, >= 1.
         ratio: share of the entries that are changed, in (0, 1]; at least one is.
@@ -35,13 +38,11 @@ class Codeword(PayloadAttack):
         require(0 < self.ratio <= 1, f"codeword needs a ratio in (0, 1], got ratio={self.ratio}")
 
     def forge(self, payload: Payload, rng: torch.Generator) -> Payload | None:
-        raise ValueError(
-            "codeword is a lie of several workers together and needs their round; put it in cyclic(forge=...)"
-        )
+        return Malformed("random").forge(payload, rng)
 
     def collude(self, payload: Payload, worker: int, round: Round) -> Payload | None:
         if ROW not in payload or payload[ROW].dtype != torch.int32:
-            raise ValueError("codeword adds to rows over a prime field; put it in cyclic(s, forge=codeword(s))")
+            return self.forge(payload, round.rng(worker))
         row, n, p = payload[ROW], round.world.size, (1 << 31) - 1
         chosen, first = set(round.byzantine), min(round.byzantine)
         for i in range(n):
