@@ -7,6 +7,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from phalanx.coding.majority_vote import by_equality
 from phalanx.coding.reed_solomon import P, Unexplained, factors, locate, supports, weights
 from phalanx.coding.rounding_notice import rounding_notes, watched
 from phalanx.core.allocation import Allocation
-from phalanx.core.buffers import together
+from phalanx.core.buffers import stack_rows
 from phalanx.core.clock import Clock
 from phalanx.core.codec import PayloadAttack, forged
 from phalanx.core.expression import method, require
@@ -27,7 +28,7 @@ from phalanx.core.parallel import parallel_map
 from phalanx.core.payload import BadPayload, Payload, expect, payload_bytes
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
-from phalanx.core.stage import TooFewRows
+from phalanx.core.stage import Scope, TooFewRows
 from phalanx.core.trees import State
 from phalanx.core.wire_stage import Upload, WireStage, without_absent
 from phalanx.distributed.determinism import BUCKETS, apart, sketch
@@ -84,7 +85,7 @@ class Cyclic(WireStage):
         Fourier coefficients, so that recovery is exact; projections are new and unknown before in every round.
     """
 
-    runs_on = "vector"
+    runs_on: ClassVar[Scope] = "vector"
 
     s: int
     bits: int = 23
@@ -179,7 +180,7 @@ class Cyclic(WireStage):
         k, missing = n - 2 * self.s, n - len(rows)
         if len(present) < k:
             raise TooManyFaults(f"cyclic(s={self.s}): {missing} of n={n} rows are missing", tuple(notes))
-        table = together([row.reshape(-1) for row in rows.values()], next(iter(rows.values())).reshape(-1))
+        table = stack_rows([row.reshape(-1) for row in rows.values()], next(iter(rows.values())).reshape(-1))
         try:
             false = locate(_projections(table, _key(round)), present, k)
             truth, liars = self._majority(claims, false, n)
