@@ -312,7 +312,7 @@ class Branch(nn.Module):
 
 @pytest.mark.parametrize("read", [lambda m: m > 0, lambda m: m.item() > 0, lambda m: float(m) > 0, torch.is_nonzero])
 def test_a_forward_that_branches_on_data_is_refused(read):
-    with pytest.raises(ValueError, match="graph of Branch ends at Branch: .* reads numbers of a tensor, on which the"):
+    with pytest.raises(ValueError, match=r"graph of Branch ends at Branch: .* reads numbers of a tensor, on which the"):
         px.match_models([Branch(read), Branch(read)], torch.randn(2, 5))
 
 
@@ -330,7 +330,7 @@ def test_a_match_grows_no_more_than_is_said_and_says_how_much(caplog):
     caplog.clear()
     same = px.match_models(models, x, matcher=px.matching.bbp(gamma=1e9), max_growth=1)
     assert same[0].out_features == 8 and not caplog.text
-    with pytest.raises(ValueError, match="match_models needs max_growth >= 1 or None, got 0.5"):
+    with pytest.raises(ValueError, match=r"match_models needs max_growth >= 1 or None, got 0\.5"):
         px.match_models(models, x, max_growth=0.5)
 
 

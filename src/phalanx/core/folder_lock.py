@@ -40,3 +40,11 @@ def _try_lock(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder."""
+    if not (folder / "lock").exists():
+        return False
+    with (folder / "lock").open("a") as file:
+        return not _try_lock(file.fileno())

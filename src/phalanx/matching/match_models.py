@@ -70,9 +70,12 @@ def match_models(
     before, after = (max(sum(p.numel() for p in m.parameters()) for m in group) for group in (models, [merged]))
     if after > before:
         _log.warning(
-            "the matched model has %s parameters, %.2f times those of the largest of %d models; max_growth=%s limits it",
-            f"{after:,}", after / before, len(models), max_growth,
-        )  # fmt: skip
+            "the result has %d parameters, %.2f times those of the largest of %d models; max_growth=%s limits it",
+            after,
+            after / before,
+            len(models),
+            max_growth,
+        )
     _assign(merged, average_models(tensors, graph.axes, places, sizes, padded=True))
     if data is not None:
         estimate_statistics(merged, data)

@@ -20,6 +20,7 @@ import torch
 from phalanx.core.optional import optional
 from phalanx.core.trees import flatten, unflatten, write_atomic
 
+_FLUSH_S = 2.0  # between two writes of metrics to the disk
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
 
 
@@ -40,6 +41,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._writer = _events(self.path / "events") if tensorboard else None
         self._metrics: Any = None
+        self._flushed = 0.0
 
     def __enter__(self) -> RunFolder:
         return self
@@ -90,6 +92,9 @@ class RunFolder:
         if self._metrics is None:
             self._metrics = (self.path / "metrics.jsonl").open("a")
         self._metrics.write(json.dumps(line) + "\n")
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self._metrics.flush()  # for `phalanx status`
+            self._flushed = time.monotonic()
         if self._writer is not None:
             for key, value in line.items():
                 if isinstance(value, int | float) and key != "step":

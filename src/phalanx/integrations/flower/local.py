@@ -15,15 +15,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from phalanx.core.expression import require
+from phalanx.core.heartbeat import Heartbeat
 
 NAME = "here"  # of the connection in Flower's configuration
 COLOUR = re.compile(r"\x1b\[\d*m")
@@ -45,11 +48,18 @@ class Flower:
         nodes: SuperNodes; number i has partition-id=i.
         limit_s: for all to be ready, and for a command of Flower.
         environment: of the processes, besides what Flower needs; this process's when None.
+        tell: called with a line for each stage, and with each line that the app logs.
     """
 
     def __init__(
-        self, folder: Path, nodes: int, limit_s: float = 300, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        nodes: int,
+        limit_s: float = 300,
+        environment: Mapping[str, str] | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self._tell = tell
         self.folder, self.limit_s = folder, limit_s
         self._surroundings = os.environ if environment is None else environment
         self.home, self.port = folder / "flwr", free_port()
@@ -61,8 +71,10 @@ class Flower:
         address = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
         (self.home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\n{address}')
         try:
+            self._tell("starting the SuperLink")
             self._start("superlink", "flower-superlink", "--port", str(self.port))
             self._wait("the SuperLink", self._healthy)
+            self._tell(f"starting {self._count} SuperNodes")
             for i in range(self._count):
                 self.add(i)
             self._wait("the SuperNodes", lambda: all(map(self.known, range(self._count))))
@@ -98,12 +110,13 @@ class Flower:
         about = json.loads(out)
         # a refusal exits with 0
         require(about["success"], f"{app} was not started: {out}{self._ends()}")
+        self._tell(f"{app} is submitted as run {about['run-id']}")
         return about["run-id"]
 
     def wait(self, run_id: str, limit_s: float = 240) -> Ended:
         """Waits until a run has ended."""
         # the stream of a log ends with the run
-        log = self._flwr("log", run_id, NAME, "--stream", limit_s=limit_s)
+        log = self._flwr("log", run_id, NAME, "--stream", limit_s=limit_s, tell=self._tell)
         about = json.loads(self._flwr("ls", NAME, "--run-id", run_id, "--format", "json"))
         return Ended(about["runs"][0]["status"], log)
 
@@ -169,7 +182,9 @@ class Flower:
                 raise TimeoutError(f"{what} did not start within {self.limit_s} s{self._ends()}")
             time.sleep(0.1)
 
-    def _flwr(self, *argv: str, limit_s: float | None = None) -> str:
+    def _flwr(self, *argv: str, limit_s: float | None = None, tell: Callable[[str], None] = lambda line: None) -> str:
+        lines: list[str] = []
+        limit = limit_s or self.limit_s
         with subprocess.Popen(
             [_program("flwr"), *argv],
             stdout=subprocess.PIPE,
@@ -177,15 +192,19 @@ class Flower:
             text=True,
             env=self._environment(),
         ) as command:
-            try:
-                out, _ = command.communicate(timeout=limit_s or self.limit_s)
-            except subprocess.TimeoutExpired:
-                command.kill()
-                out, _ = command.communicate()
-                raise TimeoutError(f"flwr {argv} did not end in time\n{out[-4000:]}{self._ends()}") from None
+            until, timer = time.monotonic() + limit, threading.Timer(limit, command.kill)
+            timer.start()
+            assert command.stdout is not None
+            for line in command.stdout:
+                lines.append(COLOUR.sub("", line))
+                tell(lines[-1].rstrip())
+            timer.cancel()
+        out = "".join(lines)
+        if command.returncode and time.monotonic() >= until:
+            raise TimeoutError(f"flwr {argv} did not end in time\n{out[-4000:]}{self._ends()}")
         if command.returncode:
             raise RuntimeError(f"flwr {argv} exited {command.returncode}\n{out[-4000:]}{self._ends()}")
-        return COLOUR.sub("", out)
+        return out
 
     def _ends(self) -> str:
         """The end of what each process has printed."""
@@ -204,7 +223,7 @@ def _program(name: str) -> str:
 
 
 def main() -> None:
-    """Starts Flower for an app, runs it, prints the log of its ServerApp and stops everything."""
+    """Starts Flower for an app, runs it, prints each stage and the log of its ServerApp, and stops everything."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("app", type=Path, help="folder with a pyproject.toml")
     parser.add_argument("--clients", type=int, help='SuperNodes; "clients" of [tool.flwr.app.config] by default')
@@ -217,9 +236,13 @@ def main() -> None:
     if clients is None:
         parser.error('how many clients? give --clients, or "clients" in [tool.flwr.app.config]')
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with tempfile.TemporaryDirectory() as folder, Flower(Path(folder), clients) as flower:
+    began = time.monotonic()
+    with (
+        Heartbeat(partial(print, flush=True), lambda: f"running for {time.monotonic() - began:.0f} s") as tell,
+        tempfile.TemporaryDirectory() as folder,
+        Flower(Path(folder), clients, tell=tell) as flower,
+    ):
         outcome = flower.run(given.app.resolve(), given.limit, **changes)
-    print(outcome.log)
     print(outcome.status)
     sys.exit(outcome.status != "finished:completed")
 

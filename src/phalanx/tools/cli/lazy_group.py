@@ -48,6 +48,7 @@ class Target(NamedTuple):
 # in the order of `phalanx --help`
 _COMMANDS = {
     "run": Target("phalanx.tools.cli.run", "run"),
+    "status": Target("phalanx.tools.cli.status", "status"),
     "redteam": Target("phalanx.tools.cli.redteam", "redteam"),
     "list": Target("phalanx.tools.cli.listing", "list_names"),
     "show": Target("phalanx.tools.cli.show", "show"),

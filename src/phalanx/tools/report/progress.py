@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from phalanx.core.heartbeat import Heartbeat
 from phalanx.tools.report.tables import console, percent, seconds, size
 from phalanx.tools.runner.measurement import Job
+from phalanx.training.client_sampler import AllClients
 from phalanx.training.phase import Run
+
+_CHANGES = 40  # lines about workers that are out or back, for one run
 
 
 @dataclass
@@ -21,16 +25,25 @@ class _Going:
     began: float
     sent: float = 0.0
     accuracy: float | None = None
+    rounds: int | None = None
+    everyone: bool = True
+    out: dict[int, str] = field(default_factory=dict)
+    changes: int = 0
+    now: str = "begins"
 
 
 class Progress:
-    """A watcher of a study that draws on stderr, a bar for each job under way; without a terminal the lines only.
+    """A watcher of a study that draws on stderr, a bar for each job under way.
+
+    It prints a line when a job has ended, and when a worker drops out or comes back. Without a terminal there are no
+    bars, but a line when a job begins, and signs of life.
 
     Args:
         total: runs of the study.
+        every_s: without a terminal, seconds of silence after which it says where the jobs are.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, every_s: float = 30.0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
@@ -47,14 +60,23 @@ class Progress:
         )
         self._total, self._ended = total, 0
         self._going: dict[str, _Going] = {}
+        self._say = Heartbeat(lambda line: self._console.print(line, markup=False), self._where, every_s)
 
     def __enter__(self) -> Progress:
         self._bars.start()
+        self._say.__enter__()
         return self
+
+    def _where(self) -> str:
+        """Where the jobs are; empty on a terminal, whose bars say it."""
+        if self._console.is_terminal:
+            return ""
+        return "; ".join(f"{label}: {going.now}" for label, going in list(self._going.items()))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._say.__exit__()
         self._bars.stop()
 
     def begin(self, label: str, job: Job) -> None:
@@ -63,7 +85,10 @@ class Progress:
         self._drop(label)
         place = self._ended + len(self._going) + 1
         task = self._bars.add_task(f"{label} ({place} of {self._total})", total=rounds, numbers="")
-        self._going[label] = _Going(task, time.perf_counter())
+        everyone = isinstance(job, Run) and all(isinstance(phase.clients, AllClients) for phase in job.phases)
+        self._going[label] = _Going(task, time.perf_counter(), rounds=rounds, everyone=everyone)
+        if not self._console.is_terminal:
+            self._say(f"[{place}/{self._total}] {label} begins")
 
     def round(self, label: str, line: dict[str, Any]) -> None:
         """A round has ended, with these metrics."""
@@ -76,9 +101,25 @@ class Progress:
         if out:
             numbers += f"  out {' '.join(map(str, out))}"
         self._bars.update(going.task, completed=line["step"] + 1, numbers=numbers)
+        going.now = f"round {line['step'] + 1} of {going.rounds}, {numbers}"
+        self._tell_changes(label, going, line["step"], {int(w): reason for w, reason in line["excluded"].items()})
+
+    def _tell_changes(self, label: str, going: _Going, step: int, out: dict[int, str]) -> None:
+        """Says which workers are out since this round, and which are back where a round asks all of them."""
+        where = f"round {step}" if self._total == 1 else f"{label}, round {step}"
+        lines = [f"{where}: worker {w}: {reason}" for w, reason in sorted(out.items()) if w not in going.out]
+        if going.everyone:
+            lines += [f"{where}: worker {w} is back" for w in sorted(going.out.keys() - out.keys())]
+        going.out = out if going.everyone else {**going.out, **out}
+        for line in lines[: max(0, _CHANGES - going.changes)]:
+            self._say(line)
+        if lines and going.changes < _CHANGES <= going.changes + len(lines):
+            self._say(f"{where}: later changes are in metrics.jsonl only")
+        going.changes += len(lines)
 
     def progress(self, label: str, words: str) -> None:
         """A measurement says what comes next."""
+        self._going[label].now = words
         self._bars.update(self._going[label].task, numbers=words)
 
     def end(self, label: str, summary: dict[str, Any]) -> None:
@@ -90,7 +131,7 @@ class Progress:
         if "measured" not in summary:
             lost = f"  {summary['lost_rounds']} rounds lost" if summary["lost_rounds"] else ""
             reached, spent = f"accuracy {percent(summary['accuracy']):>7}", f"{spent}{lost}"
-        self._console.print(f"[{self._ended}/{self._total}] {label:<28} {reached}  {spent}", markup=False)
+        self._say(f"[{self._ended}/{self._total}] {label:<28} {reached}  {spent}")
 
     def _drop(self, label: str) -> _Going | None:
         """No bar for a job any more."""
