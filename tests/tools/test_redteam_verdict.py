@@ -13,7 +13,8 @@ import phalanx as px
 from phalanx.tools.redteam.findings import RedTeamRequest
 from phalanx.tools.redteam.policy import UNKNOWN as NO_NUMBER
 from phalanx.tools.redteam.selection_bias import ENOUGH, Choices, Share
-from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
+from phalanx.tools.redteam.page import page
+from phalanx.tools.redteam.verdict import BROKEN, COSTLY, NOT_ATTACKED, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
 from phalanx.tools.report.selected import holders
 from tests.tools.made_grid import SMOKE, findings, lines, run
 
@@ -96,6 +97,38 @@ def test_a_rule_is_as_good_as_its_worst_verdict(tmp_path: Path) -> None:
     assert "FedAvg is broken by PGD" in said and "Krum (costly, 3.0 points" in said
 
 
+def test_a_rule_that_nobody_attacked_does_not_survive(tmp_path: Path) -> None:
+    grid = {label: run for label, run in GRID.items() if label != "PGD: FedAvg"}
+    found = findings(tmp_path, grid, {**CALM, "PGD: Krum": lines(0.05, accuracy=0.89)})
+    quiet, krum = found.standings
+    assert (quiet.word, krum.word) == (NOT_ATTACKED, SURVIVES) and quiet.to_json()["attacks"][0]["verdict"] != SURVIVES
+    assert '<td class="unknown">not attacked</td>' in page(found) and "FedAvg" not in " ".join(found.advice)
+
+
+def met(path: Path, gains: dict[str, float], *judged: str) -> str:
+    """The advice on a grid of these attacks on rules, with the attack success each gains."""
+    rules = {"A": px.aggregators.mean(), "B": px.aggregators.krum(f=1), "C": px.aggregators.median()}
+    runs = {f"none: {name}": run(rule) for name, rule in rules.items()}
+    logged = dict.fromkeys(runs, lines(0.1))
+    for label, gain in gains.items():
+        runs[label], logged[label] = run(rules[label[-1]], "PGD"), lines(0.1 + gain)
+    return " ".join(findings(path, runs, logged, request=RedTeamRequest("made", judged)).advice)
+
+
+def test_only_rules_that_met_the_same_attacks_are_compared(tmp_path: Path) -> None:
+    # B met a weaker attack than A and C
+    said = met(tmp_path / "a", {"PGD: A": 0.6, "black-box: B": 0.2, "PGD: C": 0.5})
+    assert "C comes closest of the 2 rules that met the same attacks (PGD)" in said and "B comes" not in said
+    assert "no other rule met the same attacks" in met(tmp_path / "b", {"PGD: A": 0.6, "black-box: B": 0.2})
+    # whoever survived other attacks is not offered in place of a rule; whoever survived more of them is
+    assert "no other rule met the same attacks" in met(tmp_path / "c", {"PGD: A": 0.6, "black-box: B": 0.0}, "A")
+    more = {"PGD: A": 0.6, "PGD: B": 0.0, "black-box: B": 0.0, "black-box: C": 0.0}
+    assert "the cheapest first: B (" in met(tmp_path / "d", more, "A")
+    # an attack that only one rule met does not count in the comparison
+    more = {"PGD: A": 0.6, "PGD: B": 0.5, "black-box: B": 0.8, "PGD: C": 0.7}
+    assert "B comes closest" in met(tmp_path / "e", more, "A") and "gains 50.0 points" in met(tmp_path / "f", more, "A")
+
+
 UNUSUAL = replace(
     SMOKE,
     held=px.backdoors.with_edge_cases(
@@ -117,9 +150,9 @@ def test_unusual_clients_that_a_rule_never_takes_are_shut_out(tmp_path: Path) ->
     cell = strict.cells["none"]
     # 1 to 3 hold edge cases and always come; worker 0 comes in every other round, and is honest without an attack
     assert cell.chosen == Choices(Share(), Share(0, 28), Share(48, 52))
-    assert cell.word == UNFAIR and "0 of 28 were taken" in cell.why[0] and plain.word == SURVIVES
+    assert cell.word == UNFAIR and "0 of 28 were taken" in cell.why[0] and plain.word == strict.word == NOT_ATTACKED
     logged["none: MK"] = lines(0.0, chosen=[1, 2, 3, 4, 5])
-    assert findings(tmp_path / "b", runs, logged).standings[1].word == SURVIVES
+    assert findings(tmp_path / "b", runs, logged).standings[1].cells["none"].word == NOT_ATTACKED
 
 
 @given(*(st.integers(0, 60) for _ in range(4)), st.floats(0, 1))

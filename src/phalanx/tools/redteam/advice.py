@@ -40,27 +40,43 @@ def _about(standing: Standing) -> str:
 
 
 def _instead(others: Sequence[Standing], judged: Sequence[Standing]) -> list[str]:
-    """The rules that survive, the cheapest first, or the one that comes closest."""
+    """The rules that survive, the cheapest first, or the one that comes closest; of rules that met the same attacks."""
     if len(judged) == 1 and judged[0].word == SURVIVES:
         return []
-    standing = sorted((s for s in others if s.word == SURVIVES), key=_cost)
+    rivals = [s for s in others if len(judged) != 1 or s not in judged]
+    attacks, peers = _peers(rivals, judged)
+    if not peers or (len(peers) == 1 and peers[0] in judged):
+        return ["Which rule would do better cannot be said: no other rule met the same attacks."]
+    standing = sorted((s for s in peers if s.word == SURVIVES), key=_cost)
     if standing:
         named = ", ".join(f"{s.rule} ({points(_cost(s))} of main accuracy at most)" for s in standing[:3])
         return [f"Rules that survived every attack within the limits, the cheapest first: {named}."]
-    dear = sorted((s for s in others if s.word in (COSTLY, UNFAIR)), key=_cost)
+    dear = sorted((s for s in peers if s.word in (COSTLY, UNFAIR)), key=_cost)
     if dear:
         named = ", ".join(f"{s.rule} ({s.word}, {points(_cost(s))} of main accuracy at most)" for s in dear[:3])
         return [f"No rule survived every attack within all limits. Those that no attack broke: {named}."]
-    most = max((len(s.attacked) for s in others), default=0)
-    known = [s for s in others if [cell.number("excess") is None for cell in s.attacked] == [False] * most]
+    known = [s for s in peers if all(s.cells[attack].number("excess") is not None for attack in attacks)]
     if not known:
         return ["Which rule would do better is not known yet."]
-    best = min(known, key=_gain)
+    gains = {s.rule: max(s.cells[attack].number("excess") or 0.0 for attack in attacks) for s in known}
+    best = min(gains, key=lambda rule: gains[rule])
     return [
-        "No rule that was tried survives every attack. "
-        f"{best.rule} comes closest: the worst attack on it gains {points(_gain(best))}. A rule behind the wire is not "
-        "enough here; limit which clients take part and how often, and check the model's answers to unusual inputs."
+        f"No rule that met the same attacks survives all of them. {best} comes closest of the {len(gains)} "
+        f"{'rules' if len(gains) > 1 else 'rule'} that met the same attacks ({_list(attacks)}): the worst of these "
+        f"gains {points(gains[best])}. A rule behind the wire is not enough here; limit which clients take part and how "
+        "often, and check the model's answers to unusual inputs."
     ]
+
+
+def _peers(rivals: Sequence[Standing], judged: Sequence[Standing]) -> tuple[list[str], list[Standing]]:
+    """The attacks that count, and the rules that met all of them.
+
+    They are those of the rule that is judged; of several, those that most rules met, then the longest list.
+    """
+    met = {s.rule: [cell.attack for cell in s.attacked] for s in (*rivals, *judged)}
+    lists = [met[s.rule] for s in judged]
+    attacks = max(lists, key=lambda each: (sum(set(each) == set(x) for x in lists), len(each)), default=[])
+    return attacks, [s for s in rivals if set(met[s.rule]) >= set(attacks)]
 
 
 def _seldom(standing: Standing) -> list[str]:
@@ -79,10 +95,6 @@ def _seldom(standing: Standing) -> list[str]:
 
 def _cost(standing: Standing) -> float:
     return max((cell.number("accuracy_lost") or 0.0 for cell in standing.cells.values()), default=0.0)
-
-
-def _gain(standing: Standing) -> float:
-    return max((cell.number("excess") or 0.0 for cell in standing.attacked), default=0.0)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -12,12 +12,13 @@ from phalanx.tools.redteam.findings import Findings
 from phalanx.tools.redteam.svg import Line, key, panel, style
 from phalanx.tools.redteam.tables import attacks_of, costs, fairness, gained
 from phalanx.tools.redteam.threat import adversary, rule, situation
-from phalanx.tools.redteam.verdict import BROKEN, COSTLY, SURVIVES, UNFAIR, UNKNOWN, Cell
+from phalanx.tools.redteam.verdict import BROKEN, COSTLY, NOT_ATTACKED, SURVIVES, UNFAIR, UNKNOWN, Cell
 from phalanx.tools.report.backdoors import QUIET, cell_of, cells, rates
 from phalanx.tools.report.markup import Markup, document, joined, table, tag
 from phalanx.training.phase import Run
 
 CLASSES = {BROKEN: "broken", UNKNOWN: "unknown", UNFAIR: "unfair", COSTLY: "costly", SURVIVES: "survives"}
+CLASSES |= {NOT_ATTACKED: "unknown"}
 
 
 def page(findings: Findings) -> str:
@@ -110,7 +111,8 @@ def _verdicts(findings: Findings) -> Iterator[Markup]:
         f"Broken: more than {100 * limits.excess:g} points. Costly: main accuracy more than {100 * limits.accuracy:g} "
         "points below the plain mean without an attack. "
         f"Unfair: accuracy parity ratio more than {limits.parity:g} below the plain mean's, or honest clients with "
-        f"edge cases taken at less than {limits.choice:g} of the others' rate. Not known: a number is missing.",
+        f"edge cases taken at less than {limits.choice:g} of the others' rate. Not known: a number is missing. "
+        "Not attacked: the rule was run without an attack only, to be compared with.",
         class_="note",
     )
     reasons = [

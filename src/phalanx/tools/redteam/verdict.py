@@ -17,7 +17,8 @@ from phalanx.tools.report.collect import Result
 from phalanx.training.phase import Run
 
 BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES = "broken", "not known", "unfair", "costly", "survives"
-WORDS = (BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES)  # the worst first
+NOT_ATTACKED = "not attacked"
+WORDS = (BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES, NOT_ATTACKED)  # the worst first
 
 Seeded = dict[int, float | None]  # a number of each seed
 
@@ -109,7 +110,7 @@ class Standing:
     word: str = field(init=False)
 
     def __post_init__(self) -> None:
-        words = {cell.word for cell in self.cells.values()} or {UNKNOWN}
+        words = {cell.word for cell in self.cells.values()} if self.attacked else {NOT_ATTACKED}
         object.__setattr__(self, "word", next(word for word in WORDS if word in words))
 
     @property
@@ -222,7 +223,8 @@ def _verdict(cell: Cell, limits: Limits) -> tuple[str, tuple[str, ...]]:
         faults.append((COSTLY, f"main accuracy {points(lost)} below the plain mean without an attack"))
     faults += [(UNFAIR, sentence) for sentence in _unfair(cell, limits)]
     faults.sort(key=lambda each: WORDS.index(each[0]))
-    return (faults[0][0] if faults else SURVIVES), tuple(sentence for _, sentence in faults)
+    unharmed = NOT_ATTACKED if cell.attack == QUIET else SURVIVES
+    return (faults[0][0] if faults else unharmed), tuple(sentence for _, sentence in faults)
 
 
 def _unfair(cell: Cell, limits: Limits) -> list[str]:
