@@ -49,6 +49,7 @@ class Vote(Redundant, WireStage):
 
     Groups, erasures, weights and notes are those of `group_vote`. Erased are also a worker whose payload does not match
     its digest, and all that hold a payload which, once it was asked for, turns out not to pass the gate.
+    Where no digest has a majority, one holder of each is asked, as some may turn out so.
 
     Shapes: (k, d) -> (groups, d), n >= r.
     Args:
