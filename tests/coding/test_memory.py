@@ -21,6 +21,7 @@ REFUSED = (
     "chain(gather(error_feedback(sign(scaled=True))), repetition(r=3))",
     "chain(momentum(), gather(dense()), split_by_part(chain(group_vote(r=3), mean()), median()))",
     "detox(3, mean(), median(), groups=3, codec=error_feedback(half()))",
+    "chain(momentum(), cyclic(s=2))",
 )
 RUN = (
     "run(digits(), mlp(hidden=(8,)), phases=(phase(gradient(batch=90), chain(reverse(), {scheme}), sgd(lr=0.1), "
@@ -48,7 +49,7 @@ def rounds_of(stage, missing_at, rounds=5, n=9, missing=4):
 
 @each("scheme", REFUSED)
 def test_a_memory_at_workers_that_compute_the_same_is_refused(scheme):
-    with pytest.raises(ValueError, match=r"keeps a memory at each worker.* put momentum behind the vote"):
+    with pytest.raises(ValueError, match=r"keeps a memory at each worker.* put momentum behind the wire"):
         px.Phase(px.training.gradient(), px.parse(scheme)).check(9)
 
 
