@@ -72,7 +72,12 @@ def draw_scheme(rng: random.Random) -> str:
 
     rules, codecs = examples("aggregator"), examples("codec")
     codec = rng.choice(codecs) if rng.random() < 0.7 else px.codecs.dense()
-    wires = [f"gather({codec!r})"] * 5 + [f"reduce({codec!r})", "reduce(dense())", f"vote({codec!r}, r=3)", "power_sgd()"]
+    wires = [f"gather({codec!r})"] * 5 + [
+        f"reduce({codec!r})",
+        "reduce(dense())",
+        f"vote({codec!r}, r=3)",
+        "power_sgd()",
+    ]
     parts = [repr(rng.choice(examples("transform")))] if rng.random() < 0.3 else []
     parts += [repr(rng.choice(examples("attack")))] if rng.random() < 0.2 else []
     wire = rng.choice(wires)
@@ -104,7 +109,9 @@ def draw_model(rng: random.Random, seed: int) -> nn.Module:
     if kind == "linear":
         return nn.Linear(6, 3)
     if kind == "conv":
-        return nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, width, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * width, 3))
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 6)), nn.Conv1d(1, width, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * width, 3)
+        )
     layers = [nn.Linear(6, width), nn.BatchNorm1d(width) if kind == "norm" else nn.Tanh(), nn.Linear(width, width)]
     net = nn.Sequential(*layers, nn.Tanh(), nn.Linear(width, width), nn.Linear(width, 3))
     if kind == "tied":
@@ -163,7 +170,11 @@ class Case:
         mine, here = self.misuse, rank == self.victim
         other_weights = mine.startswith("weights") and rank > 0
         net = self.net(seed=rank if other_weights else 0)
-        scheme: str = "reduce(dense())" if mine == "other scheme" and here and self.scheme != "chain(reduce(dense()))" else self.scheme
+        scheme: str = (
+            "reduce(dense())"
+            if mine == "other scheme" and here and self.scheme != "chain(reduce(dense()))"
+            else self.scheme
+        )
         if mine == "other scheme" and here and scheme == self.scheme:
             scheme = "chain(gather(dense()), mean())"
         if mine == "one refuses" and here:
@@ -197,7 +208,9 @@ class Case:
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
         units = made.units if self.way == "exchange" else ((rank, 1.0),)
         for step in range(STEPS):
-            if step == STEPS // 2 and (self.misuse in ("frozen", "unfrozen") or (self.misuse == "frozen on one" and rank == self.victim)):
+            if step == STEPS // 2 and (
+                self.misuse in ("frozen", "unfrozen") or (self.misuse == "frozen on one" and rank == self.victim)
+            ):
                 changed = next(net.parameters()) if self.misuse != "unfrozen" else None
                 if changed is not None:
                     changed.requires_grad_(False)
@@ -245,7 +258,11 @@ class Case:
 
         def row_of(worker: int, step: int) -> torch.Tensor:
             allocation = scheme.assign(n, self.seed) if self.way == "exchange" else None
-            units = [(worker, 1.0)] if allocation is None else list(zip(allocation.units[worker], allocation.shares[worker], strict=True))
+            units = (
+                [(worker, 1.0)]
+                if allocation is None
+                else list(zip(allocation.units[worker], allocation.shares[worker], strict=True))
+            )
             net.zero_grad()
             buffers = {name: b.clone() for name, b in net.named_buffers()}
             factor = torch.nan if self.misuse == "not finite" and step == 1 and worker == self.victim else 1.0
@@ -255,7 +272,9 @@ class Case:
             parts |= {name: have[name].clone() for name in layout.installed}
             for name, b in net.named_buffers():
                 b.copy_(buffers[name])
-            return layout.join({name: torch.zeros_like(have[name]) if part is None else part for name, part in parts.items()})
+            return layout.join(
+                {name: torch.zeros_like(have[name]) if part is None else part for name, part in parts.items()}
+            )
 
         if self.way == "DiLoCo":
             return self._simulate_outer(net, layout, have, outer, aggregate)
@@ -284,7 +303,9 @@ class Case:
                     factor = torch.nan if self.misuse == "not finite" and step == 1 and worker == self.victim else 1.0
                     gradient_loss(net, self.number, step, worker, factor).backward()
                     inner.step()
-                changes = {n: (t.detach().clone() if n in layout.installed else start[n] - t.detach()) for n, t in have.items()}
+                changes = {
+                    n: (t.detach().clone() if n in layout.installed else start[n] - t.detach()) for n, t in have.items()
+                }
                 rows.append(layout.join(changes))
             net.load_state_dict(start)
             row = aggregate(torch.stack(rows), turn)
@@ -346,7 +367,9 @@ def work(rank: int, size: int, numbers: list[int], seed: int, store: str, log: P
     logging.getLogger("torch").setLevel(logging.CRITICAL)
     os.nice(5)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT_S))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT_S)
+    )
     control = dist.new_group(timeout=timedelta(seconds=2 * TIMEOUT_S))
     for number in numbers:
         case = Case(number, seed, size)

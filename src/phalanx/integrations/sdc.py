@@ -144,7 +144,7 @@ class SilentCorruptionCheck:
         self.counts = {name: [0] * self._world.size for name in _COUNTS}
 
     def __call__(self, loss_function: Loss, *inputs: Any) -> tuple[Finding, ...]:
-        """What this step's audit found, on every rank; empty where all agree, and between audits.
+        """Returns the findings of this step's audit, on every rank; empty where all agree, and between audits.
 
         Args:
             loss_function: called as loss_function(module, *inputs) with the plain module; returns a scalar.
@@ -154,16 +154,16 @@ class SilentCorruptionCheck:
         self.step += 1
         if step % self.every:
             return ()
-        found = self._meet(step, loss_function, inputs)
+        findings = self._audit(step, loss_function, inputs)
         self.audits += 1
-        for finding in found:
+        for finding in findings:
             if self._world.rank == 0:
                 _log.warning("%s", finding)
             for rank in finding.suspects:
                 self.counts["suspected" if finding.culprit is None else "convicted"][rank] += 1
             for rank in finding.unsteady:
                 self.counts["unsteady"][rank] += 1
-        return found
+        return findings
 
     def table(self) -> list[dict[str, Any]]:
         """One row a rank: audits in which it was compared, suspected, convicted, and unsteady."""
@@ -186,60 +186,60 @@ class SilentCorruptionCheck:
         self.step, self.audits = saved["step"], saved["audits"]
         self.counts = {name: list(row) for name, row in saved["counts"].items()}
 
-    def _meet(self, step: int, loss_function: Loss, inputs: tuple[Any, ...]) -> tuple[Finding, ...]:
-        """Pairs compute and compare; those that differ go on to `_judge`."""
+    def _audit(self, step: int, loss_function: Loss, inputs: tuple[Any, ...]) -> tuple[Finding, ...]:
+        """Pairs compute and compare their results; pairs that differ go on to `_judge`."""
         rank, n = self._world.rank, self._world.size
         pairs = _pairs_of(n, self.audits)
-        mine = next((pair for pair in pairs if rank in pair), None)
-        own = self._parcel(inputs) if mine and rank == mine[0] else None
-        arrived = self._world.send_recv({mine[1]: own} if mine and own else {})
-        own = own or next(iter(arrived.values()), None)
-        answer = None if own is None else self._compute(own, step, loss_function)
+        own_pair = next((pair for pair in pairs if rank in pair), None)
+        payload = self._pack_inputs(inputs) if own_pair and rank == own_pair[0] else None
+        arrived = self._world.send_recv({own_pair[1]: payload} if own_pair and payload else {})
+        payload = payload or next(iter(arrived.values()), None)
+        answer = None if payload is None else self._compute(payload, step, loss_function)
         weights = share_digests(self._world, [digest(self._module.named_parameters())])
         first = share_digests(self._world, [bytes(32) if answer is None else digest(answer)])
         for r in (r for pair in pairs for r in pair):
             self.counts["compared"][r] += 1
-        found = self._diverged(step, weights)
+        findings = self._diverged(step, weights)
         # with other weights another result is no fault of the computation
         unequal = [(a, b) for a, b in pairs if first[a] != first[b] and weights[a] == weights[b]]
         if not unequal:
-            return found
+            return findings
         results = self._share([answer])[0]
         # the gradients' memory, before the pass is repeated
         del answer
-        doubted = [(a, b) for a, b in unequal if not self._same(results[a], results[b])]
-        return found + (self._judge(step, loss_function, own, doubted, results, weights) if doubted else ())
+        differing = [(a, b) for a, b in unequal if not self._same(results[a], results[b])]
+        return findings + (self._judge(step, loss_function, payload, differing, results, weights) if differing else ())
 
     def _judge(
         self,
         step: int,
         loss_function: Loss,
-        own: Payload | None,
-        doubted: list[Pair],
+        payload: Payload | None,
+        differing: list[Pair],
         first: list[_Result],
         weights: list[bytes],
     ) -> tuple[Finding, ...]:
-        """Each pair computes again, and a third rank computes the same: what two ranks have in common holds."""
+        """Each pair computes again, and a third rank computes the same: what two ranks have in common is right."""
         rank = self._world.rank
-        thirds = self._thirds(doubted, weights)
-        letters = {c: own for (a, _), c in thirds.items() if rank == a and own and c is not None}
-        arrived = self._world.send_recv(letters)
-        doubtful = any(rank in pair for pair in doubted)
-        again = self._compute(own, step, loss_function) if own and doubtful else None
-        others = next(iter(arrived.values()), None)
-        vote = None if others is None else self._compute(others, step, loss_function)
-        repeated, votes = self._share([again, vote])
+        thirds = self._thirds(differing, weights)
+        to_thirds = {c: payload for (a, _), c in thirds.items() if rank == a and payload and c is not None}
+        arrived = self._world.send_recv(to_thirds)
+        repeats = any(rank in pair for pair in differing)
+        repeated_answer = self._compute(payload, step, loss_function) if payload and repeats else None
+        other_payload = next(iter(arrived.values()), None)
+        vote = None if other_payload is None else self._compute(other_payload, step, loss_function)
+        repeated, votes = self._share([repeated_answer, vote])
         hosts = self._host_names()
-        found: list[Finding] = []
+        findings: list[Finding] = []
         for (a, b), c in thirds.items():
-            outside = [] if c is None else [votes[c]]
-            held = {
-                me: any(self._same(first[me], result) for result in (first[you], repeated[you], *outside))
-                for me, you in ((a, b), (b, a))
+            third_results = [] if c is None else [votes[c]]
+            confirmed = {
+                one: any(self._same(first[one], result) for result in (first[other], repeated[other], *third_results))
+                for one, other in ((a, b), (b, a))
             }
-            wrong = [r for r, holds in held.items() if not holds]
+            wrong = [r for r, is_confirmed in confirmed.items() if not is_confirmed]
             suspects = tuple(wrong) if len(wrong) == 1 else (a, b)
-            found.append(
+            findings.append(
                 Finding(
                     step=step,
                     kind="computation",
@@ -252,7 +252,7 @@ class SilentCorruptionCheck:
                     unsteady=tuple(r for r in (a, b) if not self._same(first[r], repeated[r])),
                 )
             )
-        return tuple(found)
+        return tuple(findings)
 
     def _diverged(self, step: int, weights: list[bytes]) -> tuple[Finding, ...]:
         """Ranks whose parameters are not those of the majority, or all ranks without one."""
@@ -267,12 +267,12 @@ class SilentCorruptionCheck:
         hosts = self._host_names()
         return (Finding(step, "weights", suspects, tuple(hosts[r] for r in suspects), culprit, difference=difference),)
 
-    def _thirds(self, doubted: list[Pair], weights: list[bytes]) -> dict[Pair, int | None]:
+    def _thirds(self, differing: list[Pair], weights: list[bytes]) -> dict[Pair, int | None]:
         """A rank outside each pair, another one for each, of the same weights; of good name, if there is a choice."""
         n, taken = self._world.size, set[int]()
-        busy = {r for pair in doubted for r in pair}
+        busy = {r for pair in differing for r in pair}
         thirds: dict[Pair, int | None] = {}
-        for a, b in doubted:
+        for a, b in differing:
             free = [r for r in range(n) if r not in (a, b) and r not in taken and weights[r] == weights[a]]
             third = min(free, key=lambda r, b=b: (r in busy, self._accused(r), (r - b) % n), default=None)
             thirds[a, b] = third
@@ -282,13 +282,13 @@ class SilentCorruptionCheck:
     def _accused(self, rank: int) -> int:
         return self.counts["convicted"][rank] + self.counts["suspected"][rank]
 
-    def _parcel(self, inputs: tuple[Any, ...]) -> Payload:
+    def _pack_inputs(self, inputs: tuple[Any, ...]) -> Payload:
         kept = inputs if self.examples is None else cut(inputs, self.examples)
         return to_payload({"inputs": kept, **snapshot(self._module)})
 
-    def _compute(self, parcel: Payload, step: int, loss_function: Loss) -> LossAndGrads:
-        # the sender unpacks its own parcel too: the same strides, the same kernels
-        tree = from_payload(parcel, next(self._module.parameters()).device)
+    def _compute(self, payload: Payload, step: int, loss_function: Loss) -> LossAndGrads:
+        # the sender unpacks its own payload too: the same strides, the same kernels
+        tree = from_payload(payload, next(self._module.parameters()).device)
         seed = make_generator("audit", self.seed, step).initial_seed()
         return recompute(self.model, loss_function, tree.pop("inputs"), tree, seed)
 
@@ -314,7 +314,7 @@ class SilentCorruptionCheck:
 
 
 def _pairs_of(n: int, audit: int) -> list[Pair]:
-    """Who meets whom: the circle method, n - 1 audits (n for odd n) until every two ranks have met once.
+    """The pairs of ranks in an audit, by the circle method: after n - 1 audits (n for odd n) every two have met once.
 
     >>> [_pairs_of(4, audit) for audit in range(3)]
     [[(0, 3), (1, 2)], [(2, 3), (0, 1)], [(1, 3), (0, 2)]]
