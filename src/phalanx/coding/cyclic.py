@@ -28,7 +28,7 @@ from phalanx.core.parallel import parallel_map
 from phalanx.core.payload import BadPayload, Payload, expect, payload_bytes
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
-from phalanx.core.stage import Scope, TooFewRows
+from phalanx.core.stage import Kept, Scope, TooFewRows
 from phalanx.core.trees import State
 from phalanx.core.wire_stage import Upload, WireStage, without_absent
 from phalanx.distributed.determinism import BUCKETS, apart, sketch
@@ -94,6 +94,10 @@ class Cyclic(WireStage):
     def validate(self) -> None:
         require(self.s >= 0, f"cyclic needs s >= 0, got s={self.s}")
         require(8 <= self.bits <= 28, f"cyclic needs bits in [8, 28], got bits={self.bits}")
+
+    @property
+    def needs(self) -> Kept:
+        return "equality"
 
     def tolerates(self, n: int) -> int:
         """The number of false rows that are recovered from."""

@@ -29,7 +29,7 @@ _SCOPES: tuple[Scope, ...] = ("coordinate", "tensor", "vector")
 Kept = Literal["nothing", "equality", "sums"]  # of several workers' rows, behind a stage; each includes those before it
 
 _KEPT: tuple[Kept, ...] = ("nothing", "equality", "sums")
-_LACKING = {"equality": "compares rows bit for bit", "sums": "solves for sums of rows"}
+_LACKING = {"equality": "compares rows bit for bit", "sums": "adds up rows"}
 
 
 def widest(scopes: Iterable[Scope]) -> Scope:
