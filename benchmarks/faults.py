@@ -78,7 +78,7 @@ def attempt(seed: int, work: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else None
     bad = {killed, stopped, garbled, liar}
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) if summary else {}
-    named = {int(w) for w in last.get("excluded", {})} | set(last.get("outvoted", []))
+    named = {int(w) for w in last.get("excluded", {})} | {int(w) for w in last.get("accused", {})}
     return {
         "seed": seed,
         "finished": summary is not None and process.returncode == 0,

@@ -41,7 +41,7 @@ def simulate(scheme: str, rounds: int) -> None:
     print(f"accuracy {summary['accuracy']:.1%}, {summary['bytes_per_worker_round']:,.0f} bytes a worker and round")
     for row in summary["accused"]:
         truth = "Byzantine" if row["byzantine_rounds"] else "honest"
-        print(f"  worker {row['worker']} ({truth}): outvoted {row['outvoted']}, excluded {row['excluded']} times")
+        print(f"  worker {row['worker']} ({truth}): accused {row['accused']}, excluded {row['excluded']} times")
 
 
 def report(line: dict) -> None:
@@ -72,7 +72,9 @@ def train_with_others(scheme: str, rounds: int) -> None:
         if rank == 0 and (step + 1) % 25 == 0:
             x, y = data.test(slice(None))
             accuracy = (model(x).argmax(dim=1) == y).float().mean()
-            print(f"round {step + 1:4d}  accuracy {accuracy:.1%}  outvoted {seen['outvoted']}  {seen['lost']}")  # <--
+            print(
+                f"round {step + 1:4d}  accuracy {accuracy:.1%}  accused {sorted(seen['accused'])}  {seen['lost']}"
+            )  # <--
     dist.destroy_process_group()
 
 

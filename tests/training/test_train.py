@@ -168,9 +168,9 @@ def test_accusations_are_right_about_a_loud_adversary():
     )
     run = px.training.amend(run, "phases.1.rounds", 0)
     trainer = px.train(run)
-    assert trainer.worker_stats.outvoted[4] == 20
-    assert trainer.worker_stats.recall == 1.0
-    assert trainer.worker_stats.precision > 0.8
+    # of five rows with batches of twelve, the spread is known so badly that some rounds tell nothing
+    assert set(trainer.worker_stats.accused) == {4} and trainer.worker_stats.accused[4] >= 12
+    assert trainer.worker_stats.recall >= 0.6 and trainer.worker_stats.precision == 1.0
 
 
 @px.method("norm_mlp", "model")

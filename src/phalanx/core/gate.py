@@ -10,7 +10,7 @@ import torch
 
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.precision import accumulation_dtype
-from phalanx.core.stack import Stack
+from phalanx.core.stack import Note, Stack
 
 UNUSABLE = "a claimed weight of nan"  # the reason for a worker that says its own row is not finite
 ABSURD = 1000.0  # a claimed weight above this many medians is an attack or a fault, not a miscount
@@ -40,7 +40,9 @@ class Gate(Expression):
 
     def admit(self, stack: Stack) -> Stack:
         """The admitted rows; each other row becomes an erasure with a reason. Shapes: (k, d) -> (m, d), m <= k."""
-        stack = stack.erase({**_bad_rows(stack.rows, self.limit), **_bad_weights(stack.weights)})
+        bad = _bad_rows(stack.rows, self.limit)
+        false_rows = [Note("false_row", w, reason=reason) for i, reason in bad.items() for w in stack.sources[i]]
+        stack = stack.erase({**bad, **_bad_weights(stack.weights)}).note(false_rows)
         return replace(stack, weights=self._bound(stack.weights), gated=True)
 
     def _bound(self, weights: torch.Tensor) -> torch.Tensor:

@@ -22,11 +22,11 @@ class Note:
     """A measurement or an event that a stage reports.
 
     kind is one of: "bytes" (value bytes that a worker sent), "excluded" (reason says why the gate or the wire dropped
-    the worker's row), "chosen" (a rule took the worker's row, and not those of others), "outvoted" (a vote went against
-    the worker), "lost_groups" (groups whose vote the Byzantine workers won), "undecided" (groups without a majority),
-    "unprotected" (groups decided by so few members that one liar among them is one too many),
-    "seconds" (that this process spent on the part that reason names), "notice" (reason is a sentence for the user), or
-    a stage's own word.
+    the worker's row), "false_row" (the row was dropped because it is not finite or absurdly large), "chosen" (a rule
+    took the worker's row, and not those of others), "outvoted" (a vote or a code went against the worker),
+    "lost_groups" (groups whose vote the Byzantine workers won), "undecided" (groups without a majority), "unprotected"
+    (groups decided by so few members that one liar among them is one too many), "seconds" (that this process spent on
+    the part that reason names), "notice" (reason is a sentence for the user), or a stage's own word.
     """
 
     kind: str

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -78,6 +78,23 @@ class SubsetCollective(SubsetTransport):
         out = x.new_zeros((len(everyone), *x.shape[1:]))
         out[[everyone.index(worker) for worker in self.local_workers]] = x
         return out
+
+
+class LeavingOut(SubsetCollective):
+    """A collective that does not read the messages of some workers; each is an erasure with a reason.
+
+    Args:
+        reasons: by worker, why it is left out.
+    """
+
+    def __init__(self, collective: Collective, reasons: Mapping[int, str]) -> None:
+        super().__init__(collective, collective.workers)
+        self._reasons = reasons
+
+    def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
+        arrived = super().gather(payloads, limit_bytes)
+        reasons = map(self._reasons.get, self.workers)
+        return [BadPayload(why) if why else payload for why, payload in zip(reasons, arrived, strict=True)]
 
 
 def subset_of(world: Collective | ServerTransport, workers: tuple[int, ...]) -> World:

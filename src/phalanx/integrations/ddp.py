@@ -28,7 +28,7 @@ from phalanx.core.layout import Layout, plain_name
 from phalanx.core.stage import Stage
 from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.distributed.recompute import wrapped_layers
-from phalanx.integrations.gradient_exchange import SchemeSession, as_scheme, terms
+from phalanx.integrations.gradient_exchange import Listener, SchemeSession, as_scheme, terms
 from phalanx.integrations.handshake import Weights, agree, agree_on_weights, refuse_split, twin
 from phalanx.training.worker_stats import WorkerStats
 
@@ -44,6 +44,9 @@ def register(
     seed: int = 0,
     overlap: bool = True,
     weights: Weights = "broadcast",
+    on_excluded: Listener | None = None,
+    on_accused: Listener | None = None,
+    exclude_after: int | None = None,
 ) -> "Hook":
     """Makes a scheme the model's communication hook; gloo and NCCL. Every rank calls it, in the same order.
 
@@ -64,6 +67,8 @@ def register(
         overlap: False exchanges within the hook, one thread less on a machine whose cores are all busy.
         weights: where ranks begin with different weights, which DDP's init_sync=False allows, "broadcast" copies those
             of rank 0 to all and logs it, and "refuse" raises.
+        on_excluded, on_accused, exclude_after: as for `SchemeSession`; the functions are called in the hook's thread. A
+            step's buckets are judged together.
     Returns:
         The hook: `state_dict` and `load_state_dict` for checkpoints, `ledger` with bytes and accusations, `close`.
     Raises:
@@ -94,7 +99,8 @@ def register(
                     f"{stage!r} needs whole rows and DDP hands out buckets; "
                     "call phalanx.exchange(model, scheme) after backward() instead"
                 )
-            session = SchemeSession(stage, meeting, byzantine, seed, warmup)
+            options = {"on_excluded": on_excluded, "on_accused": on_accused, "exclude_after": exclude_after}
+            session = SchemeSession(stage, meeting, byzantine, seed, warmup, **options)
             trained = {plain_name(n): p for n, p in wrapped.module.named_parameters() if p.requires_grad}
             layout = Layout(tuple(trained), tuple(p.shape for p in trained.values()))
             settings, dtypes = (warmup, session.byzantine, weights), [p.dtype for p in trained.values()]
@@ -154,7 +160,7 @@ class Hook:
             devices = [buffer.device]
             ready = torch.cuda.current_stream(buffer.device).record_event()
         done: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-        work = partial(self._fulfil, done, buffer, layout, index, ready, torch.get_num_threads())
+        work = partial(self._fulfil, done, buffer, layout, index, bucket.is_last(), ready, torch.get_num_threads())
         # of a failed future DDP would take the exception for a tensor; of one behind it the exception is raised
         result = done.then(torch.futures.Future.value)
         if self._lane is None:
@@ -190,6 +196,7 @@ class Hook:
         buffer: Tensor,
         layout: Layout,
         index: int,
+        last: bool,
         ready: Any,
         threads: int,
     ) -> None:
@@ -201,7 +208,7 @@ class Hook:
                 torch.set_num_threads(threads)
             with self._beside(buffer.device, ready):
                 # DDP reuses the buffer while a memory may still point at it
-                row, _ = self.session.aggregate(buffer.clone(), layout, index=index)
+                row, _ = self.session.aggregate(buffer.clone(), layout, index=index, last=last)
                 done.set_result(torch.zeros_like(buffer) if row is None else row)
         except Exception as error:
             self.session.fail(error)

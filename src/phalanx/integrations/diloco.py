@@ -21,7 +21,7 @@ from phalanx.core.expression import require, require_entries
 from phalanx.core.parser import parse
 from phalanx.core.stage import Stage
 from phalanx.core.world import Collective
-from phalanx.integrations.gradient_exchange import open_session
+from phalanx.integrations.gradient_exchange import Listener, open_session
 from phalanx.integrations.handshake import Weights
 from phalanx.training.optim import Decay, ServerOptimizer, Sgd
 
@@ -38,7 +38,8 @@ class DiLoCo:
         every: H, local steps between two exchanges, >= 1.
         optimizer: the outer optimizer or its expression; Nesterov's momentum by default.
         world: a new process group of the same ranks as the default one when None.
-        byzantine, seed: as for `SchemeSession`, which is the attribute `session` and holds the state.
+        byzantine, seed, on_excluded, on_accused, exclude_after: as for `SchemeSession`, which is the attribute
+            `session` and holds the state.
         weights: as for `phalanx.exchange`: "broadcast" or "refuse" initial weights that differ.
     Raises:
         ValueError: as for `phalanx.exchange`; also where the processes differ in `every` or in the outer optimizer.
@@ -57,14 +58,18 @@ class DiLoCo:
         byzantine: Threat | None = None,
         seed: int = 0,
         weights: Weights = "broadcast",
+        on_excluded: Listener | None = None,
+        on_accused: Listener | None = None,
+        exclude_after: int | None = None,
     ) -> None:
         def settings() -> dict[str, object]:
             require(every >= 1, f"outer steps come every >= 1 local steps, got every={every}")
             return {"every": every, "optimizer": _outer_optimizer(optimizer)}
 
         self.model, self.every, self.steps = model, every, 0
+        options = {"on_excluded": on_excluded, "on_accused": on_accused, "exclude_after": exclude_after}
         self._module, self.layout, self.session = open_session(
-            "DiLoCo", model, scheme, world, weights, settings, byzantine=byzantine, seed=seed
+            "DiLoCo", model, scheme, world, weights, settings, byzantine=byzantine, seed=seed, **options
         )
         allocation = self.session.scheme.assign(self.session.world.size)
         require(

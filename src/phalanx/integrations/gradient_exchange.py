@@ -41,13 +41,16 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows, check_scheme
 from phalanx.core.trees import State, merge
-from phalanx.core.wire_stage import stages_of
+from phalanx.core.wire_stage import WireStage, stages_of
 from phalanx.core.world import Collective
 from phalanx.distributed.determinism import ranks_in_words
+from phalanx.distributed.subset import LeavingOut
 from phalanx.integrations.handshake import Weights, agree, agree_on_weights, plain_module, same_parameters, twin
+from phalanx.training.accusation import Evidence, Sizes, add_sizes, row_sizes
 from phalanx.training.worker_stats import WorkerStats
 
 _PLAIN = Reduce(Dense())
+Listener = Callable[[Evidence], None]
 _log = logging.getLogger(__name__)
 
 
@@ -65,12 +68,25 @@ class SchemeSession:
         seed: of the scheme's random numbers; equal on every process.
         warmup: first rounds that are plain weighted means, by `reduce(dense())`; memories begin behind them, and no
             attack or rule acts in them.
+        on_excluded: called on every process for each row that took no part in a round, with the reason.
+        on_accused: called on every process for each worker that a round accuses, with the evidence.
+        exclude_after: leaves out, for good, who was accused in so many rounds; its rows count towards f. None leaves
+            nobody out.
     Raises:
-        ValueError: the scheme does not end in one row, does not cross the wire exactly once, or needs more workers.
+        ValueError: the scheme does not end in one row, does not cross the wire exactly once, or needs more workers; or
+            it shows no single rows, and somebody is to be left out.
     """
 
     def __init__(
-        self, scheme: Stage | str, world: Collective, byzantine: Threat | None = None, seed: int = 0, warmup: int = 0
+        self,
+        scheme: Stage | str,
+        world: Collective,
+        byzantine: Threat | None = None,
+        seed: int = 0,
+        warmup: int = 0,
+        on_excluded: Listener | None = None,
+        on_accused: Listener | None = None,
+        exclude_after: int | None = None,
     ) -> None:
         self.scheme, self.world = as_scheme(scheme), world
         if len(world.local_workers) != 1:
@@ -85,6 +101,14 @@ class SchemeSession:
         self.robust, rows = False, world.size
         for stage in stages_of(self.scheme):
             self.robust, rows = self.robust or stage.tolerates(rows) > 0, stage.rows_out(rows)
+        require(exclude_after is None or exclude_after >= 1, f"exclude_after is >= 1 or None, got {exclude_after}")
+        require(
+            exclude_after is None or any(isinstance(stage, WireStage) for stage in stages_of(self.scheme)),
+            f"{self.scheme!r} shows the sum of all rows, so nobody is accused or left out; write gather(...) and a "
+            "rule in place of reduce(...), or exclude_after=None",
+        )
+        self._on_excluded, self._on_accused, self.exclude_after = on_excluded, on_accused, exclude_after
+        self._sizes: tuple[int, Sizes | None] | None = None  # number of a round, and the sizes of its pieces so far
         self.failure = ""  # why nothing is exchanged any more
         self._end: weakref.finalize[Any, SchemeSession] | None = None
         self.index = 0
@@ -93,7 +117,14 @@ class SchemeSession:
         self.ledger = WorkerStats(world.size)
 
     def aggregate(
-        self, row: Tensor, layout: Layout, *, index: int, weight: float = 1.0, units: tuple[int, ...] = ()
+        self,
+        row: Tensor,
+        layout: Layout,
+        *,
+        index: int,
+        weight: float = 1.0,
+        units: tuple[int, ...] = (),
+        last: bool = True,
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Returns the aggregate (d,) of the rows of all processes, and the measurements.
 
@@ -105,6 +136,7 @@ class SchemeSession:
             row: (d,), the row of this process, or (number of units, d) where the scheme adds units up itself.
             index: number of the round.
             units: those of the rows.
+            last: whether the row is the last piece of its round; workers are judged by their whole rows.
         """
         self.check()
         warm = index < self.warmup
@@ -119,8 +151,8 @@ class SchemeSession:
         stack = stack.by_worker() if warm else stack
         result, lost, notes = None, "", ()
         try:
-            begins = index == self.warmup
-            round = Round(index, self.seed, byzantine, self.world, is_first=begins, announced=self.announced)
+            begins, world = index == self.warmup, self.world if warm else self._without_excluded()
+            round = Round(index, self.seed, byzantine, world, is_first=begins, announced=self.announced)
             result, state = scheme(stack, state, round)
             self.announced = result.announcement
             notes = result.notes
@@ -143,12 +175,35 @@ class SchemeSession:
             # memories of the names in other pieces stay
             self.state = merge([state, self.state])
         self.ledger.lost_rounds += bool(lost)
-        measured = self.ledger.add_round(notes, byzantine, log_notices=self.world.rank == 0)
+        sizes = row_sizes(scheme, self.world.size, result)
+        so_far, self._sizes = self._sizes, None
+        if so_far is not None and so_far[0] == index:
+            sizes = add_sizes(so_far[1], sizes)
+        if not last:
+            self._sizes, sizes = (index, sizes), None
+        logs = self.world.rank == 0
+        measured, evidence = self.ledger.add_round(notes, byzantine, index=index, sizes=sizes, log_notices=logs)
+        self._tell(index, measured["excluded"], evidence)
         if lost and not spoilt and self.ledger.lost_rounds == 1 and self.world.rank == 0:
             _log.warning("round %d is lost, and later ones are only counted, in lost_rounds: %s", index, lost)
         if lost or result is None:
             return (torch.full_like(rows[0], torch.nan) if spoilt else None), {**measured, "lost": lost}
         return result.rows[0], {**measured, "lost": ""}
+
+    def _without_excluded(self) -> Collective:
+        """The world, without the messages of workers that were accused too often."""
+        counts = self.ledger.accused.items() if self.exclude_after is not None else ()
+        reasons = {w: f"left out: accused in {k} rounds" for w, k in counts if k >= (self.exclude_after or 0)}
+        return LeavingOut(self.world, reasons) if reasons else self.world
+
+    def _tell(self, index: int, excluded: dict[str, str], evidence: list[Evidence]) -> None:
+        """Calls the user's functions with what a round brought to light."""
+        if self._on_excluded is not None:
+            for worker, reason in excluded.items():
+                self._on_excluded(Evidence(index, int(worker), "excluded", reason))
+        if self._on_accused is not None:
+            for each in evidence:
+                self._on_accused(each)
 
     def check(self) -> None:
         """Raises RuntimeError if nothing is exchanged any more."""
@@ -229,7 +284,8 @@ class GradientExchange:
         model: a plain module, the same on every process; in torch.compile or not, but not in DistributedDataParallel.
         scheme: a stage or its expression.
         world: a new process group of the same ranks as the default one when None.
-        byzantine, seed, warmup: as for `SchemeSession`, which is the attribute `session` and holds the state.
+        byzantine, seed, warmup, on_excluded, on_accused, exclude_after: as for `SchemeSession`, which is the attribute
+            `session` and holds the state.
         weights: where the processes begin with different weights, "broadcast" copies those of rank 0 to all and logs
             it, and "refuse" raises.
     Raises:
@@ -247,10 +303,14 @@ class GradientExchange:
         seed: int = 0,
         warmup: int = 0,
         weights: Weights = "broadcast",
+        on_excluded: Listener | None = None,
+        on_accused: Listener | None = None,
+        exclude_after: int | None = None,
     ) -> None:
         self.model = model
+        options = {"on_excluded": on_excluded, "on_accused": on_accused, "exclude_after": exclude_after}
         self._module, self.layout, self.session = open_session(
-            "exchange", model, scheme, world, weights, byzantine=byzantine, seed=seed, warmup=warmup
+            "exchange", model, scheme, world, weights, byzantine=byzantine, seed=seed, warmup=warmup, **options
         )
         self._held: dict[int, Tensor] = {}
 
@@ -261,8 +321,9 @@ class GradientExchange:
         Args:
             weight: examples behind this process's gradient.
         Returns:
-            bytes_up, excluded (worker -> reason), outvoted, lost_groups, undecided, and two sentences or empty strings:
-            notice, which rank 0 logs as a warning, and lost, why the gradients were set to zero or NaN.
+            bytes_up, excluded (worker -> reason), accused (worker -> evidence), outvoted, far (whose row is far from
+            the result, which accuses nobody), lost_groups, undecided, and two sentences or empty strings: notice, which
+            rank 0 logs as a warning, and lost, why the gradients were set to zero or NaN.
         """
         self.session.same_parameters(self._module, self.layout, "exchange")
         named = {plain_name(n): p for n, p in self._module.named_parameters() if p.requires_grad}
@@ -387,7 +448,7 @@ def terms(kind: str, session: SchemeSession, settings: object, layout: object) -
         "what is made": kind,
         "scheme": session.scheme,
         "seed": session.seed,
-        "settings": settings,
+        "settings": (settings, session.exclude_after),
         "parameters": layout,
     }
 

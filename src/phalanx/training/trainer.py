@@ -32,6 +32,7 @@ from phalanx.distributed.server_transport import ServerTransport
 from phalanx.distributed.subset import subset_of
 from phalanx.lowrank.macs import macs
 from phalanx.models.translate import bleu_of
+from phalanx.training.accusation import Sizes, row_sizes
 from phalanx.training.evaluator import EvalContext
 from phalanx.training.interrupt import Interrupted, stop_requests
 from phalanx.training.model_state import ModelState, PhaseModels, fingerprint
@@ -41,7 +42,7 @@ from phalanx.training.run_folder import Checkpoint, RunFolder
 from phalanx.training.run_state import RunState
 from phalanx.training.score import assess, number_of
 from phalanx.training.secure_sum import check_sum
-from phalanx.training.worker_stats import WorkerStats, find_outliers
+from phalanx.training.worker_stats import WorkerStats
 
 Listener = Callable[[dict[str, Any]], None]
 ROUND = ("work_s", "scheme_s", "finish_s")  # the seconds of a round; those of `PARTS` are within scheme_s
@@ -123,7 +124,7 @@ class Trainer:
 
     Attributes:
         state: data, model, and what stages and workers remember.
-        worker_stats: who was excluded or outvoted, and how often.
+        worker_stats: who was excluded, outvoted or accused, and how often.
         rounds_done: rounds that have ended, over all phases.
     """
 
@@ -332,10 +333,10 @@ class Trainer:
     def finish_round(self, started: StartedRound, result: RoundResult) -> dict[str, Any]:
         """Updates the model with the aggregate of a round; returns the metrics of the round."""
         before_s = time.perf_counter()
-        position, aggregate, lost_reason, notes = started.position, result.aggregate, result.lost_reason, result.notes
+        position, aggregate, lost_reason = started.position, result.aggregate, result.lost_reason
+        sizes = None
         if aggregate is not None:
-            outlier_notes, lost_reason = self.update_model(position, aggregate)
-            notes += outlier_notes
+            sizes, lost_reason = self.update_model(position, aggregate)
         self.state.replies = {} if aggregate is None or lost_reason else dict(aggregate.replies)
         if aggregate is not None:
             self.state.announced = aggregate.announcement
@@ -345,28 +346,26 @@ class Trainer:
                 self.model_state.load(self._model_before_pass, position.phase_index)
             self._model_before_pass = {}
         self.rounds_done += 1
-        return self._metrics(started, result, notes, lost_reason, time.perf_counter() - before_s)
+        return self._metrics(started, result, sizes, lost_reason, time.perf_counter() - before_s)
 
-    def update_model(self, position: Position, aggregate: Stack) -> tuple[tuple[Note, ...], str]:
-        """Updates the model; returns notes on the outliers, and why the update was skipped if it was."""
-        outliers: tuple[Note, ...] = ()
-        if aggregate.arrived is not None and aggregate.arrived.layout == aggregate.layout:
-            workers = find_outliers(aggregate.arrived, aggregate.rows[0])
-            outliers = tuple(Note("outvoted", worker) for worker in workers)
+    def update_model(self, position: Position, aggregate: Stack) -> tuple[Sizes | None, str]:
+        """Updates the model; returns the sizes of the workers' rows, and why the update was skipped if it was."""
+        sizes = row_sizes(self.config.phases[position.phase_index].scheme, self.config.workers, aggregate)
         if not finite(aggregate.rows):
-            return outliers, "the update is not finite"
+            return sizes, "the update is not finite"
         self.model_state.update(position, aggregate)
-        return outliers, ""
+        return sizes, ""
 
     def _metrics(
-        self, started: StartedRound, result: RoundResult, notes: tuple[Note, ...], lost_reason: str, finish_s: float
+        self, started: StartedRound, result: RoundResult, sizes: Sizes | None, lost_reason: str, finish_s: float
     ) -> dict[str, Any]:
         """Counts a round in the statistics of the run; returns its metrics."""
         run, position, clients, byzantine = self.config, started.position, started.request.clients, started.byzantine
         stats = self.worker_stats
         stats.lost_rounds += bool(lost_reason)
         faulty = (byzantine | started.silent) & set(clients)
-        counts = stats.add_round(notes, faulty, log_notices=self.world.rank == 0)
+        first, index = self.world.rank == 0, position.round_index
+        counts, _ = stats.add_round(result.notes, faulty, index=index, sizes=sizes, log_notices=first)
         counts |= {"work_s": result.work_s, "scheme_s": result.scheme_s - counts[FORGING], "finish_s": finish_s}
         for part, values in self._times.items():
             values.append(counts[part])
@@ -473,6 +472,7 @@ class Trainer:
             **({"widths": model_state.widths} if model_state.widths else {}),
             "macs": macs(self.model, _example(data).to(self.device)).total,
             "accused": stats.table(),
+            "evidence": stats.evidence,
             "accusation_precision": stats.precision,
             "accusation_recall": stats.recall,
             "weights_sha256": fingerprint(self.model),

@@ -189,9 +189,9 @@ def _enter(outcome: Outcome, line: dict[str, Any], rounds: int) -> None:
     number, tested = line["step"] + 1, {k: line.get(k) for k in ("accuracy", "test_loss")}
     outcome.rounds.append(line)
     known = {k: line[k] for k in ("loss", "bytes_up", "bytes_down") if line[k] is not None}
-    excluded = [int(worker) for worker in line["excluded"]]
+    excluded, accused = ([int(worker) for worker in line[kind]] for kind in ("excluded", "accused"))
     outcome.train_metrics_clientapp[number] = MetricRecord(
-        {**known, "excluded": excluded, "outvoted": line["outvoted"], "lost": int(bool(line["lost"]))}
+        {**known, "excluded": excluded, "accused": accused, "far": line["far"], "lost": int(bool(line["lost"]))}
     )
     if found := {k: v for k, v in tested.items() if v is not None}:
         outcome.evaluate_metrics_serverapp[number] = MetricRecord(found)
@@ -199,7 +199,7 @@ def _enter(outcome: Outcome, line: dict[str, Any], rounds: int) -> None:
     log.log(INFO, "[ROUND %d/%d] %s", number, rounds, ", ".join(f"{k} {v:.6g}" for k, v in values.items()))
     for worker, reason in line["excluded"].items():
         log.warning("round %d: client %s excluded: %s", number, worker, reason)
-    if line["outvoted"]:
-        log.warning("round %d: clients %s outvoted", number, ", ".join(map(str, line["outvoted"])))
+    for worker, reason in line["accused"].items():
+        log.warning("round %d: client %s accused: %s", number, worker, reason)
     if line["lost"]:
         log.warning("round %d lost: %s", number, line["lost"])

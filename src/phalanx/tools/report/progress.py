@@ -95,7 +95,7 @@ class Progress:
         going = self._going[label]
         going.sent += line["bytes_up"]
         going.accuracy = line.get("accuracy", going.accuracy)
-        out = sorted({*map(int, line["excluded"]), *line["outvoted"]})
+        out = sorted(map(int, {*line["excluded"], *line["accused"]}))
         loss = "-" if line["loss"] is None else f"{line['loss']:.4f}"
         numbers = f"loss {loss}  accuracy {percent(going.accuracy)}  {size(going.sent)}"
         if out:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-OFTEN = 0.5  # share of the rounds in which a worker was accused, for the table to name it
+OFTEN = 0.5  # share of the rounds in which a worker was accused or excluded, for the table to name it
 PIPE_WIDTH = 160  # columns, where no terminal says how many it has
 
 
@@ -54,10 +54,12 @@ def seconds(duration: float | None) -> str:
     return f"{duration:.3g} s" if duration >= 0.9995 else f"{1000 * duration:.3g} ms"
 
 
-def accused(summary: dict[str, Any]) -> str:
-    """The workers that were excluded or outvoted in at least half of the rounds: '0 5 10', '0-14', 'none'."""
+def named(summary: dict[str, Any]) -> str:
+    """The workers that were accused or excluded in at least half of the rounds: '0 5 10', '0-14', 'none'."""
     rounds = max(1, summary["rounds"])
-    workers = [r["worker"] for r in summary["accused"] if r["excluded"] + r["outvoted"] >= OFTEN * rounds]
+    rows = summary["accused"]
+    # before 0.2 nobody was accused
+    workers = [r["worker"] for r in rows if max(r["excluded"], r.get("accused", r["outvoted"])) >= OFTEN * rounds]
     runs: list[list[int]] = []
     for worker in workers:
         if runs and runs[-1][-1] == worker - 1:
@@ -69,14 +71,15 @@ def accused(summary: dict[str, Any]) -> str:
 
 
 def results_table(results: Iterable[tuple[str, float | None, dict[str, Any]]]) -> Table:
-    """One line a run: bytes that a worker sends in a round, groups and rounds that were lost, and who was accused.
+    """One line a run: bytes that a worker sends in a round, groups and rounds that were lost, and who is named.
 
-    Of all accusations some share was "right", of all Byzantine rows some share was "caught".
+    Of all accusations and exclusions some share was "right", of all Byzantine rows some share was "caught"; "-" stands
+    where no worker is Byzantine by the run itself, so that the truth is unknown.
 
     Args:
         results: label, accuracy, summary; the summary is empty for a run that has not ended.
     """
-    head = ("run", ">accuracy", ">time\na round", ">bytes\na worker", ">lost\ngroups", ">lost\nrounds", " accused")
+    head = ("run", ">accuracy", ">time\na round", ">bytes\na worker", ">lost\ngroups", ">lost\nrounds", " named")
     table = make_table(*head, ">right", ">caught", whole=True)
     for label, accuracy, summary in results:
         if not summary:
@@ -90,7 +93,7 @@ def results_table(results: Iterable[tuple[str, float | None, dict[str, Any]]]) -
             size(summary["bytes_per_worker_round"]),
             str(summary["lost_groups"]),
             str(summary["lost_rounds"]),
-            f" {accused(summary)}",
+            f" {named(summary)}",
             percent(summary["accusation_precision"], 0),
             percent(summary["accusation_recall"], 0),
         )
