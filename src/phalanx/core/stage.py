@@ -187,18 +187,13 @@ class RowStage(Stage):
             worker = source[0] if len(source) == 1 else None
             key = memory_key_of(stack, i) if self.remembers else ""
             out[i, :cut], memory = self.row(
-                stack.rows[i, :cut], head, state.get(key, {}), lambda i=i, w=worker: _stream(stack, i, w, round)
+                stack.rows[i, :cut], head, state.get(key, {}), lambda w=worker: round.rng(w)
             )
             if memory:
                 check_remembers(self)
                 state[key] = memory
         out[:, cut:] = stack.rows[:, cut:]
         return stack.with_rows(out), state
-
-
-def _stream(stack: Stack, i: int, worker: int | None, round: Round) -> torch.Generator:
-    """The random numbers of a row: its worker's, or those of all who have the unit."""
-    return round.rng(group=stack.units[i]) if stack.units is not None and not stack.received else round.rng(worker)
 
 
 @method("chain", "stage", listed=False)
