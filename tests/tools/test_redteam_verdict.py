@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.tools.redteam.findings import RedTeamRequest
+from phalanx.tools.redteam.page import page
 from phalanx.tools.redteam.policy import UNKNOWN as NO_NUMBER
 from phalanx.tools.redteam.selection_bias import ENOUGH, Choices, Share
-from phalanx.tools.redteam.page import page
 from phalanx.tools.redteam.verdict import BROKEN, COSTLY, NOT_ATTACKED, SURVIVES, UNFAIR, UNKNOWN, Limits, is_plain
 from phalanx.tools.report.selected import holders
 from tests.tools.made_grid import SMOKE, findings, lines, run

@@ -63,8 +63,8 @@ def _instead(others: Sequence[Standing], judged: Sequence[Standing]) -> list[str
     return [
         f"No rule that met the same attacks survives all of them. {best} comes closest of the {len(gains)} "
         f"{'rules' if len(gains) > 1 else 'rule'} that met the same attacks ({_list(attacks)}): the worst of these "
-        f"gains {points(gains[best])}. A rule behind the wire is not enough here; limit which clients take part and how "
-        "often, and check the model's answers to unusual inputs."
+        f"gains {points(gains[best])}. A rule behind the wire is not enough here; limit which clients take part and "
+        "how often, and check the model's answers to unusual inputs."
     ]
 
 

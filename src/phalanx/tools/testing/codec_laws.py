@@ -101,7 +101,8 @@ def _keeps(t: Trial) -> None:
     one, other = (64 * t.rows(2 * 21)).round().reshape(2, 21) / 64
     if t.method.keeps != "nothing":
         # another generator is another worker
-        same("the payloads of two workers", *(t.coded(one, LAYOUT.head, seed=seed)[0] for seed in (1, 2)))
+        first_worker, second_worker = (t.coded(one, LAYOUT.head, seed=seed)[0] for seed in (1, 2))
+        same("the payloads of two workers", first_worker, second_worker)
     if t.method.keeps == "sums":
         first, second, total = (t.coded(row, LAYOUT.head)[1] for row in (one, other, one + other))
         same("the sum of the decoded rows", total, first + second)
