@@ -21,8 +21,23 @@ from phalanx.tools.runner.recipe import recipes
 from phalanx_experiments.reproduce import words
 from phalanx_experiments.reproduce.catalogue import CHAPTERS, find, items
 from phalanx_experiments.reproduce.evidence import Evidence, Number, results_folder
-from phalanx_experiments.reproduce.item import DATA, GPU, NONE, NOT, PARTLY, REPRODUCED, UNRUN, Claim, Item, Part, Row
-from phalanx_experiments.reproduce.places import Cell, Counted, FileValue, Quotient, Value
+from phalanx_experiments.reproduce.item import (
+    DATA,
+    DIRECTION,
+    GPU,
+    NONE,
+    NOT,
+    PARTLY,
+    REPRODUCED,
+    SIZE,
+    UNCOMPARED,
+    UNRUN,
+    Claim,
+    Item,
+    Part,
+    Row,
+)
+from phalanx_experiments.reproduce.places import Cell, Counted, FileValue, Quotient, Sum, Value
 from phalanx_experiments.reproduce.planned import Planned, studies
 from phalanx_experiments.reproduce.site import build
 from phalanx_experiments.reproduce.verdict import Judged, compared, judged, outcome, seeds, state
@@ -56,8 +71,9 @@ def sentence(*arguments: str | Path) -> str:
 
 
 def places(item: Item) -> list:
-    """With the parts of quotients."""
+    """With the parts of quotients and sums."""
     found = list(item.places)
+    found += [part for place in found if isinstance(place, Sum) for part in place.places]
     return found + [part for place in found if isinstance(place, Quotient) for part in (place.above, place.below)]
 
 
@@ -101,17 +117,88 @@ def test_states_say_what_the_numbers_say() -> None:
     for item in items():
         runs = [place for place in item.places if not isinstance(place, Counted)]
         found = [place for place in runs if place.find(evidence) is not None]
-        holds = [each.holds for each in judged(item, evidence)]
+        comparisons = judged(item, evidence)
+        holds, fits = [each.holds for each in comparisons], [each.fits for each in comparisons]
         shown = state(item, evidence)
+        if shown in (REPRODUCED, SIZE, DIRECTION):
+            assert (found or not runs) and holds and all(holds), item.key
+        if shown in (REPRODUCED, SIZE):
+            assert all(fits), item.key
         if shown == REPRODUCED:
-            assert (found or not runs) and None not in holds and all(holds), item.key
+            assert all(each.gap.n == 0 or (each.gap.n >= 3 and each.clear) for each in comparisons if each.gap), (
+                item.key
+            )
         if shown == NOT:
             assert found and False in holds, item.key
         if shown == PARTLY:
-            assert found, item.key
+            assert found and True in holds, item.key
+        if shown == UNCOMPARED:
+            assert found and not any(holds), item.key
         if shown in (UNRUN, GPU, DATA, NONE):
             assert not found, item.key
         assert shown in (UNRUN, GPU, DATA, NONE) or found or item.command, item.key
+
+
+def shown(key: str) -> dict:
+    """The item as plain values, with its verdicts by claim, from the committed results."""
+    plain = words.plain(find(key), Evidence(RESULTS))
+    return {**plain, "verdicts": {each["claim"]: each["verdict"] for each in plain["verdicts"]}}
+
+
+@each(
+    ("key", "state"),
+    [
+        ("table-3.1", "same sign and size"),  # one seed
+        ("table-4.1", "reproduced"),  # counted
+        ("table-4.8", "same direction"),  # 2.9 times the published gap
+        ("table-4.21", "same direction"),
+        ("figure-5.5", "same direction"),
+        ("figure-7.6", "same direction"),
+        ("figure-1.1", "not compared"),
+        ("table-6.2", "not compared"),
+        ("figure-8.9", "not reproduced"),
+    ],
+)
+def test_the_committed_numbers_are_not_flattered(key: str, state: str) -> None:
+    assert shown(key)["state"] == state
+
+
+def test_a_verdict_has_the_size_and_the_seeds_of_its_cells() -> None:
+    (loss,) = [verdict for claim, verdict in shown("table-4.4")["verdicts"].items() if claim.startswith("full above")]
+    assert loss == "same direction, 5.7 times the published size, n = 3"
+    (worth,) = shown("table-4.21")["verdicts"].values()
+    assert worth == "same direction, 5.9 times the published size, n = 1"
+
+
+@each(
+    ("key", "what", "n"),
+    [
+        ("figure-8.4", "task 1: FedAvg, black-box", 1),  # in a table of three seeds
+        ("figure-8.4", "task 1: FedAvg, PGD + replacement", 3),
+        ("figure-8.4", "task 1: norm clipping, PGD + replacement", 1),
+        ("figure-8.11", "FedAvg, black-box", 3),  # in a table of one to three seeds
+        ("figure-8.11", "FedAvg, PGD + replacement", 2),
+        ("figure-8.11", "RFA, PGD", 1),
+    ],
+)
+def test_a_cell_has_the_seeds_of_its_own_runs(key: str, what: str, n: int) -> None:
+    (row,) = [row for row in shown(key)["rows"] if row["what"] == what]
+    assert row["measured"]["n"] == n
+
+
+@each(
+    ("key", "claim"),
+    [
+        ("figure-8.4", "task 4: Krum: PGD does more than the black box"),
+        ("figure-8.4", "task 1: black-box gets past FedAvg by 10 points"),
+        ("figure-8.11", "norm clipping: PGD does more than the black box"),
+        ("figure-8.11", "RFA: PGD does more than the black box"),
+        ("figure-7.1", "median: a whole round takes longer alone"),
+    ],
+)
+def test_claims_that_failed_are_shown(key: str, claim: str) -> None:
+    found = shown(key)
+    assert found["verdicts"][claim].startswith("the other way") and "not as published" in found["outcome"]
 
 
 def test_what_has_been_measured_is_found() -> None:
@@ -131,7 +218,7 @@ def test_what_has_been_measured_is_found() -> None:
 def test_images_of_measured_items_are_there() -> None:
     evidence = Evidence(RESULTS)
     for item in items():
-        if state(item, evidence) in (REPRODUCED, PARTLY, NOT):
+        if state(item, evidence) in (REPRODUCED, SIZE, DIRECTION, PARTLY, NOT, UNCOMPARED):
             missing = [image for image in item.images if not (RESULTS / image).exists()]
             parts = [image for image in missing if (RESULTS / image).parent.exists()]
             assert not parts, (item.key, parts)
@@ -173,6 +260,15 @@ def test_places_find_numbers_with_their_seeds() -> None:
     assert Cell("made", "growth", ("a", "b"), "by").find(MADE) == Number(1042.5, 2)
     ratio = Quotient(Value("made", "a"), Value("made", "b")).find(MADE)
     assert ratio is not None and ratio.mean == pytest.approx(0.7 / 0.6) and set(ratio.seeds) == {1}
+    total = Sum((Value("made", "a"), Value("made", "b"))).find(MADE)
+    assert total is not None and total.mean == pytest.approx(1.3)
+    assert Sum((Value("made", "a"), Value("made", "c"))).find(MADE) is None
+    # a table of means of three seeds, one cell of which has two runs; and tables of one seed only
+    runs = [{"label": f"x: mean, seed {seed}", "seed": seed} for seed in (4, 7)]
+    mixed = Evidence(None, {"made": [{**DOCUMENT, "results": runs}]})
+    assert Cell("made", "excess", "mean", "x", "its deviation").find(mixed) == Number(4.0, 2, 0.5)
+    first = Evidence(None, {"made": [{"results": [], "tables_of_the_first_seed": DOCUMENT["tables"][:1]}]})
+    assert (found := Cell("made", "excess", "mean", "x").find(first)) is not None and found.n == 1
 
 
 def test_places_in_other_files(tmp_path: Path) -> None:
@@ -195,20 +291,39 @@ def test_parameters_are_counted() -> None:
 
 
 @each(
-    ("gap", "holds", "verdict"),
+    ("gap", "published", "holds", "verdict"),
     [
-        (None, None, "not measured"),
-        (Number.of({0: 1.0}), True, "as published, n = 1, so no spread is known"),
-        (Number.of({0: 2.0, 1: 2.5}), True, "as published, beyond the spread of n = 2"),
-        (Number.of({0: -1.0, 1: 3.0}), True, "as published, within the spread of n = 2"),
-        (Number.of({0: -2.0, 1: -2.5}), False, "the other way, beyond the spread of n = 2"),
-        (Number.of({0: 0.0}), False, "no difference, n = 1, so no spread is known"),
-        (Number(1.0, 3), True, "as published, n = 3, whose spread is not known"),
+        (None, 1.0, None, "not measured"),
+        (Number.of({0: 1.0}), None, True, "same direction, n = 1"),
+        (Number.of({0: 1.0}), 0.6, True, "same sign and size, n = 1"),
+        (Number.of({0: 1.0}), 0.4, True, "same direction, 2.5 times the published size, n = 1"),
+        (Number.of({0: 1.0, 1: 1.1}), 1.0, True, "same sign and size, n = 2"),
+        (Number.of({0: 2.0, 1: 2.1, 2: 2.2}), 3.0, True, "reproduced, n = 3"),
+        (Number.of({0: 2.0, 1: 2.1, 2: 2.2}), 5.0, True, "same direction, 0.42 times the published size, n = 3"),
+        (Number.of({0: -1.0, 1: 3.0, 2: 1.0}), 1.0, True, "same sign and size, within chance, n = 3"),
+        (Number.of({0: -2.0, 1: -2.1, 2: -2.2}), 2.0, False, "the other way, n = 3"),
+        (Number.of({0: 0.0}), 2.0, False, "no difference, n = 1"),
+        (Number(1.0, 3), 1.0, True, "same sign and size, spread not known, n = 3"),
     ],
 )
-def test_verdicts(gap: Number | None, holds: bool | None, verdict: str) -> None:
-    made = Judged("a above b", gap, "points")
+def test_verdicts(gap: Number | None, published: float | None, holds: bool | None, verdict: str) -> None:
+    made = Judged("a above b", gap, "points", published)
     assert (made.holds, made.verdict) == (holds, verdict)
+
+
+def test_numbers_of_the_real_size_are_judged_themselves() -> None:
+    def said(measured: Number, published: float) -> str:
+        return Judged("a", measured, "s", published, number=True).verdict
+
+    assert said(Number(10.0), 29.7) == "another size, 0.34 times the published size, n = 1"
+    assert said(Number(1_001.0, n=0), 1_000) == "reproduced, counted"
+    assert said(Number(1_100.0, n=0), 1_000) == "another size, 1.1 times the published size, counted"
+
+
+def test_an_interval_is_that_of_student() -> None:
+    made = Judged("a", Number.of({0: 1.0, 1: 2.0, 2: 3.0}), "")
+    assert made.interval == (pytest.approx(2 - 4.303 / 3**0.5), pytest.approx(2 + 4.303 / 3**0.5)) and not made.clear
+    assert Judged("a", Number(1.0), "").interval is None and Judged("a", Number(1.0, 3), "").interval is None
 
 
 def item_of(*rows: Row, claims: tuple[Claim, ...] = (), state: str = PARTLY) -> Item:
@@ -222,7 +337,7 @@ def test_rows_are_compared_in_the_published_order() -> None:
     assert [each.words for each in found] == ["c above a", "a above b"]
     # of the seed that both have
     assert found[0].gap is None and found[1].gap is not None and found[1].gap.mean == pytest.approx(0.1)
-    assert outcome(found) == "1 of 1 comparisons as published; one seed, so no spread is known; 1 not measured."
+    assert outcome(found) == "2 comparisons: 1 of the same direction only; 1 not measured."
     assert seeds(made, MADE) == "1-2"
     claimed = judged(item_of(claims=(Claim("a is above a half", a, 0.5),)), MADE)
     assert [each.holds for each in claimed] == [True] and outcome([]) == ""
@@ -241,6 +356,7 @@ def test_numbers_are_compared_only_where_the_size_is_real() -> None:
 
 def test_a_state_waits_for_results(tmp_path: Path) -> None:
     made = item_of(Row("x", 1.0, Value("absent", "a")), state=REPRODUCED)
+    assert state(item_of(Row("x", 1.0, Value("absent", "a")), state=NOT), Evidence(tmp_path)) == UNRUN
     assert state(made, Evidence(None)) == REPRODUCED  # nothing is known of what was committed
     assert state(made, Evidence(tmp_path)) == UNRUN
 
@@ -302,7 +418,7 @@ def test_the_command_runs_goes_on_and_compares(tmp_path: Path) -> None:
     }
     assert plain["run"]["rows"][0]["measured"]["n"] == 2
     again = phalanx("--resume", out)
-    assert "this run" in again and "as published" in again and f"folder  {out}" in again
+    assert "this run" in again and "same direction" in again and f"folder  {out}" in again
     assert "is not empty" in sentence(*arguments, "--out", out)
     assert "goes on as it began" in sentence("--resume", out, "--seed", 3)
     assert "holds figure-7.6, not table-5.1" in sentence("table-5.1", "--resume", out)

@@ -24,6 +24,8 @@ POINTS = (
     "Attack success is in points above the run of the same seed without an attack, over the later half of the rounds."
 )
 ATTACKS = ("black-box", "PGD", "PGD + replacement")
+DEFENCES = ("norm clipping", "RFA", "Multi-Krum", "Krum")
+OPEN = 10.0  # points of attack success from which a backdoor is open, as in `phalanx redteam`
 
 
 def _above(recipe: str, rule: str, attack: str) -> Cell:
@@ -36,6 +38,15 @@ def _grid(recipe: str, rules: tuple[str, ...], attacks: tuple[str, ...] = ATTACK
         for rule in rules
         for attack in attacks
     )
+
+
+def _opens(recipe: str, rule: str, attack: str, head: str = "") -> Claim:
+    return Claim(f"{head}{attack} gets past {rule} by 10 points", _above(recipe, rule, attack), OPEN)
+
+
+def _whiter(recipe: str, rule: str, head: str = "") -> Claim:
+    pair = (_above(recipe, rule, "PGD"), _above(recipe, rule, "black-box"))
+    return Claim(f"{head}{rule}: PGD does more than the black box", *pair)
 
 
 def _fair(title: str, rule: str, attack: str) -> Cell:
@@ -92,11 +103,14 @@ CHAPTER_8 = (
         parts=(Part(PLANES), Part(TWEETS)),
         rows=(
             *_grid(PLANES, ("FedAvg", "norm clipping", "Multi-Krum"), head="task 1: "),
-            *_grid(TWEETS, ("FedAvg", "norm clipping", "RFA", "Multi-Krum", "Krum"), head="task 4: "),
+            *_grid(TWEETS, ("FedAvg", *DEFENCES), head="task 4: "),
         ),
-        claims=tuple(
-            Claim(f"{task}: the black box opens a backdoor in FedAvg", _above(recipe, "FedAvg", "black-box"))
-            for task, recipe in (("task 1", PLANES), ("task 4", TWEETS))
+        claims=(
+            *(_opens(PLANES, "FedAvg", attack, "task 1: ") for attack in ATTACKS),
+            *(_opens(PLANES, rule, "PGD + replacement", "task 1: ") for rule in ("norm clipping", "Multi-Krum")),
+            *(_opens(TWEETS, "FedAvg", attack, "task 4: ") for attack in ATTACKS),
+            *(_opens(TWEETS, rule, "PGD + replacement", "task 4: ") for rule in DEFENCES),
+            *(_whiter(TWEETS, rule, "task 4: ") for rule in DEFENCES),
         ),
     ),
     Item(
@@ -142,7 +156,7 @@ CHAPTER_8 = (
         TASK_5 + "Five sentences are tried; shares in honest hands are not. " + POINTS,
         parts=(Part(WORDS),),
         rows=_grid(WORDS, ("FedAvg", "norm clipping", "Krum"), ("black-box", "PGD")),
-        claims=(Claim("the black box opens a backdoor in FedAvg", _above(WORDS, "FedAvg", "black-box")),),
+        claims=(_opens(WORDS, "FedAvg", "black-box"),),
     ),
     Item(
         "figure-8.10",
@@ -154,27 +168,14 @@ CHAPTER_8 = (
         "figure-8.11",
         "three attacks under defences, task 2",
         PARTLY,
-        TASK_2
-        + POINTS
-        + " White-box attacks do less to FedAvg here than the black box: their ball is made for rules that "
-        "look at norms.",
+        TASK_2 + POINTS + " Under norm clipping and RFA, PGD does less here than the black box.",
         parts=(Part(DIGITS, 31.0, ("none: ", "black-box: ", "PGD: ", "PGD + replacement: ")),),
         rows=_grid(DIGITS, ("FedAvg", "norm clipping", "RFA", "trimmed mean", "Multi-Krum", "Krum")),
         claims=(
-            *(Claim(f"{attack} opens a backdoor in FedAvg", _above(DIGITS, "FedAvg", attack)) for attack in ATTACKS),
-            *(
-                Claim(f"{attack} gets past {rule}", _above(DIGITS, rule, attack))
-                for rule in ("norm clipping", "RFA")
-                for attack in ("black-box", "PGD")
-            ),
-            *(
-                Claim(
-                    f"{rule}: PGD does more than the black box",
-                    _above(DIGITS, rule, "PGD"),
-                    _above(DIGITS, rule, "black-box"),
-                )
-                for rule in ("Multi-Krum", "Krum")
-            ),
+            *(_opens(DIGITS, "FedAvg", attack) for attack in ATTACKS),
+            *(_opens(DIGITS, rule, attack) for rule in ("norm clipping", "RFA") for attack in ("black-box", "PGD")),
+            *(_opens(DIGITS, rule, "PGD + replacement") for rule in DEFENCES),
+            *(_whiter(DIGITS, rule) for rule in ("FedAvg", *DEFENCES)),
         ),
     ),
     Item(
@@ -186,7 +187,7 @@ CHAPTER_8 = (
         rows=_grid(DIGITS, ("FedAvg", "norm clipping", "weak DP", "RFA", "Multi-Krum", "Krum"), ("black-box",)),
         claims=tuple(
             Claim(f"{rule} holds it back", _above(DIGITS, "FedAvg", "black-box"), _above(DIGITS, rule, "black-box"))
-            for rule in ("norm clipping", "RFA", "Multi-Krum", "Krum")
+            for rule in ("weak DP", *DEFENCES)
         ),
     ),
     Item(

@@ -9,11 +9,15 @@ from phalanx.tools.runner.recipe import SCALES, find, recipes
 from phalanx_experiments.reproduce.places import Place
 
 REPRODUCED, PARTLY, NOT, UNRUN = "reproduced", "partly", "not reproduced", "not run"
+SIZE, DIRECTION, UNCOMPARED = "same sign and size", "same direction", "not compared"
 GPU, DATA, NONE = "needs a GPU", "needs data", "no experiment"
 STATES = {
-    REPRODUCED: "what was published is to be seen, at the scale that is named",
-    PARTLY: "some of it is to be seen, or it was run in part",
+    REPRODUCED: "every claim holds in sign and size, within a factor of 2, in at least 3 seeds",
+    SIZE: "every claim holds in sign and size, some in fewer than 3 seeds",
+    DIRECTION: "every claim holds in sign; some size differs, or was published in a figure only",
+    PARTLY: "some claims hold, or it was run in part",
     NOT: "it was run, and shows something else",
+    UNCOMPARED: "it was run; no number or order of it was published that could be compared",
     UNRUN: "a recipe or a benchmark has it; there is no committed result",
     GPU: "there is a recipe; it takes days without a GPU",
     DATA: "its data are not at hand: not public, to be fetched by hand, or without a loader here",
@@ -47,12 +51,14 @@ class Claim:
 
     Args:
         below: a place, or a constant.
+        published: the gap as published; None where it stands in a figure only.
     """
 
     words: str
     above: Place
     below: Place | float = 0.0
     unit: str = "points"
+    published: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class Item:
     Args:
         key: such as "table-5.1".
         title: what it shows, in words of our own.
-        state: one of STATES.
+        state: one of STATES; of what was run, the best that the numbers may make of it: "reproduced" where all that
+            was published was run, else "partly".
         why: what differs from what was published, and why.
         parts: the runs that make it.
         command: what makes it where no recipe does, such as a benchmark.

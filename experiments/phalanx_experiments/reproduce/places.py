@@ -40,7 +40,7 @@ class Value:
         for document in evidence.documents(self.recipe):
             for result in document["results"]:
                 value = _within(result, self.key.split("."))
-                if re.sub(r", seed \d+$", "", result["label"]) == self.label and value is not None:
+                if _label(result) == self.label and value is not None:
                     seeds[result.get("seed", 0)] = self.scale * value
         return Number.of(seeds)
 
@@ -99,10 +99,15 @@ class Cell:
         return None, None
 
     def _seeds(self, document: Document) -> int:
-        """The number of seeds behind a mean, from a column n of the row or from the title."""
+        """The number of seeds behind a cell: from a column n, the runs of that cell, or the title."""
         table, row = self._row(document, self.table)
         if "n" in table["header"]:
             return int(row[table["header"].index("n")])
+        if "tables" not in document and document.get("tables_of_the_first_seed"):
+            return 1
+        runs = {r.get("seed", 0) for r in document["results"] if _label(r) == f"{self.column}: {self.row}"}
+        if runs:  # of this cell, whatever the title says of the others
+            return len(runs)
         words = re.search(r"mean of (\d+) seeds", table["title"])
         return int(words.group(1)) if words else 1
 
@@ -162,6 +167,20 @@ class Quotient:
         return paired(self.above.find(evidence), self.below.find(evidence), operator.truediv)
 
 
+@dataclass(frozen=True)
+class Sum:
+    """The sum of several numbers; None where one of them was not measured."""
+
+    places: tuple[Place, ...]
+
+    def find(self, evidence: Evidence) -> Number | None:
+        """The sum of all numbers, seed by seed where all are known so."""
+        total, *rest = [place.find(evidence) for place in self.places]
+        for each in rest:
+            total = paired(total, each, operator.add)
+        return total
+
+
 def paired(x: Number | None, y: Number | None, do: Callable[[float, float], float]) -> Number | None:
     """Combines two numbers seed by seed, or their means if they share no seed."""
     if x is None or y is None:
@@ -170,6 +189,11 @@ def paired(x: Number | None, y: Number | None, do: Callable[[float, float], floa
     if shared:
         return Number.of({seed: do(x.seeds[seed], y.seeds[seed]) for seed in shared})
     return Number(do(x.mean, y.mean), min(x.n, y.n))
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    """The label of a run without its seed."""
+    return re.sub(r", seed \d+$", "", result["label"])
 
 
 def _within(value: Any, path: Sequence[str | Mapping[str, Any]]) -> Any:

@@ -13,10 +13,11 @@ from phalanx.tools.report.sheet import Sheet
 from phalanx_experiments.reproduce import verdict, words
 from phalanx_experiments.reproduce.catalogue import CHAPTERS
 from phalanx_experiments.reproduce.evidence import Evidence
-from phalanx_experiments.reproduce.item import DATA, GPU, NOT, PARTLY, REPRODUCED, STATES, Item
+from phalanx_experiments.reproduce.item import DATA, DIRECTION, GPU, NOT, PARTLY, REPRODUCED, SIZE, STATES, Item
 
 INDEX = "index.html"
-CLASSES = {REPRODUCED: "survives", PARTLY: "costly", NOT: "broken", GPU: "unfair", DATA: "unfair"}
+CLASSES = {REPRODUCED: "survives", NOT: "broken", GPU: "unfair", DATA: "unfair"}
+CLASSES |= dict.fromkeys((SIZE, DIRECTION, PARTLY), "costly")
 STYLE = """
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 a { color: var(--c0); }
@@ -32,8 +33,8 @@ TITLE = "Tables and figures of the dissertation, published beside measured"
 HOW = (
     "Laptop scale means smaller networks and data than published, on two cores: the numbers themselves are comparable "
     "only where the table says so, orders and directions are comparable everywhere. n is the number of seeds; behind "
-    "+- stands one standard deviation over them, or the published one. A gap is beyond the spread when it is larger "
-    "than the standard deviation of the gap over the seeds, of which there are few."
+    "+- stands one standard deviation over them, or the published one. Reproduced is what holds in "
+    "sign and in size, within a factor of 2, in at least 3 seeds whose 95 % interval leaves out zero."
 )
 
 

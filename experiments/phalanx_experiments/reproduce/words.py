@@ -82,11 +82,19 @@ def comparison(item: Item, evidence: Evidence, run: Evidence | None = None) -> S
 
 
 def verdicts(item: Item, evidence: Evidence) -> Sheet:
-    """What was published as higher, by how much it is so, and the verdict; nothing where nothing was measured."""
+    """What was published, its size and the measured one with its interval, and the verdict; nothing if not measured."""
     comparisons = verdict.judged(item, evidence)
     known = any(each.gap is not None for each in comparisons)
-    rows = [(each.words, _gap(each.gap, each.unit), each.verdict) for each in comparisons if known]
-    return Sheet("", ("published", "measured", "verdict"), tuple(rows))
+    rows = [
+        (each.words, number(each.published), _gap(each.gap, each.unit), _interval(each), each.verdict)
+        for each in comparisons
+        if known
+    ]
+    return Sheet("", ("published", "its size", "measured", "95 % interval", "verdict"), tuple(rows))
+
+
+def _interval(compared: verdict.Judged) -> str:
+    return "-" if compared.interval is None else " to ".join(map(number, compared.interval))
 
 
 def missing(item: Item, evidence: Evidence) -> str:

@@ -40,7 +40,7 @@ def _about(standing: Standing) -> str:
 
 
 def _instead(others: Sequence[Standing], judged: Sequence[Standing]) -> list[str]:
-    """The rules that survive, the cheapest first, or the one that comes closest; of rules that met the same attacks."""
+    """The rules that survive, or that comes closest, among those that met the same attacks."""
     if len(judged) == 1 and judged[0].word == SURVIVES:
         return []
     rivals = [s for s in others if len(judged) != 1 or s not in judged]
