@@ -40,7 +40,7 @@ def test_idx_round_trip(tmp_path_factory, sizes, packed, random):
     body = bytes(random.randrange(256) for _ in range(count))
     path = tmp_path_factory.mktemp("idx") / "file"
     data = idx(body, *sizes)
-    path.write_bytes(gzip.compress(data) if packed else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if packed else data)
     x = read_idx(path, len(sizes))
     assert x.dtype == torch.uint8 and x.shape == tuple(sizes) and bytes(x.flatten().tolist()) == body
 
@@ -59,10 +59,10 @@ GOOD = idx(bytes(range(12)), 3, 2, 2)
         (idx(bytes(12), 3, 2, 2, magic=0x0D00), "00000d03"),
         (idx(bytes(12), 3, 4), "2 dimensions, and 3 are expected"),
         (idx(b"", 2**32 - 1, 2**32 - 1, 2**32 - 1), "holds 0"),
-        (gzip.compress(GOOD)[:-9], "damaged gzip"),
-        (gzip.compress(GOOD)[:-8] + bytes(8), "damaged gzip"),
-        (gzip.compress(GOOD)[:12] + b"\xff\xff\xff\xff" + gzip.compress(GOOD)[16:], "damaged gzip"),
-        (gzip.compress(GOOD[:-1]), "holds 11"),
+        (gzip.compress(GOOD, mtime=0)[:-9], "damaged gzip"),
+        (gzip.compress(GOOD, mtime=0)[:-8] + bytes(8), "damaged gzip"),
+        (gzip.compress(GOOD, mtime=0)[:12] + b"\xff\xff\xff\xff" + gzip.compress(GOOD, mtime=0)[16:], "damaged gzip"),
+        (gzip.compress(GOOD[:-1], mtime=0), "holds 11"),
         (b"<html>404</html>", "no idx file"),
     ],
 )
@@ -147,7 +147,7 @@ def fake(tmp_path, monkeypatch):
         images = idx(b"\x00\xff", count, 28, 28)
         sparse(raw / f"{part}-images-idx3-ubyte", images, 16 + 784 * count)
         labels = bytes(i % 10 for i in range(count))
-        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels, count), 1))
+        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels, count), 1, mtime=0))
     for i, name in enumerate(cifar.CIFAR10.train + cifar.CIFAR10.test):
         sparse(cifar.CIFAR10.path / name, record(i, i), 10_000 * (1 + PIXEL_BYTES))
     for name, count in (("train.bin", 50_000), ("test.bin", 10_000)):
