@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrong inputs in Python: each is a ValueError of one sentence that names the object, the numbers and the way out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import phalanx as px
@@ -233,6 +234,15 @@ def test_expressions(text: str, sentence: str) -> None:
     assert fits(said(lambda: px.parse(text)), sentence)
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
 @each(("wrong", "sentence"), METHODS + NETWORKS)
 def test_calls(wrong: Callable[[], Any], sentence: str) -> None:
     assert fits(said(wrong), sentence), said(wrong)

@@ -257,7 +257,9 @@ def test_the_scale_follows_the_tensors():
     sizes = [0.75, 0.75, 2.0**-20, 2.0**-20, 2.0**9 * 0.75, 2.0**9 * 0.75, 0.75]
     seen = list(rounds([base * size for size in sizes], 2))
     scales = [scale for scale, *_ in seen]
-    assert scales[:4] == [MARGIN, MARGIN, MARGIN - 1, MARGIN - 2] and scales[4:] == [9 + MARGIN, 9 + MARGIN, 8 + MARGIN]
+    # half of the way down in a round
+    assert scales[:4] == [MARGIN, MARGIN, MARGIN - 10, MARGIN - 15]
+    assert scales[4:] == [9 + MARGIN, 9 + MARGIN, 4 + MARGIN]
     # one jump beyond the scale is cut, counted and followed; the first round needs no scale
     assert [cut > 0 for _, cut, *_ in seen] == [i == 4 for i in range(7)]
     assert [size for _, _, size, _ in seen] == [3 * 200 + 40] + 6 * [200 + 40]
@@ -280,6 +282,38 @@ def test_no_worker_moves_the_scale():
         assert (scale, cut) == (other_scale, other_cut) and row.equal(other_row)
     code, stack = px.coding.cyclic(s=2), unit_stack(given_units[0], 2)
     assert names(decode(code, liars(encode(code, stack, 9)), 9, stack)) == {3, 4}
+
+
+@each("word", [32_000, 32_766, 32_767, -(1 << 40), 1 << 60])
+def test_a_lone_impossible_word_is_a_lie_and_sets_no_scale(word):
+    units = units_of(5, 8)
+    code, stack = px.coding.cyclic(s=1), unit_stack(units, 1)
+    payloads = encode(code, stack, 5)
+    # two honest workers are missing, so that one unit has a single holder
+    payloads[0] = payloads[1] = None
+    payloads[4] = {**payloads[4], CLAIMS: torch.full_like(payloads[4][CLAIMS], word + (1 << 15))}
+    with pytest.raises(TooManyFaults, match="nothing fits"):
+        decode(code, payloads, 5, stack)
+
+
+def test_a_word_out_of_range_is_outvoted_and_rounds_without_a_spare_row_say_so():
+    units = units_of(5, 8)
+    code, stack = px.coding.cyclic(s=1), unit_stack(units, 1)
+    payloads = encode(code, stack, 5)
+    lying = [*payloads[:4], {**payloads[4], CLAIMS: torch.full_like(payloads[4][CLAIMS], 1 << 16)}]
+    faultless, out = decode(code, payloads, 5, stack), decode(code, lying, 5, stack)
+    assert names(out) == {4} and out.rows.equal(faultless.rows)
+    assert out.announcement[SCALES].equal(faultless.announcement[SCALES])
+    for missing, unprotected in ((0, False), (1, True), (2, True)):
+        out = decode(code, [*[None] * missing, *payloads[missing:]], 5, stack)
+        assert ("unprotected" in {note.kind for note in out.notes}) is unprotected and out.rows.equal(faultless.rows)
+
+
+def test_an_announcement_out_of_range_counts_as_none():
+    code, stack = px.coding.cyclic(s=1), unit_stack(units_of(5, 8), 1)
+    for scale in (32_002, 32_767, -32_768):
+        sent = code.encode(stack, 5, {SCALES: torch.tensor([scale], dtype=torch.int16)})
+        assert sent[0][ROW].shape == encode(code, stack, 5)[0][ROW].shape
 
 
 def test_a_tensor_of_zeros_waits_for_its_scale():

@@ -116,7 +116,7 @@ def test_schemes_are_checked_before_a_run():
         ("chain(gather(dense()), krum(f=2))", "n=6"),
         ("chain(gather(dense()))", "ends with 6 rows"),
         ("mean()", "0 times"),
-        ("chain(gather(dense()), mean(), gather(dense()))", "2 times"),
+        ("chain(gather(dense()), gather(dense()), mean())", "2 times"),
     ):
         with pytest.raises(ValueError, match=sentence):
             check_scheme(px.parse(text), 6)

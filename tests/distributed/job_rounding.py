@@ -47,11 +47,11 @@ def trained(label: str, world: px.Collective, writes: bool = True) -> dict[str, 
     return {"log": list(heard), "sha": summary["weights_sha256"], "lost": summary["lost_rounds"], **told}
 
 
-def exchanged(scheme: str, ranks: list[int], size: float, warmup: int = 0) -> dict[str, Any]:
+def exchanged(scheme: str, ranks: list[int], size: float, warmup: int = 0, normed: bool = False) -> dict[str, Any]:
     """The user's own loop, stopped and gone on with after the third step."""
     heard.clear()
     torch.manual_seed(0)
-    model = nn.Linear(20, 3)
+    model = nn.Sequential(nn.Linear(20, 3), nn.BatchNorm1d(3)) if normed else nn.Linear(20, 3)
     exchange = px.exchange(model, scheme, warmup=warmup)
     lines = []
     for step in range(6):
@@ -74,7 +74,8 @@ def exchanged(scheme: str, ranks: list[int], size: float, warmup: int = 0) -> di
                 p -= 0.1 * p.grad
                 p.grad = None
     told = {key: [line[key] for line in lines] for key in ("undecided", "notice", "lost", "bytes_up")}
-    return {"log": heard[:before], "later": heard[before:], **told}
+    batches = [int(buffer) for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
+    return {"log": heard[:before], "later": heard[before:], "batches": batches, **told}
 
 
 def group() -> dict[str, Any] | None:

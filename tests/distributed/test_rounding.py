@@ -68,6 +68,7 @@ def group(tmp_path_factory):
         "own, warm": {"scheme": ROWS, "ranks": [1, 2], "size": 1e-7, "warmup": 2},
         "own, tolerant": {"scheme": tolerant(DIGESTS), "ranks": [1, 2], "size": 1e-7},
         "own, cyclic": {"scheme": "cyclic(s=1)", "ranks": [], "size": 1e-7, "warmup": 1},
+        "own, cyclic, normed": {"scheme": "cyclic(s=1)", "ranks": [], "size": 1e-7, "normed": True},
     }
     task = {"runs": runs(GROUP), "exchanges": exchanges, "stop_at": STOP_AT}
     first = run_job(3, "job_rounding.py", task, folder)
@@ -189,6 +190,9 @@ def test_ones_own_loop_is_told(group):
     assert group["own, unlike"]["notice"][0] and group["own, unlike"]["later"] == []
     told(group["own, warm"])
     assert group["own, cyclic"]["lost"] == [""] * 6
+    # what a unit makes of BatchNorm's statistics is the same for every process that computes it
+    normed = group["own, cyclic, normed"]
+    assert normed["lost"] == [""] * 6 and normed["log"] == normed["later"] == [] and normed["batches"] == [6]
     assert len(set(group["own, cyclic"]["bytes_up"][2:])) == 1 < len(set(group["own, cyclic"]["bytes_up"]))
     assert group["own, warm"]["notice"][2] and group["own, warm"]["undecided"] == [0, 0, 1, 1, 1, 1]
     for label in ("own, equal", "own, tolerant", "own, cyclic"):

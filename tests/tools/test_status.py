@@ -23,7 +23,7 @@ RUN = (
 
 def line(step: int, **excluded: str) -> dict:
     out = {worker.removeprefix("w"): reason for worker, reason in excluded.items()}
-    return {"step": step, "bytes_up": 10, "loss": 0.5, "excluded": out, "outvoted": []}
+    return {"step": step, "bytes_up": 10, "loss": 0.5, "excluded": out, "accused": {}, "outvoted": []}
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_one_that_was_stopped_goes_on(folder, monkeypatch):
 
 def test_a_folder_of_another_checkpoint_format_counts_as_absent(folder, monkeypatch, capsys):
     with monkeypatch.context() as older:
-        for name in ("checkpoint", "pretrained"):
+        for name in ("run_folder", "pretrained"):
             older.setattr(import_module(f"phalanx.training.{name}"), "FORMAT", "phalanx-checkpoint-0")
         start = weights(px.training.pretrained(FIRST).build((1, 8, 8), 10))
     _weights.cache_clear()

@@ -36,7 +36,7 @@ from phalanx.distributed.determinism import BUCKETS, apart, sketch
 ROW, CLAIMS, SKETCH, SCALES = "row", "claims", "sketch", "scales"
 MARGIN = 2  # bits between the largest entry of a round and the scale of the next one
 _WIDE_TOP, _WIDE_BITS = 24, 64  # without a scale: entries up to 2^24, in steps of 2^-40 or finer
-_FINEST = -120  # exponent of the smallest scale
+_FINEST, _COARSEST = -120, 1024  # exponents of the smallest and the largest scale
 _ZERO, _NOT_FINITE = -(1 << 15), (1 << 15) - 1  # in place of the exponent of a largest entry
 _PIECE = 1 << 15  # columns that are coded at a time
 _KEY_BITS, _KEYS = 21, 3
@@ -60,16 +60,17 @@ class Cyclic(WireStage):
     The scale follows the tensors, and no worker can move it. With its row each worker sends the binary exponent of the
     largest entry of each tensor of each of its units, and how many entries were cut. Each unit has 2s + 1 workers, so
     that the majority tells the truth, and the decoder announces as the next scale the largest exponent of a unit plus
-    2, or the last scale less 1 where that is more. What is announced goes out with the request of the next round, is in
-    every checkpoint, and is all the memory there is: a worker that missed rounds misses nothing. An entry beyond the
-    scale is cut and counted. In a round without an announcement, such as the first one, entries up to 2^24 are sent in
-    several numbers of `bits` bits, in steps of 2^-40 or finer: nothing has to be agreed on before.
+    2, or, where that is less than the last scale, the middle of the two. What is announced goes out with the request of
+    the next round, is in every checkpoint, and is all the memory there is: a worker that missed rounds misses nothing.
+    An entry beyond the scale is cut and counted. In a round without an announcement, such as the first one, entries up
+    to 2^24 are sent in several numbers of `bits` bits, in steps of 2^-40 or finer: nothing has to be agreed on before.
 
     An attack before this stage rewrites the units that a Byzantine worker adds up; `forge` rewrites what it sends.
     Units must be equal to the bit across workers, as for votes: in the scheme's first round each worker of a job sends
     sketches of them, not metered, and a notice says where they differ by rounding.
 
-    Notes: "outvoted" for each worker whose row or word is false, "saturated" with the number of entries of all units
+    Notes: "outvoted" for each worker whose row or word is false, "unprotected" where so many rows are missing that one
+    lie more would be believed or end the round, "saturated" with the number of entries of all units
     that were cut, where there are any.
 
     Shapes: a row for each unit of each worker -> (1, d), n > 2s.
@@ -165,9 +166,10 @@ class Cyclic(WireStage):
             sketches |= {worker: more[0]} if more else {}
             size = payload_bytes({name: tensor for name, tensor in payload.items() if name != SKETCH})
             notes.append(Note("bytes", worker, size))
+        key = _key(round)  # also where too few rows came: other processes wait for this one
         clock.lap("wire_s")
         notes += self._rounding(sketches, n, round)
-        decoded = self._decode(rows, claims, scales, sent, round, notes)
+        decoded = self._decode(rows, claims, scales, sent, key, notes, n)
         clock.lap("decode_s")
         return decoded.note(clock.notes)
 
@@ -177,17 +179,18 @@ class Cyclic(WireStage):
         claims: Mapping[int, Tensor],
         scales: Tensor | None,
         sent: Stack,
-        round: Round,
+        key: bytes,
         notes: list[Note],
+        n: int,
     ) -> Stack:
-        n, layout, present = round.world.size, sent.layout, tuple(rows)
+        layout, present = sent.layout, tuple(rows)
         k, missing = n - 2 * self.s, n - len(rows)
         if len(present) < k:
             raise TooManyFaults(f"cyclic(s={self.s}): {missing} of n={n} rows are missing", tuple(notes))
         table = stack_rows([row.reshape(-1) for row in rows.values()], next(iter(rows.values())).reshape(-1))
         try:
-            false = locate(_projections(table, _key(round)), present, k)
-            truth, liars = self._majority(claims, false, n)
+            false = locate(_projections(table, key), present, k)
+            truth, liars = self._majority(claims, false, layout, n)
             if 2 * (len(false) + len(liars)) > len(present) - k:
                 raise Unexplained
         except Unexplained:
@@ -197,6 +200,8 @@ class Cyclic(WireStage):
                 "them",
                 tuple(notes),
             ) from None
+        if self.s and len(present) - k < 2:
+            notes.append(Note("unprotected"))
         notes += [Note("outvoted", worker, reason="its row breaks the code") for worker in false]
         notes += [Note("outvoted", worker, reason="its word on its units has no majority") for worker in liars]
         exponents, cut = (truth & 0xFFFF) - (1 << 15), int((truth >> 16).sum())
@@ -225,7 +230,8 @@ class Cyclic(WireStage):
     def _scales(self, announced: Payload, layout: Layout) -> Tensor | None:
         """The announced exponents (number of tensors,); None where there are none for this layout."""
         scales = announced.get(SCALES)
-        return scales if scales is not None and len(scales) == len(layout.sizes) else None
+        fits = scales is not None and len(scales) == len(layout.sizes)
+        return scales if fits and bool(((scales >= _FINEST) & (scales <= _COARSEST)).all()) else None
 
     def _factors(self, scale: int | None) -> list[float]:
         """What one of each digit of an entry stands for."""
@@ -278,15 +284,19 @@ class Cyclic(WireStage):
         words = (torch.from_numpy(claims) << 16) + exponents + (1 << 15)
         return [{ROW: row, CLAIMS: words[rows]} for row, rows in zip(table, places.values(), strict=True)]
 
-    def _majority(self, claims: Mapping[int, Tensor], false: Sequence[int], n: int) -> tuple[Tensor, tuple[int, ...]]:
+    def _majority(
+        self, claims: Mapping[int, Tensor], false: Sequence[int], layout: Layout, n: int
+    ) -> tuple[Tensor, tuple[int, ...]]:
         """What most workers with a unit say of it, (n, number of tensors), and who says something else."""
-        units = supports(n, self.s)
+        units, sizes = supports(n, self.s), torch.tensor(layout.sizes)
+        # words that no unit has are nobody's: a lone one would otherwise set the next scale
+        liars = {worker for worker, words in claims.items() if worker not in false and not _possible(words, sizes)}
         holders: list[list[tuple[int, int]]] = [[] for _ in range(n)]
         for worker in claims:
-            if worker not in false:
+            if worker not in false and worker not in liars:
                 for place, unit in enumerate(units[worker]):
                     holders[unit].append((worker, place))
-        truth, liars = [], set[int]()
+        truth = []
         for members in holders:
             if not members:
                 raise Unexplained
@@ -341,6 +351,13 @@ class Cyclic(WireStage):
 
             notes = notes or rounding_notes([by_equality(members, same)], same, distance, round, "codes")
         return notes
+
+
+def _possible(words: Tensor, sizes: Tensor) -> bool:
+    """Whether a worker's words on its units, (units, number of tensors), are exponents and counts that units have."""
+    exponents, cut = (words & 0xFFFF) - (1 << 15), words >> 16
+    known = (exponents == _ZERO) | (exponents == _NOT_FINITE) | ((exponents >= _FINEST) & (exponents <= _COARSEST))
+    return bool((known & (cut >= 0) & (cut <= sizes)).all())
 
 
 def scales_of(rows: Tensor, layout: Layout) -> Payload:
@@ -399,8 +416,10 @@ def _next_scales(exponents: Tensor, scales: Tensor | None) -> Tensor:
     largest = known.max(dim=0).values
     wanted = largest + MARGIN
     if scales is not None:
-        wanted = torch.maximum(wanted, scales.long() - 1)
+        # half of the way down, so that one large entry does not leave later rounds without bits
+        gap = torch.where(largest == _ZERO, 1, scales.long() - wanted)
+        wanted = torch.maximum(wanted, scales.long() - (gap + 1).div(2, rounding_mode="floor").clamp(min=1))
     # of a tensor without an entry above zero nothing is known yet: the widest of the others will do
     unknown = wanted <= _ZERO + MARGIN
     spare = int(wanted[~unknown].max()) if bool((~unknown).any()) else 0
-    return wanted.masked_fill(unknown, spare).clamp(min=_FINEST).to(torch.int16)
+    return wanted.masked_fill(unknown, spare).clamp(min=_FINEST, max=_COARSEST).to(torch.int16)

@@ -313,6 +313,15 @@ class GradientExchange:
             "exchange", model, scheme, world, weights, byzantine=byzantine, seed=seed, warmup=warmup, **options
         )
         self._held: dict[int, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}  # buffers of whole numbers, such as a number of batches, behind a unit
+        self._buffers: dict[str, Tensor] | None = None  # at the start of a round whose units are added up by the scheme
+        if self._allocation.separate:
+            model.register_forward_pre_hook(lambda module, _: self._remember_buffers())
+
+    @torch.no_grad()
+    def _remember_buffers(self) -> None:
+        if self._buffers is None and self._module.training:
+            self._buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
 
     @torch.no_grad()
     def __call__(self, weight: float = 1.0) -> dict[str, Any]:
@@ -330,6 +339,11 @@ class GradientExchange:
         have = self.layout.tensors(self._module)
         buffers = {name: have[name] for name in self.layout.installed}
         units = tuple(unit for unit, _ in self.units) if self._allocation.separate else ()
+        require(
+            not units or weight == 1,
+            f"{self.session.scheme!r} adds units up as they are, and each counts the same, got weight={weight}; give "
+            "units as many examples each",
+        )
         missing = [unit for unit in units if unit not in self._held]
         require(
             not missing,
@@ -337,6 +351,10 @@ class GradientExchange:
             "exchange.hold(unit) after the backward() of each of exchange.units",
         )
         rows = torch.stack([self._held.pop(unit) for unit in units]) if units else self._row()
+        self._buffers = None
+        for name, buffer in self._module.named_buffers():
+            if name in self._counts:
+                buffer.copy_(self._counts.pop(name))
         index = self.session.index
         row, measured = self.session.aggregate(rows, self.layout, index=index, weight=weight, units=units)
         self.session.index += 1
@@ -356,8 +374,12 @@ class GradientExchange:
     def hold(self, unit: int) -> None:
         """Takes the gradients as those of one unit and clears them, for a scheme that adds units up itself.
 
+        Buffers, such as statistics of BatchNorm, go back to what they were at the start of the round: what a unit makes
+        of them is the same for every process that computes it.
+
         Raises:
-            ValueError: this process does not have the unit, or the scheme takes one sum of the units.
+            ValueError: this process does not have the unit or has given it already, or the scheme takes one sum of the
+                units.
         """
         have = [unit for unit, _ in self.units]
         require(unit in have, f"this process computes units {have}, got unit={unit}")
@@ -365,7 +387,18 @@ class GradientExchange:
             self._allocation.separate,
             f"{self.session.scheme!r} takes the sum of a process's units; leave their gradients in the parameters",
         )
+        require(unit not in self._held, f"unit {unit} was given already in this round; exchange() sends what is held")
+        buffers = dict(self._module.named_buffers())
+        require(
+            not buffers or self._buffers is not None or not self._module.training,
+            "the model has buffers, and its forward pass did not go through the module that exchange was made with; "
+            "call that one",
+        )
         self._held[unit] = self._row().detach().clone()
+        for name, buffer in buffers.items():
+            if not buffer.is_floating_point():
+                self._counts[name] = buffer.clone()
+            buffer.copy_((self._buffers or buffers)[name])
         self._module.zero_grad()
 
     @property
@@ -395,6 +428,7 @@ class GradientExchange:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken; ValueError if it was taken from another scheme."""
         self.session.load_state_dict(saved)
+        self._held, self._counts, self._buffers = {}, {}, None
 
 
 def as_scheme(scheme: Stage | str) -> Stage:
