@@ -3,6 +3,7 @@
 
 import io
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import phalanx as px
 from phalanx.core.heartbeat import Heartbeat
+from phalanx.integrations.flower import local
 from phalanx.tools.report import progress, tables
 from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import StudyFolder
@@ -103,3 +105,20 @@ def test_status_says_what_is_done_and_what_is_not(tmp_path: Path) -> None:
     assert json.loads(phalanx("status", folder.path, "--json"))["jobs"][0]["state"] == "done"
     assert "status needs the folder of a study" in sentence("status")
     assert "holds no study" in sentence("status", tmp_path)
+
+
+def test_a_stopped_command_of_flower_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "flwr"
+    program.write_text("#!/bin/sh\necho begun\nexec sleep 30\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(local, "_program", lambda name: str(program))
+
+    def stop(line: str) -> None:
+        raise SystemExit(line)
+
+    began = time.monotonic()
+    with pytest.raises(SystemExit, match="begun"):
+        local.Flower(tmp_path, 1)._flwr("log", limit_s=60, tell=stop)
+    assert time.monotonic() - began < 20 and not any(isinstance(t, threading.Timer) for t in threading.enumerate())
+    with pytest.raises(TimeoutError, match="did not end in time"):
+        local.Flower(tmp_path, 1)._flwr("log", limit_s=0.2)

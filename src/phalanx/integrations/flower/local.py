@@ -193,12 +193,18 @@ class Flower:
             env=self._environment(),
         ) as command:
             until, timer = time.monotonic() + limit, threading.Timer(limit, command.kill)
+            timer.daemon = True
             timer.start()
             assert command.stdout is not None
-            for line in command.stdout:
-                lines.append(COLOUR.sub("", line))
-                tell(lines[-1].rstrip())
-            timer.cancel()
+            try:
+                for line in command.stdout:
+                    lines.append(COLOUR.sub("", line))
+                    tell(lines[-1].rstrip())
+            except BaseException:
+                command.kill()  # or the end of `with` waits for it
+                raise
+            finally:
+                timer.cancel()
         out = "".join(lines)
         if command.returncode and time.monotonic() >= until:
             raise TimeoutError(f"flwr {argv} did not end in time\n{out[-4000:]}{self._ends()}")
