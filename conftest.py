@@ -25,7 +25,7 @@ collect_ignore = [path for path, package in _NEEDS.items() if not find_spec(pack
 shared = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=8, derandomize=True, **shared)
 settings.register_profile("default", max_examples=30, derandomize=True, **shared)
-settings.register_profile("thorough", max_examples=100, derandomize=True, **shared)
+settings.register_profile("thorough", max_examples=50, derandomize=True, **shared)
 # outside CI: new draws in every run
 settings.register_profile("soak", max_examples=1000, print_blob=True, **shared)
 settings.load_profile(os.environ.get("PHALANX_TEST_PROFILE", "default"))

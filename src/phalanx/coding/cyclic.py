@@ -230,8 +230,9 @@ class Cyclic(WireStage):
     def _scales(self, announced: Payload, layout: Layout) -> Tensor | None:
         """The announced exponents (number of tensors,); None where there are none for this layout."""
         scales = announced.get(SCALES)
-        fits = scales is not None and len(scales) == len(layout.sizes)
-        return scales if fits and bool(((scales >= _FINEST) & (scales <= _COARSEST)).all()) else None
+        if scales is None or len(scales) != len(layout.sizes):
+            return None
+        return scales if bool(((scales >= _FINEST) & (scales <= _COARSEST)).all()) else None
 
     def _factors(self, scale: int | None) -> list[float]:
         """What one of each digit of an entry stands for."""
