@@ -526,7 +526,7 @@ def test_results_are_found_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 WRONG = [
     (
         "",
-        "reproduce needs a table or figure, such as table-5.1, or --list, --report or --resume FOLDER",
+        "reproduce needs a table or figure, such as table-5.1, or --list, --all, --report or --resume FOLDER",
     ),
     ("table-5.9", "the dissertation has no 'table-5.9'; did you mean table-5.7? choose from table-5.7, $"),
     ("--list --report", "--list and --report are different things; give one of them"),

@@ -82,7 +82,7 @@ CHAPTER_4_SPEED = (
         PARTLY,
         "Two threads of a CPU in place of a V100: there is no deterministic mode to compare, and both sides run in "
         "their fastest memory format and precision. ResNet-18 gains more than VGG-19, as published.",
-        parts=(Part("pufferfish-speed", 2.0),),
+        parts=(Part("pufferfish-speed", 2.0, timed=True),),
         rows=(
             Row("ResNet-18, times as fast", 1.48, _speed("resnet18-cifar"), "x", same=True),
             Row("VGG-19, times as fast", 1.23, _speed("vgg19-cifar"), "x", same=True),
@@ -171,7 +171,7 @@ CHAPTER_4_SPEED = (
         PARTLY,
         "The networks have their real size; LAPACK's SVD on two cores of a CPU in place of a V100. The default, which "
         "takes the eigenvectors of the short side's Gram matrix or a random projection, needs 0.4 to 4.4 s.",
-        parts=(Part("pufferfish-svd", 2.3),),
+        parts=(Part("pufferfish-svd", 2.3, timed=True),),
         rows=(
             _svd("ResNet-50", 2.2972, 0.0519, "resnet50"),
             _svd("WideResNet-50-2", 4.8700, 0.0859, "wide-resnet50-2"),
@@ -187,7 +187,7 @@ CHAPTER_4_SPEED = (
         "speed of a training step, full and hybrid, fastest kernels",
         PARTLY,
         "Two threads of a CPU in place of a V100, the numbers of table 4.6. Both gain more here than there.",
-        parts=(Part("pufferfish-speed", 2.0),),
+        parts=(Part("pufferfish-speed", 2.0, timed=True),),
         rows=(
             Row("ResNet-18, times as fast", 1.16, _speed("resnet18-cifar"), "x", same=True),
             Row("VGG-19, times as fast", 1.01, _speed("vgg19-cifar"), "x", same=True),

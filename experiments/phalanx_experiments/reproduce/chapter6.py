@@ -58,7 +58,7 @@ def _times(number: int, network: str) -> Item:
         f"seconds of a round with {network}'s gradients, 5 of 45 rows false",
         PARTLY,
         MACHINES + ORDER,
-        parts=(Part(COST, 5.7, (network,)),),
+        parts=(Part(COST, 5.7, (network,), timed=True),),
         rows=_seconds(network),
         claims=tuple(claims),
     )
@@ -130,7 +130,7 @@ CHAPTER_6 = (
         "45 workers, 60 rounds in place of 10,000, one seed. Both codes end where the run without liars ends. The "
         "geometric median is not harmed here and ends a little higher, as with 16 examples a worker it weighs outliers "
         "less." + BUSY,
-        parts=(Part("draco-mnist", 17.8, ("FC",)),),
+        parts=(Part("draco-mnist", 17.8, ("FC",), timed=True),),
         rows=(
             Row("no attack", None, _mnist("FC: no attack")),
             Row("constant, 5 Byzantine: repetition", None, _mnist("FC, constant, s=5: repetition r=11")),
@@ -145,7 +145,7 @@ CHAPTER_6 = (
         "A CNN on images of 16x16 pixels, 300 rounds, one seed, 5 Byzantine workers among 45. The geometric median "
         "does not reach what the codes reach, as published where the table has an infinite speed-up. The cyclic run "
         "ends 4 points below the mean, as at this step size rounding alone moves the last test." + BUSY,
-        parts=(Part("draco-cifar", 2.8, ("no attack", "reverse")),),
+        parts=(Part("draco-cifar", 2.8, ("no attack", "reverse"), timed=True),),
         rows=(
             Row("no attack", None, _cifar("no attack")),
             Row("reversal: repetition", None, _cifar("reverse, s=5: repetition r=11")),
@@ -161,7 +161,7 @@ CHAPTER_6 = (
         "15 workers of which 3 lie, 300 rounds, one seed. Published levels of 95 to 98.5 % are reached on the training "
         "set only. The geometric median needs 1.5 times the rounds under reversal, and stays at chance under a "
         "constant." + BUSY,
-        parts=(Part("draco-mr", 1.9),),
+        parts=(Part("draco-mr", 1.9, timed=True),),
         rows=(
             Row("no attack", None, _reviews("no attack")),
             Row("reversal: repetition", None, _reviews("reverse, s=3: repetition r=7")),
@@ -193,7 +193,7 @@ CHAPTER_6 = (
         "seconds of a round with large networks, two attacks",
         PARTLY,
         MACHINES + ORDER,
-        parts=(Part(COST, 5.7, ("VGG-19", "AlexNet")),),
+        parts=(Part(COST, 5.7, ("VGG-19", "AlexNet"), timed=True),),
         rows=tuple(
             Row(
                 f"{network}: {row.what}", row.published, row.measured, unit=row.unit, spread=None, group=None, same=True
@@ -213,7 +213,7 @@ CHAPTER_6 = (
         PARTLY,
         "A CNN on CIFAR-10 at 16x16, 300 rounds, one seed: all runs end between 49.0 and 52.9 %, with 7 liars as with "
         "one, so more Byzantine workers cost no rounds." + BUSY,
-        parts=(Part("draco-adversaries", 4.7),),
+        parts=(Part("draco-adversaries", 4.7, timed=True),),
         rows=(
             Row("repetition, 1 Byzantine", None, accuracy("draco-adversaries", "repetition: repetition r=3")),
             Row("repetition, 7 Byzantine", None, accuracy("draco-adversaries", "repetition: repetition r=15")),

@@ -130,7 +130,7 @@ CHAPTER_7 = (
         "accuracy by time under reversed gradients",
         PARTLY,
         SMALL + "One seed. All rules stand the attack, as published. " + CLUSTER + "VGG13-BN on CIFAR-100 was not run.",
-        parts=(Part(REVERSE, 0.9),),
+        parts=(Part(REVERSE, 0.9, timed=True),),
         rows=_accuracies(REVERSE, 5),
     ),
     Item(
@@ -138,7 +138,7 @@ CHAPTER_7 = (
         "speed-ups to an accuracy under reversed gradients",
         PARTLY,
         SMALL + "One seed. " + CLUSTER + "Behind the vote each rule reaches nine tenths of the best accuracy sooner.",
-        parts=(Part(REVERSE, 0.9),),
+        parts=(Part(REVERSE, 0.9, timed=True),),
         rows=tuple(
             Row(name, None, _soonest(REVERSE, name), "s") for rule, pair in PAIRS.items() for name in (rule, pair)
         ),
@@ -200,7 +200,7 @@ CHAPTER_7 = (
             SMALL
             + "One seed. DRACO ends where the mean ends without an attack, and computes every gradient eleven times; "
             "DETOX does so three times. " + CLUSTER + "CIFAR-100 was not run.",
-            parts=(Part(DRACO, 0.6),),
+            parts=(Part(DRACO, 0.6, timed=True),),
             rows=tuple(
                 Row(name, None, accuracy(DRACO, f"q=5: {name}")) for name in (*PAIRS.values(), "DRACO repetition r=11")
             ),

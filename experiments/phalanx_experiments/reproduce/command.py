@@ -22,6 +22,7 @@ from phalanx.tools.runner.study import StudyFolder
 from phalanx_experiments.reproduce import words
 from phalanx_experiments.reproduce.catalogue import find, items
 from phalanx_experiments.reproduce.evidence import Evidence, results_folder
+from phalanx_experiments.reproduce.evidence_runner import EVIDENCE, run_missing
 from phalanx_experiments.reproduce.item import STATES, Item
 from phalanx_experiments.reproduce.planned import Planned, studies
 from phalanx_experiments.reproduce.verdict import judged, outcome, state
@@ -35,6 +36,13 @@ def reproduce(
     listed: Annotated[
         bool, typer.Option("--list", help="Every table and figure, with recipe, time and state.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Run all that has no committed result yet; --show prints what is left.")
+    ] = False,
+    seeds: Annotated[
+        int,
+        typer.Option(metavar="N", show_default=False, help="With --all: number of seeds of each run; 3 if left out."),
+    ] = 3,
     report: Annotated[bool, typer.Option("--report", help="Build a site of all results, in --out.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print published beside measured, and run nothing.")] = False,
     scale: Scale = None,
@@ -64,11 +72,13 @@ def reproduce(
       phalanx reproduce table-7.1 --seed 0 --seed 1 --seed 2 --jobs 2
       phalanx reproduce table-5.1 --show
       phalanx reproduce --resume runs/2026-01-31-120000-table-5-1
+      phalanx reproduce --all --seeds 3 --show
+      phalanx reproduce --all --seeds 3
       phalanx reproduce --report --out site
     """
     check_jobs(jobs)
     require("RANK" not in os.environ, "reproduce starts processes of its own; give --jobs, and leave torchrun out")
-    _one_thing(what, listed, report, show, resume)
+    _one_thing(what, listed, report, show, resume, everything)
     folder = results_folder(results)
     evidence = Evidence(folder)
     if folder is None:
@@ -76,7 +86,14 @@ def reproduce(
             "no committed results were found; give --results PATH, such as experiments/results of a source tree",
             err=True,
         )
-    if report:
+    if everything:
+        fixed = settings or only or seed or jobs != 1
+        require(
+            not fixed,
+            "--all runs the recipes as they are, one after the other; leave --set, --only, --seed, --jobs out",
+        )
+        run_missing(items(), evidence, seeds, scale or "laptop", out or EVIDENCE, show, as_json, sys.argv)
+    elif report:
         _build(out or Path("site"), evidence, as_json)
     elif listed:
         _list([find(what)] if what else items(), evidence, as_json)
@@ -87,11 +104,17 @@ def reproduce(
         _run(what, scale, settings or [], only or [], seed or [], out, resume, jobs, evidence, as_json)
 
 
-def _one_thing(what: str | None, listed: bool, report: bool, show: bool, resume: Path | None) -> None:
+def _one_thing(what: str | None, listed: bool, report: bool, show: bool, resume: Path | None, everything: bool) -> None:
     require(
-        bool(what) or listed or report or resume is not None,
-        "reproduce needs a table or figure, such as table-5.1, or --list, --report or --resume FOLDER",
+        bool(what) or listed or report or everything or resume is not None,
+        "reproduce needs a table or figure, such as table-5.1, or --list, --all, --report or --resume FOLDER",
     )
+    if everything:
+        others = what or listed or report or resume is not None
+        require(
+            not others, "--all runs every table and figure; leave the table's name, --list, --report and --resume out"
+        )
+        return
     wishes = [name for name, on in (("--list", listed), ("--report", report), ("--show", show)) if on]
     require(len(wishes) <= 1, f"{' and '.join(wishes)} are different things; give one of them")
     require(not show or bool(what), "--show needs a table or figure, such as table-5.1")

@@ -69,11 +69,13 @@ class Part:
         having: words of which a label holds one; all labels when empty.
         minutes: of one seed at laptop scale on two cores, those of the committed run or estimated from like runs; None
             if not known.
+        timed: seconds are what it measures, so that nothing else may run beside it.
     """
 
     recipe: str
     minutes: float | None = None
     having: tuple[str, ...] = ()
+    timed: bool = False
 
     @property
     def scales(self) -> tuple[str, ...]:
