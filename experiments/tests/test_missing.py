@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from phalanx.tools.cli.app import app
+from phalanx.training import run_folder
 from phalanx_experiments.reproduce import evidence_runner
 from phalanx_experiments.reproduce.catalogue import find, items
 from phalanx_experiments.reproduce.evidence import Evidence
@@ -130,3 +132,20 @@ def test_a_misuse_is_one_sentence(tmp_path: Path) -> None:
     for words in (["--all", "table-5.1"], ["--all", "--list"], ["--all", "--seed", "1"], ["--all", "--jobs", "2"]):
         result = CliRunner().invoke(app, ["reproduce", *words])
         assert result.exit_code == 2 and "leave" in result.stderr and "Traceback" not in result.stderr, words
+
+
+def test_added_results_do_not_make_the_commit_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "src" / "module.py"
+    kept = tmp_path / run_folder.RESULTS / "results.json"
+    for file in (source, kept):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, timeout=30)
+    monkeypatch.setattr(run_folder, "__file__", str(source))
+    kept.write_text("2")
+    commit = run_folder.about()["commit"]
+    assert len(commit) == 40
+    source.write_text("2")
+    assert run_folder.about()["commit"] == f"{commit}+"

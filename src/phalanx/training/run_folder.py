@@ -22,6 +22,7 @@ from phalanx.core.trees import flatten, unflatten, write_atomic
 
 _FLUSH_S = 2.0  # between two writes of metrics to the disk
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
+RESULTS = "experiments/results"  # folder of committed results
 
 
 class RunFolder:
@@ -197,12 +198,19 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, '+' behind it when files were changed; None outside a repository."""
+    """The commit of the source tree that runs, '+' behind it when files were changed; None outside a repository.
+
+    Changed results do not count, as no number depends on them.
+    """
     here = str(Path(__file__).parent)
+    code = [":(top)", f":(top,exclude){RESULTS}"]
     try:
         head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         state = subprocess.run(
-            ["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+            ["git", "-C", here, "status", "--porcelain", "-uno", "--", *code],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
