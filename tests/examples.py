@@ -181,6 +181,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "fang": ("fang(b=4.0)",),
     "fang_krum": ("fang_krum(least=0.001)",),
     "free_rider": ("free_rider(std=0.1)",),
+    "dba": ("dba(poisoned(local_training(), trigger(shape='bars'), digits(), clean=10))",),
+    "neurotoxin": ("neurotoxin(poisoned(local_training(), rare_styles(), digits(), clean=10), ratio=0.1)",),
+    "label_flip": ("label_flip(gradient(batch=4))", "label_flip(local_training(), source=7, target=1)"),
+    "trigger": ("trigger(target=2, shape='bars', size=2, gap=1, part=3, count=5)",),
     "trimmed_mean": ("trimmed_mean(f=2)", "trimmed_mean(ratio=0.25)"),
 }
 
