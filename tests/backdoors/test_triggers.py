@@ -90,7 +90,8 @@ def context_of(model, data, round_in_phase=0):
 def test_neurotoxin_leaves_the_entries_that_changed_most_alone():
     data = DIGITS.load()
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    linear = torch.nn.Linear(64, 10)
+    model = torch.nn.Sequential(torch.nn.Flatten(), linear)
     attack = px.backdoors.neurotoxin(poisoned(SQUARE), ratio=0.25)
     context = context_of(model, data)
     samples = attack.samples(px.data.iid(), data, 1, 0, 0)[0]
@@ -99,8 +100,8 @@ def test_neurotoxin_leaves_the_entries_that_changed_most_alone():
     assert int((row != 0).sum()) > 600
     # the honest change: the first columns of the weights, and one bias
     with torch.no_grad():
-        model[1].weight[:, :16] += 1.0
-        model[1].bias[:2] += 1.0
+        linear.weight[:, :16] += 1.0
+        linear.bias[:2] += 1.0
     row = torch.zeros(context.layout.d)
     before = copy_tree(model.state_dict())
     _, memory = attack.compute_row(context, 0, samples, row, memory)
