@@ -257,7 +257,7 @@ def test_a_name_of_two_kinds_is_refused_where_neither_fits(twins):
         px.parse("adaptive(rule=twin())")
     message = str(caught.value)
     assert "'twin' is the name of a codec and an adversary, which do not fit here" in message
-    assert "krum" in message and "evenly_spaced" not in message
+    assert "bucketing" in message and "evenly_spaced" not in message
 
 
 def test_a_name_of_one_kind_is_looked_up_for_any_type():
