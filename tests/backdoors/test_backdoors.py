@@ -256,7 +256,7 @@ def test_a_backdoor_gets_in_where_nobody_defends_and_is_measured():
     px.train(poisoned_run(evaluate_every=1), listener=attacked.append)
     found = [next(iter(lines[-1]["examined"].values())) for lines in (plain, attacked)]
     assert found[1]["attack_success"] > found[0]["attack_success"] + 0.3
-    assert set(found[0]) == {"attack_success", "edge_accuracy", "source_accuracy"}
+    assert set(found[0]) == {"attack_success", "edge_accuracy", "source_accuracy", "attack_examples"}
     assert attacked[-1]["clients"][0] == 0 and 0 not in plain[-1]["clients"]
 
 

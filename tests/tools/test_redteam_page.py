@@ -119,7 +119,7 @@ def test_several_seeds_have_their_spread(tmp_path: Path) -> None:
     runs = {f"{a}: mean, seed {s}": run(px.aggregators.mean(), a, s) for s in (3, 4) for a in ("none", "PGD")}
     said = {label: lines(0.1 if "none" in label else 0.5 + 0.1 * runs[label].seed) for label in runs}
     text = page(findings(tmp_path, runs, said))
-    assert "2 seeds (3, 4)" in text and "+75.0 ± 7.1" in text and "polygon" in text
+    assert "2 seeds (3, 4)" in text and "+75.0 (+70.0 to +80.0) n=2" in text and "polygon" in text
 
 
 @given(st.text(), st.text())

@@ -15,9 +15,9 @@ from phalanx.training.evaluator import EvalContext, Evaluator, share
 class Backdoor(Evaluator):
     """The share of edge cases that the model calls what the attacker wants, and what else happens to them.
 
-    Found are `attack_success`; `edge_accuracy`, the share that it calls what they are; and `source_accuracy`, its
-    accuracy on ordinary test examples of the class that is attacked, if it is one. Without any attack success has a
-    floor: report the excess over a run without one.
+    Found are `attack_success` and `attack_examples`, the number that it is a share of; `edge_accuracy`, the share that
+    it calls what they are; and `source_accuracy`, its accuracy on ordinary test examples of the class that is attacked,
+    if it is one. Without any attack success has a floor: report the excess over a run without one.
 
     Args:
         data: those that the edge cases go with, before honest clients were given any.
@@ -36,4 +36,9 @@ class Backdoor(Evaluator):
         if edges.true_y.dim() == 1 and len(sources) == 1:
             x, y = data.test((data.test_y == sources).nonzero().flatten())
             source = share(context.labels(x) == y)
-        return {"attack_success": success, "edge_accuracy": right, "source_accuracy": source}
+        return {
+            "attack_success": success,
+            "edge_accuracy": right,
+            "source_accuracy": source,
+            "attack_examples": int(edges.attacked.sum()),
+        }

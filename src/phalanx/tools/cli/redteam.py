@@ -72,6 +72,10 @@ def redteam(
         Path | None, typer.Option(help="Folder for the results; runs/TIME-redteam-RECIPE if left out.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on in this folder, or judge its results again.")] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="BEFORE", help="With --resume: print what changed since this other folder's study."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(metavar="N", help="Number of runs at the same time; one for each core if left out.")
     ] = None,
@@ -118,6 +122,7 @@ def redteam(
       phalanx redteam --only Multi-Krum --fail-if "excess > 0.1" \\
         --fail-if "accuracy_lost > 0.05 exit 4" --json
       phalanx redteam --resume runs/2026-01-31-120000-redteam-edge-case-mnist
+      phalanx redteam --resume after --compare before
     """
     from phalanx.core.registry import import_extensions
     from phalanx.distributed.job import Processes
@@ -137,6 +142,7 @@ def redteam(
         "parity": parity_limit,
         "choice": choice_limit,
     }
+    require(compare is None or resume is not None, "--compare needs the other study: add --resume FOLDER")
     options = {"edges": edges, "every": every, "attacker": attacker_share, "norm": norm}
     options = {name: value for name, value in options.items() if value is not None}
     if resume is not None:
@@ -169,7 +175,10 @@ def redteam(
         run_with_progress(study, red_team.folder, red_team.folder.finished(study), resume_command, Processes(), jobs)
     finally:
         findings = red_team.write()
-    _report(findings, as_json)
+    if compare is not None:
+        _compare(compare, findings, as_json)
+    else:
+        _report(findings, as_json)
     if findings.exit_code:
         raise typer.Exit(findings.exit_code)
 
@@ -193,6 +202,23 @@ def _default_recipe() -> str:
 def _resume_command(jobs: int, folder: StudyFolder) -> str:
     """The command that resumes the study of a folder."""
     return f"phalanx redteam --resume {shlex.quote(str(folder.path))} --jobs {jobs}"
+
+
+def _compare(before: Path, after: Findings, as_json: bool) -> None:
+    """Prints what changed from one study to another."""
+    from phalanx.tools.redteam.comparison import BETTER, WORSE, compare, sheet
+    from phalanx.tools.redteam.folder import RedTeamFolder
+    from phalanx.tools.report import tables
+    from phalanx.tools.runner.study import StudyFolder
+
+    compared = compare(RedTeamFolder(StudyFolder(before)).found(), after)
+    if as_json:
+        print_json({"before": str(before), "after": str(after.path), "compared": [c.to_json() for c in compared]})
+        return
+    lines = sheet(compared)
+    tables.console().print(tables.plain_table(lines.title, lines.header, lines.words()))
+    words = [each.word for each in compared]
+    typer.echo(f"{words.count(BETTER)} better, {words.count(WORSE)} worse, of {len(words)}")
 
 
 def _report(findings: Findings, as_json: bool) -> None:

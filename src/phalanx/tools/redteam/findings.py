@@ -20,6 +20,7 @@ from phalanx.tools.report.collect import Result
 from phalanx.tools.runner.study import Study
 
 REPORT = "report.html"
+FEW_EXAMPLES = 5  # that a limit stands on
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,23 @@ class Findings:
         return sorted({job.seed for job in self.study.jobs.values()})
 
     @property
+    def notices(self) -> list[str]:
+        """What to know of the numbers: how few examples a limit stands on, and which cells `--only` left out."""
+        limit = self.request.limits.excess
+        counts = sorted({cell.examples for s in self.standings for cell in s.attacked if cell.examples})
+        few = [
+            f"a limit of {100 * limit:g} points of attack success on {count} examples is {limit * count:.3g} of them"
+            for count in counts
+            if limit * count < FEW_EXAMPLES
+        ]
+        rules = [standing.rule for standing in self.standings]
+        attacks = dict.fromkeys(cell.attack for standing in self.standings for cell in standing.cells.values())
+        there = {(cell.attack, s.rule) for s in self.standings for cell in s.cells.values()}
+        absent = [f"{attack}: {rule}" for attack in attacks for rule in rules if (attack, rule) not in there]
+        shown = "; ".join(absent[:6]) + (f"; and {len(absent) - 6} more" if len(absent) > 6 else "")
+        return [*few, *([f"not in this grid, so not compared: {shown}"] if absent else [])]
+
+    @property
     def advice(self) -> list[str]:
         """Sentences that say what to change."""
         return advice(self.standings, self.judged)
@@ -122,5 +140,5 @@ class Findings:
             "policies": [outcome.to_json() for outcome in self.outcomes],
             "exit_code": self.exit_code,
             "advice": self.advice,
-            "notes": list(self.request.notes),
+            "notes": [*self.request.notes, *self.notices],
         }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from phalanx.tools.redteam.exports import JUNIT, SARIF, junit, sarif
 from phalanx.tools.redteam.findings import REPORT, Findings, RedTeamRequest
 from phalanx.tools.redteam.page import page
 from phalanx.tools.report.backdoors import plot_backdoors
@@ -17,7 +18,7 @@ REQUEST = "redteam.json"
 
 
 class RedTeamFolder:
-    """The folder of a study, with ``redteam.json``, ``verdicts.json`` and ``report.html``."""
+    """The folder of a study, with ``redteam.json``, ``report.html``, and the verdicts as JSON, SARIF and JUnit XML."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self.folder = folder
@@ -53,6 +54,8 @@ class RedTeamFolder:
         findings = self.found()
         write_json(self.folder.path / "summary.json", self.folder.results(findings.study))
         write_json(self.folder.path / "verdicts.json", findings.to_json())
+        write_json(self.folder.path / SARIF, sarif(findings))
+        (self.folder.path / JUNIT).write_text(junit(findings), encoding="utf-8")
         if findings.results:
             plot_backdoors(findings.results, self.folder.title(findings.study), self.folder.path / "plot.png")
         (self.folder.path / REPORT).write_text(page(findings), encoding="utf-8")

@@ -9,6 +9,7 @@ from statistics import mean
 
 from phalanx.tools.redteam.ci_gate import Outcome
 from phalanx.tools.redteam.findings import Findings
+from phalanx.tools.redteam.standards import REQUIREMENTS, requirements
 from phalanx.tools.redteam.svg import Line, key, panel, style
 from phalanx.tools.redteam.tables import attacks_of, costs, fairness, gained
 from phalanx.tools.redteam.threat import adversary, rule, situation
@@ -78,7 +79,7 @@ def _seeds(findings: Findings) -> str:
     n = len(findings.seeds)
     if n == 1:
         return f"One seed ({findings.seeds[0]}): differences of a few points may be chance."
-    return f"{n} seeds ({', '.join(map(str, findings.seeds))}): means over them, ± one standard deviation."
+    return f"{n} seeds ({', '.join(map(str, findings.seeds))}): means over them, with 95 % intervals."
 
 
 def _policies(outcomes: Sequence[Outcome]) -> Markup:
@@ -103,11 +104,19 @@ def _verdicts(findings: Findings) -> Iterator[Markup]:
     rows = []
     for standing in findings.standings:
         cells = [_cell(standing.cells.get(attack)) for attack in attacks]
-        rows.append((standing.rule, tag("td", standing.word, class_=CLASSES[standing.word]), *cells))
-    yield table(("rule", "verdict", *attacks), rows)
+        named = dict.fromkeys(str(each) for cell in standing.cells.values() for each in requirements(cell.word))
+        evidence = tag("td", tag("small", ", ".join(named)))
+        rows.append((standing.rule, tag("td", standing.word, class_=CLASSES[standing.word]), *cells, evidence))
+    yield table(("rule", "verdict", *attacks, "evidence for"), rows)
+    yield tag(
+        "details",
+        tag("summary", "What the requirements are about"),
+        tag("ul", *(tag("li", tag("b", str(each)), f": {each.words}.") for each in REQUIREMENTS)),
+    )
     yield tag(
         "p",
-        "Numbers are points of attack success above the same run without an attack, over the later half of the rounds. "
+        "Numbers are points of attack success above the same run without an attack, over the later half of the rounds, "
+        "with a 95 % interval over seeds and test examples, and n seeds. "
         f"Broken: more than {100 * limits.excess:g} points. Costly: main accuracy more than {100 * limits.accuracy:g} "
         "points below the plain mean without an attack. "
         f"Unfair: accuracy parity ratio more than {limits.parity:g} below the plain mean's, or honest clients with "
@@ -128,7 +137,7 @@ def _verdicts(findings: Findings) -> Iterator[Markup]:
 def _cell(cell: Cell | None) -> Markup:
     if cell is None:
         return tag("td", "", class_="untried")
-    return tag("td", cell.word, tag("br"), tag("small", gained(cell)), class_=CLASSES[cell.word])
+    return tag("td", cell.word, tag("br"), tag("small", f"{gained(cell)} n={cell.n}"), class_=CLASSES[cell.word])
 
 
 def _threat(findings: Findings) -> Iterator[Markup]:
@@ -193,7 +202,7 @@ def _fairness(findings: Findings) -> Iterator[Markup]:
 def _tried(findings: Findings) -> Iterator[Markup]:
     study, about = findings.study, findings.about
     rounds = sorted({run.rounds for run in study.runs.values()})
-    spent = [tag("li", note) for note in findings.request.notes]
+    spent = [tag("li", note) for note in (*findings.request.notes, *findings.notices)]
     yield tag(
         "dl",
         *_pair("source", findings.request.source + (f", scale {study.scale}" if study.scale else "")),

@@ -23,21 +23,27 @@ def verdicts(standings: Sequence[Standing]) -> Sheet:
     for standing in standings:
         cells = [standing.cells.get(attack) for attack in attacks]
         rows.append(
-            (standing.rule, standing.word, *("" if cell is None else f"{cell.word} {gained(cell)}" for cell in cells))
+            (
+                standing.rule,
+                standing.word,
+                *("" if cell is None else f"{cell.word} {gained(cell)} n={cell.n}" for cell in cells),
+            )
         )
     return Sheet(
-        "verdicts, and points of attack success above the run without an attack",
+        "verdicts, and points of attack success above the run without an attack (95 % interval, n seeds)",
         ("rule", "verdict", *attacks),
         tuple(rows),
     )
 
 
 def gained(cell: Cell) -> str:
-    """'+31.4', '+31.4 +- 2.0' over several seeds, nothing where it is not known."""
-    gain, spread = cell.number("excess"), cell.spread("excess")
+    """'+31.4 (+28.0 to +34.1)' with the interval where there is one, nothing where the gain is not known."""
+    gain, interval = cell.number("excess"), cell.interval
     if gain is None:
         return ""
-    return f"{100 * gain:+.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    return f"{100 * gain:+.1f}" + (
+        "" if interval is None else f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
+    )
 
 
 def costs(standings: Sequence[Standing]) -> Sheet:

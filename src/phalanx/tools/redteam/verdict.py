@@ -4,21 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from statistics import mean, stdev
 from typing import Any
 
 from phalanx.aggregators.mean import Mean
 from phalanx.core.expression import require
 from phalanx.core.wire_stage import WireStage, stages_of
+from phalanx.tools.redteam.interval import gain_interval
 from phalanx.tools.redteam.selection_bias import Choices, choices
+from phalanx.tools.redteam.standards import (
+    BROKEN,
+    COSTLY,
+    NOT_ATTACKED,
+    SURVIVES,
+    UNFAIR,
+    UNKNOWN,
+    WORDS,
+    requirements,
+)
 from phalanx.tools.report.backdoors import QUIET, cell_of, cells, excess, main_accuracy, rates, taken, window, within
 from phalanx.tools.report.collect import Result
 from phalanx.training.phase import Run
-
-BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES = "broken", "not known", "unfair", "costly", "survives"
-NOT_ATTACKED = "not attacked"
-WORDS = (BROKEN, UNKNOWN, UNFAIR, COSTLY, SURVIVES, NOT_ATTACKED)  # the worst first
 
 Seeded = dict[int, float | None]  # a number of each seed
 
@@ -55,6 +62,7 @@ class Cell:
         chosen: whose rows the rule took; None where it names none.
         word: one of WORDS.
         why: a sentence for each limit that is passed, and for what is not known.
+        examples: test examples that attack success is a share of; None if it is not known.
     """
 
     attack: str
@@ -63,6 +71,14 @@ class Cell:
     chosen: Choices | None
     word: str
     why: tuple[str, ...] = ()
+    examples: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `excess`, over seeds and test examples; None where it is not known."""
+        gains, successes = self.numbers["excess"], self.numbers["attack_success"]
+        pairs = [(s, s - g) for seed, g in gains.items() if g is not None and (s := successes[seed]) is not None]
+        return gain_interval([success for success, _ in pairs], [quiet for _, quiet in pairs], self.examples)
 
     @property
     def n(self) -> int:
@@ -93,6 +109,9 @@ class Cell:
             "seeds": self.n,
             "numbers": {name: self.number(name) for name in names},
             "deviations": {name: self.spread(name) for name in names},
+            "excess_interval": None if self.interval is None else list(self.interval),
+            "attack_examples": self.examples,
+            "requirements": [str(each) for each in requirements(self.word)],
             "rows": {name: vars(share) for name, share in groups.items()} or None,
         }
 
@@ -183,9 +202,16 @@ def judge(
         for name in NUMBERS:
             numbers[name][seed] = measured[name]
     chosen = choices(runs.values(), attack != QUIET)
-    cell = Cell(attack, rule, numbers, chosen, UNKNOWN)
+    examples = min((count for run in runs.values() if (count := _examples(run)) is not None), default=None)
+    cell = Cell(attack=attack, rule=rule, numbers=numbers, chosen=chosen, word=UNKNOWN, examples=examples)
     word, why = _verdict(cell, limits)
-    return Cell(attack=attack, rule=rule, numbers=numbers, chosen=chosen, word=word, why=why)
+    return replace(cell, word=word, why=why)
+
+
+def _examples(run: Result) -> int | None:
+    """The number of test examples that attack success is a share of."""
+    counts = rates(run, "attack_examples")
+    return int(counts[-1][1]) if counts else None
 
 
 NUMBERS = ("attack_success", "excess", "main_accuracy", "accuracy_lost", "parity", "parity_lost", "taken")
