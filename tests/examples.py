@@ -61,7 +61,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "detox(3, krum(f=3), mean(), groups=1, q=2)",
         "detox(3, majority(), majority(), groups=3, codec=sign())",
     ),
-    "dirichlet": ("dirichlet(alpha=0.5)",),
+    "dirichlet": ("dirichlet(alpha=0.5)", "dirichlet(alpha=1.0, quantiles=4)"),
+    "datasets": ("datasets(source='tests.data.own_sets:table')",),
+    "client_datasets": ("client_datasets(source='tests.data.own_sets:clinic', outputs=1, shape=(3,))",),
+    "custom": ("custom(make='torch.nn:Identity')",),
+    "custom_training": ("custom_training('tests.data.own_sets:train', batch=8)",),
+    "metric": ("metric('mae', 'tests.data.own_sets:mae', higher_is_better=False, unit='cm')",),
+    "task": (
+        "task(loss='torch.nn.functional:mse_loss')",
+        "task(None, metrics=(metric('auc', None, higher_is_better=True),), evaluate='tests.data.own_sets:evaluate')",
+    ),
     "random": ("random(count=2, every=3)",),
     "edge_density": ("edge_density(rounds=2, covariance='own', percentile=5.0, bins=10)",),
     "error_feedback": (

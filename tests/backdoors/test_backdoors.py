@@ -10,9 +10,9 @@ import phalanx as px
 from phalanx.backdoors.edges import _load
 from phalanx.backdoors.poisoned import _mixture
 from phalanx.core.stack import Stack
+from phalanx.data.dataset import SCORED
 from phalanx.training.evaluator import EvalContext
 from phalanx.training.model_state import fingerprint
-from phalanx.training.score import SCORED
 from phalanx.training.trainer import Trainer
 from tests.backdoors.edges import texts
 from tests.cases import each

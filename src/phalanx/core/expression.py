@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
+from phalanx.core.function import Function
 from phalanx.core.registry import entries, register
 
 _SHOWN = 100  # characters of a wrong value that an error shows
@@ -32,6 +33,9 @@ class Expression:
             value = getattr(self, field)
             if isinstance(value, list):
                 value = tuple(value)
+                object.__setattr__(self, field, value)
+            if _takes_function(hint) and (callable(value) or isinstance(value, str)):
+                value = value if isinstance(value, Function) else Function(value)
                 object.__setattr__(self, field, value)
             if not _fits(value, hint):
                 name, shown = self.expression_name, " ".join(repr(value).split())
@@ -93,6 +97,10 @@ def _fields(cls: type) -> list[tuple[str, Any]]:
     return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)]
 
 
+def _takes_function(hint: Any) -> bool:
+    return hint is Function or (get_origin(hint) in (Union, types.UnionType) and Function in get_args(hint))
+
+
 def _fits(value: object, hint: Any) -> bool:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -130,5 +138,5 @@ def _describe(hint: Any) -> str:
         examples = " or ".join(f"{entry.name}(...)" for entry in made[:2])
         own = f", or a class of your own with @method(name, {made[0].kind!r})" if made else ""
         return f"an object of {hint.__name__}, such as {examples}{own}" if made else f"an object of {hint.__name__}"
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", Function: "a function"}
     return words.get(hint, f"a {hint.__name__.lower()}")

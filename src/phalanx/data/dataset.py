@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from phalanx.core.expression import Expression, require
 from phalanx.core.registry import entries
+from phalanx.data.examples import Examples
 from phalanx.data.files import data_folder
 from phalanx.data.images import Crop, Images, cut
 from phalanx.data.shape import PADDING, Pairs, Passage, Shape, Tokens
 
 Part = tuple[Tensor | Images, Tensor]  # examples and labels
+SCORED, VALUES = 1000, 2**24  # labels, and values of examples, in a batch of the test at most
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(Examples):
     """A training part and a test part, of images with the publisher's levels or of texts as token ids.
 
     Images stay uint8 in memory, a quarter of their size in float32, or on disk (`Images`), until `train` or `test`
@@ -102,8 +105,24 @@ class Dataset:
         return Dataset(name, *train, *test, num_classes, **fields)
 
     @property
+    def num_train(self) -> int:
+        return len(self.train_y)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test_y)
+
+    @property
+    def keys(self) -> Tensor:
+        return self.train_y
+
+    @property
+    def test_batch(self) -> int:
+        # a text that is scored at every token has as many rows of scores
+        return max(1, min(SCORED // math.prod(self.test_y.shape[1:]), VALUES // math.prod(self.test_x.shape[1:])))
+
+    @property
     def shape(self) -> Shape:
-        """The shape of an example."""
         if self.vocabulary is None:
             c, h, w = self.train_x.shape[1:]
             return c, h, w
@@ -115,7 +134,9 @@ class Dataset:
         x = torch.empty((0, *self.test_x.shape[1:]), dtype=torch.uint8 if self.vocabulary is None else torch.int64)
         return replace(self, test_x=x, test_y=self.test_y[:0])
 
-    def train(self, samples: Tensor | slice, crops: Sequence[Crop] | None = None) -> tuple[Tensor, Tensor]:
+    def train(
+        self, samples: Tensor | slice, crops: Sequence[Crop] | None = None, *, key: tuple[object, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Normalised images (B, C, H, W) or token ids (B, L) or (B, 2, L), and labels (B,) or (B, L), to train on.
 
         Args:
@@ -155,7 +176,7 @@ class Dataset:
 class Data(Expression, ABC):
     """An expression that names a data set."""
 
-    def load(self) -> Dataset:
+    def load(self) -> Any:
         """The data set; equal expressions share one copy in the process.
 
         Raises:
@@ -165,7 +186,7 @@ class Data(Expression, ABC):
         return _load(self, data_folder())
 
     @abstractmethod
-    def read(self) -> Dataset:
+    def read(self) -> Examples:
         """Reads the data set from its files, without a cache."""
 
     @abstractmethod
@@ -178,7 +199,7 @@ class Data(Expression, ABC):
 
 
 @lru_cache(maxsize=4)
-def _load(data: Data, source: Path) -> Dataset:
+def _load(data: Data, source: Path) -> Examples:
     return data.read()
 
 
@@ -186,6 +207,8 @@ def locations() -> dict[str, str]:
     """For each data set by name, the place of its files, or the sentence that says what is missing."""
     status = {}
     for entry in entries("data"):
+        if any(p.default is p.empty for p in entry.signature.parameters.values()):
+            continue  # data of the user's own
         try:
             status[entry.name] = entry.build().location()
         except ValueError as error:

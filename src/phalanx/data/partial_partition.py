@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.round import make_generator
-from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Iid, Partition, check_units
 
 
@@ -36,7 +36,7 @@ class ByOwner(Partition):
     def validate(self) -> None:
         require(self.least >= 1, f"by_owner needs least >= 1, got least={self.least}")
 
-    def values(self, data: Dataset) -> Tensor:
+    def values(self, data: Examples) -> Tensor:
         if data.owners is None:
             raise ValueError(
                 f"{self!r} gives a unit the samples of one owner, and {data.name} does not say who owns which; choose "
@@ -84,7 +84,7 @@ class Nested(Partition):
         ok = self.pieces >= 1 and self.each >= 1
         require(ok, f"nested needs pieces and each >= 1, got pieces={self.pieces}, each={self.each}")
 
-    def values(self, data: Dataset) -> Tensor:
+    def values(self, data: Examples) -> Tensor:
         return self.inner.values(data)
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
@@ -123,7 +123,7 @@ class Reserve(Partition):
     def validate(self) -> None:
         require(self.amount >= 1, f"reserve needs amount >= 1, got amount={self.amount}")
 
-    def values(self, data: Dataset) -> Tensor:
+    def values(self, data: Examples) -> Tensor:
         return self.inner.values(data)
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:

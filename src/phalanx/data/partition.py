@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.round import make_generator
-from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Examples
 
 MAX_DRAWS = 100
 
@@ -44,11 +45,11 @@ class Partition(Expression, ABC):
             ValueError: there are fewer samples than the units need, or the partition cannot use labels of tokens.
         """
 
-    def values(self, data: Dataset) -> Tensor:
+    def values(self, data: Examples) -> Tensor:
         """The values on which the parts depend, by default the training labels. Shapes: -> (N,) or (N, L)."""
-        return data.train_y
+        return data.keys
 
-    def parts(self, data: Dataset, units: int, seed: int) -> tuple[Tensor, ...]:
+    def parts(self, data: Examples, units: int, seed: int) -> Sequence[Tensor]:
         """The training samples of each unit, computed once in a process: never write into them.
 
         Shapes: -> one index vector for each unit.
@@ -57,7 +58,7 @@ class Partition(Expression, ABC):
         """
         return _parts(self, _Values(self.values(data)), units, seed)
 
-    def draw(self, data: Dataset, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
+    def draw(self, data: Examples, units: int, batch: int, index: int, seed: int) -> Sequence[Tensor]:
         """The samples of each unit in round `index`, from its own part, shuffled again in each epoch of the unit.
 
         A part that is smaller than the unit's share of the batch is used more than once.
@@ -70,11 +71,13 @@ class Partition(Expression, ABC):
             ValueError: the batch leaves some unit without a sample.
         """
         _check_batch(batch, units)
-        samples = []
-        for unit, part in enumerate(self.parts(data, units, seed)):
-            share = batch // units + (unit < batch % units)
-            samples.append(part[_shuffled_sequence(len(part), index * share, share, ("unit", seed, unit))])
-        return tuple(samples)
+        parts = self.parts(data, units, seed)
+
+        def drawn(unit: int) -> Tensor:
+            part, share = parts[unit], batch // units + (unit < batch % units)
+            return part[_shuffled_sequence(len(part), index * share, share, ("unit", seed, unit))]
+
+        return LazyParts(units, drawn) if isinstance(parts, LazyParts) else tuple(map(drawn, range(units)))
 
 
 @method("iid", "partition")
@@ -85,13 +88,16 @@ class Iid(Partition):
     the end of an epoch takes the rest of one order and the start of the next.
     """
 
+    def values(self, data: Examples) -> Tensor:
+        return torch.zeros(data.num_train, dtype=torch.uint8)  # the number of samples is all that counts
+
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
         check_units(self, len(values), units)
         return _shuffled(len(values), ("split", seed)).clone().tensor_split(units)
 
-    def draw(self, data: Dataset, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
+    def draw(self, data: Examples, units: int, batch: int, index: int, seed: int) -> tuple[Tensor, ...]:
         _check_batch(batch, units)
-        n = len(data.train_y)
+        n = data.num_train
         require(batch <= n, f"a batch of {batch} is more than the {n} samples there are; lower the batch")
         return _shuffled_sequence(n, index * batch, batch, ("iid", seed)).tensor_split(units)
 
@@ -101,11 +107,13 @@ class Dirichlet(Partition):
     """Every class is distributed among the units in proportions from a symmetric Dirichlet distribution.
 
     A unit that has its fair number N / units gets nothing of the classes that follow. All proportions are drawn again
-    until every unit has `least` samples.
+    until every unit has `least` samples. Where samples have numbers in place of classes, as in regression, those
+    between two quantiles are a class.
 
     Args:
         alpha: concentration, in (0, 1e6]; lower gives each unit fewer classes.
         least: samples that every unit must have, >= 1; FedMA's experiments have 10.
+        quantiles: number of classes into which numbers are cut, about equal in size, >= 2.
     Raises:
         ValueError: 100 draws leave some unit below `least`.
     Source: Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, arXiv:1905.12022,
@@ -115,14 +123,21 @@ class Dirichlet(Partition):
 
     alpha: float
     least: int = 1
+    quantiles: int = 10
 
     def validate(self) -> None:
         require(0 < self.alpha <= 1e6, f"dirichlet needs alpha in (0, 1e6], got alpha={self.alpha}")
+        require(self.quantiles >= 2, f"dirichlet needs quantiles >= 2, got quantiles={self.quantiles}")
         require(self.least >= 1, f"dirichlet needs least >= 1, got least={self.least}")
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
         _check_labels(self, values)
         check_units(self, len(values), units, self.least)
+        if values.is_floating_point():
+            levels = torch.linspace(0, 1, self.quantiles + 1, dtype=values.dtype)[1:-1]
+            # np.quantile has no limit on the number of values
+            cuts = torch.from_numpy(np.quantile(values.numpy(), levels.numpy()))
+            values = torch.bucketize(values, cuts.to(values.dtype), right=True)
         for draw in range(MAX_DRAWS):
             owner = self._owners(values, units, seed, draw)
             sizes = owner.bincount(minlength=units)
@@ -155,7 +170,7 @@ class Dirichlet(Partition):
 
 @method("shards", "partition")
 class Shards(Partition):
-    """The samples are sorted by label and cut into equal shards, and each unit gets some random shards.
+    """The samples are sorted by label or number and cut into equal shards, and each unit gets some random shards.
 
     Args:
         per_unit: number of shards of each unit, >= 1; lower gives each unit fewer classes.
@@ -175,6 +190,41 @@ class Shards(Partition):
         pieces = shuffled[values[shuffled].argsort(stable=True)].tensor_split(units * self.per_unit)
         shards = torch.randperm(len(pieces), generator=make_generator("shards", seed)).reshape(units, self.per_unit)
         return tuple(torch.cat([pieces[i] for i in unit_shards]) for unit_shards in shards.tolist())
+
+
+@method("by_client", "partition")
+class ByClient(Partition):
+    """Worker i trains on the examples of client i, of data that keep their clients apart such as `client_datasets`.
+
+    Only the clients that a process works for are loaded in it.
+
+    Raises:
+        ValueError: the data have no clients of their own, or another number of clients than there are units.
+    """
+
+    exhaustive: ClassVar[bool] = False
+
+    def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
+        raise ValueError("by_client() takes the clients of the data as they are, and nothing else splits by them")
+
+    def parts(self, data: Examples, units: int, seed: int) -> Sequence[Tensor]:
+        data.check_clients(units)
+        return LazyParts(units, data.client_train)
+
+
+class LazyParts(Sequence[Tensor]):
+    """The samples of each unit, looked up when they are asked for."""
+
+    def __init__(self, units: int, part: Callable[[int], Tensor]) -> None:
+        self._units, self._part = units, part
+
+    def __len__(self) -> int:
+        return self._units
+
+    def __getitem__(self, unit: Any) -> Any:
+        if not 0 <= unit < self._units:
+            raise IndexError(unit)
+        return self._part(unit)
 
 
 def check_units(partition: Partition, n: int, units: int, each: int = 1) -> None:

@@ -49,11 +49,36 @@ class Pairs:
         return f"pairs of texts of up to {self.length} token ids"
 
 
-Shape = tuple[int, int, int] | Tokens | Passage | Pairs  # channels, height and width of an image, or the kind of text
+@dataclass(frozen=True)
+class Features:
+    """A line of a table: `count` numbers."""
+
+    count: int
+
+    def __str__(self) -> str:
+        return f"tables of {self.count} features"
+
+
+@dataclass(frozen=True)
+class OtherShape:
+    """Examples that only a model of the user's own reads; `words` describe them."""
+
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
+# channels, height and width of an image, or what else an example is
+Shape = tuple[int, int, int] | Tokens | Passage | Pairs | Features | OtherShape
 
 
 def example(shape: Shape) -> Tensor:
-    """Two examples of a shape, all zeros. Shapes: -> (2, C, H, W), (2, L) or (2, 2, L)."""
+    """Two examples of a shape, all zeros. Shapes: -> (2, C, H, W), (2, F), (2, L) or (2, 2, L)."""
     if isinstance(shape, tuple):
         return torch.zeros(2, *shape)
+    if isinstance(shape, Features):
+        return torch.zeros(2, shape.count)
+    if isinstance(shape, OtherShape):
+        raise ValueError(f"the layers of a network are traced with one tensor, and the data are {shape}")
     return torch.zeros((2, 2, shape.length) if isinstance(shape, Pairs) else (2, shape.length), dtype=torch.int64)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from phalanx.core.seeding import seeded_globally
 
 Loss = Callable[..., Tensor]  # (module, *inputs) -> scalar
 
@@ -60,7 +61,13 @@ def recompute(
     module = unwrap_module(model)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     devices = {p.device for p in parameters.values() if p.is_cuda}
-    with _forward_refused(model), _state(module, state), _seeded(seed, devices), _same_kernels(), torch.enable_grad():
+    with (
+        _forward_refused(model),
+        _state(module, state),
+        seeded_globally(seed, devices),
+        _same_kernels(),
+        torch.enable_grad(),
+    ):
         loss = loss_function(module, *batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError("the loss function must return one number, loss_function(module, *inputs) -> scalar")
@@ -135,27 +142,6 @@ def _state(module: nn.Module, state: dict[str, Any]) -> Iterator[None]:
             setattr(home, name, buffer)
         for part, mode in zip(parts, modes, strict=True):
             part.training = mode
-
-
-@contextmanager
-def _seeded(seed: int, devices: set[torch.device]) -> Iterator[None]:
-    """Seeds the generators of torch, numpy and Python, and restores them at the end."""
-    import numpy as np
-
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=list(devices)):
-        # torch.manual_seed would also queue a call for every GPU that is not in use yet
-        torch.default_generator.manual_seed(seed)
-        for device in devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
 
 
 @contextmanager

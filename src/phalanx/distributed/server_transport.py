@@ -75,6 +75,13 @@ class ServerTransport(ABC):
         """
         raise ValueError(f"{self!r} has workers send all of their payload at once; use gather(...) in the scheme")
 
+    def evaluate_clients(self, request: RoundRequest) -> dict[int, dict[str, float]]:
+        """What each client measured on test examples of its own: "examples", their number, "loss" and the metrics.
+
+        Clients that do not answer in time are left out; nobody answers over a transport that does not ask.
+        """
+        return {}
+
     @abstractmethod
     def collect_memories(self) -> list[State]:
         """What the workers of each process remember, of those that answer in time; for a checkpoint."""

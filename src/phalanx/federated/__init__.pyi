@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from phalanx.federated.ball import Ball as ball
+from phalanx.federated.custom_training import CustomTraining as custom_training
 from phalanx.federated.layerwise import Layerwise as layerwise
 from phalanx.federated.local_training import LocalTraining as local_training
 from phalanx.federated.methods import diloco as diloco
@@ -15,6 +16,7 @@ from phalanx.training.client_sampler import WithFixed as with_fixed
 
 __all__ = [
     "ball",
+    "custom_training",
     "diloco",
     "fedadam",
     "fedavg",

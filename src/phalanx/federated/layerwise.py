@@ -12,7 +12,7 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.trees import State, copy_tree
-from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining, check_levels, examples_of, wired
 from phalanx.matching.match_stage import EXAMPLES, MatchReply
@@ -109,7 +109,7 @@ class Layerwise(MultiRoundWork):
     def num_epochs(self, round_in_phase: int) -> float | None:
         return self.training(round_in_phase % self.layers).num_epochs(round_in_phase)
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return self.local.samples(partition, data, units, index, seed)
 
     def check(self, models: ModelProvider, rounds: int) -> None:
@@ -165,7 +165,7 @@ class Layerwise(MultiRoundWork):
         loss, _ = self.training(layer).train(replace(context, model=model), unit, samples, {}, settled)
         after = model.state_dict()
         for name, part in context.layout.split(out).items():
-            part.copy_(examples_of(context.data, samples) if name == EXAMPLES else after[name])
+            part.copy_(examples_of(context, samples, part) if name == EXAMPLES else after[name])
         unsent = copy_tree({n: t for n, t in after.items() if sent_with.get(n, self.layers) > layer})
         if layer:
             model.load_state_dict(before)

@@ -17,6 +17,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.round import make_generator
 from phalanx.core.trees import State, copy_tree
 from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Batch, Examples
 from phalanx.data.partition import Partition
 from phalanx.federated.ball import Ball
 from phalanx.matching.match_stage import EXAMPLES
@@ -71,7 +72,7 @@ class LocalTraining(ClientWork):
         ok = 0 <= self.proximal < float("inf")
         require(ok, f"local_training needs a finite proximal >= 0, got proximal={self.proximal}")
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return partition.parts(data, units, seed)
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
@@ -112,7 +113,7 @@ class LocalTraining(ClientWork):
         after, entries = model.state_dict(), set(context.layout.installed)
         for name, part in parts.items():
             if name == EXAMPLES:
-                part.copy_(examples_of(context.data, samples))
+                part.copy_(examples_of(context, samples, part))
             elif self.sends == "weights" or name in entries:
                 part.copy_(after[name])
             else:
@@ -144,8 +145,8 @@ class LocalTraining(ClientWork):
                 group["lr"] = self.optimizer.rate(context.round_in_phase, context.rounds)
             model.train()
             with seeded(device, "dropout", *context.key, unit):
-                for x, y, ends in self._batches(context, unit, samples):
-                    loss = context.loss(x, y)
+                for batch, ends in self._batches(context, unit, samples):
+                    loss = context.loss(batch, unit)
                     loss.backward()
                     for p, before in zip(trained, start if self.proximal else (), strict=False):
                         if p.grad is not None:
@@ -164,23 +165,24 @@ class LocalTraining(ClientWork):
         last = losses[-max(1, len(losses) // max(1, self.epochs)) :]
         return (float(torch.stack(last).double().mean()) if last else float("nan")), memory
 
-    def _batches(self, context: WorkerContext, unit: int, samples: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    def _batches(self, context: WorkerContext, unit: int, samples: Tensor) -> Iterator[tuple[Batch, bool]]:
         """The batches of a round, every pass over the samples in an order of its own; and whether one ends it."""
         rng, done = make_generator("local", *context.key, unit), 0
         # without augmentation what the model reads is made once for all passes
-        whole = context.batch(samples, unit) if context.augment is None else None
-        each = len(_pieces(torch.arange(len(samples)), self.batch))
+        once = context.augment is None and isinstance(context.data, Dataset)
+        whole = context.batch(samples, unit) if once else None
+        each = len(pieces_of(torch.arange(len(samples)), self.batch))
         wanted = self.epochs * each if self.steps is None else self.steps
         while done < wanted:
-            pieces = _pieces(torch.randperm(len(samples), generator=rng), self.batch)[: wanted - done]
+            pieces = pieces_of(torch.randperm(len(samples), generator=rng), self.batch)[: wanted - done]
             for piece in pieces:
                 if whole is None:
-                    x, y = context.batch(samples[piece], unit, done)
+                    batch = context.batch(samples[piece], unit, done)
                 else:
                     x, y = whole[0][piece], whole[1][piece]
-                    x = x.contiguous(memory_format=torch.channels_last) if context.channels_last else x
+                    batch = (x.contiguous(memory_format=torch.channels_last) if context.channels_last else x), y
                 done += 1
-                yield x, y, piece is pieces[-1]
+                yield batch, piece is pieces[-1]
 
 
 def wired(layout: Layout, axes: Mapping[str, Axes], groups: Container[int] | None = None) -> Layout:
@@ -221,13 +223,20 @@ def check_levels(models: ModelProvider) -> None:
         )
 
 
-def examples_of(data: Dataset, samples: Tensor) -> Tensor:
-    """How many labels of each class there are. Shapes: -> (num_classes,) float32."""
-    labels = data.train_y[samples].flatten()
-    return torch.bincount(labels[labels >= 0], minlength=data.num_classes).float()
+def examples_of(context: WorkerContext, samples: Tensor, outputs: Tensor) -> Tensor:
+    """How many labels of each class there are, or examples where an output is no class. Shapes: -> same as outputs."""
+    data = context.data
+    if isinstance(data, Dataset) and context.task.has_classes:
+        labels = data.train_y[samples].flatten()
+        return torch.bincount(labels[labels >= 0], minlength=data.num_classes).float()
+    if context.task.has_classes and not data.has_clients:
+        labels = data.keys[samples]
+        if not labels.is_floating_point():
+            return torch.bincount(labels, minlength=len(outputs)).float()
+    return torch.full_like(outputs, len(samples))
 
 
-def _pieces(order: Tensor, batch: int) -> list[Tensor]:
+def pieces_of(order: Tensor, batch: int) -> list[Tensor]:
     """The order in batches; a single example goes with those before it, as BatchNorm has nothing to say of one."""
     pieces = list(order.split(batch))
     return [*pieces[:-2], torch.cat(pieces[-2:])] if len(pieces) > 1 and len(pieces[-1]) == 1 else pieces

@@ -18,6 +18,7 @@ from phalanx.matching.bbp import Bbp
 from phalanx.matching.match_stage import Matched, Middle
 from phalanx.matching.matching import Matcher
 from phalanx.training.client_sampler import AllClients, Uniform
+from phalanx.training.client_work import ClientWork
 from phalanx.training.optim import Adam, AdamW, AssignWeights, ServerOptimizer, Sgd
 from phalanx.training.phase import Phase, amend
 
@@ -25,7 +26,7 @@ _SIZES = Gate(max_weight=10.0)  # honest clients differ in size; nobody counts f
 
 
 def fedavg(
-    local: LocalTraining | None = None,
+    local: ClientWork | None = None,
     rounds: int = 10,
     *,
     clients: int | None = None,
@@ -37,7 +38,7 @@ def fedavg(
     """Federated averaging: clients train, and the global model moves by the mean of their changes.
 
     Args:
-        local: what a client does; one epoch of SGD by default.
+        local: what a client does, such as `local_training()` or `custom_training(train)`; one epoch of SGD by default.
         clients: drawn for each round; None takes all.
         codec: of what a client sends; `dense()` by default.
         rule: behind the wire, such as `krum(f=2)`; the mean by default, weighted by examples, at most ten median
@@ -67,7 +68,7 @@ def fedprox(local: LocalTraining | None = None, rounds: int = 10, *, mu: float =
 
 
 def fedavgm(
-    local: LocalTraining | None = None, rounds: int = 10, *, lr: float = 1.0, momentum: float = 0.9, **options
+    local: ClientWork | None = None, rounds: int = 10, *, lr: float = 1.0, momentum: float = 0.9, **options
 ) -> Phase:
     """FedAvg with momentum at the server; options as `fedavg`.
 
@@ -77,7 +78,7 @@ def fedavgm(
     return fedavg(local, rounds, optimizer=Sgd(lr=lr, momentum=momentum), **options)
 
 
-def fedadam(local: LocalTraining | None = None, rounds: int = 10, *, lr: float = 0.001, **options) -> Phase:
+def fedadam(local: ClientWork | None = None, rounds: int = 10, *, lr: float = 0.001, **options) -> Phase:
     """FedAvg with Adam at the server; options as `fedavg`.
 
     Source: Reddi et al., Adaptive Federated Optimization, 2020, arXiv:2003.00295, Algorithm 2. Differs: Adam's bias

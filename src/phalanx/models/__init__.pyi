@@ -3,6 +3,7 @@ from phalanx.models.alexnet import Alexnet as alexnet
 from phalanx.models.char_lstm import CharLstm as char_lstm
 from phalanx.models.cnn import Cnn as cnn
 from phalanx.models.cnn_rand import CnnRand as cnn_rand
+from phalanx.models.custom import Custom as custom
 from phalanx.models.lenet import Lenet as lenet
 from phalanx.models.lstm import TiedLstm as tied_lstm
 from phalanx.models.mlp import Fc as fc
@@ -28,6 +29,7 @@ __all__ = [
     "char_lstm",
     "cnn",
     "cnn_rand",
+    "custom",
     "fc",
     "lenet",
     "mlp",

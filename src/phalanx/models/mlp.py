@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from phalanx.core.expression import method, require
+from phalanx.data.shape import Features
 from phalanx.models.model import Model, Shape
 
 
@@ -16,7 +17,7 @@ from phalanx.models.model import Model, Shape
 class Mlp(Model):
     """Fully connected layers with ReLU between them.
 
-    Shapes: (B, C, H, W) -> (B, num_classes).
+    Shapes: (B, C, H, W) or (B, F) -> (B, num_classes).
     Args:
         hidden: widths of the hidden layers, each >= 1; () makes a linear classifier.
     """
@@ -28,7 +29,8 @@ class Mlp(Model):
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
-        for a, b in pairwise((math.prod(self.image(shape)), *self.hidden, num_classes)):
+        inputs = shape.count if isinstance(shape, Features) else math.prod(self.image(shape))
+        for a, b in pairwise((inputs, *self.hidden, num_classes)):
             layers += [nn.Linear(a, b), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 

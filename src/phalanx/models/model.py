@@ -8,8 +8,9 @@ from typing import ClassVar, Never
 
 from torch import nn
 
-from phalanx.core.expression import Expression
-from phalanx.data.shape import Pairs, Passage, Tokens
+from phalanx.core.expression import Expression, require
+from phalanx.data.examples import Examples
+from phalanx.data.shape import Features, OtherShape, Pairs, Passage, Tokens
 from phalanx.data.shape import Shape as Shape
 
 
@@ -37,6 +38,19 @@ class Model(Expression, ABC):
             ValueError: images of this shape are too small for the network, or it reads another kind of data.
         """
 
+    def build_for(self, data: Examples) -> nn.Module:
+        """The network for some data.
+
+        Raises:
+            ValueError: the data do not say how many outputs it has.
+        """
+        require(
+            data.num_classes >= 1,
+            f"{self!r} needs the number of outputs, which {data.name} does not say; give it outputs=..., the number of "
+            "classes or of numbers that are predicted, or make a model of your own with custom(...)",
+        )
+        return self.build(data.shape, data.num_classes)
+
     def image(self, shape: Shape) -> tuple[int, int, int]:
         """The channels, the height and the width of images; raises ValueError for texts."""
         return shape if isinstance(shape, tuple) else self._refuse("images", shape)
@@ -56,5 +70,9 @@ class Model(Expression, ABC):
     def _refuse(self, wanted: str, shape: Shape) -> Never:
         have = f"{'x'.join(map(str, shape))} images" if isinstance(shape, tuple) else str(shape)
         texts = {Tokens: "cnn_rand() or sentence_lstm()", Passage: "char_lstm() or tied_lstm()", Pairs: "transformer()"}
-        ways = {tuple: "cnn() or mlp()", **texts}[type(shape)]
+        other = {
+            Features: "mlp() or a model of your own with custom(...)",
+            OtherShape: "a model of your own, custom(...)",
+        }
+        ways = {tuple: "cnn() or mlp()", **texts, **other}[type(shape)]
         raise ValueError(f"{self.expression_name} reads {wanted}, and the data are {have}; choose {ways}")

@@ -12,6 +12,14 @@ from phalanx.training.parity import Parity as parity
 from phalanx.training.phase import amend as amend
 from phalanx.training.pretrained import Pretrained as pretrained
 from phalanx.training.run_folder import RunFolder as RunFolder
+from phalanx.training.task import Metric as metric
+from phalanx.training.task import Task as Task
+from phalanx.training.task import TaskContext as TaskContext
+from phalanx.training.tasks import Classification as classification
+from phalanx.training.tasks import FunctionTask as task
+from phalanx.training.tasks import MultiLabel as multi_label
+from phalanx.training.tasks import Regression as regression
+from phalanx.training.tasks import Segmentation as segmentation
 
 __all__ = [
     "ClientSampler",
@@ -19,12 +27,20 @@ __all__ = [
     "Evaluator",
     "Observer",
     "RunFolder",
+    "Task",
+    "TaskContext",
     "all_clients",
     "amend",
+    "classification",
     "gradient",
+    "metric",
+    "multi_label",
     "norms",
     "parity",
     "pretrained",
+    "regression",
+    "segmentation",
     "spectrum",
+    "task",
     "variance",
 ]

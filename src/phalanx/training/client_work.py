@@ -16,9 +16,10 @@ from phalanx.core.layout import Layout
 from phalanx.core.stack import Stack
 from phalanx.core.stage import memory_key
 from phalanx.core.trees import State
-from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition
 from phalanx.training.context import ModelProvider, WorkerContext, seeded
+from phalanx.training.task import Task
 
 
 class ClientWork(Expression, ABC):
@@ -37,7 +38,7 @@ class ClientWork(Expression, ABC):
         """
 
     @abstractmethod
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         """The samples of each unit in round `index` of the run."""
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
@@ -46,6 +47,10 @@ class ClientWork(Expression, ABC):
 
     def check(self, models: ModelProvider, rounds: int) -> None:
         """Raises ValueError for a network or a number of rounds that it cannot work with."""
+        return
+
+    def check_task(self, task: Task) -> None:
+        """Raises ValueError for a task that it cannot work for."""
         return
 
     @property
@@ -109,7 +114,13 @@ class Gradient(ClientWork):
         require(self.batch >= 1, f"gradient needs batch >= 1, got batch={self.batch}")
         require(0 <= self.smoothing < 1, f"gradient needs smoothing in [0, 1), got smoothing={self.smoothing}")
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def check_task(self, task: Task) -> None:
+        require(
+            self.smoothing == 0 or task.has_classes,
+            f"smoothing={self.smoothing} is for labels that are classes, and {task!r} has none; leave it out",
+        )
+
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return partition.draw(data, units, self.batch, index, seed)
 
     def compute_row(
@@ -120,10 +131,10 @@ class Gradient(ClientWork):
             # backward adds into the row itself; a parameter that the loss does not reach keeps its zeros
             parameter.grad = parts[name].view_as(parameter) if parameter.requires_grad else None
         before = {name: buffer.clone() for name, buffer in context.buffers.items()}
-        x, y = context.batch(samples, unit)
+        batch = context.batch(samples, unit)
         context.set_training_mode()
-        with seeded(x.device, "dropout", *context.key, unit):
-            loss = context.loss(x, y, self.smoothing)
+        with seeded(context.device, "dropout", *context.key, unit):
+            loss = context.loss(batch, unit, self.smoothing)
             loss.backward()
         for name in context.layout.installed:
             parts[name].copy_(context.buffers[name] if name in before else context.parameters[name])
@@ -162,7 +173,7 @@ def compute_rows(
         for unit, share in zip(allocation.units[worker], allocation.shares[worker], strict=True):
             users.setdefault(unit, []).append((i, share))
     scratch = torch.empty_like(rows[0]) if allocation.coded and users else None
-    batch = sum(map(len, samples))
+    batch = sum(map(len, samples)) if scratch is not None else 0
     # every row adds up its units in one order, so that the bits are the same in every world
     for unit in sorted(users):
         first = users[unit][0][0]

@@ -17,7 +17,9 @@ from phalanx.core.payload import Payload
 from phalanx.core.round import make_generator
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Dataset
-from phalanx.training.score import cross_entropy
+from phalanx.data.examples import Batch, Examples, map_tensors
+from phalanx.training.task import Task, TaskContext
+from phalanx.training.tasks import Classification
 
 if TYPE_CHECKING:
     from phalanx.matching.graph import Graph
@@ -61,23 +63,30 @@ class WorkerContext:
 
     Args:
         layout: the layout of the rows.
+        task: how a batch becomes a loss.
         key: the random numbers of this round depend on it and on the unit.
         models: other models than the current one: the original, and clients' own initial ones.
+        seed, round_index: those of the run.
         round_in_phase: number of the round in its phase, which has `rounds` rounds.
         replies: what the server replied to single workers after the last round.
+        is_checked: whether the task has been tried on a batch in this process.
     """
 
     model: nn.Module
     layout: Layout
-    data: Dataset
+    data: Examples
     augment: Augment | None
     precision: str
     channels_last: bool
     key: tuple[object, ...] = ()
+    seed: int = 0
+    round_index: int = 0
     models: ModelProvider | None = None
     round_in_phase: int = 0
     rounds: int = 1
     replies: Mapping[int, Payload] = field(default_factory=dict)
+    task: Task = field(default_factory=Classification)
+    is_checked: bool = False
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -103,27 +112,42 @@ class WorkerContext:
         if not all(module.training for module in self._modules):
             self.model.train()
 
-    def batch(self, samples: Tensor, unit: int, step: int | None = None) -> tuple[Tensor, Tensor]:
-        """The examples and labels of a unit, as `Dataset.train` gives them, augmented with the unit's random numbers.
+    def batch(self, samples: Tensor, unit: int, step: int | None = None) -> Batch:
+        """Examples of a unit, as the data's `train` gives them, augmented with the unit's random numbers.
 
         Args:
             step: number of the batch, where a round has several; each has random numbers of its own.
         """
+        key = (*self.key, unit, *([] if step is None else [step]))
+        if not isinstance(self.data, Dataset):
+            batch = map_tensors(self.data.train(samples, key=key), lambda t: t.to(self.device))
+            if not self.is_checked:
+                self.is_checked = True
+                self.task.check(self.model, batch, self.of_unit(unit))
+            return batch
         if self.augment is None:
             x, y = (t.to(self.device) for t in self.data.train(samples))
         else:
-            draws = make_generator("augment", *self.key, unit, *([] if step is None else [step]))
+            draws = make_generator("augment", *key)
             crops = self.augment.crops(len(samples), draws)
             x, y = (t.to(self.device) for t in self.data.train(samples, crops))
             x = self.augment(x, draws)
         # a copy even where one channel makes both formats one: the strides tell the convolution which kernel to take
         return x.to(memory_format=torch.channels_last, copy=True) if self.channels_last else x, y
 
-    def loss(self, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy, mean over the labels of the batch, in the run's precision; smoothing as in `gradient`."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            scores = self.model(x)
-        return cross_entropy(scores, y, smoothing=smoothing)
+    def of_unit(self, unit: int) -> TaskContext:
+        """What the task may know where a unit computes."""
+        return TaskContext(
+            device=self.device,
+            precision=self.precision,
+            client=unit,
+            round_index=self.round_index,
+            seed=self.seed,
+        )
+
+    def loss(self, batch: Batch, unit: int, smoothing: float = 0.0) -> Tensor:
+        """The task's mean loss over a batch, in the run's precision; smoothing as in `gradient`."""
+        return self.task.training_loss(self.model, batch, self.of_unit(unit), smoothing)
 
 
 @contextmanager

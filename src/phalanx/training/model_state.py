@@ -16,7 +16,8 @@ from phalanx.core.stack import Stack
 from phalanx.core.surgery import Surgery
 from phalanx.core.trees import State
 from phalanx.core.world import World
-from phalanx.data.shape import Shape, example
+from phalanx.data.examples import Examples
+from phalanx.data.shape import example
 from phalanx.training.optim import moments, set_moments
 from phalanx.training.phase import Phase, Position, Run
 
@@ -30,11 +31,11 @@ class ModelState:
     """A model in training; the same in every process of a job.
 
     Args:
-        shape, num_classes: those of the data.
+        data: the data of the run, for the shape of an example and the number of outputs.
     """
 
-    def __init__(self, run: Run, shape: Shape, num_classes: int) -> None:
-        self.phases, self._run, self._data = run.phases, run, (shape, num_classes)
+    def __init__(self, run: Run, data: Examples) -> None:
+        self.phases, self._run, self._data = run.phases, run, data
         self.memories: State = {}  # of what changes the model's shape, by the index of its phase
         # both by the shapes that earlier phases have given the model
         self._originals: dict[str, nn.Module] = {}
@@ -189,7 +190,7 @@ class ModelState:
     def _built(self, *key: object) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(make_generator(*key[:1], self._run.seed, *key[1:]).initial_seed())
-            model = self._run.model.build(*self._data)
+            model = self._run.model.build_for(self._data)
         return model.to(self._run.device)
 
     def _shaped(self, shapes: State) -> nn.Module:
@@ -223,7 +224,7 @@ class ModelState:
 
         key = repr(self._before(number))
         if key not in self._graphs:
-            self._graphs[key] = Graph.of(self.original(number), example(self._data[0]).to(self._run.device))
+            self._graphs[key] = Graph.of(self.original(number), example(self._data.shape).to(self._run.device))
         return self._graphs[key]
 
     def _before(self, number: int) -> State:

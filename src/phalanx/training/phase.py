@@ -26,6 +26,8 @@ from phalanx.training.evaluator import Evaluator
 from phalanx.training.observers.observer import Observer
 from phalanx.training.optim import ServerOptimizer, Sgd
 from phalanx.training.secure_sum import check_secure
+from phalanx.training.task import Task
+from phalanx.training.tasks import Classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,8 @@ class Run(Expression):
         evaluate_every: rounds between two tests of the model; the final model is always tested.
         checkpoint_every: rounds between two checkpoints.
         observers: measurements of the workers' rows before the scheme; they never change the run.
-        evaluators: measurements of the model whenever it is tested, besides accuracy; they never change the run.
+        evaluators: measurements of the model whenever it is tested, besides the task's; they never change the run.
+        task: the loss that is minimised and the metrics of the test; classification unless another is given.
     """
 
     data: Data
@@ -153,6 +156,7 @@ class Run(Expression):
     checkpoint_every: int = 50
     observers: tuple[Observer, ...] = ()
     evaluators: tuple[Evaluator, ...] = ()
+    task: Task = Classification()
 
     def validate(self) -> None:
         require(self.workers >= 1, f"run needs workers >= 1, got workers={self.workers}")
@@ -196,6 +200,9 @@ class Run(Expression):
         """Raises ValueError for a scheme with too few workers, or for observers of rows that are hidden."""
         for phase in self.phases:
             phase.check(self.workers)
+            for work in (phase.work, phase.adversary):
+                if work is not None:
+                    work.check_task(self.task)
         secure = any(phase.secure for phase in self.phases)
         require(
             not (secure and self.observers),

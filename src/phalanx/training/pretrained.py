@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from phalanx.core.expression import method, require
 from phalanx.core.folder_lock import folder_lock
+from phalanx.data.examples import Examples
 from phalanx.data.files import data_folder
 from phalanx.models.model import Model, Shape
 from phalanx.training.phase import Run
@@ -46,11 +47,16 @@ class Pretrained(Model):
     def channels_last(self) -> bool:  # type: ignore[override]
         return self.run.model.channels_last
 
+    def build_for(self, data: Examples) -> nn.Module:
+        return self._trained(self.run.model.build_for(data), data.shape, data.num_classes)
+
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        return self._trained(self.run.model.build(shape, num_classes), shape, num_classes)
+
+    def _trained(self, model: nn.Module, shape: Shape, num_classes: int) -> nn.Module:
         data = self.run.data.load()
         have, want = (data.shape, data.num_classes), (shape, num_classes)
         require(have == want, f"{self.run.data!r} has {have} inputs and classes, and the data of this run {want}")
-        model = self.run.model.build(shape, num_classes)
         run = replace(self.run, seed=int(torch.randint(2**31, ()))) if self.drawn else self.run
         model.load_state_dict(_weights(run, str(data_folder())))
         return model

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from phalanx.core.allocation import Allocation
+from phalanx.core.expression import require
 from phalanx.core.payload import Payload
 from phalanx.core.stack import Stack
 from phalanx.core.trees import State
+from phalanx.data.dataset import Dataset
+from phalanx.data.examples import map_tensors
 from phalanx.training.client_work import compute_rows, compute_units
 from phalanx.training.context import WorkerContext
+from phalanx.training.evaluator import measure_on
 from phalanx.training.model_state import ModelState, PhaseModels
 from phalanx.training.phase import Position, Run
+from phalanx.training.task import TaskContext
 
 
 class RunState:
@@ -34,7 +39,20 @@ class RunState:
         self.run, self.data = run, run.data.load()
         if run.augment is not None:
             run.augment.check(self.data.shape)
-        self.model_state = ModelState(run, self.data.shape, self.data.num_classes)
+            require(
+                isinstance(self.data, Dataset),
+                f"{run.augment!r} changes normalised images of a phalanx.data.Dataset, and {self.data.name} is a "
+                "dataset of your own; leave augment=None, and change the images in its __getitem__",
+            )
+        if self.data.has_clients:
+            run.partition.parts(self.data, run.workers, run.seed)
+        self.model_state = ModelState(run, self.data)
+        self.is_checked = False
+        batch = None if isinstance(self.data, Dataset) else self.data.first_batch
+        if batch is not None:
+            batch = map_tensors(batch, lambda t: t.to(run.device))
+            self.is_checked = True
+            run.task.check(self.model_state.model, batch, TaskContext(torch.device(run.device), run.precision))
         self.scheme_state: State = {}
         self.work_memories: State = {}
         self.replies: dict[int, Payload] = {}
@@ -80,9 +98,10 @@ class RunState:
         context = self._context(position)
         allocation = phase.scheme.assign(run.workers, run.seed, round_index) or Allocation.single(range(run.workers))
         units = allocation.num_units
-        samples = list(phase.work.samples(run.partition, self.data, units, round_index, run.seed))
+        samples = phase.work.samples(run.partition, self.data, units, round_index, run.seed)
         works = dict.fromkeys(range(units), phase.work)
         if phase.adversary is not None:
+            samples = list(samples)
             adversary_samples = phase.adversary.samples(run.partition, self.data, units, round_index, run.seed)
             for worker in run.byzantine.at(round_index, run.workers, run.seed):
                 works[worker], samples[worker] = phase.adversary, adversary_samples[worker]
@@ -97,6 +116,21 @@ class RunState:
         losses[[local_workers.index(worker) for worker in workers]] = worker_losses
         return Stack(rows, context.layout, tuple((worker,) for worker in workers), weights), losses
 
+    def evaluate_client(self, worker: int, round_index: int) -> dict[str, float]:
+        """The loss and the metrics of the model on the test examples of a client's own, and "examples", their number.
+
+        Empty where the client has none.
+        """
+        samples = self.data.client_test(worker)
+        if not len(samples):
+            return {}
+        run, device = self.run, torch.device(self.run.device)
+        context = TaskContext(
+            device=device, precision=run.precision, client=worker, round_index=round_index, seed=run.seed
+        )
+        found = measure_on(run.task, self.model_state.model, self.data, samples, True, context)
+        return {"examples": float(len(samples)), **found}
+
     def _context(self, position: Position) -> WorkerContext:
         run, phase = self.run, self.run.phases[position.phase_index]
         models = PhaseModels(self.model_state, position.phase_index, position.round_index)
@@ -108,8 +142,12 @@ class RunState:
             precision=run.precision,
             channels_last=run.model.channels_last,
             key=(run.seed, position.round_index),
+            seed=run.seed,
+            round_index=position.round_index,
             models=models,
             round_in_phase=position.round_in_phase,
             rounds=phase.rounds,
             replies=self.replies,
+            task=run.task,
+            is_checked=self.is_checked,
         )

@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from phalanx.core.expression import require
 from phalanx.data.dataset import Dataset
 
-SCORED, VALUES = 1000, 2**24  # labels, and values of examples, in a batch of the test at most
-
 
 def cross_entropy(
     scores: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean", smoothing: float = 0.0
@@ -56,8 +54,7 @@ def assess(model: nn.Module, data: Dataset, device: torch.device, precision: str
 
 def together(data: Dataset) -> int:
     """The number of examples in a batch of the test."""
-    # a text that is scored at every token has as many rows of scores
-    return max(1, min(SCORED // math.prod(data.test_y.shape[1:]), VALUES // math.prod(data.test_x.shape[1:])))
+    return data.test_batch
 
 
 @torch.no_grad()

@@ -25,23 +25,27 @@ from phalanx.core.trees import State, copy_tree, from_payload, keep_local_memori
 from phalanx.core.wire_stage import check_server, server_half
 from phalanx.core.world import Collective, LocalCollective
 from phalanx.data.dataset import Data, Dataset
+from phalanx.data.examples import Examples
 from phalanx.data.multi30k import Multi30k
-from phalanx.data.shape import example
+from phalanx.data.shape import OtherShape, example
 from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server_transport import ServerTransport
 from phalanx.distributed.subset import subset_of
 from phalanx.lowrank.macs import macs
 from phalanx.models.translate import bleu_of
 from phalanx.training.accusation import Sizes, row_sizes
-from phalanx.training.evaluator import EvalContext
+from phalanx.training.client_metrics import ClientMetrics
+from phalanx.training.evaluator import EvalContext, measure_on
 from phalanx.training.interrupt import Interrupted, stop_requests
 from phalanx.training.model_state import ModelState, PhaseModels, fingerprint
 from phalanx.training.observers.observer import observe
 from phalanx.training.phase import Position, Run
 from phalanx.training.run_folder import Checkpoint, RunFolder
 from phalanx.training.run_state import RunState
-from phalanx.training.score import assess, number_of
+from phalanx.training.score import number_of
 from phalanx.training.secure_sum import check_sum
+from phalanx.training.task import LOSS, TaskContext, evaluating
+from phalanx.training.tasks import Classification
 from phalanx.training.worker_stats import WorkerStats
 
 Listener = Callable[[dict[str, Any]], None]
@@ -119,6 +123,19 @@ class RoundResult:
     scheme_s: float
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a test of the model found.
+
+    Args:
+        numbers: the loss and the metrics of the task, None for what is no finite number.
+        clients: those of each client on its own test examples, if clients have some.
+    """
+
+    numbers: dict[str, float | None]
+    clients: ClientMetrics | None
+
+
 class Trainer:
     """A run in progress.
 
@@ -139,13 +156,14 @@ class Trainer:
             observer.check(self.layout, run.workers)
         for evaluator in run.evaluators:
             evaluator.check(self.data)
+            evaluator.check_task(run.task)
         self.state.check_phases()
         self.worker_stats = WorkerStats(run.workers)
         self.rounds_done = 0
         self._remote_memories: State = {}  # from a checkpoint, of workers in other processes
         self._model_before_pass: dict[str, Any] = {}  # to restore when a round of the pass is lost
         self._times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
-        self._accuracy_and_loss: tuple[int, tuple[float | None, float | None]] | None = None
+        self._measured: tuple[int, Measured] | None = None
         self._examined: tuple[int, dict[str, Any]] | None = None
 
     def _check_world(self) -> None:
@@ -208,7 +226,7 @@ class Trainer:
         started = self.start_round()
         metrics = self.finish_round(started, self.run_round(started, stop))
         if self.rounds_done == self.config.rounds or self._is_test_due(started.position):
-            metrics["accuracy"], metrics["test_loss"] = self.evaluate()
+            metrics |= self.tested()
             metrics["parameters"] = self.model_state.num_parameters
             if self.config.evaluators:
                 metrics["examined"] = self.examine()
@@ -389,11 +407,73 @@ class Trainer:
         }
 
     def evaluate(self) -> tuple[float | None, float | None]:
-        """Accuracy in [0, 1] and mean loss over the labels of the test set, None without one; computed once a round."""
-        if self._accuracy_and_loss is None or self._accuracy_and_loss[0] != self.rounds_done:
-            accuracy, loss = assess(self.model, self.data, self.device, self.config.precision)
-            self._accuracy_and_loss = self.rounds_done, (number_of(accuracy), number_of(loss))
-        return self._accuracy_and_loss[1]
+        """The task's score and the mean loss over the test set, None without one; computed once a round.
+
+        The score of a classification is the accuracy in [0, 1].
+        """
+        numbers = self.measure().numbers
+        return numbers.get(self.config.task.score.name, numbers.get(LOSS)), numbers.get(LOSS)
+
+    def measure(self) -> Measured:
+        """The loss and the metrics of the task; computed once a round.
+
+        Without test examples at the server they are the means over the clients' own, weighted by their numbers.
+        """
+        if self._measured is None or self._measured[0] != self.rounds_done:
+            self._measured = self.rounds_done, self._measure()
+        return self._measured[1]
+
+    def _measure(self) -> Measured:
+        run, clients, numbers = self.config, None, {}
+        names = (LOSS, *(metric.name for metric in run.task.metrics))
+        round_index = max(0, self.rounds_done - 1)
+        if self.data.num_test:
+            context = TaskContext(device=self.device, precision=run.precision, round_index=round_index, seed=run.seed)
+            found = measure_on(run.task, self.model, self.data, None, True, context)
+            numbers = {name: number_of(value) for name, value in found.items()}
+        if self.data.has_clients:
+            if self.server is not None:
+                request = RoundRequest(
+                    round_index=round_index,
+                    clients=tuple(range(run.workers)),
+                    model=self.model.state_dict(),
+                    shapes=self.model_state.shapes,
+                    required=None,
+                    replies={},
+                    announced={},
+                )
+                answers = self.server.evaluate_clients(request)
+            else:
+                everyone = {w: self.state.evaluate_client(w, round_index) for w in range(run.workers)}
+                answers = {worker: answer for worker, answer in everyone.items() if answer}
+            clients = ClientMetrics.of(answers, names, trusted=self.server is None)
+            numbers = numbers or clients.mean
+        return Measured(numbers or dict.fromkeys(names), clients if clients and clients.clients else None)
+
+    def tested(self) -> dict[str, Any]:
+        """What the test of the model found, as plain values for the metrics of a round.
+
+        A classification has its accuracy. Other tasks have all metrics and the score by which runs are compared.
+        """
+        task, measured = self.config.task, self.measure()
+        score, loss = self.evaluate()
+        line: dict[str, Any] = {"test_loss": loss}
+        if isinstance(task, Classification):
+            line = {"accuracy": score, **line}
+        else:
+            line["metrics"] = {name: value for name, value in measured.numbers.items() if name != LOSS}
+            line["score"] = {
+                "name": task.score.name,
+                "value": score,
+                "higher_is_better": task.score.higher_is_better,
+                "unit": task.score.unit,
+            }
+        if measured.clients is not None:
+            line["client_metrics"] = {str(client): numbers for client, numbers in measured.clients.clients.items()}
+            line["client_mean"] = measured.clients.mean
+            if measured.clients.left_out:
+                line["clients_left_out"] = {str(c): reason for c, reason in measured.clients.left_out.items()}
+        return line
 
     def examine(self) -> dict[str, Any]:
         """What each evaluator finds, by its expression; computed once a round."""
@@ -406,6 +486,8 @@ class Trainer:
                 seed=run.seed,
                 precision=run.precision,
                 parts=partial(run.partition.parts, self.data, run.workers, run.seed),
+                task=run.task,
+                round_index=max(0, self.rounds_done - 1),
             )
             self._examined = self.rounds_done, {repr(each): each.evaluate(context) for each in run.evaluators}
         return self._examined[1]
@@ -450,14 +532,14 @@ class Trainer:
     def summary(self) -> dict[str, Any]:
         """The numbers of a run that has ended, as plain values."""
         run, data, stats, model_state = self.config, self.data, self.worker_stats, self.model_state
-        accuracy, loss = self.evaluate()
+        tested = self.tested()
+        tokens = isinstance(data, Dataset) and data.test_y.dim() > 1 and run.task.has_classes
         # the first rounds compile kernels and warm caches
         times = {name: values[min(3, len(values) // 2) :] for name, values in self._times.items()}
         return {
-            "accuracy": accuracy,
-            "test_loss": loss,
-            **({"perplexity": _perplexity(loss)} if data.test_y.dim() > 1 else {}),
-            **(_translation(run.data, self.model) if len(data.test_y) else {}),
+            **tested,
+            **({"perplexity": _perplexity(tested["test_loss"])} if tokens else {}),
+            **(_translation(run.data, self.model) if data.num_test else {}),
             **({"examined": self.examine()} if run.evaluators else {}),
             "rounds": self.rounds_done,
             "lost_rounds": stats.lost_rounds,
@@ -470,7 +552,7 @@ class Trainer:
             **{name: median(values) if values else None for name, values in times.items()},
             "parameters": model_state.num_parameters,
             **({"widths": model_state.widths} if model_state.widths else {}),
-            "macs": macs(self.model, _example(data).to(self.device)).total,
+            "macs": _macs(self.model, data, self.device),
             "accused": stats.table(),
             "evidence": stats.evidence,
             "accusation_precision": stats.precision,
@@ -498,6 +580,16 @@ def _translation(data: Data, model: nn.Module) -> dict[str, float]:
     return {"bleu": bleu_of(model, data, data.beam)}  # type: ignore[arg-type]
 
 
-def _example(data: Dataset) -> Tensor:
-    """One example; a text has the length of the first one of the test set."""
-    return data.test(slice(0, 1))[0] if len(data.test_y) else example(data.shape)[:1]
+def _macs(model: nn.Module, data: Examples, device: torch.device) -> int | None:
+    """The multiply-accumulates of one example; None for examples that are not one tensor.
+
+    A text has the length of the first one of the test set.
+    """
+    if isinstance(data, Dataset):
+        one = data.test(slice(0, 1))[0] if len(data.test_y) else example(data.shape)[:1]
+    elif isinstance(data.shape, OtherShape):
+        return None
+    else:
+        one = example(data.shape)[:1]
+    with evaluating(model):
+        return macs(model, one.to(device)).total
