@@ -400,7 +400,7 @@ def test_models_and_functions_that_cannot_be_made_again_are_refused():
 
 def test_what_needs_classes_says_so():
     refused("smoothing=0.1 is for labels that are classes", work=px.training.gradient(batch=8, smoothing=0.1))
-    refused("edge cases", evaluators=(px.parse("backdoor(rare_styles(), digits())"),))
+    refused("needs images or texts with class labels", evaluators=(px.parse("backdoor(rare_styles(), digits())"),))
     clients = px.data.client_datasets(own.clinic)
     for partition in (px.data.iid(), px.data.dirichlet(0.5), px.data.shards()):
         refused("only by_client", data=clients, partition=partition)

@@ -9,7 +9,7 @@ from typing import Any
 from phalanx.backdoors.dormant import Pruner, before_fall, clean_samples
 from phalanx.backdoors.prune import check_pruning
 from phalanx.core.expression import method
-from phalanx.data.dataset import Dataset
+from phalanx.data.dataset import Dataset, labelled
 from phalanx.training.evaluator import EvalContext, Evaluator
 from phalanx.training.score import assess, number_of
 
@@ -42,7 +42,7 @@ class AfterPruning(Evaluator):
         self.exam.check(data)
 
     def evaluate(self, context: EvalContext) -> dict[str, Any]:
-        data, precision = context.data, context.precision
+        data, precision = labelled(context.data, self), context.precision
         samples = clean_samples(data, self.clean, context.seed)
         pruner = Pruner(context.model, self.layer, data, samples, precision)
         counts = list(pruner.steps(self.step))

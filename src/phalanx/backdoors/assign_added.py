@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phalanx.core.expression import method, require
 from phalanx.core.round import make_generator
-from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition, check_units
 
 ADDED = -1  # neither a label nor an owner
@@ -44,7 +44,7 @@ class AssignAdded(Partition):
         require(self.clients >= 1, f"dealt needs clients >= 1, got clients={self.clients}")
         require(self.first >= 0, f"dealt needs first >= 0, got first={self.first}")
 
-    def values(self, data: Dataset) -> Tensor:
+    def values(self, data: Examples) -> Tensor:
         values = self.inner.values(data).clone()
         values[len(values) - data.added :] = ADDED
         return values

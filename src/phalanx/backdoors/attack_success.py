@@ -7,7 +7,7 @@ from typing import Any
 
 from phalanx.backdoors.edges import EdgeCases
 from phalanx.core.expression import method
-from phalanx.data.dataset import Data, Dataset
+from phalanx.data.dataset import Data, Dataset, labelled
 from phalanx.training.evaluator import EvalContext, Evaluator, share
 
 
@@ -27,10 +27,11 @@ class Backdoor(Evaluator):
     data: Data
 
     def check(self, data: Dataset) -> None:
+        labelled(data, self)
         self.edges.load(self.data.load())
 
     def evaluate(self, context: EvalContext) -> dict[str, Any]:
-        data, edges = context.data, self.edges.load(self.data.load())
+        data, edges = labelled(context.data, self), self.edges.load(self.data.load())
         success, right = edges.rates(context.labels(data.inputs(edges.test_x)))
         sources, source = edges.true_y.unique(), None
         if edges.true_y.dim() == 1 and len(sources) == 1:

@@ -13,7 +13,7 @@ from phalanx.backdoors.trigger import PARTS, Trigger
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.trees import State
-from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext
@@ -48,7 +48,7 @@ class Dba(ClientWork):
         assert isinstance(self.attack.edges, Trigger)
         return replace(self.attack, edges=replace(self.attack.edges, part=unit % PARTS))
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return self.attack.samples(partition, data, units, index, seed)
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:

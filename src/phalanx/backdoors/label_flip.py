@@ -13,10 +13,12 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.trees import State
-from phalanx.data.dataset import Dataset
+from phalanx.data.dataset import Dataset, labelled
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext
+from phalanx.training.task import Task
 
 
 @method("label_flip", "client_work")
@@ -44,7 +46,7 @@ class LabelFlip(ClientWork):
             f"label_flip needs two classes or none, got source={self.source}, target={self.target}",
         )
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return self.work.samples(partition, data, units, index, seed)
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
@@ -52,6 +54,12 @@ class LabelFlip(ClientWork):
 
     def check(self, models: ModelProvider, rounds: int) -> None:
         self.work.check(models, rounds)
+
+    def check_task(self, task: Task) -> None:
+        require(
+            task.has_classes, f"{self!r} gives examples of one class the label of another, and {task!r} has no classes"
+        )
+        self.work.check_task(task)
 
     @property
     def stateful(self) -> bool:
@@ -64,7 +72,7 @@ class LabelFlip(ClientWork):
     def compute_row(
         self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
     ) -> tuple[float, State]:
-        flipped = replace(context, data=_flipped(self, context.data))
+        flipped = replace(context, data=_flipped(self, labelled(context.data, self)))
         return self.work.compute_row(flipped, unit, samples, out, memory)
 
 

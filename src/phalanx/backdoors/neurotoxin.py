@@ -12,10 +12,11 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.trees import State
-from phalanx.data.dataset import Dataset
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext
+from phalanx.training.task import Task
 
 
 @method("neurotoxin", "client_work")
@@ -40,7 +41,7 @@ class Neurotoxin(ClientWork):
     def validate(self) -> None:
         require(0 < self.ratio < 1, f"neurotoxin needs ratio in (0, 1), got ratio={self.ratio}")
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         return self.work.samples(partition, data, units, index, seed)
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
@@ -48,6 +49,9 @@ class Neurotoxin(ClientWork):
 
     def check(self, models: ModelProvider, rounds: int) -> None:
         self.work.check(models, rounds)
+
+    def check_task(self, task: Task) -> None:
+        self.work.check_task(task)
 
     @property
     def stateful(self) -> bool:

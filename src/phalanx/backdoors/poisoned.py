@@ -15,11 +15,13 @@ from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.round import make_generator
 from phalanx.core.trees import State
-from phalanx.data.dataset import Data, Dataset
+from phalanx.data.dataset import Data, Dataset, labelled
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition
 from phalanx.federated.local_training import LocalTraining
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext
+from phalanx.training.task import Task
 
 
 @method("poisoned", "client_work")
@@ -52,14 +54,18 @@ class Poisoned(ClientWork):
         require(self.clean >= 0, f"poisoned needs clean >= 0, got clean={self.clean}")
         require(self.amount is None or self.amount >= 1, f"poisoned needs amount >= 1, got amount={self.amount}")
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
-        return [torch.arange(len(self.mixture(data, seed).train_y))] * units
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        return [torch.arange(len(self.mixture(labelled(data, self), seed).train_y))] * units
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
         return self.local.layout(models, round_in_phase)
 
     def check(self, models: ModelProvider, rounds: int) -> None:
         self.local.check(models, rounds)
+
+    def check_task(self, task: Task) -> None:
+        require(task.has_classes, f"{self!r} plants wrong labels, and {task!r} has no classes")
+        self.local.check_task(task)
 
     @property
     def stateful(self) -> bool:
@@ -74,7 +80,7 @@ class Poisoned(ClientWork):
     ) -> tuple[float, State]:
         seed = context.key[0]
         assert isinstance(seed, int)
-        poisoned = replace(context, data=self.mixture(context.data, seed))
+        poisoned = replace(context, data=self.mixture(labelled(context.data, self), seed))
         return self.local.compute_row(poisoned, unit, samples, out, memory)
 
     def mixture(self, data: Dataset, seed: int) -> Dataset:

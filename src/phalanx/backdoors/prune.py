@@ -11,7 +11,8 @@ from torch import Tensor
 from phalanx.backdoors.dormant import Pruner, clean_samples, reader
 from phalanx.core.expression import method, require
 from phalanx.core.trees import State
-from phalanx.data.dataset import Dataset
+from phalanx.data.dataset import labelled
+from phalanx.data.examples import Examples
 from phalanx.data.partition import Partition
 from phalanx.training.client_work import ClientWork
 from phalanx.training.context import ModelProvider, WorkerContext
@@ -47,10 +48,10 @@ class Prune(ClientWork):
     def validate(self) -> None:
         check_pruning("prune", self.bound, self.step, self.clean)
 
-    def samples(self, partition: Partition, data: Dataset, units: int, index: int, seed: int) -> Sequence[Tensor]:
+    def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
         if self.clean is None:
             return partition.parts(data, units, seed)
-        return [clean_samples(data, self.clean, seed)] * units
+        return [clean_samples(labelled(data, self), self.clean, seed)] * units
 
     def check(self, models: ModelProvider, rounds: int) -> None:
         reader(models.model, self.layer)
@@ -58,7 +59,7 @@ class Prune(ClientWork):
     def compute_row(
         self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
     ) -> tuple[float, State]:
-        pruner = Pruner(context.model, self.layer, context.data, samples, context.precision)
+        pruner = Pruner(context.model, self.layer, labelled(context.data, self), samples, context.precision)
         pruned = pruner.without(pruner.most(self.step, self.bound)).state_dict()
         before, parts = context.model.state_dict(), context.layout.split(out)
         torch.sub(before[pruner.weight], pruned[pruner.weight], out=parts[pruner.weight])

@@ -173,6 +173,22 @@ class Dataset(Examples):
         return 1 / (self.levels * std), mean / std
 
 
+def labelled(data: Examples, what: object) -> Dataset:
+    """The data, whose images or texts and labels are in memory.
+
+    Args:
+        what: that needs them, for the sentence.
+    Raises:
+        ValueError: they are datasets of the user's own.
+    """
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"{what!r} needs images or texts with class labels in memory, a phalanx.data.Dataset, and {data.name} is a "
+            "dataset of your own; leave it out"
+        )
+    return data
+
+
 class Data(Expression, ABC):
     """An expression that names a data set."""
 

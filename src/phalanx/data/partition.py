@@ -89,7 +89,7 @@ class Iid(Partition):
     """
 
     def values(self, data: Examples) -> Tensor:
-        return torch.zeros(data.num_train, dtype=torch.uint8)  # the number of samples is all that counts
+        return torch.zeros(data.num_train, dtype=torch.int64)  # the number of samples is all that counts
 
     def split(self, values: Tensor, units: int, seed: int) -> tuple[Tensor, ...]:
         check_units(self, len(values), units)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.registry import suggest
-from phalanx.data.shape import Pairs, Passage, Shape
+from phalanx.data.shape import Pairs, Passage, Shape, Tokens
 from phalanx.lowrank.plan import Plan
 from phalanx.lowrank.planner import plan
 from phalanx.models.lstm import TiedLstm
@@ -51,6 +51,7 @@ class Network:
         """
         if isinstance(self.shape, tuple):
             return torch.randn(batch, *self.shape)
+        assert isinstance(self.shape, Pairs | Passage | Tokens)
         sides = (2,) if isinstance(self.shape, Pairs) else ()
         return torch.randint(4, self.shape.vocabulary, (batch, *sides, self.shape.length))
 
