@@ -26,6 +26,7 @@ from phalanx.core.parser import parse as parse
 from phalanx.core.payload import BadPayload as BadPayload
 from phalanx.core.payload import Payload as Payload
 from phalanx.core.round import Round as Round
+from phalanx.core.scatter import Scatter as scatter
 from phalanx.core.serialization import from_bytes as decode
 from phalanx.core.serialization import to_bytes as encode
 from phalanx.core.stack import Note as Note
@@ -108,6 +109,7 @@ __all__ = [
     "optim",
     "parse",
     "reduce",
+    "scatter",
     "sdc",
     "testing",
     "train",

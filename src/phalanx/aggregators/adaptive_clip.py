@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
@@ -38,6 +37,7 @@ class AdaptiveClip(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         ok = 0 < self.factor < float("inf")
@@ -51,8 +51,7 @@ class AdaptiveClip(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         cut = stack.layout.stepped
-        # the squares of a float32 row may overflow
-        norms = torch.linalg.vector_norm(stack.rows[:, :cut], dim=1, dtype=torch.float64).cpu().numpy()
+        norms = stack.directions.norms().cpu().numpy()
         bound = self.factor * float(np.mean(norms) if self.of == "mean" else np.median(norms))
         rows = stack.rows.clone()
         for i in np.flatnonzero(norms > bound):

@@ -40,6 +40,7 @@ class Bulyan(Aggregator):
 
     requirement: ClassVar[str] = "n >= 4f + 3"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"bulyan needs f >= 0, got f={self.f}")

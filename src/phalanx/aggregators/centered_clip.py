@@ -16,6 +16,7 @@ from phalanx.core.aggregator import Aggregator
 from phalanx.core.expression import method, require
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
+from phalanx.core.row_memory import load
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
@@ -45,6 +46,7 @@ class CenteredClip(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.tau is None or self.tau > 0, f"centered_clip needs tau > 0, got tau={self.tau}")
@@ -55,10 +57,13 @@ class CenteredClip(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         rows = stack.rows
-        start = stack.layout.join(state["centre"]).to(rows) if state else median(rows)
-        weights, coarse = self._steps(inner_products(rows, start))
+        centre = state.get("centre", {}) if state else {}
+        # an owner may get columns that were another one's before
+        known = bool(centre) and all(name in centre for name in stack.layout.names)
+        start = stack.layout.join(centre).to(rows) if known else load(centre, stack.layout, median(rows)).to(rows)
+        weights, coarse = self._steps(inner_products(rows, start, columns=stack.columns))
         if coarse:
-            weights, _ = self._steps(inner_products(rows, start, in_float64=True))
+            weights, _ = self._steps(inner_products(rows, start, in_float64=True, columns=stack.columns))
         centre = _moved(start, torch.from_numpy(weights), rows)
         parts = stack.layout.split(centre)
         return stack.one(centre), {"centre": {name: part.clone() for name, part in parts.items()}}

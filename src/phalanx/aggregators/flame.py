@@ -41,6 +41,7 @@ class Flame(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(0 <= self.noise < float("inf"), f"flame needs a finite noise >= 0, got noise={self.noise}")
@@ -50,7 +51,8 @@ class Flame(Aggregator):
         return max(0, (n - 1) // 2)
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
-        inner = inner_products(stack.rows[:, : stack.layout.stepped], None)
+        directions = stack.directions
+        inner = inner_products(directions.rows, None, columns=directions.columns)
         norms = lengths(inner)
         kept = _main_cluster(inner, self.reach)
         median_norm = float(np.median(norms))

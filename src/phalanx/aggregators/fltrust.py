@@ -36,6 +36,7 @@ class Fltrust(Aggregator):
     root: int = 0
 
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.root >= 0, f"fltrust needs root >= 0, got root={self.root}")
@@ -48,9 +49,14 @@ class Fltrust(Aggregator):
             return stack.one(stack.rows[0].clone()), {}
         num_directions = stack.layout.stepped
         directions = stack.rows[:, :num_directions].double()
-        lengths = torch.linalg.vector_norm(directions, dim=1)
-        root, root_length = directions[positions[0]], float(lengths[positions[0]])
-        trust = (directions @ root / (lengths * root_length).clamp_min(1e-300)).clamp(min=0)
+        root, columns = directions[positions[0]], stack.directions.columns
+        if columns is None:
+            lengths, products = torch.linalg.vector_norm(directions, dim=1), directions @ root
+        else:
+            lengths = stack.directions.norms()
+            products = columns.total(lambda part: directions[:, part] @ root[part], lengths)
+        root_length = float(lengths[positions[0]])
+        trust = (products / (lengths * root_length).clamp_min(1e-300)).clamp(min=0)
         trust[positions[0]] = 0
         if not bool(trust.any()):
             raise TooFewRows("fltrust: no row points where the root's does", stack.notes)

@@ -41,6 +41,7 @@ class Foolsgold(Aggregator):
     kappa: float = 1.0
 
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(0 < self.kappa < float("inf"), f"foolsgold needs a finite kappa > 0, got kappa={self.kappa}")
@@ -53,7 +54,7 @@ class Foolsgold(Aggregator):
             before = load(state.get(key, {}), head, sums[i])
             sums[i] = before + stack.rows[i, :cut]
             state[key] = store(sums[i], before, head)
-        weights = _weights(inner_products(sums, None), self.kappa)
+        weights = _weights(inner_products(sums, None, columns=stack.directions.columns), self.kappa)
         if not weights.any():
             raise TooFewRows("foolsgold: all clients look alike, and no weight is left", stack.notes, state)
         share = torch.from_numpy(weights / weights.sum())

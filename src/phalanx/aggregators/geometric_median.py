@@ -46,6 +46,7 @@ class GeometricMedian(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.nu > 0, f"geometric_median needs nu > 0, got nu={self.nu}")
@@ -61,14 +62,14 @@ class GeometricMedian(Aggregator):
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         rows = stack.rows
         share = stack.weights.numpy() / float(stack.weights.sum())
-        pairs = distances(rows)
+        pairs = distances(rows, stack.columns)
         pair_distances = np.sqrt(pairs.squared)
         best = int((pair_distances @ share).argmin())
         reach = _median_reach(pair_distances, share)
         inner = pairs.inner
         is_tiny = 0 < reach[best] ** 2 < TINY
         if is_tiny or 0 < _FAR * reach[best] < np.sqrt(inner[best, best]):
-            inner = inner_products(rows, rows[best], in_float64=is_tiny)
+            inner = inner_products(rows, rows[best], in_float64=is_tiny, columns=stack.columns)
         inner = _moved(inner, best)
         if _is_optimal(best, pair_distances, inner, share):
             return stack.one(rows[best].clone()).note([Note("gap", value=0.0)]), {}

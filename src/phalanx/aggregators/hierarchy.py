@@ -44,6 +44,10 @@ class Hierarchy(Aggregator):
     def scope(self) -> Scope:
         return widest((self.inner.scope, self.outer.scope))
 
+    @property
+    def on_columns(self) -> bool:
+        return self.inner.on_columns and self.outer.on_columns
+
     def validate(self) -> None:
         require(self.groups >= 1, f"hierarchy needs groups >= 1, got groups={self.groups}")
         for stage in (self.inner, self.outer):

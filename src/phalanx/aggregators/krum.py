@@ -31,6 +31,7 @@ class Krum(Aggregator):
 
     requirement: ClassVar[str] = "n >= 2f + 3"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"krum needs f >= 0, got f={self.f}")

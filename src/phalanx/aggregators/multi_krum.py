@@ -38,6 +38,7 @@ class MultiKrum(Aggregator):
 
     requirement: ClassVar[str] = "n >= 2f + 3 and n >= m"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"multi_krum needs f >= 0, got f={self.f}")

@@ -36,6 +36,7 @@ class Nnm(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"nnm needs f >= 0, got f={self.f}")
@@ -52,7 +53,7 @@ class Nnm(Aggregator):
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         n = len(stack.rows)
         order = canonical_order(stack)
-        squared = distances(stack.rows).squared[:, order]
+        squared = distances(stack.rows, stack.columns).squared[:, order]
         # equal rows are as near to a row as the row itself, and may stand in for it
         nearest = order[squared.argsort(axis=1, kind="stable")[:, : n - f]]
         share = np.zeros((n, n))

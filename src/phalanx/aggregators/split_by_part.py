@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from phalanx.aggregators.mean import Mean
@@ -40,6 +38,10 @@ class SplitByPart(Aggregator):
     def scope(self) -> Scope:
         return widest((self.directions.scope, self.installed.scope))
 
+    @property
+    def on_columns(self) -> bool:
+        return self.directions.on_columns and self.installed.on_columns
+
     def validate(self) -> None:
         for stage in (self.directions, self.installed):
             require(stage.num_wires == 0, f"split_by_part stands behind the wire, and {stage!r} crosses one")
@@ -60,11 +62,10 @@ class SplitByPart(Aggregator):
         return Chain((self.directions, self.installed)).assign(n, seed, index)
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
-        state, layout = dict(state or {}), stack.layout
-        cut = layout.stepped
+        state = dict(state or {})
         parts = {
-            "directions": (self.directions, replace(stack, rows=stack.rows[:, :cut], layout=layout.head)),
-            "installed": (self.installed, replace(stack, rows=stack.rows[:, cut:], layout=layout.tail)),
+            "directions": (self.directions, stack.directions),
+            "installed": (self.installed, stack.installed),
         }
         results: list[Stack] = []
         memory: State = {}

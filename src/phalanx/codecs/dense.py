@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from phalanx.core.codec import Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
@@ -29,6 +32,14 @@ class Dense(Codec):
     @property
     def unbiased(self) -> bool:
         return True
+
+    @property
+    def grain(self) -> int | None:
+        return 1
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        values = self.decode(payload, layout)
+        return [{"values": shard.take(values)} for shard in shards]
 
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         return {"values": row}, state

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from phalanx.core.codec import Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.precision import cast
@@ -46,6 +49,20 @@ class ErrorFeedback(Codec):
     @property
     def linear(self) -> bool:
         return self.codec.linear
+
+    @property
+    def grain(self) -> int | None:
+        return self.codec.grain
+
+    @property
+    def result_codec(self) -> Codec | None:
+        return self.codec.result_codec
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        return self.codec.split(payload, layout, shards)
+
+    def decode_part(self, payload: Payload, layout: Layout, shard: Shard) -> Tensor:
+        return self.codec.decode_part(payload, layout, shard)
 
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         memory = state.get("residual", {})

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from phalanx.core.codec import Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
@@ -35,6 +37,18 @@ class Half(Codec):
     @property
     def linear(self) -> bool:
         return True
+
+    @property
+    def grain(self) -> int | None:
+        return 1
+
+    @property
+    def result_codec(self) -> Codec | None:
+        return self
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        (values,) = expect(payload, values=(_DTYPES[self.precision], (layout.d,)))
+        return [{"values": shard.take(values)} for shard in shards]
 
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         return {"values": cast(row, _DTYPES[self.precision])}, state

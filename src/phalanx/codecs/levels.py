@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
-from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
+from phalanx.core.pieces import BLOCK, PIECE, Cut, Piece, blank, body_of, cut, first_pieces, float_array, keys, spread
 from phalanx.core.precision import cast
 from phalanx.core.round import Rng
 from phalanx.core.stage import Kept, Scope
@@ -59,6 +60,20 @@ class QuantizerCodec(Codec):
     @property
     def unbiased(self) -> bool:
         return True
+
+    @property
+    def grain(self) -> int | None:
+        return level_grain(self.level_format)
+
+    @property
+    def result_codec(self) -> Codec | None:
+        """Eight bits, whose error is small beside that of any code that needs `scatter`; see docs/scaling.md."""
+        from phalanx.codecs.qsgd import Qsgd
+
+        return Qsgd(bits=8)
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        return split_levels(payload, layout, self.level_format, shards)
 
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         return encode_levels(row, layout, self.level_format, self.measure_scales, rng), state
@@ -126,6 +141,76 @@ def decode_levels(payload: Payload, layout: Layout, form: LevelFormat) -> Tensor
 
     bits, bucket, coding = form
     plan = cut(layout, bucket, bits + 1)
+    scales, body, bounds = _read_form(payload, plan, coding)
+    measures, data = scales.cpu().contiguous().numpy(), body.cpu().contiguous().numpy()
+    row = blank(layout.d, torch.float32)
+    out = row.numpy()
+    read = quantizer_kernels.dequantize if coding == "packed" else bit_streams.unelias
+
+    def work(item: tuple[Piece, tuple[int, int]]) -> bool:
+        piece, (start, stop) = item
+        part = out[piece.start : piece.stop]
+        return bool(read(data[start:stop], piece.width, measures[piece.buckets], bits, part))
+
+    if not all(spread(work, list(zip(plan.pieces, bounds, strict=True)), plan.sizes)):
+        raise BadPayload("levels that no encoder writes")
+    return cast(row, layout.dtype)
+
+
+def level_grain(form: LevelFormat) -> int:
+    """The number of entries between two places where a quantized tensor can be cut."""
+    _, bucket, coding = form
+    if bucket is not None and (coding == "packed" or bucket > PIECE):
+        return bucket
+    if coding == "packed":
+        return BLOCK
+    return PIECE if bucket is None else PIECE // bucket * bucket
+
+
+def split_levels(payload: Payload, layout: Layout, form: LevelFormat, shards: Sequence[Shard]) -> list[Payload]:
+    """Cuts a payload of `encode_levels` into those of shards; a scale is repeated in each shard with its entries.
+
+    Raises:
+        BadPayload: `encode_levels` writes no such payload.
+    """
+    bits, bucket, coding = form
+    plan = cut(layout, bucket, bits + 1)
+    scales, body, bounds = _read_form(payload, plan, coding)
+    firsts = first_pieces(plan)
+    places = {(piece.tensor, piece.offset): i for i, piece in enumerate(plan.pieces)}
+    parts = []
+    for shard in shards:
+        own_scales, codes, sizes = [scales[:0]], [body[:0]], list[int]()
+        for block in shard.blocks:
+            if block.start == block.stop:
+                continue
+            first, count = firsts[block.tensor], block.stop - block.start
+            low = first.buckets.start + block.offset // first.width
+            own_scales.append(scales[low : low + -(-count // first.width)])
+            if coding == "packed":
+                codes.append(body[body_of(first, block, bits + 1)])
+                continue
+            i = places[block.tensor, block.offset]
+            while i < len(plan.pieces) and plan.pieces[i].start < block.stop:
+                start, stop = bounds[i]
+                codes.append(body[start:stop])
+                sizes.append(stop - start)
+                i += 1
+        part = {"scales": torch.cat(own_scales)}
+        if coding == "packed":
+            parts.append({**part, "levels": torch.cat(codes)})
+        else:
+            ends = torch.from_numpy(np.cumsum(sizes, dtype=np.int64))
+            parts.append({**part, "stream": torch.cat(codes), "ends": ends})
+    return parts
+
+
+def _read_form(payload: Payload, plan: Cut, coding: Coding) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """The scales, the codes, and the first and last byte of each piece.
+
+    Raises:
+        BadPayload: `encode_levels` writes no payload of this form.
+    """
     fields = {"scales": (torch.float32, (plan.num_buckets,))}
     if coding == "packed":
         scales, body = expect(payload, **fields, levels=(torch.uint8, (plan.num_bytes,)))
@@ -140,16 +225,4 @@ def decode_levels(payload: Payload, layout: Layout, form: LevelFormat) -> Tensor
             raise BadPayload("pieces that do not follow each other to the end of the stream")
     if bool((scales < 0).any()):
         raise BadPayload("a negative scale")
-    measures, data = scales.cpu().contiguous().numpy(), body.cpu().contiguous().numpy()
-    row = blank(layout.d, torch.float32)
-    out = row.numpy()
-    read = quantizer_kernels.dequantize if coding == "packed" else bit_streams.unelias
-
-    def work(item: tuple[Piece, tuple[int, int]]) -> bool:
-        piece, (start, stop) = item
-        part = out[piece.start : piece.stop]
-        return bool(read(data[start:stop], piece.width, measures[piece.buckets], bits, part))
-
-    if not all(spread(work, list(zip(plan.pieces, bounds, strict=True)), plan.sizes)):
-        raise BadPayload("levels that no encoder writes")
-    return cast(row, layout.dtype)
+    return scales, body, bounds

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
@@ -50,24 +52,65 @@ class RandomK(Codec):
     def unbiased(self) -> bool:
         return self.scaled or self.ratio == 1
 
+    @property
+    def grain(self) -> int | None:
+        return 1
+
+    @property
+    def result_codec(self) -> Codec | None:
+        from phalanx.codecs.qsgd import Qsgd
+
+        return Qsgd(bits=8)
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        values, seed = self._parts(payload, layout)
+        places = torch.from_numpy(self._places(layout, int(seed)))
+        is_sent = torch.zeros(layout.d, dtype=torch.bool)
+        row = values.new_zeros(layout.d)
+        is_sent[places], row[places.to(row.device)] = True, values
+        return [{"values": shard.take(row)[shard.take(is_sent).to(row.device)], "seed": seed} for shard in shards]
+
+    def decode_part(self, payload: Payload, layout: Layout, shard: Shard) -> Tensor:
+        count = payload["values"].numel() if "values" in payload else 0
+        values, seed = expect(payload, values=(layout.dtype, (count,)), seed=(torch.int64, (1,)))
+        if int(seed) < 0:
+            raise BadPayload("a negative seed")
+        factors = torch.zeros(layout.d, dtype=accumulation_dtype(layout.dtype))
+        factors[torch.from_numpy(self._places(layout, int(seed)))] = torch.from_numpy(self._factors(layout)).to(factors)
+        own = shard.take(factors).to(values.device)
+        if int((own > 0).sum()) != count:
+            raise BadPayload(f"{count} entries where the seed has {int((own > 0).sum())}")
+        own[own > 0] *= values.to(own)
+        return cast(own, layout.dtype)
+
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         seed = seed_of(rng)
         places = torch.from_numpy(self._places(layout, seed)).to(row.device)
         return {"values": row[places], "seed": torch.tensor([seed])}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
-        ks = counts(layout, self.ratio)
-        values, seed = expect(payload, values=(layout.dtype, (sum(ks),)), seed=(torch.int64, (1,)))
-        if int(seed) < 0:
-            raise BadPayload("a negative seed")
+        values, seed = self._parts(payload, layout)
         if self.scaled:
-            factors = np.repeat([size / max(k, 1) for size, k in zip(layout.sizes, ks, strict=True)], ks)
-            values = values.to(accumulation_dtype(values.dtype)) * torch.from_numpy(factors).to(
+            values = values.to(accumulation_dtype(values.dtype)) * torch.from_numpy(self._factors(layout)).to(
                 values.device, accumulation_dtype(values.dtype)
             )
         row = blank(layout.d, values.dtype, values.device)
         row[torch.from_numpy(self._places(layout, int(seed))).to(row.device)] = values
         return cast(row, layout.dtype)
+
+    def _parts(self, payload: Payload, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The values and the seed; raises BadPayload where `encode` writes no such ones."""
+        form = (layout.dtype, (sum(counts(layout, self.ratio)),))
+        values, seed = expect(payload, values=form, seed=(torch.int64, (1,)))
+        if int(seed) < 0:
+            raise BadPayload("a negative seed")
+        return values, seed
+
+    def _factors(self, layout: Layout) -> np.ndarray:
+        """What each sent entry is multiplied by."""
+        ks = counts(layout, self.ratio)
+        scales = [size / max(k, 1) if self.scaled else 1.0 for size, k in zip(layout.sizes, ks, strict=True)]
+        return np.repeat(scales, ks)
 
     def _places(self, layout: Layout, seed: int) -> np.ndarray:
         from phalanx.codecs import quantizer_kernels

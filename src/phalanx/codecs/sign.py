@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
@@ -39,6 +43,30 @@ class Sign(Codec):
     def scope(self) -> Scope:
         return "tensor" if self.scaled else "coordinate"
 
+    @property
+    def grain(self) -> int | None:
+        return 1
+
+    @property
+    def result_codec(self) -> Codec | None:
+        """Three values, which the result of a majority has: they arrive as they are, anything else unbiased."""
+        from phalanx.codecs.qsgd import Qsgd
+        from phalanx.codecs.terngrad import Terngrad
+
+        return Qsgd(bits=8) if self.scaled else Terngrad(clip=math.inf)
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        signs, *scales = self._parts(payload, layout)
+        bits = torch.from_numpy(np.unpackbits(signs.cpu().contiguous().numpy(), count=layout.d, bitorder="little"))
+        parts = []
+        for shard in shards:
+            packed = np.packbits(shard.take(bits).numpy(), bitorder="little")
+            part = {"signs": torch.from_numpy(packed)}
+            if scales:
+                part["scales"] = scales[0][[block.tensor for block in shard.blocks]]
+            parts.append(part)
+        return parts
+
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         payload = {"signs": _pack(row)}
         if self.scaled:
@@ -49,13 +77,18 @@ class Sign(Codec):
             payload["scales"] = torch.stack(means) if means else row.new_empty(0, dtype=accumulation_dtype(row.dtype))
         return payload, state
 
-    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+    def _parts(self, payload: Payload, layout: Layout) -> tuple[Tensor, ...]:
+        """The packed signs and, if it is scaled, the scales; raises BadPayload where `encode` writes no such ones."""
         forms = {"signs": (torch.uint8, (-(-layout.d // 8),))}
         if self.scaled:
             forms["scales"] = (accumulation_dtype(layout.dtype), (len(layout.names),))
-        signs, *scales = expect(payload, **forms)
-        if layout.d % 8 and int(signs[-1]) >> layout.d % 8:
+        parts = expect(payload, **forms)
+        if layout.d % 8 and int(parts[0][-1]) >> layout.d % 8:
             raise BadPayload("bits beyond the end of the row")
+        return parts
+
+    def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        signs, *scales = self._parts(payload, layout)
         row = _unpack(signs, layout.d, accumulation_dtype(layout.dtype))
         if scales:
             if bool((scales[0] < 0).any()):

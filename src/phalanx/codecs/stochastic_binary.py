@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
-from phalanx.core.pieces import Piece, blank, cut, float_array, keys, spread
+from phalanx.core.pieces import BLOCK, Piece, blank, body_of, cut, first_pieces, float_array, keys, spread
 from phalanx.core.precision import cast
 from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
@@ -37,6 +39,29 @@ class StochasticBinary(Codec):
     @property
     def unbiased(self) -> bool:
         return True
+
+    @property
+    def grain(self) -> int | None:
+        return BLOCK
+
+    @property
+    def result_codec(self) -> Codec | None:
+        from phalanx.codecs.qsgd import Qsgd
+
+        return Qsgd(bits=8)
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        plan = cut(layout, None, 1)
+        form = {"ends": (torch.float32, (plan.num_buckets, 2)), "bits": (torch.uint8, (plan.num_bytes,))}
+        ends, bits = expect(payload, **form)
+        firsts = first_pieces(plan)
+        parts = []
+        for shard in shards:
+            blocks = [block for block in shard.blocks if block.stop > block.start]
+            buckets = [firsts[block.tensor].buckets.start for block in blocks]
+            bodies = [bits[body_of(firsts[block.tensor], block, 1)] for block in blocks]
+            parts.append({"ends": ends[buckets], "bits": torch.cat([bits[:0], *bodies])})
+        return parts
 
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         from phalanx.codecs import quantizer_kernels

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.columns import Shard
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
@@ -45,9 +47,52 @@ class TopK(Codec):
     def validate(self) -> None:
         require(0 < self.ratio <= 1, f"top_k needs 0 < ratio <= 1, got ratio={self.ratio}")
 
-    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
+    @property
+    def grain(self) -> int | None:
+        return 1
+
+    @property
+    def result_codec(self) -> Codec | None:
+        """The same code with error feedback: the result has the entries of all workers, and most are sent later."""
+        from phalanx.codecs.error_feedback import ErrorFeedback
+
+        return ErrorFeedback(self)
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        values, places = self._read(payload, layout)
+        blocks = sorted(((b.start, owner, b) for owner, shard in enumerate(shards) for b in shard.blocks))
+        blocks = [(owner, block) for _, owner, block in blocks if block.stop > block.start]
+        before, firsts = [0] * len(shards), list[int]()  # entries of the shard before each block
+        for owner, block in blocks:
+            firsts.append(before[owner])
+            before[owner] += block.stop - block.start
+        starts = np.array([block.start for _, block in blocks], np.int64)
+        block_of = np.searchsorted(starts, places, side="right") - 1
+        owner_of = np.array([owner for owner, _ in blocks], np.int64)[block_of] if len(places) else places
+        inside = places - starts[block_of] + np.array(firsts, np.int64)[block_of] if len(places) else places
+        parts = []
+        for owner, shard in enumerate(shards):
+            chosen = np.flatnonzero(owner_of == owner)
+            part = {"values": values[torch.from_numpy(chosen)]}
+            parts.append({**part, "places": self._stream(inside[chosen], shard.layout.d)})
+        return parts
+
+    def decode_part(self, payload: Payload, layout: Layout, shard: Shard) -> Tensor:
         from phalanx.codecs import bit_streams
 
+        count, d = payload["values"].numel() if "values" in payload else 0, shard.layout.d
+        length = payload["places"].numel() if "places" in payload else 0
+        values, stream = expect(payload, values=(layout.dtype, (count,)), places=(torch.uint8, (length,)))
+        if count > min(d, sum(counts(layout, self.ratio))):
+            raise BadPayload(f"{count} entries of {d}, more than the whole row sends")
+        places = np.empty(count, np.int64)
+        if not bit_streams.unrice(stream.cpu().contiguous().numpy(), self._parameter, d, places):
+            raise BadPayload("places that no encoder writes")
+        entries = blank(d, values.dtype, values.device)
+        entries[torch.from_numpy(places).to(entries.device)] = values
+        return entries
+
+    def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         values = row.detach().to("cpu").contiguous()
         ordered = values.to(accumulation_dtype(values.dtype))
         words = ordered.view(torch.int64 if ordered.dtype == torch.float64 else torch.int32).numpy()
@@ -62,12 +107,25 @@ class TopK(Codec):
             )
 
         spread(work, range(len(ks)), layout.sizes)
-        stream = np.empty(_max_stream_bytes(len(places), layout.d, self._parameter), np.uint8)
+        return {"values": values[torch.from_numpy(places)], "places": self._stream(places, layout.d)}, state
+
+    def _stream(self, places: np.ndarray, d: int) -> Tensor:
+        """Ascending places below d as Rice-coded gaps."""
+        from phalanx.codecs import bit_streams
+
+        stream = np.empty(_max_stream_bytes(len(places), d, self._parameter), np.uint8)
         size = bit_streams.rice(places, self._parameter, stream)
         # a view would keep the whole buffer alive
-        return {"values": values[torch.from_numpy(places)], "places": torch.from_numpy(stream[:size].copy())}, state
+        return torch.from_numpy(stream[:size].copy())
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        values, places = self._read(payload, layout)
+        row = blank(layout.d, values.dtype, values.device)
+        row[torch.from_numpy(places).to(row.device)] = values
+        return row
+
+    def _read(self, payload: Payload, layout: Layout) -> tuple[Tensor, np.ndarray]:
+        """The values and their places in the row; raises BadPayload where `encode` writes no such payload."""
         from phalanx.codecs import bit_streams
 
         ks, starts = counts(layout, self.ratio), offsets(layout.sizes)
@@ -78,9 +136,7 @@ class TopK(Codec):
             raise BadPayload("places that no encoder writes")
         if ((places < np.repeat(starts, ks)) | (places >= np.repeat(np.add(starts, layout.sizes), ks))).any():
             raise BadPayload("more or fewer entries of a tensor than its share")
-        row = blank(layout.d, values.dtype, values.device)
-        row[torch.from_numpy(places).to(row.device)] = values
-        return row
+        return values, places
 
     @property
     def _parameter(self) -> int:

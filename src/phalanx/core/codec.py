@@ -13,6 +13,7 @@ from torch import Tensor
 
 from phalanx.core.buffers import RowBuffer, stack_rows
 from phalanx.core.clock import Clock
+from phalanx.core.columns import Shard
 from phalanx.core.expression import Expression, method
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
@@ -57,6 +58,41 @@ class Codec(Expression, ABC):
     def keeps(self) -> Kept:
         """What decoded rows of several workers keep: "nothing" where each worker draws random numbers of its own."""
         return "nothing" if self.unbiased else "equality"
+
+    @property
+    def grain(self) -> int | None:
+        """The number of a tensor's entries between two places where `split` can cut its code.
+
+        None where the code of a tensor is one piece: then a shard of a row is made of whole tensors.
+        """
+        return None
+
+    @property
+    def result_codec(self) -> Codec | None:
+        """The code in which `scatter` sends results back unless it is told another one; None sends plain numbers."""
+        return None
+
+    def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
+        """Cuts a payload into a part for each shard; the parts decode to the bits to which the payload decodes.
+
+        A codec with a `grain` has this method.
+
+        Args:
+            shards: of the layout, without installed values; they cut no tensor but at multiples of `grain`.
+        Raises:
+            BadPayload: this codec did not write the payload for this layout.
+        """
+        raise NotImplementedError(f"{self!r} has a grain and no method split")
+
+    def decode_part(self, payload: Payload, layout: Layout, shard: Shard) -> Tensor:
+        """The entries (shard.layout.d,) that a part from `split` stands for.
+
+        Args:
+            layout: of the whole row.
+        Raises:
+            BadPayload: `split` did not write the part for this shard.
+        """
+        return self.decode(payload, shard.layout)
 
     @abstractmethod
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:

@@ -40,7 +40,14 @@ class Gate(Expression):
 
     def admit(self, stack: Stack) -> Stack:
         """The admitted rows; each other row becomes an erasure with a reason. Shapes: (k, d) -> (m, d), m <= k."""
-        bad = _bad_rows(stack.rows, self.limit)
+        return self.exclude(stack, bad_rows(stack.rows, self.limit))
+
+    def exclude(self, stack: Stack, bad: dict[int, str]) -> Stack:
+        """The rows that are not bad and have a plausible weight; for rows that were looked at in several places.
+
+        Args:
+            bad: by position, why a row is not finite or absurdly large.
+        """
         false_rows = [Note("false_row", w, reason=reason) for i, reason in bad.items() for w in stack.sources[i]]
         stack = stack.erase({**bad, **_bad_weights(stack.weights)}).note(false_rows)
         return replace(stack, weights=self._bound(stack.weights), gated=True)
@@ -58,7 +65,8 @@ def admit(stack: Stack) -> Stack:
     return stack if stack.gated else Gate().admit(stack)
 
 
-def _bad_rows(rows: torch.Tensor, limit: float) -> dict[int, str]:
+def bad_rows(rows: torch.Tensor, limit: float) -> dict[int, str]:
+    """By position, why a row is not finite or has an entry beyond the limit."""
     if not rows.numel():
         return {}
     # the Euclidean norm is ten times as fast as the largest magnitude, bounds it, and is NaN or Inf if an entry is

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phalanx.core.columns import Block
 from phalanx.core.layout import Layout
 from phalanx.core.parallel import parallel_map
 from phalanx.core.round import Rng
@@ -95,6 +96,23 @@ def _packed_bytes(count: int, width: int, bits: int) -> int:
 def _bucket_bytes(count: int, bits: int) -> int:
     full, rest = divmod(count, BLOCK)
     return sum(full * (BLOCK * p // 8) + -(-rest * p // 8) for p in (8, 4, 2, 1) if bits & p)
+
+
+def first_pieces(plan: Cut) -> dict[int, Piece]:
+    """The first piece of each tensor that has entries."""
+    return {piece.tensor: piece for piece in reversed(plan.pieces)}
+
+
+def body_of(first: Piece, block: Block, bits: int) -> slice:
+    """The packed bytes of a block among those of the row; the block begins and ends between blocks of codes.
+
+    Args:
+        first: the first piece of the block's tensor.
+        bits: bits of an entry's code.
+    """
+    ends = (block.offset, block.offset + block.stop - block.start)
+    start, stop = (first.body.start + _packed_bytes(end, first.width, bits) for end in ends)
+    return slice(start, stop)
 
 
 def spread(work: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int]) -> list[T]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.allocation import Allocation
+from phalanx.core.columns import Columns
 from phalanx.core.layout import Layout
 from phalanx.core.payload import Payload
 
@@ -50,6 +51,9 @@ class Stack:
         replies: what the server replies to single workers with the next round.
         units: the unit of work that each row is the vote of, or that it is before a code; None for other rows.
         announcement: what the wire stage has all workers know in the next round, as `Round.announced`.
+        columns: which columns of the whole rows these are, where each process has some; None where they are whole.
+        squares: by worker, the squared length of its row's directions and the row's squared distance to the result,
+            where no process has whole rows in `arrived`.
     """
 
     rows: Tensor
@@ -64,6 +68,8 @@ class Stack:
     replies: Mapping[int, Payload] = field(default_factory=dict, repr=False)
     units: tuple[int, ...] | None = None
     announcement: Payload = field(default_factory=dict, repr=False)
+    columns: Columns | None = field(default=None, repr=False)
+    squares: Mapping[int, tuple[float, float]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         k = self.rows.shape[0]
@@ -119,6 +125,27 @@ class Stack:
     def with_rows(self, rows: Tensor, *, gated: bool = False) -> Stack:
         """The same workers with other rows, (k, d); say gated=True only if they are still finite."""
         return replace(self, rows=rows, gated=gated)
+
+    @property
+    def directions(self) -> Stack:
+        """The rows without their installed values."""
+        columns = None if self.columns is None else self.columns.directions
+        return replace(self, rows=self.rows[:, : self.layout.stepped], layout=self.layout.head, columns=columns)
+
+    @property
+    def installed(self) -> Stack:
+        """The installed values of the rows."""
+        columns = None if self.columns is None else self.columns.installed
+        return replace(self, rows=self.rows[:, self.layout.stepped :], layout=self.layout.tail, columns=columns)
+
+    def norms(self) -> Tensor:
+        """The Euclidean norms of the whole rows, in float64. Shapes: (k, d) -> (k,)."""
+        if self.columns is None:
+            return torch.linalg.vector_norm(self.rows, dim=1, dtype=torch.float64)
+        return self.columns.total(self._squares, self.weights.to(self.rows.device)).sqrt()
+
+    def _squares(self, part: slice) -> Tensor:
+        return torch.linalg.vector_norm(self.rows[:, part], dim=1, dtype=torch.float64).square()
 
     def pick(self, indices: Sequence[int]) -> Stack:
         """The rows at these positions. Shapes: (k, d) -> (len(indices), d)."""

@@ -55,12 +55,16 @@ class Stage(Expression, ABC):
     The caller keeps the state: it is None or {} in the first round, and what a call returns goes into the next call.
 
     Class attributes `rows_of`: whose rows a call must see; `sums_rows`: the server gets the mean of all rows, and no
-    row of a single worker.
+    row of a single worker; `totals`: what the stage asks of whole rows, such as norms and distances, it lets
+    `Stack.columns` add up, so that it also runs where each process has some of the columns; `divides`: behind this wire
+    stage each process has some of the columns.
     """
 
     runs_on: ClassVar[Scope] = "coordinate"
+    totals: ClassVar[bool] = False
     rows_of: ClassVar[Literal["anybody", "single workers", "all workers"]] = "anybody"
     sums_rows: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
 
     @property
     def keeps(self) -> Kept:
@@ -80,6 +84,11 @@ class Stage(Expression, ABC):
     def scope(self) -> Scope:
         """The smallest piece of a row on which this stage can run alone; `runs_on`, unless it depends on the fields."""
         return self.runs_on
+
+    @property
+    def on_columns(self) -> bool:
+        """Whether it runs behind `scatter(...)`, where each process has some of the columns of all rows."""
+        return self.scope == "coordinate" or self.totals
 
     @property
     def num_wires(self) -> int:
@@ -106,6 +115,10 @@ class Stage(Expression, ABC):
             index: number of the round.
         """
         return None
+
+    def finish(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State | None]:
+        """What a wire stage does behind the last stage of its chain: the whole result, and the stage's next state."""
+        return stack, state
 
     def aggregate(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Tensor:
         """Applies the stage to plain rows; returns one vector (d,) of their type, dtype and device, or (m, d) if m > 1.
@@ -217,6 +230,11 @@ class Chain(Stage):
                 f"{stage!r} stands behind {wire!r} and sees the mean of all rows only; write gather(...) in place of "
                 f"{wire!r}, or leave {stage!r} out",
             )
+            require(
+                i <= wires[0] or not wire.divides or stage.on_columns,
+                f"{stage!r} needs whole rows, and behind {wire!r} each process has some of their columns; write "
+                "gather(...) in place of scatter(...), or a rule of coordinates, norms or distances",
+            )
             for before in self.stages[:i]:
                 require(
                     _KEPT.index(before.keeps) >= _KEPT.index(stage.needs),
@@ -232,14 +250,20 @@ class Chain(Stage):
         return widest(s.scope for s in self.stages)
 
     @property
+    def on_columns(self) -> bool:
+        return all(s.on_columns for s in self.stages)
+
+    @property
     def num_wires(self) -> int:
         return sum(s.num_wires for s in self.stages)
 
     def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
         state = dict(state or {})
-        for i, stage in enumerate(self.stages):
+        calls = [(i, stage.__call__) for i, stage in enumerate(self.stages)]
+        calls += [(i, stage.finish) for i, stage in enumerate(self.stages) if stage.num_wires]
+        for i, call in calls:
             try:
-                stack, inner = stage(stack, state.get(str(i)), round.child(i))
+                stack, inner = call(stack, state.get(str(i)), round.child(i))
             except TooFewRows as error:
                 if error.state:
                     state[str(i)] = error.state
@@ -288,11 +312,18 @@ def check_scheme(scheme: Stage, n: int) -> None:
     if scheme.num_wires != 1:
         one = Chain(tuple(stage for i, stage in enumerate(stages) if i not in wires[:-1]))
         way_out = (
-            f"keep one of them, such as {one!r}" if len(wires) > 1 else "write gather(codec) or reduce(codec) once"
+            f"keep one of them, such as {one!r}"
+            if len(wires) > 1
+            else "write gather(codec), scatter(codec) or reduce(codec) once"
         )
         raise ValueError(
             f"a scheme crosses the wire exactly once, and {scheme!r} does {scheme.num_wires} times; {way_out}"
         )
+    require(
+        isinstance(scheme, Chain) or not scheme.divides,
+        f"{scheme!r} leaves each process with some columns of the rows; put a rule behind it, such as "
+        f"chain({scheme!r}, mean())",
+    )
     rows = scheme.rows_out(n)
     if rows != 1:
         raise ValueError(

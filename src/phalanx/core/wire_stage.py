@@ -78,6 +78,12 @@ def check_server(scheme: Stage, secure: bool = False) -> None:
                 f"{stage!r} sees the rows or the examples of all workers, which no process of a server's job has; "
                 "run it in the simulation or under torchrun without a server"
             )
+    for stage in stages:
+        if stage.divides:
+            raise ValueError(
+                f"{stage!r} divides the server's work among the workers, and a server's job has a server; write "
+                "gather(...) in place of scatter(...), or run it under torchrun without a server"
+            )
     if not any(isinstance(stage, WireStage) for stage in stages):
         raise ValueError(
             f"a server takes rows one by one, and {scheme!r} has no gather(...) or vote(...) among its stages; "

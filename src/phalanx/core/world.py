@@ -74,6 +74,11 @@ class Collective(World, Protocol):
     Every process calls the same methods in the same order.
     """
 
+    @property
+    def left_out(self) -> frozenset[int]:
+        """Workers whose messages are not read any more, because of what they did."""
+        ...
+
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """The weighted mean over the rows of all workers, by all-reduce. Shapes: (k, m), (k,), () -> (m,).
 
@@ -84,6 +89,18 @@ class Collective(World, Protocol):
 
     def all_gather(self, x: Tensor) -> Tensor:
         """The rows of all workers, in every process; not counted as traffic. Shapes: (k, m) -> (n, m)."""
+        ...
+
+    def all_to_all(
+        self, parts: Sequence[Sequence[Payload | None]], limit_bytes: int
+    ) -> list[list[Payload | BadPayload]]:
+        """What all workers sent to each of `local_workers`; a part that is None, malformed or too long is a BadPayload.
+
+        Args:
+            parts: for each of `local_workers`, one part for each worker.
+        Returns:
+            for each of `local_workers`, one part from each worker.
+        """
         ...
 
 
@@ -101,6 +118,7 @@ class LocalCollective:
         if n < 1:
             raise ValueError(f"a collective needs at least one worker, got n={n}")
         self.rank, self.size, self.workers = 0, n, tuple(range(n))
+        self.left_out: frozenset[int] = frozenset()
         self.local_workers = self.workers if local_workers is None else local_workers
 
     def __repr__(self) -> str:
@@ -123,6 +141,12 @@ class LocalCollective:
     def all_gather(self, x: Tensor) -> Tensor:
         assert len(x) == self.size
         return x
+
+    def all_to_all(
+        self, parts: Sequence[Sequence[Payload | None]], limit_bytes: int
+    ) -> list[list[Payload | BadPayload]]:
+        assert len(parts) == self.size
+        return [[checked_payload(sent[to], limit_bytes) for sent in parts] for to in range(self.size)]
 
     def all_gather_payloads(self, payload: Payload) -> list[Payload]:
         return [payload]

@@ -46,6 +46,7 @@ class ProcessGroupCollective:
         if self.size < self._ranks:
             raise ValueError(f"{self._ranks} ranks need at least as many workers, got n={n}")
         self.workers = tuple(range(self.size))
+        self.left_out: frozenset[int] = frozenset()
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
         self._blocks = [range(a, b) for a, b in pairwise(bounds)]
         self.local_workers = tuple(self._blocks[self.rank])
@@ -130,6 +131,24 @@ class ProcessGroupCollective:
         ]
         return torch.cat(rows).to(x.device)
 
+    def all_to_all(
+        self, parts: Sequence[Sequence[Payload | None]], limit_bytes: int
+    ) -> list[list[Payload | BadPayload]]:
+        """The parts of all workers for those of this process, sent from rank to rank."""
+        assert len(parts) == len(self.local_workers)
+        messages = [_joined([sent[to] for sent in parts for to in block], limit_bytes) for block in self._blocks]
+        sizes = torch.tensor([len(message) for message in messages])
+        sizes_of_all = self._all_gather_bytes(sizes.view(torch.uint8), [8 * self._ranks] * self._ranks)
+        incoming = {r: int(each.view(torch.int64)[self.rank]) for r, each in enumerate(sizes_of_all)}
+        others = [r for r in range(self._ranks) if r != self.rank]
+        outgoing = {r: messages[r].to(self.device) for r in others if len(messages[r])}
+        arrived = self._backend.send_recv(outgoing, {r: incoming[r] for r in others if incoming[r]})
+        arrived[self.rank] = messages[self.rank]
+        counts = [len(block) * len(self.local_workers) for block in self._blocks]
+        received = [_divided(arrived[r].cpu(), counts[r], limit_bytes) for r in range(self._ranks)]
+        held = range(len(self.local_workers))
+        return [[part for parts in received for part in parts[to :: len(held)]] for to in held]
+
     def all_gather_payloads(self, payload: Payload) -> list[Payload]:
         """One payload of each rank, by rank, in every process."""
         message = pack(payload)
@@ -164,7 +183,29 @@ class ProcessGroupCollective:
         return [block.cpu() for block in self._backend.all_gather_uneven(message.to(self.device), sizes)]
 
 
-def _open(message: Tensor, length: int, limit_bytes: int, room: Callable[[str, int], Tensor]) -> Payload | BadPayload:
+def _joined(parts: Sequence[Payload | None], limit_bytes: int) -> Tensor:
+    """Packed payloads behind their lengths; of one beyond the limit the length only."""
+    packed = [torch.empty(0, dtype=torch.uint8) if part is None else pack(part) for part in parts]
+    lengths = torch.tensor([len(each) for each in packed], dtype=torch.int64)
+    return torch.cat([lengths.view(torch.uint8), *(each for each in packed if len(each) <= limit_bytes)])
+
+
+def _divided(message: Tensor, count: int, limit_bytes: int) -> list[Payload | BadPayload]:
+    """The payloads that `_joined` joined; where lengths and message disagree all are BadPayloads."""
+    lengths = message[: 8 * count].view(torch.int64).tolist() if len(message) >= 8 * count else []
+    sent = [length if length <= limit_bytes else 0 for length in lengths]
+    if len(lengths) < count or min(sent, default=0) < 0 or 8 * count + sum(sent) != len(message):
+        return [BadPayload("a message of other than the announced length")] * count
+    parts, offset = list[Payload | BadPayload](), 8 * count
+    for length, size in zip(lengths, sent, strict=True):
+        parts.append(_open(message[offset : offset + size], length, limit_bytes, None))
+        offset += size
+    return parts
+
+
+def _open(
+    message: Tensor, length: int, limit_bytes: int, room: Callable[[str, int], Tensor] | None
+) -> Payload | BadPayload:
     if length > limit_bytes:
         return BadPayload(f"{length} bytes, at most {limit_bytes} allowed")
     if length == 0:

@@ -63,12 +63,29 @@ class SubsetCollective(SubsetTransport):
     def __init__(self, collective: Collective, workers: tuple[int, ...]) -> None:
         super().__init__(collective, workers)
         self._collective = collective
+        self.left_out = collective.left_out & set(workers)
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         return self._collective.mean(self._rows_of_all(x), self._rows_of_all(weights), total)
 
     def all_gather(self, x: Tensor) -> Tensor:
         return self._collective.all_gather(self._rows_of_all(x))[list(self.workers)]
+
+    def all_to_all(
+        self, parts: Sequence[Sequence[Payload | None]], limit_bytes: int
+    ) -> list[list[Payload | BadPayload]]:
+        by_worker = dict(zip(self.local_workers, parts, strict=True))
+        places = {worker: i for i, worker in enumerate(self.workers)}
+        everyone = self._collective.workers
+        none: Sequence[Payload | None] = [None] * self.size
+        of_all = [
+            [by_worker.get(worker, none)[places[to]] if to in places else None for to in everyone]
+            for worker in self._collective.local_workers
+        ]
+        arrived = dict(
+            zip(self._collective.local_workers, self._collective.all_to_all(of_all, limit_bytes), strict=True)
+        )
+        return [[arrived[worker][sender] for sender in self.workers] for worker in self.local_workers]
 
     def _rows_of_all(self, x: Tensor) -> Tensor:
         """The rows, and zeros for the local workers that are not chosen. Shapes: (k, ...) -> (k', ...)."""
@@ -89,7 +106,7 @@ class LeavingOut(SubsetCollective):
 
     def __init__(self, collective: Collective, reasons: Mapping[int, str]) -> None:
         super().__init__(collective, collective.workers)
-        self._reasons = reasons
+        self._reasons, self.left_out = reasons, frozenset(reasons)
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         arrived = super().gather(payloads, limit_bytes)

@@ -90,6 +90,8 @@ def row_sizes(scheme: Stage, n: int, aggregate: Stack | None) -> Sizes | None:
     Workers that share work send equal or coded rows, about which the vote or the code says more; other rows than those
     of `gather(...)` are never seen alone.
     """
+    if aggregate is not None and aggregate.squares is not None and scheme.assign(n) is None:
+        return dict(aggregate.squares)
     arrived = None if aggregate is None else aggregate.arrived
     if aggregate is None or arrived is None or arrived.layout != aggregate.layout or scheme.assign(n) is not None:
         return None

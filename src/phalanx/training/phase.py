@@ -111,6 +111,11 @@ class Phase(Expression):
             "workers that remember something; choose a scheme without redundancy",
         )
         stages = stages_of(self.scheme)
+        require(
+            everyone or not any(stage.divides for stage in stages),
+            f"{self.scheme!r} divides the columns among all workers, and {self.clients!r} chooses some of them in each "
+            "round; write gather(...) in place of scatter(...), or let all workers take part",
+        )
         places = [i for i, stage in enumerate(stages) if isinstance(stage, Matched)]
         require(
             bool(places) == self.work.matched,

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phalanx.core.columns import Columns
+
 _COLUMNS = 4112  # in one product; longer sums are taken in float64. Rows 4096 floats apart would share cache lines
 _ENTRIES = 1 << 21  # in all products of one step
 _NEAR = 1e-2  # share of the squared distances to the centre below which a pair needs a nearer centre
@@ -31,7 +33,11 @@ class Distances:
 
 
 def inner_products(
-    rows: Tensor, centre: Tensor | None, picks: np.ndarray | None = None, in_float64: bool = False
+    rows: Tensor,
+    centre: Tensor | None,
+    picks: np.ndarray | None = None,
+    in_float64: bool = False,
+    columns: Columns | None = None,
 ) -> np.ndarray:
     """The inner products (x_i - c) . (x_j - c) in float64. Shapes: (n, d), (d,) -> (n, n).
 
@@ -39,7 +45,22 @@ def inner_products(
         centre: c; the origin when None.
         picks: positions of the rows; all when None.
         in_float64: computes all products in float64, at a third of the speed; else only pieces that overflow float32.
+        columns: which columns the rows are, where each process has some; products are added up over all.
     """
+    if columns is None:
+        products = _products(rows, centre, picks, in_float64)
+    else:
+        n = len(rows) if picks is None else len(picks)
+        products = columns.total(
+            lambda part: _products(rows[:, part], None if centre is None else centre[part], picks, in_float64),
+            torch.empty(n, n, dtype=torch.float64, device=rows.device),
+        )
+    products = products.cpu()
+    return ((products + products.T) / 2).numpy()
+
+
+def _products(rows: Tensor, centre: Tensor | None, picks: np.ndarray | None, in_float64: bool) -> Tensor:
+    """The inner products over these columns, which rounding may have left slightly asymmetric."""
     n, d = len(rows) if picks is None else len(picks), rows.shape[1]
     # an accelerator's float32 products may keep 10 bits only, and its speed is that of its memory
     in_float64 = in_float64 or rows.dtype == torch.float64 or rows.device.type != "cpu"
@@ -62,8 +83,7 @@ def inner_products(
             if dtype == torch.float64 or bool(product.isfinite().all()):
                 products += product
                 break
-    products = products.cpu()
-    return ((products + products.T) / 2).numpy()
+    return products
 
 
 def lengths(inner: np.ndarray) -> np.ndarray:
@@ -96,21 +116,24 @@ def _product(
     return torch.bmm(buffer, buffer.transpose(1, 2)).sum(dim=0, dtype=torch.float64)
 
 
-def distances(rows: Tensor) -> Distances:
+def distances(rows: Tensor, columns: Columns | None = None) -> Distances:
     """Squared distances of all pairs, from products around the origin or, if all rows are alike, around a central row.
 
     If two rows are much closer to each other than to the centre, rounding of the products hides their distance. Such
     pairs are measured again, each cluster of them around one of its rows, until none is left. This ends, as a cluster
     can hold the centre that it was measured from only once, when it changes from float32 to float64.
+
+    Args:
+        columns: which columns the rows are, where each process has some; distances are those of the whole rows.
     """
     n = len(rows)
     squared = np.zeros((n, n))
     result: Distances | None = None
-    clusters = [(np.arange(n), _first_centre(rows), False)]
+    clusters = [(np.arange(n), _first_centre(rows, columns), False)]
     while clusters:
         members, centre, in_float64 = clusters.pop()
         picks = None if len(members) == n else members
-        inner = inner_products(rows, None if centre is None else rows[centre], picks, in_float64)
+        inner = inner_products(rows, None if centre is None else rows[centre], picks, in_float64, columns)
         if picks is None:
             result = Distances(squared, inner)
         norms = inner.diagonal()
@@ -130,16 +153,31 @@ def distances(rows: Tensor) -> Distances:
     return result
 
 
-def _first_centre(rows: Tensor) -> int | None:
+def _first_centre(rows: Tensor, columns: Columns | None) -> int | None:
     """A row near many others, judged by a sample of rows and columns; None where the origin is about as near."""
     n, d = rows.shape
     sampled = range(0, n, max(1, n // _SAMPLE))
-    sample = rows[:, :: max(1, d // _SAMPLE)][list(sampled)].to(torch.float64)
-    median_distance = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist").median(dim=1).values
-    norms = torch.linalg.vector_norm(sample, dim=1)
+    chosen = list(sampled)
+    if columns is None:
+        sample = rows[:, :: max(1, d // _SAMPLE)][chosen].to(torch.float64)
+        between, norms = _apart(sample), torch.linalg.vector_norm(sample, dim=1)
+    else:
+        # every owner adds the squares of a share of the sample
+        def squares(part: slice) -> Tensor:
+            few = rows[:, part][:, :: max(1, columns.whole.d // _SAMPLE)][chosen].to(torch.float64)
+            return torch.cat([_apart(few).square(), few.square().sum(dim=1, keepdim=True)], dim=1)
+
+        like = torch.empty(len(chosen), len(chosen) + 1, dtype=torch.float64, device=rows.device)
+        totals = columns.total(squares, like).sqrt()
+        between, norms = totals[:, :-1], totals[:, -1]
+    median_distance = between.median(dim=1).values
     if float(median_distance.median()) ** 2 > _SPREAD * float(norms.median()) ** 2:
         return None
     return sampled[int(median_distance.argmin())]
+
+
+def _apart(sample: Tensor) -> Tensor:
+    return torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _components(linked: np.ndarray) -> list[np.ndarray]:

@@ -8,6 +8,8 @@ import numpy as np
 from phalanx.aggregators.kernels.gram import distances
 from phalanx.core.stack import Stack
 
+_FIRST = 16  # columns that decide ties
+
 
 def krum_ranking(stack: Stack, neighbours: int) -> np.ndarray:
     """Positions of rows by the sum of squared distances to the `neighbours` nearest other rows, lowest first."""
@@ -29,11 +31,12 @@ def krum_choices(stack: Stack, f: int, theta: int) -> np.ndarray:
 
 def canonical_order(stack: Stack) -> np.ndarray:
     """Positions in an order that depends on the rows and their workers only, so that it decides ties the same way."""
-    heads = stack.rows[:, :16].double().tolist()
+    first = stack.rows[:, :_FIRST].double() if stack.columns is None else stack.columns.first(stack.rows, _FIRST)
+    heads = first.tolist()
     return np.array(sorted(range(len(heads)), key=lambda i: (heads[i], stack.order_key(i))))
 
 
 def _squared_distances(stack: Stack, order: np.ndarray) -> np.ndarray:
-    squared = distances(stack.rows).squared[np.ix_(order, order)]
+    squared = distances(stack.rows, stack.columns).squared[np.ix_(order, order)]
     np.fill_diagonal(squared, np.inf)
     return squared

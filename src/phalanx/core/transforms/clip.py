@@ -11,7 +11,8 @@ from torch import Tensor
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.precision import accumulation_dtype
-from phalanx.core.round import Rng
+from phalanx.core.round import Rng, Round
+from phalanx.core.stack import Stack
 from phalanx.core.stage import Kept, RowStage, Scope
 from phalanx.core.trees import State
 
@@ -29,6 +30,7 @@ class Clip(RowStage):
     norm: float
 
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     @property
     def keeps(self) -> Kept:
@@ -36,6 +38,15 @@ class Clip(RowStage):
 
     def validate(self) -> None:
         require(0 < self.norm < float("inf"), f"clip needs a finite norm > 0, got norm={self.norm}")
+
+    def __call__(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State]:
+        if stack.columns is None:
+            return super().__call__(stack, state, round)
+        cut, norms = stack.layout.stepped, stack.directions.norms()
+        rows = stack.rows.clone()
+        wide = rows[:, :cut].to(accumulation_dtype(rows.dtype))
+        rows[:, :cut] = (wide * (self.norm / norms.clamp(min=self.norm)).unsqueeze(1)).to(rows.dtype)
+        return stack.with_rows(rows), dict(state or {})
 
     def row(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Tensor, State]:
         # the squares of a float32 row may overflow, and a float16 factor has few digits left when it is small

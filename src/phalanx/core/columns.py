@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The columns of a row, divided among owners, and numbers about whole rows that the owners add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from phalanx.core.layout import Layout
+from phalanx.core.world import Collective
+
+_LARGEST = 1 << 16  # entries of a block, unless one grain has more
+_BLOCKS = 64  # of an owner: the longest shard has some 1.5 % more entries than the mean one
+_ALL_BLOCKS = 4096  # of all owners; more would take longer to cut than to send
+_LEAST_BLOCKS = 8
+
+
+class Block(NamedTuple):
+    """A run of entries of one tensor, all with one owner."""
+
+    tensor: int
+    start: int  # in the row
+    stop: int
+    offset: int  # of the first entry in its tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The columns of one owner, in the order of the row.
+
+    Args:
+        blocks: of directions, then of installed values.
+        layout: has a tensor for each block, named after the tensor that the block is cut from.
+    """
+
+    blocks: tuple[Block, ...]
+    layout: Layout
+
+    @cached_property
+    def directions(self) -> Shard:
+        """The shard's columns of directions only, which a codec codes."""
+        count = len(self.blocks) - self.layout.num_installed
+        return self if count == len(self.blocks) else Shard(self.blocks[:count], self.layout.head)
+
+    @cached_property
+    def spans(self) -> tuple[slice, ...]:
+        """The columns as slices of the row; neighbouring blocks are one slice."""
+        return _merged([(block.start, block.stop) for block in self.blocks])
+
+    def take(self, row: Tensor) -> Tensor:
+        """The shard's entries of a row. Shapes: (..., d) -> (..., shard.layout.d)."""
+        if not self.spans:
+            return row[..., :0]
+        return torch.cat([row[..., span] for span in self.spans], dim=-1)
+
+    def put(self, row: Tensor, entries: Tensor) -> None:
+        """Writes the shard's entries into a row. Shapes: (..., d), (..., shard.layout.d)."""
+        sizes = [span.stop - span.start for span in self.spans]
+        for span, part in zip(self.spans, entries.split(sizes, dim=-1) if sizes else (), strict=True):
+            row[..., span] = part
+
+
+@lru_cache(maxsize=64)
+def divide(layout: Layout, owners: int, grain: int | None, without: frozenset[int] = frozenset()) -> tuple[Shard, ...]:
+    """The columns of each owner: blocks of every tensor by turns, so that large entries of one tensor spread.
+
+    The next block goes to the owner with the fewest entries so far. The places of the cuts depend on layout, owners and
+    grain only, and every block but the last one of a tensor has a multiple of `grain` entries.
+
+    Args:
+        grain: entries of a tensor's direction between two places where it can be cut; None cuts no tensor of
+            directions. Installed values are cut anywhere.
+        without: owners that get nothing.
+    """
+    share = max(_LEAST_BLOCKS, min(_BLOCKS, _ALL_BLOCKS // owners))
+    wanted = max(1, min(_LARGEST, layout.d // (owners * share)))
+    num_directions = len(layout.names) - layout.num_installed
+    loads = [math.inf if owner in without else 0 for owner in range(owners)]
+    blocks = [list[Block]() for _ in range(owners)]
+    row = 0
+    for tensor, size in enumerate(layout.sizes):
+        unit = grain if tensor < num_directions else 1
+        step = max(1, size) if unit is None else unit * max(1, round(wanted / unit))
+        for offset in range(0, size, step):
+            stop = min(offset + step, size)
+            owner = loads.index(min(loads))
+            blocks[owner].append(Block(tensor, row + offset, row + stop, offset))
+            loads[owner] += stop - offset
+        row += size
+    return tuple(Shard(tuple(own), _layout_of(own, layout)) for own in blocks)
+
+
+def _layout_of(blocks: Sequence[Block], layout: Layout) -> Layout:
+    """The layout of these columns: a tensor that is there as a whole keeps its name and shape."""
+    names, shapes = [], []
+    for block in blocks:
+        name, count = layout.names[block.tensor], block.stop - block.start
+        whole = count == layout.sizes[block.tensor]
+        names.append(name if whole else f"{name}[{block.offset}:{block.offset + count}]")
+        shapes.append(layout.shapes[block.tensor] if whole else torch.Size([count]))
+    first_installed = len(layout.names) - layout.num_installed
+    num_installed = sum(block.tensor >= first_installed for block in blocks)
+    return Layout(tuple(names), tuple(shapes), num_installed, layout.dtype)
+
+
+def _merged(spans: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    merged: list[list[int]] = []
+    for start, stop in spans:
+        if merged and merged[-1][1] == start:
+            merged[-1][1] = stop
+        else:
+            merged.append([start, stop])
+    return tuple(slice(start, stop) for start, stop in merged)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the whole rows a stack has, and how its processes add up over all of them.
+
+    Args:
+        whole: layout of the whole rows.
+        shards: of all owners, in the order of `world.workers`.
+        held: positions of the owners whose columns are here; those of `world.local_workers`.
+        spans: for each owner in `held`, slices of the stack's columns, one for each block.
+        layout: of the stack's columns, which are those of the blocks of all owners in `held` in the order of the row.
+        starts: the place in the whole row of the first column of each slice in `spans`.
+    """
+
+    whole: Layout
+    shards: tuple[Shard, ...]
+    held: tuple[int, ...]
+    world: Collective
+    spans: tuple[tuple[slice, ...], ...]
+    starts: tuple[tuple[int, ...], ...]
+    layout: Layout
+
+    @staticmethod
+    def of(whole: Layout, shards: tuple[Shard, ...], world: Collective) -> Columns:
+        """The columns of the owners in this process."""
+        held = tuple(world.workers.index(worker) for worker in world.local_workers)
+        blocks = sorted((block for position in held for block in shards[position].blocks), key=lambda b: b.start)
+        places, end = dict[int, slice](), 0
+        for block in blocks:
+            places[block.start] = slice(end, end + block.stop - block.start)
+            end = places[block.start].stop
+        return Columns(
+            whole=whole,
+            shards=shards,
+            held=held,
+            world=world,
+            spans=tuple(tuple(places[block.start] for block in shards[position].blocks) for position in held),
+            starts=tuple(tuple(block.start for block in shards[position].blocks) for position in held),
+            layout=_layout_of(blocks, whole),
+        )
+
+    def total(self, part: Callable[[slice], Tensor], like: Tensor) -> Tensor:
+        """The sum over the columns of all owners, the same bits in every process and for every division into processes.
+
+        Every process calls it at the same time.
+
+        Args:
+            part: the sum over some of the stack's columns, of the shape of `like`.
+            like: gives shape, dtype and device.
+        """
+        sums = torch.zeros(len(self.held), *like.shape, dtype=like.dtype)
+        for mine, spans in zip(sums, self.spans, strict=True):
+            for span in spans:
+                mine += part(span).to(mine)
+        everyone = self.world.all_gather(sums.reshape(len(self.held), like.numel()))
+        return everyone.sum(dim=0).reshape(like.shape).to(like.device)
+
+    @property
+    def directions(self) -> Columns:
+        """The columns of directions only."""
+        return self._part(0, self.layout.stepped, 0, self.whole.head, self.layout.head)
+
+    @property
+    def installed(self) -> Columns:
+        """The columns of installed values only."""
+        return self._part(self.layout.stepped, self.layout.d, self.whole.stepped, self.whole.tail, self.layout.tail)
+
+    def _part(self, low: int, high: int, first: int, whole: Layout, layout: Layout) -> Columns:
+        kept = [
+            [
+                (slice(span.start - low, span.stop - low), start - first)
+                for span, start in zip(spans, starts, strict=True)
+                # no block has both directions and installed values
+                if low <= span.start and span.stop <= high
+            ]
+            for spans, starts in zip(self.spans, self.starts, strict=True)
+        ]
+        return replace(
+            self,
+            whole=whole,
+            spans=tuple(tuple(span for span, _ in each) for each in kept),
+            starts=tuple(tuple(start for _, start in each) for each in kept),
+            layout=layout,
+        )
+
+    def first(self, rows: Tensor, count: int) -> Tensor:
+        """The first `count` columns of the whole rows, or all if they are fewer, in float64 on the CPU."""
+        count = min(count, self.whole.d)
+        found = torch.zeros(len(self.held), len(rows), count, dtype=torch.float64)
+        for mine, spans, starts in zip(found, self.spans, self.starts, strict=True):
+            for span, start in zip(spans, starts, strict=True):
+                if start < count:
+                    stop = min(count, start + span.stop - span.start)
+                    mine[:, start:stop] = rows[:, span.start : span.start + stop - start]
+        everyone = self.world.all_gather(found.reshape(len(self.held), -1))
+        return everyone.sum(dim=0).reshape(len(rows), count)

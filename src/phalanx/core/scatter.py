@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire stage that divides the server's work: each owner gets some columns of all rows, and returns their result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from phalanx.core.buffers import empty_rows
+from phalanx.core.clock import Clock
+from phalanx.core.codec import INSTALLED, WEIGHT, Codec, PayloadAttack, payload_limit
+from phalanx.core.columns import Columns, Shard, divide
+from phalanx.core.expression import method, require
+from phalanx.core.gate import Gate, bad_rows
+from phalanx.core.layout import Layout
+from phalanx.core.payload import BadPayload, Payload, expect, payload_bytes
+from phalanx.core.precision import accumulation_dtype
+from phalanx.core.round import Round
+from phalanx.core.stack import Note, Stack
+from phalanx.core.stage import Kept, Scope, TooFewRows, check_remembers, memory_key
+from phalanx.core.trees import State
+from phalanx.core.wire_stage import Upload, WireStage, without_absent
+
+_VALUES, _BACK = "values", "back"
+_HEAD_LIMIT = 4096  # bytes that a message with a weight may have
+
+
+@method("scatter", "wire")
+class Scatter(WireStage):
+    """Each worker owns 1/n of the columns: it receives them of all rows, and sends their result to all.
+
+    Every worker codes its row and sends each owner the part of the code for the owner's columns. The owners decode the
+    parts and run the stages behind this one on their columns. What those stages need of whole rows, such as norms and
+    inner products, the owners add up. At the end of the chain each owner codes its columns of the result and sends them
+    to all. A line carries (n - 1) / n (P + B) bytes for payloads of P bytes and results of B bytes, where `gather`
+    takes (n - 1) P, and a process decodes one row's worth of entries instead of n.
+
+    The columns of an owner are blocks from all over the row. A codec that can cut the code of a tensor (`Codec.grain`)
+    codes the row as for `gather`, with the same bits; any other codec has whole tensors coded one by one. So rows are
+    those of `gather` to the bit, and so is the result of a rule of coordinates if it comes back as plain numbers.
+
+    A row whose part an owner cannot decode, or finds not finite or absurdly large, is not excluded on the owner's word:
+    its worker sends this part to all processes, and these exclude the row if the part is bad. All processes exclude the
+    same rows.
+
+    Owners are trusted: one that sends a wrong result for its columns has it installed by all.
+
+    Shapes: (k, d) -> (n - erased, columns held here).
+    Args:
+        codec: turns a row into a payload.
+        back: turns an owner's columns of the result into a payload; None takes `codec.result_codec`. With
+            `error_feedback(...)` each owner keeps a memory for its blocks. dense() loses nothing.
+        gate: decides which rows are admitted.
+        forge: what Byzantine workers do to each part of their payloads.
+    Raises:
+        ValueError: a codec needs whole rows, or a stage behind this one does.
+    """
+
+    divides: ClassVar[bool] = True
+
+    codec: Codec
+    back: Codec | None = None
+    gate: Gate = Gate()
+    forge: PayloadAttack | None = None
+
+    @property
+    def keeps(self) -> Kept:
+        return self.codec.keeps
+
+    @property
+    def scope(self) -> Scope:
+        return self.codec.scope
+
+    @property
+    def remembers(self) -> bool:
+        return self.codec.remembers
+
+    @property
+    def result_codec(self) -> Codec | None:
+        """The code of results; None for plain numbers."""
+        return self.codec.result_codec if self.back is None else self.back
+
+    def validate(self) -> None:
+        for codec in (self.codec, self.back):
+            require(
+                codec is None or codec.scope != "vector",
+                f"{codec!r} codes whole rows, and scatter(...) sends each owner some columns; use gather(...)",
+            )
+
+    def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
+        state, uploads = dict(state or {}), list[Upload]()
+        shards = self._shards(stack.layout, round)
+        for i, worker in enumerate(stack.ids):
+            key = memory_key(worker, received=False)
+            parts, memory = self._code(stack.rows[i], stack.layout, shards, state.get(key, {}), round.rng, worker)
+            if memory:
+                check_remembers(self.codec)
+                state[key] = memory
+            message = [{**part, WEIGHT: stack.weights[i : i + 1]} for part in parts]
+            if self.forge is not None and worker in round.byzantine:
+                lies = [
+                    self.forge.collude(part, worker, round.child(f"part {owner}")) for owner, part in enumerate(message)
+                ]
+                message = [lie for lie in lies if lie is not None]
+            uploads.append(Upload(_joined(dict(enumerate(message))) if len(message) == len(parts) else None))
+        return without_absent(uploads, stack.ids, round), state
+
+    def _shards(self, layout: Layout, round: Round) -> tuple[Shard, ...]:
+        world = round.collective
+        without = frozenset(i for i, worker in enumerate(world.workers) if worker in world.left_out)
+        return divide(layout, world.size, self.codec.grain, without)
+
+    def _code(
+        self,
+        row: Tensor,
+        layout: Layout,
+        shards: Sequence[Shard],
+        memory: State,
+        rng_of: Callable[[int], torch.Generator],
+        worker: int,
+    ) -> tuple[list[Payload], State]:
+        """A worker's part for each owner, and the worker's next memory."""
+
+        def rng() -> torch.Generator:
+            return rng_of(worker)
+
+        parts = list[Payload]()
+        if self.codec.grain is not None:
+            payload, memory = self.codec.encode(row[: layout.stepped], layout.head, memory, rng)
+            parts = self.codec.split(payload, layout.head, [shard.directions for shard in shards])
+        else:
+            for shard in shards:
+                columns, part = shard.directions, Payload()
+                if columns.blocks:
+                    part, memory = self.codec.encode(columns.take(row), columns.layout, memory, rng)
+                parts.append(part)
+        parts = [part if shard.directions.blocks else Payload() for shard, part in zip(shards, parts, strict=True)]
+        for shard, part in zip(shards, parts, strict=True):
+            if shard.layout.num_installed:
+                part[INSTALLED] = shard.take(row)[shard.layout.stepped :]
+        return parts, memory
+
+    def receive(self, uploads: Sequence[Upload], sent: Stack, round: Round) -> Stack:
+        clock, world, n = Clock(), round.collective, round.world.size
+        shards = self._shards(sent.layout, round)
+        columns = Columns.of(sent.layout, shards, world)
+        # of an empty shard nothing is sent
+        mine = [
+            [part if shard.blocks else None for shard, part in zip(shards, _parts_of(upload.now, n), strict=True)]
+            for upload in uploads
+        ]
+        heads = world.gather([_head_of(upload.now) for upload in uploads], _HEAD_LIMIT)
+        arrived = world.all_to_all(mine, payload_limit(sent))
+        clock.lap("wire_s")
+        weights, refused = _weights_of(heads)
+        table = empty_rows(n, columns.layout.d, sent.rows)
+        sizes = torch.zeros(len(columns.held), n, dtype=torch.int64)
+        for place, (position, parts) in enumerate(zip(columns.held, arrived, strict=True)):
+            shard = shards[position]
+            for worker, part in enumerate(parts):
+                if worker in refused or not shard.blocks:
+                    continue
+                opened = self._open(part, sent.layout, shard)
+                is_bad = isinstance(opened, BadPayload) or bool(self._reason(opened))
+                if isinstance(opened, Tensor):
+                    _write(table[worker], columns.spans[place], opened)
+                size = 0 if isinstance(part, BadPayload) else payload_bytes(part)
+                sizes[place, worker] = 2 * size + is_bad
+        clock.lap("decode_s")
+        # every process learns of every complaint, and how long each part was
+        sizes = world.all_gather(sizes)
+        complaints = {
+            worker: owners for worker in range(n) if (owners := (sizes[:, worker] % 2).nonzero().flatten().tolist())
+        }
+        bad, resent = self._settle(complaints, mine, sent, shards, round, refused)
+        for (worker, owner), entries in resent.items():
+            if owner in columns.held:
+                _write(table[worker], columns.spans[columns.held.index(owner)], entries)
+        clock.lap("wire_s")
+        workers = world.workers
+        notes = [
+            Note("bytes", workers[i], 8 + int((sizes[:, i] // 2).sum()))
+            for i in range(n)
+            if not isinstance(heads[i], BadPayload)
+        ]
+        notes += [Note("excluded", workers[i], reason=reason) for i, reason in sorted(refused.items())]
+        good = [i for i in range(n) if i not in refused]
+        received = Stack(
+            table if len(good) == n else table[good],
+            columns.layout,
+            tuple((workers[i],) for i in good),
+            torch.tensor([weights[i] for i in good], dtype=torch.float64),
+            received=True,
+            erased=len(refused),
+            notes=(*sent.notes, *notes),
+            columns=columns,
+        )
+        received = self.gate.exclude(received, {good.index(i): reason for i, reason in bad.items()})
+        clock.lap("decode_s")
+        return replace(received, arrived=received).note(clock.notes)
+
+    def _settle(
+        self,
+        complaints: Mapping[int, Sequence[int]],
+        mine: Sequence[Sequence[Payload | None]],
+        sent: Stack,
+        shards: Sequence[Shard],
+        round: Round,
+        refused: dict[int, str],
+    ) -> tuple[dict[int, str], dict[tuple[int, int], Tensor]]:
+        """Has workers send the parts that owners complained of to all processes, and decides.
+
+        Args:
+            complaints: by position of the worker, the owners that complain.
+            refused: takes the rows that cannot be decoded, with the reason.
+        Returns:
+            The rows that are not finite or absurdly large, with the reason; and the entries of all parts that are good,
+            by worker and owner.
+        """
+        bad, resent = dict[int, str](), dict[tuple[int, int], Tensor]()
+        if not complaints:
+            return bad, resent
+        world = round.world
+        positions = {worker: i for i, worker in enumerate(world.workers)}
+        held = [
+            _joined({owner: parts[owner] for owner in complaints.get(positions[worker], ())})
+            for worker, parts in zip(world.local_workers, mine, strict=True)
+        ]
+        asked = sorted(complaints)
+        answers = world.fetch(held, [world.workers[i] for i in asked], payload_limit(sent))
+        for i, answer in zip(asked, answers, strict=True):
+            reasons = list[str]()
+            for owner in complaints[i]:
+                part = answer if isinstance(answer, BadPayload) else _part_of(answer, owner)
+                opened = self._open(part or BadPayload("nothing arrived"), sent.layout, shards[owner])
+                if isinstance(opened, BadPayload):
+                    refused.setdefault(i, str(opened))
+                elif reason := self._reason(opened):
+                    reasons.append(reason)
+                else:
+                    resent[i, owner] = opened
+            if reasons and i not in refused:
+                # as of the whole row: NaN before Inf, and the largest entry
+                bad[i] = max(reasons, key=_rank)
+        return bad, resent
+
+    def _open(self, part: Payload | BadPayload, layout: Layout, shard: Shard) -> Tensor | BadPayload:
+        """A part's entries (shard.layout.d,): directions and installed values; or why it cannot be decoded."""
+        if isinstance(part, BadPayload):
+            return part
+        try:
+            installed = list[Tensor]()
+            if shard.layout.num_installed:
+                form = (layout.dtype, (shard.layout.d - shard.layout.stepped,))
+                installed = [*expect({INSTALLED: part[INSTALLED]} if INSTALLED in part else {}, **{INSTALLED: form})]
+            body = {key: tensor for key, tensor in part.items() if not installed or key != INSTALLED}
+            if shard.directions.blocks:
+                entries = self.codec.decode_part(body, layout.head, shard.directions)
+            else:
+                expect(body)
+                entries = torch.empty(0, dtype=layout.dtype)
+            if tuple(entries.shape) != (shard.layout.stepped,):
+                raise BadPayload(f"{tuple(entries.shape)} entries where ({shard.layout.stepped},) belong")
+        except BadPayload as error:
+            return error
+        return torch.cat([entries, *installed]) if installed else entries
+
+    def _reason(self, entries: Tensor) -> str:
+        return bad_rows(entries.reshape(1, -1), self.gate.limit).get(0, "")
+
+    def finish(self, stack: Stack, state: State | None, round: Round) -> tuple[Stack, State | None]:
+        columns = stack.columns
+        if columns is None:
+            return stack, state
+        clock, world, layout = Clock(), columns.world, columns.whole
+        state = dict(state or {})
+        memories = dict(state.get(_BACK, {}))
+        payloads = list[Payload | None]()
+        for spans, position in zip(columns.spans, columns.held, strict=True):
+            worker = world.workers[position]
+            key, shard = memory_key(worker, received=False), columns.shards[position]
+            if not shard.blocks:
+                payloads.append(None)
+                continue
+            entries = torch.cat([stack.rows[:, :0], *(stack.rows[:, span] for span in spans)], dim=1)
+            payload, memory = self._code_result(entries, shard, memories.get(key, {}), round.child(_BACK), worker)
+            if memory:
+                memories[key] = memory
+            payloads.append(payload)
+        if memories:
+            state[_BACK] = memories
+        clock.lap("encode_s")
+        limit = len(stack.rows) * (64 * 1024 + 16 * stack.rows.element_size() * layout.d)
+        arrived = world.gather(payloads, limit)
+        clock.lap("wire_s")
+        rows = empty_rows(len(stack.rows), layout.d, stack.rows)
+        notes = [*stack.notes]
+        for worker, shard, payload in zip(world.workers, columns.shards, arrived, strict=True):
+            if not shard.blocks:
+                continue
+            try:
+                if isinstance(payload, BadPayload):
+                    raise payload
+                shard.put(rows, self._open_result(payload, shard, len(rows)))
+            except BadPayload as error:
+                sentence = f"worker {worker} owns columns, and their result did not arrive: {error}"
+                raise TooFewRows(sentence, tuple(notes), state) from None
+            notes.append(Note("bytes", worker, payload_bytes(payload)))
+        clock.lap("decode_s")
+        squares = _squares(stack.arrived, rows[0]) if len(rows) == 1 else None
+        whole = replace(
+            stack,
+            rows=rows,
+            layout=layout,
+            columns=None,
+            arrived=None,
+            squares=squares,
+            notes=tuple(notes),
+            gated=False,
+        )
+        return whole.note(clock.notes), state
+
+    def _code_result(
+        self, rows: Tensor, shard: Shard, memory: State, round: Round, worker: int
+    ) -> tuple[Payload, State]:
+        """An owner's columns of the result, (m, shard.layout.d), as a payload; and the owner's next memory."""
+        codec, cut, payload = self.result_codec, shard.layout.stepped, Payload()
+        if codec is None or not cut:
+            return {_VALUES: rows.contiguous()}, memory
+        memory = dict(memory)
+        for i, row in enumerate(rows):
+            coded, kept = codec.encode(
+                row[:cut], shard.layout.head, memory.get(str(i), {}), lambda i=i: round.child(i).rng(worker)
+            )
+            if kept:
+                check_remembers(codec)
+                memory[str(i)] = kept
+            payload |= {f"{i} {key}": tensor for key, tensor in coded.items()}
+        if shard.layout.num_installed:
+            payload[INSTALLED] = rows[:, cut:].contiguous()
+        return payload, memory
+
+    def _open_result(self, payload: Payload, shard: Shard, count: int) -> Tensor:
+        """The inverse of `_code_result`.
+
+        Raises:
+            BadPayload: `_code_result` did not write the payload for this shard.
+        """
+        layout, cut = shard.layout, shard.layout.stepped
+        codec = self.result_codec
+        if codec is None or not cut:
+            return expect(payload, values=(layout.dtype, (count, layout.d)))[0]
+        installed = list[Tensor]()
+        if layout.num_installed:
+            form = (layout.dtype, (count, layout.d - cut))
+            installed = [*expect({INSTALLED: payload[INSTALLED]} if INSTALLED in payload else {}, **{INSTALLED: form})]
+        rows = []
+        for i in range(count):
+            row = codec.decode(_part_of(payload, i), layout.head)
+            if tuple(row.shape) != (cut,):
+                raise BadPayload(f"{tuple(row.shape)} entries where ({cut},) belong")
+            rows.append(row)
+        return torch.cat([torch.stack(rows) if rows else torch.empty(0, cut, dtype=layout.dtype), *installed], dim=1)
+
+
+def _joined(parts: Mapping[int, Payload | None]) -> Payload | None:
+    """Several payloads as one, with their numbers in the names of the tensors; None for none.
+
+    A weight goes to all alike, so the one of the last part is that of the message.
+    """
+    whole = Payload()
+    for number, part in parts.items():
+        for key, tensor in (part or {}).items():
+            whole[key if key == WEIGHT else f"{number} {key}"] = tensor
+    return whole or None
+
+
+def _part_of(payload: Payload, number: int) -> Payload:
+    """The part with a number in a payload from `_joined`; empty if there is none."""
+    start = f"{number} "
+    return {key.removeprefix(start): tensor for key, tensor in payload.items() if key.startswith(start)}
+
+
+def _parts_of(payload: Payload | None, count: int) -> list[Payload | None]:
+    """All parts of a payload from `_joined`."""
+    if payload is None:
+        return [None] * count
+    parts = [Payload() for _ in range(count)]
+    for name, tensor in payload.items():
+        number, _, key = name.partition(" ")
+        if key:
+            parts[int(number)][key] = tensor
+    return [*parts]
+
+
+def _head_of(payload: Payload | None) -> Payload | None:
+    """What all processes get of a worker's message: its weight."""
+    return None if payload is None else {key: tensor for key, tensor in payload.items() if key == WEIGHT}
+
+
+def _weights_of(heads: Sequence[Payload | BadPayload]) -> tuple[dict[int, float], dict[int, str]]:
+    """By position the weight of each worker that sent one, and why nothing is known of the others."""
+    weights, refused = dict[int, float](), dict[int, str]()
+    for i, head in enumerate(heads):
+        if isinstance(head, BadPayload):
+            refused[i] = str(head)
+        elif WEIGHT not in head or head[WEIGHT].dtype != torch.float64 or tuple(head[WEIGHT].shape) != (1,):
+            refused[i] = f"{WEIGHT} is missing or malformed"
+        else:
+            weights[i] = float(head[WEIGHT])
+    return weights, refused
+
+
+def _write(row: Tensor, spans: Sequence[slice], entries: Tensor) -> None:
+    """Writes an owner's entries into its columns of a row."""
+    sizes = [span.stop - span.start for span in spans]
+    for span, part in zip(spans, entries.split(sizes) if sizes else (), strict=True):
+        row[span] = part
+
+
+def _rank(reason: str) -> tuple[bool, bool, float]:
+    """Orders the reasons against parts of a row as one look at the whole row would: NaN, Inf, the largest entry."""
+    words = reason.split()
+    return reason == "NaN", reason == "Inf", float(words[4]) if len(words) > 4 else 0.0
+
+
+def _squares(arrived: Stack | None, row: Tensor) -> dict[int, tuple[float, float]] | None:
+    """By worker, the squared length of its row's directions and the squared distance of its row to the result (d,)."""
+    if arrived is None or arrived.columns is None:
+        return None
+    columns, rows, cut = arrived.columns, arrived.rows, arrived.layout.stepped
+    dtype = accumulation_dtype(rows.dtype)
+    starts = {
+        span.start: start
+        for spans, firsts in zip(columns.spans, columns.starts, strict=True)
+        for span, start in zip(spans, firsts, strict=True)
+    }
+
+    def part(span: slice) -> Tensor:
+        wide, start = rows[:, span].to(dtype), starts[span.start]
+        result = row[start : start + span.stop - span.start].to(dtype)
+        inside = wide if span.start < cut else wide[:, :0]
+        norms = [torch.linalg.vector_norm(x, dim=1).double().square() for x in (inside, wide - result)]
+        return torch.stack(norms, dim=1)
+
+    squares = columns.total(part, torch.empty(len(rows), 2, dtype=torch.float64))
+    return {worker: (a, b) for worker, (a, b) in zip(arrived.ids, squares.tolist(), strict=True)}
