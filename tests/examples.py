@@ -158,6 +158,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": ("run(digits(), mlp(), phases=(phase(gradient(), chain(gather(dense()), mean()), rounds=3),))",),
     "shakespeare": ("shakespeare(train=500, test=100, roles=None, least=20000, length=1, context=79)",),
     "uniform": ("uniform(clients=3)",),
+    "scatter": (
+        "scatter(dense())",
+        "scatter(qsgd(bits=3), back=error_feedback(qsgd(bits=2)))",
+        "scatter(dense(), forge=malformed())",
+    ),
     "shards": ("shards(per_unit=3)",),
     "split_edge_cases": (
         "split_edge_cases(rare_styles())",

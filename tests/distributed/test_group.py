@@ -39,6 +39,23 @@ EXACT = {
         "r=3), hierarchy(mean(), median(), groups=3))",
         n=9,
     ).replace("rounds=12", "rounds=12, surgery=pufferfish(ratio=0.5, warmup=0.0, first=1, keep=())"),
+    "scatter": expression("chain(reverse(), scatter(qsgd(bits=4), back=dense()), median())"),
+    "scatter with feedback": expression(
+        "chain(scatter(error_feedback(top_k(ratio=0.1)), back=error_feedback(qsgd(bits=2))), mean())",
+        byzantine="none()",
+    ),
+    "scatter krum": expression("chain(ipm(), scatter(terngrad()), multi_krum(f=1))"),
+    "scatter geometric median": expression("chain(nan(), scatter(dense()), clip(5.0), geometric_median())"),
+    "scatter memory": expression("chain(scatter(half()), momentum(0.5), nnm(f=1), centered_clip())"),
+    "scatter sign vote": expression("chain(momentum(0.5), scatter(sign()), majority())", optimizer="sgd(lr=0.01)"),
+    "scatter whole tensors": expression("chain(scatter(atomo(entries(), ratio=0.2)), trimmed_mean(f=1))"),
+    "scatter hierarchy": expression("chain(alie(), scatter(qsgd(bits=8)), hierarchy(mean(), krum(f=0), groups=3))"),
+    **{
+        f"scatter malformed {how}": expression(
+            f"chain(scatter(qsgd(bits=4), forge=malformed('{how}')), trimmed_mean(f=1))"
+        )
+        for how in ("short", "keys", "missing", "weight")
+    },
     **{
         f"malformed {how}": expression(f"chain(gather(dense(), forge=malformed('{how}')), trimmed_mean(f=1))")
         for how in ("short", "dtype", "missing", "random", "weight")

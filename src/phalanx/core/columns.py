@@ -15,6 +15,7 @@ from torch import Tensor
 from phalanx.core.layout import Layout
 from phalanx.core.world import Collective
 
+_SMALLEST = 64  # entries of a block; shorter ones would take longer to cut than to send
 _LARGEST = 1 << 16  # entries of a block, unless one grain has more
 _BLOCKS = 64  # of an owner: the longest shard has some 1.5 % more entries than the mean one
 _ALL_BLOCKS = 4096  # of all owners; more would take longer to cut than to send
@@ -49,6 +50,26 @@ class Shard:
         return self if count == len(self.blocks) else Shard(self.blocks[:count], self.layout.head)
 
     @cached_property
+    def by_tensor(self) -> Layout:
+        """The layout of the same columns with one vector for all blocks of a tensor, so that codes get long vectors.
+
+        A name says which entries these are, for a memory that goes by names.
+        """
+        groups: dict[int, list[Block]] = {}
+        for block in self.blocks:
+            groups.setdefault(block.tensor, []).append(block)
+        names = dict(zip(self.blocks, self.layout.names, strict=True))
+        counts = [sum(block.stop - block.start for block in group) for group in groups.values()]
+        return Layout(
+            tuple(
+                names[group[0]] + (f" to {group[-1].offset}, {count} entries" if len(group) > 1 else "")
+                for group, count in zip(groups.values(), counts, strict=True)
+            ),
+            tuple(torch.Size([count]) for count in counts),
+            dtype=self.layout.dtype,
+        )
+
+    @cached_property
     def spans(self) -> tuple[slice, ...]:
         """The columns as slices of the row; neighbouring blocks are one slice."""
         return _merged([(block.start, block.stop) for block in self.blocks])
@@ -79,7 +100,7 @@ def divide(layout: Layout, owners: int, grain: int | None, without: frozenset[in
         without: owners that get nothing.
     """
     share = max(_LEAST_BLOCKS, min(_BLOCKS, _ALL_BLOCKS // owners))
-    wanted = max(1, min(_LARGEST, layout.d // (owners * share)))
+    wanted = max(_SMALLEST, min(_LARGEST, layout.d // (owners * share)))
     num_directions = len(layout.names) - layout.num_installed
     loads = [math.inf if owner in without else 0 for owner in range(owners)]
     blocks = [list[Block]() for _ in range(owners)]
@@ -87,7 +108,8 @@ def divide(layout: Layout, owners: int, grain: int | None, without: frozenset[in
     for tensor, size in enumerate(layout.sizes):
         unit = grain if tensor < num_directions else 1
         step = max(1, size) if unit is None else unit * max(1, round(wanted / unit))
-        for offset in range(0, size, step):
+        # a tensor without entries has an owner too, so that somebody looks at messages without entries
+        for offset in range(0, max(size, 1), step):
             stop = min(offset + step, size)
             owner = loads.index(min(loads))
             blocks[owner].append(Block(tensor, row + offset, row + stop, offset))
@@ -144,17 +166,17 @@ class Columns:
     def of(whole: Layout, shards: tuple[Shard, ...], world: Collective) -> Columns:
         """The columns of the owners in this process."""
         held = tuple(world.workers.index(worker) for worker in world.local_workers)
-        blocks = sorted((block for position in held for block in shards[position].blocks), key=lambda b: b.start)
-        places, end = dict[int, slice](), 0
+        blocks = sorted(block for position in held for block in shards[position].blocks)
+        places, end = dict[Block, slice](), 0
         for block in blocks:
-            places[block.start] = slice(end, end + block.stop - block.start)
-            end = places[block.start].stop
+            places[block] = slice(end, end + block.stop - block.start)
+            end = places[block].stop
         return Columns(
             whole=whole,
             shards=shards,
             held=held,
             world=world,
-            spans=tuple(tuple(places[block.start] for block in shards[position].blocks) for position in held),
+            spans=tuple(tuple(places[block] for block in shards[position].blocks) for position in held),
             starts=tuple(tuple(block.start for block in shards[position].blocks) for position in held),
             layout=_layout_of(blocks, whole),
         )

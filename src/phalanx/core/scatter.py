@@ -176,14 +176,14 @@ class Scatter(WireStage):
         complaints = {
             worker: owners for worker in range(n) if (owners := (sizes[:, worker] % 2).nonzero().flatten().tolist())
         }
-        bad, resent = self._settle(complaints, mine, sent, shards, round, refused)
+        bad, resent, more_bytes = self._settle(complaints, mine, sent, shards, round, refused)
         for (worker, owner), entries in resent.items():
             if owner in columns.held:
                 _write(table[worker], columns.spans[columns.held.index(owner)], entries)
         clock.lap("wire_s")
         workers = world.workers
         notes = [
-            Note("bytes", workers[i], 8 + int((sizes[:, i] // 2).sum()))
+            Note("bytes", workers[i], 8 + int((sizes[:, i] // 2).sum()) + more_bytes.get(i, 0))
             for i in range(n)
             if not isinstance(heads[i], BadPayload)
         ]
@@ -211,7 +211,7 @@ class Scatter(WireStage):
         shards: Sequence[Shard],
         round: Round,
         refused: dict[int, str],
-    ) -> tuple[dict[int, str], dict[tuple[int, int], Tensor]]:
+    ) -> tuple[dict[int, str], dict[tuple[int, int], Tensor], dict[int, int]]:
         """Has workers send the parts that owners complained of to all processes, and decides.
 
         Args:
@@ -219,11 +219,11 @@ class Scatter(WireStage):
             refused: takes the rows that cannot be decoded, with the reason.
         Returns:
             The rows that are not finite or absurdly large, with the reason; and the entries of all parts that are good,
-            by worker and owner.
+            by worker and owner; and the bytes that each worker sent.
         """
-        bad, resent = dict[int, str](), dict[tuple[int, int], Tensor]()
+        bad, resent, sizes = dict[int, str](), dict[tuple[int, int], Tensor](), dict[int, int]()
         if not complaints:
-            return bad, resent
+            return bad, resent, sizes
         world = round.world
         positions = {worker: i for i, worker in enumerate(world.workers)}
         held = [
@@ -234,6 +234,7 @@ class Scatter(WireStage):
         answers = world.fetch(held, [world.workers[i] for i in asked], payload_limit(sent))
         for i, answer in zip(asked, answers, strict=True):
             reasons = list[str]()
+            sizes[i] = 0 if isinstance(answer, BadPayload) else payload_bytes(answer)
             for owner in complaints[i]:
                 part = answer if isinstance(answer, BadPayload) else _part_of(answer, owner)
                 opened = self._open(part or BadPayload("nothing arrived"), sent.layout, shards[owner])
@@ -246,7 +247,7 @@ class Scatter(WireStage):
             if reasons and i not in refused:
                 # as of the whole row: NaN before Inf, and the largest entry
                 bad[i] = max(reasons, key=_rank)
-        return bad, resent
+        return bad, resent, sizes
 
     def _open(self, part: Payload | BadPayload, layout: Layout, shard: Shard) -> Tensor | BadPayload:
         """A part's entries (shard.layout.d,): directions and installed values; or why it cannot be decoded."""
@@ -334,7 +335,7 @@ class Scatter(WireStage):
         memory = dict(memory)
         for i, row in enumerate(rows):
             coded, kept = codec.encode(
-                row[:cut], shard.layout.head, memory.get(str(i), {}), lambda i=i: round.child(i).rng(worker)
+                row[:cut], shard.directions.by_tensor, memory.get(str(i), {}), lambda i=i: round.child(i).rng(worker)
             )
             if kept:
                 check_remembers(codec)
@@ -360,7 +361,7 @@ class Scatter(WireStage):
             installed = [*expect({INSTALLED: payload[INSTALLED]} if INSTALLED in payload else {}, **{INSTALLED: form})]
         rows = []
         for i in range(count):
-            row = codec.decode(_part_of(payload, i), layout.head)
+            row = codec.decode(_part_of(payload, i), shard.directions.by_tensor)
             if tuple(row.shape) != (cut,):
                 raise BadPayload(f"{tuple(row.shape)} entries where ({cut},) belong")
             rows.append(row)
@@ -435,13 +436,13 @@ def _squares(arrived: Stack | None, row: Tensor) -> dict[int, tuple[float, float
     columns, rows, cut = arrived.columns, arrived.rows, arrived.layout.stepped
     dtype = accumulation_dtype(rows.dtype)
     starts = {
-        span.start: start
+        (span.start, span.stop): start
         for spans, firsts in zip(columns.spans, columns.starts, strict=True)
         for span, start in zip(spans, firsts, strict=True)
     }
 
     def part(span: slice) -> Tensor:
-        wide, start = rows[:, span].to(dtype), starts[span.start]
+        wide, start = rows[:, span].to(dtype), starts[span.start, span.stop]
         result = row[start : start + span.stop - span.start].to(dtype)
         inside = wide if span.start < cut else wide[:, :0]
         norms = [torch.linalg.vector_norm(x, dim=1).double().square() for x in (inside, wide - result)]

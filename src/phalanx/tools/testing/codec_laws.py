@@ -14,6 +14,7 @@ from torch import Tensor
 from phalanx.attacks.malformed import Malformed
 from phalanx.codecs.error_feedback import ErrorFeedback
 from phalanx.core.codec import WEIGHT, Gather, Reduce
+from phalanx.core.columns import divide
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
 from phalanx.core.packing import pack, unpack
@@ -93,6 +94,33 @@ def _wire(t: Trial) -> None:
                 # what the codec itself remembers is of another row now
                 t.coded(torch.zeros_like(row), layout)
                 same("the decoded rows", decoded, replace(t.method).decode(arrived, layout))
+
+
+@law(LAWS, "codec", "shards", lambda codec: codec.scope != "vector")
+def _shards(t: Trial) -> None:
+    """What owners of columns decode of their parts is the decoded row to the bit; a part of another form is refused."""
+    big = Layout(("a", "empty", "b"), (torch.Size([40, 50]), torch.Size([0]), torch.Size([1203])))
+    for layout, owners in ((LAYOUT.head, 3), (big, 2), (big, 7), (Layout.flat(2), 5), (Layout.flat(0), 2)):
+        with case(f"{owners} owners of {layout.sizes}"):
+            row = t.rows(layout.d)
+            shards, (payload, decoded, _) = divide(layout, owners, t.method.grain), t.coded(row, layout)
+            expect(sum(shard.layout.d for shard in shards) == layout.d, "expected shards of all columns")
+            seen = torch.full_like(decoded, torch.nan)
+            if t.method.grain is None:
+                memory: Any = {}
+                parts = []
+                for shard in shards:
+                    part, memory = t.method.encode(shard.take(row), shard.layout, memory, t.stream())
+                    parts.append(part)
+            else:
+                parts = t.method.split(payload, layout, shards)
+            for shard, part in zip(shards, parts, strict=True):
+                # views would send more than their own bytes, and a part has to survive the wire
+                arrived = unpack(pack(part))
+                shard.put(seen, t.method.decode_part(arrived, layout, shard))
+                with refused("", BadPayload):
+                    t.method.decode_part({f"not {key}": tensor for key, tensor in arrived.items()}, layout, shard)
+            same("the decoded row and its parts", decoded, seen)
 
 
 @law(LAWS, "codec", "keeps")

@@ -75,6 +75,12 @@ class Meter(LocalCollective):
             self.count(worker, payloads[worker])
         return super().fetch(payloads, workers, limit_bytes)
 
+    def all_to_all(self, parts: Any, limit_bytes: int) -> Any:
+        for worker, sent in enumerate(parts):
+            for part in sent:
+                self.count(worker, part)
+        return super().all_to_all(parts, limit_bytes)
+
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         # the weight, 8 bytes, travels with the first tensor
         self.sizes = [(size or 8) + len(x[0]) * x.element_size() for size in self.sizes]
