@@ -54,7 +54,7 @@ class Fltrust(Aggregator):
             lengths, products = torch.linalg.vector_norm(directions, dim=1), directions @ root
         else:
             lengths = stack.directions.norms()
-            products = columns.total(lambda part: directions[:, part] @ root[part], lengths)
+            products = columns.total(lambda part: directions[:, part].contiguous() @ root[part].clone(), lengths)
         root_length = float(lengths[positions[0]])
         trust = (products / (lengths * root_length).clamp_min(1e-300)).clamp(min=0)
         trust[positions[0]] = 0

@@ -187,7 +187,8 @@ class Columns:
         Every process calls it at the same time.
 
         Args:
-            part: the sum over some of the stack's columns, of the shape of `like`.
+            part: the sum over some of the stack's columns, of the shape of `like`. It copies these columns first where
+                the last bits of a sum depend on addresses and strides, as those of matrix products do.
             like: gives shape, dtype and device.
         """
         sums = torch.zeros(len(self.held), *like.shape, dtype=like.dtype)

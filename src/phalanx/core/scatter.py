@@ -442,7 +442,7 @@ def _squares(arrived: Stack | None, row: Tensor) -> dict[int, tuple[float, float
     }
 
     def part(span: slice) -> Tensor:
-        wide, start = rows[:, span].to(dtype), starts[span.start, span.stop]
+        wide, start = rows[:, span].contiguous().to(dtype), starts[span.start, span.stop]
         result = row[start : start + span.stop - span.start].to(dtype)
         inside = wide if span.start < cut else wide[:, :0]
         norms = [torch.linalg.vector_norm(x, dim=1).double().square() for x in (inside, wide - result)]

@@ -145,7 +145,7 @@ class Stack:
         return self.columns.total(self._squares, self.weights.to(self.rows.device)).sqrt()
 
     def _squares(self, part: slice) -> Tensor:
-        return torch.linalg.vector_norm(self.rows[:, part], dim=1, dtype=torch.float64).square()
+        return torch.linalg.vector_norm(self.rows[:, part].contiguous(), dim=1, dtype=torch.float64).square()
 
     def pick(self, indices: Sequence[int]) -> Stack:
         """The rows at these positions. Shapes: (k, d) -> (len(indices), d)."""

@@ -52,7 +52,9 @@ def inner_products(
     else:
         n = len(rows) if picks is None else len(picks)
         products = columns.total(
-            lambda part: _products(rows[:, part], None if centre is None else centre[part], picks, in_float64),
+            lambda part: _products(
+                rows[:, part].contiguous(), None if centre is None else centre[part], picks, in_float64
+            ),
             torch.empty(n, n, dtype=torch.float64, device=rows.device),
         )
     products = products.cpu()
@@ -164,7 +166,7 @@ def _first_centre(rows: Tensor, columns: Columns | None) -> int | None:
     else:
         # every owner adds the squares of a share of the sample
         def squares(part: slice) -> Tensor:
-            few = rows[:, part][:, :: max(1, columns.whole.d // _SAMPLE)][chosen].to(torch.float64)
+            few = rows[:, part].contiguous()[:, :: max(1, columns.whole.d // _SAMPLE)][chosen].to(torch.float64)
             return torch.cat([_apart(few).square(), few.square().sum(dim=1, keepdim=True)], dim=1)
 
         like = torch.empty(len(chosen), len(chosen) + 1, dtype=torch.float64, device=rows.device)
