@@ -329,6 +329,14 @@ def a_codec_that_says_linear():
     )()
 
 
+def a_codec_that_cuts_its_code_in_the_wrong_places():
+    def split(self, payload, layout, shards):
+        rows = payload["row"].split([shard.layout.d for shard in shards])
+        return [{"row": row} for row in rows]
+
+    return made("codec", grain=1, split=split)()
+
+
 def a_codec_that_draws_and_does_not_say_so():
     def encode(self, row, layout, state, rng):
         return {"row": row * (torch.rand(row.shape, generator=rng()) < 0.5)}, {}
@@ -451,6 +459,7 @@ BROKEN = [
     ("codec", "shape and dtype", "expected finite entries", a_codec_that_overflows),
     ("codec", "empty and strided rows", "a row of 0 entries", a_codec_that_needs_entries),
     ("codec", "wire", "the decoded rows differ", a_codec_that_smuggles),
+    ("codec", "shards", "the decoded row and its parts differ", a_codec_that_cuts_its_code_in_the_wrong_places),
     ("codec", "keeps", "the payloads of two workers differ", a_codec_that_draws_and_does_not_say_so),
     ("codec", "linear", "the gathered and the reduced mean differ", a_codec_that_says_linear),
     ("codec", "unbiased", "the mean of 2000 draws", a_codec_that_says_unbiased),

@@ -55,8 +55,8 @@ class ErrorFeedback(Codec):
         return self.codec.grain
 
     @property
-    def result_codec(self) -> Codec | None:
-        return self.codec.result_codec
+    def result_code(self) -> str | None:
+        return self.codec.result_code
 
     def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
         return self.codec.split(payload, layout, shards)

@@ -43,8 +43,8 @@ class Half(Codec):
         return 1
 
     @property
-    def result_codec(self) -> Codec | None:
-        return self
+    def result_code(self) -> str | None:
+        return repr(self)
 
     def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
         (values,) = expect(payload, values=(_DTYPES[self.precision], (layout.d,)))

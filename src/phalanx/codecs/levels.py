@@ -66,11 +66,9 @@ class QuantizerCodec(Codec):
         return level_grain(self.level_format)
 
     @property
-    def result_codec(self) -> Codec | None:
+    def result_code(self) -> str | None:
         """Eight bits, whose error is small beside that of any code that needs `scatter`; see docs/scaling.md."""
-        from phalanx.codecs.qsgd import Qsgd
-
-        return Qsgd(bits=8)
+        return "qsgd(bits=8)"
 
     def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
         return split_levels(payload, layout, self.level_format, shards)

@@ -57,10 +57,8 @@ class RandomK(Codec):
         return 1
 
     @property
-    def result_codec(self) -> Codec | None:
-        from phalanx.codecs.qsgd import Qsgd
-
-        return Qsgd(bits=8)
+    def result_code(self) -> str | None:
+        return "qsgd(bits=8)"
 
     def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
         values, seed = self._parts(payload, layout)

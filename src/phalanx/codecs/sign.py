@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,12 +47,9 @@ class Sign(Codec):
         return 1
 
     @property
-    def result_codec(self) -> Codec | None:
+    def result_code(self) -> str | None:
         """Three values, which the result of a majority has: they arrive as they are, anything else unbiased."""
-        from phalanx.codecs.qsgd import Qsgd
-        from phalanx.codecs.terngrad import Terngrad
-
-        return Qsgd(bits=8) if self.scaled else Terngrad(clip=math.inf)
+        return "qsgd(bits=8)" if self.scaled else "terngrad(clip=inf)"
 
     def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
         signs, *scales = self._parts(payload, layout)

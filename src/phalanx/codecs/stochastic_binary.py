@@ -45,10 +45,8 @@ class StochasticBinary(Codec):
         return BLOCK
 
     @property
-    def result_codec(self) -> Codec | None:
-        from phalanx.codecs.qsgd import Qsgd
-
-        return Qsgd(bits=8)
+    def result_code(self) -> str | None:
+        return "qsgd(bits=8)"
 
     def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:
         plan = cut(layout, None, 1)

@@ -68,8 +68,11 @@ class Codec(Expression, ABC):
         return None
 
     @property
-    def result_codec(self) -> Codec | None:
-        """The code in which `scatter` sends results back unless it is told another one; None sends plain numbers."""
+    def result_code(self) -> str | None:
+        """The expression of the codec in which `scatter` sends results back unless it is told another one.
+
+        None sends plain numbers.
+        """
         return None
 
     def split(self, payload: Payload, layout: Layout, shards: Sequence[Shard]) -> list[Payload]:

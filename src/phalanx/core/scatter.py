@@ -17,6 +17,7 @@ from phalanx.core.columns import Columns, Shard, divide
 from phalanx.core.expression import method, require
 from phalanx.core.gate import Gate, bad_rows
 from phalanx.core.layout import Layout
+from phalanx.core.parser import parse
 from phalanx.core.payload import BadPayload, Payload, expect, payload_bytes
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
@@ -52,7 +53,7 @@ class Scatter(WireStage):
     Shapes: (k, d) -> (n - erased, columns held here).
     Args:
         codec: turns a row into a payload.
-        back: turns an owner's columns of the result into a payload; None takes `codec.result_codec`. With
+        back: turns an owner's columns of the result into a payload; None takes `codec.result_code`. With
             `error_feedback(...)` each owner keeps a memory for its blocks. dense() loses nothing.
         gate: decides which rows are admitted.
         forge: what Byzantine workers do to each part of their payloads.
@@ -82,7 +83,9 @@ class Scatter(WireStage):
     @property
     def result_codec(self) -> Codec | None:
         """The code of results; None for plain numbers."""
-        return self.codec.result_codec if self.back is None else self.back
+        if self.back is not None or self.codec.result_code is None:
+            return self.back
+        return parse(self.codec.result_code)
 
     def validate(self) -> None:
         for codec in (self.codec, self.back):

@@ -311,7 +311,7 @@ def check_scheme(scheme: Stage, n: int) -> None:
     wires = [i for i, stage in enumerate(stages) if stage.num_wires]
     if scheme.num_wires != 1:
         one = Chain(tuple(stage for i, stage in enumerate(stages) if i not in wires[:-1]))
-        once = "write gather(codec), scatter(codec) or reduce(codec) once"
+        once = "write gather(codec) or reduce(codec) once"
         way_out = f"keep one of them, such as {one!r}" if len(wires) > 1 else once
         raise ValueError(
             f"a scheme crosses the wire exactly once, and {scheme!r} does {scheme.num_wires} times; {way_out}"
