@@ -34,6 +34,7 @@ def compare(
     """
     from phalanx.tools.report import tables
     from phalanx.tools.report.collect import collect
+    from phalanx.tools.report.score import common_score
 
     if not runs:
         raise ValueError("compare needs folders of runs or of studies, such as runs/2026-01-31-120000-quickstart")
@@ -46,10 +47,16 @@ def compare(
     if plot is not None:
         from phalanx.tools.report.plots import plot_comparison
 
-        plot_comparison(results, "test accuracy", plot)
+        score = common_score(r.score for r in results)
+        if score is None:
+            have = ", ".join(dict.fromkeys(r.score.name for r in results))
+            raise ValueError(f"a plot compares runs of one score, and these have {have}; plot them one by one")
+        plot_comparison(results, f"test {score.name}", plot)
     if as_json:
         print_json([{"label": r.label, "folder": str(r.path), "curve": vars(r.curve), **r.summary} for r in results])
         return
-    tables.console().print(tables.results_table((r.label, r.accuracy, r.summary) for r in results))
+    tables.console().print(
+        tables.results_table(((r.label, r.accuracy, r.summary) for r in results), [r.score for r in results])
+    )
     if plot is not None:
         typer.echo(f"plot    {plot}")

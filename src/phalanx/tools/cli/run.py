@@ -174,6 +174,7 @@ def _resume_command(processes: Processes, jobs: int, folder: StudyFolder) -> str
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
     from phalanx.tools.report import tables
+    from phalanx.tools.report.score import score_of, value_of
     from phalanx.tools.runner.finish import finish_study
 
     results, sheets = finish_study(study, folder, partial(typer.echo, err=True))
@@ -187,7 +188,7 @@ def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
     console = tables.console()
     trained = [r for r in results if r["label"] in study.runs]
     if trained:
-        console.print(tables.results_table((r["label"], r["accuracy"], r) for r in trained))
+        console.print(tables.results_table(((r["label"], value_of(r), r) for r in trained), map(score_of, trained)))
     for sheet in sheets:
         console.print(tables.plain_table(sheet.title, sheet.header, sheet.words()))
     if has_plot:

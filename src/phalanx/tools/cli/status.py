@@ -29,6 +29,7 @@ def status(
     """
     from phalanx.core.folder_lock import is_locked
     from phalanx.tools.report import tables
+    from phalanx.tools.report.score import common_score, score_of, value_of
     from phalanx.tools.runner.study import StudyFolder
 
     if folder is None:
@@ -39,13 +40,18 @@ def status(
     if as_json:
         print_json({"folder": str(folder), "running": running, "jobs": rows})
         return
-    table = tables.make_table("run", " state", ">round", ">accuracy", ">loss", ">written", " left out")
-    for row in rows:
+    scores = [score_of(row) for row in rows]
+    common = common_score(score for score, row in zip(scores, rows, strict=True) if value_of(row) is not None)
+    title = "score" if common is None else common.name
+    table = tables.make_table("run", " state", ">round", f">{title}", ">loss", ">written", " left out")
+    for row, score in zip(rows, scores, strict=True):
         of = "" if row["rounds"] is None else f" of {row['rounds']}"
         out = "; ".join(f"worker {worker}: {reason}" for worker, reason in row["excluded"].items())
         loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
         age = "-" if row["age_s"] is None else f"{tables.seconds(row['age_s'])} ago"
-        cells = (f"{row['round']}{of}", tables.percent(row["accuracy"]), loss, age, f" {out}")
+        reached = score.words(value_of(row))
+        reached = reached if common is not None else f"{score.name} {reached}"
+        cells = (f"{row['round']}{of}", reached, loss, age, f" {out}")
         tables.add_row(table, row["label"], f" {row['state']}", *cells)
     tables.console().print(table)
     typer.echo(f"{folder} is {'being run' if running else 'not being run'}")
@@ -53,13 +59,16 @@ def status(
 
 def _row(held: Any, label: str, rounds: int | None, running: bool) -> dict[str, Any]:
     """What a table line says about a job."""
+    from phalanx.tools.report.score import is_tested, value_of
+
     path, metrics = held.run_path(label) / "metrics.jsonl", []
     if path.exists():
         from phalanx.training.run_folder import RunFolder
 
         metrics = RunFolder(path.parent).metrics()
     last = metrics[-1] if metrics else {}
-    tested = [line["accuracy"] for line in metrics if line.get("accuracy") is not None]
+    tested = [line for line in metrics if is_tested(line) and value_of(line) is not None]
+    score = {"score": tested[-1]["score"]} if tested and "score" in tested[-1] else {}
     done = (held.run_path(label) / "summary.json").exists()
     begun = "running" if running else "stopped"
     return {
@@ -67,7 +76,8 @@ def _row(held: Any, label: str, rounds: int | None, running: bool) -> dict[str, 
         "state": "done" if done else begun if held.run_path(label).exists() else "waiting",
         "round": last["step"] + 1 if last else 0,
         "rounds": rounds,
-        "accuracy": tested[-1] if tested else None,
+        "accuracy": tested[-1].get("accuracy") if tested else None,
+        **score,
         "loss": last.get("loss"),
         "age_s": time.time() - path.stat().st_mtime if path.exists() else None,
         "excluded": last.get("excluded", {}),

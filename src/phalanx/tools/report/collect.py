@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.core.registry import entries
+from phalanx.tools.report.score import ACCURACY, Score, is_tested, score_of, value_of
 from phalanx.tools.runner.measurement import Job, parse_job
 from phalanx.tools.runner.study import StudyFolder
 from phalanx.training.run_folder import RunFolder, slug
@@ -23,8 +24,9 @@ class Curve:
     Args:
         bytes_up: sent by all workers since the start.
         seconds: since the start; of work, scheme and finish.
-        accuracy: in [0, 1].
+        accuracy: in [0, 1]; of tasks that are no classification their score.
         bytes_down: sent to all workers since the start.
+        clients: the lowest and the highest score among the clients, where they are tested on examples of their own.
     """
 
     rounds: list[int]
@@ -32,6 +34,7 @@ class Curve:
     seconds: list[float]
     accuracy: list[float]
     bytes_down: list[float] = field(default_factory=list)
+    clients: list[tuple[float, float] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Result:
     Args:
         summary: empty while the run has not ended.
         measures: whether it is a measurement, which has no curve.
+        score: what its numbers are.
     """
 
     label: str
@@ -48,12 +52,13 @@ class Result:
     summary: dict[str, Any]
     curve: Curve
     measures: bool = False
+    score: Score = ACCURACY
 
     @property
     def accuracy(self) -> float | None:
-        """At the end, or at the last test so far."""
+        """The accuracy, or the score of another task, at the end or at the last test so far."""
         reached = self.curve.accuracy[-1] if self.curve.accuracy else None
-        return self.summary.get("accuracy", reached)
+        return value_of(self.summary) if is_tested(self.summary) else reached
 
     @property
     def job(self) -> Job:
@@ -112,14 +117,23 @@ def _read(label: str, path: Path) -> Result:
     sent = list(accumulate(float(line["bytes_up"]) for line in lines))
     received = list(accumulate(float(line.get("bytes_down", 0)) for line in lines))
     spent = list(accumulate(line["work_s"] + line["scheme_s"] + line["finish_s"] for line in lines))
-    tested = [i for i, line in enumerate(lines) if "accuracy" in line]
+    tested = [i for i, line in enumerate(lines) if is_tested(line)]
+    score = score_of(lines[tested[-1]]) if tested else score_of(folder.summary or {})
     curve = Curve(
         rounds=[lines[i]["step"] + 1 for i in tested],
         bytes_up=[sent[i] for i in tested],
         seconds=[spent[i] for i in tested],
-        accuracy=[lines[i]["accuracy"] for i in tested],
+        accuracy=[value_of(lines[i]) for i in tested],  # type: ignore[misc]
         bytes_down=[received[i] for i in tested],
+        clients=[_range(lines[i], score.name) for i in tested],
     )
     name = folder.config.partition("(")[0]
     measures = any(name == entry.name for entry in entries("measurement"))
-    return Result(label, path, folder.summary or {}, curve, measures)
+    return Result(label, path, folder.summary or {}, curve, measures=measures, score=score)
+
+
+def _range(line: dict[str, Any], name: str) -> tuple[float, float] | None:
+    """The lowest and the highest score among the clients of a tested line."""
+    key = "loss" if name == "test_loss" else name
+    known = [numbers[key] for numbers in line.get("client_metrics", {}).values() if numbers.get(key) is not None]
+    return (min(known), max(known)) if known else None

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves and final accuracies as PNG; matplotlib is imported here and nowhere else."""
+"""Curves and final accuracies or scores as PNG; matplotlib is imported here and nowhere else."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phalanx.core.optional import optional
 from phalanx.tools.report.collect import Result
+from phalanx.tools.report.score import ACCURACY, Score, common_score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,24 +128,53 @@ def _curves(
 ) -> None:
     for result in runs:
         x = [factor * value for value in getattr(result.curve, measure)]
-        y = [100 * a for a in result.curve.accuracy]
+        shown = result.score.factor
+        y = [math.nan if a is None else shown * a for a in result.curve.accuracy]
         marker = "o" if len(x) == 1 else None
         ax.plot(x, y, label=_short(result), marker=marker, **styles[_short(result)])
-    ax.set_ylim(0, 101)
+        ranges = [(math.nan, math.nan) if pair is None else pair for pair in result.curve.clients]
+        if any(pair is not None for pair in result.curve.clients):
+            # from the client that is served worst to the one that is served best
+            low, high = ([shown * value for value in values] for values in zip(*ranges, strict=True))
+            ax.fill_between(x, low, high, color=styles[_short(result)]["color"], alpha=0.15, linewidth=0)
+    score = common_score(result.score for result in runs)
+    if score == ACCURACY:
+        ax.set_ylim(0, 101)
     ax.set_xlim(left=0)
-    ax.set_ylabel("test accuracy (%)")
+    ax.set_ylabel(_axis(score))
     tidy(ax)
 
 
 def _bars(ax: Axes, runs: Sequence[Result], styles: dict[str, dict[str, Any]]) -> None:
     """Final accuracies; the names beside the bars are the legend of the curves."""
-    heights = [100 * (r.accuracy or 0.0) for r in runs]
+    score = common_score(result.score for result in runs)
+    heights = [r.score.factor * (r.accuracy or 0.0) for r in runs]
     places = list(range(len(runs)))
     ax.barh(places, heights, color=[styles[_short(r)]["color"] for r in runs], height=0.66)
     for place, result, height in zip(places, runs, heights, strict=True):
-        words = "-" if result.accuracy is None else f"{height:.1f}"
-        ax.text(height + 1, place, words, va="center", fontsize=9)
+        if score == ACCURACY:
+            words = "-" if result.accuracy is None else f"{height:.1f}"
+            ax.text(height + 1, place, words, va="center", fontsize=9)
+        else:
+            words = result.score.words(result.accuracy)
+            words = words if score is not None else f"{result.score.name} {words}"
+            ax.annotate(words, (max(0.0, height), place), (3, 0), textcoords="offset points", va="center", fontsize=9)
     bar_axes(ax, [_short(r) for r in runs])
+    if score != ACCURACY:
+        ax.autoscale(axis="x")
+        ax.margins(x=0.25)
+        ax.xaxis.set_major_locator(_locator())
+        ax.set_xlabel(_axis(score))
+
+
+def _axis(score: Score | None) -> str:
+    return "score" if score is None else f"test {score.title}"
+
+
+def _locator() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5)
 
 
 def bar_axes(ax: Axes, names: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any
 
 from phalanx.core.heartbeat import Heartbeat
-from phalanx.tools.report.tables import console, percent, seconds, size
+from phalanx.tools.report.score import ACCURACY, Score, is_tested, score_of, value_of
+from phalanx.tools.report.tables import console, seconds, size
 from phalanx.tools.runner.measurement import Job
 from phalanx.training.client_sampler import AllClients
 from phalanx.training.phase import Run
@@ -24,7 +25,8 @@ class _Going:
     task: Any
     began: float
     sent: float = 0.0
-    accuracy: float | None = None
+    reached: float | None = None
+    score: Score = ACCURACY
     rounds: int | None = None
     everyone: bool = True
     out: dict[int, str] = field(default_factory=dict)
@@ -94,10 +96,11 @@ class Progress:
         """A round has ended, with these metrics."""
         going = self._going[label]
         going.sent += line["bytes_up"]
-        going.accuracy = line.get("accuracy", going.accuracy)
+        if is_tested(line):
+            going.reached, going.score = value_of(line), score_of(line)
         out = sorted(map(int, {*line["excluded"], *line["accused"]}))
         loss = "-" if line["loss"] is None else f"{line['loss']:.4f}"
-        numbers = f"loss {loss}  accuracy {percent(going.accuracy)}  {size(going.sent)}"
+        numbers = f"loss {loss}  {going.score.name} {going.score.words(going.reached)}  {size(going.sent)}"
         if out:
             numbers += f"  out {' '.join(map(str, out))}"
         self._bars.update(going.task, completed=line["step"] + 1, numbers=numbers)
@@ -130,7 +133,8 @@ class Progress:
         reached = "measured"
         if "measured" not in summary:
             lost = f"  {summary['lost_rounds']} rounds lost" if summary["lost_rounds"] else ""
-            reached, spent = f"accuracy {percent(summary['accuracy']):>7}", f"{spent}{lost}"
+            score = score_of(summary)
+            reached, spent = f"{score.name} {score.words(value_of(summary)):>7}", f"{spent}{lost}"
         self._say(f"[{self._ended}/{self._total}] {label:<28} {reached}  {spent}")
 
     def _drop(self, label: str) -> _Going | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phalanx.core.registry import Entry
+from phalanx.tools.report.score import ACCURACY, Score, common_score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,25 +71,33 @@ def named(summary: dict[str, Any]) -> str:
     return " ".join(words) or "none"
 
 
-def results_table(results: Iterable[tuple[str, float | None, dict[str, Any]]]) -> Table:
+def results_table(results: Iterable[tuple[str, float | None, dict[str, Any]]], scores: Iterable[Score] = ()) -> Table:
     """One line a run: bytes that a worker sends in a round, groups and rounds that were lost, and who is named.
 
     Of all accusations and exclusions some share was "right", of all Byzantine rows some share was "caught"; "-" stands
     where no worker is Byzantine by the run itself, so that the truth is unknown.
 
     Args:
-        results: label, accuracy, summary; the summary is empty for a run that has not ended.
+        results: label, accuracy or score, summary; the summary is empty for a run that has not ended.
+        scores: what the number of each result is; the accuracy if left out.
     """
-    head = ("run", ">accuracy", ">time\na round", ">bytes\na worker", ">lost\ngroups", ">lost\nrounds", " named")
+    lines = list(results)
+    kinds = list(scores) or [ACCURACY] * len(lines)
+    common = common_score(kinds)
+    title = "score" if common is None else common.name
+    if common is not None and not common.higher_is_better:
+        title += "\nlower is\nbetter"
+    head = ("run", f">{title}", ">time\na round", ">bytes\na worker", ">lost\ngroups", ">lost\nrounds", " named")
     table = make_table(*head, ">right", ">caught", whole=True)
-    for label, accuracy, summary in results:
+    for (label, value, summary), score in zip(lines, kinds, strict=True):
+        reached = score.words(value) if common is not None else f"{score.name} {score.words(value)}"
         if not summary:
-            add_row(table, label, percent(accuracy), *"----", " not finished", "-", "-")
+            add_row(table, label, reached, *"----", " not finished", "-", "-")
             continue
         add_row(
             table,
             label,
-            percent(accuracy),
+            reached,
             seconds(summary["round_s"]),
             size(summary["bytes_per_worker_round"]),
             str(summary["lost_groups"]),
