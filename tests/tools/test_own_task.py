@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from phalanx.core import registry
+from phalanx.core import function, registry
 from tests.tools.test_cli import phalanx, sentence
 
 SETTING = (
@@ -19,6 +19,7 @@ SETTING = (
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_extensions", [])
+    monkeypatch.setattr(function, "_given", {})
     (tmp_path / "own.txt").write_text(SETTING)
     (tmp_path / "digits.txt").write_text(
         "run(digits(), mlp(hidden=()), phases=(phase(gradient(batch=60), chain(gather(dense()), mean()), sgd(lr=0.1), "

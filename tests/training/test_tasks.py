@@ -4,6 +4,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -427,3 +428,137 @@ def test_lies_about_metrics_do_not_count():
     assert found.mean["loss"] == pytest.approx((4 * 10 + 9 * 100) / 140)
     nan = ClientMetrics.of({**honest, 4: {"examples": 10.0, "loss": math.nan}}, ("loss",))
     assert nan.mean["loss"] == 1.0 and nan.clients[4]["loss"] is None
+
+
+# results that would be wrong in silence
+
+
+def sum_loss(outputs, targets):
+    return (outputs - targets).square().sum()
+
+
+def writing_metric(outputs, targets):
+    return outputs.abs_().mean()
+
+
+def one_of_ten():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+
+
+FREE = torch.Generator()
+
+
+def restless_model():
+    model = own.linear()
+    nn.init.normal_(model.weight, generator=FREE)
+    return model
+
+
+class Numpy(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 1)
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(np.random.randn(1, 3)))
+
+
+def missing():
+    x, y = own.table()[0].tensors
+    return TensorDataset(x, torch.where(y > 0, y, torch.nan))
+
+
+def test_a_loss_that_adds_up_is_refused():
+    refused("the loss adds up over the batch", task=px.training.task(sum_loss))
+
+
+def test_a_metric_that_writes_into_its_arguments_is_refused():
+    metric = px.training.metric("m", writing_metric, higher_is_better=True)
+    refused("m writes into the outputs", task=px.training.task(F.mse_loss, metrics=(metric,)))
+
+
+def test_own_losses_are_tried_on_data_of_the_library_too():
+    run = run_of(px.data.digits(), one_of_ten, px.training.task(broadcast_loss))
+    with pytest.raises(ValueError, match=r"loss broadcasts outputs \(2, 1\) and targets \(2,\)"):
+        px.train(run)
+
+
+def test_models_begin_alike_or_are_refused():
+    refused("makes other weights each time with equal seeds", model=restless_model)
+    assert fingerprint(px.train(run_of(model=Numpy)).model) == fingerprint(px.train(run_of(model=Numpy)).model)
+
+
+def test_redundancy_does_not_hand_out_clients_own_examples():
+    run = run_of(px.data.client_datasets(own.clinic), partition=px.data.by_client(), workers=6)
+    work = px.training.gradient(batch=12)
+    phase = px.Phase(work, px.parse("chain(gather(dense()), repetition(r=3))"), px.optim.sgd(0.1), 1)
+    with pytest.raises(ValueError, match="examples of each client with that client alone"):
+        px.train(replace(run, phases=(phase,)))
+
+
+def test_targets_that_are_nan_divide_nothing():
+    refused("some targets are NaN", data=px.data.datasets(missing), partition=px.data.dirichlet(1.0))
+
+
+def test_a_label_out_of_range_is_one_sentence():
+    run = run_of(px.data.datasets(far_labels), make_labels, px.training.classification())
+    with pytest.raises(ValueError, match=r"cross-entropy of scores .* raised IndexError"):
+        px.train(run)
+
+
+def far_labels():
+    return TensorDataset(torch.zeros(10, 3), torch.full((10,), 5))
+
+
+def test_a_function_that_changes_between_checkpoint_and_resume_is_refused(tmp_path, monkeypatch):
+    from phalanx.training.run_folder import RunFolder
+
+    run = run_of(task=px.training.task(squeezed), rounds=2, checkpoint_every=1)
+    px.train(run, folder=RunFolder(tmp_path))
+    px.train(run, folder=RunFolder(tmp_path))
+    monkeypatch.setattr(type(run.task.loss), "fingerprint", property(lambda self: "other"))
+    with pytest.raises(ValueError, match=r"test_tasks:squeezed.* changed since the run began"):
+        px.train(run, folder=RunFolder(tmp_path))
+
+
+def squeezed(outputs, targets):
+    return (outputs.flatten() - targets.flatten()).square().mean()
+
+
+def test_comments_do_not_change_a_fingerprint(tmp_path):
+    from phalanx.core.function import Function
+
+    codes = []
+    for i, text in enumerate(
+        ("def f():\n    return 1\n", "def f():\n    # one\n    return (1)\n", "def f():\n    return 2\n")
+    ):
+        path = tmp_path / f"m{i}.py"
+        path.write_text(text)
+        names = {"__name__": f"m{i}"}
+        exec(compile(text, str(path), "exec"), names)
+        codes.append(Function(names["f"]).fingerprint)
+    assert codes[0] == codes[1] != codes[2] and codes[0]
+
+
+def test_autoencoders_read_a_dataset_of_one_tensor():
+    found = px.train(run_of(px.data.datasets(alone), square, px.training.regression(), rounds=30)).summary()
+    assert found["metrics"]["r2"] > 0.5
+
+
+def alone():
+    return (TensorDataset(own.table()[0].tensors[0]),) * 2
+
+
+def square():
+    return nn.Linear(3, 3)
+
+
+def test_fedma_and_bf16_work_on_tasks_without_classes():
+    local = px.federated.local_training(px.optim.sgd(0.05), epochs=2, batch=8)
+    run = replace(run_of(model=two_layers), phases=(px.federated.fedma(local, layers=2),))
+    found = px.train(run)
+    assert found.summary()["lost_rounds"] == 0 and found.summary()["metrics"]["r2"] > 0
+    half = px.train(run_of(precision="bf16", rounds=5)).summary()
+    assert half["metrics"]["r2"] > 0 and half["test_loss"] is not None
+
+
+def two_layers():
+    return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))

@@ -58,6 +58,19 @@ class Expression:
         return f"{self.expression_name}({', '.join(parts)})"
 
 
+def functions_of(value: Any) -> dict[str, str]:
+    """The fingerprints of all functions of the user's own in an expression, by their references."""
+    if isinstance(value, Function):
+        return {value.reference: value.fingerprint}
+    if isinstance(value, tuple):
+        parts = value
+    elif isinstance(value, Expression):
+        parts = tuple(getattr(value, field.name) for field in dataclasses.fields(value))  # type: ignore[arg-type]
+    else:
+        parts = ()
+    return {reference: code for part in parts for reference, code in functions_of(part).items()}
+
+
 def require(ok: bool, sentence: str) -> None:
     """Raises ValueError(sentence) unless ok."""
     if not ok:

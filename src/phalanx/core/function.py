@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -67,6 +70,15 @@ class Function:
         if self._target is None:
             self._target = _given.get(self.reference) or _imported(self.reference)
         return self._target
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the function's own code without its comments; empty if there is no source."""
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(self.target)))
+        except (OSError, TypeError, SyntaxError):
+            return ""
+        return hashlib.blake2b(ast.dump(tree).encode(), digest_size=8).hexdigest()
 
     def num_arguments(self, most: int) -> int:
         """The number of arguments to call it with: those without a default, and at most `most`.

@@ -244,6 +244,7 @@ class OwnExamples(Examples):
                 f"{wanted}, and an example is {describe(part.examples[0])}; "
                 "give a function with key=..., or choose iid()",
             )
+            require(not bool(last.isnan().any()), f"{wanted}, and some targets are NaN; give a function with key=...")
             return last.to(torch.float64 if last.is_floating_point() else torch.int64)
         values = []
         with seeded_globally(make_generator("keys").initial_seed()):

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.round import make_generator
+from phalanx.core.seeding import seeded_globally
 from phalanx.core.stack import Stack
 from phalanx.core.surgery import Surgery
 from phalanx.core.trees import State
 from phalanx.core.world import World
 from phalanx.data.examples import Examples
 from phalanx.data.shape import example
+from phalanx.models.custom import Custom
 from phalanx.training.optim import moments, set_moments
 from phalanx.training.phase import Phase, Position, Run
 
@@ -41,6 +44,10 @@ class ModelState:
         self._originals: dict[str, nn.Module] = {}
         self._graphs: dict[str, Graph] = {}
         self._take(self._built("model"))
+        if isinstance(run.model, Custom):
+            same = fingerprint(self._built("model")) == fingerprint(self.model)
+            sentence = "makes other weights each time with equal seeds; draw them from torch's global generator"
+            require(same, f"{run.model!r} {sentence}")
         self.optimizer = self._optimizer(run.position(0).phase_index)
 
     @property
@@ -188,8 +195,7 @@ class ModelState:
         self._take(model)
 
     def _built(self, *key: object) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(make_generator(*key[:1], self._run.seed, *key[1:]).initial_seed())
+        with seeded_globally(make_generator(*key[:1], self._run.seed, *key[1:]).initial_seed()):
             model = self._run.model.build_for(self._data)
         return model.to(self._run.device)
 

@@ -22,6 +22,7 @@ from phalanx.training.evaluator import measure_on
 from phalanx.training.model_state import ModelState, PhaseModels
 from phalanx.training.phase import Position, Run
 from phalanx.training.task import TaskContext
+from phalanx.training.tasks import Classification
 
 
 class RunState:
@@ -45,10 +46,10 @@ class RunState:
                 "dataset of your own; leave augment=None, and change the images in its __getitem__",
             )
         if self.data.has_clients:
-            run.partition.parts(self.data, run.workers, run.seed)
+            self._check_clients()
         self.model_state = ModelState(run, self.data)
         self.is_checked = False
-        batch = None if isinstance(self.data, Dataset) else self.data.first_batch
+        batch = self._first_batch()
         if batch is not None:
             batch = map_tensors(batch, lambda t: t.to(run.device))
             self.is_checked = True
@@ -57,6 +58,24 @@ class RunState:
         self.work_memories: State = {}
         self.replies: dict[int, Payload] = {}
         self.announced: Payload = {}
+
+    def _check_clients(self) -> None:
+        """Raises ValueError if clients' own examples would be mixed, or given to other workers."""
+        run = self.run
+        for phase in run.phases:
+            require(
+                phase.scheme.assign(run.workers) is None,
+                f"{phase.scheme!r} has several workers compute the same, and {self.data.name} has the examples of each "
+                "client with that client alone; choose a scheme without redundancy",
+            )
+        run.partition.parts(self.data, run.workers, run.seed)
+
+    def _first_batch(self) -> Any:
+        """Some training examples on which the task is tried; None if it needs no trial, or if none is loaded."""
+        if not isinstance(self.data, Dataset):
+            return self.data.first_batch
+        plain = isinstance(self.run.task, Classification)
+        return None if plain else self.data.train(torch.arange(min(2, self.data.num_train)))
 
     @property
     def memories(self) -> State:

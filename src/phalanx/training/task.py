@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.function import Function, said_by
-from phalanx.data.examples import Batch, describe, map_tensors
+from phalanx.data.examples import Batch, describe, map_tensors, tensors_of
 
 LOSS = "loss"
 EXAMPLES = "examples"
@@ -132,7 +132,7 @@ class PairTask(Task):
     """A task whose loss and metrics are functions of the model's outputs and the targets.
 
     A batch is (inputs, targets); of a longer tuple the last entry is the target, and of a dictionary the entry that
-    `targets` names. A batch that is one tensor is input and target at once. Inputs in a tuple or a dictionary are the
+    `targets` names. A batch of one tensor is input and target at once. Inputs in a tuple or a dictionary are the
     arguments of the model.
     """
 
@@ -158,8 +158,10 @@ class PairTask(Task):
         )
         if isinstance(batch, Tensor):
             return batch, batch
-        ok = isinstance(batch, tuple | list) and len(batch) >= 2
+        ok = isinstance(batch, tuple | list) and len(batch) >= 1
         require(ok, f"a batch is (inputs, targets), a dictionary or a tensor, got {describe(batch)}")
+        if len(batch) == 1:
+            return batch[0], batch[0]
         *inputs, target = list(batch)
         return (inputs[0] if len(inputs) == 1 else tuple(inputs)), target
 
@@ -231,13 +233,25 @@ class PairTask(Task):
             for name, function in functions:
                 if function is not None:
                     measured(name, function, outputs, targets)
+            if self.loss_function is not None:
+                _check_mean(self.loss_function, outputs, targets)
 
 
 def measured(name: str, function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> float:
     """A function of outputs and targets as a number."""
+    before = _versions(outputs, targets)
     with blaming(lambda: f"{name} of outputs {describe(outputs)} and targets {describe(targets)}"):
         value = function(outputs, targets)
+    require(
+        _versions(outputs, targets) == before,
+        f"{name} writes into the outputs or the targets, which the other metrics read as well; let it work on a clone",
+    )
     return as_number(name, value)
+
+
+def _versions(*batches: Any) -> list[int]:
+    """How often each tensor was written to."""
+    return [tensor._version for batch in batches for tensor in tensors_of(batch)]
 
 
 def as_number(name: str, value: Any) -> float:
@@ -291,6 +305,21 @@ def check_broadcast(name: str, function: Callable[[Any, Any], Any], outputs: Any
         return  # it takes no other shape than its own
     same = math.isclose(apart, alike, rel_tol=1e-4, abs_tol=1e-7) or (math.isnan(apart) and math.isnan(alike))
     require(same, sentence)
+
+
+def _check_mean(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> None:
+    """Raises ValueError if the loss of every example twice is twice the loss."""
+    twice = [map_tensors(batch, lambda t: torch.cat([t, t]) if t.dim() else t) for batch in (outputs, targets)]
+    try:
+        once, both = as_number(LOSS, function(outputs, targets)), as_number(LOSS, function(*twice))
+    except Exception:
+        return
+    sums = once != 0 and math.isfinite(both) and math.isclose(both, 2 * once, rel_tol=1e-5)
+    require(
+        not sums,
+        f"the loss adds up over the batch ({once:.6g}, and {both:.6g} with each example twice), so it would grow with "
+        "the batch and with the test set; return the mean",
+    )
 
 
 def _joined(pieces: list[Any], which: int) -> Any:

@@ -40,7 +40,8 @@ class Classification(PairTask):
 
     def training_loss(self, model: nn.Module, batch: Batch, context: TaskContext, smoothing: float = 0.0) -> Tensor:
         scores, labels = self.outputs_of(model, batch, context)
-        return cross_entropy(scores, labels, smoothing=smoothing)
+        with blaming(lambda: f"the cross-entropy of scores {describe(scores)} and labels {describe(labels)}"):
+            return cross_entropy(scores, labels, smoothing=smoothing)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, batches: Iterable[Batch], context: TaskContext) -> dict[str, float]:

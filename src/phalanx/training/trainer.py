@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from phalanx.attacks.faults import silenced_workers
 from phalanx.core.clock import FORGING, PARTS
+from phalanx.core.expression import functions_of, require
 from phalanx.core.layout import Layout
 from phalanx.core.precision import finite
 from phalanx.core.round import Round
@@ -510,6 +511,7 @@ class Trainer:
             "announced": self.state.announced,
             "model_before_pass": self._model_before_pass,
             "worker_stats": self.worker_stats.to_json(),
+            **({"functions": functions} if (functions := functions_of(self.config)) else {}),
         }
         folder.checkpoint(Checkpoint(self.rounds_done, self.text, tree))
 
@@ -519,6 +521,13 @@ class Trainer:
         tree = self.world.broadcast(saved)
         if not tree:
             return
+        now, changed = functions_of(self.config), tree.get("functions", {})
+        changed = [name for name, code in changed.items() if code and now.get(name) and now[name] != code]
+        require(
+            not changed,
+            f"{', '.join(changed)} changed since the run began, so it would not go on as it began; undo the change, or "
+            "begin anew in another folder",
+        )
         self.rounds_done = tree["rounds_done"]
         self.model_state.load(tree, self.config.position(max(self.rounds_done - 1, 0)).phase_index)
         memories = tree.get("memories", {})
