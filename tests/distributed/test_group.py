@@ -115,6 +115,15 @@ def test_resume_with_another_number_of_processes(over_gloo, tmp_path):
     assert json.loads((tmp_path / label / "summary.json").read_text())["rounds"] == 12
 
 
+@pytest.mark.parametrize("label", ["scatter memory", "scatter with feedback"])
+def test_owners_take_their_memories_with_them(over_gloo, label, tmp_path):
+    task = {"runs": {label: EXACT[label]}}
+    assert run_job(3, "job_train.py", {**task, "stop_at": {label: 4}}, tmp_path)[label] == {"interrupted": 4}
+    # from the first checkpoint on every process has read the memories of all
+    assert run_job(2, "job_train.py", {**task, "stop_at": {label: 8}}, tmp_path)[label] == {"interrupted": 8}
+    assert run_job(3, "job_train.py", task, tmp_path)[label]["weights_sha256"] == over_gloo[label]["weights_sha256"]
+
+
 def test_payloads_of_one_size_need_one_trip_and_others_arrive_as_well(tmp_path):
     steady = [[500, 500, 500]] * 6
     odd = [[500, 500, 60_000], [500, 10, 500], [-1, 500, 500], [500, 200_000, 500], [0, 0, 0]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.layout import Layout
+from phalanx.core.trees import State
 from phalanx.core.world import Collective
 
 _SMALLEST = 64  # entries of a block; shorter ones would take longer to cut than to send
@@ -197,6 +198,21 @@ class Columns:
                 mine += part(span).to(mine)
         everyone = self.world.all_gather(sums.reshape(len(self.held), like.numel()))
         return everyone.sum(dim=0).reshape(like.shape).to(like.device)
+
+    @cached_property
+    def _names_elsewhere(self) -> frozenset[str]:
+        return frozenset(name for shard in self.shards for name in shard.layout.names) - set(self.layout.names)
+
+    def own(self, state: State) -> State:
+        """The state of a stage without memories by name that belong to columns of other processes.
+
+        A process that resumes has read those of all, and would save them again when they are old.
+        """
+        return {
+            key: self.own(value) if isinstance(value, dict) else value
+            for key, value in state.items()
+            if isinstance(value, dict) or key not in self._names_elsewhere
+        }
 
     @property
     def directions(self) -> Columns:

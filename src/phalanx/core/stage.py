@@ -262,6 +262,8 @@ class Chain(Stage):
         calls = [(i, stage.__call__) for i, stage in enumerate(self.stages)]
         calls += [(i, stage.finish) for i, stage in enumerate(self.stages) if stage.num_wires]
         for i, call in calls:
+            # the stages behind a wire that divides have the memories of their columns
+            columns = stack.columns if not self.stages[i].num_wires else None
             try:
                 stack, inner = call(stack, state.get(str(i)), round.child(i))
             except TooFewRows as error:
@@ -270,7 +272,7 @@ class Chain(Stage):
                 error.state = state
                 raise
             if inner:
-                state[str(i)] = inner
+                state[str(i)] = inner if columns is None else columns.own(inner)
         return stack, state
 
     def rows_out(self, n: int) -> int:
