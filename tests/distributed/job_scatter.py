@@ -52,7 +52,7 @@ def bytes_of(scheme: str) -> int:
     for index in range(task["rounds"]):
         backend.sent = 0
         row = torch.randn(1, layout.d, generator=torch.Generator().manual_seed(100 * index + rank))
-        stack = px.Stack(row, layout, world.local_workers and ((rank,),), torch.ones(1, dtype=torch.float64))
+        stack = px.Stack(row, layout, ((rank,),), torch.ones(1, dtype=torch.float64))
         _, state = stage(stack, state, px.Round(index, world=world))
     return backend.sent
 
