@@ -11,7 +11,7 @@ from phalanx.core.attack import Attack
 from phalanx.core.clock import Clock
 from phalanx.core.payload import Payload
 from phalanx.core.round import Round
-from phalanx.core.stack import Stack
+from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Chain, Stage, TooFewRows
 from phalanx.core.trees import State
 
@@ -88,6 +88,20 @@ def check_server(scheme: Stage, secure: bool = False) -> None:
         raise ValueError(
             f"a server takes rows one by one, and {scheme!r} has no gather(...) or vote(...) among its stages; "
             "write chain(gather(codec), mean()) in place of an all-reduce"
+        )
+
+
+def check_quorum(clients: Sequence[int], notes: Sequence[Note]) -> None:
+    """Raises TooFewRows unless the rows of more than half of the workers that were asked have come and were admitted.
+
+    A server holds every rule to it: the few that are left after an attack on the others must not decide alone.
+    """
+    left_out = {note.worker for note in notes if note.kind == "excluded"} & set(clients)
+    there = len(clients) - len(left_out)
+    if 2 * there <= len(clients):
+        raise TooFewRows(
+            f"the rows of {there} of {len(clients)} workers have come; an update needs those of more than half",
+            tuple(notes),
         )
 
 

@@ -35,6 +35,11 @@ class ServerTransport(ABC):
         """The workers of each process that has connected, and where it runs."""
 
     @property
+    def gone(self) -> list[int]:
+        """The workers that are away now; none where nobody knows."""
+        return []
+
+    @property
     def received_bytes(self) -> int | None:
         """Bytes that reached the sockets of this process so far; None where nothing counts them."""
         return None

@@ -23,7 +23,7 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import TooFewRows
 from phalanx.core.trees import State, copy_tree, from_payload, keep_local_memories, merge, to_payload
-from phalanx.core.wire_stage import check_server, server_half
+from phalanx.core.wire_stage import check_quorum, check_server, server_half
 from phalanx.core.world import Collective, LocalCollective
 from phalanx.data.dataset import Data, Dataset
 from phalanx.data.examples import Examples
@@ -328,7 +328,10 @@ class Trainer:
             if not clients:
                 raise TooFewRows("no worker is left of those who began this pass")
             scheme = partial(server_half, phase.scheme) if self.server is not None else phase.scheme
-            aggregate, self.state.scheme_state = scheme(stack, self.state.scheme_state, round)
+            aggregate, state = scheme(stack, self.state.scheme_state, round)
+            if self.server is not None:
+                check_quorum(clients, aggregate.notes)
+            self.state.scheme_state = state
             check_sum(phase.secure, aggregate)
             notes = aggregate.notes
         except TooFewRows as error:
@@ -566,6 +569,7 @@ class Trainer:
             "evidence": stats.evidence,
             "accusation_precision": stats.precision,
             "accusation_recall": stats.recall,
+            **({"gone": self.server.gone, "workers": run.workers} if self.server is not None else {}),
             "weights_sha256": fingerprint(self.model),
             "processes": self._num_processes,
             "seed": run.seed,

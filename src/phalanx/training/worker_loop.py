@@ -3,13 +3,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import socket
 from collections import deque
-
-import torch
 
 from phalanx.attacks.faults import inject_faults
 from phalanx.core.packing import pack
@@ -18,41 +12,48 @@ from phalanx.core.payload import Payload
 from phalanx.core.registry import import_extensions
 from phalanx.core.trees import from_payload, memories_of, to_payload
 from phalanx.core.wire_stage import Upload
-from phalanx.distributed.server.messages import Connection, Kind, Message, message, write
+from phalanx.distributed.server.identity import Keys
+from phalanx.distributed.server.messages import Kind, Message, message
 from phalanx.distributed.server.transport import NUMBERS
+from phalanx.distributed.server.worker_connection import WorkerConnection
 from phalanx.training.phase import Run
 from phalanx.training.worker_runtime import WorkerRuntime
 
-_LIMIT_BYTES = 1 << 40  # a worker trusts its server
 
-
-def worker_loop(host: str, port: int, token: str, process: int, workers: tuple[int, ...], wait_s: float = 60.0) -> None:
-    """Answers the messages of a server until it ends the run or its connection is lost.
+def worker_loop(
+    host: str,
+    port: int,
+    process: int,
+    workers: tuple[int, ...],
+    secret: str = "",
+    keys: Keys | None = None,
+    wait_s: float = 60.0,
+) -> None:
+    """Answers the messages of a server until it ends the run.
 
     Args:
         process: number of this process among the server's worker processes.
         workers: the workers of this process.
+        secret: proves which process this is, on one machine.
+        keys: prove it beyond one machine.
         wait_s: how long to wait for the connection.
+    Raises:
+        ConnectionError: there is no server, or the stream ended before the run did.
     """
-    link = socket.create_connection((host, port), timeout=wait_s)
-    hello = {"token": token, "process": process, "host": socket.gethostname(), "pid": os.getpid()}
-    body = torch.frombuffer(bytearray(json.dumps(hello).encode()), dtype=torch.uint8)
-    write(link, Message(Kind.HELLO, 0, body))
-    received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-    connection = Connection(link, lambda _, incoming: received.put(incoming), lambda: _LIMIT_BYTES)
-    connection.start()
+    connection = WorkerConnection(host, port, process, secret, keys, wait_s)
     handler = _MessageHandler(workers, connection)
     waiting: deque[Message | None] = deque()
     while True:
-        waiting.append(received.get())
-        while not received.empty():
-            waiting.append(received.get())
+        waiting.append(connection.received.get())
+        while not connection.received.empty():
+            waiting.append(connection.received.get())
         while waiting:
             incoming = waiting.popleft()
             if incoming is None or incoming.kind == Kind.END:
                 connection.close()
+                if incoming is None:
+                    raise ConnectionError(connection.why_ended or "the server has gone")
                 return
-            connection.taken()
             # of several requests only the newest is worth the work
             if incoming.kind != Kind.ORDER or not any(m is not None and m.kind == Kind.ORDER for m in waiting):
                 handler.handle(incoming)
@@ -61,7 +62,7 @@ def worker_loop(host: str, port: int, token: str, process: int, workers: tuple[i
 class _MessageHandler:
     """Computes what a message of the server asks for, and sends the answer."""
 
-    def __init__(self, workers: tuple[int, ...], connection: Connection) -> None:
+    def __init__(self, workers: tuple[int, ...], connection: WorkerConnection) -> None:
         self._workers, self._connection = workers, connection
         self._runtime: WorkerRuntime | None = None
         self._uploads: dict[int, Upload] = {}

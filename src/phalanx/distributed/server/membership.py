@@ -3,24 +3,21 @@
 
 from __future__ import annotations
 
-import json
 import queue
-import secrets
-import socket
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from phalanx.core.expression import require
-from phalanx.core.payload import BadPayload
-from phalanx.distributed.server.messages import Connection, Kind, Message, message, read
+from phalanx.distributed.server.identity import Keys
+from phalanx.distributed.server.messages import Kind, Message, message
+from phalanx.distributed.server.stream import Line, StreamServer
 
-_HELLO_BYTES, _HELLO_S = 4096, 5.0
 _MAX_BACKOFF = 64  # rounds
+_GRACE_S = 1.0  # that a round looks at what has arrived beyond its deadline
+_LINGER_S = 2.0  # for the end of a run to reach the workers
 
 
 def backoff(missed: int) -> int:
@@ -83,7 +80,7 @@ class Member:
 
     workers: tuple[int, ...]
     about: dict[str, Any] = field(default_factory=dict)
-    line: Connection | None = None
+    line: Line | None = None
     gone: str = "never connected"
     missed: int = 0
     backoff_rounds: int = 0
@@ -91,34 +88,43 @@ class Member:
 
     @property
     def awaited(self) -> bool:
-        """Whether a round waits for it."""
-        return self.line is not None and not self.backoff_rounds
+        """Whether a round waits for it: it is connected since the round's beginning, and was not late too often."""
+        return self.line is not None and self.knows_run and not self.backoff_rounds
 
 
 class Membership:
-    """All worker processes of a run, and the messages that arrive from them.
+    """All worker processes of a run, and what arrives from them.
 
-    Only reading and writing happen in other threads than the caller's.
+    Streams are read, written and unpacked in other threads than the caller's.
 
     Args:
         shares: workers of each process.
-        limit_bytes: gives the largest message to accept.
-        host: address to listen at; all when empty.
+        limit_bytes: gives the largest answer to accept.
+        unpack: turns the message of a process into what `next` returns, in another thread.
+        host: address to listen at.
+        secrets: what each process proves who it is with, where there are no keys.
+        keys: of the server, for TLS.
     """
 
     def __init__(
-        self, shares: Sequence[tuple[int, ...]], timeouts: Timeouts, limit_bytes: Callable[[], int], host: str = ""
+        self,
+        shares: Sequence[tuple[int, ...]],
+        timeouts: Timeouts,
+        limit_bytes: Callable[[], int],
+        unpack: Callable[[Member, Message], Any],
+        host: str,
+        secrets: Sequence[str],
+        keys: Keys | None = None,
     ) -> None:
         self.all = [Member(share) for share in shares]
-        self.timeouts, self.token = timeouts, secrets.token_hex(16)
-        self._limit = limit_bytes
+        self.timeouts = timeouts
         self._of = {worker: member for member in self.all for worker in member.workers}
-        self._at: dict[Connection, Member] = {}
-        self._events: queue.SimpleQueue[tuple[Connection, Message | dict[str, Any] | None]] = queue.SimpleQueue()
+        self._at: dict[Line, Member] = {}
         self._past_bytes = 0
-        self._began, self._times, self._first = time.monotonic(), list[float](), True
-        self._listener = socket.create_server((host, 0), backlog=64)
-        threading.Thread(target=self._admit, daemon=True).start()
+        self._began, self._times, self._first = time.monotonic(), dict[int, float](), True
+        self._streams = StreamServer(
+            host, secrets, keys, limit_bytes, lambda process, incoming: unpack(self.all[process], incoming)
+        )
 
     def of(self, worker: int) -> Member:
         """The process that computes a worker."""
@@ -127,12 +133,17 @@ class Membership:
     @property
     def port(self) -> int:
         """The port that workers connect to."""
-        return self._listener.getsockname()[1]
+        return self._streams.port
 
     @property
     def received_bytes(self) -> int:
-        """Bytes that reached the sockets so far."""
+        """Bytes of messages that arrived so far."""
         return self._past_bytes + sum(member.line.received_bytes for member in self.all if member.line is not None)
+
+    @property
+    def gone(self) -> list[int]:
+        """The workers that are not connected, or of which nothing came in the last round that waited for them."""
+        return [w for member in self.all if member.line is None or member.missed for w in member.workers]
 
     def join(self) -> None:
         """Waits until every process has connected, `join_s` at most."""
@@ -143,14 +154,14 @@ class Membership:
 
     def begin(self) -> None:
         """Starts a round."""
-        self._began, self._times = time.monotonic(), []
+        self._began, self._times = time.monotonic(), {}
         for member in self.all:
             member.backoff_rounds = max(0, member.backoff_rounds - 1)
 
     def reported(self, member: Member) -> None:
-        """Notes that the report of a process has arrived in this round."""
+        """Notes that the report of a process has arrived in this round; a second one counts no more than the first."""
         member.gone, member.missed, member.backoff_rounds = "", 0, 0
-        self._times.append(time.monotonic() - self._began)
+        self._times.setdefault(member.workers[0], time.monotonic() - self._began)
 
     def ended(self) -> None:
         """Notes that the reports of a round are in."""
@@ -167,7 +178,7 @@ class Membership:
     def deadline(self) -> float:
         """The time until which this round waits for reports."""
         awaited = sum(member.awaited for member in self.all)
-        return self._began + self.timeouts.round_s(self._times, awaited, self._first)
+        return self._began + self.timeouts.round_s(list(self._times.values()), awaited, self._first)
 
     @property
     def answer_deadline(self) -> float:
@@ -175,72 +186,44 @@ class Membership:
         now = time.monotonic()
         return now + (self.timeouts.first_s if self._first else self.timeouts.stretched(now - self._began))
 
-    def next(self, until: float) -> tuple[Member, Message | None] | None:
-        """The next message, or the end of a connection (None in its place); None when the time is over.
+    def next(self, until: float) -> tuple[Member, Any] | None:
+        """What `unpack` made of the next message, or None in its place for a stream that has begun or ended.
 
-        Adds processes that connect meanwhile.
+        None alone when the time is over, however much still waits to be looked at. Adds processes that connect.
         """
-        while True:
-            left = until - time.monotonic()
+        while (left := until - time.monotonic()) > -_GRACE_S:
             try:
                 # late by a moment of this process, not of the worker
-                line, event = self._events.get(timeout=max(left, 0.001)) if left > -1 else self._events.get_nowait()
+                line, event = self._streams.events.get(timeout=max(left, 0.001))
             except queue.Empty:
                 return None
             if isinstance(event, dict):
-                member = self._add_connection(line, event)
-            elif line not in self._at:
+                return self._connected(line, event), None
+            member = self._at.get(line)
+            if member is None:
                 continue
-            elif event is None:
-                member = self._at.pop(line)
-                self._past_bytes += line.received_bytes
+            if event is not None:
+                return member, event
+            del self._at[line]
+            self._past_bytes += line.received_bytes
+            if member.line is line:
                 member.line, member.gone = None, line.why_ended
-            else:
-                line.taken()
-                return self._at[line], event
-            if member is not None:
                 return member, None
+        return None
 
-    def _add_connection(self, line: Connection, about: dict[str, Any]) -> Member | None:
-        """Gives a connection to its process, unless that has one already."""
+    def _connected(self, line: Line, about: dict[str, Any]) -> Member:
+        """Gives a stream to its process, which has proved who it is."""
         member = self.all[about["process"]]
-        if member.line is not None:
-            line.close()
-            return None
-        member.line, member.gone, member.about, member.knows_run = line, "nothing arrived", about, False
+        member.line, member.gone, member.about, member.knows_run = line, "", about, False
         member.missed = member.backoff_rounds = 0
         self._at[line] = member
-        line.start()
         return member
 
     def close(self) -> None:
         """Ends the run for every process."""
-        self._listener.close()
         for member in self.all:
             if member.line is not None:
                 member.line.send(message(Kind.END))
-        for member in self.all:
-            if member.line is not None:
-                member.line.close(linger_s=0.0 if member.backoff_rounds else 2.0)
-
-    def _admit(self) -> None:
-        while True:
-            try:
-                link, _ = self._listener.accept()
-            except OSError:
-                return
-            # each in a thread of its own: a stranger that sends nothing delays nobody
-            threading.Thread(target=self._greet, args=(link,), daemon=True).start()
-
-    def _greet(self, link: socket.socket) -> None:
-        try:
-            link.settimeout(_HELLO_S)
-            about = json.loads(bytes(read(link, _HELLO_BYTES).body.tolist()))
-            known = secrets.compare_digest(about["token"], self.token) and about["process"] in range(len(self.all))
-            require(known, "an unknown process")
-        except (BadPayload, OSError, EOFError, ValueError, KeyError, TypeError):
-            with suppress(OSError):
-                link.close()
-            return
-        line = Connection(link, lambda line, event: self._events.put((line, event)), self._limit)
-        self._events.put((line, {key: about[key] for key in ("process", "host", "pid") if key in about}))
+                member.line.close()
+        hung = all(member.line is None or member.backoff_rounds for member in self.all)
+        self._streams.close(0.0 if hung else _LINGER_S)

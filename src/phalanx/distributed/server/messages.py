@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages between a server and its workers, over one TCP connection each.
+"""Messages between a server and its workers, and the frames that they travel in.
 
 A message is a header, little-endian: magic ``PHXS``, kind u8, round i64, length of the body u64; then the body, which
-`pack` wrote. Each connection has a thread that reads and one that writes, so that a peer that is dead, stopped or
-slow holds up nobody else: with gloo one wait that runs out of time would close the connections to all.
+`pack` wrote. The header is a frame of its own, and the body comes in frames of at most 1 MiB.
 """
 
 from __future__ import annotations
 
-import socket
 import struct
-import threading
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +21,8 @@ from phalanx.core.payload import BadPayload, Payload
 _HEADER = struct.Struct("<4sBqQ")
 _MAGIC = b"PHXS"
 HEADER_BYTES = _HEADER.size
-BACKLOG = 8  # messages of one peer that wait to be processed; a peer that sends more has to wait
+FRAME_BYTES = 1 << 20  # longer ones are much slower
+SERVICE, METHOD = "phalanx.Server", "Work"
 
 
 class Kind(IntEnum):
@@ -42,6 +37,9 @@ class Kind(IntEnum):
     RECALL = 6  # server: send your memories
     MEMORY = 7  # worker: here they are
     END = 8  # server: the run is over
+
+
+ANSWERS = {Kind.ORDER: Kind.REPORT, Kind.ASK: Kind.HELD, Kind.RECALL: Kind.MEMORY}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,129 +64,62 @@ class Message:
         """
         return unpack(self.body, room)
 
+    def frames(self) -> Iterator[bytes]:
+        """The message in pieces, each made when it is asked for."""
+        yield _HEADER.pack(_MAGIC, self.kind, self.round, len(self.body))
+        view = memoryview(self.body.numpy())  # type: ignore[arg-type]  # a buffer, which numpy's types say later
+        for start in range(0, len(view), FRAME_BYTES):
+            yield bytes(view[start : start + FRAME_BYTES])
+
 
 def message(kind: Kind, round: int = 0, payload: Payload | None = None) -> Message:
     """A message with a payload as its body."""
     return Message(kind, round, pack(payload or {}))
 
 
-class Connection:
-    """One end of a connection, with its two threads.
+class Assembly:
+    """Puts the frames of one sender together.
 
     Args:
-        arrived: called by the reading thread with each message, and with None once when the connection has ended.
-        limit_bytes: gives the largest body to accept; a longer one ends the connection before it is read.
+        admit: called with kind, round and length of each message before memory is taken for it; returns whether its
+            body is wanted, and raises BadPayload for a message that must not come.
     """
 
-    def __init__(
-        self, link: socket.socket, arrived: Callable[[Connection, Message | None], None], limit_bytes: Callable[[], int]
-    ) -> None:
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link.settimeout(None)
-        self._link, self._arrived, self._limit = link, arrived, limit_bytes
-        self.received_bytes = 0
-        self.why_ended = "the connection was lost"
-        self._room = threading.Semaphore(BACKLOG)
-        self._out: deque[Message] = deque()
-        self._more = threading.Condition()
-        self._closed = False
-        self._writer = threading.Thread(target=self._write, daemon=True)
-        self._reader = threading.Thread(target=self._read, daemon=True)
+    def __init__(self, admit: Callable[[Kind, int, int], bool]) -> None:
+        self._admit = admit
+        self._head: tuple[Kind, int] | None = None
+        self._body: Tensor | None = None
+        self._length = self._filled = 0
 
-    def start(self) -> None:
-        """Begins to read and write."""
-        self._reader.start()
-        self._writer.start()
+    def add(self, frame: bytes) -> Message | None:
+        """The message that a frame completes, if it is wanted.
 
-    def send(self, outgoing: Message) -> None:
-        """Queues a message; an order replaces one that the peer has not taken yet."""
-        with self._more:
-            if outgoing.kind == Kind.ORDER:
-                self._out = deque(m for m in self._out if m.kind != Kind.ORDER)
-            self._out.append(outgoing)
-            self._more.notify()
+        Raises:
+            BadPayload: the frame is no part of a message that was admitted.
+        """
+        if self._head is None:
+            return self._begin(frame)
+        if not 0 < len(frame) <= self._length - self._filled:
+            raise BadPayload(f"a frame of {len(frame)} bytes where {self._length - self._filled} are left")
+        if self._body is not None:
+            memoryview(self._body.numpy())[self._filled : self._filled + len(frame)] = frame  # type: ignore[arg-type]
+        self._filled += len(frame)
+        return self._end() if self._filled == self._length else None
 
-    def taken(self) -> None:
-        """Notes that a message that arrived has been processed."""
-        self._room.release()
+    def _begin(self, frame: bytes) -> Message | None:
+        if len(frame) != HEADER_BYTES:
+            raise BadPayload("bytes that are no message")
+        magic, kind, round, length = _HEADER.unpack(frame)
+        if magic != _MAGIC or kind not in Kind.__members__.values():
+            raise BadPayload("bytes that are no message")
+        wanted = self._admit(Kind(kind), round, length)
+        self._head, self._length, self._filled = (Kind(kind), round), length, 0
+        # pages that take memory as they are filled only
+        self._body = torch.empty(length, dtype=torch.uint8) if wanted else None
+        return self._end() if not length else None
 
-    def close(self, linger_s: float = 0.0) -> None:
-        """Ends the connection, after what is queued has left or `linger_s` is over."""
-        with self._more:
-            if linger_s:
-                self._more.wait_for(lambda: not self._out or self._closed, linger_s)
-            self._closed = True
-            self._more.notify_all()
-        with suppress(OSError):
-            self._link.shutdown(socket.SHUT_RDWR)
-        self._link.close()
-
-    def _write(self) -> None:
-        while True:
-            with self._more:
-                self._more.wait_for(lambda: self._out or self._closed)
-                if self._closed:
-                    return
-                outgoing = self._out[0]
-            try:
-                write(self._link, outgoing)
-            except OSError:
-                # the reader sees the end as well, and tells
-                with suppress(OSError):
-                    self._link.shutdown(socket.SHUT_RDWR)
-                return
-            with self._more:
-                # an order may have been replaced while it left
-                with suppress(ValueError):
-                    self._out.remove(outgoing)
-                self._more.notify_all()
-
-    def _read(self) -> None:
-        try:
-            while True:
-                incoming = read(self._link, self._limit())
-                self.received_bytes += HEADER_BYTES + len(incoming.body)
-                self._room.acquire()
-                self._arrived(self, incoming)
-        except BadPayload as error:
-            self.why_ended = str(error)
-        except (OSError, EOFError):
-            pass
-        finally:
-            self._arrived(self, None)
-            self.close()
-
-
-def write(link: socket.socket, outgoing: Message) -> None:
-    """Sends a whole message."""
-    link.sendall(_HEADER.pack(_MAGIC, outgoing.kind, outgoing.round, len(outgoing.body)))
-    buffer: Any = outgoing.body.numpy()  # a buffer, which numpy's types say from Python 3.12 on
-    link.sendall(buffer)
-
-
-def read(link: socket.socket, limit_bytes: int) -> Message:
-    """The next message.
-
-    Raises:
-        BadPayload: not a message, or a longer one than allowed.
-        EOFError: the connection ended.
-    """
-    head = bytearray(HEADER_BYTES)
-    _fill(link, memoryview(head))
-    magic, kind, round, length = _HEADER.unpack(head)
-    if magic != _MAGIC or kind not in Kind.__members__.values():
-        raise BadPayload("bytes that are no message")
-    if length > limit_bytes:
-        raise BadPayload(f"a message of {length} bytes, at most {limit_bytes} allowed")
-    # zero pages, which take memory as they are filled only
-    body = bytearray(length)
-    _fill(link, memoryview(body))
-    return Message(Kind(kind), round, torch.frombuffer(body, dtype=torch.uint8) if length else torch.empty(0).byte())
-
-
-def _fill(link: socket.socket, view: memoryview) -> None:
-    while len(view):
-        count = link.recv_into(view)
-        if not count:
-            raise EOFError
-        view = view[count:]
+    def _end(self) -> Message | None:
+        assert self._head is not None
+        (kind, round), body = self._head, self._body
+        self._head = self._body = None
+        return None if body is None else Message(kind, round, body)

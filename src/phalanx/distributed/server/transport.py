@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A parameter server over TCP: the workers are in other processes, and none of them can stop it."""
+"""A parameter server over gRPC: the workers are in other processes, and none of them can stop it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
+from secrets import token_hex
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from phalanx.core.registry import extensions
 from phalanx.core.trees import State, from_payload, memories_of, to_payload
 from phalanx.core.world import checked_payload
 from phalanx.distributed.round_request import RoundRequest
+from phalanx.distributed.server.identity import Keys
 from phalanx.distributed.server.membership import Member, Membership, Timeouts
 from phalanx.distributed.server.messages import Kind, Message, message
 from phalanx.distributed.server_transport import ServerTransport
@@ -26,7 +28,24 @@ NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its pay
 _SLACK_BYTES = 1 << 20
 
 
-class TcpTransport(ServerTransport):
+@dataclass(frozen=True)
+class Answer:
+    """What a message of a process says, unpacked.
+
+    Args:
+        numbers: metrics of its workers.
+        payloads: of its workers, or why there is none.
+        memories: of its workers.
+    """
+
+    kind: Kind
+    round: int
+    numbers: Tensor | None = None
+    payloads: dict[int, Payload | BadPayload] = field(default_factory=dict)
+    memories: State = field(default_factory=dict)
+
+
+class GrpcTransport(ServerTransport):
     """n workers in other processes, which connect to this one.
 
     This process is the server and runs no worker. A worker that crashes, hangs, is late or sends what no worker writes
@@ -37,7 +56,9 @@ class TcpTransport(ServerTransport):
         n: workers.
         processes: that play them, in contiguous blocks.
         timeouts: how long to wait.
-        host: address to listen at; all when empty.
+        host: address to listen at; this machine only if left out.
+        secrets: of the processes, on one machine; made anew when empty.
+        keys: of the server, for TLS beyond one machine.
         left: called when the run has ended for all.
     Raises:
         ValueError: fewer workers than processes, or no process.
@@ -48,7 +69,9 @@ class TcpTransport(ServerTransport):
         n: int,
         processes: int,
         timeouts: Timeouts | None = None,
-        host: str = "",
+        host: str = "127.0.0.1",
+        secrets: Sequence[str] = (),
+        keys: Keys | None = None,
         left: Callable[[], None] = lambda: None,
     ) -> None:
         require(1 <= processes <= n, f"a server of n={n} workers needs 1 to {n} worker processes, got {processes}")
@@ -56,14 +79,18 @@ class TcpTransport(ServerTransport):
         bounds = [r * n // processes for r in range(processes + 1)]
         shares = [tuple(range(a, b)) for a, b in pairwise(bounds)]
         self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES
-        self.membership = Membership(shares, timeouts or Timeouts(), lambda: self._limit, host)
+        self.secrets = tuple(secrets) or tuple(token_hex(32) for _ in range(processes))
         self._index, self._left = -1, left
         self._buffers = ReceiveBuffers(n, 0)
+        self._asked: tuple[int, ...] = ()
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
+        self.membership = Membership(
+            shares, timeouts or Timeouts(), lambda: self._limit, self._unpacked, host, self.secrets, keys
+        )
 
     def __repr__(self) -> str:
-        return f"TcpTransport({self.size}, {len(self.membership.all)} processes)"
+        return f"GrpcTransport({self.size}, {len(self.membership.all)} processes)"
 
     @property
     def processes(self) -> list[dict[str, Any]]:
@@ -108,21 +135,34 @@ class TcpTransport(ServerTransport):
                 for member in missing:
                     self.membership.late(member)
                 break
-            member, incoming = arrived
-            if incoming is not None and (incoming.kind, incoming.round) == (Kind.REPORT, self._index):
-                self._enter(member, incoming, num_metrics)
+            member, answer = arrived
+            if answer is not None and (answer.kind, answer.round) == (Kind.REPORT, self._index):
+                self._enter(member, answer, num_metrics)
         self.membership.ended()
         table = torch.full((self.size, num_metrics), float("nan"), dtype=torch.float64)
         for worker, row in self._numbers.items():
             table[worker] = row.to(table)
         return table
 
-    def _enter(self, member: Member, report: Message, num_metrics: int) -> None:
-        numbers, payloads = _open(report, member.workers, self._buffers, range(self.size))
+    def _enter(self, member: Member, report: Answer, num_metrics: int) -> None:
         self.membership.reported(member)
-        self._first |= payloads
+        self._first |= report.payloads
+        numbers = report.numbers
         if numbers is not None and numbers.shape == (len(member.workers), num_metrics) and numbers.is_floating_point():
             self._numbers |= dict(zip(member.workers, numbers, strict=True))
+
+    def _unpacked(self, member: Member, incoming: Message) -> Answer:
+        """The content of a message, in the thread that unpacks; whatever is wrong with it is its sender's erasure."""
+        try:
+            if incoming.kind == Kind.MEMORY:
+                tree = from_payload(incoming.payload())
+                return Answer(incoming.kind, incoming.round, memories=memories_of(tree, member.workers))
+            order = self._asked if incoming.kind == Kind.HELD else range(self.size)
+            numbers, payloads = _open(incoming, member.workers, self._buffers, order)
+        except Exception as error:
+            why = BadPayload(f"a message that cannot be read ({type(error).__name__})")
+            return Answer(incoming.kind, incoming.round, payloads=dict.fromkeys(member.workers, why))
+        return Answer(incoming.kind, incoming.round, numbers, payloads)
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         assert not payloads
@@ -133,26 +173,25 @@ class TcpTransport(ServerTransport):
     ) -> list[Payload | BadPayload]:
         assert not payloads
         found: dict[int, Payload | BadPayload] = {}
+        self._asked, self._buffers = tuple(workers), ReceiveBuffers(len(workers), self._row_bytes)
         waiting = set(workers)
         for worker in workers:
             if (line := self.membership.of(worker).line) is None:
                 waiting.discard(worker)
             else:
                 line.send(message(Kind.ASK, self._index, {"worker": torch.tensor([worker])}))
-        until, buffers = self.membership.answer_deadline, ReceiveBuffers(len(workers), self._row_bytes)
+        until = self.membership.answer_deadline
         while waiting:
             arrived = self.membership.next(until)
             if arrived is None:
                 for member in {self.membership.of(worker) for worker in waiting}:
                     self.membership.late(member)
                 break
-            member, incoming = arrived
-            if incoming is None:
-                waiting -= set(member.workers)
-            elif (incoming.kind, incoming.round) == (Kind.HELD, self._index):
-                answers = {
-                    w: p for w, p in _open(incoming, member.workers, buffers, workers)[1].items() if w in waiting
-                }
+            member, answer = arrived
+            if answer is None:
+                waiting -= set(member.workers) if member.line is None or not member.knows_run else set()
+            elif (answer.kind, answer.round) == (Kind.HELD, self._index):
+                answers = {worker: payload for worker, payload in answer.payloads.items() if worker in waiting}
                 found |= answers
                 waiting -= set(answers)
         return [self._checked(worker, found.get(worker), limit_bytes) for worker in workers]
@@ -167,15 +206,18 @@ class TcpTransport(ServerTransport):
             arrived = self.membership.next(until)
             if arrived is None:
                 break
-            member, incoming = arrived
-            if incoming is None:
+            member, answer = arrived
+            if answer is None:
                 asked.discard(member)
-            elif incoming.kind == Kind.MEMORY and member in asked:
+            elif answer.kind == Kind.MEMORY and member in asked:
                 asked.discard(member)
                 # one that cannot be read is as lost as that of a dead worker
-                with suppress(BadPayload, ValueError, KeyError, AttributeError, TypeError):
-                    memories.append(memories_of(from_payload(incoming.payload()), member.workers))
+                memories += [answer.memories] if answer.memories else []
         return memories
+
+    @property
+    def gone(self) -> list[int]:
+        return self.membership.gone
 
     def close(self) -> None:
         """Ends the run for every process."""

@@ -49,6 +49,7 @@ class Target(NamedTuple):
 _COMMANDS = {
     "run": Target("phalanx.tools.cli.run", "run"),
     "status": Target("phalanx.tools.cli.status", "status"),
+    "keys": Target("phalanx.tools.cli.keys", "keys"),
     "redteam": Target("phalanx.tools.cli.redteam", "redteam"),
     "list": Target("phalanx.tools.cli.listing", "list_names"),
     "show": Target("phalanx.tools.cli.show", "show"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phalanx.core.expression import require
 from phalanx.tools.cli.common import (
     Imports,
     Jobs,
@@ -60,6 +61,10 @@ def run(
             help="With --server: the shortest time it waits for a worker; 2 if left out.",
         ),
     ] = 2.0,
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With --server beyond one machine: keys that phalanx keys made."),
+    ] = None,
     jobs: Jobs = 1,
     as_json: Json = False,
 ) -> None:
@@ -88,7 +93,8 @@ def run(
     import_extensions(imports or [])
     if tensorboard:
         event_writer()
-    with _processes(server, deadline) as processes:
+    require(keys is None or server, "--keys belong to a server's job; add --server, or leave them out")
+    with _processes(server, deadline, keys) as processes:
         if processes is None:
             return
         opened = processes.broadcast_from_rank0(
@@ -100,10 +106,11 @@ def run(
         run_with_progress(study, folder, opened["finished"], resume_command, processes, jobs, tensorboard)
         if folder is not None:
             _report(study, folder, as_json)
+            _fail_if_lost(folder.results(study))
 
 
 @contextmanager
-def _processes(server: bool, deadline: float) -> Iterator[Processes | None]:
+def _processes(server: bool, deadline: float, keys: Path | None) -> Iterator[Processes | None]:
     """The processes of the job; None in a process that only guards a worker until the job is over."""
     from phalanx.distributed.job import Processes, join_processes
 
@@ -115,7 +122,7 @@ def _processes(server: bool, deadline: float) -> Iterator[Processes | None]:
     from phalanx.distributed.server.membership import Timeouts
     from phalanx.training.worker_loop import worker_loop
 
-    jobs, timeouts = Launcher(worker_loop), Timeouts(least_s=deadline)
+    jobs, timeouts = Launcher(worker_loop, keys), Timeouts(least_s=deadline)
     if jobs.rank:
         jobs.guard()
         yield None
@@ -170,6 +177,23 @@ def _resume_command(processes: Processes, jobs: int, folder: StudyFolder) -> str
         f"torchrun {hosts}--nproc-per-node {local} -m phalanx run --resume {shlex.quote(str(folder.path))}{serving}"
     )
     return f"{command}\n  on every host, with K from 0 to {nodes - 1}; host 0 has the folder" if hosts else command
+
+
+def _fail_if_lost(results: list[dict[str, Any]]) -> None:
+    """Ends the command with code 1 if a run learnt nothing, or was left by most of its workers; says so in red."""
+    sentences = []
+    for result in results:
+        rounds, lost, gone = result.get("rounds"), result.get("lost_rounds"), result.get("gone") or []
+        if rounds and lost == rounds:
+            sentences.append(
+                f"{result['label']}: all {rounds} rounds were lost, so the model is as it was at the start"
+            )
+        elif gone and 2 * len(gone) > result["workers"]:
+            sentences.append(f"{result['label']}: {len(gone)} of {result['workers']} workers were gone at the end")
+    for sentence in sentences:
+        typer.secho(sentence, fg=typer.colors.RED, err=True)
+    if sentences:
+        raise typer.Exit(1)
 
 
 def _report(study: Study, folder: StudyFolder, as_json: bool) -> None:
