@@ -352,7 +352,9 @@ def verdict(case: Case, outcomes: list[Any], first: torch.Tensor) -> tuple[str, 
     ends = [torch.tensor(each["weights"]) for each in outcomes]
     if not all(torch.equal(end, ends[0]) for end in ends):
         return "trained", f"ranks end with other weights: {[float((end - ends[0]).norm()) for end in ends]}"
-    if case.way == "hook" and any(name in case.scheme for name in ("gaussian(", "noise(")):
+    if case.way == "hook" and any(
+        name in case.scheme for name in ("gaussian(", "noise(", "fang()", "fang(b", "free_rider(std")
+    ):
         # these draw anew for each bucket: equal in distribution only
         return "trained", ""
     reference = case.simulate()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phalanx.core.parser import parse
+from phalanx.distributed.server.identity import make_keys
 from phalanx.tools.report.collect import Result, collect
 from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study, StudyFolder
@@ -71,7 +72,12 @@ def conduct(hosts: Hosts, study: Study, path: Path, limit_s: float, *options: st
     folder = prepare(study, path)
     unfinished = set(folder.study.runs) - set(folder.finished(folder.study))
     if unfinished:
-        argv = ("-m", "phalanx", "run", "--resume", str(path), *options)
+        argv = ["-m", "phalanx", "run", "--resume", str(path), *options]
+        if "--server" in options:
+            # the hosts share this machine's files
+            if not (path / "keys").exists():
+                make_keys(path / "keys", hosts.n - 1)
+            argv += ["--keys", str(path / "keys")]
         try:
             hosts.torchrun(*argv, logs=path / "logs", limit_s=limit_s)
         except JobFailed:

@@ -143,7 +143,7 @@ def messages() -> str:
         parts.append(text(180, y - 5, name, "middle small"))
         y += 20
 
-    message("hello", "who I am, and the job's token", True)
+    message("hello", "who I am, and my key", True)
     message("setup", "the run, and my workers' memories", False)
     part("in each round", 4)
     message("order", "the model; who takes part", False)

@@ -3,19 +3,23 @@
 
 import contextlib
 import json
+import re
 import socket
 import struct
 import threading
 import time
 import tracemalloc
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import torch
 
 from phalanx.core.packing import pack
-from phalanx.core.payload import BadPayload
+from phalanx.core.payload import BadPayload, expect
 from phalanx.core.trees import to_payload
+from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server import identity, stream
 from phalanx.distributed.server.membership import Timeouts
@@ -67,8 +71,8 @@ class Raw:
         self.channel.close()
 
 
-def hello(**about):
-    body = json.dumps(about).encode() if "raw" not in about else about["raw"]
+def hello(raw: bytes = b"", **about):
+    body = raw or json.dumps(about).encode()
     return list(Message(Kind.HELLO, 0, torch.frombuffer(bytearray(body), dtype=torch.uint8)).frames())
 
 
@@ -77,13 +81,13 @@ def start(server, index=0, size=10):
     server.start_round(request, "run", {})
 
 
-def report(workers, index, value=1.0, size=10, **more):
+def report(workers, index, value=1.0, size: int = 10, more=None):
     payload = {NUMBERS: torch.zeros(len(workers), 2, dtype=torch.float64)}
     payload |= {f"{worker}/values": torch.full((size,), value) for worker in workers}
-    return Message(Kind.REPORT, index, pack({**payload, **more}))
+    return Message(Kind.REPORT, index, pack({**payload, **(more or {})}))
 
 
-def join(server, processes=range(4)):
+def join(server, processes=(0, 1, 2, 3)):
     lines = [connect(server, process) for process in processes]
     until = time.monotonic() + 5
     while sum(member.line is not None for member in server.membership.all) < len(lines):
@@ -123,9 +127,7 @@ def test_a_stranger_is_turned_away_and_told_why(server, frames, words):
     raw = Raw(server, frames)
     code, details = raw.code()
     raw.close()
-    import re
-
-    assert code == grpc.StatusCode.UNAUTHENTICATED and re.search(words, details), details
+    assert code == grpc.StatusCode.UNAUTHENTICATED and re.search(words, str(details)), details
     assert all(member.line is None for member in server.membership.all)
     # and a worker still gets in
     connection = connect(server, 1)
@@ -312,7 +314,7 @@ def rows_or_bad(server):
 def test_a_worker_cannot_speak_for_another(server):
     lines = join(server)
     start(server)
-    lines[0].send(report((0, 1), 0, 5.0, **{NUMBERS: torch.zeros(1, 2, dtype=torch.float64)}))
+    lines[0].send(report((0, 1), 0, 5.0, more={NUMBERS: torch.zeros(1, 2, dtype=torch.float64)}))
     for process in (1, 2, 3):
         lines[process].send(report((process,), 0, 1.0))
     server.receive_reports(2)
@@ -390,8 +392,8 @@ def test_rows_of_real_size_arrive_whole(server, size):
     found = server.gather([], 10**9)
     assert [float(p["values"].sum()) for p in found] == [d * float(process) for process in range(4)]
     # the workers got the model in pieces
-    kinds = [lines[0].received.get(timeout=10).kind for _ in range(2)]
-    assert kinds == [Kind.SETUP, Kind.ORDER]
+    first, second = (lines[0].received.get(timeout=10) for _ in range(2))
+    assert first is not None and second is not None and (first.kind, second.kind) == (Kind.SETUP, Kind.ORDER)
 
 
 def test_keys_prove_who_is_who(tmp_path):
@@ -407,7 +409,8 @@ def test_keys_prove_who_is_who(tmp_path):
         with pytest.raises(ConnectionError, match="nobody answers"):
             WorkerConnection("127.0.0.1", port, 0, server.secrets[0], keys=keys, wait_s=1.5)
     good = WorkerConnection("127.0.0.1", port, 0, keys=own["worker-0"], wait_s=5)
-    assert server.membership.next(time.monotonic() + 5)[0].workers == (0,)
+    arrived = server.membership.next(time.monotonic() + 5)
+    assert arrived is not None and arrived[0].workers == (0,)
     good.close()
     server.close()
 
@@ -438,8 +441,6 @@ def test_only_loopback_goes_without_keys(monkeypatch):
     assert not identity.is_loopback("10.1.2.3") and not identity.is_loopback("0.0.0.0")
     with pytest.raises(ValueError, match="no host is called"):
         identity.is_loopback("no.such.host.invalid")
-    from phalanx.distributed.launcher import Launcher
-
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "10.1.2.3", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"beyond this machine.*phalanx keys FOLDER --workers 3"):
@@ -452,7 +453,8 @@ def test_frames_are_put_together_and_nothing_else():
     frames = list(Message(Kind.REPORT, -3, body).frames())
     assert [len(frame) for frame in frames] == [HEADER_BYTES, *[FRAME_BYTES] * 3, 5]
     *none, whole = [assembly.add(frame) for frame in frames]
-    assert none == [None] * 4 and (whole.kind, whole.round) == (Kind.REPORT, -3) and torch.equal(whole.body, body)
+    assert none == [None] * 4 and whole is not None
+    assert (whole.kind, whole.round) == (Kind.REPORT, -3) and torch.equal(whole.body, body)
     for wrong in ([frames[0], b""], [frames[0], b"x" * (len(body) + 1)], [frames[0][:-1]], [frames[0] + b"x"]):
         assembly = Assembly(lambda kind, round, length: True)
         with pytest.raises(BadPayload):
@@ -460,3 +462,39 @@ def test_frames_are_put_together_and_nothing_else():
                 assembly.add(frame)
     unwanted = Assembly(lambda kind, round, length: False)
     assert [unwanted.add(frame) for frame in frames] == [None] * 5 and unwanted._body is None
+
+
+def test_launcher_store_holds_no_secret(monkeypatch):
+    made: Any = torch.distributed
+    store = made.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    launcher = Launcher(lambda: None)
+    transport = launcher.open(4, Timeouts(join_s=0.1))
+    address = store.get("phalanx/0/run/0").decode()
+    assert json.loads(address)["port"] == transport.membership.port
+    folder = Path(json.loads(address)["folder"])
+    for process, secret in enumerate(transport.secrets):
+        assert len(secret) == 64 and secret not in address
+        file = folder / f"worker-{process}"
+        assert file.read_text() == secret and file.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+    transport.close()
+    launcher.end()
+    assert not folder.exists()
+
+
+def test_a_hostile_reason_is_cut():
+    error = BadPayload("x" * 10_000)
+    assert len(str(error)) == 300
+    with pytest.raises(BadPayload) as caught:
+        expect({"y" * 900 + str(i): torch.zeros(1) for i in range(50)}, values=(torch.float32, (1,)))
+    assert len(str(caught.value)) <= 300
+    with pytest.raises(ValueError, match="the wire has no place"):
+        pack({"n" * 1001: torch.zeros(1)})

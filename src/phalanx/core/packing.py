@@ -20,6 +20,7 @@ from phalanx.core.buffers import empty_rows
 from phalanx.core.payload import BadPayload, Payload
 
 MAGIC = b"PHX1"
+MOST_NAME = 1000  # bytes of a tensor's name
 _DTYPES = (
     torch.uint8,
     torch.int8,
@@ -61,7 +62,7 @@ def _head(payload: Payload) -> bytes:
     header = [MAGIC, struct.pack("<H", len(payload))]
     for name, tensor in payload.items():
         raw = name.encode()
-        if tensor.dtype not in _CODES or len(raw) > 65535 or tensor.dim() > 255:
+        if tensor.dtype not in _CODES or len(raw) > MOST_NAME or tensor.dim() > 255:
             raise ValueError(f"the wire has no place for {name!r}, {tensor.dtype}, {tensor.dim()} dimensions")
         header.append(struct.pack("<H", len(raw)) + raw)
         header.append(struct.pack(f"<BB{tensor.dim()}Q", _CODES[tensor.dtype], tensor.dim(), *tensor.shape))
@@ -152,6 +153,8 @@ class _Header:
     def name(self) -> str:
         try:
             (length,) = struct.unpack("<H", self.take(2))
+            if length > MOST_NAME:
+                raise BadPayload(f"a name of {length} bytes, at most {MOST_NAME} allowed")
             return self.take(length).decode()
         except UnicodeDecodeError:
             raise BadPayload("a name that is not utf-8") from None

@@ -43,7 +43,8 @@ class Keys:
         files = [folder / f"{AUTHORITY}.pem", folder / f"{name}.pem", folder / f"{name}.key"]
         for file in files:
             require(file.is_file(), f"{file} is missing; phalanx keys {folder} makes it, and it is copied to this host")
-        loose = files[2].stat().st_mode & 0o077
+        # a volume of secrets may belong to a group of this process alone
+        loose = files[2].stat().st_mode & 0o007
         require(not loose, f"others can read {files[2]}; run chmod 600 {files[2]}")
         return Keys(*(file.read_bytes() for file in files))
 
