@@ -9,6 +9,7 @@ the header is checked against the message before a byte of the body is read.
 from __future__ import annotations
 
 import math
+import reprlib
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +64,9 @@ def _head(payload: Payload) -> bytes:
     for name, tensor in payload.items():
         raw = name.encode()
         if tensor.dtype not in _CODES or len(raw) > MOST_NAME or tensor.dim() > 255:
-            raise ValueError(f"the wire has no place for {name!r}, {tensor.dtype}, {tensor.dim()} dimensions")
+            raise ValueError(
+                f"the wire has no place for {reprlib.repr(name)}, {tensor.dtype}, {tensor.dim()} dimensions"
+            )
         header.append(struct.pack("<H", len(raw)) + raw)
         header.append(struct.pack(f"<BB{tensor.dim()}Q", _CODES[tensor.dtype], tensor.dim(), *tensor.shape))
     return b"".join(header)

@@ -162,10 +162,18 @@ class StreamServer:
         try:
             port = self._loop.run_until_complete(self._listen(host, keys))
         except Exception as error:
+            self._loop.close()
             started.put(error)
             return
         started.put(port)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+        finally:
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._loop.close()
 
     async def _listen(self, host: str, keys: Keys | None) -> int:
         grpc = grpc_module()
