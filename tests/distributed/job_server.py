@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import phalanx as px
+from phalanx.core.registry import import_extensions
 from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.server.membership import Timeouts
 from phalanx.training.worker_loop import worker_loop
 
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
+import_extensions(task.get("imports", []))
 jobs = Launcher(worker_loop, Path(task["keys"]) if "keys" in task else None)
 if jobs.rank:
     jobs.guard()

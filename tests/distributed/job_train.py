@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 
 import phalanx as px
+from phalanx.core.registry import import_extensions
 
 folder = Path(sys.argv[1])
 task = json.loads((folder / "task.json").read_text())
+import_extensions(task.get("imports", []))
 dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 summaries = {}
 for label, expression in task["runs"].items():

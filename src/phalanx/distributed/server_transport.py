@@ -4,14 +4,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from phalanx.core.payload import BadPayload, Payload
 from phalanx.core.trees import State
 from phalanx.distributed.round_request import RoundRequest
+
+
+def metrics_to_payload(metrics: Mapping[int, Mapping[str, float]]) -> Payload:
+    """What clients measured as a payload; `metrics_from` is the inverse."""
+    return {
+        f"{worker}/{name}": torch.tensor(value, dtype=torch.float64)
+        for worker, numbers in metrics.items()
+        for name, value in numbers.items()
+    }
+
+
+def metrics_from(payload: Payload, workers: Sequence[int]) -> dict[int, dict[str, float]]:
+    """What these workers measured; what is no number, or about another worker, is ignored."""
+    metrics: dict[int, dict[str, float]] = {worker: {} for worker in workers}
+    names = {str(worker): worker for worker in workers}
+    for key, value in payload.items():
+        head, _, name = key.partition("/")
+        if head in names and value.numel() == 1 and value.dtype == torch.float64:
+            metrics[names[head]][name] = float(value)
+    return {worker: numbers for worker, numbers in metrics.items() if numbers}
 
 
 class ServerTransport(ABC):

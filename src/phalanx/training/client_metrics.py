@@ -40,6 +40,8 @@ class ClientMetrics:
         left_out, used = {}, {}
         for client, numbers in sorted(found.items()):
             count = numbers.get(EXAMPLES, math.nan)
+            if count == 0:
+                continue
             if not (math.isfinite(count) and count > 0):
                 left_out[client] = f"it claims {count} test examples"
             elif missing := [name for name in names if name not in numbers]:

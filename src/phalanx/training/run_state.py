@@ -21,7 +21,7 @@ from phalanx.training.context import WorkerContext
 from phalanx.training.evaluator import measure_on
 from phalanx.training.model_state import ModelState, PhaseModels
 from phalanx.training.phase import Position, Run
-from phalanx.training.task import TaskContext
+from phalanx.training.task import EXAMPLES, TaskContext
 from phalanx.training.tasks import Classification
 
 
@@ -138,17 +138,17 @@ class RunState:
     def evaluate_client(self, worker: int, round_index: int) -> dict[str, float]:
         """The loss and the metrics of the model on the test examples of a client's own, and "examples", their number.
 
-        Empty where the client has none.
+        The number is 0, and nothing else is measured, where the client has none.
         """
         samples = self.data.client_test(worker)
         if not len(samples):
-            return {}
+            return {EXAMPLES: 0.0}
         run, device = self.run, torch.device(self.run.device)
         context = TaskContext(
             device=device, precision=run.precision, client=worker, round_index=round_index, seed=run.seed
         )
         found = measure_on(run.task, self.model_state.model, self.data, samples, True, context)
-        return {"examples": float(len(samples)), **found}
+        return {EXAMPLES: float(len(samples)), **found}
 
     def _context(self, position: Position) -> WorkerContext:
         run, phase = self.run, self.run.phases[position.phase_index]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -45,7 +46,7 @@ from phalanx.training.run_folder import Checkpoint, RunFolder
 from phalanx.training.run_state import RunState
 from phalanx.training.score import number_of
 from phalanx.training.secure_sum import check_sum
-from phalanx.training.task import LOSS, TaskContext, evaluating
+from phalanx.training.task import EXAMPLES, LOSS, TaskContext, evaluating
 from phalanx.training.tasks import Classification
 from phalanx.training.worker_stats import WorkerStats
 
@@ -215,6 +216,7 @@ class Trainer:
                     self.save_checkpoint(folder)
                 if metrics["stop"] and not ended:
                     raise Interrupted(f"stopped after round {self.rounds_done} of {run.rounds}")
+        self.measure()  # together, where clients in several processes evaluate
         if folder is not None:
             folder.finish(self.summary())
 
@@ -447,12 +449,25 @@ class Trainer:
                     announced={},
                 )
                 answers = self.server.evaluate_clients(request)
+                silent = [worker for worker in range(run.workers) if worker not in answers]
             else:
-                everyone = {w: self.state.evaluate_client(w, round_index) for w in range(run.workers)}
-                answers = {worker: answer for worker, answer in everyone.items() if answer}
+                answers, silent = self._evaluate_clients((EXAMPLES, *names), round_index), []
             clients = ClientMetrics.of(answers, names, trusted=self.server is None)
+            clients.left_out.update(dict.fromkeys(silent, "no answer in time"))
             numbers = numbers or clients.mean
-        return Measured(numbers or dict.fromkeys(names), clients if clients and clients.clients else None)
+        asked = clients is not None and (clients.clients or clients.left_out)
+        return Measured(numbers or dict.fromkeys(names), clients if asked else None)
+
+    def _evaluate_clients(self, names: tuple[str, ...], round_index: int) -> dict[int, dict[str, float]]:
+        """What each client measured on its own test examples; every process evaluates its workers."""
+        world = self.world
+        assert not isinstance(world, ServerTransport)
+        rows = []
+        for worker in world.local_workers:
+            found = self.state.evaluate_client(worker, round_index)
+            rows.append([found.get(name, math.nan) for name in names])
+        table = world.all_gather(torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(names)))
+        return {worker: dict(zip(names, row, strict=True)) for worker, row in enumerate(table.tolist())}
 
     def tested(self) -> dict[str, Any]:
         """What the test of the model found, as plain values for the metrics of a round.

@@ -16,6 +16,7 @@ from phalanx.distributed.server.identity import Keys
 from phalanx.distributed.server.messages import Kind, Message, message
 from phalanx.distributed.server.transport import NUMBERS
 from phalanx.distributed.server.worker_connection import WorkerConnection
+from phalanx.distributed.server_transport import metrics_to_payload
 from phalanx.training.phase import Run
 from phalanx.training.worker_runtime import WorkerRuntime
 
@@ -86,6 +87,10 @@ class _MessageHandler:
             case Kind.ASK if incoming.round == self._round_index:
                 worker = int(incoming.payload()["worker"])
                 self._send(Kind.HELD, _joined({worker: self._uploads[worker].on_request}))
+            case Kind.TEST:
+                assert self._runtime is not None
+                found = self._runtime.evaluate(incoming.round, incoming.payload())
+                self._connection.send(message(Kind.TESTED, incoming.round, metrics_to_payload(found)))
             case Kind.RECALL:
                 memories = self._runtime.memories if self._runtime is not None else {}
                 payload = to_payload(memories_of(memories, self._workers))

@@ -74,6 +74,22 @@ class WorkerRuntime:
         uploads, state.scheme_state = worker_half(phase.scheme, stack, state.scheme_state, round)
         return dict(zip(stack.workers, uploads, strict=True)), torch.stack([losses, torch.zeros_like(losses)], dim=1)
 
+    def evaluate(self, round_index: int, request: Payload) -> dict[int, dict[str, float]]:
+        """What each worker of this process measures on test examples of its own: "examples", "loss" and the metrics.
+
+        The model is as it was afterwards.
+
+        Args:
+            request: what `RoundRequest.payload` wrote, with the model to test.
+        """
+        model_state, tree = self.state.model_state, from_payload(request)
+        before = model_state.shapes, copy_tree(model_state.model.state_dict())
+        try:
+            model_state.load_from_server(tree.get("shapes", {}), tree.get("model", {}))
+            return {worker: self.state.evaluate_client(worker, round_index) for worker in self.workers}
+        finally:
+            model_state.load_from_server(*before)
+
     def _can_take_part(self, worker: int, position: Position) -> bool:
         """Whether a worker is one of this process and remembers what the round needs."""
         if worker not in self.workers:

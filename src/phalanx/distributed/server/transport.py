@@ -22,7 +22,7 @@ from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server.identity import Keys
 from phalanx.distributed.server.membership import Member, Membership, Timeouts
 from phalanx.distributed.server.messages import Kind, Message, message
-from phalanx.distributed.server_transport import ServerTransport
+from phalanx.distributed.server_transport import ServerTransport, metrics_from
 
 NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its payloads
 _SLACK_BYTES = 1 << 20
@@ -36,6 +36,7 @@ class Answer:
         numbers: metrics of its workers.
         payloads: of its workers, or why there is none.
         memories: of its workers.
+        metrics: of its workers on test examples of their own.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Answer:
     numbers: Tensor | None = None
     payloads: dict[int, Payload | BadPayload] = field(default_factory=dict)
     memories: State = field(default_factory=dict)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 class GrpcTransport(ServerTransport):
@@ -157,6 +159,9 @@ class GrpcTransport(ServerTransport):
             if incoming.kind == Kind.MEMORY:
                 tree = from_payload(incoming.payload())
                 return Answer(incoming.kind, incoming.round, memories=memories_of(tree, member.workers))
+            if incoming.kind == Kind.TESTED:
+                metrics = metrics_from(incoming.payload(), member.workers)
+                return Answer(incoming.kind, incoming.round, metrics=metrics)
             order = self._asked if incoming.kind == Kind.HELD else range(self.size)
             numbers, payloads = _open(incoming, member.workers, self._buffers, order)
         except Exception as error:
@@ -218,6 +223,25 @@ class GrpcTransport(ServerTransport):
     @property
     def gone(self) -> list[int]:
         return self.membership.gone
+
+    def evaluate_clients(self, request: RoundRequest) -> dict[int, dict[str, float]]:
+        asked = {member for member in self.membership.all if member.awaited and member.knows_run}
+        test = message(Kind.TEST, request.round_index, request.payload())
+        for member in asked:
+            assert member.line is not None
+            member.line.send(test)
+        found, until = dict[int, dict[str, float]](), self.membership.answer_deadline
+        while asked:
+            arrived = self.membership.next(until)
+            if arrived is None:
+                break
+            member, answer = arrived
+            if answer is None:
+                asked.discard(member)
+            elif (answer.kind, answer.round) == (Kind.TESTED, request.round_index) and member in asked:
+                asked.discard(member)
+                found |= answer.metrics
+        return found
 
     def close(self) -> None:
         """Ends the run for every process."""

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients with data of their own over gloo processes and with a server: the bits are those of the simulation."""
+
+import pytest
+from torch.nn import functional as F
+
+import phalanx as px
+from tests.data import own_sets as own
+from tests.distributed.launch import run_job
+
+pytestmark = pytest.mark.processes
+
+TASK = px.training.task(
+    F.mse_loss,
+    metrics=(
+        px.training.metric("error", None, higher_is_better=False),
+        px.training.metric("loaded", None, higher_is_better=False),
+    ),
+    evaluate=own.count_loaded,
+)
+
+
+def run(**fields):
+    local = px.federated.local_training(px.optim.sgd(0.1), batch=4)
+    return px.Run(
+        px.data.client_datasets(own.noisy_clinic),
+        px.models.custom(own.linear),
+        (px.federated.fedavg(local, rounds=3, rule=px.aggregators.median()),),
+        workers=4,
+        partition=px.data.by_client(),
+        task=TASK,
+        evaluate_every=2,
+        seed=5,
+        **fields,
+    )
+
+
+RUNS = {"plain": run(), "crash": run(faults=(px.parse("crash(worker=3, at=1)"),))}
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return px.train(RUNS["plain"]).summary()
+
+
+def same(found, simulated, loaded):
+    assert found["weights_sha256"] == simulated["weights_sha256"]
+    for client, numbers in simulated["client_metrics"].items():
+        other = found["client_metrics"][client]
+        assert (other["error"], other["examples"]) == (numbers["error"], numbers["examples"])
+        assert other["loaded"] == loaded
+    assert found["score"]["value"] == simulated["score"]["value"]
+
+
+def test_processes_load_and_evaluate_their_own_clients(simulated, tmp_path):
+    task = {"runs": {"plain": repr(RUNS["plain"])}, "imports": ["tests.data.own_sets"]}
+    same(run_job(2, "job_train.py", task, tmp_path)["plain"], simulated, loaded=2)
+
+
+def test_a_server_has_no_data_and_asks_the_clients(simulated, tmp_path):
+    texts = {label: repr(run) for label, run in RUNS.items()}
+    timeouts = {"least_s": 10.0, "factor": 5.0}
+    task = {"runs": texts, "imports": ["tests.data.own_sets"], "timeouts": timeouts}
+    found = run_job(5, "job_server.py", task, tmp_path)
+    same(found["plain"], simulated, loaded=1)
+    crashed = [line for line in found["crash"]["metrics"] if "score" in line][-1]
+    assert sorted(crashed["client_metrics"]) == ["0", "1", "2"]
+    assert crashed["clients_left_out"] == {"3": "no answer in time"}
