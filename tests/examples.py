@@ -162,6 +162,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "scatter(dense())",
         "scatter(qsgd(bits=3), back=error_feedback(qsgd(bits=2)))",
         "scatter(dense(), forge=malformed())",
+        "scatter(qsgd(bits=3), r=3, lie=malformed())",
     ),
     "shards": ("shards(per_unit=3)",),
     "split_edge_cases": (

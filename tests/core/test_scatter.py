@@ -201,6 +201,128 @@ def test_nobody_is_asked_again_in_a_round_without_complaints():
     assert world.fetched == []
 
 
+# --- several owners of each column
+
+
+def voted(codec: str, rule: str, **more: Any) -> Any:
+    return px.chain(px.scatter(px.parse(codec), px.parse("dense()"), r=3, **more), px.parse(rule))
+
+
+@each("rule", ("mean()", "trimmed_mean(f=1)", "krum(f=1)", "geometric_median()", "chain(clip(norm=2.0), median())"))
+def test_three_owners_compute_what_one_does(rule):
+    for codec in ("dense()", "qsgd(bits=3)", "error_feedback(top_k(ratio=0.2))", "atomo(entries(), ratio=0.3)"):
+        for n in (5, 8):
+            one, three = (
+                run(s, stack_of(n))[0] for s in (both(px.parse(codec), px.parse(rule))[1], voted(codec, rule))
+            )
+            assert torch.equal(one.rows, three.rows) and about_workers(one) == about_workers(three)
+            assert len(set(one.notes)) > 0 and not [n for n in three.notes if n.kind == "outvoted"]
+
+
+def test_an_owner_that_lies_about_its_result_is_outvoted_and_named():
+    stack, lie = stack_of(7), px.parse("malformed(how='random')")
+    expected = run(both(px.parse("qsgd()"), px.parse("median()"))[0], stack)[0].rows
+    alone = px.parse("chain(scatter(qsgd(), back=dense(), lie=malformed(how='random')), median())")
+    try:
+        believed = run(alone, stack, byzantine=frozenset({4}))[0].rows
+        assert not torch.equal(believed, expected)
+    except TooFewRows:
+        raise AssertionError("random bytes are a result that everybody can read") from None
+    result = run(voted("qsgd()", "median()", lie=lie), stack, byzantine=frozenset({4}))[0]
+    assert torch.equal(result.rows, expected)
+    assert {n.worker for n in result.notes if n.kind == "outvoted"} == {4}
+
+
+@each("how", ("missing", "short", "keys"))
+def test_other_lies_about_results_are_outvoted_as_well(how):
+    stack, lie = stack_of(6), px.parse(f"malformed(how='{how}')")
+    result = run(voted("dense()", "mean()", lie=lie), stack, byzantine=frozenset({0}))[0]
+    assert torch.equal(result.rows, run(both(px.parse("dense()"), px.parse("mean()"))[0], stack)[0].rows)
+    assert {n.worker for n in result.notes if n.kind == "outvoted"} == {0}
+
+
+def test_two_liars_among_three_owners_lose_the_round():
+    scheme = voted("dense()", "mean()", lie=px.parse("malformed(how='random')"))
+    with pytest.raises(TooFewRows, match="own the same columns and report different numbers"):
+        run(scheme, stack_of(6), byzantine=frozenset({1, 2}))
+    # apart on the ring they own no column together
+    result = run(scheme, stack_of(8), byzantine=frozenset({1, 5}))[0]
+    assert {n.worker for n in result.notes if n.kind == "outvoted"} == {1, 5}
+
+
+class Adds(LocalCollective):
+    """Worker 2 reports other norms and inner products than it has computed."""
+
+    def all_gather(self, x: Any) -> Any:
+        rows = super().all_gather(x).clone()
+        if x.dtype == torch.float64 and x.shape[1] > 1:
+            rows[2] = -3 * rows[2] + 1
+        return rows
+
+
+@each("rule", ("krum(f=1)", "nnm(f=1)", "geometric_median()", "chain(clip(norm=2.0), mean())", "adaptive_clip()"))
+def test_an_owner_that_lies_about_norms_is_outvoted_and_named(rule):
+    stack = stack_of(7)
+    expected = run(both(px.parse("dense()"), px.parse(rule))[1], stack)[0].rows
+    result = run(voted("dense()", rule), stack, world=Adds(7))[0]
+    assert torch.equal(result.rows, expected)
+    assert {n.worker for n in result.notes if n.kind == "outvoted"} == {2}
+
+
+class TwoFaced(LocalCollective):
+    """Worker 3 sends its second owner another part than the first one."""
+
+    def all_to_all(self, parts: Any, limit_bytes: int) -> Any:
+        other = {k: t + 1 if t.is_floating_point() else t for k, t in parts[3][5].items()}
+        parts = [[*sent] for sent in parts]
+        parts[3][5] = other
+        return super().all_to_all(parts, limit_bytes)
+
+
+def test_a_worker_that_sends_owners_different_parts_makes_no_owner_a_liar():
+    stack = stack_of(7)
+    result = run(voted("dense()", "median()"), stack, world=TwoFaced(7))[0]
+    assert torch.equal(result.rows, run(both(px.parse("dense()"), px.parse("median()"))[0], stack)[0].rows)
+    assert not about_workers(result)
+
+
+def test_an_owner_that_breaks_its_word_about_a_result_is_named_and_the_next_one_is_asked():
+    class Breaks(LocalCollective):
+        """Worker 1 sends another result than the one whose digest it sent."""
+
+        def gather(self, payloads: Any, limit_bytes: int) -> Any:
+            arrived: list[Any] = super().gather(payloads, limit_bytes)
+            if not any("weight" in each for each in arrived if isinstance(each, dict)):
+                told = arrived[1]
+                arrived[1] = {k: t + 1 for k, t in told.items()} if isinstance(told, dict) else told
+            return arrived
+
+    stack = stack_of(5)
+    result = run(voted("dense()", "mean()"), stack, world=Breaks(5))[0]
+    assert torch.equal(result.rows, run(both(px.parse("dense()"), px.parse("mean()"))[0], stack)[0].rows)
+    assert {n.worker for n in result.notes if n.kind == "outvoted"} == {1}
+
+
+def test_owners_of_the_same_columns_keep_the_same_memory():
+    scheme = px.parse("chain(scatter(dense(), back=error_feedback(qsgd(bits=2)), r=3), mean())")
+    one = px.parse("chain(scatter(dense(), back=error_feedback(qsgd(bits=2))), mean())")
+    states: list[Any] = [None, None]
+    for index in range(3):
+        results = []
+        for i, each_scheme in enumerate((scheme, one)):
+            result, states[i] = run(each_scheme, stack_of(5, index), states[i], index=index)
+            results.append(result.rows)
+        assert torch.equal(*results)
+    assert all(len(owner) == 3 for owner in states[0]["0"]["back"].values())
+
+
+def test_too_few_workers_and_even_numbers_of_owners_are_refused():
+    with pytest.raises(ValueError, match=r"n >= r workers, got n=2, r=3"):
+        check_scheme(voted("dense()", "mean()"), 2)
+    with pytest.raises(ValueError, match="odd number r >= 1 of owners for each column, got r=2"):
+        px.parse("scatter(dense(), r=2)")
+
+
 class Silent(LocalCollective):
     """The result of owner 1 does not arrive."""
 
@@ -276,7 +398,7 @@ def test_error_feedback_of_an_owner_sends_later_what_its_code_loses():
     shards = divide(LAYOUT, 4, 1)
     for i, shard in enumerate(shards):
         own = shard.directions
-        own.put(residual, own.by_tensor.join(owners[f"worker:{i}"]["0"]["residual"]))
+        own.put(residual, own.by_tensor.join(owners[f"worker:{i}"][str(i)]["0"]["residual"]))
     torch.testing.assert_close(sent + residual, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -50,6 +50,10 @@ EXACT = {
     "scatter sign vote": expression("chain(momentum(0.5), scatter(sign()), majority())", optimizer="sgd(lr=0.01)"),
     "scatter whole tensors": expression("chain(scatter(atomo(entries(), ratio=0.2)), trimmed_mean(f=1))"),
     "scatter hierarchy": expression("chain(alie(), scatter(qsgd(bits=8)), hierarchy(mean(), krum(f=0), groups=3))"),
+    "scatter votes": expression(
+        "chain(reverse(), scatter(qsgd(bits=4), back=error_feedback(qsgd(bits=4)), r=3, lie=malformed('random')), "
+        "clip(3.0), median())"
+    ),
     **{
         f"scatter malformed {how}": expression(
             f"chain(scatter(qsgd(bits=4), forge=malformed('{how}')), trimmed_mean(f=1))"

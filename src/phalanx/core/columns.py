@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -142,32 +142,59 @@ def _merged(spans: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in merged)
 
 
+class Undecided(ValueError):
+    """The owners of some columns report different numbers, and no number has a majority."""
+
+
+def owners_of(shards: Sequence[Shard], r: int, without: frozenset[int] = frozenset()) -> tuple[tuple[int, ...], ...]:
+    """For each shard its r owners: the worker of the same position and those behind it, in a ring of all others.
+
+    Args:
+        without: positions of workers that own nothing.
+    """
+    ring = [position for position in range(len(shards)) if position not in without]
+    count = min(r, len(ring))
+    places = {position: i for i, position in enumerate(ring)}
+    return tuple(
+        tuple(ring[(places[position] + k) % len(ring)] for k in range(count)) if position in places else ()
+        for position in range(len(shards))
+    )
+
+
 @dataclass(frozen=True)
 class Columns:
     """Which columns of the whole rows a stack has, and how its processes add up over all of them.
 
     Args:
         whole: layout of the whole rows.
-        shards: of all owners, in the order of `world.workers`.
-        held: positions of the owners whose columns are here; those of `world.local_workers`.
-        spans: for each owner in `held`, slices of the stack's columns, one for each block.
-        layout: of the stack's columns, which are those of the blocks of all owners in `held` in the order of the row.
+        shards: all of them, one for each of `world.workers`.
+        owners: for each shard the positions of the workers that hold it.
+        held: the shards that are here; those of the workers in `world.local_workers`.
+        spans: for each shard in `held`, slices of the stack's columns, one for each block.
+        layout: of the stack's columns, which are those of the blocks of all shards in `held` in the order of the row.
         starts: the place in the whole row of the first column of each slice in `spans`.
+        outvoted: takes the workers whose numbers about a shard are not those of the majority of its owners.
     """
 
     whole: Layout
     shards: tuple[Shard, ...]
+    owners: tuple[tuple[int, ...], ...]
     held: tuple[int, ...]
     world: Collective
     spans: tuple[tuple[slice, ...], ...]
     starts: tuple[tuple[int, ...], ...]
     layout: Layout
+    outvoted: set[int]
 
     @staticmethod
-    def of(whole: Layout, shards: tuple[Shard, ...], world: Collective) -> Columns:
-        """The columns of the owners in this process."""
-        held = tuple(world.workers.index(worker) for worker in world.local_workers)
-        blocks = sorted(block for position in held for block in shards[position].blocks)
+    def of(
+        whole: Layout, shards: tuple[Shard, ...], world: Collective, owners: tuple[tuple[int, ...], ...] | None = None
+    ) -> Columns:
+        """The columns of the owners in this process; each worker owns one shard unless `owners` says otherwise."""
+        owners = owners or owners_of(shards, 1)
+        here = {world.workers.index(worker) for worker in world.local_workers}
+        held = tuple(shard for shard, positions in enumerate(owners) if here & set(positions))
+        blocks = sorted(block for shard in held for block in shards[shard].blocks)
         places, end = dict[Block, slice](), 0
         for block in blocks:
             places[block] = slice(end, end + block.stop - block.start)
@@ -175,29 +202,91 @@ class Columns:
         return Columns(
             whole=whole,
             shards=shards,
+            owners=owners,
             held=held,
             world=world,
-            spans=tuple(tuple(places[block] for block in shards[position].blocks) for position in held),
-            starts=tuple(tuple(block.start for block in shards[position].blocks) for position in held),
+            spans=tuple(tuple(places[block] for block in shards[shard].blocks) for shard in held),
+            starts=tuple(tuple(block.start for block in shards[shard].blocks) for shard in held),
             layout=_layout_of(blocks, whole),
+            outvoted=set(),
         )
+
+    @cached_property
+    def holds(self) -> tuple[tuple[int, ...], ...]:
+        """For each worker the shards that it owns, ascending."""
+        return tuple(
+            tuple(shard for shard, positions in enumerate(self.owners) if position in positions)
+            for position in range(len(self.shards))
+        )
+
+    @cached_property
+    def local(self) -> tuple[int, ...]:
+        """The positions of the workers of this process."""
+        return tuple(self.world.workers.index(worker) for worker in self.world.local_workers)
+
+    def reports(self, mine: Mapping[tuple[int, int], Tensor], like: Tensor) -> dict[int, list[Tensor]]:
+        """What each owner of each shard reports of it, in the order of `owners`.
+
+        Every process calls it at the same time.
+
+        Args:
+            mine: by position of a worker of this process and by shard, its report, of the shape of `like`.
+        """
+        width = max(map(len, self.holds))
+        table = torch.zeros(len(self.local), width, *like.shape, dtype=like.dtype)
+        for row, position in zip(table, self.local, strict=True):
+            for place, shard in zip(row, self.holds[position], strict=False):
+                place.copy_(mine[position, shard])
+        everyone = self.world.all_gather(table.reshape(len(self.local), width * like.numel()))
+        everyone = everyone.reshape(len(self.shards), width, *like.shape)
+        return {
+            shard: [everyone[position, self.holds[position].index(shard)] for position in positions]
+            for shard, positions in enumerate(self.owners)
+        }
 
     def total(self, part: Callable[[slice], Tensor], like: Tensor) -> Tensor:
         """The sum over the columns of all owners, the same bits in every process and for every division into processes.
 
-        Every process calls it at the same time.
+        Every process calls it at the same time. What most owners of a shard report of it counts.
 
         Args:
             part: the sum over some of the stack's columns, of the shape of `like`. It copies these columns first where
                 the last bits of a sum depend on addresses and strides, as those of matrix products do.
             like: gives shape, dtype and device.
+        Raises:
+            Undecided: there is no majority among the owners of a shard.
         """
         sums = torch.zeros(len(self.held), *like.shape, dtype=like.dtype)
         for mine, spans in zip(sums, self.spans, strict=True):
             for span in spans:
                 mine += part(span).to(mine)
-        everyone = self.world.all_gather(sums.reshape(len(self.held), like.numel()))
-        return everyone.sum(dim=0).reshape(like.shape).to(like.device)
+        return self._added(sums).to(like.device)
+
+    def _added(self, sums: Tensor) -> Tensor:
+        """Adds up a report about each shard in `held`. Shapes: (number held, ...) -> (...)."""
+        by_shard = dict(zip(self.held, sums, strict=True))
+        mine = {(position, shard): by_shard[shard] for position in self.local for shard in self.holds[position]}
+        result = torch.zeros(sums.shape[1:], dtype=sums.dtype)
+        for shard, reports in self.reports(mine, result).items():
+            if reports:
+                result += self.agreed(shard, reports)
+        return result
+
+    def agreed(self, shard: int, reports: Sequence[Tensor]) -> Tensor:
+        """The report of most owners of a shard; the others are noted in `outvoted`.
+
+        Raises:
+            Undecided: no report has a majority.
+        """
+        if len(reports) == 1:
+            return reports[0]
+        texts = [report.numpy().tobytes() for report in reports]
+        winner = max(texts, key=texts.count)
+        workers = [self.world.workers[position] for position in self.owners[shard]]
+        if 2 * texts.count(winner) <= len(texts):
+            raise Undecided(f"workers {', '.join(map(str, workers))} own the same columns and report different numbers")
+        self.outvoted.update(worker for worker, text in zip(workers, texts, strict=True) if text != winner)
+        return reports[texts.index(winner)]
 
     @cached_property
     def _names_elsewhere(self) -> frozenset[str]:
@@ -251,5 +340,4 @@ class Columns:
                 if start < count:
                     stop = min(count, start + span.stop - span.start)
                     mine[:, start:stop] = rows[:, span.start : span.start + stop - start]
-        everyone = self.world.all_gather(found.reshape(len(self.held), -1))
-        return everyone.sum(dim=0).reshape(len(rows), count)
+        return self._added(found)

@@ -13,20 +13,23 @@ from torch import Tensor
 from phalanx.core.buffers import empty_rows
 from phalanx.core.clock import Clock
 from phalanx.core.codec import INSTALLED, WEIGHT, Codec, PayloadAttack, payload_limit
-from phalanx.core.columns import Columns, Shard, divide
+from phalanx.core.columns import Columns, Shard, Undecided, divide, owners_of
 from phalanx.core.expression import method, require
 from phalanx.core.gate import Gate, bad_rows
 from phalanx.core.layout import Layout
+from phalanx.core.packing import digest
 from phalanx.core.parser import parse
 from phalanx.core.payload import BadPayload, Payload, expect, payload_bytes
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
 from phalanx.core.stage import Kept, Scope, TooFewRows, check_remembers, memory_key
-from phalanx.core.trees import State
+from phalanx.core.trees import State, copy_tree
 from phalanx.core.wire_stage import Upload, WireStage, without_absent
 
 _VALUES, _BACK = "values", "back"
+_REPORT = 5  # whole numbers that an owner reports of a part: its size, and 32 bytes of digest
+DIGEST_BYTES = 32
 _HEAD_LIMIT = 4096  # bytes that a message with a weight may have
 
 
@@ -48,7 +51,8 @@ class Scatter(WireStage):
     its worker sends this part to all processes, and these exclude the row if the part is bad. All processes exclude the
     same rows.
 
-    Owners are trusted: one that sends a wrong result for its columns has it installed by all.
+    With r = 1 owners are trusted: one that sends a wrong result for its columns has it installed by all. With r owners
+    of each column (r - 1) / 2 of them may lie, and a line carries (n - 1) / n (r P + B) bytes.
 
     Shapes: (k, d) -> (n - erased, columns held here).
     Args:
@@ -57,6 +61,10 @@ class Scatter(WireStage):
             `error_feedback(...)` each owner keeps a memory for its blocks. dense() loses nothing.
         gate: decides which rows are admitted.
         forge: what Byzantine workers do to each part of their payloads.
+        r: owners of each column, odd. More than half of them decide by digests what their columns' result is, and by
+            the numbers themselves what they add to norms and inner products; the others are noted as "outvoted". A part
+            of a row that is not the same at all owners is sent to all once more.
+        lie: what Byzantine owners do to the results that they send.
     Raises:
         ValueError: a codec needs whole rows, or a stage behind this one does.
     """
@@ -67,6 +75,8 @@ class Scatter(WireStage):
     back: Codec | None = None
     gate: Gate = Gate()
     forge: PayloadAttack | None = None
+    r: int = 1
+    lie: PayloadAttack | None = None
 
     @property
     def keeps(self) -> Kept:
@@ -87,7 +97,16 @@ class Scatter(WireStage):
             return self.back
         return parse(self.codec.result_code)
 
+    def rows_out(self, n: int) -> int:
+        if n < self.r:
+            raise TooFewRows(f"scatter needs n >= r workers, got n={n}, r={self.r}")
+        return n
+
     def validate(self) -> None:
+        require(
+            self.r >= 1 and self.r % 2 == 1,
+            f"scatter needs an odd number r >= 1 of owners for each column, got r={self.r}",
+        )
         for codec in (self.codec, self.back):
             require(
                 codec is None or codec.scope != "vector",
@@ -149,46 +168,37 @@ class Scatter(WireStage):
 
     def receive(self, uploads: Sequence[Upload], sent: Stack, round: Round) -> Stack:
         clock, world, n = Clock(), round.collective, round.world.size
+        without = frozenset(i for i, worker in enumerate(world.workers) if worker in world.left_out)
         shards = self._shards(sent.layout, round)
-        columns = Columns.of(sent.layout, shards, world)
+        columns = Columns.of(sent.layout, shards, world, owners_of(shards, self.r, without))
+        mine = [_parts_of(upload.now, n) for upload in uploads]
         # of an empty shard nothing is sent
-        mine = [
-            [part if shard.blocks else None for shard, part in zip(shards, _parts_of(upload.now, n), strict=True)]
-            for upload in uploads
+        messages = [
+            [_joined({shard: parts[shard] for shard in held if shards[shard].blocks}) for held in columns.holds]
+            for parts in mine
         ]
         heads = world.gather([_head_of(upload.now) for upload in uploads], _HEAD_LIMIT)
-        arrived = world.all_to_all(mine, payload_limit(sent))
+        arrived = world.all_to_all(messages, payload_limit(sent))
         clock.lap("wire_s")
         weights, refused = _weights_of(heads)
         table = empty_rows(n, columns.layout.d, sent.rows)
-        sizes = torch.zeros(len(columns.held), n, dtype=torch.int64)
-        for place, (position, parts) in enumerate(zip(columns.held, arrived, strict=True)):
-            shard = shards[position]
-            for worker, part in enumerate(parts):
-                if worker in refused or not shard.blocks:
-                    continue
-                opened = self._open(part, sent.layout, shard)
-                is_bad = isinstance(opened, BadPayload) or bool(self._reason(opened))
-                if isinstance(opened, Tensor):
-                    _write(table[worker], columns.spans[place], opened)
-                size = 0 if isinstance(part, BadPayload) else payload_bytes(part)
-                sizes[place, worker] = 2 * size + is_bad
+        reports = self._read(arrived, table, columns, refused)
         clock.lap("decode_s")
         # every process learns of every complaint, and how long each part was
-        sizes = world.all_gather(sizes)
-        complaints = {
-            worker: owners for worker in range(n) if (owners := (sizes[:, worker] % 2).nonzero().flatten().tolist())
-        }
-        bad, resent, more_bytes = self._settle(complaints, mine, sent, shards, round, refused)
-        for (worker, owner), entries in resent.items():
-            if owner in columns.held:
-                _write(table[worker], columns.spans[columns.held.index(owner)], entries)
+        like = torch.zeros(n, _REPORT if self.r > 1 else 1, dtype=torch.int64)
+        reported = columns.reports(reports, like)
+        complaints = _complaints(reported)
+        bad, resent, sizes = self._settle(complaints, mine, sent, shards, round, refused)
+        for (worker, shard), entries in resent.items():
+            if shard in columns.held:
+                _write(table[worker], columns.spans[columns.held.index(shard)], entries)
         clock.lap("wire_s")
         workers = world.workers
+        for each in (report for reports_of in reported.values() for report in reports_of):
+            for i, size in enumerate((each[:, 0] // 2).tolist()):
+                sizes[i] = sizes.get(i, 0) + size
         notes = [
-            Note("bytes", workers[i], 8 + int((sizes[:, i] // 2).sum()) + more_bytes.get(i, 0))
-            for i in range(n)
-            if not isinstance(heads[i], BadPayload)
+            Note("bytes", workers[i], 8 + sizes.get(i, 0)) for i in range(n) if not isinstance(heads[i], BadPayload)
         ]
         notes += [Note("excluded", workers[i], reason=reason) for i, reason in sorted(refused.items())]
         good = [i for i in range(n) if i not in refused]
@@ -205,6 +215,43 @@ class Scatter(WireStage):
         received = self.gate.exclude(received, {good.index(i): reason for i, reason in bad.items()})
         clock.lap("decode_s")
         return replace(received, arrived=received).note(clock.notes)
+
+    def _read(
+        self,
+        arrived: Sequence[Sequence[Payload | BadPayload]],
+        table: Tensor,
+        columns: Columns,
+        refused: Mapping[int, str],
+    ) -> dict[tuple[int, int], Tensor]:
+        """Decodes the parts that the workers of this process got into its columns of all rows.
+
+        Returns:
+            by position of such a worker and by shard, its report on each row: twice the bytes of the part, one more
+            where the part is bad, and with r > 1 the digest of the part.
+        """
+        reports, seen = dict[tuple[int, int], Tensor](), dict[tuple[int, int, bytes], bool]()
+        for position, messages in zip(columns.local, arrived, strict=True):
+            for shard in columns.holds[position]:
+                report = torch.zeros(len(messages), _REPORT if self.r > 1 else 1, dtype=torch.int64)
+                reports[position, shard] = report
+                for worker, message in enumerate(messages):
+                    if worker in refused or not columns.shards[shard].blocks:
+                        continue
+                    part = message if isinstance(message, BadPayload) else _part_of(message, shard)
+                    part = part or BadPayload("nothing arrived")
+                    text = digest(part) if self.r > 1 and not isinstance(part, BadPayload) else b""
+                    # other owners in this process mostly got the same
+                    if not text or (shard, worker, text) not in seen:
+                        opened = self._open(part, columns.whole, columns.shards[shard])
+                        is_bad = isinstance(opened, BadPayload) or bool(self._reason(opened))
+                        seen[shard, worker, text] = is_bad
+                        if isinstance(opened, Tensor):
+                            _write(table[worker], columns.spans[columns.held.index(shard)], opened)
+                    size = 0 if isinstance(part, BadPayload) else payload_bytes(part)
+                    report[worker, 0] = 2 * size + seen[shard, worker, text]
+                    if text:
+                        report[worker, 1:] = torch.frombuffer(bytearray(text), dtype=torch.int64)
+        return reports
 
     def _settle(
         self,
@@ -280,42 +327,46 @@ class Scatter(WireStage):
         columns = stack.columns
         if columns is None:
             return stack, state
-        clock, world, layout = Clock(), columns.world, columns.whole
+        clock, layout = Clock(), columns.whole
         state = dict(state or {})
-        memories = dict(state.get(_BACK, {}))
-        payloads = list[Payload | None]()
-        for spans, position in zip(columns.spans, columns.held, strict=True):
-            worker = world.workers[position]
-            key, shard = memory_key(worker, received=False), columns.shards[position]
-            if not shard.blocks:
-                payloads.append(None)
+        memories: State = dict(state.get(_BACK, {}))
+        results = dict[int, Payload]()
+        for spans, shard in zip(columns.spans, columns.held, strict=True):
+            if not columns.shards[shard].blocks:
                 continue
+            keys = [
+                memory_key(columns.world.workers[position], received=False)
+                for position in columns.owners[shard]
+                if position in columns.local
+            ]
+            before = next((memories[key][str(shard)] for key in keys if str(shard) in memories.get(key, {})), {})
             entries = torch.cat([stack.rows[:, :0], *(stack.rows[:, span] for span in spans)], dim=1)
-            payload, memory = self._code_result(entries, shard, memories.get(key, {}), round.child(_BACK), worker)
-            if memory:
-                memories[key] = memory
-            payloads.append(payload)
+            # all owners of a shard draw the same numbers
+            drawn = round.child(_BACK).child(shard)
+            results[shard], memory = self._code_result(entries, columns.shards[shard], before, drawn)
+            for i, key in enumerate(keys if memory else ()):
+                memories[key] = {**memories.get(key, {}), str(shard): copy_tree(memory) if i else memory}
         if memories:
             state[_BACK] = memories
         clock.lap("encode_s")
-        limit = len(stack.rows) * (64 * 1024 + 16 * stack.rows.element_size() * layout.d)
-        arrived = world.gather(payloads, limit)
-        clock.lap("wire_s")
-        rows = empty_rows(len(stack.rows), layout.d, stack.rows)
         notes = [*stack.notes]
-        for worker, shard, payload in zip(world.workers, columns.shards, arrived, strict=True):
-            if not shard.blocks:
-                continue
-            try:
-                if isinstance(payload, BadPayload):
-                    raise payload
-                shard.put(rows, self._open_result(payload, shard, len(rows)))
-            except BadPayload as error:
-                sentence = f"worker {worker} owns columns, and their result did not arrive: {error}"
-                raise TooFewRows(sentence, tuple(notes), state) from None
-            notes.append(Note("bytes", worker, payload_bytes(payload)))
-        clock.lap("decode_s")
-        squares = _squares(stack.arrived, rows[0]) if len(rows) == 1 else None
+        try:
+            payloads, sent_bytes = self._exchange_results(results, columns, len(stack.rows), round)
+            clock.lap("wire_s")
+            rows = empty_rows(len(stack.rows), layout.d, stack.rows)
+            for position, payload in payloads.items():
+                shard = columns.shards[position]
+                try:
+                    shard.put(rows, self._open_result(payload, shard, len(rows)))
+                except BadPayload as error:
+                    worker = columns.world.workers[columns.owners[position][0]]
+                    raise Undecided(f"worker {worker} owns columns, and their result did not arrive: {error}") from None
+            clock.lap("decode_s")
+            squares = _squares(stack.arrived, rows[0]) if len(rows) == 1 else None
+        except Undecided as error:
+            raise TooFewRows(str(error), tuple(notes), state) from None
+        notes += [Note("bytes", worker, size) for worker, size in sent_bytes.items()]
+        notes += [Note("outvoted", worker) for worker in sorted(columns.outvoted)]
         whole = replace(
             stack,
             rows=rows,
@@ -328,9 +379,84 @@ class Scatter(WireStage):
         )
         return whole.note(clock.notes), state
 
-    def _code_result(
-        self, rows: Tensor, shard: Shard, memory: State, round: Round, worker: int
-    ) -> tuple[Payload, State]:
+    def _exchange_results(
+        self, results: Mapping[int, Payload], columns: Columns, count: int, round: Round
+    ) -> tuple[dict[int, Payload], dict[int, int]]:
+        """The coded result of each shard, and the bytes that each worker sent.
+
+        With r > 1 owners first send digests; then one of those that hold the digest of most sends the result.
+
+        Args:
+            results: of the shards in `columns.held`.
+        Raises:
+            Undecided: a result does not arrive, or no result of a shard has a majority.
+        """
+        world, limit = columns.world, 64 * 1024 * count + 16 * count * columns.whole.dtype.itemsize * columns.whole.d
+        mine = {position: self._told(position, results, columns, round) for position in columns.local}
+        owned = {shard: positions for shard, positions in enumerate(columns.owners) if columns.shards[shard].blocks}
+        winners, texts = {shard: [*positions] for shard, positions in owned.items()}, dict[int, bytes]()
+        sizes: dict[int, int] = {}
+        if self.r > 1:
+            winners, texts = self._digest_vote(mine, owned, columns)
+            sizes = {
+                worker: DIGEST_BYTES * len(held) for worker, held in zip(world.workers, columns.holds, strict=True)
+            }
+        agreed = dict[int, Payload]()
+        while missing := [shard for shard in owned if shard not in agreed]:
+            lost = next((shard for shard in missing if not winners[shard]), None)
+            if lost is not None:
+                names = ", ".join(str(world.workers[position]) for position in owned[lost])
+                raise Undecided(f"worker {names} owns columns, and their result did not arrive: {_lost(self.r)}")
+            speakers = {shard: winners[shard].pop(0) for shard in missing}
+            spoken = [
+                _joined({shard: mine[position][shard] for shard, by in speakers.items() if by == position})
+                for position in columns.local
+            ]
+            arrived = world.gather(spoken, limit)
+            for shard, position in speakers.items():
+                message, worker = arrived[position], world.workers[position]
+                part = Payload() if isinstance(message, BadPayload) else _part_of(message, shard)
+                sizes[worker] = sizes.get(worker, 0) + payload_bytes(part)
+                if part and (self.r == 1 or digest(part) == texts[shard]):
+                    agreed[shard] = part
+                elif part:
+                    columns.outvoted.add(worker)
+        return agreed, sizes
+
+    def _told(
+        self, position: int, results: Mapping[int, Payload], columns: Columns, round: Round
+    ) -> dict[int, Payload]:
+        """The results that a worker sends of its shards: what it computed, or lies."""
+        worker = columns.world.workers[position]
+        told = {shard: results[shard] for shard in columns.holds[position] if shard in results}
+        if self.lie is None or worker not in round.byzantine:
+            return told
+        lies = {s: self.lie.collude(payload, worker, round.child(f"lie {s}")) for s, payload in told.items()}
+        return {shard: lie or Payload() for shard, lie in lies.items()}
+
+    def _digest_vote(
+        self, mine: Mapping[int, Mapping[int, Payload]], owned: Mapping[int, Sequence[int]], columns: Columns
+    ) -> tuple[dict[int, list[int]], dict[int, bytes]]:
+        """By shard the owners with the result of most, and its digest."""
+        like = torch.zeros(DIGEST_BYTES, dtype=torch.uint8)
+        reports = {
+            (position, shard): torch.frombuffer(bytearray(digest(mine[position][shard])), dtype=torch.uint8)
+            if shard in mine[position]
+            else like
+            for position in columns.local
+            for shard in columns.holds[position]
+        }
+        reported = columns.reports(reports, like)
+        winners, texts = dict[int, list[int]](), dict[int, bytes]()
+        for shard, positions in owned.items():
+            text = columns.agreed(shard, reported[shard]).numpy().tobytes()
+            texts[shard] = text
+            winners[shard] = [
+                p for p, each in zip(positions, reported[shard], strict=True) if each.numpy().tobytes() == text
+            ]
+        return winners, texts
+
+    def _code_result(self, rows: Tensor, shard: Shard, memory: State, round: Round) -> tuple[Payload, State]:
         """An owner's columns of the result, (m, shard.layout.d), as a payload; and the owner's next memory."""
         codec, cut, payload = self.result_codec, shard.layout.stepped, Payload()
         if codec is None or not cut:
@@ -338,7 +464,7 @@ class Scatter(WireStage):
         memory = dict(memory)
         for i, row in enumerate(rows):
             coded, kept = codec.encode(
-                row[:cut], shard.directions.by_tensor, memory.get(str(i), {}), lambda i=i: round.child(i).rng(worker)
+                row[:cut], shard.directions.by_tensor, memory.get(str(i), {}), lambda i=i: round.child(i).rng()
             )
             if kept:
                 check_remembers(codec)
@@ -417,6 +543,22 @@ def _weights_of(heads: Sequence[Payload | BadPayload]) -> tuple[dict[int, float]
         else:
             weights[i] = float(head[WEIGHT])
     return weights, refused
+
+
+def _complaints(reported: Mapping[int, Sequence[Tensor]]) -> dict[int, list[int]]:
+    """By position of a worker, the shards of which an owner has no good part, or owners have different parts."""
+    complaints: dict[int, list[int]] = {}
+    for shard, reports in reported.items():
+        if reports:
+            table = torch.stack([*reports])
+            is_doubtful = (table[:, :, 0] % 2 == 1).any(dim=0) | (table != table[0]).any(dim=2).any(dim=0)
+            for worker in is_doubtful.nonzero().flatten().tolist():
+                complaints.setdefault(worker, []).append(shard)
+    return complaints
+
+
+def _lost(r: int) -> str:
+    return "nothing arrived" if r == 1 else "none of them sent what they have in common"
 
 
 def _write(row: Tensor, spans: Sequence[slice], entries: Tensor) -> None:

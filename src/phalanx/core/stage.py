@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.allocation import Allocation
+from phalanx.core.columns import Undecided
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
@@ -271,6 +272,8 @@ class Chain(Stage):
                     state[str(i)] = error.state
                 error.state = state
                 raise
+            except Undecided as error:
+                raise TooFewRows(str(error), stack.notes, state) from None
             if inner:
                 state[str(i)] = inner if columns is None else columns.own(inner)
         return stack, state
