@@ -197,6 +197,7 @@ def cut_checkpoint(folder: Path) -> None:
     (folder / "krum" / "summary.json").unlink()
     file = folder / "krum" / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:100])
+    (folder / "krum" / "checkpoint.previous.safetensors").unlink(missing_ok=True)
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str, str]] = [

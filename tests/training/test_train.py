@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 import phalanx as px
@@ -18,6 +20,7 @@ from phalanx.attacks.alie import Alie
 from phalanx.core.trees import flatten, keep_local_memories, unflatten
 from phalanx.models.model import Model
 from phalanx.training.model_state import fingerprint
+from phalanx.training.run_folder import NEWEST, PREVIOUS
 from phalanx.training.trainer import Trainer
 
 RUN = (
@@ -272,8 +275,94 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     px.train(px.parse(text(rounds=4)), folder=folder)
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
+    (tmp_path / PREVIOUS).unlink(missing_ok=True)
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         px.training.RunFolder(tmp_path).restore()
+
+
+SHORT = (
+    "run(digits(), mlp(hidden=(16,)), phases=(phase(gradient(batch=60), chain(momentum(0.9), gather(dense()), "
+    "median()), sgd(lr=0.1), rounds=4),), workers=3, checkpoint_every=2, seed={seed})"
+)
+
+
+def saved(folder, seed=1):
+    """A finished run with checkpoints after rounds 2 and 4."""
+    px.train(px.parse(SHORT.format(seed=seed)), folder=px.training.RunFolder(folder))
+    return folder / NEWEST
+
+
+@pytest.mark.parametrize("where", ["head", "middle", "end"])
+def test_one_flipped_bit_is_seen_and_the_checkpoint_before_is_taken(tmp_path, caplog, where):
+    whole = px.train(px.parse(SHORT.format(seed=1))).summary()["weights_sha256"]
+    file = saved(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[{"head": content.index(b"digest") + 12, "middle": len(content) // 2, "end": len(content) - 1}[where]] ^= 1
+    file.write_bytes(content)
+    (tmp_path / "summary.json").unlink()
+    folder = px.training.RunFolder(tmp_path)
+    with caplog.at_level("WARNING"):
+        point = folder.restore()
+    assert point is not None and point.step == 2 and [line["step"] for line in folder.metrics()] == [0, 1]
+    assert len(caplog.records) == 1 and "goes on from the checkpoint before it, round 2" in caplog.text
+    assert px.train(px.parse(SHORT.format(seed=1)), folder=folder).summary()["weights_sha256"] == whole
+
+
+def test_two_damaged_checkpoints_are_refused_and_a_missing_one_is_none(tmp_path):
+    file = saved(tmp_path)
+    for each in (file, tmp_path / PREVIOUS):
+        each.write_bytes(each.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        px.training.RunFolder(tmp_path).restore()
+    file.unlink()
+    (tmp_path / PREVIOUS).unlink()
+    assert px.training.RunFolder(tmp_path).restore() is None
+
+
+def edited(file, **changes):
+    """The checkpoint with other words in its head, and tensors as they were."""
+    with safe_open(str(file), framework="pt") as opened:
+        about = dict(opened.metadata())
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    about |= {key: value for key, value in changes.items() if value is not None}
+    file.write_bytes(to_bytes(tensors, {k: v for k, v in about.items() if changes.get(k, "") is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"step": "3"}, "its digest is wrong"),
+        ({"plain": "{}"}, "its digest is wrong"),
+        ({"run": "another"}, "its digest is wrong"),
+        ({"digest": None}, "lacks digest"),
+        ({"step": None, "plain": None}, "lacks step, plain"),
+        ({"format": "x" * 5000}, "holds format 'xxx"),
+    ],
+)
+def test_an_edited_checkpoint_is_refused(tmp_path, changes, words):
+    file = saved(tmp_path)
+    (tmp_path / PREVIOUS).unlink()
+    edited(file, **changes)
+    with pytest.raises(ValueError, match=words) as caught:
+        px.training.RunFolder(tmp_path).restore()
+    assert len(str(caught.value)) < 500
+
+
+def test_another_seed_s_checkpoint_is_refused(tmp_path):
+    other = saved(tmp_path / "other", seed=9)
+    file = saved(tmp_path / "mine")
+    (tmp_path / "mine" / PREVIOUS).unlink()
+    file.write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match=r"of another run or seed than config\.txt"):
+        px.training.RunFolder(tmp_path / "mine").restore()
+
+
+def test_what_a_killed_writer_left_is_cleaned_up(tmp_path):
+    saved(tmp_path)
+    part = tmp_path / f".{NEWEST}.12345.part"
+    part.write_bytes(b"half")
+    px.training.RunFolder(tmp_path).restore()
+    assert not part.exists()
 
 
 def test_tensorboard_events_on_request(tmp_path):

@@ -11,6 +11,7 @@ import typing
 from typing import Any, NoReturn
 
 from phalanx.core.expression import Expression
+from phalanx.core.limits import check_depth
 from phalanx.core.registry import AmbiguousName, Entry, entries, lookup, suggest
 
 MAX_CHARACTERS = 20_000
@@ -34,6 +35,7 @@ def parse(text: str) -> Any:
     source = text.strip()
     if not source:
         raise ValueError("an expression is empty; write one such as krum(f=2)")
+    check_depth(source, "an expression")
     try:
         tree = ast.parse(source, mode="eval")
     except SyntaxError as error:
@@ -56,6 +58,7 @@ def parse_value(text: str) -> Any:
     if word.isidentifier() and word not in _CONSTANTS and word not in ("True", "False", "None"):
         return word
     try:
+        check_depth(word, "a value")
         ast.parse(word, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return text
@@ -70,6 +73,8 @@ class _Reader:
         match node:
             case ast.Call(func=ast.Name(id=name)):
                 return self.call(node, name, wanted)
+            case ast.Constant(value=value) if isinstance(value, int) and abs(value) >= 2**63:
+                self.fail("a whole number lies between -2^63 and 2^63", node)
             case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
                 return value
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -95,10 +100,7 @@ class _Reader:
                 self.fail("only numbers can be divided", node)
         if below == 0:
             self.fail("a number cannot be divided by 0", node)
-        try:
-            return above / below
-        except OverflowError:
-            self.fail("the numbers of this division are too large", node)
+        return above / below
 
     def call(self, node: ast.Call, name: str, wanted: type | None) -> Any:
         entry = self.lookup(name, node, wanted)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phalanx.core.limits import check_depth
 from phalanx.core.payload import Payload
 
 _FORM = "form as JSON"
@@ -31,7 +32,9 @@ def from_payload(payload: Payload, device: torch.device) -> Any:
     Args:
         device: for the tensors that were on an accelerator; all others go to the CPU.
     """
-    return _build(json.loads(bytes(payload[_FORM].tolist())), payload, device)
+    text = payload[_FORM].numpy(force=True).tobytes().decode()
+    check_depth(text, "the form of a tree")
+    return _build(json.loads(text), payload, device)
 
 
 def cut(tree: Any, examples: int) -> Any:

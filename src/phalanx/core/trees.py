@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phalanx.core.limits import check_depth
 from phalanx.core.payload import Payload
 
 State = dict[str, Any]  # nested dictionaries with string keys; leaves are tensors, numbers or None
@@ -57,7 +58,9 @@ def to_payload(tree: dict[str, Any]) -> Payload:
 
 def from_payload(payload: Payload) -> dict[str, Any]:
     """The inverse of `to_payload`, without empty dictionaries."""
-    plain = json.loads(bytes(payload[_PLAIN].tolist()))
+    text = payload[_PLAIN].numpy(force=True).tobytes().decode()
+    check_depth(text, "a tree of plain values")
+    plain = json.loads(text)
     return unflatten({k: t for k, t in payload.items() if k != _PLAIN}, plain)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.expression import require
+from phalanx.core.limits import MAX_RATIO, MAX_TOTAL_BYTES
 
 MAX_BYTES = 2**31  # of one array; the header of a malicious file may claim any size
 
@@ -35,6 +36,9 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
 def _npz(path: Path) -> dict[str, Tensor]:
     arrays = {}
     with zipfile.ZipFile(path) as members:
+        total, packed = sum(info.file_size for info in members.infolist()), max(path.stat().st_size, 1)
+        require(total <= MAX_TOTAL_BYTES, f"it claims {total:,} bytes in all, more than {MAX_TOTAL_BYTES:,}")
+        require(total <= MAX_RATIO * packed, f"it claims {total:,} bytes, more than {packed:,} packed bytes can hold")
         for info in members.infolist():
             name = info.filename
             require(name.endswith(".npy"), f"{name} is no array")

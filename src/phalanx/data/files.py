@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from phalanx.core.expression import require
+from phalanx.core.limits import MAX_TOTAL_BYTES
+
 
 class MissingData(ValueError):
     """A file of a data set is missing and cannot be downloaded."""
@@ -87,6 +90,10 @@ def extract(archive: Path, members: Iterable[str], target: Path) -> None:
             source = tar.extractfile(member) if member.isreg() else None
             if source is None:
                 raise ValueError(f"{name} in {archive.name} is no regular file")
+            require(
+                member.size <= MAX_TOTAL_BYTES,
+                f"{name} in {archive.name} claims {member.size:,} bytes, more than any data set",
+            )
             with source, open(target / Path(name).name, "wb") as copy:
                 shutil.copyfileobj(source, copy)
     archive.unlink()

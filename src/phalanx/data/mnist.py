@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zlib
@@ -13,10 +12,12 @@ import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
+from phalanx.core.limits import gunzip
 from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
 from phalanx.data.files import data_folder, download, missing_data
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_MOST_BYTES = 1 << 30  # of an unpacked file
 MD5 = {
     "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -93,7 +94,7 @@ def read_idx(path: Path, num_dims: int) -> Tensor:
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
         try:
-            data = gzip.decompress(data)
+            data = gunzip(data, str(path), _MOST_BYTES)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is a damaged gzip file: {error}; delete it and fetch it again") from None
     start = 4 + 4 * num_dims

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, cast
 
 import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
+from phalanx.core.limits import copy_bounded
 from phalanx.data.dataset import Data, Dataset, check_count, evenly_spaced
 from phalanx.data.files import check_md5, data_folder, download, missing_data
 from phalanx.data.shape import END, PADDING, START, UNKNOWN, UNSCORED
@@ -133,7 +133,7 @@ def _unpack(work: Path) -> None:
     for archive in sorted(work.glob("*.gz")):
         target = archive.with_suffix("")
         with gzip.open(archive) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+            copy_bounded(cast("IO[bytes]", source), copy, archive.name, archive.stat().st_size)
         check_md5(target, MD5[target.name])
         archive.unlink()
 

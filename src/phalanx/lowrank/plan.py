@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar
 
+from phalanx.core.limits import MAX_DEPTH
 from phalanx.core.registry import suggest
 from phalanx.lowrank.factor import Factor
 
 _Number = TypeVar("_Number", int, float)
 
 _FORMAT = 1
+_MAX_CHARACTERS = 10_000_000
 _FULL = "full"  # in a file or a table: the layer keeps its dense weight
 _WHOLE = ("attention", "lstm", "gru")  # kinds of layers that have several matrices
 _FLOAT_BYTES = 4
@@ -217,50 +220,73 @@ class Plan:
         Raises:
             ValueError: the text is no plan, or a field of an entry is wrong.
         """
-        import yaml
-
-        try:
-            tree = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"the plan is not YAML: {error}") from None
+        tree = _read_yaml(text)
         if not isinstance(tree, dict) or not isinstance(tree.get("layers"), list):
             raise ValueError("the plan has no list of layers; start from plan(model).to_yaml()")
         if tree.get("format") != _FORMAT:
-            raise ValueError(f"the plan has format {tree.get('format')!r}, this version reads {_FORMAT}")
+            raise ValueError(f"the plan has format {reprlib.repr(tree.get('format'))}, this version reads {_FORMAT}")
         if unknown := set(tree) - {"format", "others", "layers"}:
-            raise ValueError(f"the plan has unknown fields {sorted(map(str, unknown))}")
+            raise ValueError(f"the plan has unknown fields {reprlib.repr(sorted(map(str, unknown)))}")
         others = tree.get("others", 0)
         if not isinstance(others, int) or isinstance(others, bool):
-            raise ValueError(f"the plan needs a whole number of others, got {others!r}")
+            raise ValueError(f"the plan needs a whole number of others, got {reprlib.repr(others)}")
         return cls(tuple(_entry(i, fields) for i, fields in enumerate(tree["layers"])), others)
 
     def __str__(self) -> str:
         return _table(self)
 
 
+def _read_yaml(text: str) -> Any:
+    """The values of a text of YAML without aliases, of which a few bytes can stand for more than there is memory.
+
+    Raises:
+        ValueError: it is too long, nested too deeply, has an alias, or is no YAML.
+    """
+    import yaml
+
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"a plan has at most {_MAX_CHARACTERS:,} characters, got {len(text):,}")
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"the plan has an alias (*{event.anchor}); write out what it stands for")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"the plan is nested more than {MAX_DEPTH} deep")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = reprlib.repr(str(error)) if len(str(error)) > 300 else error
+        raise ValueError(f"the plan is not YAML: {reason}") from None
+
+
 def _entry(i: int, fields: Any) -> Entry:
     """An entry from a YAML file, after a check of every field."""
     if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
-        raise ValueError(f"layer {i} of the plan needs a name in quotes, got {fields!r}")
+        raise ValueError(f"layer {i} of the plan needs a name in quotes, got {reprlib.repr(fields)}")
     name = fields["name"]
     if unknown := set(fields) - {field.name for field in dataclass_fields(Entry)}:
-        raise ValueError(f"layer {name!r} of the plan has unknown fields {sorted(map(str, unknown))}")
+        raise ValueError(f"layer {name!r} of the plan has unknown fields {reprlib.repr(sorted(map(str, unknown)))}")
     shape, rank, copies = fields.get("shape"), fields.get("rank"), fields.get("copies", 1)
     if not isinstance(shape, list) or len(shape) < 2 or not all(_whole(n) for n in shape):
-        raise ValueError(f"layer {name!r} of the plan needs a shape of two or more whole numbers, got {shape!r}")
+        raise ValueError(
+            f"layer {name!r} of the plan needs a shape of two or more whole numbers, got {reprlib.repr(shape)}"
+        )
     if rank != _FULL and (rank is None or not _whole(rank) or rank < 1):
-        raise ValueError(f"layer {name!r} of the plan needs a rank >= 1 or full, got {rank!r}")
+        raise ValueError(f"layer {name!r} of the plan needs a rank >= 1 or full, got {reprlib.repr(rank)}")
     if not _whole(copies) or copies < 1 or shape[0] % copies:
-        raise ValueError(f"layer {name!r} of the plan needs copies that divide {shape[0]} rows, got {copies!r}")
+        raise ValueError(
+            f"layer {name!r} of the plan needs copies that divide {shape[0]} rows, got {reprlib.repr(copies)}"
+        )
     positions = fields.get("positions")
     if positions is not None and not _whole(positions):
-        raise ValueError(f"layer {name!r} of the plan needs a whole number of positions, got {positions!r}")
+        raise ValueError(f"layer {name!r} of the plan needs a whole number of positions, got {reprlib.repr(positions)}")
     times = [fields.get(key) for key in ("seconds", "seconds_after")]
     if not all(time is None or _time(time) for time in times):
-        raise ValueError(f"layer {name!r} of the plan needs numbers >= 0 of seconds, got {times!r}")
+        raise ValueError(f"layer {name!r} of the plan needs numbers >= 0 of seconds, got {reprlib.repr(times)}")
     texts = [fields.get(key, "") for key in ("kind", "reason", "tied")]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"layer {name!r} of the plan needs text for kind, reason and tied, got {texts!r}")
+        raise ValueError(f"layer {name!r} of the plan needs text for kind, reason and tied, got {reprlib.repr(texts)}")
     kind, reason, tied = texts
     seconds, seconds_after = times
     return Entry(

@@ -5,23 +5,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
+import reprlib
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from phalanx.core.expression import require
 from phalanx.core.optional import optional
 from phalanx.core.trees import flatten, unflatten, write_atomic
 
+_log = logging.getLogger(__name__)
 _FLUSH_S = 2.0  # between two writes of metrics to the disk
 PACKAGES = ("phalanx-train", "torch", "numpy", "numba", "scipy", "scikit-learn", "safetensors")
+NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 RESULTS = "experiments/results"  # folder of committed results
 
 
@@ -29,8 +34,9 @@ class RunFolder:
     """The files of one run.
 
     ``config.txt`` the run's expression; ``about.json`` versions, machine, commit; ``metrics.jsonl`` a line a round;
-    ``summary.json`` at the end; ``checkpoint.safetensors`` the newest checkpoint; ``events/`` for TensorBoard on
-    request; ``processes.json`` in a server's job, which worker runs where.
+    ``summary.json`` at the end; ``checkpoint.safetensors`` the newest checkpoint, and
+    ``checkpoint.previous.safetensors`` the one before it; ``events/`` for TensorBoard on request; ``processes.json`` in
+    a server's job, which worker runs where.
 
     Args:
         path: created when absent.
@@ -102,18 +108,46 @@ class RunFolder:
                     self._writer.add_scalar(key, value, line["step"])
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replaces the checkpoint, after the metrics up to it are on the disk."""
+        """Replaces the checkpoint, after the metrics up to it are on the disk; the one before it is kept, too."""
         self._flush()
-        save_checkpoint(self.path / "checkpoint.safetensors", checkpoint)
+        newest = self.path / NEWEST
+        if newest.exists():
+            newest.replace(self.path / PREVIOUS)
+        save_checkpoint(newest, checkpoint)
 
     def restore(self) -> Checkpoint | None:
-        """The newest checkpoint, None when there is none; deletes the metrics of later rounds."""
-        file = self.path / "checkpoint.safetensors"
-        point = load_checkpoint(file) if file.exists() else None
+        """The newest checkpoint that is whole, None when there is none; deletes the metrics of later rounds.
+
+        Raises:
+            ValueError: there are checkpoints, and none is whole; or the checkpoint is of another run or seed.
+        """
+        for part in self.path.glob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
+        point = self._whole_checkpoint()
+        if point is not None and (self.path / "config.txt").exists():
+            same = point.run.strip() == self.config
+            require(same, f"{self.path / NEWEST} is of another run or seed than config.txt; delete it to begin again")
         step = point.step if point else 0
         kept = [json.dumps(line) for line in self.metrics() if line["step"] < step]
         write_atomic(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept).encode())
         return point
+
+    def _whole_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint, or the one before it where the newest is missing or damaged."""
+        damaged: ValueError | None = None
+        for name in (NEWEST, PREVIOUS):
+            if (self.path / name).exists():
+                try:
+                    point = load_checkpoint(self.path / name)
+                except ValueError as error:
+                    damaged = damaged or error
+                    continue
+                if damaged is not None:
+                    _log.warning("%s; the run goes on from the checkpoint before it, round %d", damaged, point.step)
+                return point
+        if damaged is not None:
+            raise damaged
+        return None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the summary and closes the files."""
@@ -230,7 +264,7 @@ def _events(path: Path) -> Any:
     return event_writer()(str(path))
 
 
-FORMAT = "phalanx-checkpoint-2"
+FORMAT = "phalanx-checkpoint-3"
 
 
 @dataclass(frozen=True)
@@ -253,15 +287,30 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save as to_bytes
 
     tensors, plain = flatten(checkpoint.tree)
+    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     about = {"format": FORMAT, "step": str(checkpoint.step), "run": checkpoint.run, "plain": json.dumps(plain)}
-    write_atomic(path, to_bytes({k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()}, about))
+    write_atomic(path, to_bytes(kept, {**about, "digest": _checkpoint_digest(kept, about)}))
+
+
+def _checkpoint_digest(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:
+    """The BLAKE3 digest of all tensors by name, with what stands beside them: run with its seed, step, plain values."""
+    from blake3 import blake3
+
+    forms = [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in sorted(tensors.items())]
+    words = [about[key] for key in ("format", "step", "run", "plain")]
+    hasher = blake3(json.dumps([words, forms]).encode())
+    for _, tensor in sorted(tensors.items()):
+        if tensor.numel():
+            buffer: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # numpy's types say later that this is a buffer
+            hasher.update(buffer)
+    return hasher.hexdigest()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a file that `save_checkpoint` wrote.
 
     Raises:
-        ValueError: another format, or a damaged file.
+        ValueError: another format, or a file that is damaged or was changed.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -273,5 +322,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole checkpoint ({error}); delete it to begin this run again") from None
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} holds format {about.get('format')!r}, this version reads {FORMAT!r}")
+        found = reprlib.repr(about.get("format"))
+        raise ValueError(f"{path} holds format {found}, this version reads {FORMAT!r}")
+    absent = [key for key in ("step", "run", "plain", "digest") if key not in about]
+    require(not absent, f"{path} lacks {', '.join(absent)}; delete it to begin this run again")
+    same = about["digest"] == _checkpoint_digest(tensors, about)
+    require(same, f"{path} is damaged or was changed: its digest is wrong; delete it to begin this run again")
     return Checkpoint(int(about["step"]), about["run"], unflatten(tensors, json.loads(about["plain"])))

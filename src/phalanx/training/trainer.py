@@ -546,6 +546,10 @@ class Trainer:
             f"{', '.join(changed)} changed since the run began, so it would not go on as it began; undo the change, or "
             "begin anew in another folder",
         )
+        absent = [key for key in ("model", "worker_stats") if key not in tree]
+        require(
+            not absent, f"the checkpoint of round {tree['rounds_done']} lacks {', '.join(absent)}; begin the run anew"
+        )
         self.rounds_done = tree["rounds_done"]
         self.model_state.load(tree, self.config.position(max(self.rounds_done - 1, 0)).phase_index)
         memories = tree.get("memories", {})
