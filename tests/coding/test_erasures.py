@@ -147,3 +147,16 @@ def test_the_weights_of_a_refused_payload_are_refused_for_all_that_hold_it():
     stage = px.parse("vote(dense(), r=5)")
     out, _ = stage(replace(stack, weights=weights), None, px.Round(world=px.LocalCollective(5)))
     assert out.rows.equal(copies(1)) and named(out, "excluded") == {0, 1, 2} and out.weights.tolist() == [1.0]
+
+
+def test_a_vote_that_leaves_no_row_loses_the_round_and_nothing_more():
+    scheme = px.parse("chain(gaussian(), gather(dense()), group_vote(r=3, none='exclude'))")
+    run = px.Run(
+        px.data.digits(),
+        px.models.mlp((4,)),
+        (px.Phase(px.training.gradient(batch=30), scheme, px.optim.sgd(0.1), rounds=3),),
+        workers=3,
+        byzantine=px.adversary.workers((0, 1, 2)),
+    )
+    summary = px.train(run).summary()
+    assert summary["lost_rounds"] == 3

@@ -100,7 +100,22 @@ def unlike() -> Any:
         "one hook refuses": sentence(lambda: px.ddp.register(wrap(build()), "dense()" if other else MEAN)),
         "generator": sentence(lambda: px.exchange(build(), MEAN, seed=cast("int", torch.Generator()))),
         "weights": sentence(lambda: px.exchange(build(rank), MEAN, weights="refuse")),
+        "frozen": sentence(lambda: px.exchange(with_frozen(4 + other), MEAN)),
+        "buffer": sentence(lambda: px.exchange(with_buffer(4 + other), MEAN)),
+        "dtype": sentence(lambda: px.DiLoCo(with_buffer(4, torch.int32 if other else torch.int64))),
     }
+
+
+def with_frozen(size: int) -> nn.Module:
+    net = nn.Sequential(build(), nn.Linear(4, size))
+    net[1].requires_grad_(False)
+    return net
+
+
+def with_buffer(size: int, dtype: torch.dtype = torch.int64) -> nn.Module:
+    net = build()
+    net.register_buffer("table", torch.zeros(size, dtype=dtype))
+    return net
 
 
 def copied() -> Any:

@@ -50,6 +50,9 @@ def test_a_model_split_by_fully_shard_gets_one_sentence(results, case):
         ("kind", "rank 1 got another value for what is made than ranks 0, 2"),
         ("generator", "a seed is a whole number"),
         ("weights", "ranks 1, 2 began with other weights than rank 0; load the same on every rank"),
+        ("frozen", "rank 1 has parameters or buffers of other names, shapes or dtypes than ranks 0, 2"),
+        ("buffer", "rank 1 has parameters or buffers of other names, shapes or dtypes than ranks 0, 2"),
+        ("dtype", "rank 1 has parameters or buffers of other names, shapes or dtypes than ranks 0, 2"),
     ],
 )
 def test_ranks_that_differ_raise_on_every_rank_and_name_who_differs(results, case, words):

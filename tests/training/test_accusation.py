@@ -16,6 +16,7 @@ from phalanx.core.codec import BadPayload
 from phalanx.core.stack import Note
 from phalanx.tools.report import tables
 from phalanx.training import accusation
+from phalanx.training.accusation import judge
 from phalanx.training.worker_stats import WorkerStats
 
 
@@ -209,3 +210,10 @@ def test_exclude_after_is_a_count(k):
 def test_a_sum_leaves_nobody_out():
     with pytest.raises(ValueError, match="shows the sum of all rows"):
         px.exchange(nn.Linear(2, 2), "reduce(dense())", world=px.LocalCollective(1), exclude_after=2)
+
+
+def test_a_size_that_is_no_number_counts_as_infinite():
+    sizes = {worker: (1.0 + worker / 100, 1.0) for worker in range(6)}
+    for size in (float("nan"), float("inf")):
+        found = judge({**sizes, 6: (size, size)})
+        assert set(found.too_long) == {6} and found.far == (6,), size

@@ -310,6 +310,12 @@ def chain(*stages: Stage) -> Chain:
 register("chain", "stage", chain)
 
 
+def check_row(aggregate: Stack) -> None:
+    """Raises TooFewRows where a scheme left no row, as a vote does that excludes all of its groups."""
+    if not len(aggregate.rows):
+        raise TooFewRows("no row is left: every group or row was excluded", aggregate.notes)
+
+
 def check_scheme(scheme: Stage, n: int) -> None:
     """Raises ValueError unless a scheme takes n workers' rows across exactly one wire to a single row."""
     stages = scheme.stages if isinstance(scheme, Chain) else (scheme,)

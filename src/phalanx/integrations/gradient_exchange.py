@@ -39,7 +39,7 @@ from phalanx.core.payload import Payload
 from phalanx.core.precision import finite
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
-from phalanx.core.stage import Stage, TooFewRows, check_scheme
+from phalanx.core.stage import Stage, TooFewRows, check_row, check_scheme
 from phalanx.core.trees import State, merge
 from phalanx.core.wire_stage import WireStage, stages_of
 from phalanx.core.world import Collective
@@ -154,11 +154,12 @@ class SchemeSession:
             begins, world = index == self.warmup, self.world if warm else self._without_excluded()
             round = Round(index, self.seed, byzantine, world, is_first=begins, announced=self.announced)
             result, state = scheme(stack, state, round)
+            check_row(result)
             self.announced = result.announcement
             notes = result.notes
             lost = "" if finite(result.rows) else "the aggregate is not finite"
         except TooFewRows as error:
-            lost, notes, state = str(error), error.notes, error.state or {}
+            result, lost, notes, state = None, str(error), error.notes, error.state or {}
         except Exception as error:
             self.fail(error)
             if isinstance(error, RuntimeError) and _is_broken_connection(error):

@@ -24,6 +24,7 @@ T = TypeVar("T")
 Weights = Literal["broadcast", "refuse"]  # what becomes of initial weights that differ between ranks
 
 _TERMS = ("what is made", "scheme", "seed", "settings", "parameters")
+_DIGEST_BYTES = 32
 _SHOWN = 3  # names of parameters in a sentence
 _log = logging.getLogger(__name__)
 
@@ -119,11 +120,22 @@ def agree_on_weights(world: Collective, module: nn.Module, weights: Weights) -> 
     """Gives every rank the weights and buffers of rank 0, or refuses ranks that have others.
 
     Raises:
-        ValueError: on every rank, where weights="refuse" and they differ.
+        ValueError: on every rank, where parameters or buffers, frozen ones too, have other names, shapes or dtypes, or
+            where weights="refuse" and their values differ.
     """
     tensors = {plain_name(n): t for n, t in (*module.named_parameters(), *module.named_buffers())}
-    mine = torch.frombuffer(bytearray(digest(tensors.items())), dtype=torch.uint8)
-    digests = [bytes(payload["weights"].tolist()) for payload in world.all_gather_payloads({"weights": mine})]
+    forms = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()]
+    mine = bytearray(digest(tensors.items()) + _digest(repr(forms)))
+    told = world.all_gather_payloads({"weights": torch.frombuffer(mine, dtype=torch.uint8)})
+    whole = [bytes(payload["weights"].tolist()) for payload in told]
+    most, *unlike = groups_of([each[-_DIGEST_BYTES:] for each in whole])
+    differing = sorted(rank for group in unlike for rank in group)
+    require(
+        not differing,
+        f"{ranks_in_words(differing, 'rank')} has parameters or buffers of other names, shapes or dtypes than "
+        f"{ranks_in_words(most, 'rank')}, trained or frozen; build the same model on every rank",
+    )
+    digests = [each[:-_DIGEST_BYTES] for each in whole]
     others = [rank for rank, each in enumerate(digests) if each != digests[0]]
     if not others:
         return

@@ -107,7 +107,8 @@ def add_sizes(first: Sizes | None, second: Sizes | None) -> Sizes | None:
 
 
 def judge(sizes: Sizes) -> Judgement:
-    """The two tests of a round."""
+    """The two tests of a round. A size that is no number counts as infinite."""
+    sizes = {w: (_number(length), _number(distance)) for w, (length, distance) in sizes.items()}
     n = len(sizes)
     if n < MIN_WORKERS:
         return Judgement(untold=f"too few workers to tell: {n} rows, and the test needs {MIN_WORKERS}")
@@ -126,8 +127,9 @@ def judge(sizes: Sizes) -> Judgement:
 def is_certain(num_too_long: int, num_tested: int, workers: int) -> bool:
     """Whether so many rounds too long are beyond chance.
 
-    k of t honest rounds are with a probability below C(t, k) ROUND_RATE^k. Accusing where that is at most RUN_RATE over
-    n t (t + 1) accuses any of n honest workers with a probability below RUN_RATE, however long the run is.
+    If rounds are independent, k of t honest ones are with a probability below C(t, k) ROUND_RATE^k. Accusing where that
+    is at most RUN_RATE over n t (t + 1) accuses any of n honest workers with a probability below RUN_RATE, however long
+    the run is.
     """
     chance = math.lgamma(num_tested + 1) - math.lgamma(num_too_long + 1) - math.lgamma(num_tested - num_too_long + 1)
     chance += num_too_long * math.log(ROUND_RATE)
@@ -141,6 +143,10 @@ def _limit(values: list[float]) -> float:
     if not all(map(math.isfinite, lower)):
         return math.inf
     return lower[-1] + LIMITS[max(known for known in LIMITS if known <= n)] * stdev(lower)
+
+
+def _number(x: float) -> float:
+    return math.inf if math.isnan(x) else x
 
 
 def _exp(x: float) -> float:

@@ -22,7 +22,7 @@ from phalanx.core.layout import Layout
 from phalanx.core.precision import finite
 from phalanx.core.round import Round
 from phalanx.core.stack import Note, Stack
-from phalanx.core.stage import TooFewRows
+from phalanx.core.stage import TooFewRows, check_row
 from phalanx.core.trees import State, copy_tree, from_payload, keep_local_memories, merge, to_payload
 from phalanx.core.wire_stage import check_quorum, check_server, server_half
 from phalanx.core.world import Collective, LocalCollective
@@ -331,6 +331,7 @@ class Trainer:
                 raise TooFewRows("no worker is left of those who began this pass")
             scheme = partial(server_half, phase.scheme) if self.server is not None else phase.scheme
             aggregate, state = scheme(stack, self.state.scheme_state, round)
+            check_row(aggregate)
             if self.server is not None:
                 check_quorum(clients, aggregate.notes)
             self.state.scheme_state = state
