@@ -18,7 +18,7 @@ from phalanx.distributed.job import Processes
 from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.tools.advisor.advise import advise, chosen
 from phalanx.tools.advisor.check import check
-from phalanx.tools.advisor.growth import grow
+from phalanx.tools.advisor.growth import grow, rows_bytes
 from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line, MeasuredLink, between, fit, volume
 from phalanx.tools.advisor.measure import measure, num_units, places
 from phalanx.tools.advisor.model import BreakEven, Cost, Effort, Message, break_even, predict
@@ -26,6 +26,7 @@ from phalanx.tools.advisor.probe import Probe
 from phalanx.tools.advisor.quality import DEFAULTS, PLAIN, quality
 from phalanx.tools.advisor.rehearse import rehearse
 from phalanx.tools.advisor.served import at_server
+from phalanx.tools.advisor.simulation import simulate
 from phalanx.tools.advisor.units import bandwidth, bits, duration
 from phalanx.tools.cli import probe_options
 from phalanx.tools.cli.app import app
@@ -223,7 +224,7 @@ def test_the_default_schemes_are_schemes():
 
 
 @each("n", [2, 5])
-@pytest.mark.parametrize("scheme", [*DEFAULTS, "chain(gather(dense()), median())"])
+@pytest.mark.parametrize("scheme", [*(s for s in DEFAULTS if "scatter" not in s), "chain(gather(dense()), median())"])
 def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
     """Bytes and shape of the result are those of a round in which every worker holds the same row."""
     trainer = Trainer(replace(RUN, workers=1), px.LocalCollective(1))
@@ -238,6 +239,36 @@ def test_a_rehearsal_sends_what_the_scheme_sends(scheme, n):
         assert sample.sent_bytes == meter
     carried = sum(size for _, size in sample.calls)
     assert sample.sent_bytes <= carried <= sample.sent_bytes + 400
+
+
+@each("n", [2, 4, 7])
+def test_a_rehearsal_of_owners_sends_their_shares(n):
+    run = replace(RUN, workers=1, model=px.parse("mlp(hidden=(500, 400))"))
+    trainer = Trainer(run, px.LocalCollective(1))
+    stack, _ = trainer.compute_rows(0)
+    for codec, back in (("qsgd(bits=4)", "qsgd(bits=8)"), ("dense()", "dense()")):
+        sample = next(
+            rehearse(trainer, px.parse(f"chain(scatter({codec}, back={back}), krum(f=0))"), [stack], max(n, 3))
+        )
+        payloads = [px.parse(c).encode(stack.rows[0], stack.layout, {}, torch.Generator)[0] for c in (codec, back)]
+        sizes = [sum(t.numel() * t.element_size() for t in payload.values()) for payload in payloads]
+        shares = [size for kind, size in sample.calls if kind == "share"]
+        # the first owner has the first block of every round of blocks, so at most one more than others
+        assert all(0.97 * size <= share <= 1.05 * size for share, size in zip(shares, sizes, strict=True))
+        assert sum(size for kind, size in sample.calls if kind != "share") < 0.02 * sum(sizes)
+        carried = sum(Message(*call).volume(max(n, 3)) for call in sample.calls)
+        assert carried <= 1.07 * (max(n, 3) - 1) / max(n, 3) * sum(sizes)
+
+
+def test_more_owners_take_no_more_bytes():
+    line = Line(0.0, 1e8)
+    gathered, scattered = Message("gather", 1e6), Message("share", 2e6)
+    assert gathered.seconds(line, 4) == pytest.approx(2 * scattered.seconds(line, 4))
+    assert gathered.seconds(line, 64) == pytest.approx(32 * scattered.seconds(line, 64))
+    cost = Cost("chain(scatter(dense()), mean())", "unbiased", 0.0, (scattered,), (Effort(2, 0, 0, 0, 0, 0),))
+    assert rows_bytes(cost, 64, 1000) == 4000
+    ring = simulate(cost, 0.0, line, 16, parts=1).seconds
+    assert ring == pytest.approx(predict(cost, 0.0, line, 16).seconds, rel=1e-6)
 
 
 @each(

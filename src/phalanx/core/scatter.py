@@ -354,8 +354,10 @@ class Scatter(WireStage):
             payloads, sent_bytes = self._exchange_results(results, columns, len(stack.rows), round)
             clock.lap("wire_s")
             rows = empty_rows(len(stack.rows), layout.d, stack.rows)
+            if columns.world.echoes:
+                rows.zero_()
             for position, payload in payloads.items():
-                shard = columns.shards[position]
+                shard = columns.shards[columns.held[0] if columns.world.echoes else position]
                 try:
                     shard.put(rows, self._open_result(payload, shard, len(rows)))
                 except BadPayload as error:
@@ -415,7 +417,8 @@ class Scatter(WireStage):
             arrived = world.gather(spoken, limit)
             for shard, position in speakers.items():
                 message, worker = arrived[position], world.workers[position]
-                part = Payload() if isinstance(message, BadPayload) else _part_of(message, shard)
+                number = columns.held[0] if world.echoes else shard
+                part = Payload() if isinstance(message, BadPayload) else _part_of(message, number)
                 sizes[worker] = sizes.get(worker, 0) + payload_bytes(part)
                 if part and (self.r == 1 or digest(part) == texts[shard]):
                     agreed[shard] = part

@@ -79,6 +79,11 @@ class Collective(World, Protocol):
         """Workers whose messages are not read any more, because of what they did."""
         ...
 
+    @property
+    def echoes(self) -> bool:
+        """Whether all messages are copies of this process's own, as where one process rehearses a step of many."""
+        ...
+
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         """The weighted mean over the rows of all workers, by all-reduce. Shapes: (k, m), (k,), () -> (m,).
 
@@ -119,6 +124,7 @@ class LocalCollective:
             raise ValueError(f"a collective needs at least one worker, got n={n}")
         self.rank, self.size, self.workers = 0, n, tuple(range(n))
         self.left_out: frozenset[int] = frozenset()
+        self.echoes = False
         self.local_workers = self.workers if local_workers is None else local_workers
 
     def __repr__(self) -> str:

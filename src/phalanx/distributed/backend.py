@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Kind = Literal["gather", "reduce"]  # all-gather, all-reduce
+CallKind = Literal[Kind, "share"]  # and what is divided by the number of processes: all-to-all, all-gather of shares
 LESS = 0.75  # of the bytes of a padded all-gather; fewer are worth one more exchange
 
 
@@ -42,6 +43,11 @@ class Backend(Protocol):
         """The device that tensors must be on to be sent."""
         ...
 
+    @property
+    def echoes(self) -> bool:
+        """Whether what comes from other processes is what this one sends."""
+        ...
+
     def all_gather(self, mine: Tensor) -> list[Tensor]:
         """The tensors of all processes, by rank; they have equal lengths."""
         ...
@@ -56,6 +62,10 @@ class Backend(Protocol):
 
     def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
         """Sends bytes to single processes and receives the given numbers of bytes from others, by rank."""
+        ...
+
+    def all_to_all(self, outgoing: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """Sends each process its bytes, by rank, and returns those that came from each, of these sizes."""
         ...
 
     def close(self) -> None:
@@ -75,7 +85,7 @@ class TorchBackend:
             raise ValueError(
                 "ProcessGroupCollective needs torch.distributed: run under torchrun and call init_process_group first"
             )
-        self._group = group
+        self._group, self.echoes = group, False
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         nccl = dist.get_backend(group) == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
@@ -102,6 +112,13 @@ class TorchBackend:
         for work in dist.batch_isend_irecv(operations) if operations else []:
             work.wait()
         return arrived
+
+    def all_to_all(self, outgoing: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        others = [r for r in range(self.size) if r != self.rank]
+        sent = {r: outgoing[r] for r in others if len(outgoing[r])}
+        arrived = self.send_recv(sent, {r: sizes[r] for r in others if sizes[r]})
+        arrived[self.rank] = outgoing[self.rank]
+        return [arrived.get(r, outgoing[r][:0]) for r in range(self.size)]
 
     def _in_pieces(self, mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         """Gathers all messages as one in equal pieces: each process gets one piece first, then all get all pieces.
@@ -150,6 +167,7 @@ class Loopback:
     rank: int
     size: int
     device: torch.device
+    echoes: bool = True
 
     def all_gather(self, mine: Tensor) -> list[Tensor]:
         return [mine.clone() for _ in range(self.size)]
@@ -163,6 +181,9 @@ class Loopback:
     def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
         return {r: torch.zeros(size, dtype=torch.uint8, device=self.device) for r, size in incoming.items()}
 
+    def all_to_all(self, outgoing: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        return [outgoing[self.rank].clone() for _ in sizes]
+
     def close(self) -> None:
         pass
 
@@ -172,11 +193,11 @@ class Call:
     """The record of a collective operation.
 
     Args:
-        bytes: length of the message of one process.
+        bytes: length of the message of one process; of a share, of the messages to all processes.
         seconds: in this process, from the call to its return.
     """
 
-    kind: Kind
+    kind: CallKind
     bytes: int
     seconds: float
 
@@ -200,6 +221,10 @@ class Recording:
     def device(self) -> torch.device:
         return self._backend.device
 
+    @property
+    def echoes(self) -> bool:
+        return self._backend.echoes
+
     def all_gather(self, mine: Tensor) -> list[Tensor]:
         began = time.perf_counter()
         blocks = self._backend.all_gather(mine)
@@ -221,6 +246,13 @@ class Recording:
 
     def send_recv(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, int]) -> dict[int, Tensor]:
         return self._backend.send_recv(outgoing, incoming)
+
+    def all_to_all(self, outgoing: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        began = time.perf_counter()
+        arrived = self._backend.all_to_all(outgoing, sizes)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in outgoing)
+        self.calls.append(Call("share", size, time.perf_counter() - began))
+        return arrived
 
     def close(self) -> None:
         self._backend.close()

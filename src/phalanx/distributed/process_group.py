@@ -47,6 +47,7 @@ class ProcessGroupCollective:
             raise ValueError(f"{self._ranks} ranks need at least as many workers, got n={n}")
         self.workers = tuple(range(self.size))
         self.left_out: frozenset[int] = frozenset()
+        self.echoes = self._backend.echoes
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
         self._blocks = [range(a, b) for a, b in pairwise(bounds)]
         self.local_workers = tuple(self._blocks[self.rank])
@@ -139,11 +140,8 @@ class ProcessGroupCollective:
         messages = [_joined([sent[to] for sent in parts for to in block], limit_bytes) for block in self._blocks]
         sizes = torch.tensor([len(message) for message in messages])
         sizes_of_all = self._all_gather_bytes(sizes.view(torch.uint8), [8 * self._ranks] * self._ranks)
-        incoming = {r: int(each.view(torch.int64)[self.rank]) for r, each in enumerate(sizes_of_all)}
-        others = [r for r in range(self._ranks) if r != self.rank]
-        outgoing = {r: messages[r].to(self.device) for r in others if len(messages[r])}
-        arrived = self._backend.send_recv(outgoing, {r: incoming[r] for r in others if incoming[r]})
-        arrived[self.rank] = messages[self.rank]
+        incoming = [int(each.view(torch.int64)[self.rank]) for each in sizes_of_all]
+        arrived = self._backend.all_to_all([message.to(self.device) for message in messages], incoming)
         counts = [len(block) * len(self.local_workers) for block in self._blocks]
         received = [_divided(arrived[r].cpu(), counts[r], limit_bytes) for r in range(self._ranks)]
         held = range(len(self.local_workers))

@@ -64,6 +64,7 @@ class SubsetCollective(SubsetTransport):
         super().__init__(collective, workers)
         self._collective = collective
         self.left_out = collective.left_out & set(workers)
+        self.echoes = collective.echoes
 
     def mean(self, x: Tensor, weights: Tensor, total: Tensor) -> Tensor:
         return self._collective.mean(self._rows_of_all(x), self._rows_of_all(weights), total)

@@ -11,6 +11,7 @@ import numpy as np
 
 from phalanx.core.expression import require
 from phalanx.core.parser import parse
+from phalanx.core.scatter import Scatter
 from phalanx.core.wire_stage import stages_of
 from phalanx.tools.advisor.advise import WORTH, Advice, advise, redundancy
 from phalanx.tools.advisor.link import Link
@@ -100,9 +101,10 @@ def grow(
 
 
 def rows_bytes(cost: Cost, n: int, parameters: int) -> int:
-    """What the rows behind the wire take as numbers of four bytes: of all workers, of all groups, or the one sum."""
+    """What the rows of a process behind the wire take as numbers of four bytes: of all workers, groups, or the sum."""
     for stage in stages_of(parse(cost.scheme)):
-        n = stage.rows_out(n)
+        # owners have n rows of 1 / n of the columns
+        n = stage.r if isinstance(stage, Scatter) else stage.rows_out(n)
         if stage.num_wires:
             break
     return ENTRY_BYTES * n * parameters

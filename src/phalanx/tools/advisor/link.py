@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal, Protocol
 
 from phalanx.core.expression import require
-from phalanx.distributed.backend import Kind
+from phalanx.distributed.backend import CallKind, Kind
 
 # of a frame of 1538 bytes with its preamble and gap, TCP carries 1448
 PAYLOAD_RATIO = 1448 / 1538
@@ -19,21 +19,25 @@ LONG_SPAN = 16  # messages of at least this part of the longest show the bandwid
 SHORT = 2  # so many of the shortest show the latency
 
 # collectives of n processes; a message of a server to each of n workers, and one of each of them to it
-Traffic = Literal[Kind, "spread", "collect"]
+Traffic = Literal[CallKind, "spread", "collect"]
 
 
 def hops(kind: Traffic, n: int) -> int:
-    """Messages that wait for one another: n - 1 in an all-gather, 2 (n - 1) in an all-reduce, 1 at a server."""
-    return {"gather": n - 1, "reduce": 2 * (n - 1)}.get(kind, 1)
+    """Messages that wait for one another: n - 1 in an all-gather, 2 (n - 1) in an all-reduce, 1 at a server.
+
+    Shares are all-gathered like other messages; those of an all-to-all do not wait, and count as much.
+    """
+    return {"gather": n - 1, "share": n - 1, "reduce": 2 * (n - 1)}.get(kind, 1)
 
 
 def volume(kind: Traffic, size: float, n: int) -> float:
     """Bytes that the busiest line carries one way, for messages of `size` bytes.
 
     A message travels once around the ring in an all-gather: (n - 1) size. In an all-reduce each of n pieces travels
-    twice around it: 2 (n - 1) / n size. All n messages pass the line of a server: n size.
+    twice around it: 2 (n - 1) / n size. Of shares, which are n pieces of `size` bytes in all, each line carries
+    (n - 1) / n size. All n messages pass the line of a server: n size.
     """
-    if kind == "reduce":
+    if kind in ("reduce", "share"):
         return hops(kind, n) * size / n
     return (hops(kind, n) if kind == "gather" else n) * size
 
@@ -114,12 +118,15 @@ class MeasuredLink:
         object.__setattr__(self, "lines", fitted)
 
     def seconds(self, kind: Traffic, size: float, n: int) -> float:
+        if kind == "share":
+            return self.seconds("gather", size / n, n)
         if kind in ("gather", "reduce") and n == self.processes:
             return between(self.curves[kind], size)
         return self.line(kind).seconds(kind, size, n)
 
     def line(self, kind: Traffic) -> Line:
         longer: Kind = max(self.curves, key=lambda kind: self.curves[kind][-1][0])
+        kind = "gather" if kind == "share" else kind
         return self.lines[kind if kind in ("gather", "reduce") else longer]
 
 

@@ -12,13 +12,16 @@ from statistics import fmean, median, pstdev
 import torch
 
 from phalanx.attacks.adversary import NoAdversary
+from phalanx.core.expression import require
 from phalanx.core.parser import parse
 from phalanx.core.round import Round
+from phalanx.core.scatter import Scatter
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage, TooFewRows, check_scheme
 from phalanx.core.trees import State
+from phalanx.core.wire_stage import stages_of
 from phalanx.core.world import Collective
-from phalanx.distributed.backend import Kind, Recording, TorchBackend
+from phalanx.distributed.backend import CallKind, Kind, Recording, TorchBackend
 from phalanx.distributed.job import Processes
 from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.tools.advisor.link import MeasuredLink
@@ -140,6 +143,12 @@ def places(scheme: Stage, n: int, alone: bool) -> tuple[int, ...]:
         ValueError: n workers are too few for it.
     """
     check_scheme(scheme, n)
+    for stage in stages_of(scheme):
+        require(
+            not isinstance(stage, Scatter) or stage.r == 1,
+            f"a process alone rehearses a scheme with copies of its own messages, and the owners of {stage!r} vote on "
+            "different columns; measure scatter(...) with r=1 and add what r times the payload takes",
+        )
     wanted = {NEAR, FAR} if alone and n > FAR else {n, FAR if n < FAR else NEAR}
     return tuple(sorted(m for m in wanted if _fits(scheme, m))) or (n,)
 
@@ -196,7 +205,7 @@ def _costs(
 def _cost(table: Table, scheme: Stage, samples: Mapping[int, Sequence[Sample]]) -> Cost:
     """From the samples of this process at numbers of workers, and those of the others."""
     both = [sample for column in samples.values() for sample in column]
-    kinds: list[Kind] = [kind for kind, _ in both[0].calls]
+    kinds: list[CallKind] = [kind for kind, _ in both[0].calls]
     # one row a process and step, one column a collective
     flat = torch.tensor(table.every([size for s in both for _, size in s.calls])).reshape(-1, len(kinds))
     messages = tuple(Message(k, fmean(c), pstdev(c)) for k, c in zip(kinds, flat.T.tolist(), strict=True))

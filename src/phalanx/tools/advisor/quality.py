@@ -10,6 +10,7 @@ from phalanx.coding.cyclic import Cyclic
 from phalanx.coding.group_vote import GroupVote
 from phalanx.coding.vote import Vote
 from phalanx.core.codec import Codec, Gather, Reduce
+from phalanx.core.scatter import Scatter
 from phalanx.core.stage import Chain, Stage
 from phalanx.core.transforms.momentum import Momentum
 from phalanx.lowrank.power_sgd import PowerSgd
@@ -23,6 +24,8 @@ DEFAULTS: tuple[str, ...] = (
     "chain(gather(qsgd(bits=4)), mean())",
     "chain(gather(qsgd(bits=8)), mean())",
     "chain(gather(terngrad()), mean())",
+    "chain(scatter(qsgd(bits=4)), mean())",
+    "chain(scatter(terngrad()), mean())",
     "signum()",
     *(f"chain(gather(atomo(spectral(), budget={budget})), mean())" for budget in (1, 2, 3, 4)),
     "chain(gather(atomo(spectral(), budget=4, vectors=qsgd(bits=4))), mean())",
@@ -45,6 +48,9 @@ def quality(scheme: Stage) -> str:
 def _of(stage: Stage) -> str:
     if isinstance(stage, PowerSgd):
         return "error feedback"
+    if isinstance(stage, Scatter):
+        kinds = [_of_codec(codec) for codec in (stage.codec, stage.result_codec) if codec is not None]
+        return next(word for word in ("biased", "error feedback", "unbiased") if word in kinds)
     if isinstance(stage, Gather | Reduce | Vote):
         return _of_codec(stage.codec)
     return "unbiased" if isinstance(stage, Mean | GroupVote | Code | Cyclic | Momentum) else "biased"

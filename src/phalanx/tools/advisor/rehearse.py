@@ -16,7 +16,7 @@ from phalanx.core.round import Round
 from phalanx.core.stack import Stack
 from phalanx.core.stage import Stage
 from phalanx.core.trees import State
-from phalanx.distributed.backend import Kind, Loopback, Recording
+from phalanx.distributed.backend import Call, CallKind, Loopback, Recording
 from phalanx.distributed.process_group import ProcessGroupCollective
 from phalanx.tools.advisor.model import Effort
 from phalanx.training.phase import Phase
@@ -37,7 +37,7 @@ class Sample:
 
     effort: Effort
     sent_bytes: float
-    calls: tuple[tuple[Kind, int], ...]
+    calls: tuple[tuple[CallKind, int], ...]
 
 
 def rehearse(
@@ -97,7 +97,18 @@ def _step(
         finish_s=ended - combined,
     )
     sent = sum(note.value for note in result.notes if note.kind == "bytes" and note.worker == WORKER)
-    return Sample(effort, sent, tuple((call.kind, call.bytes) for call in lines.calls)), state, result.announcement
+    return Sample(effort, sent, _messages(lines.calls, n)), state, result.announcement
+
+
+def _messages(calls: Sequence[Call], n: int) -> tuple[tuple[CallKind, int], ...]:
+    """The collectives of a step; behind an all-to-all the longest all-gather is that of the owners' shares."""
+    messages = [(call.kind, call.bytes) for call in calls]
+    first = next((i for i, (kind, _) in enumerate(messages) if kind == "share"), len(messages))
+    behind = [i for i in range(first, len(messages)) if messages[i][0] == "gather"]
+    if behind:
+        longest = max(behind, key=lambda i: messages[i][1])
+        messages[longest] = ("share", n * messages[longest][1])
+    return tuple(messages)
 
 
 def _device(trainer: Trainer) -> torch.device:

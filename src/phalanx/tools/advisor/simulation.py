@@ -104,7 +104,7 @@ def ring(network: Network, line: Line, message: Message, size: float, ready: Flo
     n = len(ready)
     hosts = np.arange(n)
     following = np.roll(hosts, -1)
-    sizes = np.full(n, (size / n if message.kind == "reduce" else size) / parts)
+    sizes = np.full(n, (size if message.kind == "gather" else size / n) / parts)
     held = np.tile(ready, (parts, 1))
     for hop in range(hops(message.kind, n)):
         if hop == n - 1:
