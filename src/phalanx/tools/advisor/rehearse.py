@@ -102,7 +102,7 @@ def _step(
 
 def _messages(calls: Sequence[Call], n: int) -> tuple[tuple[CallKind, int], ...]:
     """The collectives of a step; behind an all-to-all the longest all-gather is that of the owners' shares."""
-    messages = [(call.kind, call.bytes) for call in calls]
+    messages: list[tuple[CallKind, int]] = [(call.kind, call.bytes) for call in calls]
     first = next((i for i, (kind, _) in enumerate(messages) if kind == "share"), len(messages))
     behind = [i for i in range(first, len(messages)) if messages[i][0] == "gather"]
     if behind:
