@@ -58,7 +58,7 @@ JOBS = [path for path in MANIFESTS if any(document["kind"] == "Job" for document
 
 
 def blocks(page: Path) -> str:
-    return "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(), re.M | re.S))
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S))
 
 
 def commands(text: str) -> list[list[str]]:
