@@ -108,6 +108,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "with_attackers(clients=3, attackers=(1, 2), every=1, first=2, rounds=9)",
     ),
     "replacement": ("replacement(boost=3.0)",),
+    "early_stopping": ("early_stopping(patience=2, least=0.01, restore=False)",),
     "local_training": (
         "local_training(ball=ball(radius=0.4))",
         "local_training(adamw(), steps=5, keep=True)",

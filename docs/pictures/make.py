@@ -155,12 +155,17 @@ def messages() -> str:
     message("recall", "send your workers' memories", False)
     message("memory", "here they are", True)
     y += 12
+    part("at a test, where clients have tests of their own", 2)
+    message("test", "the model", False)
+    message("tested", "my workers' metrics", True)
+    y += 12
     message("end", "the run is over", False)
     bottom = y - 24
     return picture(
         "Messages between a server and its workers",
         "A worker's process says hello and gets the setup. Each round it gets an order and sends a report; a vote asks "
-        "for a held payload. Before a checkpoint the server recalls the memories. An end message ends the run.",
+        "for a held payload. Before a checkpoint the server recalls the memories. At a test clients measure the model on "
+        "examples of their own. An end message ends the run.",
         int(y + 42),
         text(server, 22, "server", "middle title"),
         text(worker, 22, "worker process", "middle title"),

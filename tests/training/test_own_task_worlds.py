@@ -35,7 +35,11 @@ def run(**fields):
     )
 
 
-RUNS = {"plain": run(), "crash": run(faults=(px.parse("crash(worker=3, at=1)"),))}
+RUNS = {
+    "plain": run(),
+    "stops": run(stopping=px.training.early_stopping(patience=1, least=1000.0)),
+    "crash": run(faults=(px.parse("crash(worker=3, at=1)"),)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +56,19 @@ def same(found, simulated, loaded):
     assert found["score"]["value"] == simulated["score"]["value"]
 
 
+def ends_with_its_best_model(found):
+    """The first test, after two rounds, is the best one, and the second, after the third round, ends the run."""
+    expected = px.train(RUNS["stops"]).summary()
+    assert (found["rounds"], found["best"]["rounds"], found["best"]["tests_since"]) == (3, 2, 1)
+    assert found["weights_sha256"] == expected["weights_sha256"] != ""
+    assert found["score"]["value"] == expected["score"]["value"] == found["best"]["value"]
+
+
 def test_processes_load_and_evaluate_their_own_clients(simulated, tmp_path):
-    task = {"runs": {"plain": repr(RUNS["plain"])}, "imports": ["tests.data.own_sets"]}
-    same(run_job(2, "job_train.py", task, tmp_path)["plain"], simulated, loaded=2)
+    texts = {label: repr(RUNS[label]) for label in ("plain", "stops")}
+    found = run_job(2, "job_train.py", {"runs": texts, "imports": ["tests.data.own_sets"]}, tmp_path)
+    same(found["plain"], simulated, loaded=2)
+    ends_with_its_best_model(found["stops"])
 
 
 def test_a_server_has_no_data_and_asks_the_clients(simulated, tmp_path):
@@ -63,6 +77,7 @@ def test_a_server_has_no_data_and_asks_the_clients(simulated, tmp_path):
     task = {"runs": texts, "imports": ["tests.data.own_sets"], "timeouts": timeouts}
     found = run_job(5, "job_server.py", task, tmp_path)
     same(found["plain"], simulated, loaded=1)
+    ends_with_its_best_model(found["stops"])
     crashed = [line for line in found["crash"]["metrics"] if "score" in line][-1]
     assert sorted(crashed["client_metrics"]) == ["0", "1", "2"]
     assert crashed["clients_left_out"] == {"3": "no answer in time"}

@@ -29,7 +29,8 @@ class CustomTraining(ClientWork):
     The function is called as train(model, loader, context) and changes the model in place. Each iteration over the
     loader is an epoch of batches in a new order, on the model's device. The context is a `TaskContext`: device, number
     of the client, round, seed. The global random generators are seeded before each call. It returns the training loss
-    as a number, or nothing. `sgd(lr=1.0)` along the mean of such rows is FedAvg.
+    as a number, nothing, or {"loss": ..., "examples": ...}: the examples that count at the server, in place of all that
+    the client has, for a client that did a part of its work only. `sgd(lr=1.0)` along the mean of such rows is FedAvg.
 
     Args:
         train: the function.
@@ -75,6 +76,13 @@ class CustomTraining(ClientWork):
         for parameter, p in model.named_parameters():
             p.requires_grad_(asked[parameter])
             p.grad = None
+        if isinstance(loss, dict):
+            require(set(loss) <= {"loss", "examples"}, f"{name} returned {list(loss)}, and 'loss' and 'examples' count")
+            if "examples" in loss:
+                count = as_number(f"the number of examples that {name} returns", loss["examples"])
+                require(0 < count < math.inf, f"{name} returned {count} examples; return a finite number > 0")
+                context.trained_on[unit] = count
+            loss = loss.get("loss")
         return (math.nan if loss is None else as_number(f"the loss that {name} returns", loss)), {}
 
 

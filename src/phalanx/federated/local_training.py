@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -46,6 +47,9 @@ class LocalTraining(ClientWork):
         own: every client begins the run from an initialization of its own.
         keep: the client's optimizer goes on from round to round with its moments; else it begins anew.
         sends: "change" or "weights".
+        rates: factor on the learning rate of each worker, > 0, one for each; () is 1 for all.
+        shares: share in (0, 1] of the round's steps that each worker does, at least one step, one for each worker; its
+            row counts as much less. () is all of them.
     Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
         arXiv:1602.05629, Algorithm 1; proximal: Li et al., Federated Optimization in Heterogeneous Networks, 2018,
         arXiv:1812.06127, Algorithm 2. Differs: a fixed number of epochs in place of an inexact solution.
@@ -62,6 +66,8 @@ class LocalTraining(ClientWork):
     own: bool = False
     keep: bool = False
     sends: Literal["change", "weights"] = "change"
+    rates: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
 
     def validate(self) -> None:
         require(not self.optimizer.installs, f"local_training needs an optimizer such as sgd(), got {self.optimizer!r}")
@@ -71,8 +77,17 @@ class LocalTraining(ClientWork):
         require(self.clip is None or self.clip > 0, f"local_training needs clip > 0, got clip={self.clip}")
         ok = 0 <= self.proximal < float("inf")
         require(ok, f"local_training needs a finite proximal >= 0, got proximal={self.proximal}")
+        ok = all(0 < rate < float("inf") for rate in self.rates)
+        require(ok, f"local_training needs finite rates > 0, got rates={self.rates}")
+        ok = all(0 < share <= 1 for share in self.shares)
+        require(ok, f"local_training needs shares in (0, 1], got shares={self.shares}")
 
     def samples(self, partition: Partition, data: Examples, units: int, index: int, seed: int) -> Sequence[Tensor]:
+        for name, values in (("rates", self.rates), ("shares", self.shares)):
+            require(
+                len(values) in (0, units),
+                f"local_training has {len(values)} {name}, and there are {units} workers; give one for each, or none",
+            )
         return partition.parts(data, units, seed)
 
     def layout(self, models: ModelProvider, round_in_phase: int) -> Layout:
@@ -99,7 +114,8 @@ class LocalTraining(ClientWork):
         return () if self.own and models.is_first_round and not self.frozen else None
 
     def num_epochs(self, round_in_phase: int) -> float | None:
-        return None if self.steps is not None else float(self.epochs)
+        share = sum(self.shares) / len(self.shares) if self.shares else 1.0
+        return None if self.steps is not None else self.epochs * share
 
     def compute_row(
         self, context: WorkerContext, unit: int, samples: Tensor, out: Tensor, memory: State
@@ -143,6 +159,7 @@ class LocalTraining(ClientWork):
                 set_moments(optimizer, copy_tree(memory["optimizer"]))
             for group in optimizer.param_groups:
                 group["lr"] = self.optimizer.rate(context.round_in_phase, context.rounds)
+                group["lr"] *= self.rates[unit] if self.rates else 1
             model.train()
             with seeded(device, "dropout", *context.key, unit):
                 for batch, ends in self._batches(context, unit, samples):
@@ -173,6 +190,9 @@ class LocalTraining(ClientWork):
         whole = context.batch(samples, unit) if once else None
         each = len(pieces_of(torch.arange(len(samples)), self.batch))
         wanted = self.epochs * each if self.steps is None else self.steps
+        if self.shares and wanted:
+            every_step, wanted = wanted, max(1, math.ceil(self.shares[unit] * wanted))
+            context.trained_on[unit] = len(samples) * wanted / every_step
         while done < wanted:
             pieces = pieces_of(torch.randperm(len(samples), generator=rng), self.batch)[: wanted - done]
             for piece in pieces:

@@ -3,6 +3,7 @@ from phalanx.training.client_sampler import AllClients as all_clients
 from phalanx.training.client_sampler import ClientSampler as ClientSampler
 from phalanx.training.client_work import ClientWork as ClientWork
 from phalanx.training.client_work import Gradient as gradient
+from phalanx.training.early_stopping import EarlyStopping as early_stopping
 from phalanx.training.evaluator import Evaluator as Evaluator
 from phalanx.training.observers.norms import Norms as norms
 from phalanx.training.observers.observer import Observer as Observer
@@ -32,6 +33,7 @@ __all__ = [
     "all_clients",
     "amend",
     "classification",
+    "early_stopping",
     "gradient",
     "metric",
     "multi_label",

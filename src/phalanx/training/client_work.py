@@ -183,6 +183,7 @@ def compute_rows(
         if memory:
             memories[key] = memory
         count = len(samples[unit])
+        weight = context.trained_on.get(unit, count)
         for i, share in users[unit]:
             if scratch is not None:
                 # the decoder gives the plain mean over units, whose sizes may differ by an example
@@ -190,7 +191,7 @@ def compute_rows(
             elif i != first:
                 rows[i] = row
             losses[i] += loss / len(allocation.units[ids[i]])
-            weights[i] += count
+            weights[i] += weight
     return rows, torch.tensor(losses, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64), memories
 
 

@@ -70,6 +70,7 @@ class WorkerContext:
         round_in_phase: number of the round in its phase, which has `rounds` rounds.
         replies: what the server replied to single workers after the last round.
         is_checked: whether the task has been tried on a batch in this process.
+        trained_on: examples that count for a unit, where work did another part of it than all of its samples once.
     """
 
     model: nn.Module
@@ -87,6 +88,7 @@ class WorkerContext:
     replies: Mapping[int, Payload] = field(default_factory=dict)
     task: Task = field(default_factory=Classification)
     is_checked: bool = False
+    trained_on: dict[int, float] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -22,6 +22,7 @@ from phalanx.matching.match_stage import Matched
 from phalanx.models.model import Model
 from phalanx.training.client_sampler import AllClients, ClientSampler
 from phalanx.training.client_work import ClientWork, MultiRoundWork
+from phalanx.training.early_stopping import EarlyStopping
 from phalanx.training.evaluator import Evaluator
 from phalanx.training.observers.observer import Observer
 from phalanx.training.optim import ServerOptimizer, Sgd
@@ -143,6 +144,7 @@ class Run(Expression):
         observers: measurements of the workers' rows before the scheme; they never change the run.
         evaluators: measurements of the model whenever it is tested, besides the task's; they never change the run.
         task: the loss that is minimised and the metrics of the test; classification unless another is given.
+        stopping: ends the run before its last round when its score does not improve; None trains all rounds.
     """
 
     data: Data
@@ -162,6 +164,7 @@ class Run(Expression):
     observers: tuple[Observer, ...] = ()
     evaluators: tuple[Evaluator, ...] = ()
     task: Task = Classification()
+    stopping: EarlyStopping | None = None
 
     def validate(self) -> None:
         require(self.workers >= 1, f"run needs workers >= 1, got workers={self.workers}")

@@ -37,6 +37,7 @@ from phalanx.lowrank.macs import macs
 from phalanx.models.translate import bleu_of
 from phalanx.training.accusation import Sizes, row_sizes
 from phalanx.training.client_metrics import ClientMetrics
+from phalanx.training.early_stopping import BestModel, after_test
 from phalanx.training.evaluator import EvalContext, measure_on
 from phalanx.training.interrupt import Interrupted, stop_requests
 from phalanx.training.model_state import ModelState, PhaseModels, fingerprint
@@ -160,11 +161,14 @@ class Trainer:
             evaluator.check(self.data)
             evaluator.check_task(run.task)
         self.state.check_phases()
+        testable = run.stopping is None or self.data.num_test > 0 or self.data.has_clients
+        require(testable, f"{run.stopping!r} needs test examples, and {self.data.name} has none; give it a test part")
         self.worker_stats = WorkerStats(run.workers)
         self.rounds_done = 0
         self._remote_memories: State = {}  # from a checkpoint, of workers in other processes
         self._model_before_pass: dict[str, Any] = {}  # to restore when a round of the pass is lost
         self._times: dict[str, list[float]] = {part: [] for part in (*ROUND, *PARTS)}
+        self.best: BestModel | None = None  # where the run may stop early
         self._measured: tuple[int, Measured] | None = None
         self._examined: tuple[int, dict[str, Any]] | None = None
 
@@ -205,9 +209,9 @@ class Trainer:
             folder.begin(self.text, self.server.processes if self.server is not None else ())
         self.resume(folder.restore() if folder is not None else None)
         with stop_requests() as stop, folder or nullcontext():
-            while self.rounds_done < run.rounds:
+            while not self.has_ended:
                 metrics = self.train_round(stop.is_set())
-                ended = self.rounds_done == run.rounds
+                ended = self.has_ended
                 if folder is not None:
                     folder.log(metrics)
                 if listener is not None:
@@ -216,6 +220,7 @@ class Trainer:
                     self.save_checkpoint(folder)
                 if metrics["stop"] and not ended:
                     raise Interrupted(f"stopped after round {self.rounds_done} of {run.rounds}")
+        self._restore_best()
         self.measure()  # together, where clients in several processes evaluate
         if folder is not None:
             folder.finish(self.summary())
@@ -230,10 +235,38 @@ class Trainer:
         metrics = self.finish_round(started, self.run_round(started, stop))
         if self.rounds_done == self.config.rounds or self._is_test_due(started.position):
             metrics |= self.tested()
+            metrics |= self._note_best()
             metrics["parameters"] = self.model_state.num_parameters
             if self.config.evaluators:
                 metrics["examined"] = self.examine()
         return metrics
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all rounds are done, or the score has not improved for as many tests as the run waits."""
+        rule, best = self.config.stopping, self.best
+        patient = rule is None or best is None or best.tests_since < rule.patience
+        return self.rounds_done >= self.config.rounds or not patient
+
+    def _note_best(self) -> dict[str, Any]:
+        """Keeps the model that was just tested if it is the best one; returns the numbers for the metrics."""
+        rule = self.config.stopping
+        if rule is None:
+            return {}
+        value, score = self.evaluate()[0], self.config.task.score
+        kept = self.best
+        tree = copy_tree(self.model_state.to_tree()) if value is not None else {}
+        tested = BestModel(value if value is not None else math.nan, self.rounds_done, 0, tree)
+        self.best = after_test(rule, score, kept, value, tested)
+        return {} if self.best is None else {"best": self.best.to_json()}
+
+    def _restore_best(self) -> None:
+        """Ends with the model of the best test."""
+        rule, best = self.config.stopping, self.best
+        if rule is None or best is None or not rule.restore or best.rounds_done == self.rounds_done:
+            return
+        self.model_state.load(best.model, self.config.position(best.rounds_done - 1).phase_index)
+        self._measured = self._examined = None
 
     def _is_test_due(self, position: Position) -> bool:
         """Whether the model is whole, and the pass that ends here has reached a multiple of `evaluate_every`."""
@@ -514,7 +547,7 @@ class Trainer:
 
     def save_checkpoint(self, folder: RunFolder | None) -> None:
         """Writes a checkpoint: every process of a collective gives its workers' memories, rank 0 has the folder."""
-        memories, ended = [self.state.memories], self.rounds_done == self.config.rounds
+        memories, ended = [self.state.memories], self.has_ended
         # where a run has ended nobody goes on from what other workers remember
         if isinstance(self.world, ServerTransport):
             if folder is not None and not ended:
@@ -530,6 +563,7 @@ class Trainer:
             "announced": self.state.announced,
             "model_before_pass": self._model_before_pass,
             "worker_stats": self.worker_stats.to_json(),
+            **({"best": self.best.to_state()} if self.best is not None else {}),
             **({"functions": functions} if (functions := functions_of(self.config)) else {}),
         }
         folder.checkpoint(Checkpoint(self.rounds_done, self.text, tree))
@@ -559,6 +593,7 @@ class Trainer:
         self.state.replies = {int(worker): reply for worker, reply in tree.get("replies", {}).items()}
         self.state.announced = tree.get("announced", {})
         self._model_before_pass = tree.get("model_before_pass", {})
+        self.best = BestModel.from_state(tree.get("best", {}))
         self.worker_stats = WorkerStats.from_json(tree["worker_stats"])
 
     def summary(self) -> dict[str, Any]:
@@ -573,6 +608,7 @@ class Trainer:
             **({"perplexity": _perplexity(tested["test_loss"])} if tokens else {}),
             **(_translation(run.data, self.model) if data.num_test else {}),
             **({"examined": self.examine()} if run.evaluators else {}),
+            **({"best": self.best.to_json()} if self.best is not None else {}),
             "rounds": self.rounds_done,
             "lost_rounds": stats.lost_rounds,
             "lost_groups": stats.lost_groups,

@@ -36,9 +36,9 @@ class Kind(IntEnum):
     HELD = 5  # worker: here it is
     RECALL = 6  # server: send your memories
     MEMORY = 7  # worker: here they are
-    END = 8  # server: the run is over
     TEST = 9  # server: test this model on examples of your own
     TESTED = 10  # worker: what it measured
+    END = 8  # server: the run is over
 
 
 ANSWERS = {Kind.ORDER: Kind.REPORT, Kind.ASK: Kind.HELD, Kind.RECALL: Kind.MEMORY, Kind.TEST: Kind.TESTED}

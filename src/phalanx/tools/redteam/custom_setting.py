@@ -114,6 +114,11 @@ def check(run: Run) -> None:
     """Raises ValueError unless a run is a federated setting to which an attacker can be added."""
     phase = run.phases[-1]
     refused = "cannot be attacked: "
+    require(
+        run.task.has_classes,
+        f"the run {refused}backdoors are wrong labels, and {run.task!r} has no classes; put an attack such as alie() "
+        "into its scheme, and compare such runs with phalanx compare",
+    )
     honest = isinstance(run.byzantine, NoAdversary) and all(each.adversary is None for each in run.phases)
     attacks = [stage for each in run.phases for stage in stages_of(each.scheme) if isinstance(stage, Attack)]
     require(honest and not attacks, f"the run {refused}it has an attacker already; leave byzantine=... and attacks out")
