@@ -164,8 +164,8 @@ def messages() -> str:
     return picture(
         "Messages between a server and its workers",
         "A worker's process says hello and gets the setup. Each round it gets an order and sends a report; a vote asks "
-        "for a held payload. Before a checkpoint the server recalls the memories. At a test clients measure the model on "
-        "examples of their own. An end message ends the run.",
+        "for a held payload. Before a checkpoint the server recalls the memories. At a test clients test it on "
+        "their own examples. An end message ends the run.",
         int(y + 42),
         text(server, 22, "server", "middle title"),
         text(worker, 22, "worker process", "middle title"),
