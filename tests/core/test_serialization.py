@@ -140,3 +140,47 @@ def test_what_cannot_be_encoded_says_why():
         px.encode(px.codecs.error_feedback(px.codecs.sign()), torch.randn(5), seed=0)
     with pytest.raises(ValueError, match="floating-point"):
         px.encode(px.codecs.dense(), torch.arange(5), seed=0)
+
+
+def test_what_has_no_dense_values_is_refused():
+    for tensor, words in (
+        (torch.eye(4).to_sparse(), "torch.sparse_coo"),
+        (torch.empty(4, device="meta"), "without values"),
+        (torch.ones(3, dtype=torch.complex64), "complex64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            px.encode(px.codecs.dense(), tensor, seed=0)
+
+
+def test_a_negative_bit_is_resolved():
+    tensor = torch.randn(6, dtype=torch.complex64).conj().imag
+    assert tensor.is_neg()
+    back = px.decode(px.codecs.dense(), px.encode(px.codecs.dense(), tensor, seed=0))
+    assert torch.equal(back, tensor.resolve_neg())
+
+
+HUGE = (
+    torch.full((300,), 1e38),
+    -torch.full((300,), 3.4e38),
+    (torch.randn(300, generator=torch.Generator().manual_seed(0)) * 2.5e38).clamp(-3.4e38, 3.4e38),
+)
+
+
+@pytest.mark.parametrize("codec", [c for c in examples("codec") if "error_feedback" not in repr(c)], ids=repr)
+def test_finite_rows_near_the_largest_number_stay_finite_or_are_refused(codec):
+    for row in HUGE:
+        try:
+            data = px.encode(codec, row, seed=1)
+        except ValueError as error:
+            assert "overflows; divide the tensor first" in str(error)
+            continue
+        assert bool(px.decode(codec, data).isfinite().all()), row[:3]
+
+
+def test_random_k_does_not_hide_what_is_not_finite():
+    for value in (float("nan"), float("inf")):
+        row = torch.ones(1000)
+        row[7] = value
+        for seed in range(5):
+            codec = px.codecs.random_k(0.01)
+            assert not bool(px.decode(codec, px.encode(codec, row, seed=seed)).isfinite().all())

@@ -16,7 +16,7 @@ from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
 from phalanx.core.pieces import blank, counts, keys_of, offsets, seed_of, spread
-from phalanx.core.precision import accumulation_dtype, cast
+from phalanx.core.precision import accumulation_dtype, cast, finite
 from phalanx.core.round import Rng
 from phalanx.core.stage import Kept, Scope
 from phalanx.core.trees import State
@@ -84,7 +84,11 @@ class RandomK(Codec):
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         seed = seed_of(rng)
         places = torch.from_numpy(self._places(layout, seed)).to(row.device)
-        return {"values": row[places], "seed": torch.tensor([seed])}, state
+        values = row[places]
+        if not finite(row):
+            # an entry that is not sent must not hide: the whole row is worth nothing
+            values = torch.full_like(values, torch.nan)
+        return {"values": values, "seed": torch.tensor([seed])}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
         values, seed = self._parts(payload, layout)

@@ -21,6 +21,8 @@ from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
+_PIECE = 1 << 14  # entries that one thread adds up
+
 
 @method("sign", "codec")
 class Sign(Codec):
@@ -67,9 +69,7 @@ class Sign(Codec):
         payload = {"signs": _pack(row)}
         if self.scaled:
             parts = layout.split(row).values()
-            means = [
-                torch.linalg.vector_norm(p, 1, dtype=accumulation_dtype(p.dtype)) / max(1, p.numel()) for p in parts
-            ]
+            means = [_sum_of_magnitudes(p.reshape(-1)) / max(1, p.numel()) for p in parts]
             payload["scales"] = torch.stack(means) if means else row.new_empty(0, dtype=accumulation_dtype(row.dtype))
         return payload, state
 
@@ -126,3 +126,14 @@ def _unpack(signs: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     row = blank(8 * len(signs), dtype, signs.device)
     torch.index_select(table, 0, signs.int(), out=row.view(-1, 8))
     return row[:d]
+
+
+def _sum_of_magnitudes(x: Tensor) -> Tensor:
+    """sum_i |x_i|, added up by pieces in a fixed order: the same for any number of threads. (d,) -> ()."""
+    dtype, whole = accumulation_dtype(x.dtype), x.numel() - x.numel() % _PIECE
+    if not whole:
+        return torch.linalg.vector_norm(x, 1, dtype=dtype)
+    sums = [torch.linalg.vector_norm(x[:whole].reshape(-1, _PIECE), 1, dim=1, dtype=dtype)]
+    if whole < x.numel():
+        sums.append(torch.linalg.vector_norm(x[whole:], 1, dtype=dtype).reshape(1))
+    return torch.cat(sums).sum()

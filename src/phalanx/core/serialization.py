@@ -20,6 +20,7 @@ from phalanx.core.codec import BadPayload, Codec
 from phalanx.core.expression import require
 from phalanx.core.layout import Layout
 from phalanx.core.packing import pack, unpack
+from phalanx.core.precision import finite
 from phalanx.core.round import make_generator
 
 MAGIC = b"PHXT"
@@ -27,6 +28,7 @@ VERSION = 1
 _DIGEST_BYTES = 8
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAFE_ELEMENTS = 1 << 24  # decoded without a limit from the caller: 64 MB in float32
+_LARGE = 1e30  # entries beyond this may overflow in what a codec sends or computes
 
 
 def to_bytes(codec: Codec, tensor: Tensor, seed: int) -> bytes:
@@ -37,7 +39,8 @@ def to_bytes(codec: Codec, tensor: Tensor, seed: int) -> bytes:
         tensor: floating point, of any shape.
         seed: seed of the codec's random numbers; estimates that are averaged need different seeds.
     Raises:
-        ValueError: the dtype is not floating point, or the codec has a memory, such as error_feedback.
+        ValueError: the dtype is not floating point, the tensor is sparse or has no values, its entries are so large
+            that what the codec sends overflows, or the codec has a memory, such as error_feedback.
 
     >>> import phalanx as px
     >>> px.decode(px.codecs.sign(), px.encode(px.codecs.sign(), torch.tensor([0.5, -2.0]), seed=0))
@@ -48,10 +51,22 @@ def to_bytes(codec: Codec, tensor: Tensor, seed: int) -> bytes:
         f"encode takes a codec and a tensor, got {type(codec).__name__} and {type(tensor).__name__}",
     )
     require(tensor.dtype in _DTYPES, f"encode takes floating-point tensors, got {tensor.dtype}; convert it first")
-    row = tensor.detach().reshape(-1)
+    require(
+        tensor.layout == torch.strided and not tensor.is_meta,
+        "encode takes dense tensors with values, got "
+        f"{'one without values (meta)' if tensor.is_meta else tensor.layout}; "
+        "convert it first, such as by tensor.to_dense()",
+    )
+    row = tensor.detach().resolve_neg().reshape(-1)
     payload, memory = codec.encode(row, _layout(tensor.shape, tensor.dtype), {}, partial(make_generator, "bytes", seed))
     require(
         not memory, f"{codec!r} remembers what it lost, which a string of bytes cannot; encode with its inner codec"
+    )
+    largest = float(row.abs().max()) if row.numel() else 0.0
+    require(
+        # what a scale or a factor does to smaller entries cannot overflow
+        not _LARGE < largest < math.inf or finite(codec.decode(payload, _layout(tensor.shape, tensor.dtype))),
+        f"{codec!r} cannot code entries up to {largest:.3g}: what it sends for them overflows; divide the tensor first",
     )
     name = repr(codec).encode()
     require(len(name) < 1 << 16, f"the codec's expression has {len(name)} bytes, and at most 65535 fit")
