@@ -29,9 +29,9 @@ quick: $(STAMP)
 # what a developer runs before a commit: all but the slow tests
 test: lint types
 	$(PYTEST) -m "not slow and not processes"
-	$(BIN)/python -m pytest -m "processes and not slow" tests
+	$(PYTEST) -m "processes and not slow" tests
 
-# everything; with make --jobs 2, tests of several processes run beside the others
+# everything, one after the other: each step uses all cores
 check: lint types tests processes
 
 $(DEMO): pyproject.toml Makefile
@@ -59,7 +59,7 @@ tests: $(STAMP)
 	$(PYTEST) -m "not processes"
 
 processes: $(STAMP)
-	$(BIN)/python -m pytest -m processes tests
+	$(PYTEST) -m processes tests
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/aggregators.py

@@ -23,6 +23,7 @@ from phalanx_experiments.reproduce.evidence import Document, Evidence
 from phalanx_experiments.reproduce.item import Item, Part
 
 UNKNOWN_MINUTES = 30.0  # of a seed whose time nobody has measured
+TABLES = ("seeds_of_tables", "tables", "tables_of_the_first_seed")
 QUIET_LOAD = 0.5  # processes that wait for a core, at most, when something is timed
 
 
@@ -200,24 +201,27 @@ def keep(folder: StudyFolder, root: Path, results: Path, load: float | None) -> 
     order = list(recipe.jobs(done.scale or "laptop"))
     everything = sorted([*kept, *new.values()], key=lambda each: (_place(order, each["label"]), each.get("seed", 0)))
     seeds = sorted({each.get("seed", 0) for each in everything})
-    # plot and tables are of the seeds whose folders are here
+    # plot and tables are of the seeds whose folders are here; they stay as they are unless every run is in some folder
     folders = {seed: path for seed in seeds if (path := root / f"{slug(done.recipe)}-seed-{seed}").is_dir()}
     curves = collect(list(folders.values()))
-    tables = [sheet.to_json() for sheet in recipe.tables(curves)]
-    title = f"{done.recipe}, {done.scale}, seeds {' '.join(map(str, folders))}"
-    recipe.plot(curves, title, results / done.recipe / "plot.png")
+    shown: dict[str, Any] = {key: document[key] for key in TABLES if key in document}
+    if {_bare(each["label"]) for each in everything} <= {_bare(curve.name) for curve in curves}:
+        shown = {"seeds_of_tables": list(folders), "tables": [sheet.to_json() for sheet in recipe.tables(curves)]}
+        title = f"{done.recipe}, {done.scale}, seeds {' '.join(map(str, folders))}"
+        (results / done.recipe).mkdir(parents=True, exist_ok=True)
+        recipe.plot(curves, title, results / done.recipe / "plot.png")
     write_json(
         file,
         {
             "recipe": done.recipe,
             "scale": done.scale,
-            "command": f"phalanx run {done.recipe} --scale {done.scale} --seed S, S = {', '.join(map(str, seeds))}",
+            "command": f"phalanx run {done.recipe} --scale {done.scale}",
+            "seeds": seeds,
             "about": {key: about[key] for key in ("time", "versions", "machine", "commit")},
             **{key: value for key, value in document.items() if key in ("note", "observed", "settings")},
             "runs": {**document.get("runs", {}), **{label: repr(job) for label, job in done.jobs.items()}},
             "results": everything,
-            "seeds_of_tables": list(folders),
-            "tables": tables,
+            **shown,
         },
     )
     return file

@@ -8,6 +8,7 @@ import inspect
 import math
 import types
 import typing
+import warnings
 from typing import Any, NoReturn
 
 from phalanx.core.expression import Expression
@@ -37,7 +38,7 @@ def parse(text: str) -> Any:
         raise ValueError("an expression is empty; write one such as krum(f=2)")
     check_depth(source, "an expression")
     try:
-        tree = ast.parse(source, mode="eval")
+        tree = _tree(source)
     except SyntaxError as error:
         line, column = (error.lineno or 1) - 1, max((error.offset or 1) - 1, 0)
         lines = source.splitlines() or [""]
@@ -59,10 +60,17 @@ def parse_value(text: str) -> Any:
         return word
     try:
         check_depth(word, "a value")
-        ast.parse(word, mode="eval")
+        _tree(word)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return text
     return parse(word)
+
+
+def _tree(source: str) -> ast.Expression:
+    """The syntax tree of an expression; Python's warnings about odd literals are nobody's business here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return ast.parse(source, mode="eval")
 
 
 class _Reader:

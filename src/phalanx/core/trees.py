@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.limits import check_depth
-from phalanx.core.payload import Payload
+from phalanx.core.payload import BadPayload, Payload
 
 State = dict[str, Any]  # nested dictionaries with string keys; leaves are tensors, numbers or None
 _PLAIN = "plain leaves as JSON"
@@ -45,6 +46,8 @@ def unflatten(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, An
         node = tree
         for key in parents:
             node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{reprlib.repr(path)} lies below a value")
         node[last] = value
     return tree
 
@@ -57,10 +60,18 @@ def to_payload(tree: dict[str, Any]) -> Payload:
 
 
 def from_payload(payload: Payload) -> dict[str, Any]:
-    """The inverse of `to_payload`, without empty dictionaries."""
+    """The inverse of `to_payload`, without empty dictionaries.
+
+    Raises:
+        ValueError: the payload is none that `to_payload` wrote.
+    """
+    if _PLAIN not in payload:
+        raise BadPayload("a tree without its plain values")
     text = payload[_PLAIN].numpy(force=True).tobytes().decode()
     check_depth(text, "a tree of plain values")
     plain = json.loads(text)
+    if not isinstance(plain, dict):
+        raise BadPayload("plain values that are no dictionary")
     return unflatten({k: t for k, t in payload.items() if k != _PLAIN}, plain)
 
 
