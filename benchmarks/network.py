@@ -3,13 +3,15 @@
 
     python benchmarks/network.py link --rates 100mbit 1gbit 10gbit --workers 4
     python benchmarks/network.py breakdown --rates 100mbit 1gbit 10gbit --workers 2 4 --json out.json --plot out.png
+    python benchmarks/network.py exchange --rates 100mbit 1gbit --workers 4 8 --json out.json
     python benchmarks/network.py advise --rates 100mbit 1gbit --workers 2 4 --json out.json
     python benchmarks/network.py scaling --rate 100mbit --workers 4 2 8 16 --json out.json --plot out.png
     python benchmarks/network.py convergence --rate 100mbit --workers 4 --seeds 0 1 2 --target 0.58 --out runs/slow
     python benchmarks/network.py reach runs/seed-0 runs/seed-1 --steps breakdown.json --target 0.55
 
 `link` shows what the links carry and how near gloo's collectives come to it. `breakdown` splits the step of every
-scheme of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `advise` puts
+scheme of a recipe as figure 3.1 of the dissertation does, beside a plain DistributedDataParallel step. `exchange` times
+the exchange of one row alone, beside gloo's all-reduce of the same row. `advise` puts
 what `phalanx advise` predicts from a probe across the hosts beside such steps. `scaling` lets the hosts grow, with
 and without a server, beside what a probe of the first number predicts and simulates; --json adds to what the file has.
 `convergence` trains to the end and reports seconds to an accuracy; stopped, it goes on when started again with the same
@@ -55,6 +57,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     breakdown = modes.add_parser("breakdown", parents=[network, many, what], help="figure 3.1")
     breakdown.add_argument("--rounds", type=int, default=30, help="of each short run (default 30)")
     breakdown.add_argument("--dropped", type=int, default=5, help="rounds at the start that do not count (default 5)")
+    exchange = modes.add_parser("exchange", parents=[network, many], help="the exchange of one row alone")
+    exchange.add_argument("--entries", type=int, default=11_173_962, help="of the row (default: those of ResNet-18)")
+    exchange.add_argument("--rounds", type=int, default=7, help="interleaved rounds behind a first one (default 7)")
+    exchange.add_argument("--schemes", nargs="+", default=[], help="in place of all codes gathered and scattered")
     advise = modes.add_parser("advise", parents=[network, many, what], help="predictions beside measured steps")
     advise.add_argument("--rounds", type=int, default=30, help="of each short run (default 30)")
     scaling = modes.add_parser("scaling", parents=[network], help="steps of more and more hosts")
@@ -125,6 +131,25 @@ def breakdown(args: argparse.Namespace) -> dict[str, Any]:
 
         plot_breakdown(lines, f"{study.recipe}: time of a step", args.plot)
     return {"study": study.to_json(), "rounds": args.rounds, "dropped": args.dropped, "lines": lines}
+
+
+def exchange(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures the exchange of one row."""
+    from phalanx.core.parser import parse
+    from phalanx.core.stage import check_scheme
+    from phalanx.tools.report import tables
+    from slow_network import exchange
+
+    if args.rounds < 1 or args.entries < 3:
+        raise ValueError(f"exchange needs rounds >= 1 and entries >= 3, got {args.rounds} and {args.entries}")
+    wanted = args.schemes or exchange.schemes()
+    for text in wanted:
+        check_scheme(parse(text), min(args.workers))
+    limit_s = args.limit or 300 + 20 * (args.rounds + 1) * len(wanted)
+    rest = (args.entries, args.rounds, wanted, limit_s, _say)
+    lines = exchange.measure(args.workers, args.rates, args.delay, *rest)
+    tables.console().print(exchange.table(lines))
+    return {"entries": args.entries, "rounds": args.rounds, "lines": lines}
 
 
 def advise(args: argparse.Namespace) -> dict[str, Any]:
@@ -233,7 +258,7 @@ def main() -> None:
         signal.signal(number, _asked_to_stop)
     try:
         args = arguments()
-        modes = {"link": link, "breakdown": breakdown, "advise": advise, "scaling": scaling}
+        modes = {"link": link, "breakdown": breakdown, "exchange": exchange, "advise": advise, "scaling": scaling}
         modes |= {"convergence": convergence, "reach": reach}
         if args.mode != "reach":
             hosts.check()
