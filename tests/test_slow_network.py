@@ -20,7 +20,7 @@ from phalanx.tools.report.collect import Curve, Result
 from phalanx.tools.runner.request import build_study
 from phalanx.tools.runner.study import Study
 from phalanx.training.run_folder import RunFolder
-from slow_network import breakdown, convergence, hosts, jobs, link, plots, reach, scaling
+from slow_network import breakdown, convergence, exchange, hosts, jobs, link, plots, reach, scaling
 from slow_network.hosts import Hosts, JobFailed, bits_per_s, burst_bytes
 from tests.cases import each
 
@@ -150,6 +150,18 @@ def test_parts_of_a_step_add_up_to_it():
     assert parts["decoding_s"] == 1.5
 
 
+def test_the_schemes_of_the_exchange_are_schemes():
+    made = [px.parse(text) for text in exchange.schemes()]
+    assert len(made) == 3 * len(exchange.CODECS)
+    for scheme in made:
+        check_scheme(scheme, 4)
+    lines = [
+        {"workers": 4, "rate": "1gbit", "scheme": "x", "seconds": 0.5, "cpu_s": 0.1, "line_bytes": 10**6, "ratio": 0.25}
+        | {"memory_bytes": 2**20}
+    ]
+    assert exchange.table(lines).row_count == 1
+
+
 def test_a_short_run_is_only_tested_at_its_end():
     short = breakdown.shortened(build_study(RUN.format(scheme=PLAIN)), 4, 12).runs["run"]
     assert (short.workers, short.rounds) == (4, 12)
@@ -258,6 +270,7 @@ def test_figures(tmp_path):
     [
         (["breakdown", "--rates", "fast"], "such as 100mbit"),
         (["breakdown", "--rounds", "5", "--dropped", "5"], "dropped < rounds"),
+        (["exchange", "--rates", "fast"], "such as 100mbit"),
         (["scaling", "--rate", "fast"], "such as 100mbit"),
         (["scaling", "--rounds", "5", "--dropped", "5"], "dropped < rounds"),
         (["convergence", "--out", "x", "--target", "58"], "such as 0.58"),

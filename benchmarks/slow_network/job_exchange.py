@@ -39,7 +39,12 @@ def one(call: Callable[[], object]) -> list[float]:
     dist.barrier()
     sent, before, cpu, began = line_bytes(), memory_bytes(), time.process_time(), time.perf_counter()
     call()
-    spent = [time.perf_counter() - began, time.process_time() - cpu, line_bytes() - sent, memory_bytes() - before]
+    spent = [
+        time.perf_counter() - began,
+        time.process_time() - cpu,
+        line_bytes() - sent,
+        max(0, memory_bytes() - before),
+    ]
     numbers = torch.tensor(spent, dtype=torch.float64)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     return numbers.tolist()

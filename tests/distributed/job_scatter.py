@@ -81,7 +81,7 @@ def train(model: nn.Module, plain: nn.Module, after: Any = None) -> list[float]:
 
 def through_exchange(scheme: str) -> Any:
     model = build()
-    exchange = px.exchange(model, scheme, byzantine=px.adversary.workers((1,)))
+    exchange = px.exchange(model, scheme, byzantine=px.adversary.workers((1,)), exclude_after=2)
     measured = []
     weights = train(model, model, lambda: measured.append(exchange()))
     kept = ("excluded", "accused", "far", "lost", "chosen")

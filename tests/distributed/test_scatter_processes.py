@@ -48,7 +48,11 @@ def test_results_and_bytes(processes, tmp_path):
     for way, texts in CODED.items():
         for text in texts:
             assert torch.tensor(result[way][text]["weights"]).isfinite().all()
-    assert all(set(each["excluded"]) == {"1"} for each in result["exchange"][CODED["exchange"][1]]["rounds"])
+    bad = result["exchange"][CODED["exchange"][1]]["rounds"]
+    assert all(set(each["excluded"]) == {"1"} and not each["lost"] for each in bad)
+    # who was accused twice is not read any more, and owns no columns
+    left_out = ["left out" in each["excluded"]["1"] for each in bad]
+    assert left_out == ([False, False, True, True] if processes > 2 else [False] * 4)
     assert result["hook"][CODED["hook"][0]]["lost"] == 0 and result["hook"][CODED["hook"][0]]["buckets"] > 4
     layout_d = 500_000 + 1001 + 299_700
     for codec in BYTES:

@@ -114,6 +114,11 @@ class Scatter(WireStage):
             )
 
     def upload(self, stack: Stack, state: State | None, round: Round) -> tuple[list[Upload], State]:
+        require(
+            hasattr(round.world, "all_to_all"),
+            f"{self!r} needs a collective with all_to_all, left_out and echoes, and {round.world!r} has none; write "
+            "gather(...) in place of scatter(...)",
+        )
         state, uploads = dict(state or {}), list[Upload]()
         shards = self._shards(stack.layout, round)
         for i, worker in enumerate(stack.ids):
