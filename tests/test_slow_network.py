@@ -13,6 +13,7 @@ import pytest
 
 import phalanx as px
 from phalanx.core.parser import parse
+from phalanx.core.stage import check_scheme
 from phalanx.tools.advisor.link import PAYLOAD_RATIO, Line
 from phalanx.tools.advisor.model import Cost, Effort, Message
 from phalanx.tools.advisor.served import served
