@@ -316,6 +316,17 @@ def test_own_evaluate_declares_its_metrics():
     refused("no loss to train with", task=px.training.task(None, metrics=(auc,), evaluate=own.evaluate))
 
 
+def tuning(model, loader, context):
+    with torch.no_grad():
+        model.weight.zero_()
+    return {"auc": 1.0}
+
+
+def test_an_evaluation_that_changes_the_model_is_refused():
+    auc = px.training.metric("auc", None, higher_is_better=True)
+    refused("changes the model that is tested", task=px.training.task(F.mse_loss, metrics=(auc,), evaluate=tuning))
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(())
@@ -562,3 +573,50 @@ def test_fedma_and_bf16_work_on_tasks_without_classes():
 
 def two_layers():
     return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
+
+
+def flat_tests():
+    return own.table()[0], flat()[1]
+
+
+def unlike_clients(client):
+    train_part, test_part = own.clinic(client)
+    x, y = train_part.tensors
+    return (TensorDataset(x, y.flatten()) if client == 2 else train_part), test_part
+
+
+def test_parts_of_another_form_are_tried_as_well():
+    task = px.training.task(broadcast_loss)
+    refused(r"loss broadcasts outputs \(2, 1\) and targets \(2,\)", data=px.data.datasets(flat_tests), task=task)
+    clients = px.data.client_datasets(unlike_clients)
+    refused(r"loss broadcasts outputs \(8, 1\)", data=clients, partition=px.data.by_client(), task=task)
+
+
+def test_a_model_of_double_precision_is_trained_so():
+    found = px.train(run_of(px.data.datasets(doubles), double_model)).summary()
+    assert found["metrics"]["r2"] > 0 and found["macs"] == 3
+
+
+def doubles():
+    return tuple(TensorDataset(*(t.double() for t in part.tensors)) for part in own.table())
+
+
+def double_model():
+    return nn.Linear(3, 1, dtype=torch.float64)
+
+
+def replacing(model, loader, context):
+    model.weight = nn.Parameter(torch.zeros(1, 3))
+
+
+def doubling(model, loader, context):
+    model.double()
+
+
+def growing(model, loader, context):
+    model.more = nn.Linear(2, 2)
+
+
+@each("train", [replacing, doubling, growing])
+def test_an_own_loop_leaves_the_tensors_that_the_server_trains(train):
+    refused("left the model with other tensors", work=px.federated.custom_training(train))

@@ -120,6 +120,14 @@ def tensors_of(batch: Batch) -> list[Tensor]:
     return found
 
 
+def form_of(batch: Batch) -> str:
+    """The structure, the types and the numbers of dimensions of a batch, and which of its sides are one long.
+
+    Two batches of one form differ in sizes only, so that what is right for one is right for the other.
+    """
+    return repr(map_tensors(batch, lambda t: (str(t.dtype), t.dim(), *(min(side, 2) for side in t.shape[1:]))))
+
+
 def describe(batch: Batch) -> str:
     """The form of a batch for a sentence: '(float32 (32, 10), int64 (32,))'."""
     if isinstance(batch, Tensor):

@@ -53,6 +53,7 @@ class CustomTraining(ClientWork):
     ) -> tuple[float, State]:
         model, name = context.model, self.train.reference
         before = copy_tree(model.state_dict())
+        parameters = dict(model.named_parameters())
         asked = {parameter: p.requires_grad for parameter, p in model.named_parameters()}
         devices = [context.device] if context.device.type == "cuda" else []
         seed = make_generator("custom_training", *context.key, unit).initial_seed()
@@ -60,12 +61,13 @@ class CustomTraining(ClientWork):
         with seeded_globally(seed, devices), torch.enable_grad(), blaming(lambda: f"{name}, for client {unit},"):
             loss = self.train(model, _Loader(context, unit, samples, self.batch), context.of_unit(unit))
         after = model.state_dict()
-        changed = [key for key in before if key not in after or after[key].shape != before[key].shape]
+        changed = [key for key in before if key not in after or not _alike(after[key], before[key])]
         changed += [key for key in after if key not in before]
-        require(
-            not changed and context.model is model,
-            f"{name} left the model with other tensors than it had ({', '.join(changed[:4])}); train the ones it has",
-        )
+        # a parameter that was replaced is not the one that the server's optimizer moves
+        now = dict(model.named_parameters())
+        changed += [key for key, parameter in parameters.items() if now.get(key) is not parameter and key in after]
+        shown = ", ".join(dict.fromkeys(changed[:4]))
+        require(not changed, f"{name} left the model with other tensors than it had ({shown}); train the ones it has")
         entries = set(context.layout.installed)
         for key, part in context.layout.split(out).items():
             if key in entries:
@@ -84,6 +86,10 @@ class CustomTraining(ClientWork):
                 context.trained_on[unit] = count
             loss = loss.get("loss")
         return (math.nan if loss is None else as_number(f"the loss that {name} returns", loss)), {}
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 class _Loader:

@@ -18,7 +18,7 @@ from phalanx.core.round import make_generator
 from phalanx.data.augment import Augment
 from phalanx.data.dataset import Dataset
 from phalanx.data.examples import Batch, Examples, map_tensors
-from phalanx.training.task import Task, TaskContext
+from phalanx.training.task import Task, TaskContext, try_task
 from phalanx.training.tasks import Classification
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class WorkerContext:
         seed, round_index: those of the run.
         round_in_phase: number of the round in its phase, which has `rounds` rounds.
         replies: what the server replied to single workers after the last round.
-        is_checked: whether the task has been tried on a batch in this process.
+        tried: forms of batches on which the task has been tried in this process.
         trained_on: examples that count for a unit, where work did another part of it than all of its samples once.
     """
 
@@ -87,7 +87,7 @@ class WorkerContext:
     rounds: int = 1
     replies: Mapping[int, Payload] = field(default_factory=dict)
     task: Task = field(default_factory=Classification)
-    is_checked: bool = False
+    tried: set[str] = field(default_factory=set)
     trained_on: dict[int, float] = field(default_factory=dict)
 
     @cached_property
@@ -123,9 +123,7 @@ class WorkerContext:
         key = (*self.key, unit, *([] if step is None else [step]))
         if not isinstance(self.data, Dataset):
             batch = map_tensors(self.data.train(samples, key=key), lambda t: t.to(self.device))
-            if not self.is_checked:
-                self.is_checked = True
-                self.task.check(self.model, batch, self.of_unit(unit))
+            try_task(self.task, self.model, batch, self.of_unit(unit), self.tried)
             return batch
         if self.augment is None:
             x, y = (t.to(self.device) for t in self.data.train(samples))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.expression import Expression
+from phalanx.data.dataset import Dataset
 from phalanx.data.examples import Batch, Examples, map_tensors
 from phalanx.training.context import seeded
 from phalanx.training.score import scores_of
-from phalanx.training.task import Task, TaskContext
+from phalanx.training.task import Task, TaskContext, try_task
 from phalanx.training.tasks import Classification
 
 
@@ -112,11 +113,24 @@ class BatchesOf:
 
 
 def measure_on(
-    task: Task, model: nn.Module, data: Examples, samples: Tensor | None, tested: bool, context: TaskContext
+    task: Task,
+    model: nn.Module,
+    data: Examples,
+    samples: Tensor | None,
+    tested: bool,
+    context: TaskContext,
+    tried: set[str] | None = None,
 ) -> dict[str, float]:
-    """The loss and all metrics of a task on some examples, or on the whole test part of the server if None."""
+    """The loss and all metrics of a task on some examples, or on the whole test part of the server if None.
+
+    Args:
+        tried: forms of batches on which the task was tried; other ones are tried before.
+    """
     with seeded(context.device, "evaluation", context.seed, context.round_index, context.client):
-        return task.measure(model, BatchesOf(data, samples, tested, context.device), context)
+        batches = BatchesOf(data, samples, tested, context.device)
+        if tried is not None and not isinstance(data, Dataset) and len(batches):
+            try_task(task, model, next(iter(batches)), context, tried)
+        return task.measure(model, batches, context)
 
 
 def share(right: Tensor) -> float | None:

@@ -21,7 +21,7 @@ from phalanx.training.context import WorkerContext
 from phalanx.training.evaluator import measure_on
 from phalanx.training.model_state import ModelState, PhaseModels
 from phalanx.training.phase import Position, Run
-from phalanx.training.task import EXAMPLES, TaskContext
+from phalanx.training.task import EXAMPLES, TaskContext, try_task
 from phalanx.training.tasks import Classification
 
 
@@ -48,12 +48,11 @@ class RunState:
         if self.data.has_clients:
             self._check_clients()
         self.model_state = ModelState(run, self.data)
-        self.is_checked = False
-        batch = self._first_batch()
-        if batch is not None:
+        self.tried: set[str] = set()  # forms of batches on which the task was tried
+        for batch in self._first_batches():
             batch = map_tensors(batch, lambda t: t.to(run.device))
-            self.is_checked = True
-            run.task.check(self.model_state.model, batch, TaskContext(torch.device(run.device), run.precision))
+            context = TaskContext(torch.device(run.device), run.precision)
+            try_task(run.task, self.model_state.model, batch, context, self.tried)
         self.scheme_state: State = {}
         self.work_memories: State = {}
         self.replies: dict[int, Payload] = {}
@@ -70,12 +69,14 @@ class RunState:
             )
         run.partition.parts(self.data, run.workers, run.seed)
 
-    def _first_batch(self) -> Any:
-        """Some training examples on which the task is tried; None if it needs no trial, or if none is loaded."""
-        if not isinstance(self.data, Dataset):
-            return self.data.first_batch
-        plain = isinstance(self.run.task, Classification)
-        return None if plain else self.data.train(torch.arange(min(2, self.data.num_train)))
+    def _first_batches(self) -> list[Any]:
+        """Some training and test examples on which the task is tried; none if it needs no trial or none is loaded."""
+        if isinstance(self.data, Dataset) and isinstance(self.run.task, Classification):
+            return []
+        batches = [self.data.test(slice(0, 2))] if self.data.num_test else []
+        if not self.data.has_clients:
+            batches = [self.data.train(slice(0, 2)), *batches]
+        return batches
 
     @property
     def memories(self) -> State:
@@ -147,7 +148,7 @@ class RunState:
         context = TaskContext(
             device=device, precision=run.precision, client=worker, round_index=round_index, seed=run.seed
         )
-        found = measure_on(run.task, self.model_state.model, self.data, samples, True, context)
+        found = measure_on(run.task, self.model_state.model, self.data, samples, True, context, self.tried)
         return {EXAMPLES: float(len(samples)), **found}
 
     def _context(self, position: Position) -> WorkerContext:
@@ -168,5 +169,5 @@ class RunState:
             rounds=phase.rounds,
             replies=self.replies,
             task=run.task,
-            is_checked=self.is_checked,
+            tried=self.tried,
         )

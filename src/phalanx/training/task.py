@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.function import Function, said_by
-from phalanx.data.examples import Batch, describe, map_tensors, tensors_of
+from phalanx.data.examples import Batch, describe, form_of, map_tensors, tensors_of
 
 LOSS = "loss"
 EXAMPLES = "examples"
@@ -105,6 +105,18 @@ class Task(Expression, ABC):
     def check(self, model: nn.Module, batch: Batch, context: TaskContext) -> None:
         """Raises ValueError if model, batch and functions do not fit; the batch has two examples or more."""
         return
+
+
+def try_task(task: Task, model: nn.Module, batch: Batch, context: TaskContext, tried: set[str]) -> None:
+    """Tries a task on a batch of a form that it has not been tried on.
+
+    Args:
+        tried: the forms so far; that of the batch is added.
+    """
+    form = form_of(batch)
+    if form not in tried:
+        task.check(model, batch, context)
+        tried.add(form)
 
 
 @contextmanager
@@ -239,17 +251,17 @@ class PairTask(Task):
 
 def measured(name: str, function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> float:
     """A function of outputs and targets as a number."""
-    before = _versions(outputs, targets)
+    before = versions(outputs, targets)
     with blaming(lambda: f"{name} of outputs {describe(outputs)} and targets {describe(targets)}"):
         value = function(outputs, targets)
     require(
-        _versions(outputs, targets) == before,
+        versions(outputs, targets) == before,
         f"{name} writes into the outputs or the targets, which the other metrics read as well; let it work on a clone",
     )
     return as_number(name, value)
 
 
-def _versions(*batches: Any) -> list[int]:
+def versions(*batches: Any) -> list[int]:
     """How often each tensor was written to."""
     return [tensor._version for batch in batches for tensor in tensors_of(batch)]
 

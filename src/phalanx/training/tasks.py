@@ -16,7 +16,7 @@ from phalanx.core.function import Function
 from phalanx.data.examples import Batch, describe
 from phalanx.training import metrics as functions
 from phalanx.training.score import cross_entropy
-from phalanx.training.task import LOSS, Metric, PairTask, TaskContext, as_number, blaming, evaluating
+from phalanx.training.task import LOSS, Metric, PairTask, TaskContext, as_number, blaming, evaluating, versions
 
 
 @method("classification", "task")
@@ -203,9 +203,14 @@ class FunctionTask(PairTask):
     def measure(self, model: nn.Module, batches: Iterable[Batch], context: TaskContext) -> dict[str, float]:
         if self.evaluate is None:
             return super().measure(model, batches, context)
-        with evaluating(model), blaming(lambda: str(self.evaluate)):
+        name, state = self.evaluate.reference, [*model.parameters(), *model.buffers()]
+        before = versions(state)
+        with evaluating(model), blaming(lambda: name):
             found = self.evaluate(model, batches, context)
-        name = self.evaluate.reference
+        require(
+            versions(state) == before,
+            f"{name} changes the model that is tested, with which training goes on; let it work on a copy of it",
+        )
         require(isinstance(found, dict), f"{name} returns a dictionary of numbers, got {type(found).__name__}")
         missing = [metric.name for metric in self.metrics if metric.name not in found]
         require(not missing, f"{name} returned no {', '.join(missing)}; it returned {', '.join(map(str, found))}")

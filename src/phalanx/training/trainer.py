@@ -469,7 +469,7 @@ class Trainer:
         round_index = max(0, self.rounds_done - 1)
         if self.data.num_test:
             context = TaskContext(device=self.device, precision=run.precision, round_index=round_index, seed=run.seed)
-            found = measure_on(run.task, self.model, self.data, None, True, context)
+            found = measure_on(run.task, self.model, self.data, None, True, context, self.state.tried)
             numbers = {name: number_of(value) for name, value in found.items()}
         if self.data.has_clients:
             if self.server is not None:
@@ -660,5 +660,7 @@ def _macs(model: nn.Module, data: Examples, device: torch.device) -> int | None:
         return None
     else:
         one = example(data.shape)[:1]
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    one = one.to(weights[0].dtype) if one.is_floating_point() and weights else one
     with evaluating(model):
         return macs(model, one.to(device)).total
