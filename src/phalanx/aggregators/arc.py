@@ -35,6 +35,7 @@ class Arc(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"arc needs f >= 0, got f={self.f}")
@@ -52,7 +53,7 @@ class Arc(Aggregator):
         n, num_directions = len(stack.rows), stack.layout.stepped
         num_clipped = 2 * f * (n - f) // n
         directions = stack.rows[:, :num_directions]
-        norms = torch.linalg.vector_norm(directions, dim=1, dtype=torch.float64)
+        norms = stack.directions.norms()
         limit = norms.sort(descending=True).values[num_clipped]
         rows = stack.rows.clone()
         for i in torch.nonzero(norms > limit).flatten().tolist():

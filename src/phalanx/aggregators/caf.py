@@ -41,6 +41,7 @@ class Caf(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"caf needs f >= 0, got f={self.f}")
@@ -52,7 +53,7 @@ class Caf(Aggregator):
         return 2 * f + 1
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
-        share = _least_varying(distances(stack.rows).inner, f)
+        share = _least_varying(distances(stack.rows, stack.columns).inner, f)
         return stack.one(mix_one(torch.from_numpy(share), stack.rows)), {}
 
 

@@ -42,6 +42,7 @@ class Mda(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"mda needs f >= 0, got f={self.f}")
@@ -60,7 +61,7 @@ class Mda(Aggregator):
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         n = len(stack.rows)
         order = canonical_order(stack)
-        squared = distances(stack.rows).squared[np.ix_(order, order)]
+        squared = distances(stack.rows, stack.columns).squared[np.ix_(order, order)]
         left_out = order[_left_out(squared, f)]
         share = torch.full((n,), 1 / (n - f), dtype=torch.float64)
         share[left_out.tolist()] = 0

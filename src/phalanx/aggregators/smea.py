@@ -43,6 +43,7 @@ class Smea(Aggregator):
 
     requirement: ClassVar[str] = "n > 2f"
     runs_on: ClassVar[Scope] = "vector"
+    totals: ClassVar[bool] = True
 
     def validate(self) -> None:
         require(self.f >= 0, f"smea needs f >= 0, got f={self.f}")
@@ -62,7 +63,7 @@ class Smea(Aggregator):
         n = len(stack.rows)
         _check_subsets(n, f)
         order = canonical_order(stack)
-        inner = distances(stack.rows).inner[np.ix_(order, order)]
+        inner = distances(stack.rows, stack.columns).inner[np.ix_(order, order)]
         chosen = order[_least_varying(inner, n - f)]
         share = torch.zeros(n, dtype=torch.float64)
         share[chosen.tolist()] = 1 / (n - f)
