@@ -5,10 +5,10 @@
     python benchmarks/faults.py --repeats 20 --width 1500 --rounds 30    # a model of 9.4 MB
     python benchmarks/faults.py --repeats 3 --width 5000 --rounds 8      # a model of 101 MB
 
-From outside, one worker process is killed (SIGKILL) and one stopped (SIGSTOP), each after a random part of the run; one
-more sends random bytes from a random round on, and one NaN. Strangers keep connections open that drip bytes, and send
-hellos with guessed secrets and nested JSON; and somebody with the key of the third bad worker floods the server, reports
-twice and sends what nobody asked for. Every run must finish, name exactly these four, and end
+From outside, one worker process is killed (SIGKILL) and one stopped (SIGSTOP), each after a random part of the run;
+one more sends random bytes from a random round on, and one NaN. Strangers keep connections open that drip bytes, and
+send hellos with guessed secrets and nested JSON; and somebody with the key of the third bad worker floods the server,
+reports twice and sends what nobody asked for. Every run must finish, name exactly these four, and end
 within a point of the same run undisturbed.
 """
 
