@@ -165,3 +165,22 @@ def test_missing_clients_are_named_and_too_few_are_refused(caplog):
     assert "no node has partition-id 4, 5; the run begins without" in caplog.text
     with pytest.raises(ValueError, match=r"4 of 6 workers have a node after 0.2 s, and the run needs 5; start"):
         conducted(PLAIN, LocalGrid(client_app(PLAIN), 4), SHORT, min_clients=5)
+
+
+def test_a_number_belongs_to_a_node_s_key_where_the_owners_are_named(caplog):
+    # the thief is there first, and claims the number of another
+    grid = LocalGrid(client_app(PLAIN), 0)
+    thief = grid.add(2)
+    honest = {grid.add(worker): worker for worker in range(6)}
+    outcome = conducted(PLAIN, grid, owners=honest)
+    ordered = {m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"}
+    assert ordered == set(honest) and thief not in ordered
+    assert outcome.summary["weights_sha256"] == fingerprint(px.train(PLAIN).model)
+    assert f"node {thief} takes no part: it owns no partition-id" in caplog.text
+    assert not [m for m in grid.sent if m.metadata.message_type == "query"]
+
+
+def test_owners_that_do_not_fit_are_refused():
+    for owners in ({1: 0, 2: 0}, {1: 6}, {1: -1}):
+        with pytest.raises(ValueError, match="owners names for each node one worker of 0 to 5"):
+            px.flower.strategy(PLAIN, owners=owners)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +48,19 @@ class Node:
 
 
 class NodeRegistry:
-    """The nodes that are connected. Each is asked once which worker it plays; the first that claims a worker gets it.
+    """The nodes that are connected, and the worker that each plays.
+
+    A worker belongs to its owner, whose key Flower binds to a node's id. Without owners each node is asked once which
+    worker it plays, and the first that claims a worker gets it.
 
     Args:
         n: workers.
         wait_s: time for an answer; a node that gave none may be asked again.
+        owners: the worker of each node, by the node's id; a node that is not named takes no part.
     """
 
-    def __init__(self, n: int, grid: Grid, wait_s: float) -> None:
-        self._n, self._grid, self._wait_s = n, grid, wait_s
+    def __init__(self, n: int, grid: Grid, wait_s: float, owners: Mapping[int, int] | None = None) -> None:
+        self._n, self._grid, self._wait_s, self._owners = n, grid, wait_s, owners
         self._nodes: dict[int, Node] = {}
         self._asked: dict[str, int] = {}
         self._strangers: set[int] = set()
@@ -73,11 +78,23 @@ class NodeRegistry:
         self._here = set(self._grid.get_node_ids())
         known = set(self._nodes) | self._strangers | self._failed | set(self._asked.values())
         new = sorted(self._here - known)
+        if self._owners is not None:
+            for node in new:
+                self._assign(node, self._owners)
+            return self.present
         ids = push(self._grid, [Message(RecordDict(), node, "query", ttl=self._wait_s) for node in new])
         self._asked |= {i: node for i, node in zip(ids, new, strict=True) if i is not None}
         for message_id, reply in arrived(self._grid, self._asked).items():
             self._enter(self._asked.pop(message_id), reply)
         return self.present
+
+    def _assign(self, node: int, owners: Mapping[int, int]) -> None:
+        """Gives a node the worker that it owns, whatever it would claim."""
+        if node in owners:
+            self._nodes[node] = Node(node, owners[node])
+        else:
+            self._strangers.add(node)
+            log.warning("node %d takes no part: it owns no %s", node, WORKER)
 
     def _enter(self, node: int, reply: Message | BadPayload) -> None:
         if isinstance(reply, BadPayload) or reply.has_error():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import INFO
 from pathlib import Path
@@ -48,6 +48,7 @@ def strategy(
     min_clients: int = 1,
     evaluate: bool = True,
     poll_s: float = 0.2,
+    owners: Mapping[int, int] | None = None,
 ) -> FlowerStrategy:
     """The strategy that carries out a run; ``strategy(run).start(grid=grid)`` does it.
 
@@ -59,12 +60,16 @@ def strategy(
         min_clients: the run does not begin with fewer.
         evaluate: tests the model here, on the test part of the run's data.
         poll_s: seconds between two looks for replies.
+        owners: the worker of each node by the node's id, which Flower binds to the node's key where SuperNodes are
+            authenticated. Then a partition-id belongs to a key; None lets the first node that claims one have it.
     Raises:
         ValueError: the run cannot be carried out by a server, or the path is relative.
     """
     found = run_of(run, {})
     require(folder is None or Path(folder).is_absolute(), f"a ServerApp's folder is an absolute path, got {folder}")
-    return FlowerStrategy(found, None if folder is None else Path(folder), timeouts, min_clients, evaluate, poll_s)
+    return FlowerStrategy(
+        found, None if folder is None else Path(folder), timeouts, min_clients, evaluate, poll_s, owners
+    )
 
 
 def server_app(run: RunSource = None, **options: Any) -> ServerApp:
@@ -88,7 +93,14 @@ class FlowerStrategy(Strategy):
     """Carries out all rounds of a run in `start`, with a deadline of its own for each."""
 
     def __init__(
-        self, run: Run, folder: Path | None, timeouts: Timeouts, min_clients: int, evaluate: bool, poll_s: float
+        self,
+        run: Run,
+        folder: Path | None,
+        timeouts: Timeouts,
+        min_clients: int,
+        evaluate: bool,
+        poll_s: float,
+        owners: Mapping[int, int] | None = None,
     ) -> None:
         run.check()
         for phase in run.phases:
@@ -99,7 +111,12 @@ class FlowerStrategy(Strategy):
         ok = 1 <= min_clients <= run.workers
         require(ok, f"min_clients lies between 1 and the run's {run.workers} workers, got {min_clients}")
         self.run, self._folder, self._timeouts, self._poll_s = run, folder, timeouts, poll_s
-        self._least, self._evaluate = min_clients, evaluate
+        self._least, self._evaluate, self._owners = min_clients, evaluate, owners
+        workers = list((owners or {}).values())
+        require(
+            len(set(workers)) == len(workers) and all(0 <= worker < run.workers for worker in workers),
+            f"owners names for each node one worker of 0 to {run.workers - 1}, and no worker twice, got {owners}",
+        )
 
     def __repr__(self) -> str:
         return f"phalanx.integrations.flower.strategy({self.run!r})"
@@ -134,7 +151,7 @@ class FlowerStrategy(Strategy):
         if timeout is not None:
             timeouts = Timeouts(timeouts.join_s, timeout, min(timeouts.least_s, timeout), timeouts.factor)
         self.summary()
-        transport = FlowerTransport(run.workers, grid, timeouts, self._poll_s)
+        transport = FlowerTransport(run.workers, grid, timeouts, self._poll_s, self._owners)
         trainer = Trainer(run, transport)
         if not self._evaluate:
             trainer.state.data = trainer.data.untested()

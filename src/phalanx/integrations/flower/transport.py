@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -47,12 +47,15 @@ class FlowerTransport(ServerTransport):
         grid: of the ServerApp.
         timeouts: how long to wait.
         poll_s: between two looks for replies.
+        owners: the worker of each node, by the node's id; None lets each node claim one.
     """
 
-    def __init__(self, n: int, grid: Grid, timeouts: Timeouts, poll_s: float = 0.2) -> None:
+    def __init__(
+        self, n: int, grid: Grid, timeouts: Timeouts, poll_s: float = 0.2, owners: Mapping[int, int] | None = None
+    ) -> None:
         super().__init__(n)
         self._grid, self._timeouts, self._poll_s = grid, timeouts, poll_s
-        self.registry = NodeRegistry(n, grid, timeouts.first_s)
+        self.registry = NodeRegistry(n, grid, timeouts.first_s, owners)
         self._nodes: dict[int, Node] = {}
         self._asked: dict[str, Node] = {}
         self._reports: dict[int, Report | BadPayload] = {}
