@@ -51,7 +51,8 @@ def compare(
         if score is None:
             have = ", ".join(dict.fromkeys(r.score.name for r in results))
             raise ValueError(f"a plot compares runs of one score, and these have {have}; plot them one by one")
-        plot_comparison(results, f"test {score.name}", plot)
+        bands = any(pair is not None for r in results for pair in r.curve.clients)
+        plot_comparison(results, f"test {score.name}{', shaded from client to client' if bands else ''}", plot)
     if as_json:
         print_json([{"label": r.label, "folder": str(r.path), "curve": vars(r.curve), **r.summary} for r in results])
         return
