@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,9 +42,14 @@ class ServerTransport(ABC):
     through the scheme's wire stage, `gather` and `fetch`. A worker that crashes, hangs, is late or sends what no worker
     writes is a BadPayload with the reason; it never stops the run.
 
+    The class attribute `needs_quorum` says that a round is lost unless the rows of more than half of the workers that
+    were asked have come and were admitted.
+
     Args:
         n: workers.
     """
+
+    needs_quorum: ClassVar[bool] = False
 
     def __init__(self, n: int) -> None:
         self.rank, self.size, self.workers = 0, n, tuple(range(n))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from secrets import token_hex
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class GrpcTransport(ServerTransport):
     Raises:
         ValueError: fewer workers than processes, or no process.
     """
+
+    needs_quorum: ClassVar[bool] = True
 
     def __init__(
         self,
