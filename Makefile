@@ -13,6 +13,9 @@ define install
 	|| $(PIP) $(1)
 endef
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# modules are compiled once, not by every process that imports them, also where the environment asks for no such files
+export PYTHONDONTWRITEBYTECODE =
+export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/pycache
 # one room of the library, such as P=codecs; all if left out
 P ?=
 

@@ -166,6 +166,7 @@ assert not {m for m in loaded if m.split(".")[1] in rooms}, loaded
     python(program)
 
 
+@pytest.mark.slow
 @each("before", ["", WITHOUT_FLOWER])
 def test_star_imports_every_name(before):
     program = f"""{before}
