@@ -392,7 +392,7 @@ def test_rows_of_real_size_arrive_whole(server, size):
     found = server.gather([], 10**9)
     assert [float(p["values"].sum()) for p in found] == [d * float(process) for process in range(4)]
     # the workers got the model in pieces
-    first, second = (lines[0].received.get(timeout=10) for _ in range(2))
+    first, second = (lines[0].receive() for _ in range(2))
     assert first is not None and second is not None and (first.kind, second.kind) == (Kind.SETUP, Kind.ORDER)
 
 
@@ -404,7 +404,7 @@ def test_keys_prove_who_is_who(tmp_path):
     port = server.membership.port
     for keys, process in ((own["worker-1"], 0), (own["server"], 0)):
         connection = WorkerConnection("127.0.0.1", port, process, keys=keys, wait_s=5)
-        assert connection.received.get(timeout=10) is None and "another identity" in connection.why_ended
+        assert connection.receive() is None and "another identity" in connection.why_ended
     for keys in (None, identity.Keys.read(tmp_path / "foreign", "worker-0")):
         with pytest.raises(ConnectionError, match="nobody answers"):
             WorkerConnection("127.0.0.1", port, 0, server.secrets[0], keys=keys, wait_s=1.5)
@@ -498,3 +498,36 @@ def test_a_hostile_reason_is_cut():
     assert len(str(caught.value)) <= 300
     with pytest.raises(ValueError, match="the wire has no place"):
         pack({"n" * 1001: torch.zeros(1)})
+
+
+def test_a_busy_worker_keeps_the_newest_model_only(server):
+    (line,) = join(server, (0,))
+    for index in range(30):
+        start(server, index, size=MEGABYTE)
+        # each has left the server before the next one is sent
+        until = time.monotonic() + 5
+        while server.membership.of(0).line._out and time.monotonic() < until:
+            time.sleep(0.005)
+    seen = [line.receive()]
+    while seen[-1].kind != Kind.ORDER or seen[-1].round != 29:
+        seen.append(line.receive())
+    assert seen[0].kind == Kind.SETUP and len(seen) <= 4
+    line.close()
+
+
+def test_who_connects_anew_is_not_asked_for_what_it_never_had(server):
+    lines = join(server, (0, 1))
+    start(server)
+    for process in (0, 1):
+        lines[process].send(report((process,), 0, more={}))
+    server.receive_reports(2)
+    again = connect(server, 0)
+    until = time.monotonic() + 5
+    while server.membership.of(0).knows_run:
+        assert server.membership.next(until) is not None
+    began = time.monotonic()
+    (found,) = server.fetch([], [0], 10**9)
+    assert isinstance(found, BadPayload) and time.monotonic() - began < TIMEOUTS.least_s / 2
+    assert server.membership.of(0).missed == 0
+    for line in (*lines, again):
+        line.close()

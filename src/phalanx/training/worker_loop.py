@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from phalanx.attacks.faults import inject_faults
 from phalanx.core.packing import pack
 from phalanx.core.parser import parse
@@ -43,21 +41,14 @@ def worker_loop(
     """
     connection = WorkerConnection(host, port, process, secret, keys, wait_s)
     handler = _MessageHandler(workers, connection)
-    waiting: deque[Message | None] = deque()
     while True:
-        waiting.append(connection.received.get())
-        while not connection.received.empty():
-            waiting.append(connection.received.get())
-        while waiting:
-            incoming = waiting.popleft()
-            if incoming is None or incoming.kind == Kind.END:
-                connection.close()
-                if incoming is None:
-                    raise ConnectionError(connection.why_ended or "the server has gone")
-                return
-            # of several requests only the newest is worth the work
-            if incoming.kind != Kind.ORDER or not any(m is not None and m.kind == Kind.ORDER for m in waiting):
-                handler.handle(incoming)
+        incoming = connection.receive()
+        if incoming is None or incoming.kind == Kind.END:
+            connection.close()
+            if incoming is None:
+                raise ConnectionError(connection.why_ended or "the server has gone")
+            return
+        handler.handle(incoming)
 
 
 class _MessageHandler:

@@ -183,7 +183,9 @@ class GrpcTransport(ServerTransport):
         self._asked, self._buffers = tuple(workers), ReceiveBuffers(len(workers), self._row_bytes)
         waiting = set(workers)
         for worker in workers:
-            if (line := self.membership.of(worker).line) is None:
+            member = self.membership.of(worker)
+            # one that connected anew in this round has not computed it
+            if (line := member.line) is None or not member.knows_run:
                 waiting.discard(worker)
             else:
                 line.send(message(Kind.ASK, self._index, {"worker": torch.tensor([worker])}))

@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,8 @@ class WorkerConnection:
             self._channel.close()
             raise ConnectionError(f"nobody answers at {address}, or not with the keys of this job") from None
         self._out: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self.received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._received: deque[Message | None] = deque()
+        self._arrived = threading.Condition()
         self.why_ended = ""
         hello = {"secret": secret, "process": process, "host": host_name(), "pid": os.getpid()}
         body = torch.frombuffer(bytearray(json.dumps(hello).encode()), dtype=torch.uint8)
@@ -77,18 +79,32 @@ class WorkerConnection:
         """Queues a message."""
         self._out.put(outgoing)
 
+    def receive(self) -> Message | None:
+        """Waits for the next message; None when the stream has ended."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._received)
+            return self._received.popleft()
+
+    def _put(self, incoming: Message | None) -> None:
+        with self._arrived:
+            if incoming is not None and incoming.kind in (Kind.ORDER, Kind.TEST):
+                # only the newest model is worth the work; those of all rounds would fill the memory of a slow process
+                self._received = deque(m for m in self._received if m is None or m.kind != incoming.kind)
+            self._received.append(incoming)
+            self._arrived.notify()
+
     def _read(self) -> None:
         """Hands each message over, and None when the stream has ended."""
         assembly = Assembly(_admit)
         try:
             for frame in self._call:
                 if (incoming := assembly.add(frame)) is not None:
-                    self.received.put(incoming)
+                    self._put(incoming)
         except grpc_module().RpcError as error:
             self.why_ended = str(error.details() if hasattr(error, "details") else error)
         except BadPayload as error:
             self.why_ended = str(error)
-        self.received.put(None)
+        self._put(None)
 
     def close(self) -> None:
         """Ends the stream once what is queued has left."""
