@@ -23,7 +23,17 @@ from phalanx.distributed.launcher import Launcher
 from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server import identity, stream
 from phalanx.distributed.server.membership import Timeouts
-from phalanx.distributed.server.messages import FRAME_BYTES, HEADER_BYTES, METHOD, SERVICE, Assembly, Kind, Message
+from phalanx.distributed.server.messages import (
+    ANSWERS,
+    FRAME_BYTES,
+    HEADER_BYTES,
+    METHOD,
+    SERVICE,
+    Assembly,
+    Kind,
+    Message,
+    message,
+)
 from phalanx.distributed.server.transport import NUMBERS, GrpcTransport
 from phalanx.distributed.server.worker_connection import WorkerConnection
 
@@ -531,3 +541,24 @@ def test_who_connects_anew_is_not_asked_for_what_it_never_had(server):
     assert server.membership.of(0).missed == 0
     for line in (*lines, again):
         line.close()
+
+
+@pytest.mark.parametrize(
+    ("processes", "kind", "length"),
+    [(3, Kind.REPORT, 18 * MEGABYTE), (2, Kind.HELD, 18 * MEGABYTE), (2, Kind.TESTED, 2 * MEGABYTE)],
+)
+def test_each_kind_of_answer_has_its_own_length(processes, kind, length):
+    # 17 MiB for each payload with a model of 1 MiB; of three processes only the last one has two workers
+    server = GrpcTransport(4, processes, TIMEOUTS)
+    lines = join(server, range(processes))
+    start(server, 0, MEGABYTE // 4)
+    member = server.membership.all[0]
+    question = next(question for question, answer in ANSWERS.items() if answer == kind)
+    if question != Kind.ORDER:
+        member.line.send(message(question, 0))
+    lines[0].send(Message(kind, 0, torch.zeros(length, dtype=torch.uint8)))
+    until = time.monotonic() + 10
+    while member.line is not None:
+        assert server.membership.next(until) is not None
+    assert "allowed" in member.gone
+    server.close()

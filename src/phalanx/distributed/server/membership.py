@@ -99,7 +99,7 @@ class Membership:
 
     Args:
         shares: workers of each process.
-        limit_bytes: gives the largest answer to accept.
+        limit_bytes: gives the largest answer of a kind to accept from a process.
         unpack: turns the message of a process into what `next` returns, in another thread.
         host: address to listen at.
         secrets: what each process proves who it is with, where there are no keys.
@@ -110,7 +110,7 @@ class Membership:
         self,
         shares: Sequence[tuple[int, ...]],
         timeouts: Timeouts,
-        limit_bytes: Callable[[], int],
+        limit_bytes: Callable[[int, Kind], int],
         unpack: Callable[[Member, Message], Any],
         host: str,
         secrets: Sequence[str],

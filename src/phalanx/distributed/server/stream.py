@@ -127,7 +127,7 @@ class StreamServer:
         host: address to listen at.
         secrets: what each process proves who it is with, where there are no keys.
         keys: of the server, for TLS; then a process is who its certificate says.
-        limit_bytes: gives the longest answer to accept.
+        limit_bytes: gives the longest answer of a kind to accept from a process.
         unpack: called in a thread of its own with each line and each message; what it returns is the event.
     Raises:
         ValueError: the address cannot be listened at.
@@ -138,7 +138,7 @@ class StreamServer:
         host: str,
         secrets: Sequence[str],
         keys: Keys | None,
-        limit_bytes: Callable[[], int],
+        limit_bytes: Callable[[int, Kind], int],
         unpack: Callable[[int, Message], Any] = lambda process, incoming: incoming,
     ) -> None:
         self._secrets, self._limit, self._unpack = secrets, limit_bytes, unpack
@@ -273,7 +273,7 @@ class StreamServer:
         eof = optional("grpc.aio", "a server", "gRPC", "server").EOF
 
         def admit(kind: Kind, round: int, length: int) -> bool:
-            limit = self._limit()
+            limit = self._limit(line.process, kind)
             if length > limit:
                 raise BadPayload(f"a message of {length} bytes, at most {limit} allowed")
             return line.settle(kind, round)

@@ -82,7 +82,7 @@ class GrpcTransport(ServerTransport):
         super().__init__(n)
         bounds = [r * n // processes for r in range(processes + 1)]
         shares = [tuple(range(a, b)) for a, b in pairwise(bounds)]
-        self._limit, self._row_bytes = _SLACK_BYTES, _SLACK_BYTES
+        self._payload_bytes = self._row_bytes = _SLACK_BYTES
         self.secrets = tuple(secrets) or tuple(token_hex(32) for _ in range(processes))
         self._index, self._left = -1, left
         self._buffers = ReceiveBuffers(n, 0)
@@ -90,7 +90,7 @@ class GrpcTransport(ServerTransport):
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
         self.membership = Membership(
-            shares, timeouts or Timeouts(), lambda: self._limit, self._unpacked, host, self.secrets, keys
+            shares, timeouts or Timeouts(), self._longest, self._unpacked, host, self.secrets, keys
         )
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ class GrpcTransport(ServerTransport):
         self.membership.begin()
         size = payload_bytes(weights)
         # a codec may lengthen a row; what a worker sends is checked later
-        self._limit = max(len(member.workers) for member in self.membership.all) * (_SLACK_BYTES + 16 * size)
+        self._payload_bytes = _SLACK_BYTES + 16 * size
         self._row_bytes = _SLACK_BYTES + size
         self._buffers = ReceiveBuffers(self.size, self._row_bytes)
         order = message(Kind.ORDER, index, weights)
@@ -147,6 +147,12 @@ class GrpcTransport(ServerTransport):
         for worker, row in self._numbers.items():
             table[worker] = row.to(table)
         return table
+
+    def _longest(self, process: int, kind: Kind) -> int:
+        """The bytes that an answer may have: a process speaks for its own workers, and holds one payload at a time."""
+        if kind == Kind.TESTED:
+            return _SLACK_BYTES
+        return self._payload_bytes * (1 if kind == Kind.HELD else len(self.membership.all[process].workers))
 
     def _enter(self, member: Member, report: Answer, num_metrics: int) -> None:
         self.membership.reported(member)
