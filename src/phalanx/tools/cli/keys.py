@@ -13,8 +13,8 @@ from phalanx.tools.cli.common import Json, print_json, user_command
 
 @user_command
 def keys(
-    folder: Annotated[Path, typer.Argument(help="New or empty folder for the keys.")],
-    workers: Annotated[int, typer.Option(metavar="N", help="Worker processes of the job.")],
+    folder: Annotated[Path | None, typer.Argument(help="New or empty folder for the keys.")] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Worker processes of the job.")] = None,
     as_json: Json = False,
 ) -> None:
     """Makes the keys of a server and its worker processes.
@@ -26,10 +26,16 @@ def keys(
     \b
     Examples:
       phalanx keys job-keys --workers 9
-      torchrun ... -m phalanx run quickstart --server --keys job-keys
+      phalanx keys job-keys --workers 9 --json
     """
+    from phalanx.core.expression import require
     from phalanx.distributed.server.identity import make_keys
 
+    require(
+        folder is not None and workers is not None,
+        "keys needs a folder and the number of worker processes, such as phalanx keys job-keys --workers 9",
+    )
+    assert folder is not None and workers is not None
     written = make_keys(folder, workers)
     if as_json:
         print_json({"folder": str(folder), "files": [str(path) for path in written]})
