@@ -10,8 +10,8 @@ import phalanx as px
 
 
 def digit(client):
-    images, labels = (torch.tensor(values) for values in (load_digits().images, load_digits().target))
-    images = images[labels == client].float() / 16
+    table, labels = load_digits(return_X_y=True)
+    images = torch.tensor(table[labels == client]).float().reshape(-1, 8, 8) / 16
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(client))
     data = TensorDataset((images + 0.3 * noise).unsqueeze(1), (images > 0.5).long())
     return torch.utils.data.random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))

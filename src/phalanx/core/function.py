@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phalanx.core.registry import extensions
 
@@ -113,6 +113,13 @@ class Function:
 
     def __hash__(self) -> int:
         return hash(self.reference)
+
+
+if TYPE_CHECKING:
+    # what a field of an expression takes: the function itself, its name, or a Function, which it becomes
+    FunctionLike = Any
+else:
+    FunctionLike = Function
 
 
 def said_by(error: Exception) -> str:

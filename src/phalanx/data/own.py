@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
 from phalanx.core.expression import method, require
-from phalanx.core.function import Function, said_by
+from phalanx.core.function import FunctionLike, said_by
 from phalanx.core.round import make_generator
 from phalanx.core.seeding import seeded_globally
 from phalanx.data.dataset import Data
@@ -129,8 +129,8 @@ class OwnExamples(Examples):
         central: Any = None,
         outputs: int | None = None,
         shape: tuple[int, ...] | None = None,
-        key: Function | None = None,
-        collate: Function | None = None,
+        key: FunctionLike | None = None,
+        collate: FunctionLike | None = None,
         tested: bool = True,
     ) -> None:
         self.name, self._source, self.num_clients, self._central = name, source, num_clients, central
@@ -373,11 +373,11 @@ class Datasets(Data):
         ValueError: the function returns no datasets, or an example is not the same when it is read twice.
     """
 
-    source: Function
+    source: FunctionLike
     outputs: int | None = None
     shape: tuple[int, ...] | None = None
-    key: Function | None = None
-    collate: Function | None = None
+    key: FunctionLike | None = None
+    collate: FunctionLike | None = None
 
     def validate(self) -> None:
         ok = self.outputs is None or self.outputs >= 1
@@ -410,12 +410,12 @@ class ClientDatasets(Data):
         outputs, shape, key, collate: those of `datasets`.
     """
 
-    source: Function
-    test: Function | None = None
+    source: FunctionLike
+    test: FunctionLike | None = None
     outputs: int | None = None
     shape: tuple[int, ...] | None = None
-    key: Function | None = None
-    collate: Function | None = None
+    key: FunctionLike | None = None
+    collate: FunctionLike | None = None
 
     def validate(self) -> None:
         ok = self.outputs is None or self.outputs >= 1

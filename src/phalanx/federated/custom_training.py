@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.expression import method, require
-from phalanx.core.function import Function
+from phalanx.core.function import FunctionLike
 from phalanx.core.round import make_generator
 from phalanx.core.seeding import seeded_globally
 from phalanx.core.trees import State, copy_tree
@@ -39,7 +39,7 @@ class CustomTraining(ClientWork):
         ValueError: the function raises an exception, returns something else, or leaves the model with other tensors.
     """
 
-    train: Function
+    train: FunctionLike
     batch: int = 32
 
     def validate(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from phalanx.core.expression import method, require
-from phalanx.core.function import Function, said_by
+from phalanx.core.function import FunctionLike, said_by
 from phalanx.data.examples import Examples
 from phalanx.data.shape import Shape
 from phalanx.models.model import Model
@@ -32,7 +32,7 @@ class Custom(Model):
         ValueError: it returns no network, or one that it has returned before.
     """
 
-    make: Function
+    make: FunctionLike
 
     def build_for(self, data: Examples) -> nn.Module:
         if self.make.num_arguments(2) == 0:

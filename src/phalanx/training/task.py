@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.core.expression import Expression, method, require
-from phalanx.core.function import Function, said_by
+from phalanx.core.function import FunctionLike, said_by
 from phalanx.data.examples import Batch, describe, form_of, map_tensors, tensors_of
 
 LOSS = "loss"
@@ -55,7 +55,7 @@ class Metric(Expression):
     """
 
     name: str
-    function: Function | None
+    function: FunctionLike | None
     higher_is_better: bool
     unit: str = ""
 
@@ -149,7 +149,7 @@ class PairTask(Task):
     """
 
     targets: str | None = None
-    forward: Function | None = None
+    forward: FunctionLike | None = None
 
     @property
     @abstractmethod

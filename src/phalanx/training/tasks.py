@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phalanx.core.expression import method, require
-from phalanx.core.function import Function
+from phalanx.core.function import Function, FunctionLike
 from phalanx.data.examples import Batch, describe
 from phalanx.training import metrics as functions
 from phalanx.training.score import cross_entropy
@@ -179,11 +179,11 @@ class FunctionTask(PairTask):
         ValueError: there is neither a loss nor an `evaluate`, or two metrics have one name.
     """
 
-    loss: Function | None
+    loss: FunctionLike | None
     metrics: tuple[Metric, ...] = ()
     targets: str | None = None
-    forward: Function | None = None
-    evaluate: Function | None = None
+    forward: FunctionLike | None = None
+    evaluate: FunctionLike | None = None
 
     def validate(self) -> None:
         require(
