@@ -31,7 +31,9 @@ def setting(tmp_path, monkeypatch):
 def test_every_command_names_the_score(setting, capfd):
     own = setting / "own.txt"
     error = sentence("run", own, "--out", setting / "none")
-    assert "'tests.data.own_sets:clinic' is not known in this process; import its module first" in error
+    assert (
+        "is not known in this process; import its module first, as in phalanx run --import tests.data.own_sets" in error
+    )
     text = phalanx("run", own, "--import", "tests.data.own_sets", "--out", setting / "own")
     assert "rmse" in text and " cm" in text and "lower is" in text and "accuracy" not in text
     assert (setting / "own/plot.png").read_bytes().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -71,8 +72,9 @@ def test_a_policy_has_its_exit_code(policies: list[str], code: int, finished: tu
     assert [outcome["policy"] for outcome in printed["policies"]] == policies
 
 
-def test_a_finished_study_is_judged_anew(finished: tuple[Path, dict]) -> None:
-    folder, _ = finished
+def test_a_finished_study_is_judged_anew(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    # a copy, as its limits change for good
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
     text = phalanx(
         "redteam", "--resume", folder, "--fail-if", "main_accuracy < 0", "--accuracy-limit", "0", "--rule", "yours"
     )
