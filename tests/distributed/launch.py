@@ -66,6 +66,10 @@ def forked(processes: int, script: str, *argv: str, folder: Path, limit_s: float
     assert nursery.stdin is not None and nursery.stdout is not None
     print(json.dumps({**order, **files}), file=nursery.stdin, flush=True)
     code = int(nursery.stdout.readline())
+    if code not in (0, TIMED_OUT) and "Gloo connectFullMesh failed" in err.read_text():
+        # gloo lost a connection while it made a group, before the script exchanged anything in it: once more
+        print(json.dumps({**order, **files}), file=nursery.stdin, flush=True)
+        code = int(nursery.stdout.readline())
     ends = f"{out.read_text()[-2000:]}\n{err.read_text()[-6000:]}"
     assert code != TIMED_OUT, f"{script} did not end within {limit_s} s\n{ends}"
     assert code == 0, f"{script} exited {code}\n{ends}"
