@@ -19,18 +19,20 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import phalanx as px
-from phalanx.core.packing import ReceiveBuffers, pack, unpack
+from phalanx.core.packing import ReceiveBuffers, Unpacker, pack, unpack
 from phalanx.core.payload import BadPayload
 from phalanx.core.serialization import _DIGEST_BYTES, _digest
 from phalanx.core.trees import from_payload, to_payload
 from phalanx.distributed.server.messages import Assembly, Kind, Message
-from phalanx.distributed.server.transport import NUMBERS, _open
+from phalanx.distributed.server.transport import NUMBERS, _divided, _room
 from phalanx.lowrank.plan import Plan
 from phalanx.training.run_folder import Checkpoint, load_checkpoint, save_checkpoint
 from tests.examples import examples
@@ -112,17 +114,23 @@ def _report() -> Message:
 
 def _assemble(data: bytes) -> Any:
     """Frames of random lengths, as a hostile sender cuts them."""
-    assembly = Assembly(lambda kind, round, length: length < 1 << 20)
+    assembly = Assembly(lambda kind, round, length: Unpacker(length) if length < 1 << 20 else None)
     chance, start, whole = random.Random(len(data)), 0, None
     while start < len(data):
         size = chance.choice([21, 21, 1, 100, 1 << 20])
         whole = assembly.add(data[start : start + size])
         start += size
-    return whole
+    return None if whole is None else whole[2].payload
 
 
 def _report_of(data: bytes) -> Any:
-    return _open(Message(Kind.REPORT, 3, _tensor(data)), (0, 1), ReceiveBuffers(4, 1000), range(4))
+    content = Unpacker(len(data), partial(_room, (0, 1), ReceiveBuffers(4, 1000), range(4)))
+    chance, start = random.Random(len(data)), 0
+    while start < len(data):
+        size = chance.choice([1, 7, 100, 1 << 20])
+        content.add(np.frombuffer(data[start : start + size], dtype=np.uint8))
+        start += size
+    return _divided(Kind.REPORT, content, (0, 1))
 
 
 def _trees() -> Iterator[dict[str, Any]]:

@@ -2,15 +2,17 @@
 """Messages, and the stages that carry them."""
 
 import struct
+import weakref
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import phalanx as px
-from phalanx.core.packing import ReceiveBuffers, pack, unpack
+from phalanx.core.packing import ReceiveBuffers, Unpacker, pack, unpack
 from phalanx.core.payload import BadPayload, payload_bytes
 from tests.cases import each
 from tests.examples import BYZANTINE, LAYOUT, N, honest, received, round_of, same
@@ -38,6 +40,34 @@ def test_messages_are_read_as_they_were_written(payload):
             unpack(message[:cut])
     with pytest.raises(BadPayload):
         unpack(torch.cat([message, message[:1]]))
+    for size in (1, 3, 64):
+        unpacker = Unpacker(len(message))
+        for piece in message.split(size):
+            with pytest.raises(BadPayload, match="truncated"):
+                _ = unpacker.payload
+            unpacker.add(piece.numpy())
+        assert same(unpacker.payload, payload)
+
+
+def test_a_message_that_is_given_up_keeps_no_memory():
+    message, taken = pack({"a": torch.ones(1000), "b": torch.ones(1000)}), []
+
+    def room(name, size):
+        taken.append(weakref.ref(memory := np.empty(size, dtype=np.uint8)))
+        return torch.from_numpy(memory)
+
+    unpacker = Unpacker(len(message), room)
+    unpacker.add(message[:5000].numpy())
+    assert [memory() is not None for memory in taken] == [True, True]
+    unpacker.drop()
+    assert [memory() is None for memory in taken] == [True, True]
+    unpacker.add(message[5000:].numpy())
+    with pytest.raises(BadPayload, match="nobody waits"):
+        _ = unpacker.payload
+    whole = Unpacker(len(message))
+    whole.add(message.numpy())
+    whole.drop()
+    assert same(whole.payload, {"a": torch.ones(1000), "b": torch.ones(1000)})
 
 
 def header(*forms):

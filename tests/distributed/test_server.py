@@ -2,12 +2,13 @@
 """A parameter server and real worker processes, some of which die, stop, lie or talk rubbish."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 import phalanx as px
-from phalanx.core.packing import ReceiveBuffers
+from phalanx.core.packing import ReceiveBuffers, Unpacker
 from phalanx.distributed.server import transport as server
 from phalanx.distributed.server.identity import make_keys
 from phalanx.distributed.server.messages import Kind, message
@@ -178,7 +179,11 @@ def test_payloads_of_several_processes_lie_in_the_order_of_the_workers():
         sent = {f"{worker}/values": torch.full((5,), float(worker)) for worker in workers}
         # what a process says in another's name takes no other's place
         sent["1/values" if workers == (4, 5) else "5/values"] = torch.full((5,), -1.0)
-        got |= server._open(message(Kind.HELD, 0, sent), workers, buffers, order)[1]
+        body = message(Kind.HELD, 0, sent).body
+        content = Unpacker(len(body), partial(server._room, workers, buffers, order))
+        for piece in body.split(7):
+            content.add(piece.numpy())
+        got |= server._divided(Kind.HELD, content, workers)[1]
     rows = [got[worker]["values"] for worker in order]
     assert [row.tolist() for row in rows] == [[float(worker)] * 5 for worker in order]
     assert [row.data_ptr() - rows[0].data_ptr() for row in rows] == [0, 20, 40]

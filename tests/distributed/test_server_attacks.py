@@ -30,6 +30,7 @@ from phalanx.distributed.server.messages import (
     METHOD,
     SERVICE,
     Assembly,
+    Collected,
     Kind,
     Message,
     message,
@@ -357,14 +358,12 @@ def test_an_exception_while_a_message_is_handled_ends_one_stream(server, monkeyp
     start(server)
     real = GrpcTransport._unpacked
 
-    def broken(self, member, incoming):
-        if member.workers == (2,):
+    def broken(process, kind, round, content):
+        if process == 2:
             raise RuntimeError("a bug")
-        return real(self, member, incoming)
+        return real(server, server.membership.all[process], kind, round, content)
 
-    server.membership._streams._unpack = lambda process, incoming: broken(
-        server, server.membership.all[process], incoming
-    )
+    server.membership._streams._arrived = broken
     for process in range(4):
         lines[process].send(report((process,), 0, float(process)))
     server.receive_reports(2)
@@ -459,19 +458,20 @@ def test_only_loopback_goes_without_keys(monkeypatch):
 
 def test_frames_are_put_together_and_nothing_else():
     body = torch.randint(256, (3 * FRAME_BYTES + 5,), dtype=torch.uint8)
-    assembly = Assembly(lambda kind, round, length: True)
+    assembly = Assembly(lambda kind, round, length: Collected(length))
     frames = list(Message(Kind.REPORT, -3, body).frames())
     assert [len(frame) for frame in frames] == [HEADER_BYTES, *[FRAME_BYTES] * 3, 5]
     *none, whole = [assembly.add(frame) for frame in frames]
     assert none == [None] * 4 and whole is not None
-    assert (whole.kind, whole.round) == (Kind.REPORT, -3) and torch.equal(whole.body, body)
+    kind, round, content = whole
+    assert (kind, round) == (Kind.REPORT, -3) and torch.equal(content.body, body)
     for wrong in ([frames[0], b""], [frames[0], b"x" * (len(body) + 1)], [frames[0][:-1]], [frames[0] + b"x"]):
-        assembly = Assembly(lambda kind, round, length: True)
+        assembly = Assembly(lambda kind, round, length: Collected(length))
         with pytest.raises(BadPayload):
             for frame in wrong:
                 assembly.add(frame)
-    unwanted = Assembly(lambda kind, round, length: False)
-    assert [unwanted.add(frame) for frame in frames] == [None] * 5 and unwanted._body is None
+    unwanted: Assembly[Collected] = Assembly(lambda kind, round, length: None)
+    assert [unwanted.add(frame) for frame in frames] == [None] * 5 and unwanted._sink is None
 
 
 def test_launcher_store_holds_no_secret(monkeypatch):

@@ -165,7 +165,12 @@ class Gather(WireStage):
 
 def payload_limit(stack: Stack) -> int:
     """The most bytes that a payload of one of these rows may have: several times a row, as a codec may lengthen it."""
-    return 64 * 1024 + 16 * stack.rows.element_size() * stack.layout.d
+    return most_bytes(stack.layout.d)
+
+
+def most_bytes(entries: int) -> int:
+    """The most bytes that a payload may have: 16 an entry, which sparse codes of float64 rows may need, and 64 KiB."""
+    return 64 * 1024 + 16 * entries
 
 
 def send_rows(

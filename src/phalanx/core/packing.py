@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 import reprlib
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,34 +87,132 @@ def unpack(message: Tensor, room: Callable[[str, int], Tensor] | None = None) ->
     Raises:
         BadPayload: the message is truncated, extended, or otherwise not what `pack` writes.
     """
-    total = message.numel()
-    read = _Header(message)
-    if read.take(4) != MAGIC:
-        raise BadPayload("not a phalanx message")
-    (count,) = struct.unpack("<H", read.take(2))
-    forms = []
-    for _ in range(count):
-        name = read.name()
-        code, dims = struct.unpack("<BB", read.take(2))
-        if code >= len(_DTYPES):
-            raise BadPayload(f"unknown dtype code {code}")
-        shape = struct.unpack(f"<{dims}Q", read.take(8 * dims))
-        forms.append((name, code, shape, math.prod(shape) * _SIZES[code]))
-    if len({form[0] for form in forms}) != count:
-        raise BadPayload("one name twice")
-    if read.offset + sum(form[3] for form in forms) != total:
-        raise BadPayload(f"the header speaks of other than the {total} bytes that arrived")
-    payload, offset = {}, read.offset
-    for name, code, shape, size in forms:
-        # a tensor without entries may still have strides that overflow
-        if math.prod(max(dim, 1) for dim in shape) > 2**60:
-            raise BadPayload("dimensions beyond 2**60 entries")
-        # a slice of the message is not aligned
-        body = message.new_empty(size) if room is None else room(name, size)
-        body.copy_(message[offset : offset + size])
-        payload[name] = (body.view(_DTYPES[code]) if size else torch.empty(0, dtype=_DTYPES[code])).reshape(shape)
-        offset += size
-    return payload
+    unpacker = Unpacker(message.numel(), room)
+    unpacker.add(message.cpu().numpy())
+    return unpacker.payload
+
+
+class Unpacker:
+    """Unpacks a message while it arrives: each piece goes to where its tensor belongs, and is kept nowhere else.
+
+    Args:
+        total: bytes of the message.
+        room: of `unpack`.
+    """
+
+    def __init__(self, total: int, room: Callable[[str, int], Tensor] | None = None) -> None:
+        self._total, self._room, self._offset = total, room, 0
+        self._piece = np.empty(0, dtype=np.uint8)
+        self._payload: Payload | BadPayload | None = None
+        self._reader = self._read()
+        self._lock = threading.Lock()
+        self._go_on()
+
+    def add(self, piece: np.ndarray[Any, Any]) -> None:
+        """Takes the next bytes (uint8); those behind a mistake are ignored."""
+        with self._lock:
+            self._piece = piece
+            self._go_on()
+
+    def drop(self) -> None:
+        """Gives up the memory of a message that nobody waits for any more; its payload is a BadPayload."""
+        with self._lock:
+            if self._payload is None:
+                self._payload = BadPayload("a message that nobody waits for any more")
+                self._reader.close()
+
+    @property
+    def payload(self) -> Payload:
+        """The tensors, once all bytes have come.
+
+        Raises:
+            BadPayload: the message is truncated, extended, or otherwise not what `pack` writes.
+        """
+        found = self._payload
+        if isinstance(found, dict):
+            return found
+        raise found or BadPayload("a truncated message")
+
+    def _go_on(self) -> None:
+        if self._payload is None:
+            try:
+                next(self._reader)
+            except StopIteration as end:
+                self._payload = end.value
+            except BadPayload as error:
+                self._payload = error
+        if self._payload is not None:
+            self._reader.close()
+        # the sender's buffer is not kept
+        self._piece = self._piece[:0]
+
+    def _read(self) -> Generator[None, None, Payload]:
+        """Reads the whole message, and waits at each yield for the next piece."""
+        if (yield from self._take(4)) != MAGIC:
+            raise BadPayload("not a phalanx message")
+        (count,) = struct.unpack("<H", (yield from self._take(2)))
+        forms = []
+        for _ in range(count):
+            name = yield from self._name()
+            code, dims = struct.unpack("<BB", (yield from self._take(2)))
+            if code >= len(_DTYPES):
+                raise BadPayload(f"unknown dtype code {code}")
+            shape = struct.unpack(f"<{dims}Q", (yield from self._take(8 * dims)))
+            forms.append((name, code, shape, math.prod(shape) * _SIZES[code]))
+        if len({form[0] for form in forms}) != count:
+            raise BadPayload("one name twice")
+        if self._offset + sum(form[3] for form in forms) != self._total:
+            raise BadPayload(f"the header speaks of other than the {self._total} bytes that arrived")
+        payload = {}
+        for name, code, shape, size in forms:
+            # a tensor without entries may still have strides that overflow
+            if math.prod(max(dim, 1) for dim in shape) > 2**60:
+                raise BadPayload("dimensions beyond 2**60 entries")
+            # a slice of the message is not aligned
+            body = torch.empty(size, dtype=torch.uint8) if self._room is None else self._room(name, size)
+            yield from self._fill(body)
+            payload[name] = (body.view(_DTYPES[code]) if size else torch.empty(0, dtype=_DTYPES[code])).reshape(shape)
+        return payload
+
+    def _take(self, size: int) -> Generator[None, None, bytes]:
+        """The next bytes of the header."""
+        if self._offset + size > self._total:
+            raise BadPayload("a truncated header")
+        taken = bytearray()
+        while len(taken) < size:
+            if not len(self._piece):
+                yield
+            taken += self._next(size - len(taken)).tobytes()
+        return bytes(taken)
+
+    def _name(self) -> Generator[None, None, str]:
+        (length,) = struct.unpack("<H", (yield from self._take(2)))
+        if length > MOST_NAME:
+            raise BadPayload(f"a name of {length} bytes, at most {MOST_NAME} allowed")
+        raw = yield from self._take(length)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise BadPayload("a name that is not utf-8") from None
+
+    def _fill(self, body: Tensor) -> Generator[None, None, None]:
+        """Writes the next bytes into a tensor."""
+        filled = 0
+        while filled < len(body):
+            if not len(self._piece):
+                yield
+            part = self._next(len(body) - filled)
+            target = body[filled : filled + len(part)]
+            if part.flags.writeable:
+                target.copy_(torch.from_numpy(part))
+            else:
+                target.numpy()[:] = part
+            filled += len(part)
+
+    def _next(self, size: int) -> np.ndarray[Any, Any]:
+        part, self._piece = self._piece[:size], self._piece[size:]
+        self._offset += len(part)
+        return part
 
 
 class ReceiveBuffers:
@@ -140,24 +240,3 @@ class ReceiveBuffers:
             return empty.new_empty(size)
         self._used.add((name, i))
         return table[i]
-
-
-class _Header:
-    def __init__(self, message: Tensor) -> None:
-        self.message, self.offset = message, 0
-
-    def take(self, size: int) -> bytes:
-        piece = self.message[self.offset : self.offset + size]
-        if piece.numel() != size:
-            raise BadPayload("a truncated header")
-        self.offset += size
-        return bytes(piece.tolist())
-
-    def name(self) -> str:
-        try:
-            (length,) = struct.unpack("<H", self.take(2))
-            if length > MOST_NAME:
-                raise BadPayload(f"a name of {length} bytes, at most {MOST_NAME} allowed")
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            raise BadPayload("a name that is not utf-8") from None

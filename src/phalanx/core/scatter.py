@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phalanx.core.buffers import empty_rows
 from phalanx.core.clock import Clock
-from phalanx.core.codec import INSTALLED, WEIGHT, Codec, PayloadAttack, payload_limit
+from phalanx.core.codec import INSTALLED, WEIGHT, Codec, PayloadAttack, most_bytes, payload_limit
 from phalanx.core.columns import Columns, Shard, Undecided, divide, owners_of
 from phalanx.core.expression import method, require
 from phalanx.core.gate import Gate, bad_rows
@@ -398,7 +398,7 @@ class Scatter(WireStage):
         Raises:
             Undecided: a result does not arrive, or no result of a shard has a majority.
         """
-        world, limit = columns.world, 64 * 1024 * count + 16 * count * columns.whole.dtype.itemsize * columns.whole.d
+        world, limit = columns.world, count * most_bytes(columns.whole.d)
         mine = {position: self._told(position, results, columns, round) for position in columns.local}
         owned = {shard: positions for shard, positions in enumerate(columns.owners) if columns.shards[shard].blocks}
         winners, texts = {shard: [*positions] for shard, positions in owned.items()}, dict[int, bytes]()

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phalanx.core.expression import require
+from phalanx.core.packing import Unpacker
 from phalanx.distributed.server.identity import Keys
-from phalanx.distributed.server.messages import Kind, Message, message
-from phalanx.distributed.server.stream import Line, StreamServer
+from phalanx.distributed.server.messages import Kind, message
+from phalanx.distributed.server.stream import Arriving, Line, StreamServer
 
 _MAX_BACKOFF = 64  # rounds
 _GRACE_S = 1.0  # that a round looks at what has arrived beyond its deadline
@@ -100,7 +101,8 @@ class Membership:
     Args:
         shares: workers of each process.
         limit_bytes: gives the largest answer of a kind to accept from a process.
-        unpack: turns the message of a process into what `next` returns, in another thread.
+        arriving: gives what unpacks an answer that begins to arrive, in another thread.
+        arrived: turns an answer that has arrived into what `next` returns, in the same.
         host: address to listen at.
         secrets: what each process proves who it is with, where there are no keys.
         keys: of the server, for TLS.
@@ -111,7 +113,8 @@ class Membership:
         shares: Sequence[tuple[int, ...]],
         timeouts: Timeouts,
         limit_bytes: Callable[[int, Kind], int],
-        unpack: Callable[[Member, Message], Any],
+        arriving: Arriving,
+        arrived: Callable[[Member, Kind, int, Unpacker], Any],
         host: str,
         secrets: Sequence[str],
         keys: Keys | None = None,
@@ -123,7 +126,12 @@ class Membership:
         self._past_bytes = 0
         self._began, self._times, self._first = time.monotonic(), dict[int, float](), True
         self._streams = StreamServer(
-            host, secrets, keys, limit_bytes, lambda process, incoming: unpack(self.all[process], incoming)
+            host,
+            secrets,
+            keys,
+            limit_bytes,
+            arriving,
+            lambda process, kind, round, content: arrived(self.all[process], kind, round, content),
         )
 
     def of(self, worker: int) -> Member:
@@ -187,7 +195,7 @@ class Membership:
         return now + (self.timeouts.first_s if self._first else self.timeouts.stretched(now - self._began))
 
     def next(self, until: float) -> tuple[Member, Any] | None:
-        """What `unpack` made of the next message, or None in its place for a stream that has begun or ended.
+        """What `arrived` made of the next answer, or None in its place for a stream that has begun or ended.
 
         None alone when the time is over, however much still waits to be looked at. Adds processes that connect.
         """

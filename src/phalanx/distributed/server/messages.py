@@ -11,7 +11,9 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,15 +58,13 @@ class Message:
     round: int
     body: Tensor
 
-    def payload(self, room: Callable[[str, int], Tensor] | None = None) -> Payload:
+    def payload(self) -> Payload:
         """The body as tensors.
 
-        Args:
-            room: of `unpack`.
         Raises:
             BadPayload: it is not what `pack` writes.
         """
-        return unpack(self.body, room)
+        return unpack(self.body)
 
     def frames(self) -> Iterator[bytes]:
         """The message in pieces, each made when it is asked for."""
@@ -79,49 +79,75 @@ def message(kind: Kind, round: int = 0, payload: Payload | None = None) -> Messa
     return Message(kind, round, pack(payload or {}))
 
 
-class Assembly:
+class Sink(Protocol):
+    """Takes the body of a message while it arrives."""
+
+    def add(self, piece: np.ndarray[Any, Any], /) -> None:
+        """Takes the next bytes (uint8)."""
+        ...
+
+
+class Collected:
+    """A body kept as one piece of memory.
+
+    Args:
+        length: bytes of the body.
+    """
+
+    def __init__(self, length: int) -> None:
+        # pages that take memory as they are filled only
+        self.body = torch.empty(length, dtype=torch.uint8)
+        self._filled = 0
+
+    def add(self, piece: np.ndarray[Any, Any]) -> None:
+        self.body.numpy()[self._filled : self._filled + len(piece)] = piece
+        self._filled += len(piece)
+
+
+SinkT = TypeVar("SinkT", bound=Sink)
+
+
+class Assembly(Generic[SinkT]):
     """Puts the frames of one sender together.
 
     Args:
-        admit: called with kind, round and length of each message before memory is taken for it; returns whether its
-            body is wanted, and raises BadPayload for a message that must not come.
+        admit: called with kind, round and length of each message before memory is taken for it. It returns what takes
+            the body, or None for a body that is not wanted, and raises BadPayload for a message that must not come.
     """
 
-    def __init__(self, admit: Callable[[Kind, int, int], bool]) -> None:
+    def __init__(self, admit: Callable[[Kind, int, int], SinkT | None]) -> None:
         self._admit = admit
         self._head: tuple[Kind, int] | None = None
-        self._body: Tensor | None = None
-        self._length = self._filled = 0
+        self._sink: SinkT | None = None
+        self._left = 0
 
-    def add(self, frame: bytes) -> Message | None:
-        """The message that a frame completes, if it is wanted.
+    def add(self, frame: bytes) -> tuple[Kind, int, SinkT] | None:
+        """Kind, round and content of the message that a frame completes, if it is wanted.
 
         Raises:
             BadPayload: the frame is no part of a message that was admitted.
         """
         if self._head is None:
             return self._begin(frame)
-        if not 0 < len(frame) <= self._length - self._filled:
-            raise BadPayload(f"a frame of {len(frame)} bytes where {self._length - self._filled} are left")
-        if self._body is not None:
-            memoryview(self._body.numpy())[self._filled : self._filled + len(frame)] = frame  # type: ignore[arg-type]
-        self._filled += len(frame)
-        return self._end() if self._filled == self._length else None
+        if not 0 < len(frame) <= self._left:
+            raise BadPayload(f"a frame of {len(frame)} bytes where {self._left} are left")
+        self._left -= len(frame)
+        if self._sink is not None:
+            self._sink.add(np.frombuffer(frame, dtype=np.uint8))
+        return None if self._left else self._end()
 
-    def _begin(self, frame: bytes) -> Message | None:
+    def _begin(self, frame: bytes) -> tuple[Kind, int, SinkT] | None:
         if len(frame) != HEADER_BYTES:
             raise BadPayload("bytes that are no message")
         magic, kind, round, length = _HEADER.unpack(frame)
         if magic != _MAGIC or kind not in Kind.__members__.values():
             raise BadPayload("bytes that are no message")
-        wanted = self._admit(Kind(kind), round, length)
-        self._head, self._length, self._filled = (Kind(kind), round), length, 0
-        # pages that take memory as they are filled only
-        self._body = torch.empty(length, dtype=torch.uint8) if wanted else None
-        return self._end() if not length else None
+        self._sink = self._admit(Kind(kind), round, length)
+        self._head, self._left = (Kind(kind), round), length
+        return None if length else self._end()
 
-    def _end(self) -> Message | None:
+    def _end(self) -> tuple[Kind, int, SinkT] | None:
         assert self._head is not None
-        (kind, round), body = self._head, self._body
-        self._head = self._body = None
-        return None if body is None else Message(kind, round, body)
+        (kind, round), sink = self._head, self._sink
+        self._head = self._sink = None
+        return None if sink is None else (kind, round, sink)

@@ -21,9 +21,19 @@ from contextlib import suppress
 from typing import Any
 
 from phalanx.core.optional import optional
+from phalanx.core.packing import Unpacker
 from phalanx.core.payload import BadPayload
 from phalanx.distributed.server.identity import WORKER, Keys
-from phalanx.distributed.server.messages import ANSWERS, FRAME_BYTES, METHOD, SERVICE, Assembly, Kind, Message
+from phalanx.distributed.server.messages import (
+    ANSWERS,
+    FRAME_BYTES,
+    METHOD,
+    SERVICE,
+    Assembly,
+    Collected,
+    Kind,
+    Message,
+)
 
 HELLO_BYTES, HELLO_S = 4096, 5.0
 _SPARE_CONNECTIONS = 32  # beside those of the workers, until they have said who they are
@@ -31,7 +41,8 @@ _KEEPALIVE_MS = 30_000
 _OLD_REPORTS = 64  # that a worker which is behind may still owe
 
 Hello = dict[str, Any]
-Event = tuple["Line", "Hello | Message | None"]  # a process says hello, a message has come, the stream has ended
+Event = tuple["Line", Any]  # a process says hello (a dict), an answer has come, the stream has ended (None)
+Arriving = Callable[[int, Kind, int, int], Unpacker]  # of a process, a message's kind, round and length
 
 
 def grpc_module() -> Any:
@@ -128,7 +139,8 @@ class StreamServer:
         secrets: what each process proves who it is with, where there are no keys.
         keys: of the server, for TLS; then a process is who its certificate says.
         limit_bytes: gives the longest answer of a kind to accept from a process.
-        unpack: called in a thread of its own with each line and each message; what it returns is the event.
+        arriving: called when an answer begins to arrive; gives what unpacks it.
+        arrived: called with process, kind, round and what has unpacked the answer; what it returns is the event.
     Raises:
         ValueError: the address cannot be listened at.
     """
@@ -139,15 +151,16 @@ class StreamServer:
         secrets: Sequence[str],
         keys: Keys | None,
         limit_bytes: Callable[[int, Kind], int],
-        unpack: Callable[[int, Message], Any] = lambda process, incoming: incoming,
+        arriving: Arriving = lambda process, kind, round, length: Unpacker(length),
+        arrived: Callable[[int, Kind, int, Unpacker], Any] = lambda process, kind, round, content: content,
     ) -> None:
-        self._secrets, self._limit, self._unpack = secrets, limit_bytes, unpack
+        self._secrets, self._limit, self._arriving, self._arrived = secrets, limit_bytes, arriving, arrived
         self._is_tls = keys is not None
         self.events: queue.SimpleQueue[tuple[Line, Any]] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._lines: dict[int, Line] = {}
-        # one at a time, so that at most one message is in memory twice
-        self._unpacker = ThreadPoolExecutor(1, thread_name_prefix="unpack")
+        # neither the thread that trains nor that of the streams waits while a message is read
+        self._unpacking = ThreadPoolExecutor(1, thread_name_prefix="unpack")
         started: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
         _raise_open_files()
         self._thread = threading.Thread(target=self._run, args=(host, keys, started), daemon=True, name="server")
@@ -252,7 +265,7 @@ class StreamServer:
             if frame is eof:
                 raise BadPayload("no hello")
             incoming = assembly.add(frame)
-        text = bytes(incoming.body.numpy()).decode()
+        text = bytes(incoming[2].body.numpy()).decode()
         # nested deeper it would take the parser's stack
         if text.count("{") + text.count("[") > 4:
             raise BadPayload("a hello that is no object")
@@ -272,18 +285,20 @@ class StreamServer:
     async def _read(self, line: Line, context: Any) -> None:
         eof = optional("grpc.aio", "a server", "gRPC", "server").EOF
 
-        def admit(kind: Kind, round: int, length: int) -> bool:
+        def admit(kind: Kind, round: int, length: int) -> Unpacker | None:
             limit = self._limit(line.process, kind)
             if length > limit:
                 raise BadPayload(f"a message of {length} bytes, at most {limit} allowed")
-            return line.settle(kind, round)
+            return self._arriving(line.process, kind, round, length) if line.settle(kind, round) else None
+
+        def take(frame: bytes) -> None:
+            line.received_bytes += len(frame)
+            if (answer := assembly.add(frame)) is not None:
+                self.events.put((line, self._arrived(line.process, *answer)))
 
         assembly = Assembly(admit)
         while (frame := await context.read()) is not eof:
-            line.received_bytes += len(frame)
-            if (incoming := assembly.add(frame)) is not None:
-                event = await self._loop.run_in_executor(self._unpacker, self._unpack, line.process, incoming)
-                self.events.put((line, event))
+            await self._loop.run_in_executor(self._unpacking, take, frame)
 
     def close(self, linger_s: float) -> None:
         """Ends all streams, and waits so long for what is still to leave."""
@@ -292,13 +307,13 @@ class StreamServer:
             future.result(timeout=linger_s + 5.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5.0)
-        self._unpacker.shutdown(wait=False, cancel_futures=True)
+        self._unpacking.shutdown(wait=False, cancel_futures=True)
 
 
-def _admit_hello(kind: Kind, round: int, length: int) -> bool:
+def _admit_hello(kind: Kind, round: int, length: int) -> Collected:
     if kind != Kind.HELLO or not 0 < length <= HELLO_BYTES:
         raise BadPayload("no hello")
-    return True
+    return Collected(length)
 
 
 def _small(value: Any) -> int:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from secrets import token_hex
 from typing import Any, ClassVar
@@ -12,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from phalanx.core.codec import most_bytes
 from phalanx.core.expression import require
-from phalanx.core.packing import ReceiveBuffers
+from phalanx.core.packing import ReceiveBuffers, Unpacker
 from phalanx.core.payload import BadPayload, Payload, payload_bytes
 from phalanx.core.registry import extensions
 from phalanx.core.trees import State, from_payload, memories_of, to_payload
@@ -21,7 +24,7 @@ from phalanx.core.world import checked_payload
 from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server.identity import Keys
 from phalanx.distributed.server.membership import Member, Membership, Timeouts
-from phalanx.distributed.server.messages import Kind, Message, message
+from phalanx.distributed.server.messages import Kind, message
 from phalanx.distributed.server_transport import ServerTransport, metrics_from
 
 NUMBERS = "numbers"  # key of a report's numbers, beside "worker/key" of its payloads
@@ -45,6 +48,27 @@ class Answer:
     payloads: dict[int, Payload | BadPayload] = field(default_factory=dict)
     memories: State = field(default_factory=dict)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+class _Rooms:
+    """The memory that the payloads of a round arrive in.
+
+    Args:
+        kind: of the answers that bring them.
+        workers: whose payloads have a place in its tables.
+        row_bytes: of one payload, as of a row.
+    """
+
+    def __init__(self, kind: Kind, round: int, workers: tuple[int, ...], row_bytes: int) -> None:
+        self.kind, self.round, self.workers = kind, round, workers
+        self.buffers = ReceiveBuffers(len(workers), row_bytes)
+        self.arriving: list[weakref.ref[Unpacker]] = []
+
+    def drop(self) -> None:
+        """Gives up what still arrives."""
+        for reference in self.arriving:
+            if (unpacker := reference()) is not None:
+                unpacker.drop()
 
 
 class GrpcTransport(ServerTransport):
@@ -85,12 +109,11 @@ class GrpcTransport(ServerTransport):
         self._payload_bytes = self._row_bytes = _SLACK_BYTES
         self.secrets = tuple(secrets) or tuple(token_hex(32) for _ in range(processes))
         self._index, self._left = -1, left
-        self._buffers = ReceiveBuffers(n, 0)
-        self._asked: tuple[int, ...] = ()
+        self._rooms = _Rooms(Kind.REPORT, -1, tuple(range(n)), 0)
         self._first: dict[int, Payload | BadPayload] = {}
         self._numbers: dict[int, Tensor] = {}
         self.membership = Membership(
-            shares, timeouts or Timeouts(), self._longest, self._unpacked, host, self.secrets, keys
+            shares, timeouts or Timeouts(), self._longest, self._arriving, self._unpacked, host, self.secrets, keys
         )
 
     def __repr__(self) -> str:
@@ -112,10 +135,11 @@ class GrpcTransport(ServerTransport):
         self._index, self._first, self._numbers = index, {}, {}
         self.membership.begin()
         size = payload_bytes(weights)
-        # a codec may lengthen a row; what a worker sends is checked later
-        self._payload_bytes = _SLACK_BYTES + 16 * size
+        # a codec may lengthen a row, to this at most; what a worker sends is checked again later
+        entries = sum(tensor.numel() for tensor in weights.values())
+        self._payload_bytes = _SLACK_BYTES + most_bytes(entries)
         self._row_bytes = _SLACK_BYTES + size
-        self._buffers = ReceiveBuffers(self.size, self._row_bytes)
+        self._make_room(Kind.REPORT, range(self.size))
         order = message(Kind.ORDER, index, weights)
         for member in self.membership.all:
             if member.line is None:
@@ -148,6 +172,11 @@ class GrpcTransport(ServerTransport):
             table[worker] = row.to(table)
         return table
 
+    def _make_room(self, kind: Kind, workers: Sequence[int]) -> None:
+        """Makes a table for the payloads of these workers; what still arrives for an earlier table is given up."""
+        former, self._rooms = self._rooms, _Rooms(kind, self._index, tuple(workers), self._row_bytes)
+        former.drop()
+
     def _longest(self, process: int, kind: Kind) -> int:
         """The bytes that an answer may have: a process speaks for its own workers, and holds one payload at a time."""
         if kind == Kind.TESTED:
@@ -161,21 +190,27 @@ class GrpcTransport(ServerTransport):
         if numbers is not None and numbers.shape == (len(member.workers), num_metrics) and numbers.is_floating_point():
             self._numbers |= dict(zip(member.workers, numbers, strict=True))
 
-    def _unpacked(self, member: Member, incoming: Message) -> Answer:
-        """The content of a message, in the thread that unpacks; whatever is wrong with it is its sender's erasure."""
+    def _arriving(self, process: int, kind: Kind, round: int, length: int) -> Unpacker:
+        """What unpacks an answer while it arrives: payloads go straight to their place in the table of the rows."""
+        workers, rooms = self.membership.all[process].workers, self._rooms
+        order = rooms.workers if (kind, round) == (rooms.kind, rooms.round) else ()
+        unpacker = Unpacker(length, partial(_room, workers, rooms.buffers, order))
+        rooms.arriving.append(weakref.ref(unpacker))
+        return unpacker
+
+    def _unpacked(self, member: Member, kind: Kind, round: int, content: Unpacker) -> Answer:
+        """The content of an answer, in the thread that unpacks; whatever is wrong with it is its sender's erasure."""
         try:
-            if incoming.kind == Kind.MEMORY:
-                tree = from_payload(incoming.payload())
-                return Answer(incoming.kind, incoming.round, memories=memories_of(tree, member.workers))
-            if incoming.kind == Kind.TESTED:
-                metrics = metrics_from(incoming.payload(), member.workers)
-                return Answer(incoming.kind, incoming.round, metrics=metrics)
-            order = self._asked if incoming.kind == Kind.HELD else range(self.size)
-            numbers, payloads = _open(incoming, member.workers, self._buffers, order)
+            if kind == Kind.MEMORY:
+                tree = from_payload(content.payload)
+                return Answer(kind, round, memories=memories_of(tree, member.workers))
+            if kind == Kind.TESTED:
+                return Answer(kind, round, metrics=metrics_from(content.payload, member.workers))
+            numbers, payloads = _divided(kind, content, member.workers)
         except Exception as error:
             why = BadPayload(f"a message that cannot be read ({type(error).__name__})")
-            return Answer(incoming.kind, incoming.round, payloads=dict.fromkeys(member.workers, why))
-        return Answer(incoming.kind, incoming.round, numbers, payloads)
+            return Answer(kind, round, payloads=dict.fromkeys(member.workers, why))
+        return Answer(kind, round, numbers, payloads)
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         assert not payloads
@@ -186,7 +221,7 @@ class GrpcTransport(ServerTransport):
     ) -> list[Payload | BadPayload]:
         assert not payloads
         found: dict[int, Payload | BadPayload] = {}
-        self._asked, self._buffers = tuple(workers), ReceiveBuffers(len(workers), self._row_bytes)
+        self._make_room(Kind.HELD, workers)
         waiting = set(workers)
         for worker in workers:
             member = self.membership.of(worker)
@@ -262,32 +297,34 @@ class GrpcTransport(ServerTransport):
         return checked_payload(payload, limit_bytes, self.membership.of(worker).gone or "nothing arrived")
 
 
-def _open(
-    incoming: Message, workers: tuple[int, ...], buffers: ReceiveBuffers, order: Sequence[int]
-) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
-    """Numbers and payloads of a process's workers; what it says of other workers is ignored.
+def _room(workers: tuple[int, ...], buffers: ReceiveBuffers, order: Sequence[int], name: str, size: int) -> Tensor:
+    """Memory for a tensor of a process's answer.
 
     Args:
+        workers: of the process.
         order: the workers that have a receive buffer.
     """
-    payloads: dict[int, Payload | BadPayload] = {worker: {} for worker in workers}
-    names = {str(worker): worker for worker in workers}
+    head, _, key = name.partition("/")
+    worker = next((w for w in workers if str(w) == head), -1)
+    if worker not in order:
+        return torch.empty(size, dtype=torch.uint8)
+    return buffers.buffer_for(order.index(worker), key, size)
 
-    def room(name: str, size: int) -> Tensor:
-        head, _, key = name.partition("/")
-        place = order.index(names[head]) if names.get(head) in order else None
-        return torch.empty(size, dtype=torch.uint8) if place is None else buffers.buffer_for(place, key, size)
 
+def _divided(
+    kind: Kind, content: Unpacker, workers: tuple[int, ...]
+) -> tuple[Tensor | None, dict[int, Payload | BadPayload]]:
+    """Numbers and payloads of a process's workers; what it says of other workers is ignored."""
     try:
-        parts = incoming.payload(room)
+        parts = content.payload
     except BadPayload as error:
         return None, dict.fromkeys(workers, error)
+    payloads: dict[int, dict[str, Tensor]] = {worker: {} for worker in workers}
+    names = {str(worker): worker for worker in workers}
     for name, tensor in parts.items():
         head, _, key = name.partition("/")
         if head in names:
-            payload = payloads[names[head]]
-            assert isinstance(payload, dict)
-            payload[key] = tensor
-    if incoming.kind == Kind.HELD:
+            payloads[names[head]][key] = tensor
+    if kind == Kind.HELD:
         return None, {worker: payload for worker, payload in payloads.items() if payload}
     return parts.get(NUMBERS), {w: p or BadPayload("nothing arrived") for w, p in payloads.items()}

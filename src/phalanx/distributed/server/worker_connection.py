@@ -15,7 +15,7 @@ import torch
 
 from phalanx.core.payload import BadPayload
 from phalanx.distributed.server.identity import SERVER_NAME, Keys
-from phalanx.distributed.server.messages import FRAME_BYTES, METHOD, SERVICE, Assembly, Kind, Message
+from phalanx.distributed.server.messages import FRAME_BYTES, METHOD, SERVICE, Assembly, Collected, Kind, Message
 from phalanx.distributed.server.stream import grpc_module, host_name
 
 _LONGEST = 1 << 40  # a worker trusts its server
@@ -99,7 +99,8 @@ class WorkerConnection:
         try:
             for frame in self._call:
                 if (incoming := assembly.add(frame)) is not None:
-                    self._put(incoming)
+                    kind, round, content = incoming
+                    self._put(Message(kind, round, content.body))
         except grpc_module().RpcError as error:
             self.why_ended = str(error.details() if hasattr(error, "details") else error)
         except BadPayload as error:
@@ -113,7 +114,7 @@ class WorkerConnection:
         self._channel.close()
 
 
-def _admit(kind: Kind, round: int, length: int) -> bool:
+def _admit(kind: Kind, round: int, length: int) -> Collected:
     if length > _LONGEST:
         raise BadPayload(f"a message of {length} bytes")
-    return True
+    return Collected(length)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from phalanx.attacks.malformed import Malformed
 from phalanx.codecs.error_feedback import ErrorFeedback
-from phalanx.core.codec import WEIGHT, Gather, Reduce
+from phalanx.core.codec import WEIGHT, Gather, Reduce, most_bytes
 from phalanx.core.columns import divide
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
@@ -94,6 +94,18 @@ def _wire(t: Trial) -> None:
                 # what the codec itself remembers is of another row now
                 t.coded(torch.zeros_like(row), layout)
                 same("the decoded rows", decoded, replace(t.method).decode(arrived, layout))
+
+
+@law(LAWS, "codec", "length")
+def _length(t: Trial) -> None:
+    """A payload is never longer than a server admits, with little beyond 16 bytes an entry."""
+    most = most_bytes(4096) - most_bytes(0) + 4096
+    spike = torch.zeros(4096, dtype=torch.float64)
+    spike[7] = 1e6
+    for row in (t.rows(4096).double(), t.rows(4096), torch.ones(4096, dtype=torch.float64), spike):
+        layout = Layout(("a", "b"), (torch.Size([60, 64]), torch.Size([256])), dtype=row.dtype)
+        size = payload_bytes(t.coded(row, layout)[0])
+        expect(size <= most, f"expected {most} bytes at most, saw {size}")
 
 
 @law(LAWS, "codec", "shards", lambda codec: codec.scope != "vector")
