@@ -2,26 +2,29 @@
 """Mutation testing, outside CI: `python -m tests.mutants --count 400 --jobs 2 --out mutants.json`.
 
 A mutant is the library with one small change: a comparison, an operator, a number or a condition. The tests of its room
-A mutant is the library with one small change: a comparison, an operator, a number or a condition. The tests of its room
-tests run until the first failure. What survives is listed with its line, to be read one by one: it shows a missing test
-or is no change at all.
+run until the first failure, those that are named after the changed file first. What survives is listed with its line,
+to be read one by one: it shows a missing test or is no change at all. Started again with the same --out, it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
+from typing import Any, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 # rooms whose mathematics the tests hold, and the tests that hold it
@@ -145,20 +148,57 @@ def places(room: str) -> Iterator[tuple[str, Path, int]]:
         yield from ((room, path.relative_to(ROOT), place) for place in range(counter.count))
 
 
-def run_tests(copy: Path, room: str) -> str:
-    """The outcome of a room's tests against the sources of a copy: passed, failed or hung."""
-    env = os.environ | {
-        "PYTHONPATH": f"{copy / 'src'}:{ROOT}:{ROOT / 'experiments'}",
-        "PHALANX_TEST_PROFILE": os.environ.get("PHALANX_TEST_PROFILE", "quick"),
-        "NUMBA_CACHE_DIR": str(copy / "numba"),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not processes"]
+def test_files(room: str, path: Path) -> list[str]:
+    """The files of a room's tests, those that are most likely to see a change of this file first."""
+    files = [
+        file
+        for place in ROOMS[room]
+        for file in (sorted((ROOT / place).rglob("test_*.py")) if (ROOT / place).is_dir() else [ROOT / place])
+    ]
+    stem = path.stem.removesuffix("_kernels")
+    return [str(file.relative_to(ROOT)) for file in sorted(files, key=lambda file: stem not in file.stem)]
+
+
+def run_tests(copy: Path, room: str, path: Path) -> str:
+    """The outcome of a room's tests against the sources of a copy: passed, failed or hung.
+
+    They run in a fork of this process, which has imported the slow packages and nothing of the library.
+    """
+    child = os.fork()
+    if not child:
+        os.setsid()
+        _become_tests(copy, room, path)
+    until = time.monotonic() + LIMIT
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "hung"
+
+
+def _become_tests(copy: Path, room: str, path: Path) -> NoReturn:
+    """Runs the tests in this process and ends it."""
+    code = 1
     try:
-        done = subprocess.run([*command, *ROOMS[room]], cwd=ROOT, env=env, capture_output=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return "hung"
-    return "passed" if done.returncode == 0 else "failed"
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        paths = [str(copy / "src"), str(ROOT), str(ROOT / "experiments")]
+        os.environ |= {
+            "PYTHONPATH": ":".join(paths),
+            "PHALANX_TEST_PROFILE": os.environ.get("PHALANX_TEST_PROFILE", "quick"),
+            "NUMBA_CACHE_DIR": str(copy / "numba"),
+            "OMP_NUM_THREADS": "1",
+        }
+        sys.path[:0] = paths
+        os.chdir(ROOT)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0", "-m", "not slow and not processes"]
+        code = int(pytest.main([*options, *test_files(room, path)]))
+    finally:
+        os._exit(code)
 
 
 def try_mutant(copy: Path, room: str, path: Path, place: int) -> dict[str, object]:
@@ -169,11 +209,28 @@ def try_mutant(copy: Path, room: str, path: Path, place: int) -> dict[str, objec
     target = copy / path
     target.write_text(ast.unparse(tree), encoding="utf-8")
     try:
-        outcome = run_tests(copy, room)
+        outcome = run_tests(copy, room, path)
     finally:
         target.write_text(source, encoding="utf-8")
     line = source.splitlines()[mutator.line - 1].strip() if mutator.line else ""
     return {"file": str(path), "line": mutator.line, "change": mutator.change, "code": line, "outcome": outcome}
+
+
+def run_share(drawn: list[tuple[str, Path, int]], done: dict[str, Any], out: Path) -> None:
+    """Tries mutants one after the other, and writes each result to a line of a file."""
+    for name in ("torch", "numba", "scipy", "hypothesis", "sklearn"):
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        shutil.copytree(ROOT / "src", copy / "src")
+        for room, path, place in drawn:
+            key = f"{path}#{place}"
+            if key in done:
+                continue
+            result = {"key": key, **try_mutant(copy, room, path, place)}
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+            print(f"{result['outcome']}  {result['file']}:{result['line']}  {result['change']}", flush=True)
 
 
 def main() -> None:
@@ -183,35 +240,29 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", nargs="+", default=list(ROOMS), choices=list(ROOMS))
-    parser.add_argument("--out", type=Path, default=Path("mutants.json"))
+    parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="a line for each mutant")
     options = parser.parse_args()
     every = [place for room in options.rooms for place in places(room)]
     drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
-    copies: Queue[Path] = Queue()
-    results: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for job in range(options.jobs):
-            copy = Path(folder) / str(job)
-            shutil.copytree(ROOT / "src", copy / "src")
-            copies.put(copy)
-
-        def work(item: tuple[str, Path, int]) -> None:
-            copy = copies.get()
-            try:
-                results.append(try_mutant(copy, *item))
-            finally:
-                copies.put(copy)
-            last = results[-1]
-            print(f"[{len(results)}/{len(drawn)}] {last['outcome']}  {last['file']}:{last['line']}  {last['change']}")
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(work, drawn))
+    shares = [
+        multiprocessing.Process(target=run_share, args=(drawn[job :: options.jobs], _read(options.out), options.out))
+        for job in range(options.jobs)
+    ]
+    for share in shares:
+        share.start()
+    for share in shares:
+        share.join()
+    results = list(_read(options.out).values())
     killed = sum(result["outcome"] != "passed" for result in results)
     print(f"{killed} of {len(results)} mutants killed ({killed / max(1, len(results)):.0%}); survivors:")
     for result in results:
         if result["outcome"] == "passed":
             print(f"  {result['file']}:{result['line']}  {result['change']}  |  {result['code']}")
+
+
+def _read(out: Path) -> dict[str, Any]:
+    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+    return {result["key"]: result for result in map(json.loads, lines)}
 
 
 if __name__ == "__main__":

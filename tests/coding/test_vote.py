@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import phalanx as px
+from phalanx.coding.vote import _digest, _unsigned
 from phalanx.core.codec import WEIGHT
 from phalanx.core.packing import digest, pack, unpack
 from phalanx.distributed.backend import Loopback
@@ -31,6 +32,20 @@ def groups(n=N, r=3, d=50):
 
 def kinds(stack, kind):
     return {note.worker for note in stack.notes if note.kind == kind}
+
+
+def test_digest_without_signs_of_zeros_is_that_of_the_whole():
+    """The digest is taken piece by piece; what is read must be all entries, in their order."""
+    row = torch.randn(600_001)
+    row[::1000] = -0.0
+    for part in (row, row.half(), row.double()[::3], row[:0], torch.arange(700_000)):
+        plain = part + 0
+        payload = {"a": part, "b": torch.tensor(3.0), "c": torch.zeros(0, 4)}
+        assert _digest(payload) == digest({**payload, "a": plain})
+        opened = _unsigned(payload)["a"]
+        assert torch.equal(opened, plain) and not (opened.double().signbit() & (opened == 0)).any()
+        # nothing is copied without need
+        assert _unsigned({"a": plain})["a"] is plain
 
 
 def test_digests_are_equal_exactly_for_equal_payloads():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layout, stack, round, chain, registry."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -75,6 +77,16 @@ def test_picking_merging_and_erasing_keep_the_books():
         ("excluded", 5, "a reason"),
     ]
     assert left.faults_left(3) == 2 and left.faults_left(0) == 0
+
+
+@pytest.mark.parametrize("bad", [(0,), (1, 4), (5,), (0, 1, 2, 3, 4, 5), (3,)])
+def test_erasing_in_place_is_erasing_and_takes_no_memory(bad):
+    stack, reasons = honest(n=6), dict.fromkeys(bad, "a reason")
+    expected = stack.erase(reasons)
+    given = replace(stack, rows=stack.rows.clone())
+    kept = given.erase(reasons, in_place=True)
+    assert kept.rows.equal(expected.rows) and (kept.ids, kept.notes) == (expected.ids, expected.notes)
+    assert kept.weights.equal(expected.weights) and kept.rows.data_ptr() == given.rows.data_ptr()
 
 
 def test_join_notes_takes_what_is_new():

@@ -158,7 +158,8 @@ class Gather(WireStage):
         clock = Clock()
         arrived = round.world.gather([upload.now for upload in uploads], payload_limit(sent))
         clock.lap("wire_s")
-        received = self.gate.admit(open_rows(self.codec, arrived, [(worker,) for worker in round.world.workers], sent))
+        opened = open_rows(self.codec, arrived, [(worker,) for worker in round.world.workers], sent)
+        received = self.gate.admit(opened, in_place=round.world.gives_memory)
         clock.lap("decode_s")
         return replace(received, arrived=received).note(clock.notes)
 

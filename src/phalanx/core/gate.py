@@ -38,18 +38,23 @@ class Gate(Expression):
         require(0 < self.limit < float("inf"), f"gate needs a finite limit > 0, got limit={self.limit}")
         require(self.max_weight >= 1, f"gate needs max_weight >= 1 median, got max_weight={self.max_weight}")
 
-    def admit(self, stack: Stack) -> Stack:
-        """The admitted rows; each other row becomes an erasure with a reason. Shapes: (k, d) -> (m, d), m <= k."""
-        return self.exclude(stack, bad_rows(stack.rows, self.limit))
+    def admit(self, stack: Stack, in_place: bool = False) -> Stack:
+        """The admitted rows; each other row becomes an erasure with a reason. Shapes: (k, d) -> (m, d), m <= k.
 
-    def exclude(self, stack: Stack, bad: dict[int, str]) -> Stack:
+        Args:
+            in_place: whether the rows may be written over, which takes no memory for those that are admitted.
+        """
+        return self.exclude(stack, bad_rows(stack.rows, self.limit), in_place)
+
+    def exclude(self, stack: Stack, bad: dict[int, str], in_place: bool = False) -> Stack:
         """The rows that are not bad and have a plausible weight; for rows that were looked at in several places.
 
         Args:
             bad: by position, why a row is not finite or absurdly large.
+            in_place: of `admit`.
         """
         false_rows = [Note("false_row", w, reason=reason) for i, reason in bad.items() for w in stack.sources[i]]
-        stack = stack.erase({**bad, **_bad_weights(stack.weights)}).note(false_rows)
+        stack = stack.erase({**bad, **_bad_weights(stack.weights)}, in_place).note(false_rows)
         return replace(stack, weights=self._bound(stack.weights), gated=True)
 
     def _bound(self, weights: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from phalanx.core.payload import BadPayload, Payload
 
 MAGIC = b"PHX1"
 MOST_NAME = 1000  # bytes of a tensor's name
+_PIECE = 1 << 18  # entries that are changed at a time; a megabyte stays in a second-level cache
 _DTYPES = (
     torch.uint8,
     torch.int8,
@@ -50,13 +51,22 @@ def pack(payload: Payload) -> Tensor:
     return torch.cat([torch.frombuffer(bytearray(_head(payload)), dtype=torch.uint8), *_bodies(payload)])
 
 
-def digest(payload: Payload) -> bytes:
-    """The BLAKE3 digest (32 bytes) of what `pack` writes: equal only for equal payloads in the same order."""
+def digest(payload: Payload, read: Callable[[Tensor], Tensor] | None = None) -> bytes:
+    """The BLAKE3 digest (32 bytes) of what `pack` writes: equal only for equal payloads in the same order.
+
+    Args:
+        read: changes entries before they are hashed, one by one; called with pieces of each tensor as a vector.
+    """
     from blake3 import blake3
 
     hasher = blake3(_head(payload))
-    for body in _bodies(payload):
-        buffer: Any = body.numpy()  # numpy's types say from Python 3.12 on that this is a buffer
+    if read is None:
+        pieces = iter(_bodies(payload))
+    else:
+        flats = (tensor.detach().to("cpu").reshape(-1) for tensor in payload.values() if tensor.numel())
+        pieces = (read(piece).contiguous().view(torch.uint8) for flat in flats for piece in flat.split(_PIECE))
+    for piece in pieces:
+        buffer: Any = piece.numpy()  # numpy's types say from Python 3.12 on that this is a buffer
         hasher.update(buffer)
     return hasher.digest()
 

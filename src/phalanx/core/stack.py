@@ -147,14 +147,19 @@ class Stack:
     def _squares(self, part: slice) -> Tensor:
         return torch.linalg.vector_norm(self.rows[:, part].contiguous(), dim=1, dtype=torch.float64).square()
 
-    def pick(self, indices: Sequence[int]) -> Stack:
-        """The rows at these positions. Shapes: (k, d) -> (len(indices), d)."""
+    def pick(self, indices: Sequence[int], in_place: bool = False) -> Stack:
+        """The rows at these positions. Shapes: (k, d) -> (len(indices), d).
+
+        Args:
+            in_place: whether rows may move up within their own memory, which takes no more of it; then the positions
+                ascend, and the present stack is not used again.
+        """
         chosen = list(indices)
         if chosen == list(range(len(self.rows))):
             return self
         return replace(
             self,
-            rows=self.rows[chosen],
+            rows=_moved_up(self.rows, chosen) if in_place else self.rows[chosen],
             sources=tuple(self.sources[i] for i in chosen),
             weights=self.weights[chosen],
             units=None if self.units is None else tuple(self.units[i] for i in chosen),
@@ -182,12 +187,16 @@ class Stack:
             units=None,
         )
 
-    def erase(self, reasons: dict[int, str]) -> Stack:
-        """The stack without the rows at these positions; each becomes an erasure with a reason."""
+    def erase(self, reasons: dict[int, str], in_place: bool = False) -> Stack:
+        """The stack without the rows at these positions; each becomes an erasure with a reason.
+
+        Args:
+            in_place: of `pick`.
+        """
         if not reasons:
             return self
         notes = [Note("excluded", worker, reason=reason) for i, reason in reasons.items() for worker in self.sources[i]]
-        kept = self.pick([i for i in range(len(self.rows)) if i not in reasons])
+        kept = self.pick([i for i in range(len(self.rows)) if i not in reasons], in_place)
         return replace(kept, erased=self.erased + len(reasons)).note(notes)
 
     def note(self, notes: Iterable[Note]) -> Stack:
@@ -197,3 +206,11 @@ class Stack:
     def faults_left(self, f: int) -> int:
         """The number of Byzantine rows that may still be among these: f minus the rows already erased."""
         return max(0, f - self.erased)
+
+
+def _moved_up(rows: Tensor, chosen: Sequence[int]) -> Tensor:
+    """The rows at these ascending positions, moved to the first places of their table."""
+    for place, i in enumerate(chosen):
+        if place != i:
+            rows[place].copy_(rows[i])
+    return rows[: len(chosen)]

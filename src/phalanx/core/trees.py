@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,13 @@ def memories_of(state: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replaces a file atomically: writes a file beside it, flushes it to the disk, and renames it."""
+    replace_atomic(path, lambda partial: partial.write_bytes(content))
+
+
+def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file atomically by one that `write` writes at the path it is given."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
+    write(partial)
+    with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

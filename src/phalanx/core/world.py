@@ -35,6 +35,11 @@ class World(Protocol):
         """The workers that compute in this process, ascending; none in a server's process."""
         ...
 
+    @property
+    def gives_memory(self) -> bool:
+        """Whether what `gather` returns lies in memory that nobody else reads, so that it may be written over."""
+        ...
+
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         """The payload of each worker.
 
@@ -124,7 +129,7 @@ class LocalCollective:
             raise ValueError(f"a collective needs at least one worker, got n={n}")
         self.rank, self.size, self.workers = 0, n, tuple(range(n))
         self.left_out: frozenset[int] = frozenset()
-        self.echoes = False
+        self.echoes = self.gives_memory = False
         self.local_workers = self.workers if local_workers is None else local_workers
 
     def __repr__(self) -> str:

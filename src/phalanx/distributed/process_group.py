@@ -47,7 +47,7 @@ class ProcessGroupCollective:
             raise ValueError(f"{self._ranks} ranks need at least as many workers, got n={n}")
         self.workers = tuple(range(self.size))
         self.left_out: frozenset[int] = frozenset()
-        self.echoes = self._backend.echoes
+        self.echoes, self.gives_memory = self._backend.echoes, False
         bounds = [r * self.size // self._ranks for r in range(self._ranks + 1)]
         self._blocks = [range(a, b) for a, b in pairwise(bounds)]
         self.local_workers = tuple(self._blocks[self.rank])

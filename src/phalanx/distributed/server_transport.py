@@ -54,6 +54,7 @@ class ServerTransport(ABC):
     def __init__(self, n: int) -> None:
         self.rank, self.size, self.workers = 0, n, tuple(range(n))
         self.local_workers: tuple[int, ...] = ()
+        self.gives_memory = True
 
     @property
     @abstractmethod

@@ -22,7 +22,7 @@ class SubsetTransport:
 
     def __init__(self, world: World, workers: tuple[int, ...]) -> None:
         self._whole, self.workers = world, workers
-        self.rank, self.size = world.rank, len(workers)
+        self.rank, self.size, self.gives_memory = world.rank, len(workers), world.gives_memory
         chosen = set(workers)
         self.local_workers = tuple(worker for worker in world.local_workers if worker in chosen)
 

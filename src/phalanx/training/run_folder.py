@@ -21,7 +21,7 @@ import torch
 
 from phalanx.core.expression import require
 from phalanx.core.optional import optional
-from phalanx.core.trees import flatten, unflatten, write_atomic
+from phalanx.core.trees import flatten, replace_atomic, unflatten, write_atomic
 
 _log = logging.getLogger(__name__)
 _FLUSH_S = 2.0  # between two writes of metrics to the disk
@@ -284,12 +284,26 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the file and renames it into place; a crash leaves the old one."""
-    from safetensors.torch import save as to_bytes
+    from safetensors.torch import save_file
 
     tensors, plain = flatten(checkpoint.tree)
-    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    kept = _apart(tensors)
     about = {"format": FORMAT, "step": str(checkpoint.step), "run": checkpoint.run, "plain": json.dumps(plain)}
-    write_atomic(path, to_bytes(kept, {**about, "digest": _checkpoint_digest(kept, about)}))
+    about["digest"] = _checkpoint_digest(kept, about)
+    replace_atomic(path, lambda partial: save_file(kept, str(partial), about))
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, none in the memory of another, which the file format refuses."""
+    kept, taken = dict[str, torch.Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        alone = tensor.detach().cpu().contiguous()
+        memory = alone.untyped_storage()
+        if memory.nbytes() > alone.numel() * alone.element_size() or memory.data_ptr() in taken:
+            alone = alone.clone()
+        taken.add(alone.untyped_storage().data_ptr())
+        kept[name] = alone
+    return kept
 
 
 def _checkpoint_digest(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:

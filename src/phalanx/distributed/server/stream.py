@@ -8,6 +8,7 @@ what was asked for before a byte of it is kept, unpacked in another thread, and 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import queue
 import resource
@@ -38,6 +39,7 @@ from phalanx.distributed.server.messages import (
 HELLO_BYTES, HELLO_S = 4096, 5.0
 _SPARE_CONNECTIONS = 32  # beside those of the workers, until they have said who they are
 _KEEPALIVE_MS = 30_000
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
 _OLD_REPORTS = 64  # that a worker which is behind may still owe
 
 Hello = dict[str, Any]
@@ -163,6 +165,7 @@ class StreamServer:
         self._unpacking = ThreadPoolExecutor(1, thread_name_prefix="unpack")
         started: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
         _raise_open_files()
+        _return_frames()
         self._thread = threading.Thread(target=self._run, args=(host, keys, started), daemon=True, name="server")
         self._thread.start()
         port = started.get()
@@ -318,6 +321,12 @@ def _admit_hello(kind: Kind, round: int, length: int) -> Collected:
 
 def _small(value: Any) -> int:
     return value if type(value) is int and 0 <= value < 2**31 else 0
+
+
+def _return_frames() -> None:
+    """Has the C library give the memory of each frame back, in place of some for every thread that read one."""
+    with suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, FRAME_BYTES // 2)
 
 
 def _raise_open_files() -> None:

@@ -214,7 +214,10 @@ class GrpcTransport(ServerTransport):
 
     def gather(self, payloads: Sequence[Payload | None], limit_bytes: int) -> list[Payload | BadPayload]:
         assert not payloads
-        return [self._checked(worker, self._first.get(worker), limit_bytes) for worker in range(self.size)]
+        # nothing of a round stays here once its scheme has it
+        first, self._first = self._first, {}
+        self._make_room(Kind.REPORT, ())
+        return [self._checked(worker, first.get(worker), limit_bytes) for worker in range(self.size)]
 
     def fetch(
         self, payloads: Sequence[Payload | None], workers: Sequence[int], limit_bytes: int
@@ -244,6 +247,7 @@ class GrpcTransport(ServerTransport):
                 answers = {worker: payload for worker, payload in answer.payloads.items() if worker in waiting}
                 found |= answers
                 waiting -= set(answers)
+        self._make_room(Kind.HELD, ())
         return [self._checked(worker, found.get(worker), limit_bytes) for worker in workers]
 
     def collect_memories(self) -> list[State]:
