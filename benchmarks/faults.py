@@ -5,7 +5,8 @@
     python benchmarks/faults.py --repeats 20 --width 1500 --rounds 30    # a model of 9.4 MB
     python benchmarks/faults.py --repeats 3 --width 5000 --rounds 8      # a model of 101 MB
 
-From outside, one worker process is killed (SIGKILL) and one stopped (SIGSTOP), each after a random part of the run;
+From outside, one worker process is killed (SIGKILL), and the process that guards it and would start it again, too; one
+is stopped (SIGSTOP); each after a random part of the run;
 one more sends random bytes from a random round on, and one NaN. Strangers keep connections open that drip bytes, and
 send hellos with guessed secrets and nested JSON; and somebody with the key of the third bad worker floods the server,
 reports twice and sends what nobody asked for. Every run must finish, name exactly these four, and end
@@ -39,9 +40,9 @@ RUN = (
 )
 
 
-def server_of(torchrun: int) -> int:
-    """The process of rank 0, which listens and is no guard: the child of torchrun with the most listening ports."""
-    children = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _parent(p) == torchrun]
+def server_of(job: int) -> int:
+    """The process of rank 0, which listens and is no guard: the child of the job with the most listening ports."""
+    children = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _parent(p) == job]
     return max(children, key=lambda pid: len(listening(pid)))
 
 
@@ -87,10 +88,10 @@ def peak_bytes(pid: int) -> int:
 
 
 def job(expression: str, out: Path) -> subprocess.Popen[str]:
-    """A server and its workers under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORKERS + 1)]
-    command += ["-m", "phalanx", "run", expression, "--server", "--deadline", "1", "--out", str(out)]
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    """A server and its workers."""
+    command = [sys.executable, "-m", "phalanx", "run", expression, "--server", "--processes", str(WORKERS)]
+    command += ["--deadline", "1", "--out", str(out)]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=quiet, start_new_session=True
     )
@@ -119,16 +120,20 @@ def attempt(seed: int, work: Path, hidden: str, num_rounds: int) -> dict[str, An
         pids = {entry["workers"][0]: entry["pid"] for entry in json.loads(listed.read_text())}
         server = server_of(process.pid)
         attackers = start_attackers(server, garbled)
-        strikes = ((killed, signal.SIGKILL), (stopped, signal.SIGSTOP))
-        moments = sorted((chance.uniform(0, LATEST_S), worker, how) for worker, how in strikes)
+        strikes = (
+            (f"worker {killed}", pids[killed], signal.SIGKILL),
+            (f"guard of worker {killed}", _parent(Path(f"/proc/{pids[killed]}")), signal.SIGKILL),
+            (f"worker {stopped}", pids[stopped], signal.SIGSTOP),
+        )
+        moments = sorted((chance.uniform(0, LATEST_S), *strike) for strike in strikes)
         began = time.monotonic()
         base = peak_bytes(server)
-        for moment, worker, how in moments:
+        for moment, struck, pid, how in moments:
             time.sleep(max(0.0, began + moment - time.monotonic()))
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pids[worker], how)
-                    plan[worker] = f"{how.name} after {moment:.2f} s"
+                    os.kill(pid, how)
+                    plan[struck] = f"{how.name} after {moment:.2f} s"
         while process.poll() is None and time.monotonic() < began + 500:
             peak = max(peak, peak_bytes(server))
             time.sleep(0.1)

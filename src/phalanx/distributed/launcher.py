@@ -9,6 +9,7 @@ For Linux, as other systems cannot fork a process that has used the frameworks b
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -34,7 +35,17 @@ _GRACE_S = 3.0  # for a worker to exit by itself when its run is over
 _AGAIN_S, _MOST_AGAIN_S = 0.5, 30.0  # before a worker that died is started again; doubled each time it dies at once
 _NEEDED = ("numba", "torch._dynamo")  # slow to import; a forked worker has them already
 
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
 WorkerLoop = Callable[..., None]  # (host, port, process, workers, secret, keys)
+
+
+def _end_with(parent: int) -> None:
+    """Has this process killed when its parent dies: a guard that is started again starts a worker of its own."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class Launcher:
@@ -51,8 +62,8 @@ class Launcher:
     def __init__(self, worker_loop: WorkerLoop, keys: Path | None = None) -> None:
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
             raise ValueError(
-                "a server needs worker processes: torchrun --nproc-per-node 10 -m phalanx run RECIPE --server "
-                "makes one server and nine workers"
+                "a server needs worker processes: phalanx run RECIPE --server --processes 9 starts nine on this "
+                "machine; several machines take torchrun"
             )
         require(
             sys.platform.startswith("linux"),
@@ -143,6 +154,7 @@ class Launcher:
     def _run_worker(self, address: dict[str, Any], reader: int) -> NoReturn:
         """Runs the worker and ends its process."""
         code, process = 1, self.rank - 1
+        _end_with(os.getppid())
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             with os.fdopen(reader, "rb") as pipe:

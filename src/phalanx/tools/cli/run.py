@@ -51,8 +51,12 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Go on with the study in this folder; needs no RECIPE.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")] = False,
     server: Annotated[
-        bool, typer.Option("--server", help="Under torchrun: rank 0 is a server, the others are workers that may fail.")
+        bool, typer.Option("--server", help="One process is a server, the others are workers that may fail.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --server: worker processes to start on this machine, without torchrun."),
+    ] = None,
     deadline: Annotated[
         float,
         typer.Option(
@@ -82,8 +86,7 @@ def run(
       phalanx run setting.txt --import my_module
       phalanx run --resume runs/2026-01-31-120000-quickstart
       torchrun --nproc-per-node 4 -m phalanx run robust-mnist
-      torchrun --nproc-per-node 10 -m phalanx run quickstart --server \\
-        --set workers=9
+      phalanx run quickstart --server --processes 9 --set workers=9
     """
     from phalanx.core.registry import import_extensions
     from phalanx.tools.runner.study import Study, StudyFolder
@@ -94,19 +97,31 @@ def run(
     if tensorboard:
         event_writer()
     require(keys is None or server, "--keys belong to a server's job; add --server, or leave them out")
-    with _processes(server, deadline, keys) as processes:
-        if processes is None:
+    if processes is not None:
+        require(server, "--processes belong to a server's job; add --server, or leave them out")
+        raise typer.Exit(_run_locally(processes, keys))
+    with _processes(server, deadline, keys) as job:
+        if job is None:
             return
-        opened = processes.broadcast_from_rank0(
-            lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume)
-        )
+        opened = job.broadcast_from_rank0(lambda: _open(recipe, scale, settings or [], only or [], seed, out, resume))
         study = Study.from_json(opened["study"])
-        folder = StudyFolder(opened["folder"]) if processes.rank == 0 else None
-        resume_command = partial(_resume_command, processes, jobs)
-        run_with_progress(study, folder, opened["finished"], resume_command, processes, jobs, tensorboard)
+        folder = StudyFolder(opened["folder"]) if job.rank == 0 else None
+        resume_command = partial(_resume_command, job, jobs)
+        run_with_progress(study, folder, opened["finished"], resume_command, job, jobs, tensorboard)
         if folder is not None:
             _report(study, folder, as_json)
             _fail_if_lost(folder.results(study))
+
+
+def _run_locally(processes: int, keys: Path | None) -> int:
+    """Runs this command in a server's process and in others; returns the server's exit code."""
+    from phalanx.distributed.local_server_job import run_local_job
+
+    require(keys is None, "--keys are for several machines; leave --keys or --processes out")
+    argv = list(sys.argv[1:])
+    place = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--processes")
+    del argv[place : place + (1 if "=" in argv[place] else 2)]
+    return run_local_job(argv, processes)
 
 
 @contextmanager
@@ -167,6 +182,11 @@ def _resume_command(processes: Processes, jobs: int, folder: StudyFolder) -> str
     """The command that resumes the study of a folder."""
     if processes.size == 1 and processes.server is None:
         return f"phalanx run --resume {shlex.quote(str(folder.path))}{f' --jobs {jobs}' if jobs > 1 else ''}"
+    from phalanx.distributed.local_server_job import PROCESSES
+
+    if PROCESSES in os.environ:
+        started = os.environ[PROCESSES]
+        return f"phalanx run --resume {shlex.quote(str(folder.path))} --server --processes {started}"
     local, nodes = (int(os.environ.get(name, n)) for name, n in (("LOCAL_WORLD_SIZE", processes.size), _NODES))
     hosts = ""
     if nodes > 1:
