@@ -11,6 +11,8 @@ from torch import Tensor
 from phalanx.aggregators.kernels.columns import PIECE
 from phalanx.aggregators.kernels.order import median
 from phalanx.core.aggregator import Aggregator
+from phalanx.core.buffers import empty_rows
+from phalanx.core.coded_rows import CodedRows
 from phalanx.core.expression import method
 from phalanx.core.round import Round
 from phalanx.core.stack import Stack
@@ -36,7 +38,7 @@ class Majority(Aggregator):
 
     def combine(self, stack: Stack, f: int, state: State | None, round: Round) -> tuple[Stack, State]:
         rows, cut = stack.rows, stack.layout.stepped
-        voted = rows.new_empty(rows.shape[1])
+        voted = empty_rows(1, rows.shape[1], rows)[0]
         _vote(rows[:, :cut], voted[:cut])
         if cut < len(voted):
             voted[cut:] = median(rows[:, cut:])
@@ -44,6 +46,8 @@ class Majority(Aggregator):
 
 
 def _vote(rows: Tensor, out: Tensor) -> None:
+    if isinstance(rows, CodedRows) and rows.vote(out):
+        return
     for start in range(0, rows.shape[1], PIECE):
         piece = slice(start, start + PIECE)
         # float32 counts rows exactly, float16 only to 2048

@@ -200,7 +200,8 @@ def unrice(data, parameter, limit, positions):
         ones += num_ones
         word = word << np.uint64(num_ones + 1)
         num_held -= num_ones + 1
-        offset, word, num_held = _fill(data, offset, word, num_held)
+        if num_held < parameter:
+            offset, word, num_held = _fill(data, offset, word, num_held)
         gap = ones << parameter
         if parameter > 0:
             gap += np.int64(word >> np.uint64(64 - parameter))

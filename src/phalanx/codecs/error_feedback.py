@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import Codec, Payload
+from phalanx.core.coded_rows import Adder
 from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
@@ -75,3 +76,6 @@ class ErrorFeedback(Codec):
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
         return self.codec.decode(payload, layout)
+
+    def adder(self, layout: Layout) -> Adder | None:
+        return self.codec.adder(layout)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.coded_rows import Adder, Checked
 from phalanx.core.columns import Shard
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
@@ -78,6 +80,10 @@ class QuantizerCodec(Codec):
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
         return decode_levels(payload, layout, self.level_format)
+
+    def adder(self, layout: Layout) -> Adder | None:
+        # whether a stream is one is known only when it is decoded
+        return LevelAdder(layout, self.level_format) if self.level_format.coding == "packed" else None
 
 
 def encode_levels(
@@ -153,6 +159,54 @@ def decode_levels(payload: Payload, layout: Layout, form: LevelFormat) -> Tensor
     if not all(spread(work, list(zip(plan.pieces, bounds, strict=True)), plan.sizes)):
         raise BadPayload("levels that no encoder writes")
     return cast(row, layout.dtype)
+
+
+class LevelAdder(Adder):
+    """Adds up payloads of `encode_levels` whose levels are packed."""
+
+    def __init__(self, layout: Layout, form: LevelFormat) -> None:
+        self._bits, self._coding = form.bits, form.coding
+        self._plan = cut(layout, form.bucket, form.bits + 1)
+
+    def check(self, payload: Payload) -> Checked:
+        from phalanx.codecs import adding_kernels
+
+        scales, body, _ = _read_form(payload, self._plan, self._coding)
+        measures, data = scales.cpu().contiguous().numpy(), body.cpu().contiguous().numpy()
+        for piece in self._plan.pieces:
+            total = piece.stop - piece.start
+            if not adding_kernels.ends_in_zeros(data[piece.body], total, piece.width, self._bits + 1):
+                raise BadPayload("levels that no encoder writes")
+        # the product of a level and its unit is rounded
+        return Checked(float(measures.max(initial=0.0)) * (1 + 1e-6), (measures, data))
+
+    def sum(
+        self, parts: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float], out: Tensor, start: int = 0
+    ) -> None:
+        from phalanx.codecs import adding_kernels
+
+        sums, factors = out.numpy(), np.array(shares, np.float32)
+        scales, bodies = (np.array([part[i].ctypes.data for part in parts], np.uint64) for i in range(2))
+        pieces = self._plan.pieces
+        first = max(0, bisect_right(pieces, start, key=lambda piece: piece.start) - 1)
+        pieces = pieces[first : bisect_left(pieces, start + len(sums), key=lambda piece: piece.start)]
+
+        def work(piece: Piece) -> None:
+            low, high = max(piece.start, start), min(piece.stop, start + len(sums))
+            if low < high:
+                adding_kernels.add_levels(
+                    bodies + np.uint64(piece.body.start),
+                    scales + np.uint64(4 * piece.buckets.start),
+                    factors,
+                    piece.stop - piece.start,
+                    piece.width,
+                    self._bits,
+                    low - piece.start,
+                    high - piece.start,
+                    sums[low - start : high - start],
+                )
+
+        spread(work, pieces, [len(parts) * (piece.stop - piece.start) for piece in pieces])
 
 
 def level_grain(form: LevelFormat) -> int:

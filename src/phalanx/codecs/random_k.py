@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phalanx.codecs.top_k import sparse_adder
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.coded_rows import Adder
 from phalanx.core.columns import Shard
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
@@ -91,14 +93,22 @@ class RandomK(Codec):
         return {"values": values, "seed": torch.tensor([seed])}, state
 
     def decode(self, payload: Payload, layout: Layout) -> Tensor:
+        values, places = self._read(payload, layout)
+        row = blank(layout.d, values.dtype, values.device)
+        row[torch.from_numpy(places).to(row.device)] = values
+        return cast(row, layout.dtype)
+
+    def adder(self, layout: Layout) -> Adder | None:
+        return sparse_adder(self._read, layout, self.ratio)
+
+    def _read(self, payload: Payload, layout: Layout) -> tuple[Tensor, np.ndarray]:
+        """The entries that are sent and their places in the row; raises BadPayload as `_parts` does."""
         values, seed = self._parts(payload, layout)
         if self.scaled:
             values = values.to(accumulation_dtype(values.dtype)) * torch.from_numpy(self._factors(layout)).to(
                 values.device, accumulation_dtype(values.dtype)
             )
-        row = blank(layout.d, values.dtype, values.device)
-        row[torch.from_numpy(self._places(layout, int(seed))).to(row.device)] = values
-        return cast(row, layout.dtype)
+        return values, self._places(layout, int(seed))
 
     def _parts(self, payload: Payload, layout: Layout) -> tuple[Tensor, Tensor]:
         """The values and the seed; raises BadPayload where `encode` writes no such ones."""

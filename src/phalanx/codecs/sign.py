@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.coded_rows import Adder, Checked, VoteAdder
 from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
-from phalanx.core.pieces import PIECE, blank, spread
+from phalanx.core.pieces import PIECE, blank, offsets, spread
 from phalanx.core.precision import accumulation_dtype, cast
 from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
@@ -93,6 +94,65 @@ class Sign(Codec):
             for part, scale in zip(row.split(layout.sizes), scales[0], strict=True):
                 part *= scale
         return cast(row, layout.dtype)
+
+    def adder(self, layout: Layout) -> Adder | None:
+        return _ScaledAdder(self, layout) if self.scaled else _SignAdder(self, layout)
+
+
+class _ScaledAdder(Adder):
+    """Adds up signs times the scales of their tensors."""
+
+    def __init__(self, codec: Sign, layout: Layout) -> None:
+        self._codec, self._layout = codec, layout
+        starts = offsets(layout.sizes)
+        self._tensors = [(start, start + size) for start, size in zip(starts, layout.sizes, strict=True)]
+        if not codec.scaled:
+            self._tensors = [(0, layout.d)]
+
+    def check(self, payload: Payload) -> Checked:
+        signs, *scales = self._codec._parts(payload, self._layout)
+        if scales and bool((scales[0] < 0).any()):
+            raise BadPayload("a negative scale")
+        factors = scales[0].cpu().contiguous().numpy() if scales else np.ones(1, np.float32)
+        # a scale of a tensor without entries scales nothing
+        sizes = np.array([stop - start for start, stop in self._tensors], np.int64)
+        bound = float(factors[sizes > 0].max(initial=0.0))
+        return Checked(bound, (signs.cpu().contiguous().numpy(), factors))
+
+    def sum(
+        self, parts: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float], out: Tensor, start: int = 0
+    ) -> None:
+        from phalanx.codecs import adding_kernels
+
+        sums, weights = out.numpy(), np.array(shares, np.float32)
+        bodies = np.array([signs.ctypes.data for signs, _ in parts], np.uint64)
+        items = [
+            (tensor, low, min(low + PIECE, stop, start + len(sums)))
+            for tensor, (first, stop) in enumerate(self._tensors)
+            for low in range(max(first, start), min(stop, start + len(sums)), PIECE)
+        ]
+
+        def work(item: tuple[int, int, int]) -> None:
+            tensor, low, high = item
+            factors = np.array([scales[tensor] for _, scales in parts], np.float32) * weights
+            adding_kernels.add_signs(bodies, factors, low, sums[low - start : high - start])
+
+        spread(work, items, [len(parts) * (high - low) for _, low, high in items])
+
+
+class _SignAdder(_ScaledAdder, VoteAdder):
+    """Adds up signs as they are, and counts them."""
+
+    def vote(self, parts: Sequence[tuple[np.ndarray, np.ndarray]], out: Tensor) -> None:
+        from phalanx.codecs import adding_kernels
+
+        votes, bodies = out.numpy(), np.array([signs.ctypes.data for signs, _ in parts], np.uint64)
+
+        def work(start: int) -> None:
+            adding_kernels.vote(bodies, start, votes[start : start + PIECE])
+
+        starts = range(0, len(votes), PIECE)
+        spread(work, starts, [len(parts) * PIECE] * len(starts))
 
 
 def _pack(row: Tensor) -> Tensor:

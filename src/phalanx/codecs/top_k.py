@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.coded_rows import Adder, Checked
 from phalanx.core.columns import Shard
 from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
@@ -22,6 +23,8 @@ from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
 from phalanx.core.trees import State
 
+MOST_SPARSE = 1 / 16  # of more sent entries the places of many rows take more memory than a row
+_WINDOW = 1 << 16  # sums that stay in cache while the entries of all rows are added
 _SAMPLE = 4096  # magnitudes from which the threshold is guessed
 _MIN_GUESSED = 1 << 14  # smaller tensors are searched without a guess
 
@@ -122,6 +125,9 @@ class TopK(Codec):
         row[torch.from_numpy(places).to(row.device)] = values
         return row
 
+    def adder(self, layout: Layout) -> Adder | None:
+        return sparse_adder(self._read, layout, self.ratio)
+
     def _read(self, payload: Payload, layout: Layout) -> tuple[Tensor, np.ndarray]:
         """The values and their places in the row; raises BadPayload where `encode` writes no such payload."""
         from phalanx.codecs import bit_streams
@@ -140,6 +146,45 @@ class TopK(Codec):
     def _parameter(self) -> int:
         """The number of low bits of a gap, which makes codes short for gaps of 1 / ratio on average."""
         return min(30, max(0, math.floor(math.log2(math.log(2) / self.ratio))))
+
+
+class SparseAdder(Adder):
+    """Adds up rows of which a few entries were sent.
+
+    Args:
+        read: makes the values and their ascending places of a payload.
+    """
+
+    def __init__(self, read: Callable[[Payload], tuple[Tensor, np.ndarray]]) -> None:
+        self._read = read
+
+    def check(self, payload: Payload) -> Checked:
+        values, places = self._read(payload)
+        entries = values.cpu().contiguous().numpy()
+        return Checked(float(np.abs(entries).max(initial=0.0)), (entries, places.astype(np.uint32)))
+
+    def sum(
+        self, parts: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float], out: Tensor, start: int = 0
+    ) -> None:
+        from phalanx.codecs import adding_kernels
+
+        sums, factors = out.numpy(), np.array(shares, np.float32)
+        values, places = (np.array([part[i].ctypes.data for part in parts], np.uint64) for i in range(2))
+        sizes = np.array([len(part[0]) for part in parts], np.int64)
+        entries = np.array([np.searchsorted(part[1], start) for part in parts], np.int64)
+        for low in range(0, len(sums), _WINDOW):
+            window = sums[low : low + _WINDOW]
+            first, stop = start + low, start + low + len(window)
+            adding_kernels.add_entries(places, values, sizes, factors, entries, first, stop, window)
+
+
+def sparse_adder(
+    read: Callable[[Payload, Layout], tuple[Tensor, np.ndarray]], layout: Layout, ratio: float
+) -> SparseAdder | None:
+    """The adder of rows of which this share of the entries was sent; None where their places would take too much."""
+    if ratio > MOST_SPARSE or layout.d >= 1 << 32:
+        return None
+    return SparseAdder(lambda payload: read(payload, layout))
 
 
 def _max_stream_bytes(k: int, d: int, parameter: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from phalanx.core.buffers import RowBuffer, stack_rows
 from phalanx.core.clock import Clock
+from phalanx.core.coded_rows import Adder, CodedRow, CodedRows, Coding
 from phalanx.core.columns import Shard
 from phalanx.core.expression import Expression, method
 from phalanx.core.gate import Gate
@@ -96,6 +97,17 @@ class Codec(Expression, ABC):
             BadPayload: `split` did not write the part for this shard.
         """
         return self.decode(payload, shard.layout)
+
+    def adder(self, layout: Layout) -> Adder | None:
+        """What checks payloads and adds up their rows without a table of rows; None where a code has to be decoded.
+
+        With it a server decodes payloads only when their rows are read, and a mean adds them up one by one: see
+        `phalanx.core.coded_rows`.
+
+        Args:
+            layout: of directions, in float32.
+        """
+        return None
 
     @abstractmethod
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
@@ -214,12 +226,16 @@ def forged(
 def open_rows(
     codec: Codec, arrived: Sequence[Payload | BadPayload], sources: Sequence[tuple[int, ...]], sent: Stack
 ) -> Stack:
-    """Decodes payloads into rows that have not passed the gate; a payload that the codec refuses is an erasure.
+    """Rows of payloads that have not passed the gate; a payload that the codec refuses is an erasure.
+
+    They are decoded when they are read, if the codec has an adder.
 
     Args:
         sources: the workers behind each payload; the first one sent it.
     """
-    table = RowBuffer(len(arrived), sent.layout.d, sent.rows)
+    layout, is_plain = sent.layout, sent.rows.device.type == "cpu" and sent.layout.dtype == torch.float32
+    adder = codec.adder(layout.head) if is_plain else None
+    table, coded = RowBuffer(len(arrived), layout.d, sent.rows), list[CodedRow]()
     good, weights = list[tuple[int, ...]](), list[float]()
     notes, excluded = list[Note](), list[Note]()
     for payload, source in zip(arrived, sources, strict=True):
@@ -227,16 +243,24 @@ def open_rows(
             if isinstance(payload, BadPayload):
                 raise payload
             notes.append(Note("bytes", source[0], payload_bytes(payload)))
-            parts, weight = open_row(codec, payload, sent.layout)
+            if adder is not None:
+                row, weight = _check_row(adder, payload, layout)
+                coded.append(row)
+            else:
+                parts, weight = open_row(codec, payload, layout)
+                table.add(parts)
         except BadPayload as error:
             excluded += [Note("excluded", worker, reason=str(error)) for worker in source]
             continue
-        table.add(parts)
         good.append(source)
         weights.append(weight)
+    if adder is None:
+        rows = table.rows
+    else:
+        rows = CodedRows.of(coded, Coding(layout, adder, lambda payload: codec.decode(payload, layout.head)))
     return Stack(
-        table.rows,
-        sent.layout,
+        rows,
+        layout,
         tuple(good),
         torch.tensor(weights, dtype=torch.float64),
         received=True,
@@ -251,16 +275,30 @@ def open_row(codec: Codec, payload: Payload, layout: Layout) -> tuple[list[Tenso
     Raises:
         BadPayload: wrong keys, shapes or dtypes.
     """
+    body, installed, weight = _unwrapped(payload, layout)
+    row = codec.decode(body, layout.head)
+    if tuple(row.shape) != (layout.stepped,):
+        raise BadPayload(f"a row of {tuple(row.shape)} where ({layout.stepped},) belongs")
+    return [row, *installed], weight
+
+
+def _check_row(adder: Adder, payload: Payload, layout: Layout) -> tuple[CodedRow, float]:
+    """The same without decoding it."""
+    body, installed, weight = _unwrapped(payload, layout)
+    values = installed[0] if installed else torch.empty(0, dtype=layout.dtype)
+    return CodedRow(adder.check(body), body, values), weight
+
+
+def _unwrapped(payload: Payload, layout: Layout) -> tuple[Payload, list[Tensor], float]:
+    """What the codec wrote, the installed values if there are any, and the claimed weight."""
     extras = {WEIGHT: (torch.float64, (1,))}
     if layout.num_installed:
         extras[INSTALLED] = (layout.dtype, (layout.d - layout.stepped,))
     for key, (dtype, shape) in extras.items():
         if key not in payload or payload[key].dtype != dtype or tuple(payload[key].shape) != shape:
             raise BadPayload(f"{key} is missing or malformed")
-    row = codec.decode({k: v for k, v in payload.items() if k not in extras}, layout.head)
-    if tuple(row.shape) != (layout.stepped,):
-        raise BadPayload(f"a row of {tuple(row.shape)} where ({layout.stepped},) belongs")
-    return [row, payload[INSTALLED]] if layout.num_installed else [row], float(payload[WEIGHT])
+    body = {key: tensor for key, tensor in payload.items() if key not in extras}
+    return body, [payload[INSTALLED]] if layout.num_installed else [], float(payload[WEIGHT])
 
 
 @method("reduce", "wire")

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from phalanx.core.coded_rows import CodedRows
 from phalanx.core.expression import Expression, method, require
 from phalanx.core.precision import accumulation_dtype
 from phalanx.core.stack import Note, Stack
@@ -74,17 +75,27 @@ def bad_rows(rows: torch.Tensor, limit: float) -> dict[int, str]:
     """By position, why a row is not finite or has an entry beyond the limit."""
     if not rows.numel():
         return {}
-    # the Euclidean norm is ten times as fast as the largest magnitude, bounds it, and is NaN or Inf if an entry is
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=accumulation_dtype(rows.dtype)).to("cpu", torch.float64)
+    if isinstance(rows, CodedRows) and not rows.is_read:
+        bounds = torch.tensor(rows.bounds, dtype=torch.float64)
+        norms = torch.maximum(bounds, _norms(rows.installed)) if rows.installed.numel() else bounds
+    else:
+        norms = _norms(rows)
     doubtful = (~(norms <= limit)).nonzero().flatten().tolist()
     reasons = {}
     for i in doubtful:
-        value = float(torch.linalg.vector_norm(rows[i], ord=torch.inf, dtype=accumulation_dtype(rows.dtype)))
+        # a coded row is decoded for that, alone
+        row = rows.row(i) if isinstance(rows, CodedRows) else rows[i]
+        value = float(torch.linalg.vector_norm(row, ord=torch.inf, dtype=accumulation_dtype(rows.dtype)))
         if value <= limit:
             continue
         special = "NaN" if value != value else "Inf" if value == float("inf") else ""
         reasons[i] = special or f"an entry of size {value:.3g} (limit {limit:.3g})"
     return reasons
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    # the Euclidean norm is ten times as fast as the largest magnitude, bounds it, and is NaN or Inf if an entry is
+    return torch.linalg.vector_norm(rows, dim=1, dtype=accumulation_dtype(rows.dtype)).to("cpu", torch.float64)
 
 
 def _bad_weights(weights: torch.Tensor) -> dict[int, str]:

@@ -158,15 +158,13 @@ def _squares(rows: Tensor, row: Tensor, stepped: int) -> Tensor:
 
     Shapes: (n, d), (d,) -> (n, 2).
     """
-    out, dtype, begin = (
-        torch.zeros(len(rows), 2, dtype=torch.float64, device=rows.device),
-        accumulation_dtype(rows.dtype),
-        0,
-    )
-    for piece, part in zip(rows.split(_PIECE, dim=1), row.split(_PIECE), strict=True):
-        wide = piece.to(dtype)
+    out = torch.zeros(len(rows), 2, dtype=torch.float64, device=rows.device)
+    dtype = accumulation_dtype(rows.dtype)
+    for begin in range(0, len(row), _PIECE):
+        # a slice of columns, as rows may be coded
+        piece = slice(begin, min(begin + _PIECE, len(row)))
+        wide = rows[:, piece].to(dtype)
         inside = wide[:, : max(0, stepped - begin)]
-        for column, x in enumerate((inside, wide - part.to(dtype))):
+        for column, x in enumerate((inside, wide - row[piece].to(dtype))):
             out[:, column] += torch.linalg.vector_norm(x, dim=1).double().square()
-        begin += piece.shape[1]
     return out.cpu()

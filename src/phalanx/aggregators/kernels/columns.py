@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from phalanx.core.coded_rows import CodedRows
 from phalanx.core.parallel import parallel_map
 from phalanx.core.precision import accumulation_dtype
 
@@ -37,7 +38,12 @@ def mix(weights: Tensor, rows: Tensor) -> Tensor:
 
 
 def mix_one(weights: Tensor, rows: Tensor) -> Tensor:
-    """sum_i weights_i rows_i in the dtype of the rows. Shapes: (n,), (n, d) -> (d,)."""
+    """sum_i weights_i rows_i in the dtype of the rows. Shapes: (n,), (n, d) -> (d,).
+
+    Coded rows are added up without a table of them, to the same bits.
+    """
+    if isinstance(rows, CodedRows) and not rows.is_read:
+        return rows.weighted_sum(weights)
     floats = accumulation_dtype(rows.dtype)
     weights = weights.to(rows.device, floats)
     if rows.dtype == floats and 1 in rows.stride():

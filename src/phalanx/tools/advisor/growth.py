@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from phalanx.core.codec import Gather
 from phalanx.core.expression import require
+from phalanx.core.layout import Layout
 from phalanx.core.parser import parse
 from phalanx.core.scatter import Scatter
+from phalanx.core.stage import Stage
 from phalanx.core.wire_stage import stages_of
 from phalanx.tools.advisor.advise import WORTH, Advice, advise, redundancy
 from phalanx.tools.advisor.link import Link
@@ -102,12 +105,23 @@ def grow(
 
 def rows_bytes(cost: Cost, n: int, parameters: int) -> int:
     """What the rows of a process behind the wire take as numbers of four bytes: of all workers, groups, or the sum."""
-    for stage in stages_of(parse(cost.scheme)):
+    return ENTRY_BYTES * rows_held(parse(cost.scheme), n) * parameters
+
+
+def rows_held(scheme: Stage, n: int) -> int:
+    """The number of rows of d entries that a process behind the wire holds, beside payloads.
+
+    Coded rows are decoded some columns at a time where all rules are rules of coordinates; the one row is the result.
+    """
+    stages = stages_of(scheme)
+    for i, stage in enumerate(stages):
         # owners have n rows of 1 / n of the columns
         n = stage.r if isinstance(stage, Scatter) else stage.rows_out(n)
+        if isinstance(stage, Gather) and stage.codec.adder(Layout.flat(1)) is not None:
+            return 1 if all(rule.scope == "coordinate" for rule in stages[i + 1 :]) else n
         if stage.num_wires:
             break
-    return ENTRY_BYTES * n * parameters
+    return n
 
 
 def _simulated(cost: Cost, work_s: float, link: Link, n: int, stragglers: float) -> float:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from phalanx.attacks.malformed import Malformed
 from phalanx.codecs.error_feedback import ErrorFeedback
-from phalanx.core.codec import WEIGHT, Gather, Reduce, most_bytes
+from phalanx.core.codec import WEIGHT, Codec, Gather, Reduce, most_bytes, open_row
+from phalanx.core.coded_rows import CodedRows
 from phalanx.core.columns import divide
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
@@ -133,6 +134,95 @@ def _shards(t: Trial) -> None:
                 with refused("", BadPayload):
                     t.method.decode_part({f"not {key}": tensor for key, tensor in arrived.items()}, layout, shard)
             same("the decoded row and its parts", decoded, seen)
+
+
+def _sent_rows(t: Trial, layout: Layout, spoilt: bool) -> Stack:
+    """Seven rows, of which two hold what no gate admits if they are spoilt."""
+    rows = t.rows(7 * layout.d).reshape(7, layout.d)
+    if spoilt and layout.d:
+        rows[1, 0], rows[4, -1] = torch.nan, torch.inf
+    weights = torch.arange(7, dtype=torch.float64) % 3 + 2
+    return replace(Stack.of(rows, layout), weights=weights)
+
+
+def _decoded_first(codec: Codec, arrived: Sequence[Payload | BadPayload], sent: Stack) -> tuple[Stack, Tensor]:
+    """The admitted rows, each decoded on its own, and their mean, added up in their order."""
+    rows, sources, weights = list[Tensor](), list[tuple[int, ...]](), list[float]()
+    for worker, payload in enumerate(arrived):
+        try:
+            if isinstance(payload, BadPayload):
+                raise payload
+            parts, weight = open_row(codec, payload, sent.layout)
+        except BadPayload:
+            continue
+        rows.append(torch.cat(parts))
+        sources.append((worker,))
+        weights.append(weight)
+    table = torch.stack(rows) if rows else sent.rows[:0]
+    stack = Stack(table, sent.layout, tuple(sources), torch.tensor(weights, dtype=torch.float64), received=True)
+    admitted = Gate().admit(stack)
+    share = (admitted.weights / admitted.weights.sum()).to(table.dtype)
+    total = torch.zeros(sent.layout.d, dtype=table.dtype)
+    for row, own in zip(admitted.rows, share, strict=True):
+        total += row * own
+    return admitted, total
+
+
+@law(LAWS, "codec", "decoding into the sum")
+def _decoding_into_the_sum(t: Trial) -> None:
+    """A mean of coded rows has the bits of the mean of decoded rows, for rows and payloads of any kind."""
+    wire, mean, threads = Gather(t.method), parse("mean()"), torch.get_num_threads()
+    big = Layout(("a", "empty", "b", "c"), tuple(map(torch.Size, ([40, 50], [0], [40_001], [3]))), num_installed=1)
+    for layout in (LAYOUT, big, Layout.flat(0), Layout.flat(1), Layout.flat(9)):
+        if t.method.scope == "vector" and layout is big:
+            continue
+        for spoilt in (False, True):
+            stack = _sent_rows(t, layout, spoilt)
+            arrived: list[Any] = _sent(wire, stack)
+            arrived[2] = BadPayload("nothing arrived")
+            if spoilt:
+                arrived[5] = {key: tensor[:-1] for key, tensor in arrived[5].items()}
+            admitted, expected = _decoded_first(t.method, arrived, stack)
+            for threads_now in (1, 2):
+                torch.set_num_threads(threads_now)
+                try:
+                    with case(f"tensors of {layout.sizes}, spoilt={spoilt}, {threads_now} threads"):
+                        received = open_messages(wire, arrived, stack)
+                        expect(
+                            received.sources == admitted.sources, f"expected {admitted.sources}, saw {received.sources}"
+                        )
+                        if not len(received.rows):
+                            continue
+                        seen = mean(received, None, Round())[0].rows[0]
+                        rows = received.rows
+                        is_coded = isinstance(rows, CodedRows)
+                        unread = not isinstance(rows, CodedRows) or not rows.is_read
+                        expect(unread, "expected a mean without a table of rows")
+                        # without an adder the order of the additions is that of a matrix product
+                        same("the mean", expected + 0.0, seen + 0.0, None if is_coded else (1e-6, 1e-6))
+                        part = slice(layout.d // 3, layout.d // 2 + 1)
+                        same("some columns", admitted.rows[:, part] + 0.0, received.rows[:, part] + 0.0)
+                        same("the decoded rows", admitted.rows, received.rows)
+                finally:
+                    torch.set_num_threads(threads)
+
+
+@law(LAWS, "codec", "checks", lambda codec: codec.adder(LAYOUT.head) is not None)
+def _checks(t: Trial) -> None:
+    """What checks payloads without decoding them refuses those that decoding refuses, and bounds the rows of others."""
+    row, adder = t.rows(LAYOUT.stepped), t.method.adder(LAYOUT.head)
+    good = {**t.coded(row, LAYOUT.head)[0], WEIGHT: torch.ones(1, dtype=torch.float64)}
+    for name, forged in _forgeries(good):
+        payload = {key: tensor for key, tensor in forged.items() if key != WEIGHT}
+        with case(f"a payload with {name}"):
+            try:
+                decoded = t.method.decode(payload, LAYOUT.head)
+            except BadPayload:
+                with refused("", BadPayload):
+                    adder.check(payload)
+                continue
+            largest, bound = float(torch.linalg.vector_norm(decoded, torch.inf)), adder.check(payload).bound
+            expect(largest <= bound or not bound < torch.inf, f"expected a bound of at least {largest}, saw {bound}")
 
 
 @law(LAWS, "codec", "keeps")
