@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import phalanx as px
+from phalanx.core.coded_rows import Adder, Checked
 from phalanx.core.payload import expect
 from phalanx.core.registry import register
 from phalanx.core.row_memory import load
@@ -337,6 +338,38 @@ def a_codec_that_cuts_its_code_in_the_wrong_places():
     return made("codec", grain=1, split=split)()
 
 
+class _Sums(Adder):
+    """Adds up rows of the codec on trial; a broken one replaces a method."""
+
+    def __init__(self, layout):
+        self.layout = layout
+
+    def check(self, payload):
+        row = expect(payload, row=(torch.float32, (self.layout.d,)))[0]
+        return Checked(float(row.abs().max()) if len(row) else 0.0, row)
+
+    def sum(self, parts, shares, out, start=0):
+        out.zero_()
+        for row, share in zip(parts, shares, strict=True):
+            out += row[start : start + len(out)] * share
+
+
+def a_codec_that_adds_its_rows_in_another_order():
+    class Backwards(_Sums):
+        def sum(self, parts, shares, out, start=0):
+            super().sum(parts[::-1], shares[::-1], out, start)
+
+    return made("codec", adder=lambda self, layout: Backwards(layout))()
+
+
+def a_codec_that_checks_no_payload():
+    class Unchecked(_Sums):
+        def check(self, payload):
+            return Checked(0.0, payload.get("row"))
+
+    return made("codec", adder=lambda self, layout: Unchecked(layout))()
+
+
 def a_codec_that_draws_and_does_not_say_so():
     def encode(self, row, layout, state, rng):
         return {"row": row * (torch.rand(row.shape, generator=rng()) < 0.5)}, {}
@@ -459,6 +492,8 @@ BROKEN = [
     ("codec", "shape and dtype", "expected finite entries", a_codec_that_overflows),
     ("codec", "empty and strided rows", "a row of 0 entries", a_codec_that_needs_entries),
     ("codec", "wire", "the decoded rows differ", a_codec_that_smuggles),
+    ("codec", "decoding into the sum", "the mean differ", a_codec_that_adds_its_rows_in_another_order),
+    ("codec", "checks", "BadPayload", a_codec_that_checks_no_payload),
     ("codec", "shards", "the decoded row and its parts differ", a_codec_that_cuts_its_code_in_the_wrong_places),
     ("codec", "keeps", "the payloads of two workers differ", a_codec_that_draws_and_does_not_say_so),
     ("codec", "linear", "the gathered and the reduced mean differ", a_codec_that_says_linear),

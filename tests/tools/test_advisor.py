@@ -425,7 +425,7 @@ def test_steps_of_more_and_more_workers(tmp_path):
             assert {key: row[key] for key in single} == single
             assert 0.5 < row["simulated_s"] / row["step_s"] <= 1 + 1e-9
     d = measured.parameters
-    assert [row["rows_bytes"] for row in grown["scales"][2]["schemes"]] == [4 * d, 16 * 4 * d, 5 * 4 * d]
+    assert [row["rows_bytes"] for row in grown["scales"][2]["schemes"]] == [4 * d, 4 * d, 5 * 4 * d]
     slow = json.loads(invoke(*asked, "--simulate", "--stragglers", "2", "--step-time", "1s", "--json"))
     assert slow["scales"][0]["schemes"][0]["simulated_s"] > slow["scales"][0]["schemes"][0]["step_s"]
     table = invoke(*asked, "--simulate", "--server")
