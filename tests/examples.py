@@ -75,6 +75,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "edge_density": ("edge_density(rounds=2, covariance='own', percentile=5.0, bins=10)",),
     "error_feedback": (
         "error_feedback(dense())",
+        "error_feedback(chunked_dct(top_k(ratio=0.1, chunk=8, values=3)), decay=0.95)",
         "error_feedback(half(precision='bf16'))",
         "error_feedback(sign(scaled=True))",
         "error_feedback(error_feedback(half()))",
@@ -182,7 +183,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "svd_cost": ("svd_cost(network='vgg19-cifar', svd='auto', repeats=1)",),
     "terngrad": ("terngrad(clip=inf)", "terngrad(coding='elias')"),
-    "top_k": ("top_k(ratio=0.2)", "top_k(ratio=1.0)"),
+    "chunked_dct": ("chunked_dct(dense())", "chunked_dct(top_k(ratio=0.25, chunk=4, values=4), chunk=2)"),
+    "top_k": (
+        "top_k(ratio=0.2)",
+        "top_k(ratio=1.0)",
+        "top_k(ratio=0.25, chunk=4)",
+        "top_k(ratio=0.05, chunk=7, values=2)",
+        "top_k(ratio=0.5, chunk=5, values=8)",
+    ),
     "vote": ("vote(dense(), r=3)", "vote(qsgd(bits=3), r=5, none='exclude')", "vote(dense(), r=3, rtol=0.001)"),
     "meamed": ("meamed(f=2)", "meamed(f=0)"),
     "arc": ("arc(f=2)",),

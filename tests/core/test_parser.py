@@ -248,7 +248,7 @@ def test_a_name_of_two_kinds_alone_is_refused_with_the_arguments_that_take_it(tw
         px.parse(text)
     message = str(caught.value)
     assert "'twin' means different things: a codec and an adversary" in message
-    assert "the codec stands in " in message and "error_feedback(codec=...)" in message
+    assert "the codec stands in " in message and "chunked_dct(codec=...)" in message
     assert "the adversary stands in run(" in message
 
 

@@ -7,6 +7,7 @@ from phalanx.codecs.atomo.fourier import Dct as dct
 from phalanx.codecs.atomo.fourier import Fourier as fourier
 from phalanx.codecs.atomo.probabilities import atomo_probabilities as atomo_probabilities
 from phalanx.codecs.atomo.spectral import Spectral as spectral
+from phalanx.codecs.chunked_dct import ChunkedDct as chunked_dct
 from phalanx.codecs.dense import Dense as dense
 from phalanx.codecs.error_feedback import ErrorFeedback as error_feedback
 from phalanx.codecs.half import Half as half
@@ -24,6 +25,7 @@ __all__ = [
     "Dictionary",
     "atomo",
     "atomo_probabilities",
+    "chunked_dct",
     "dct",
     "dense",
     "entries",

@@ -11,7 +11,7 @@ from torch import Tensor
 from phalanx.core.codec import Codec, Payload
 from phalanx.core.coded_rows import Adder
 from phalanx.core.columns import Shard
-from phalanx.core.expression import method
+from phalanx.core.expression import method, require
 from phalanx.core.layout import Layout
 from phalanx.core.precision import cast
 from phalanx.core.round import Rng
@@ -24,16 +24,22 @@ from phalanx.core.trees import State
 class ErrorFeedback(Codec):
     """Codes the row plus the residual of earlier rounds; what the code loses is the next residual.
 
-    decoded + residual = row + old residual, so nothing is lost, only sent later.
+    decoded + residual = row + decay * old residual: with decay=1 nothing is lost, only sent later.
 
     Args:
         codec: any codec; error feedback repairs a biased one, such as sign(scaled=True).
+        decay: share of the old residual that is added to the row, in (0, 1]; a lower one forgets old rows sooner.
     Source: Seide et al., 1-bit stochastic gradient descent, 2014; Karimireddy et al., Error feedback fixes
         signSGD, 2019, arXiv:1901.09847, Algorithm 2. Differs: the residual is in the unit of the row, before the
-        learning rate; entries where the sum or the decoded row is NaN or Inf keep their old residual.
+        learning rate; entries where the sum or the decoded row is NaN or Inf keep their old residual. With a decay:
+        Peng et al., DeMo, 2024, arXiv:2411.19870, Algorithm 1, whose momentum is the residual of the update.
     """
 
     codec: Codec
+    decay: float = 1.0
+
+    def validate(self) -> None:
+        require(0 < self.decay <= 1, f"error_feedback needs 0 < decay <= 1, got decay={self.decay}")
 
     @property
     def scope(self) -> Scope:
@@ -68,7 +74,7 @@ class ErrorFeedback(Codec):
     def encode(self, row: Tensor, layout: Layout, state: State, rng: Rng) -> tuple[Payload, State]:
         memory = state.get("residual", {})
         old = load(memory, layout, torch.zeros_like(row))
-        corrected = old + row
+        corrected = old * self.decay + row
         # the residual keeps what a narrow dtype cannot hold
         payload, inner = self.codec.encode(cast(corrected, row.dtype), layout, state.get("inner", {}), rng)
         new = corrected - self.codec.decode(payload, layout).to(corrected)

@@ -165,7 +165,8 @@ class LevelAdder(Adder):
     """Adds up payloads of `encode_levels` whose levels are packed."""
 
     def __init__(self, layout: Layout, form: LevelFormat) -> None:
-        self._bits, self._coding = form.bits, form.coding
+        self._bits = form.bits
+        self._coding: Coding = form.coding
         self._plan = cut(layout, form.bucket, form.bits + 1)
 
     def check(self, payload: Payload) -> Checked:

@@ -90,3 +90,28 @@ def take(words, places, threshold, ties, out):
             ties -= np.int64(key == threshold)
             out[count] = i
             count += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def largest_of_chunks(words, starts, sizes, ks, places):
+    """Writes the places of the ks[c] largest magnitudes of each chunk, ascending; of equal ones the first."""
+    everything, written = np.empty(0, np.int64), 0
+    for c in range(len(ks)):
+        chunk, out = words[starts[c] : starts[c] + sizes[c]], places[written : written + ks[c]]
+        threshold, larger = kth_largest(chunk, everything, ks[c])
+        take(chunk, everything, threshold, ks[c] - larger, out)
+        for i in range(len(out)):
+            out[i] += starts[c]
+        written += ks[c]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def each_in_its_run(places, starts, sizes, ks):
+    """Whether the first ks[0] places lie in the first run, and so on."""
+    written = 0
+    for c in range(len(ks)):
+        for i in range(written, written + ks[c]):
+            if places[i] < starts[c] or places[i] >= starts[c] + sizes[c]:
+                return False
+        written += ks[c]
+    return True

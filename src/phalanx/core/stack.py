@@ -159,7 +159,7 @@ class Stack:
             return self
         return replace(
             self,
-            rows=_moved_up(self.rows, chosen) if in_place else self.rows[chosen],
+            rows=_moved_up(self.rows, chosen) if in_place and type(self.rows) is Tensor else self.rows[chosen],
             sources=tuple(self.sources[i] for i in chosen),
             weights=self.weights[chosen],
             units=None if self.units is None else tuple(self.units[i] for i in chosen),
