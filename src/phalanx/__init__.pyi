@@ -50,6 +50,7 @@ from phalanx.integrations.gradient_exchange import GradientExchange as exchange
 from phalanx.lowrank.factorize import factorize as factorize
 from phalanx.matching.match_models import match_models as match_models
 from phalanx.tools import testing as testing
+from phalanx.tools.advisor.explain import explain as explain
 from phalanx.training import optim as optim
 from phalanx.training.interrupt import Interrupted as Interrupted
 from phalanx.training.phase import Phase as Phase
@@ -94,6 +95,7 @@ __all__ = [
     "decode",
     "encode",
     "exchange",
+    "explain",
     "factorize",
     "federated",
     "flower",

@@ -15,7 +15,7 @@ from phalanx.core.registry import kinds
 from phalanx.tools.cli.app import app
 from phalanx.tools.runner.request import build_study
 
-COMMANDS = ("run", "status", "redteam", "list", "show", "compare", "probe", "advise", "factorize", "doctor")
+COMMANDS = ("run", "status", "redteam", "list", "show", "compare", "probe", "advise", "explain", "factorize", "doctor")
 TINY = ("--set", "model=mlp(hidden=())", "--set", "work.batch=30", "--set", "evaluate_every=2")
 
 

@@ -97,10 +97,10 @@ def _step(
         finish_s=ended - combined,
     )
     sent = sum(note.value for note in result.notes if note.kind == "bytes" and note.worker == WORKER)
-    return Sample(effort, sent, _messages(lines.calls, n)), state, result.announcement
+    return Sample(effort, sent, messages_of(lines.calls, n)), state, result.announcement
 
 
-def _messages(calls: Sequence[Call], n: int) -> tuple[tuple[CallKind, int], ...]:
+def messages_of(calls: Sequence[Call], n: int) -> tuple[tuple[CallKind, int], ...]:
     """The collectives of a step; behind an all-to-all the longest all-gather is that of the owners' shares."""
     messages: list[tuple[CallKind, int]] = [(call.kind, call.bytes) for call in calls]
     first = next((i for i, (kind, _) in enumerate(messages) if kind == "share"), len(messages))

@@ -57,6 +57,7 @@ _COMMANDS = {
     "doctor": Target("phalanx.tools.cli.doctor", "doctor"),
     "probe": Target("phalanx.tools.cli.probe", "probe"),
     "advise": Target("phalanx.tools.cli.advise", "advise"),
+    "explain": Target("phalanx.tools.cli.explain", "explain"),
     "factorize": Target("phalanx.tools.cli.factorize", "factorize"),
 }
 _OWN_MODULES = {target.module for target in _COMMANDS.values()}
