@@ -32,7 +32,7 @@ EXPRESSIONS = [
     ),
     (
         "gather(dens())",
-        "unknown name 'dens'; did you mean dense? choose from atomo, dense, $ (character 8)\n$",
+        "unknown name 'dens'; did you mean dense? choose from atomo, chunked_dct, $ (character 8)\n$",
     ),
     ("krum(g=2)", "krum has no field 'g'; choose from f (character 6)\n  krum(g=2)\n       ^"),
     ("krum()", "krum: missing a required argument: 'f'; its fields are f (character 1)\n  krum()\n  ^"),
@@ -79,7 +79,7 @@ METHODS = [
     (lambda: px.reduce(px.codecs.sign()), "reduce needs a linear codec, and sign() is not; use gather(sign()), mean()"),
     (
         lambda: px.gather(px.aggregators.mean()),  # type: ignore[arg-type]
-        "gather: codec must be an object of Codec, such as atomo(...) or dense(...), or a class of your own with "
+        "gather: codec must be an object of Codec, such as atomo(...) or chunked_dct(...), or a class of your own with "
         "@method(name, 'codec'), got mean()",
     ),
     (
