@@ -49,6 +49,17 @@ def _whiter(recipe: str, rule: str, head: str = "") -> Claim:
     return Claim(f"{head}{rule}: PGD does more than the black box", *pair)
 
 
+def _holds(recipe: str, rule: str, head: str = "") -> Claim:
+    pair = (_above(recipe, "FedAvg", "black-box"), _above(recipe, rule, "black-box"))
+    return Claim(f"{head}{rule} holds the black box back", *pair)
+
+
+def _strengthens(recipe: str, head: str = "") -> Claim:
+    """The text: as soon as Krum takes the poisoned model, it replaces the global one."""
+    pair = (_above(recipe, "Krum", "PGD"), _above(recipe, "FedAvg", "PGD"))
+    return Claim(f"{head}Krum strengthens PGD", *pair)
+
+
 def _fair(title: str, rule: str, attack: str) -> Cell:
     return Cell(FAIR, title, rule, attack)
 
@@ -107,9 +118,15 @@ CHAPTER_8 = (
         ),
         claims=(
             *(_opens(PLANES, "FedAvg", attack, "task 1: ") for attack in ATTACKS),
-            *(_opens(PLANES, rule, "PGD + replacement", "task 1: ") for rule in ("norm clipping", "Multi-Krum")),
+            *(_opens(PLANES, rule, attack, "task 1: ") for rule in DEFENCES for attack in ATTACKS[1:]),
+            *(_opens(PLANES, rule, "black-box", "task 1: ") for rule in ("norm clipping", "RFA")),
+            *(_holds(PLANES, rule, "task 1: ") for rule in ("Krum", "Multi-Krum")),
+            _strengthens(PLANES, "task 1: "),
             *(_opens(TWEETS, "FedAvg", attack, "task 4: ") for attack in ATTACKS),
-            *(_opens(TWEETS, rule, "PGD + replacement", "task 4: ") for rule in DEFENCES),
+            *(_opens(TWEETS, rule, attack, "task 4: ") for rule in DEFENCES for attack in ATTACKS[1:]),
+            *(_opens(TWEETS, rule, "black-box", "task 4: ") for rule in ("norm clipping", "RFA", "Multi-Krum")),
+            _holds(TWEETS, "Krum", "task 4: "),
+            _strengthens(TWEETS, "task 4: "),
             *(_whiter(TWEETS, rule, "task 4: ") for rule in DEFENCES),
         ),
     ),
@@ -173,8 +190,10 @@ CHAPTER_8 = (
         rows=_grid(DIGITS, ("FedAvg", "norm clipping", "RFA", "trimmed mean", "Multi-Krum", "Krum")),
         claims=(
             *(_opens(DIGITS, "FedAvg", attack) for attack in ATTACKS),
-            *(_opens(DIGITS, rule, attack) for rule in ("norm clipping", "RFA") for attack in ("black-box", "PGD")),
-            *(_opens(DIGITS, rule, "PGD + replacement") for rule in DEFENCES),
+            *(_opens(DIGITS, rule, attack) for rule in DEFENCES for attack in ATTACKS[1:]),
+            *(_opens(DIGITS, rule, "black-box") for rule in ("norm clipping", "RFA")),
+            *(_holds(DIGITS, rule) for rule in ("Krum", "Multi-Krum")),
+            _strengthens(DIGITS),
             *(_whiter(DIGITS, rule) for rule in ("FedAvg", *DEFENCES)),
         ),
     ),
