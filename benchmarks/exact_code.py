@@ -3,6 +3,7 @@
 
     python benchmarks/exact_code.py                       # n = 5 to 61, every s, all numbers of lies and missing rows
     python benchmarks/exact_code.py --least 45 --most 45 --seconds 600
+    python benchmarks/exact_code.py --least 37 --sample 8    # the most lies, the most missing rows, and 8 numbers drawn
 
 For each n, s, number of missing rows and number of false ones: adjacent, spread and random workers, and twelve kinds of
 lies, among them those of a codeword. Also s + 1 workers, who have to be noticed where anything can be.
@@ -11,6 +12,7 @@ lies, among them those of a codeword. Also s + 1 workers, who have to be noticed
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -31,7 +33,16 @@ def cases(n: int, s: int) -> Iterator[tuple[int, int]]:
     return ((e, count) for e in range(2 * s + 1) for count in range((2 * s - e) // 2 + 1))
 
 
-def check(n: int, s: int, d: int) -> int:
+def drawn(n: int, s: int, sample: int | None) -> list[tuple[int, int]]:
+    """All cases, or the extreme ones and some others."""
+    every = list(cases(n, s))
+    if sample is None or len(every) <= sample + 2:
+        return every
+    others = random.Random(1000 * n + s).sample(every, sample)
+    return [*dict.fromkeys([(0, s), (2 * s, 0), *others])]
+
+
+def check(n: int, s: int, d: int, sample: int | None = None) -> int:
     """Tries all of one code; returns the number of rounds.
 
     Raises:
@@ -42,7 +53,7 @@ def check(n: int, s: int, d: int) -> int:
     announced, rounds = scales_of(units, stack.layout), 0
     payloads = encode(code, stack, n, announced)
     truth = decode(code, payloads, n, stack, announced).rows
-    for e, count in cases(n, s):
+    for e, count in drawn(n, s, sample):
         for where in ("adjacent", "spread", "random"):
             order = places(n, e + count, where, 31 * e + count)
             gone, false = order[:e], order[e:]
@@ -76,6 +87,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=61)
     parser.add_argument("--s", type=int, help="this s only")
     parser.add_argument("--d", type=int, default=64)
+    parser.add_argument("--sample", type=int, help="of all numbers of lies and missing rows, this many drawn")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no code after so long")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -85,7 +97,7 @@ def main() -> None:
             if time.monotonic() - began > options.seconds:
                 print(f"stopped before n={n}, s={s}: {codes} codes, {rounds} rounds, all exact")
                 return
-            rounds, codes = rounds + check(n, s, options.d), codes + 1
+            rounds, codes = rounds + check(n, s, options.d, options.sample), codes + 1
         print(f"n={n}: {codes} codes, {rounds} rounds, all exact, {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -129,6 +129,12 @@ class Mutator(ast.NodeTransformer):
         node.body = [self.visit(p) if isinstance(p, ast.FunctionDef | ast.ClassDef) else p for p in node.body]
         return node
 
+    def visit_keyword(self, node: ast.keyword) -> ast.AST:
+        # zip's check of equal lengths changes nothing where they are equal
+        if node.arg != "strict":
+            self.generic_visit(node)
+        return node
+
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         return node
 

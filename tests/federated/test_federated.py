@@ -615,3 +615,24 @@ def test_absent_attackers_are_no_missed_accusations():
     made = px.Phase(LOCAL, phase.scheme, phase.optimizer, 6, clients=px.federated.with_attackers(3, (0,), every=3))
     trainer = px.train(run(made, workers=6, byzantine=px.adversary.workers((0,))))
     assert trainer.worker_stats.attacks == 2 and trainer.worker_stats.byzantine[0] == 2
+
+
+def test_each_round_of_a_pass_has_the_epochs_of_its_layer():
+    local, retrain, last = (px.federated.local_training(px.optim.sgd(0.1), epochs=e) for e in (5, 3, 2))
+    work = px.federated.layerwise(local, 4, retrain, last)
+    assert [work.num_epochs(r) for r in range(9)] == [5, 3, 3, 2, 5, 3, 3, 2, 5]
+    assert [px.federated.layerwise(local, 2, retrain).num_epochs(r) for r in range(3)] == [5, 3, 5]
+    assert [px.federated.layerwise(local, 3).num_epochs(r) for r in range(4)] == [5, 5, 5, 5]
+
+
+def test_the_layouts_of_a_pass_have_every_tensor_and_every_statistic_once():
+    local = px.federated.local_training(px.optim.sgd(0.1), epochs=1)
+    trainer = Trainer(run(px.federated.fedavg(LOCAL, 1), model=Normed()))
+    layers = len(trainer.model_state.graph(0).sizes) + 1
+    work, models = px.federated.layerwise(local, layers), PhaseModels(trainer.model_state, 0)
+    whole, parts = Layout.of(models.original()), [work.layout(models, layer) for layer in range(layers)]
+    # beside the claimed numbers of examples by class, which go with the last layer
+    sent = [name for part in parts for name in part.names if name != "examples"]
+    installed = [name for part in parts for name in part.installed if name != "examples"]
+    assert sorted(sent) == sorted(whole.names)
+    assert whole.num_installed > 0 and sorted(installed) == sorted(whole.installed)

@@ -232,3 +232,17 @@ def test_a_loop_of_one_s_own_goes_on_under_ddp_and_exchange(tmp_path):
             assert there["lr"] == pytest.approx(0.05 * 0.9**6)
             first, last = there["losses"][:5], there["losses"][-5:]
             assert sum(last) < 0.9 * sum(first), (how, scheme)
+
+
+def test_with_decay_on_the_product_the_optimizer_does_not_decay_the_factors():
+    model = px.factorize(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)), 0.25)
+    factors = {id(p) for module in model.modules() if isinstance(module, LowRankLinear) for p in (module.u, module.v)}
+    assert factors
+    every = [p for p in model.parameters() if p.requires_grad]
+    assert list(map(id, px.lowrank.pufferfish(decay="factors").groups(model))) == list(map(id, every))
+    others, decayed = px.lowrank.pufferfish(decay="product").groups(model)
+    assert {id(p) for p in decayed["params"]} == factors and decayed["weight_decay"] == 0.0
+    assert [id(p) for p in others["params"]] == [id(p) for p in every if id(p) not in factors]
+    assert "weight_decay" not in others
+    dense = torch.nn.Linear(8, 8)
+    assert list(px.lowrank.pufferfish(decay="product").groups(dense)) == list(dense.parameters())

@@ -335,3 +335,18 @@ def test_layers_of_one_module_have_one_size():
     assert graph.level == ({1, 2},) and graph.levelled({1: 20}) == {0: 8, 1: 20, 2: 20}
     with pytest.raises(ValueError, match=r"recurrent layer 1 must be as large .* give graph.levelled\(sizes\)"):
         resized(model, graph, {1: 20})
+
+
+@each("outer", [1, 3])
+@each("inner", [1, 2])
+def test_neurons_go_to_their_places_and_those_without_one_are_dropped(outer, inner):
+    axis = Axis(0, 0, outer, inner)
+    tensor = torch.arange(outer * 4 * inner * 2, dtype=torch.float32).reshape(outer * 4 * inner, 2) + 1
+    places = torch.tensor([0, -1, 5, 2])
+    out = axis.scatter(tensor, places, 6)
+    rows, given = axis.neurons_first(out), axis.neurons_first(tensor)
+    assert out.shape == (outer * 6 * inner, 2)
+    for place in range(6):
+        here = (places == place).nonzero().flatten().tolist()
+        assert rows[place].equal(given[here[0]] if here else torch.zeros_like(rows[place]))
+    assert axis.scatter(tensor, torch.tensor([3, 1, 0, 2]), 4).equal(axis.pick(tensor, torch.tensor([2, 1, 3, 0])))

@@ -13,6 +13,7 @@ import phalanx as px
 from matching import Published
 from phalanx.core.round import make_generator
 from phalanx.matching.search import objective
+from phalanx.matching.spahm import initial_model
 from tests.cases import draws, each
 from tests.matching.neurons import CALIBRATED, copies, same_partition
 
@@ -190,3 +191,18 @@ def test_settings_that_no_matching_can_use_are_named():
         px.matching.match([GOOD], matcher=px.aggregators.mean())
     with pytest.raises(ValueError, match="set them in the matcher"):
         px.matching.match([GOOD], gamma=1.0, matcher=px.matching.spahm())
+
+
+def test_the_first_model_has_the_population_variance_of_the_neurons():
+    """spahm: sigma from the better half of the best pairs, sigma0 what is left of the variance of all neurons."""
+    rng = torch.Generator().manual_seed(3)
+    first = torch.randn(4, 3, generator=rng, dtype=torch.float64) * 3
+    noise = 0.1 * torch.randn(4, 3, generator=rng, dtype=torch.float64)
+    layers = [first, (first + noise)[[2, 0, 3, 1]]]
+    model = initial_model(layers)
+    rows = torch.cat(layers)
+    closest = noise.square().sum(dim=1).argsort()[:2]
+    sigma = noise[closest].square().mean(dim=0) / 2
+    total = rows.var(dim=0, correction=0)
+    torch.testing.assert_close(model.sigma, sigma)
+    torch.testing.assert_close(model.sigma0, total - sigma)

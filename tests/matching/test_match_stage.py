@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import phalanx as px
 from phalanx.core.stack import Stack
-from phalanx.matching.match_stage import MatchReply, weighted_middle
+from phalanx.matching.match_stage import MatchReply, class_shares, weighted_middle
 from phalanx.matching.neuron_axes import OUTPUTS, Axis
 
 F = 3
@@ -183,3 +183,12 @@ def test_the_posterior_of_a_matcher_is_around_the_middle() -> None:
     rule = "chain(matched(bbp(gamma=1e-9, average='posterior'), support=3, middle='median'), median())"
     _, parts = merged(liars, rule)
     assert float(parts["a.weight"].abs().max()) < 2 * float(own.abs().max())
+
+
+def test_shares_of_a_class_are_its_claimed_examples_over_their_sum() -> None:
+    claims = torch.tensor([[6.0, 0.0, 1.0], [2.0, 0.0, 9.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.75, 1 / 3, 0.1], [0.25, 1 / 3, 0.9], [0.0, 1 / 3, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(class_shares(claims, 1), expected)
+    # the second largest claim bounds all: 2, 0 and 1
+    bounded = torch.tensor([[0.5, 1 / 3, 0.5], [0.5, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(class_shares(claims, 2), bounded)
