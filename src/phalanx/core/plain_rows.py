@@ -14,7 +14,7 @@ from torch import Tensor
 from phalanx.core.layout import Layout
 from phalanx.core.stack import Stack
 
-Rows = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
+Rows = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray] | Sequence[Mapping[str, Tensor]]
 
 
 def stack_of(rows: Rows, weights: Sequence[float] | Tensor | None, name: str) -> Stack:

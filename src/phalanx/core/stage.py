@@ -17,6 +17,7 @@ from phalanx.core.expression import Expression, method, require
 from phalanx.core.gate import Gate
 from phalanx.core.layout import Layout
 from phalanx.core.plain_rows import Rows, stack_of
+from phalanx.core.plain_states import is_states, middle_integers, states_of
 from phalanx.core.registry import register
 from phalanx.core.round import Rng, Round
 from phalanx.core.stack import Note, Stack
@@ -128,17 +129,34 @@ class Stage(Expression, ABC):
 
         Args:
             rows: an (n, d) tensor or array, or a list of n tensors or arrays of one shape. A row of another shape or
-                dtype than most, or with NaN, Inf or absurd entries, is excluded and counts towards f.
+                dtype than most, or with NaN, Inf or absurd entries, is excluded and counts towards f. A list of state
+                dicts, or of Flower's ArrayRecords, gives one of them: its floating-point tensors are the row, of the
+                other ones each entry is the lower median of those that were admitted.
             weights: number of examples behind each of the n rows; equal when None. An absurd weight excludes its row,
                 as in a round; the other weights are used as they are.
             seed: seed of all random numbers.
         Raises:
             ValueError: a rule has too few rows, or the rows are not floating-point numbers.
         """
+        if is_states(rows):
+            return self._aggregate_states(rows, weights, seed)
         result = self.outcome(rows, weights, seed).rows
         result = result[0] if len(result) == 1 else result
         like = rows if isinstance(rows, Tensor) else rows[0]
         return result if isinstance(like, Tensor) else result.numpy()  # type: ignore[return-value]
+
+    def _aggregate_states(self, given: Any, weights: Sequence[float] | Tensor | None, seed: int) -> Any:
+        form, states = states_of(given, self.expression_name)
+        # a row of no entries has another shape than the others
+        rows = [torch.empty(0, dtype=form.dtype) if isinstance(s, str) else form.row(s) for s in states]
+        out = self.outcome(rows, weights, seed)
+        bad = {note.worker for note in out.notes if note.kind == "excluded"}
+        good = [s for i, s in enumerate(states) if not isinstance(s, str) and i not in bad]
+        integers = middle_integers(form, good)
+        kind = type(next(row for row, s in zip(given, states, strict=True) if not isinstance(s, str)))
+        made = [form.state(row, integers) for row in out.rows]
+        found = [kind(state) for state in made] if kind is not dict else made
+        return found[0] if len(found) == 1 else found
 
     def outcome(self, rows: Rows, weights: Sequence[float] | Tensor | None = None, seed: int = 0) -> Stack:
         """The result of `aggregate` with its notes: which rows were excluded and why, and what the rule reports."""

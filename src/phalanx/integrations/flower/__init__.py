@@ -8,6 +8,9 @@ except ImportError:
 
 from phalanx.distributed.server.membership import Timeouts as Timeouts
 from phalanx.integrations.flower.client import client_app as client_app
+from phalanx.integrations.flower.coded_arrays import compress as compress
+from phalanx.integrations.flower.robust import RobustStrategy as RobustStrategy
+from phalanx.integrations.flower.robust import robust as robust
 from phalanx.integrations.flower.strategy import FlowerStrategy as FlowerStrategy
 from phalanx.integrations.flower.strategy import Outcome as Outcome
 from phalanx.integrations.flower.strategy import server_app as server_app
