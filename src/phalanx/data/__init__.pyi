@@ -16,6 +16,7 @@ from phalanx.data.images import Images as Images
 from phalanx.data.mnist import Mnist as mnist
 from phalanx.data.movie_review import MovieReview as movie_review
 from phalanx.data.multi30k import Multi30k as multi30k
+from phalanx.data.node_config import node_config as node_config
 from phalanx.data.own import ClientDatasets as client_datasets
 from phalanx.data.own import Datasets as datasets
 from phalanx.data.partial_partition import ByOwner as by_owner

@@ -404,8 +404,8 @@ class ClientDatasets(Data):
 
     Args:
         source: function of the number of a client (Flower's partition-id) that returns its (train, test) or its
-            training dataset alone; or a function without arguments that returns a list or a mapping of these for all
-            clients.
+            training dataset alone, from where `phalanx.data.node_config()` says if that differs by machine; or a
+            function without arguments that returns a list or a mapping of these for all clients.
         test: function without arguments that returns a test dataset of the server's own; None for none.
         outputs, shape, key, collate: those of `datasets`.
     """

@@ -15,6 +15,8 @@ from phalanx.core.codec import WEIGHT
 from phalanx.core.expression import require
 from phalanx.core.packing import pack
 from phalanx.core.trees import from_payload, memories_of, to_payload
+from phalanx.data.node_config import use_node_config
+from phalanx.distributed.server_transport import metrics_to_payload
 from phalanx.integrations.flower.records import (
     ABOUT,
     EXAMPLES,
@@ -29,6 +31,7 @@ from phalanx.integrations.flower.records import (
     ROUND,
     RUN,
     SHARED,
+    TESTED,
     WORKER,
     RunSource,
     array,
@@ -65,6 +68,10 @@ def client_app(run: RunSource = None, *, mods: Sequence[Mod] = ()) -> ClientApp:
         kept = memories_of(_remembered(context), (int(context.node_config[WORKER]),))
         return Message(RecordDict({MEMORY: _record(kept)}), reply_to=message)
 
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(_evaluated(run_of(run, context.run_config), message, context), reply_to=message)
+
     @app.train(mods=list(mods))
     def train(message: Message, context: Context) -> Message:
         return Message(_train(run_of(run, context.run_config), message, context), reply_to=message)
@@ -74,11 +81,10 @@ def client_app(run: RunSource = None, *, mods: Sequence[Mod] = ()) -> ClientApp:
 
 def _train(run: Run, message: Message, context: Context) -> RecordDict:
     worker, about = int(context.node_config[WORKER]), message.content[ABOUT]
-    require(0 <= worker < run.workers, f"the run's workers are 0 to {run.workers - 1}, got {WORKER}={worker}")
-    same = about[RUN] == repr(run)
-    require(same, f"the server's run differs from this client's: {about[RUN]} is not {run!r}")
+    _check_request(run, worker, about)
     index = about[ROUND]
     assert isinstance(index, int)
+    use_node_config(context.node_config)
     runtime = _runtime(run)
     runtime.reassign((worker,))
     sent = MEMORY in message.content
@@ -99,6 +105,25 @@ def _train(run: Run, message: Message, context: Context) -> RecordDict:
     # last, so that a round that fails leaves no memories
     context.state[STATE] = _record({**runtime.to_tree(), "run_id": str(context.run_id)})
     return reply
+
+
+def _evaluated(run: Run, message: Message, context: Context) -> RecordDict:
+    """What the model of a message scores on this client's own test examples."""
+    worker, about = int(context.node_config[WORKER]), message.content[ABOUT]
+    _check_request(run, worker, about)
+    index = about[ROUND]
+    assert isinstance(index, int)
+    use_node_config(context.node_config)
+    runtime = _runtime(run)
+    runtime.reassign((worker,))
+    found = runtime.evaluate(index, carried(message.content, ORDER, SHARED))
+    return RecordDict({TESTED: ArrayRecord({PACKED: array(metrics_to_payload(found))})})
+
+
+def _check_request(run: Run, worker: int, about: Any) -> None:
+    require(0 <= worker < run.workers, f"the run's workers are 0 to {run.workers - 1}, got {WORKER}={worker}")
+    same = about[RUN] == repr(run)
+    require(same, f"the server's run differs from this client's: {about[RUN]} is not {run!r}")
 
 
 def _record(tree: dict[str, Any]) -> ArrayRecord:

@@ -46,6 +46,7 @@ class Flower:
     Args:
         folder: for Flower's home and the output of the processes, "superlink.log", "node-0.log", ...
         nodes: SuperNodes; number i has partition-id=i.
+        node_config: more entries for each node, in which {i} becomes its number, such as 'folder="/data/{i}"'.
         limit_s: for all to be ready, and for a command of Flower.
         environment: of the processes, besides what Flower needs; this process's when None.
         tell: called with a line for each stage, and with each line that the app logs.
@@ -58,13 +59,14 @@ class Flower:
         limit_s: float = 300,
         environment: Mapping[str, str] | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        node_config: str = "",
     ) -> None:
         self._tell = tell
         self.folder, self.limit_s = folder, limit_s
         self._surroundings = os.environ if environment is None else environment
         self.home, self.port = folder / "flwr", free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._count = nodes
+        self._count, self._node_config = nodes, node_config
 
     def __enter__(self) -> Flower:
         self.home.mkdir(parents=True)
@@ -89,7 +91,7 @@ class Flower:
     def add(self, i: int) -> None:
         """Starts SuperNode i, also again after it was killed."""
         where = ("--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()))
-        about = f"partition-id={i} num-partitions={self._count}"
+        about = f"partition-id={i} num-partitions={self._count} {self._node_config.replace('{i}', str(i))}".strip()
         self._start(f"node-{i}", "flower-supernode", *where, "--node-config", about)
 
     def known(self, i: int) -> bool:
@@ -234,6 +236,11 @@ def main() -> None:
     parser.add_argument("app", type=Path, help="folder with a pyproject.toml")
     parser.add_argument("--clients", type=int, help='SuperNodes; "clients" of [tool.flwr.app.config] by default')
     parser.add_argument("--limit", type=float, default=3600, help="seconds until the run is given up")
+    parser.add_argument(
+        "--node-config",
+        default="",
+        help="more entries for each SuperNode; {i} becomes its number: 'folder=\"/data/{i}\"'",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a value of the run config")
     given = parser.parse_args()
     config = tomllib.loads((given.app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
@@ -246,7 +253,7 @@ def main() -> None:
     with (
         Heartbeat(partial(print, flush=True), lambda: f"running for {time.monotonic() - began:.0f} s") as tell,
         tempfile.TemporaryDirectory() as folder,
-        Flower(Path(folder), clients, tell=tell) as flower,
+        Flower(Path(folder), clients, tell=tell, node_config=given.node_config) as flower,
     ):
         outcome = flower.run(given.app.resolve(), given.limit, **changes)
     print(outcome.status)

@@ -19,6 +19,7 @@ from phalanx.training.phase import Run
 
 ORDER, SHARED, OWN = "order", "shared", "own"  # a record to clients, and its arrays: the same for all, and one's own
 ABOUT, ROUND, RUN = "about", "round", "run"  # another, and its entries
+TESTED = "tested"  # a record of a reply, with what a client measured on test examples of its own
 MEMORY = "memory"  # a record to or from a client, after a resume or before a checkpoint
 REPORT, PACKED, METRICS = "report", "packed", "metrics"  # records of a reply, and the array in the first
 EXAMPLES, LOSS, REMEMBERS, WORKER = "num-examples", "loss", "remembers", "partition-id"  # entries of the last

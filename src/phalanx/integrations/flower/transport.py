@@ -17,7 +17,7 @@ from phalanx.core.payload import BadPayload, Payload
 from phalanx.core.trees import State, from_payload, memories_of, to_payload
 from phalanx.distributed.round_request import RoundRequest
 from phalanx.distributed.server.membership import Timeouts
-from phalanx.distributed.server_transport import ServerTransport
+from phalanx.distributed.server_transport import ServerTransport, metrics_from
 from phalanx.integrations.flower.messaging import arrived, push
 from phalanx.integrations.flower.node_registry import Node, NodeRegistry, log
 from phalanx.integrations.flower.records import (
@@ -29,6 +29,7 @@ from phalanx.integrations.flower.records import (
     ROUND,
     RUN,
     SHARED,
+    TESTED,
     Report,
     array,
     carried,
@@ -59,6 +60,7 @@ class FlowerTransport(ServerTransport):
         self._nodes: dict[int, Node] = {}
         self._asked: dict[str, Node] = {}
         self._reports: dict[int, Report | BadPayload] = {}
+        self._run = ""
         self._seen: set[int] = set()  # workers that have answered a request of this process
         self._began, self._first, self._usual_s = 0.0, True, timeouts.first_s
 
@@ -90,7 +92,7 @@ class FlowerTransport(ServerTransport):
 
     def start_round(self, request: RoundRequest, run: str, memories: State) -> None:
         """Sends every chosen worker its request."""
-        self._began, self._reports = time.monotonic(), {}
+        self._began, self._reports, self._run = time.monotonic(), {}, run
         self._nodes = {w: node for w, node in self.registry.refresh(again=True).items() if w in set(request.clients)}
         for worker in request.clients:
             if worker not in self._nodes:
@@ -167,6 +169,24 @@ class FlowerTransport(ServerTransport):
         assert not payloads
         found = [self._reports.get(worker) for worker in self.workers]
         return [r.payload(limit_bytes) if isinstance(r, Report) else r or BadPayload("nothing arrived") for r in found]
+
+    def evaluate_clients(self, request: RoundRequest) -> dict[int, dict[str, float]]:
+        nodes = [node for node in self.registry.refresh().values() if not node.backoff_rounds]
+        content = {
+            ORDER: ArrayRecord({SHARED: array(request.shared_payload(whole_model=True))}),
+            ABOUT: ConfigRecord({ROUND: request.round_index, RUN: self._run}),
+        }
+        found, self._began = dict[int, dict[str, float]](), time.monotonic()
+        self._send([self._message(RecordDict(dict(content)), node, "evaluate") for node in nodes], nodes)
+
+        def enter(node: Node, reply: Message | BadPayload) -> None:
+            # metrics that cannot be read are none
+            with suppress(ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                if isinstance(reply, Message):
+                    found.update(metrics_from(carried(reply.content, TESTED), (node.worker,)))
+
+        self._wait(nodes, lambda: self._timeouts.stretched(self._usual_s), enter)
+        return found
 
     def collect_memories(self) -> list[State]:
         nodes = [node for node in self.registry.refresh().values() if node.remembers]
