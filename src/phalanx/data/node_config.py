@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
-_config: Mapping[str, bool | float | int | str] = MappingProxyType({})
+_config: Mapping[str, Any] = MappingProxyType({})
 
 
-def node_config() -> Mapping[str, bool | float | int | str]:
+def node_config() -> Mapping[str, Any]:
     """The configuration of the Flower node that this process works for; empty elsewhere, as in a simulation.
 
     A function that loads a client's data asks it where they are on this machine:
@@ -24,7 +25,7 @@ def node_config() -> Mapping[str, bool | float | int | str]:
     return _config
 
 
-def use_node_config(config: Mapping[str, bool | float | int | str]) -> None:
+def use_node_config(config: Mapping[str, Any]) -> None:
     """Sets what `node_config` returns in this process."""
     global _config
     _config = MappingProxyType(dict(config))
