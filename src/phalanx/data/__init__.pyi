@@ -60,6 +60,7 @@ __all__ = [
     "mnist",
     "movie_review",
     "multi30k",
+    "node_config",
     "nested",
     "reserve",
     "resized_crop_flip",
