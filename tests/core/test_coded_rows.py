@@ -47,6 +47,16 @@ def test_rules_of_coordinates_need_no_table(rule, codec):
     assert torch.equal(result, run(rule, plain(stack)))
 
 
+@each("n", (1, 2, 3, 4, 7, 16, 17, 300))
+def test_votes_are_counted_in_binary(n):
+    """Any number of voters, ties, and rows that end within a byte or a block."""
+    for d in (1, 7, 8, 9, 513, 4096, 9001):
+        stack = received("sign()", n, d)
+        result = run("majority()", stack)
+        assert isinstance(stack.rows, CodedRows) and not stack.rows.is_read
+        assert torch.equal(result[0], stack.rows.read().sign().sum(dim=0).sign()), d
+
+
 @each("rule", ("krum(f=1)", "geometric_median()", "centered_clip(tau=3.0)", "nnm(f=1)"))
 def test_rules_of_rows_give_the_same_bits(rule):
     first, second = (received("qsgd()", d=5000) for _ in range(2))

@@ -154,10 +154,11 @@ def _unpack_block(address, bits, codes):
 @njit(nogil=True, cache=True, error_model="numpy")
 def _sign(codes, bits, levels):
     """The levels that the codes of a block stand for, with their signs."""
-    top, shift = np.int16((1 << bits) - 1), np.int16(bits)
+    top = np.int16((1 << bits) - 1)
     for j in range(len(codes)):
         code = np.int16(codes[j])
-        negative = np.int16(code >> shift)
+        # a comparison, as a shift would be computed in 64 bits
+        negative = np.int16(code > top)
         levels[j] = np.int16(np.int16(np.int16(code & top) ^ np.int16(-negative)) + negative)
 
 
@@ -228,7 +229,7 @@ def add_signs(bodies, factors, start, out):
         bodies: addresses of the bits, one for each payload.
     """
     end, words = start + len(out), np.zeros(BLOCK // 8, np.uint64)
-    signs = words.view(np.uint8)
+    signs = words.view(np.int8)
     for begin in range(start // 8 * 8, end, BLOCK):
         first, last = max(begin, start), min(begin + BLOCK, end)
         sums, num_bytes = out[first - start : last - start], (last - begin + 7) // 8
@@ -236,9 +237,12 @@ def add_signs(bodies, factors, start, out):
         for i in range(len(factors)):
             data = carray(_bytes_at(bodies[i]), begin // 8 + num_bytes)
             _spread_bits(data[begin // 8 :], words)
+            for j in range(len(words)):
+                # a byte of 1 stays so, and a byte of 0 becomes -1
+                words[j] = ~((words[j] << np.uint64(8)) - words[j]) | np.uint64(0x0101010101010101)
             own, factor = signs[first - begin : last - begin], factors[i]
             for j in range(len(sums)):
-                sums[j] += np.float32(np.int32(own[j]) * np.int32(2) - np.int32(1)) * factor
+                sums[j] += np.float32(own[j]) * factor
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -252,27 +256,42 @@ def vote(bodies, start, out):
     """
     n, end = len(bodies), start + len(out)
     num_digits = 1
-    while n >> num_digits:
+    while n + 1 >> num_digits:
         num_digits += 1
     digits, carry = np.zeros((num_digits, _VOTE // 64), np.uint64), np.zeros(_VOTE // 64, np.uint64)
     more, tie = np.zeros(_VOTE // 64, np.uint64), np.zeros(_VOTE // 64, np.uint64)
-    carried = carry.view(np.uint8)
+    second = np.zeros(_VOTE // 64, np.uint64)
+    carried, joined = carry.view(np.uint8), second.view(np.uint8)
     more_words, tie_words = np.zeros(_VOTE // 8, np.uint64), np.zeros(_VOTE // 8, np.uint64)
     more_bytes, tie_bytes = more_words.view(np.uint8), tie_words.view(np.uint8)
     for begin in range(start, end, _VOTE):
         last = min(begin + _VOTE, end)
         num_bytes = (last - begin + 7) // 8
         digits[:] = np.uint64(0)
-        for i in range(n):
+        ones = digits[0]
+        for i in range(0, n, 2):
             data = carray(_bytes_at(bodies[i]), begin // 8 + num_bytes)[begin // 8 :]
             for j in range(num_bytes):
                 carried[j] = data[j]
-            for digit in range(num_digits):
+            if i + 1 < n:
+                data = carray(_bytes_at(bodies[i + 1]), begin // 8 + num_bytes)[begin // 8 :]
+                for j in range(num_bytes):
+                    joined[j] = data[j]
+            else:
+                second[:] = np.uint64(0)
+            # two votes at a time: of three digits of one place at most one is carried
+            for j in range(len(carry)):
+                either, both = carry[j] ^ second[j], carry[j] & second[j]
+                carry[j] = both | (ones[j] & either)
+                ones[j] ^= either
+            digit = 1
+            while i + 2 >> digit:
                 own = digits[digit]
                 for j in range(len(carry)):
                     both = own[j] & carry[j]
                     own[j] ^= carry[j]
                     carry[j] = both
+                digit += 1
         more[:] = np.uint64(0)
         tie[:] = ~np.uint64(0)
         for digit in range(num_digits - 1, -1, -1):

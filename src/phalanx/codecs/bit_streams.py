@@ -100,9 +100,10 @@ def _fill(data, offset, word, num_held):
     The word may contain more bits than are counted; the next call adds the same ones again.
     """
     if offset + 8 <= len(data):
-        window = np.uint64(0)
+        window, first = np.uint64(0), np.uint64(offset)
         for byte in range(8):
-            window |= np.uint64(data[offset + byte]) << np.uint64(56 - 8 * byte)
+            # an index without a sign, which numba need not check, so that the eight loads become one
+            window |= np.uint64(data[first + np.uint64(byte)]) << np.uint64(56 - 8 * byte)
         return offset + ((63 - num_held) >> 3), word | (window >> np.uint64(num_held)), num_held | 56
     while num_held <= 56:
         if offset < len(data):

@@ -107,11 +107,11 @@ def largest_of_chunks(words, starts, sizes, ks, places):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def each_in_its_run(places, starts, sizes, ks):
-    """Whether the first ks[0] places lie in the first run, and so on."""
+    """Whether the first ks[0] of ascending places lie in the first run, and so on."""
     written = 0
     for c in range(len(ks)):
-        for i in range(written, written + ks[c]):
-            if places[i] < starts[c] or places[i] >= starts[c] + sizes[c]:
-                return False
+        last = written + ks[c] - 1
+        if ks[c] > 0 and (places[written] < starts[c] or places[last] >= starts[c] + sizes[c]):
+            return False
         written += ks[c]
     return True
