@@ -46,6 +46,7 @@ def examine(runs: Path) -> list[Finding]:
         Finding("NCCL", dist.is_nccl_available() or None, "built in" if dist.is_nccl_available() else "not built in"),
         Finding("CUDA", torch.cuda.is_available() or None, _cuda()),
         _tried("numba compiles", _numba),
+        _tried("compiled loops", _vectors),
         _tried("results folder", lambda: _writable(runs)),
     ]
     data = [
@@ -94,6 +95,24 @@ def _gloo() -> str:
 def _cuda() -> str:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(names) or "no device; everything runs on the CPU"
+
+
+def _vectors() -> str:
+    """The processor that Numba compiles for, and the widest vectors that its loops have there."""
+    llvm, config = importlib.import_module("llvmlite.binding"), importlib.import_module("numba").core.config
+    cpu = config.CPU_NAME or llvm.get_host_cpu_name()
+    has = llvm.get_host_cpu_features()
+    wanted = config.CPU_FEATURES
+    if wanted is not None:
+        has = dict.fromkeys((word.strip().lstrip("+") for word in wanted.split(",") if word.strip()[:1] != "-"), True)
+    kinds = (
+        ("avx512f", "AVX-512, 512 bits"),
+        ("avx2", "AVX2, 256 bits"),
+        ("sse2", "SSE2, 128 bits"),
+        ("neon", "NEON, 128 bits"),
+    )
+    widest = next((words for name, words in kinds if has.get(name)), "no vectors that we know")
+    return f"for {cpu}: {widest}"
 
 
 def _numba() -> str:

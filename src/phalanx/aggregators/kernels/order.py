@@ -32,7 +32,7 @@ def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = No
     from phalanx.aggregators.kernels import sweeps
 
     comparators = network(len(chosen), lo, hi, summed=True)
-    return _swept(rows, lambda flat, stride, out: sweeps.middle_mean(flat, stride, chosen, comparators, lo, hi, out))
+    return _swept(rows, lambda bits, stride, out: sweeps.middle_mean(bits, stride, chosen, comparators, lo, hi, out))
 
 
 def median(rows: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def central_mean(rows: Tensor, keep: int, picks: Sequence[int] | None = None) ->
     from phalanx.aggregators.kernels import sweeps
 
     comparators = network(len(chosen), 0, len(chosen), summed=False)
-    return _swept(rows, lambda flat, stride, out: sweeps.central_mean(flat, stride, chosen, comparators, keep, out))
+    return _swept(rows, lambda bits, stride, out: sweeps.central_mean(bits, stride, chosen, comparators, keep, out))
 
 
 def _positions(rows: Tensor, picks: Sequence[int] | None) -> np.ndarray:
@@ -65,7 +65,8 @@ def _swept(rows: Tensor, sweep: Callable[[np.ndarray, int, np.ndarray], None]) -
         if part.dtype != floats or part.stride(1) != 1:
             part = part.to(floats).contiguous()
         flat = part.as_strided(((len(part) - 1) * part.stride(0) + stop - start,), (1,))
-        sweep(flat.numpy(), part.stride(0), result[start:stop].numpy())
+        bits = flat.view(torch.int32 if flat.itemsize == 4 else torch.int64)
+        sweep(bits.numpy(), part.stride(0), result[start:stop].numpy())
 
     for_each_piece(work, rows.shape[1])
     return result.to(rows.dtype)
