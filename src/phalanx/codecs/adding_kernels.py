@@ -209,6 +209,35 @@ def add_levels(bodies, scales, shares, total, width, bits, low, high, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def add_ends(bodies, lows, highs, shares, total, low, high, out):
+    """out[j] = sum_i shares[i] times the end that bit low + j of a piece in payload i stands for, for low + j < high.
+
+    Args:
+        bodies: addresses of the bits of the piece, one for each payload.
+        lows, highs: what a bit of 0 and of 1 stands for, one for each payload.
+        total: entries of the piece.
+    """
+    codes, small = np.zeros(BLOCK + _SPARE, np.uint16), np.zeros(BLOCK, np.uint8)
+    num_bytes = packed_bytes(total, max(total, 1), 1)
+    for start in range(low // BLOCK * BLOCK, high, BLOCK):
+        count = min(BLOCK, total - start)
+        first, last = max(start, low), min(start + count, high)
+        sums, offset = out[first - low : last - low], start // 8
+        sums[:] = np.float32(0.0)
+        for i in range(len(shares)):
+            if count == BLOCK:
+                _unpack_block(bodies[i] + np.uint64(offset), 1, small)
+            else:
+                _unpack(carray(_bytes_at(bodies[i]), num_bytes)[offset:], count, 1, codes)
+                for j in range(count):
+                    small[j] = np.uint8(codes[j])
+            lower, upper = lows[i] * shares[i], highs[i] * shares[i]
+            own = small[first - start : last - start]
+            for j in range(len(sums)):
+                sums[j] += upper if own[j] != 0 else lower
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _spread_bits(data, words):
     """The bits of each byte as eight bytes of 0 or 1, the lowest bit first."""
     for j in range(len(data)):

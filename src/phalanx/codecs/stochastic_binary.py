@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from phalanx.core.codec import BadPayload, Codec, Payload
+from phalanx.core.coded_rows import Adder, Checked
 from phalanx.core.columns import Shard
 from phalanx.core.expression import method
 from phalanx.core.layout import Layout
 from phalanx.core.payload import expect
-from phalanx.core.pieces import BLOCK, Piece, blank, body_of, cut, first_pieces, float_array, keys, spread
+from phalanx.core.pieces import BLOCK, Cut, Piece, blank, body_of, cut, first_pieces, float_array, keys, spread
 from phalanx.core.precision import cast
 from phalanx.core.round import Rng
 from phalanx.core.stage import Scope
@@ -88,11 +89,7 @@ class StochasticBinary(Codec):
         from phalanx.codecs import quantizer_kernels
 
         plan = cut(layout, None, 1)
-        form = {"ends": (torch.float32, (plan.num_buckets, 2)), "bits": (torch.uint8, (plan.num_bytes,))}
-        ends, bits = expect(payload, **form)
-        if bool((ends[:, 0] > ends[:, 1]).any()):
-            raise BadPayload("a least value above the largest")
-        tensor_ends, data = ends.cpu().contiguous().numpy(), bits.cpu().contiguous().numpy()
+        tensor_ends, data = _read(payload, plan)
         row = blank(layout.d, torch.float32)
         out = row.numpy()
 
@@ -103,3 +100,57 @@ class StochasticBinary(Codec):
         if not all(spread(work, plan.pieces, plan.sizes)):
             raise BadPayload("bits beyond the end of a tensor")
         return cast(row, layout.dtype)
+
+    def adder(self, layout: Layout) -> Adder | None:
+        return _EndAdder(layout)
+
+
+def _read(payload: Payload, plan: Cut) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of each tensor and the bits; raises BadPayload where `encode` writes no such payload."""
+    form = {"ends": (torch.float32, (plan.num_buckets, 2)), "bits": (torch.uint8, (plan.num_bytes,))}
+    ends, bits = expect(payload, **form)
+    if bool((ends[:, 0] > ends[:, 1]).any()):
+        raise BadPayload("a least value above the largest")
+    return ends.cpu().contiguous().numpy(), bits.cpu().contiguous().numpy()
+
+
+class _EndAdder(Adder):
+    """Adds up rows of two values for each tensor."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._plan = cut(layout, None, 1)
+
+    def check(self, payload: Payload) -> Checked:
+        from phalanx.codecs import adding_kernels
+
+        ends, data = _read(payload, self._plan)
+        for piece in self._plan.pieces:
+            total = piece.stop - piece.start
+            if not adding_kernels.ends_in_zeros(data[piece.body], total, max(total, 1), 1):
+                raise BadPayload("bits beyond the end of a tensor")
+        return Checked(float(np.abs(ends).max(initial=0.0)), (ends, data))
+
+    def sum(
+        self, parts: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float], out: Tensor, start: int = 0
+    ) -> None:
+        from phalanx.codecs import adding_kernels
+
+        sums, factors = out.numpy(), np.array(shares, np.float32)
+        bodies = np.array([data.ctypes.data for _, data in parts], np.uint64)
+        pieces = [p for p in self._plan.pieces if p.start < start + len(sums) and start < p.stop]
+
+        def work(piece: Piece) -> None:
+            low, high = max(piece.start, start), min(piece.stop, start + len(sums))
+            lows, highs = (np.array([ends[piece.buckets.start, i] for ends, _ in parts], np.float32) for i in range(2))
+            adding_kernels.add_ends(
+                bodies + np.uint64(piece.body.start),
+                lows,
+                highs,
+                factors,
+                piece.stop - piece.start,
+                low - piece.start,
+                high - piece.start,
+                sums[low - start : high - start],
+            )
+
+        spread(work, pieces, [len(parts) * (piece.stop - piece.start) for piece in pieces])
