@@ -354,6 +354,14 @@ class _Sums(Adder):
             out += row[start : start + len(out)] * share
 
 
+def a_codec_that_sends_more_than_a_server_takes():
+    return made(
+        "codec",
+        encode=lambda self, row, layout, state, rng: ({"row": row.clone(), "more": torch.zeros(5 * len(row))}, {}),
+        decode=lambda self, payload, layout: payload["row"],
+    )()
+
+
 def a_codec_that_adds_its_rows_in_another_order():
     class Backwards(_Sums):
         def sum(self, parts, shares, out, start=0):
@@ -492,6 +500,7 @@ BROKEN = [
     ("codec", "shape and dtype", "expected finite entries", a_codec_that_overflows),
     ("codec", "empty and strided rows", "a row of 0 entries", a_codec_that_needs_entries),
     ("codec", "wire", "the decoded rows differ", a_codec_that_smuggles),
+    ("codec", "length", "bytes at most, saw", a_codec_that_sends_more_than_a_server_takes),
     ("codec", "decoding into the sum", "the mean differ", a_codec_that_adds_its_rows_in_another_order),
     ("codec", "checks", "BadPayload", a_codec_that_checks_no_payload),
     ("codec", "shards", "the decoded row and its parts differ", a_codec_that_cuts_its_code_in_the_wrong_places),
