@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 import phalanx as px
 from phalanx.lowrank.layer import LowRank
 from phalanx.lowrank.plan import Entry
+from phalanx.lowrank.planner import _repeated
 from tests.cases import each
 
 
@@ -210,3 +211,12 @@ def test_the_table_has_the_totals():
     assert (
         f"{total:,}" in lines[-1] and f"{plan.parameters_after:,}" in lines[-1] and f"{plan.macs_after:,}" in lines[-1]
     )
+
+
+def test_two_blocks_of_a_class_are_repeated_and_one_is_not():
+    def block():
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+    assert _repeated(nn.Sequential(block(), block()), "0.0")
+    assert not _repeated(nn.Sequential(block(), nn.Linear(8, 8)), "0.0")
+    assert _repeated(nn.ModuleDict({"a": nn.ModuleList([block(), block()])}), "a.1.0")
