@@ -368,3 +368,24 @@ def test_what_a_killed_writer_left_is_cleaned_up(tmp_path):
 def test_tensorboard_events_on_request(tmp_path):
     px.train(px.parse(text(rounds=2)), folder=px.training.RunFolder(tmp_path, tensorboard=True))
     assert list((tmp_path / "events").glob("events.*"))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    run = px.Run(
+        px.data.digits(),
+        px.models.mlp((8,)),
+        (px.Phase(px.training.gradient(batch=40), px.parse("chain(gather(dense()), mean())"), px.optim.sgd(0.1), 3),),
+        workers=4,
+    )
+    seen = []
+
+    def listen(line):
+        if line["step"] == 1:
+            with pytest.raises(ValueError, match="being run by another process; wait until it ends"):
+                px.train(run, folder=px.training.RunFolder(tmp_path))
+            seen.append(line)
+
+    px.train(run, folder=px.training.RunFolder(tmp_path), listener=listen)
+    assert seen and len(px.training.RunFolder(tmp_path).metrics()) == 3
+    # once it has ended the folder is free
+    assert px.train(run, folder=px.training.RunFolder(tmp_path)).rounds_done == 3

@@ -12,17 +12,21 @@ from pathlib import Path
 
 @contextmanager
 def folder_lock(
-    folder: Path, patience_s: float = float("inf"), on_wait: Callable[[str], None] = lambda words: None
+    folder: Path,
+    patience_s: float = float("inf"),
+    on_wait: Callable[[str], None] = lambda words: None,
+    name: str = "lock",
 ) -> Iterator[int]:
     """Holds the lock of a folder; yields the number of the open lock file, which child processes can keep open.
 
     Args:
         patience_s: seconds to wait for another process.
         on_wait: called with a sentence when another process holds the lock.
+        name: of the file; locks with other names are other locks.
     Raises:
         ValueError: another process still holds the lock after `patience_s`.
     """
-    with (folder / "lock").open("a") as file:
+    with (folder / name).open("a") as file:
         deadline = time.monotonic() + patience_s
         if not (locked := _try_lock(file.fileno())):
             on_wait(f"waiting for another process to leave {folder}")

@@ -13,6 +13,7 @@ import reprlib
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from phalanx.core.expression import require
+from phalanx.core.folder_lock import folder_lock
 from phalanx.core.optional import optional
 from phalanx.core.trees import flatten, replace_atomic, unflatten, write_atomic
 
@@ -49,12 +51,20 @@ class RunFolder:
         self._writer = _events(self.path / "events") if tensorboard else None
         self._metrics: Any = None
         self._flushed = 0.0
+        self._lock = ExitStack()
 
     def __enter__(self) -> RunFolder:
+        """Keeps other runs out of the folder, in this process and in others.
+
+        Raises:
+            ValueError: another run is in it.
+        """
+        self._lock.enter_context(folder_lock(self.path, patience_s=0.0, name=".run.lock"))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._lock.close()
 
     def begin(self, run: str, processes: Sequence[dict[str, Any]] = ()) -> None:
         """Writes the run's expression and a description of the machine, unless the folder holds this run already.

@@ -204,11 +204,15 @@ class Trainer:
 
     def run(self, folder: RunFolder | None = None, listener: Listener | None = None) -> None:
         """Trains all rounds that are not done yet."""
+        with folder or nullcontext():
+            self._run(folder, listener)
+
+    def _run(self, folder: RunFolder | None, listener: Listener | None) -> None:
         run = self.config
         if folder is not None:
             folder.begin(self.text, self.server.processes if self.server is not None else ())
         self.resume(folder.restore() if folder is not None else None)
-        with stop_requests() as stop, folder or nullcontext():
+        with stop_requests() as stop:
             while not self.has_ended:
                 metrics = self.train_round(stop.is_set())
                 ended = self.has_ended
