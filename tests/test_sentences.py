@@ -88,9 +88,8 @@ METHODS = [
         "@method(name, 'model'), got Sequential( (0): Linear(in_features=3, out_features=2, bias=True) )",
     ),
     (
-        lambda: px.aggregators.median().aggregate([NET.state_dict()]),  # type: ignore[list-item]
-        "median takes a tensor for each row, got a OrderedDict; flatten it, as torch.cat([t.flatten() for t in "
-        "state.values()]) does",
+        lambda: px.aggregators.median().aggregate([{"weight": object()}]),  # type: ignore[list-item]
+        "median takes states of tensors by name, and none of the 1 can be read",
     ),
     (
         lambda: px.aggregators.median().aggregate(NET.state_dict()),  # type: ignore[arg-type]

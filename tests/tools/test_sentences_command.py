@@ -60,8 +60,8 @@ COMMANDS = [
     ("run quickstart --out file/below", "file/below leads through a file; give another path"),
     (
         "run quickstart --server",
-        "a server needs worker processes: torchrun --nproc-per-node 10 -m phalanx run RECIPE --server makes one server "
-        "and nine workers",
+        "a server needs worker processes: phalanx run RECIPE --server --processes 9 starts nine on this machine; "
+        "several machines take torchrun",
     ),
     (
         "run absent.txt",

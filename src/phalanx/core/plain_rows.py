@@ -51,9 +51,6 @@ def stack_of(rows: Rows, weights: Sequence[float] | Tensor | None, name: str) ->
 
 
 def _tensor(row: Any, name: str) -> Tensor:
-    if isinstance(row, Mapping):
-        flat = "torch.cat([t.flatten() for t in state.values()])"
-        raise ValueError(f"{name} takes a tensor for each row, got a {type(row).__name__}; flatten it, as {flat} does")
     try:
         return torch.as_tensor(row).detach()
     except (TypeError, ValueError, RuntimeError) as error:
