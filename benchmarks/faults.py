@@ -35,8 +35,8 @@ WORKERS = 9
 LATEST_S = 1.5  # of the strikes from outside; an undisturbed run takes three times as long
 RUN = (
     "run(digits(), mlp(hidden={hidden}), phases=(phase(gradient(batch=288), chain(nan(), vote(dense(), r=3, "
-    "placement=in_order()), mean()), sgd(lr=0.1), rounds={rounds}),), workers={workers}, byzantine=workers(workers={byzantine}), faults={faults}, "
-    "seed={seed})"
+    "placement=in_order()), mean()), sgd(lr=0.1), rounds={rounds}),), workers={workers}, "
+    "byzantine=workers(workers={byzantine}), faults={faults}, seed={seed})"
 )
 
 
