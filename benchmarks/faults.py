@@ -120,12 +120,12 @@ def attempt(seed: int, work: Path, hidden: str, num_rounds: int) -> dict[str, An
         pids = {entry["workers"][0]: entry["pid"] for entry in json.loads(listed.read_text())}
         server = server_of(process.pid)
         attackers = start_attackers(server, garbled)
-        strikes = (
+        strikes: tuple[tuple[str, int, signal.Signals], ...] = (
             (f"worker {killed}", pids[killed], signal.SIGKILL),
             (f"guard of worker {killed}", _parent(Path(f"/proc/{pids[killed]}")), signal.SIGKILL),
             (f"worker {stopped}", pids[stopped], signal.SIGSTOP),
         )
-        moments = sorted((chance.uniform(0, LATEST_S), *strike) for strike in strikes)
+        moments = sorted((chance.uniform(0, LATEST_S), what, pid, how) for what, pid, how in strikes)
         began = time.monotonic()
         base = peak_bytes(server)
         for moment, struck, pid, how in moments:

@@ -49,15 +49,15 @@ def calls(codec_text: str, rule_text: str, n: int) -> tuple[Call, Call]:
 
     layout = phalanx.Layout.of(phalanx.models.resnet18().build((3, 32, 32), 10)).head
     codec, rule = phalanx.parse(codec_text), phalanx.parse(rule_text)
-    payloads = []
+    made = []
     for worker in range(n):
         row = torch.randn(layout.d, generator=torch.Generator().manual_seed(worker))
         payload, _ = codec.encode(row, layout, {}, lambda worker=worker: torch.Generator().manual_seed(worker))
-        payloads.append({**payload, "weight": torch.ones(1, dtype=torch.float64)})
+        made.append({**payload, "weight": torch.ones(1, dtype=torch.float64)})
 
     class Arrived(phalanx.LocalCollective):
-        def gather(self, sent: Any, limit_bytes: int) -> Any:
-            return payloads
+        def gather(self, payloads: Any, limit_bytes: int) -> Any:
+            return made
 
     empty = Stack(torch.empty(0, layout.d), layout, (), torch.empty(0, dtype=torch.float64))
     wire, round = phalanx.gather(codec), phalanx.Round(world=Arrived(n))
