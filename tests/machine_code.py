@@ -36,6 +36,12 @@ _WIDE = {
     "avx512": r"\bv(?!mov|insert|extract|perm|broadcast|pbroadcast|zeroupper)\w+\s+.*[yz]mm",
     "neon": r"\b(?!mov|dup|ins|umov|ldr|str|ldp|stp)\w+\s+v\d+\.(?:4s|2d|8h|16b|4h|2s)",
 }
+# loads of several values at once, relative to a register and a running index where the loop is not unrolled
+_LOADS = {
+    "avx2": r"\bvmov\w+\s+[-\d]*\(%\w+,%\w+,\d\), %ymm",
+    "avx512": r"\bvmov\w+\s+[-\d]*\(%\w+,%\w+,\d\), %[yz]mm",
+    "neon": r"\bldp\s+q\d+, q\d+",
+}
 _MASKED = {"avx2": r"vp?maskmov\w+\s+%ymm\d+, %ymm\d+, \(?[^%]*", "avx512": r"(?!)", "neon": r"(?!)"}
 
 
@@ -106,7 +112,7 @@ def assembly(code: str, triple: str, cpu: str) -> str:
 
 
 def survey() -> dict[str, dict[str, dict[str, int]]]:
-    """By loop and processor, the numbers of wide instructions and of stores under a mask."""
+    """By loop and processor, the numbers of wide instructions, of wide loads and of stores under a mask."""
     import llvmlite.binding as llvm
 
     llvm.initialize_all_targets()
@@ -118,6 +124,7 @@ def survey() -> dict[str, dict[str, dict[str, int]]]:
             lines = assembly(code, triple, cpu)
             counts = {
                 "wide": len(re.findall(_WIDE[target], lines)),
+                "loads": len(re.findall(_LOADS[target], lines)),
                 "masked": len(re.findall(_MASKED[target], lines)),
             }
             found.setdefault(name, {})[target] = counts

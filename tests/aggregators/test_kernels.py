@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from phalanx.aggregators.kernels import columns, order
 from phalanx.aggregators.kernels.columns import mix, mix_one
 from phalanx.aggregators.kernels.gram import distances, inner_products
-from phalanx.aggregators.kernels.order import BOTH, HIGH, LOW, network
+from phalanx.aggregators.kernels.order import BOTH, HIGH, LOW, network, schedule
 from tests.cases import draws, each
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -94,6 +94,21 @@ def test_pruned_network_finds_order_statistics(n, data):
         y[j] = np.maximum(a, b) if outputs in (BOTH, HIGH) else -9
     found = np.sort(y[lo:hi], axis=0) if summed else y[lo:hi]
     assert (found == np.sort(x, axis=0)[lo:hi]).all()
+
+
+@given(st.integers(1, 40), st.data())
+def test_steps_never_write_to_a_slot_that_they_read(n, data):
+    lo = data.draw(st.integers(0, n - 1))
+    hi = data.draw(st.integers(lo + 1, n))
+    x = np.random.default_rng(n).integers(0, n, (n, 50))
+    block = np.concatenate([x, np.full((2, 50), -9)])
+    steps, slots = schedule(n, lo, hi, False)
+    for i, j, low, high, outputs in steps:
+        assert len({i, j, low, high}) == 4
+        a, b = block[i].copy(), block[j].copy()
+        block[low] = np.minimum(a, b) if outputs in (BOTH, LOW) else -9
+        block[high] = np.maximum(a, b) if outputs in (BOTH, HIGH) else -9
+    assert (block[slots[lo:hi]] == np.sort(x, axis=0)[lo:hi]).all()
 
 
 def test_network_sorts_all_zero_one_inputs():

@@ -31,8 +31,8 @@ def middle_mean(rows: Tensor, lo: int, hi: int, picks: Sequence[int] | None = No
         return _sorted(rows, chosen, lambda values: values[lo:hi].mean(dim=0))
     from phalanx.aggregators.kernels import sweeps
 
-    comparators = network(len(chosen), lo, hi, summed=True)
-    return _swept(rows, lambda bits, stride, out: sweeps.middle_mean(bits, stride, chosen, comparators, lo, hi, out))
+    steps, slots = schedule(len(chosen), lo, hi, summed=True)
+    return _swept(rows, lambda flat, stride, out: sweeps.middle_mean(flat, stride, chosen, steps, slots, lo, hi, out))
 
 
 def median(rows: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ def central_mean(rows: Tensor, keep: int, picks: Sequence[int] | None = None) ->
         return _sorted(rows, chosen, lambda values: _central(values, keep))
     from phalanx.aggregators.kernels import sweeps
 
-    comparators = network(len(chosen), 0, len(chosen), summed=False)
-    return _swept(rows, lambda bits, stride, out: sweeps.central_mean(bits, stride, chosen, comparators, keep, out))
+    steps, slots = schedule(len(chosen), 0, len(chosen), summed=False)
+    return _swept(rows, lambda flat, stride, out: sweeps.central_mean(flat, stride, chosen, steps, slots, keep, out))
 
 
 def _positions(rows: Tensor, picks: Sequence[int] | None) -> np.ndarray:
@@ -65,8 +65,7 @@ def _swept(rows: Tensor, sweep: Callable[[np.ndarray, int, np.ndarray], None]) -
         if part.dtype != floats or part.stride(1) != 1:
             part = part.to(floats).contiguous()
         flat = part.as_strided(((len(part) - 1) * part.stride(0) + stop - start,), (1,))
-        bits = flat.view(torch.int32 if flat.itemsize == 4 else torch.int64)
-        sweep(bits.numpy(), part.stride(0), result[start:stop].numpy())
+        sweep(flat.numpy(), part.stride(0), result[start:stop].numpy())
 
     for_each_piece(work, rows.shape[1])
     return result.to(rows.dtype)
@@ -121,6 +120,29 @@ def network(n: int, lo: int, hi: int, summed: bool) -> np.ndarray:
     comparators = np.array(needed[::-1], dtype=np.int64).reshape(-1, 3)
     comparators.setflags(write=False)
     return comparators
+
+
+@lru_cache(maxsize=256)
+def schedule(n: int, lo: int, hi: int, summed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The same network for a buffer of n + 2 slots, where no comparator writes to a slot that it reads.
+
+    Wire i begins in slot i. An output that is not read has a slot, to which nothing is written.
+
+    Returns:
+        The steps (left, right, low, high, outputs), whose first four are slots, and the slot of each wire at the end.
+    """
+    slots, free = list(range(n)), [n, n + 1]
+    steps = []
+    for i, j, outputs in network(n, lo, hi, summed).tolist():
+        left, right = slots[i], slots[j]
+        low, high = free.pop(), free.pop()
+        steps.append((left, right, low, high, outputs))
+        slots[i], slots[j] = low, high
+        free += [left, right]
+    arrays = np.array(steps, dtype=np.int64).reshape(-1, 5), np.array(slots, dtype=np.int64)
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays
 
 
 def _merge_exchange(n: int) -> list[tuple[int, int]]:
