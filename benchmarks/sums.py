@@ -67,7 +67,7 @@ def calls(codec_text: str, rule_text: str, n: int) -> tuple[Call, Call]:
 
     def rows_first() -> Any:
         table, weights = RowBuffer(n, layout.d, empty.rows), []
-        for payload in payloads:
+        for payload in made:
             parts, weight = open_row(codec, payload, layout)
             table.add(parts)
             weights.append(weight)
